@@ -1,0 +1,84 @@
+"""Where a checkpoint's files come from: a local folder, or a model on the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve_file(
+    path_or_id: str | os.PathLike,
+    filename: str,
+    *,
+    revision: str | None = None,
+    required: bool = True,
+) -> Path | None:
+    """Path of `filename` in a local folder, or in the hub model of that id (downloaded into the hub's cache).
+
+    A folder of that name wins over a hub id. `revision` is a branch, tag or commit of a hub model and has
+    no meaning for a folder. Returns None for a missing file that is not `required`. Raises FileNotFoundError
+    for a missing required file or folder, OSError when the hub cannot be asked, TypeError for another type.
+    """
+    if not isinstance(path_or_id, str | os.PathLike):
+        raise TypeError(f"path_or_id must be a folder or a hub id, got {path_or_id!r}")
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        file = folder / filename
+        if file.is_file():
+            return file
+        if required:
+            raise FileNotFoundError(f"no file {filename!r} in the folder {str(folder)!r}")
+        return None
+    if folder.exists():
+        raise NotADirectoryError(
+            f"{str(folder)!r} is a file: expected a folder that holds {filename!r}, or a hub id"
+        )
+    if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
+        raise FileNotFoundError(
+            f"no folder {str(path_or_id)!r}, and it is no hub id ('name' or 'org/name') either"
+        )
+    return _hub_file(path_or_id, filename, revision, required)
+
+
+def _hub_file(model_id: str, filename: str, revision: str | None, required: bool) -> Path | None:
+    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"{model_id!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        return Path(hf_hub_download(model_id, filename, revision=revision))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        # A file the hub once said is not there, or is not cached while offline, is an optional file we do
+        # without. A network failure is not: a missing tokenizer_config.json would silently change ids.
+        known_absent = try_to_load_from_cache(model_id, filename, revision=revision) is _CACHED_NO_EXIST
+        if not required and (known_absent or constants.HF_HUB_OFFLINE):
+            return None
+        reason = "offline mode is on and it is not in the cache" if constants.HF_HUB_OFFLINE else error
+        cause = error
+    except EntryNotFoundError as error:
+        if not required:
+            return None
+        raise FileNotFoundError(f"the hub model {where} has no file {filename!r}") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        reason, cause = _first_line(error) or "no such model or revision, or no access to it", error
+    except OSError as error:  # covers HTTP, connection and disk errors: huggingface_hub's derive from OSError
+        reason, cause = error, error
+    raise OSError(
+        f"cannot get {filename!r} of the hub model {where}: {_first_line(reason)}. "
+        f"{model_id!r} was not found locally as a folder either"
+    ) from cause
+
+
+def _first_line(reason: object) -> str:
+    lines = str(reason).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(reason).__name__
