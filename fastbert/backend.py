@@ -1,0 +1,167 @@
+"""Which implementation of an op runs, and why.
+
+`TABLE` lists, for each op and kind of device, the backends in order of preference. Each implementation
+answers `supports(...)`, called with the op's own arguments, with None or the reason why it cannot run
+them. Left alone, the first that answers None runs. A backend that the user names is a demand: where it
+cannot run, BackendError says why. Nothing falls back on an exception.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+BACKENDS = ("triton", "native", "reference")
+TABLE: dict[str, dict[str, tuple[str, ...]]] = {
+    "embed_layer_norm": {"cuda": ("reference",), "cpu": ("reference",)},
+    "linear": {"cuda": ("reference",), "cpu": ("reference",)},
+    "attention": {"cuda": ("reference",), "cpu": ("reference",)},
+    "add_layer_norm": {"cuda": ("triton", "native", "reference"), "cpu": ("native", "reference")},
+    "linear_cross_entropy": {"cuda": ("reference",), "cpu": ("reference",)},
+    "encoder": {"cuda": ("reference",), "cpu": ("reference",)},
+}
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot run this call; the message says why."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend's version of an op: how to run it, and what it says of arguments it cannot take."""
+
+    run: Callable[..., Any]
+    supports: Callable[..., str | None]
+
+
+def always(*args: Any, **kwargs: Any) -> None:
+    """The answer of an implementation that takes whatever the op takes: no reason against it."""
+
+
+_implementations: dict[tuple[str, str], Implementation] = {}
+_demand: ContextVar[dict[str, str]] = ContextVar("fastbert_backend")
+
+
+def implement(
+    op: str, backend: str, run: Callable[..., Any], supports: Callable[..., str | None] = always
+) -> None:
+    """Files `run` as the version of `op` that `backend` has."""
+    _implementations[op, backend] = Implementation(run, supports)
+
+
+def choose(op: str, device: str, *args: Any, **kwargs: Any) -> tuple[str, Callable[..., Any]]:
+    """The backend that runs `op` on `device` (torch's name of its type) for these arguments, and its function.
+
+    Raises:
+        BackendError: the backend demanded for this op cannot run them.
+    """
+    order = TABLE[op].get(device, ("reference",))
+    demanded = _demanded(op)
+    if demanded is None:
+        for backend in order:
+            implementation = _implementations[op, backend]
+            if implementation.supports(*args, **kwargs) is None:
+                return backend, implementation.run
+    else:
+        if demanded not in order:
+            raise BackendError(
+                f"{op}: backend {demanded!r} has no version for {device}; there are {', '.join(order)}"
+            )
+        implementation = _implementations[op, demanded]
+        reason = implementation.supports(*args, **kwargs)
+        if reason is None:
+            return demanded, implementation.run
+        raise BackendError(f"{op}: backend {demanded!r} cannot run this call: {reason}")
+    raise AssertionError(f"{op}: the reference refused a call")
+
+
+@contextmanager
+def use_backend(backend: str, *ops: str) -> Iterator[None]:
+    """Demands `backend` ("auto" lifts a demand) for the named ops, or for all, within a `with` block.
+
+    The environment variable FASTBERT_BACKEND says the same for a whole process: a backend's name, or
+    `op=backend` pairs with commas between them.
+
+    Raises:
+        ValueError: no such backend or op.
+    """
+    token = _demand.set({**_current(), **_checked(dict.fromkeys(ops or TABLE, backend))})
+    try:
+        yield
+    finally:
+        _demand.reset(token)
+
+
+def _demanded(op: str) -> str | None:
+    backend = _current().get(op)
+    return None if backend == "auto" else backend
+
+
+def _current() -> dict[str, str]:
+    return _demand.get(_FROM_ENVIRONMENT)
+
+
+def _checked(demand: dict[str, str]) -> dict[str, str]:
+    for op, backend in demand.items():
+        if op not in TABLE:
+            raise ValueError(f"op is {op!r}; it must be one of {', '.join(TABLE)}")
+        if backend not in (*BACKENDS, "auto"):
+            raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)} or auto")
+    return demand
+
+
+def _parse(text: str) -> dict[str, str]:
+    """Reads FASTBERT_BACKEND: `native`, or `attention=reference,linear=native`."""
+    if not text:
+        return {}
+    if "=" not in text:
+        return _checked(dict.fromkeys(TABLE, text))
+    return _checked(
+        dict(part.strip().split("=", 1) if "=" in part else (part, "") for part in text.split(","))
+    )
+
+
+_FROM_ENVIRONMENT = _parse(os.environ.get("FASTBERT_BACKEND", ""))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Rows of (op, device, backend, verdict); prints as a table."""
+
+    rows: tuple[tuple[str, str, str, str], ...]
+
+    def __str__(self) -> str:
+        table = [("op", "device", "backend", "runs"), *self.rows]
+        widths = [max(len(row[i]) for row in table) for i in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
+            for row in table
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain_table(devices: list[str], example: Callable[[str, str], tuple[tuple, dict]]) -> Explanation:
+    """Asks each implementation on each device whether it takes `example(op, device)`'s arguments, and why not."""
+    rows = []
+    for op, by_device in TABLE.items():
+        for device in devices:
+            args, kwargs = example(op, device)
+            taken = False
+            for backend in by_device.get(device, ("reference",)):
+                reason = _implementations[op, backend].supports(*args, **kwargs)
+                demanded = _demanded(op)
+                if demanded not in (None, backend):
+                    verdict = f"no: {demanded} is demanded"
+                elif reason is not None:
+                    verdict = f"no: {reason}"
+                else:
+                    verdict = "if asked" if taken else "yes"
+                    taken = True
+                rows.append((op, device, backend, verdict))
+    return Explanation(tuple(rows))

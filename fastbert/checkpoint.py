@@ -1,0 +1,202 @@
+"""Reads and writes Hugging Face BERT checkpoints: safetensors, whole or in shards, and pytorch_model.bin."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastbert.files import atomic_path, write_text
+from fastbert.hub import resolve_file
+
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_ENCODER = ("embeddings.", "encoder.")
+# Buffers that old versions of transformers saved; they hold no weight.
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+_LEGACY = (
+    (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
+    (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
+)
+# What stands in for a tensor that a checkpoint lacks, because it is tied to it.
+_TIED = {
+    "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "cls.predictions.bias": "cls.predictions.decoder.bias",
+}
+
+
+class Checkpoint:
+    """The tensors of a checkpoint under their plain names: no `bert.` in front, no gamma and beta.
+
+    Attributes:
+        files: plain name -> the file that holds it.
+    """
+
+    def __init__(self, path: str | Path, revision: str | None = None) -> None:
+        self._stack = ExitStack()
+        self._readers: dict[str, Callable[[], Tensor]] = {}
+        self.files: dict[str, Path] = {}
+        for file in _weight_files(path, revision):
+            self._open(file)
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._readers.clear()
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._readers
+
+    def read(self, name: str) -> Tensor:
+        """The tensor called `name`, on the CPU."""
+        try:
+            return self._readers[name]()
+        except _unreadable() as error:
+            raise ValueError(f"{self.files[name]}: tensor {name} cannot be read: {error}") from error
+
+    def _open(self, file: Path) -> None:
+        try:
+            readers = self._open_pickle(file) if file.suffix == ".bin" else self._open_safetensors(file)
+        except _unreadable() as error:
+            raise ValueError(f"{file} is truncated or no checkpoint: {error}") from error
+        for stored, reader in readers.items():
+            name = plain_name(stored)
+            self._readers[name], self.files[name] = reader, file
+
+    def _open_safetensors(self, file: Path) -> dict[str, Callable[[], Tensor]]:
+        from safetensors import safe_open
+
+        handle = self._stack.enter_context(safe_open(file, framework="pt", device="cpu"))
+        return {name: lambda name=name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+
+    def _open_pickle(self, file: Path) -> dict[str, Callable[[], Tensor]]:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        if not tensors:
+            raise ValueError(f"{file} holds no tensors by name")
+        return {name: lambda value=value: value for name, value in tensors.items()}
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    from safetensors import SafetensorError
+
+    return (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError, KeyError)
+
+
+def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
+    for whole, index in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
+        if file := resolve_file(path, whole, revision=revision, required=False):
+            return [file]
+        if file := resolve_file(path, index, revision=revision, required=False):
+            try:
+                shards = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{file} is not an index of shards: {error!r}") from error
+            return [resolve_file(path, shard, revision=revision) for shard in shards]
+    raise FileNotFoundError(
+        f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards"
+    )
+
+
+def plain_name(name: str) -> str:
+    """A stored tensor's name without the `bert.` in front and with today's LayerNorm names."""
+    name = name.removeprefix("bert.")
+    for pattern, replacement in _LEGACY:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype the weights were saved in."""
+    name = "embeddings.word_embeddings.weight"
+    if name not in checkpoint:
+        _fail_missing(checkpoint, [name])
+    return checkpoint.read(name).dtype
+
+
+def load_into(
+    model: nn.Module, checkpoint: Checkpoint, initialise: Callable[[nn.Module, list[str]], None]
+) -> None:
+    """Copies a checkpoint's tensors into `model`, in the model's dtype and on its device.
+
+    A head that the checkpoint lacks goes to `initialise` and is named in one warning.
+
+    Raises:
+        ValueError: an encoder tensor is missing, or a tensor has another shape: naming file and tensor.
+    """
+    missing_encoder, missing_heads, filled = [], [], set()
+    for name, parameter in model.named_parameters():
+        plain = plain_name(name)
+        source = plain if plain in checkpoint else _TIED.get(plain, plain)
+        if source not in checkpoint:
+            (missing_encoder if plain.startswith(_ENCODER) else missing_heads).append(name)
+            continue
+        tensor = checkpoint.read(source)
+        if tensor.shape != parameter.shape:
+            raise ValueError(
+                f"{checkpoint.files[source]}: tensor {source} has shape {tuple(tensor.shape)}; "
+                f"the config makes it {tuple(parameter.shape)}"
+            )
+        with torch.no_grad():
+            parameter.copy_(tensor)
+        filled.add(name)
+    if missing_encoder:
+        _fail_missing(checkpoint, missing_encoder)
+    if missing_heads:
+        initialise(model, missing_heads)
+        warnings.warn(
+            f"newly initialised, not in the checkpoint (train them before use): {', '.join(missing_heads)}",
+            stacklevel=4,
+        )
+
+
+def _fail_missing(checkpoint: Checkpoint, names: list[str]) -> None:
+    files = ", ".join(str(f) for f in sorted(set(checkpoint.files.values()))) or "the checkpoint"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise ValueError(f"{files}: no tensor {', '.join(names[:3])}{more}; is this a BERT checkpoint?")
+
+
+def save(state: dict[str, Tensor], folder: str | Path, max_shard_size: int | str = "5GB") -> None:
+    """Writes tensors as safetensors into `folder`, in shards with an index where they exceed `max_shard_size`.
+
+    Each file is written whole or not at all; weight files of an earlier save that the new one does not
+    use are removed last.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
+    for filename, names in split.filename_to_tensors.items():
+        with atomic_path(folder / filename) as temporary:
+            save_file({name: state[name] for name in names}, temporary, metadata={"format": "pt"})
+    written = set(split.filename_to_tensors)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_text(folder / SAFETENSORS_INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+        written.add(SAFETENSORS_INDEX)
+    _remove_stale(folder, written)
+
+
+def _remove_stale(folder: Path, written: Iterable[str]) -> None:
+    ours = re.compile(
+        r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|pytorch_model(-.*)?\.bin(\.index\.json)?"
+    )
+    for file in folder.iterdir():
+        if ours.fullmatch(file.name) and file.name not in written:
+            file.unlink()

@@ -1,0 +1,61 @@
+"""explain: which implementation of each op runs here, or what runs in a given model, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastbert.backend import Explanation, explain_table
+from fastbert.integrations.transformers import explain_model
+from fastbert.model.pretrained import BertPreTrainedModel
+from fastbert.ops import LayerWeights
+
+
+def explain(model: Any = None) -> Explanation:
+    """A table, to be printed, of what runs and why.
+
+    Args:
+        model: None for the ops on this machine's devices, in fp32 inference; or a model, accelerated or
+            not, for what runs in it.
+    """
+    if model is not None and not isinstance(model, BertPreTrainedModel):
+        return Explanation(tuple(("BertModel", name, "", verdict) for name, verdict in explain_model(model)))
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    if model is not None:
+        devices = [model.device.type]
+    dtype = torch.float32 if model is None else model.dtype
+    with torch.inference_mode():
+        return explain_table(devices, lambda op, device: _example(op, device, dtype))
+
+
+def _example(op: str, device: str, dtype: torch.dtype) -> tuple[tuple, dict]:
+    """Small arguments of the shapes of a BERT, to ask each backend about: a layer of 64 columns and 2 heads."""
+    width, tokens = 64, 8
+
+    def weight(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, device=device, dtype=dtype)
+
+    x, vector = weight(tokens, width), weight(width)
+    ids = torch.zeros(tokens, dtype=torch.int64, device=device)
+    cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32, device=device)
+    layer = LayerWeights(
+        *(weight(3 * width, width), weight(3 * width)),
+        *(weight(width, width), vector, vector, vector),
+        *(weight(4 * width, width), weight(4 * width)),
+        *(weight(width, 4 * width), vector, vector, vector),
+        num_heads=2,
+        activation="gelu",
+        eps=1e-12,
+    )
+    return {
+        "embed_layer_norm": (
+            (ids, ids, ids, x, x, x, vector, vector),
+            {"eps": 1e-12, "dropout_p": 0.0, "padding_idx": 0},
+        ),
+        "linear": ((x, weight(width, width), vector), {"activation": "gelu"}),
+        "attention": ((weight(tokens, 3, 2, 32), cu_seqlens, tokens), {"scale": None, "dropout_p": 0.0}),
+        "add_layer_norm": ((x, x, vector, vector), {"eps": 1e-12, "dropout_p": 0.0}),
+        "linear_cross_entropy": ((x, weight(100, width), weight(100), ids), {"ignore_index": -100}),
+        "encoder": ((x, [layer], cu_seqlens, tokens), {}),
+    }[op]

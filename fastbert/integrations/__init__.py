@@ -1,0 +1,1 @@
+"""Ways for other libraries' models to run on fastbert."""

@@ -1,0 +1,157 @@
+"""BertModel: the encoder with its pooler, on padded or packed input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastbert.config import BertConfig
+from fastbert.model.encoder import (
+    BertEmbeddings,
+    BertEncoder,
+    BertPooler,
+    Encoded,
+    encode,
+    encode_first_column,
+    project,
+)
+from fastbert.model.inputs import Inputs, prepare
+from fastbert.model.outputs import BaseModelOutputWithPooling
+from fastbert.model.pretrained import BertPreTrainedModel
+
+
+def run_bert(
+    bert: nn.Module,
+    config: Any,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    output_attentions: bool | None = None,
+    output_hidden_states: bool | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+) -> tuple[Inputs, Encoded]:
+    """Checks, packs and encodes: what every model does first, on any module tree with transformers' names."""
+    inputs = prepare(
+        bert.embeddings,
+        input_ids,
+        attention_mask,
+        token_type_ids,
+        position_ids,
+        inputs_embeds,
+        cu_seqlens,
+        max_seqlen,
+    )
+    encoded = encode(
+        bert,
+        inputs,
+        activation=config.hidden_act,
+        output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+        output_hidden_states=config.output_hidden_states
+        if output_hidden_states is None
+        else output_hidden_states,
+    )
+    return inputs, encoded
+
+
+def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded) -> Tensor:
+    """tanh(W h + b) of each row's column 0, (B, E); zeros for a row without a real token."""
+    batch, x = inputs.batch, encoded.last_hidden_state
+    if batch.indices is None:
+        first = (
+            x.unflatten(0, (batch.batch_size, batch.seq_len))[:, 0]
+            if batch.seq_len
+            else x.new_zeros(0, x.shape[1])
+        )
+        return project(bert.pooler.dense, first, "tanh")
+    mask = batch.mask()
+    some = mask.any(dim=1)
+    starts = batch.cu_seqlens[:-1].long().clamp(max=x.shape[0] - 1)
+    first = x[starts] if x.shape[0] else x.new_zeros(batch.batch_size, x.shape[1])
+    # A row that begins with a pad: transformers pools that pad's state, and so do we.
+    padded = (some & ~mask[:, 0]).nonzero().squeeze(1)
+    if padded.numel():
+        states = encode_first_column(bert, inputs.rows(padded), activation=config.hidden_act)
+        first = first.index_copy(0, padded, states.to(first.dtype))
+    return project(bert.pooler.dense, first, "tanh") * some[:, None]
+
+
+def output_states(inputs: Inputs, encoded: Encoded) -> dict[str, Any]:
+    """The output fields hidden_states and attentions, in the shape of the caller's input."""
+    states = encoded.hidden_states
+    return {
+        "hidden_states": None if states is None else tuple(inputs.give_back(x) for x in states),
+        "attentions": encoded.attentions,
+    }
+
+
+class BertModel(BertPreTrainedModel):
+    """The bare encoder, with transformers' arguments and output; pads come out as zeros.
+
+    Args:
+        config: sizes and settings.
+        add_pooling_layer: whether there is a pooler, and so a `pooler_output`.
+    """
+
+    _constructor_keywords = ("add_pooling_layer",)
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config) if add_pooling_layer else None
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """Encodes a batch.
+
+        Args:
+            input_ids: (B, S) int64; or, packed, (T,) with `cu_seqlens`.
+            attention_mask: (B, S) of 0 and 1, any pattern; None means no pads.
+            token_type_ids, position_ids: (B, S); None means 0, and the column.
+            inputs_embeds: (B, S, E) in place of input_ids.
+            cu_seqlens: int32 (B+1,), where each sequence of packed input starts; `max_seqlen` its longest.
+
+        Returns:
+            last_hidden_state (B, S, E), zeros at pads, or (T, E) for packed input; pooler_output (B, E);
+            hidden_states L+1 of the former's shape; attentions L of (B, H, S, S), S the longest where packed.
+
+        Raises:
+            ValueError: naming the argument, its value and the limit.
+        """
+        inputs, encoded = run_bert(
+            self,
+            self.config,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            cu_seqlens,
+            max_seqlen,
+        )
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=inputs.give_back(encoded.last_hidden_state),
+            pooler_output=None if self.pooler is None else pool(self, self.config, inputs, encoded),
+            **output_states(inputs, encoded),
+        )
+        return (
+            output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()
+        )

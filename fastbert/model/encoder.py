@@ -1,0 +1,308 @@
+"""The BERT encoder, read top to bottom: plain functions over modules that carry transformers' names.
+
+`encode` runs on any module tree with those names, fastbert's own or a live transformers model; that is
+how `fastbert.accelerate` works. A linear layer, norm or table that somebody wrapped (LoRA, a hook, a
+quantised layer) is called as it is; a plain one goes through fastbert.ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbert import ops
+from fastbert.config import BertConfig
+from fastbert.model.fuse import qkv_parameters
+from fastbert.model.inputs import Inputs
+from fastbert.packing import pack, unpack
+from fastbert.reference import ACTIVATIONS, padded_attention
+
+# Queries, keys and values (T, 3, H, D) -> context (T, H, D).
+Attend = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Encoded:
+    """What an encoder made: packed states (T, E), and by request the states before each layer and the probabilities."""
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None  # L + 1 of (T, E)
+    attentions: tuple[Tensor, ...] | None = None  # L of (B, H, S, S), zero where either token is a pad
+
+
+def encode(
+    bert: nn.Module,
+    inputs: Inputs,
+    *,
+    activation: str,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+) -> Encoded:
+    """Runs embeddings and layers of `bert` (anything with .embeddings and .encoder.layer) over the real tokens."""
+    batch = inputs.batch
+    if output_attentions:
+        states, attentions = _encode_padded(bert, inputs, activation)
+        states = [pack(x.unflatten(0, (batch.batch_size, batch.seq_len)), batch) for x in states]
+        pair = batch.mask()[:, None, :, None]
+        attentions = tuple(probs * pair for probs in attentions)
+        return Encoded(states[-1], tuple(states) if output_hidden_states else None, attentions)
+
+    x = embed(bert.embeddings, inputs.packed())
+    layers = bert.encoder.layer
+    weights = None if output_hidden_states or _needs_grad(x, bert) else _all_weights(layers, activation)
+    if weights is not None:
+        return Encoded(ops.encoder(x, weights, batch.cu_seqlens, batch.max_seqlen))
+    states = [x]
+    for layer in layers:
+        x = _run_layer(layer, x, activation, _packed_attend(layer, inputs))
+        states.append(x)
+    return Encoded(x, tuple(states) if output_hidden_states else None)
+
+
+def encode_first_column(bert: nn.Module, inputs: Inputs, *, activation: str) -> Tensor:
+    """The last state of column 0 of each row, (B, E), also where that column is a pad, as transformers has it.
+
+    A pad asks but does not answer, which packed attention cannot express: the padded path does.
+    """
+    states, _ = _encode_padded(bert, inputs, activation)
+    return states[-1].unflatten(0, (inputs.batch.batch_size, inputs.batch.seq_len))[:, 0]
+
+
+def _encode_padded(bert: nn.Module, inputs: Inputs, activation: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Every column through every layer, with explicit probabilities: states (B * S, E) and (B, H, S, S)."""
+    shape, mask, attentions = (inputs.batch.batch_size, inputs.batch.seq_len), inputs.batch.mask(), []
+
+    def attend(layer: nn.Module, qkv: Tensor) -> Tensor:
+        dropout_p = _active_dropout(layer.attention.self.dropout)
+        context, probs = padded_attention(qkv.unflatten(0, shape), mask, dropout_p=dropout_p)
+        return context.flatten(0, 1), probs
+
+    states = [embed(bert.embeddings, inputs.flat())]
+    for layer in bert.encoder.layer:
+        x, probs = _run_layer(layer, states[-1], activation, partial(attend, layer))
+        states.append(x)
+        attentions.append(probs)
+    return states, attentions
+
+
+def _packed_attend(layer: nn.Module, inputs: Inputs) -> Attend:
+    return partial(
+        ops.attention,
+        cu_seqlens=inputs.batch.cu_seqlens,
+        max_seqlen=inputs.batch.max_seqlen,
+        dropout_p=_active_dropout(layer.attention.self.dropout),
+    )
+
+
+def _run_layer(layer: nn.Module, x: Tensor, activation: str, attend: Attend):
+    """One layer, recomputed in the backward where gradient checkpointing is on."""
+    run = partial(layer_forward, layer, activation=activation, attend=attend)
+    if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
+        return layer._gradient_checkpointing_func(run, x)
+    return run(x)
+
+
+def layer_forward(layer: nn.Module, x: Tensor, *, activation: str, attend: Attend):
+    """Attention and feed-forward of one BertLayer over (T, E); post-norm, as in Devlin et al., 2018.
+
+    Returns what `attend` returns beside the context, too, when it returns a pair.
+    """
+    attention = layer.attention
+    attended = attend(project_qkv(attention.self, x))
+    context, probs = attended if isinstance(attended, tuple) else (attended, None)
+    y = project(attention.output.dense, context.flatten(1))
+    x = add_norm(attention.output, y, x)
+    y = project(layer.intermediate.dense, x, activation)
+    y = project(layer.output.dense, y)
+    x = add_norm(layer.output, y, x)
+    return x if probs is None else (x, probs)
+
+
+def embed(embeddings: nn.Module, tokens: Inputs) -> Tensor:
+    """The bottom of the model over flat tokens, (T,) -> (T, E); given embeddings serve as a table of their own."""
+    word = embeddings.word_embeddings
+    ids, table, padding_idx = tokens.ids, None, None
+    if tokens.embeds is not None:
+        table = tokens.embeds
+    elif type(word) is nn.Embedding and not _hooked(word):
+        table, padding_idx = word.weight, word.padding_idx
+    else:
+        table = word(ids)
+    if tokens.embeds is not None or table is not getattr(word, "weight", None):
+        ids = torch.arange(table.shape[0], device=table.device)
+    norm, dropout_p = embeddings.LayerNorm, _active_dropout(embeddings.dropout)
+    return ops.embed_layer_norm(
+        ids,
+        tokens.token_type_ids,
+        tokens.position_ids,
+        table,
+        embeddings.token_type_embeddings.weight,
+        embeddings.position_embeddings.weight,
+        norm.weight,
+        norm.bias,
+        eps=norm.eps,
+        dropout_p=dropout_p,
+        padding_idx=padding_idx,
+    )
+
+
+def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tensor:
+    """A linear layer, with its activation: through ops when it is a plain nn.Linear, else as the module it is."""
+    if is_plain(linear, nn.Linear):
+        return ops.linear(x, linear.weight, linear.bias, activation=activation)
+    y = linear(x)
+    return y if activation is None else ACTIVATIONS[activation](y)
+
+
+def project_qkv(attention: nn.Module, x: Tensor) -> Tensor:
+    """Queries, keys and values of every token: (T, E) -> (T, 3, H, D)."""
+    projections = (attention.query, attention.key, attention.value)
+    if all(is_plain(p, nn.Linear) for p in projections):
+        qkv = ops.linear(x, *qkv_parameters(*projections))
+    else:
+        qkv = torch.cat([project(p, x) for p in projections], dim=1)
+    return qkv.unflatten(1, (3, attention.num_attention_heads, -1))
+
+
+def add_norm(output: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+    """dropout, residual and LayerNorm of a BertSelfOutput or BertOutput."""
+    norm, dropout_p = output.LayerNorm, _active_dropout(output.dropout)
+    if is_plain(norm, nn.LayerNorm):
+        return ops.add_layer_norm(x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=dropout_p)
+    return norm(F.dropout(x, dropout_p) + residual)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling `module` does what `kind` does and nothing else: no subclass, no hook, no forward of its own."""
+    return type(module) is kind and not _hooked(module)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _active_dropout(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
+
+
+def _needs_grad(x: Tensor, bert: nn.Module) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(p.requires_grad for p in bert.encoder.parameters())
+    )
+
+
+def _all_weights(layers: nn.ModuleList, activation: str) -> list[ops.LayerWeights] | None:
+    """The weights of every layer for ops.encoder; None where one has a wrapped part or drops anything."""
+    weights = [_layer_weights(layer, activation) for layer in layers]
+    return None if None in weights else weights
+
+
+def _layer_weights(layer: nn.Module, activation: str) -> ops.LayerWeights | None:
+    attention = layer.attention
+    projections = (attention.self.query, attention.self.key, attention.self.value)
+    linears = (attention.output.dense, layer.intermediate.dense, layer.output.dense)
+    norms = (attention.output.LayerNorm, layer.output.LayerNorm)
+    dropouts = (attention.self.dropout, attention.output.dropout, layer.output.dropout)
+    if (
+        any(_active_dropout(d) for d in dropouts)
+        or not all(is_plain(m, nn.Linear) for m in (*projections, *linears))
+        or not all(is_plain(m, nn.LayerNorm) for m in norms)
+        or norms[0].eps != norms[1].eps
+    ):
+        return None
+    out, up, down = linears
+    return ops.LayerWeights(
+        *qkv_parameters(*projections),
+        out.weight,
+        out.bias,
+        norms[0].weight,
+        norms[0].bias,
+        up.weight,
+        up.bias,
+        down.weight,
+        down.bias,
+        norms[1].weight,
+        norms[1].bias,
+        num_heads=attention.self.num_attention_heads,
+        activation=activation,
+        eps=norms[0].eps,
+    )
+
+
+# The modules below hold parameters under transformers' names. Their work is in the functions above.
+
+
+class BertEmbeddings(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
+class BertSelfAttention(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.num_attention_heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+
+class BertOutput(nn.Module):
+    """A projection back to the hidden size with its norm: after attention and after the feed-forward."""
+
+    def __init__(self, config: BertConfig, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
+class BertAttention(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertOutput(config, config.hidden_size)
+
+
+class BertIntermediate(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+
+class BertLayer(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertOutput(config, config.intermediate_size)
+        self.gradient_checkpointing = False
+
+
+class BertEncoder(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class BertPooler(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)

@@ -1,0 +1,58 @@
+"""One matrix product for queries, keys and values, while each keeps its own parameters under its own name."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+_fusing = Lock()
+
+
+def qkv_parameters(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """The stacked weight (3E, E) and bias (3E,) of three linear layers, for one call of ops.linear.
+
+    Where a gradient is wanted they are concatenated, which is differentiable. Elsewhere the three
+    parameters are laid into one storage, once, and every call gets a view of it: no copy is kept, so a
+    weight changed in place by whatever means is never stale. The parameters stay the same objects.
+    """
+    weights = [query.weight, key.weight, value.weight]
+    biases = [query.bias, key.bias, value.bias]
+    fused_weight = _stack(weights)
+    return fused_weight, None if query.bias is None else _stack(biases)
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(p.requires_grad for p in parts)):
+        return torch.cat(parts)
+    if not _adjacent(parts):
+        with _fusing:
+            if not _adjacent(parts):
+                if not all(_owns_its_storage(p) for p in parts):
+                    return torch.cat(parts)
+                fused = torch.cat([p.detach() for p in parts])
+                for p, view in zip(parts, fused.split([len(p) for p in parts]), strict=True):
+                    p.data = view
+    first = parts[0].detach()
+    return first.as_strided((sum(len(p) for p in parts), *first.shape[1:]), first.stride())
+
+
+def _adjacent(parts: list[Tensor]) -> bool:
+    """Whether the parts lie one behind the other in one storage."""
+    storage, end = parts[0].untyped_storage().data_ptr(), parts[0].data_ptr()
+    for p in parts:
+        if p.data_ptr() != end or p.untyped_storage().data_ptr() != storage or not p.is_contiguous():
+            return False
+        end += p.numel() * p.element_size()
+    return True
+
+
+def _owns_its_storage(p: Tensor) -> bool:
+    """Whether nobody else can be looking at the memory of `p`: not a flat buffer's slice, not shared memory."""
+    return (
+        type(p) is nn.Parameter
+        and not p.is_inference()
+        and not p.is_shared()
+        and p.untyped_storage().nbytes() == p.numel() * p.element_size()
+    )

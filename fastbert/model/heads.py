@@ -1,0 +1,429 @@
+"""The heads: transformers' classes, arguments, losses and output fields, computed on real tokens only.
+
+A label at a pad is never read: mark real tokens to leave out with -100, as everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbert import ops
+from fastbert.config import BertConfig
+from fastbert.model.bert import BertModel, output_states, pool, run_bert
+from fastbert.model.encoder import Encoded, project
+from fastbert.model.inputs import Inputs, check_ids
+from fastbert.model.outputs import (
+    BertForPreTrainingOutput,
+    HeadOutput,
+    ModelOutput,
+    QuestionAnsweringModelOutput,
+)
+from fastbert.model.pretrained import BertPreTrainedModel
+
+IGNORE = -100
+
+
+class BertHeadModel(BertPreTrainedModel):
+    """A BertModel called `bert`, with something on top.
+
+    Every head's forward takes, beside what it names, BertModel's options: output_attentions,
+    output_hidden_states, return_dict, and cu_seqlens and max_seqlen for packed input.
+    """
+
+    has_pooler = True
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=self.has_pooler)
+
+    def _run(self, *inputs: Tensor | None, **options: Any) -> tuple[Inputs, Encoded]:
+        return run_bert(self.bert, self.config, *inputs, **options)
+
+    def _pool(self, inputs: Inputs, encoded: Encoded) -> Tensor:
+        return pool(self.bert, self.config, inputs, encoded)
+
+    def _output(
+        self,
+        kind: type[ModelOutput],
+        inputs: Inputs,
+        encoded: Encoded,
+        return_dict: bool | None,
+        **fields: Any,
+    ) -> ModelOutput | tuple:
+        output = kind(**fields, **output_states(inputs, encoded))
+        return (
+            output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()
+        )
+
+
+class BertPredictionHeadTransform(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = config.hidden_act
+
+    def forward(self, x: Tensor) -> Tensor:  # (T, E) -> (T, E)
+        x = project(self.dense, x, self.activation)
+        return ops.add_layer_norm(x, None, self.LayerNorm.weight, self.LayerNorm.bias, eps=self.LayerNorm.eps)
+
+
+class BertLMPredictionHead(nn.Module):
+    """The masked-language-model head: a transform, and a decoder whose weight is the word table's."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = self.decoder.bias
+
+    def forward(self, x: Tensor) -> Tensor:  # (T, E) -> (T, V)
+        return project(self.decoder, self.transform(x))
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross entropy at labelled tokens, (T, E), (T,) -> (), without their logits."""
+        return ops.linear_cross_entropy(self.transform(x), self.decoder.weight, self.decoder.bias, labels)
+
+
+class BertPreTrainingHeads(nn.Module):
+    """`cls` of the pre-training models: either head, or both."""
+
+    def __init__(self, config: BertConfig, *, predictions: bool, seq_relationship: bool) -> None:
+        super().__init__()
+        if predictions:
+            self.predictions = BertLMPredictionHead(config)
+        if seq_relationship:
+            self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+class _LanguageModel(BertHeadModel):
+    """What the two models with a language-model head share."""
+
+    def tie_weights(self) -> None:
+        head = self.cls.predictions
+        if self.config.tie_word_embeddings:
+            head.decoder.weight = self.bert.embeddings.word_embeddings.weight
+        head.bias = head.decoder.bias
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, decoder: nn.Linear) -> None:
+        self.cls.predictions.decoder = decoder
+        self.cls.predictions.bias = decoder.bias
+
+    def _predictions(
+        self, inputs: Inputs, x: Tensor, labels: Tensor | None, output_logits: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The loss, where there are labels, and the logits (B, S, V), where they are wanted."""
+        head = self.cls.predictions
+        if labels is not None:
+            labels = _packed_labels(inputs, labels, self.config.vocab_size)
+        if not output_logits:
+            return (None if labels is None else head.loss(x, labels)), None
+        logits = head(x)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return loss, inputs.give_back(logits)
+
+
+class BertForPreTraining(_LanguageModel):
+    """Masked-language-model and next-sentence heads together."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.cls = BertPreTrainingHeads(config, predictions=True, seq_relationship=True)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        return_dict: bool | None = None,
+        output_logits: bool = True,
+        **options: Any,
+    ) -> BertForPreTrainingOutput | tuple:
+        """labels (B, S), next_sentence_label (B,): a loss, the sum of both parts, comes when both are given.
+
+        `output_logits=False` leaves prediction_logits out, and a loss then forms no (T, V) logits.
+        """
+        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs, encoded = self._run(*args, **options)
+        both = labels is not None and next_sentence_label is not None
+        loss, logits = self._predictions(
+            inputs, encoded.last_hidden_state, labels if both else None, output_logits
+        )
+        relationship = project(self.cls.seq_relationship, self._pool(inputs, encoded))
+        if both:
+            loss = loss + F.cross_entropy(
+                relationship, _row_labels("next_sentence_label", next_sentence_label, 2)
+            )
+        fields = {"loss": loss, "prediction_logits": logits, "seq_relationship_logits": relationship}
+        return self._output(BertForPreTrainingOutput, inputs, encoded, return_dict, **fields)
+
+
+class BertForMaskedLM(_LanguageModel):
+    """The masked-language-model head."""
+
+    has_pooler = False
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.cls = BertPreTrainingHeads(config, predictions=True, seq_relationship=False)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        output_logits: bool = True,
+        **options: Any,
+    ) -> HeadOutput | tuple:
+        """labels (B, S) of token ids, -100 where none is asked; logits (B, S, V), zeros at pads.
+
+        `output_logits=False` leaves the logits out, and a loss then forms no (T, V) logits.
+        """
+        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs, encoded = self._run(*args, **options)
+        loss, logits = self._predictions(inputs, encoded.last_hidden_state, labels, output_logits)
+        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
+
+
+class BertForNextSentencePrediction(BertHeadModel):
+    """The next-sentence head: logits (B, 2), label 0 for a continuation, 1 for a random sentence."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.cls = BertPreTrainingHeads(config, predictions=False, seq_relationship=True)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> HeadOutput | tuple:
+        """labels (B,) of 0 and 1."""
+        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs, encoded = self._run(*args, **options)
+        logits = project(self.cls.seq_relationship, self._pool(inputs, encoded))
+        loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, 2))
+        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
+
+
+class BertForSequenceClassification(BertHeadModel):
+    """A linear layer on the pooled vector: regression, one label or several, by `config.problem_type`."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> HeadOutput | tuple:
+        """labels (B,) of classes; (B,) or (B, num_labels) of numbers for regression and several labels."""
+        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs, encoded = self._run(*args, **options)
+        logits = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
+        loss = None if labels is None else self._loss(logits, labels)
+        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        config = self.config
+        if config.problem_type is None:
+            # transformers settles it by the first labels it sees, too.
+            if self.num_labels == 1:
+                config.problem_type = "regression"
+            elif labels.is_floating_point():
+                config.problem_type = "multi_label_classification"
+            else:
+                config.problem_type = "single_label_classification"
+        if config.problem_type == "regression":
+            return (
+                F.mse_loss(logits.squeeze(), labels.squeeze())
+                if self.num_labels == 1
+                else F.mse_loss(logits, labels)
+            )
+        if config.problem_type == "single_label_classification":
+            return F.cross_entropy(logits, _row_labels("labels", labels, self.num_labels))
+        if config.problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels)
+        raise ValueError(
+            f"config.problem_type is {config.problem_type!r}; it must be regression, "
+            "single_label_classification or multi_label_classification"
+        )
+
+
+class BertForMultipleChoice(BertHeadModel):
+    """One score for each choice of a question: inputs (B, C, S), logits (B, C)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> HeadOutput | tuple:
+        """labels (B,): which choice is right. The token arguments are (B, C, S), inputs_embeds (B, C, S, E)."""
+        tokens, name = (input_ids, "input_ids") if inputs_embeds is None else (inputs_embeds, "inputs_embeds")
+        wanted = 3 if inputs_embeds is None else 4
+        if tokens is not None and tokens.dim() != wanted:
+            raise ValueError(
+                f"{name} has shape {tuple(tokens.shape)}; it must be (batch, choices, sequence, ...)"
+            )
+        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs, encoded = self._run(*(x if x is None else x.flatten(0, 1) for x in args), **options)
+        scores = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
+        logits = scores.view(*tokens.shape[:2])
+        loss = (
+            None
+            if labels is None
+            else F.cross_entropy(logits, _row_labels("labels", labels, logits.shape[1]))
+        )
+        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
+
+
+class BertForTokenClassification(BertHeadModel):
+    """A linear layer on every token: logits (B, S, num_labels), zeros at pads."""
+
+    has_pooler = False
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> HeadOutput | tuple:
+        """labels (B, S) of classes, -100 where none is asked."""
+        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs, encoded = self._run(*args, **options)
+        logits = project(self.classifier, self.dropout(encoded.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits, _packed_labels(inputs, labels, self.num_labels))
+        return self._output(
+            HeadOutput, inputs, encoded, return_dict, loss=loss, logits=inputs.give_back(logits)
+        )
+
+
+class BertForQuestionAnswering(BertHeadModel):
+    """Where an answer starts and ends: two logits for every token, (B, S) each.
+
+    A pad's logit is the lowest number of the dtype, so that no softmax or argmax picks it and the loss
+    does not depend on how long the batch was padded. (transformers lets the states of pads into both.)
+    """
+
+    has_pooler = False
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.init_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> QuestionAnsweringModelOutput | tuple:
+        """start_positions, end_positions (B,): columns of the answer; one outside 0..S-1 is left out of the loss."""
+        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs, encoded = self._run(*args, **options)
+        logits = project(self.qa_outputs, encoded.last_hidden_state)
+        if logits.shape[1] != 2:
+            raise ValueError(
+                f"config.num_labels is {logits.shape[1]}; question answering has 2 logits, start and end"
+            )
+        lowest = torch.finfo(logits.dtype).min
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            padded = inputs.pad(logits, lowest)  # (B, S, 2)
+            losses = [
+                F.cross_entropy(padded[..., i], _positions(p, padded.shape[1]), ignore_index=padded.shape[1])
+                for i, p in enumerate((start_positions, end_positions))
+            ]
+            loss = sum(losses) / 2
+        start, end = inputs.give_back(logits, lowest).unbind(-1)
+        fields = {"loss": loss, "start_logits": start.contiguous(), "end_logits": end.contiguous()}
+        return self._output(QuestionAnsweringModelOutput, inputs, encoded, return_dict, **fields)
+
+
+def _positions(positions: Tensor, length: int) -> Tensor:
+    """Answer positions as (B,), those outside the text moved to `length`, which the loss ignores."""
+    return positions.reshape(-1).clamp(0, length)
+
+
+def _packed_labels(inputs: Inputs, labels: Tensor, classes: int) -> Tensor:
+    """Labels of each token, as (T,): checked, and those of pads left behind."""
+    shape = tuple(inputs.token_type_ids.shape)
+    wanted = (int(inputs.batch.cu_seqlens[-1]),) if inputs.came_packed else shape
+    if tuple(labels.shape) != wanted:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be {wanted}")
+    return _check_labels("labels", inputs.take(labels), classes)
+
+
+def _row_labels(name: str, labels: Tensor, classes: int) -> Tensor:
+    return _check_labels(name, labels.reshape(-1), classes)
+
+
+def _check_labels(name: str, labels: Tensor, classes: int) -> Tensor:
+    kept = labels[labels != IGNORE]
+    check_ids(name, kept, classes, "the number of classes")
+    return labels.long()

@@ -1,0 +1,156 @@
+"""A model call's arguments, checked before anything runs, and packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fastbert.packing import PackedBatch, batch_from_cu_seqlens, batch_from_mask, full_batch, pack, unpack
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tokens of a batch, padded; `batch` says which of them are real.
+
+    ids, token_type_ids and position_ids are (B, S) int64; embeds is (B, S, E) and takes the place of ids.
+    """
+
+    batch: PackedBatch
+    ids: Tensor | None
+    embeds: Tensor | None
+    token_type_ids: Tensor
+    position_ids: Tensor
+    came_packed: bool = False
+
+    def _each(self, function) -> Inputs:
+        return replace(
+            self,
+            ids=None if self.ids is None else function(self.ids),
+            embeds=None if self.embeds is None else function(self.embeds),
+            token_type_ids=function(self.token_type_ids),
+            position_ids=function(self.position_ids),
+        )
+
+    def packed(self) -> Inputs:
+        """The real tokens alone: every field (T, ...)."""
+        return self._each(lambda x: pack(x, self.batch))
+
+    def flat(self) -> Inputs:
+        """Every column, pads too: every field (B * S, ...)."""
+        return self._each(lambda x: x.reshape(-1, *x.shape[2:]))
+
+    def rows(self, index: Tensor) -> Inputs:
+        """The rows that `index` (N,) names, still padded."""
+        mask = self.batch.mask()[index]
+        return replace(self._each(lambda x: x[index]), batch=batch_from_mask(mask))
+
+    def give_back(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """Packed (T, ...) to the shape the caller's input had: (B, S, ...), or (T, ...) where it came packed."""
+        return x if self.came_packed else self.pad(x, fill)
+
+    def pad(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """Packed (T, ...) to (B, S, ...), `fill` at the pads, whatever shape the input had."""
+        return unpack(x, self.batch, fill)
+
+    def take(self, x: Tensor) -> Tensor:
+        """What the caller gave for each of its tokens, labels say, as (T, ...)."""
+        return x if self.came_packed else pack(x, self.batch)
+
+
+def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
+    """Holds ids to 0..limit-1 and returns them as int64; `what` names the table in the message."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} has dtype {ids.dtype}; it must be int64 or int32")
+    if ids.numel():
+        low, high = ids.aminmax()
+        low, high = int(low), int(high)
+        if low < 0 or high >= limit:
+            raise ValueError(
+                f"{name} holds {low if low < 0 else high}; {what} is {limit}, so 0 to {limit - 1} are valid"
+            )
+    return ids.long()
+
+
+def prepare(
+    embeddings: nn.Module,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+) -> Inputs:
+    """Checks the arguments of a model call against the tables of `embeddings` and says which tokens are real.
+
+    Raises:
+        ValueError: naming the argument, its value and the limit.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+    name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    if cu_seqlens is not None and attention_mask is not None:
+        raise ValueError("attention_mask and cu_seqlens are both given; packed input has no mask")
+    trailing = 0 if inputs_embeds is None else 1
+    wanted = ("(tokens,)" if cu_seqlens is not None else "(batch, sequence)") + (
+        " and the hidden size" if trailing else ""
+    )
+    if tokens.dim() - trailing != (1 if cu_seqlens is not None else 2):
+        raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be {wanted}")
+    shape, device = tokens.shape[: tokens.dim() - trailing], tokens.device
+    width = embeddings.position_embeddings.weight.shape[1]
+    if inputs_embeds is not None and (
+        inputs_embeds.shape[-1] != width or not inputs_embeds.is_floating_point()
+    ):
+        raise ValueError(
+            f"inputs_embeds has shape {tuple(inputs_embeds.shape)} and dtype {inputs_embeds.dtype}; "
+            f"it must be floating-point with {width} columns"
+        )
+
+    if cu_seqlens is not None:
+        batch = batch_from_cu_seqlens(cu_seqlens, tokens.shape[0], max_seqlen)
+    elif attention_mask is None:
+        batch = full_batch(*shape, device)
+    elif attention_mask.shape != shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; it must be that of {name}, {tuple(shape)}"
+        )
+    else:
+        batch = batch_from_mask(attention_mask)
+
+    def per_token(
+        name: str, x: Tensor | None, limit: int, what: str, *, broadcast: bool = False
+    ) -> Tensor | None:
+        if x is None:
+            return None
+        if broadcast and x.shape == (1, *shape[1:]):
+            x = x.expand(shape)
+        if x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
+        x = check_ids(name, x, limit, what)
+        return x if cu_seqlens is None else unpack(x, batch)
+
+    positions = embeddings.position_embeddings.weight.shape[0]
+    if position_ids is None and batch.seq_len > positions:
+        raise ValueError(
+            f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}"
+        )
+    ids = per_token("input_ids", input_ids, vocab_rows(embeddings.word_embeddings), "vocab_size")
+    types = per_token(
+        "token_type_ids", token_type_ids, embeddings.token_type_embeddings.weight.shape[0], "type_vocab_size"
+    )
+    places = per_token("position_ids", position_ids, positions, "max_position_embeddings", broadcast=True)
+    padded = (batch.batch_size, batch.seq_len)
+    if types is None:
+        types = torch.zeros(padded, dtype=torch.int64, device=device)
+    if places is None:
+        places = torch.arange(batch.seq_len, device=device).expand(padded)
+    embeds = inputs_embeds if cu_seqlens is None or inputs_embeds is None else unpack(inputs_embeds, batch)
+    return Inputs(batch, ids, embeds, types, places, came_packed=cu_seqlens is not None)
+
+
+def vocab_rows(word_embeddings: nn.Module) -> int:
+    """The size of the vocabulary, also where the table is wrapped (by PEFT, say)."""
+    return getattr(word_embeddings, "num_embeddings", None) or word_embeddings.weight.shape[0]

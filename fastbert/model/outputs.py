@@ -1,0 +1,67 @@
+"""What a model returns: a dict whose fields are also attributes and, by transformers' order, items."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class ModelOutput(dict):
+    """Fields that are None are absent from the dict and from `to_tuple()`, and None as attributes.
+
+    `out["logits"]`, `out.logits` and `out[0]` (the first field present) all work, as in transformers.
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        names = self._names()
+        if unknown := set(fields) - set(names):
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
+        super().__init__({name: fields[name] for name in names if fields.get(name) is not None})
+
+    @classmethod
+    def _names(cls) -> tuple[str, ...]:
+        return tuple(cls.__annotations__)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._names():
+            return self.get(name)
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple:
+        return tuple(self.values())
+
+
+class BaseModelOutputWithPooling(ModelOutput):
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class BertForPreTrainingOutput(ModelOutput):
+    loss: Tensor | None
+    prediction_logits: Tensor
+    seq_relationship_logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class HeadOutput(ModelOutput):
+    """MaskedLMOutput, SequenceClassifierOutput and their like: transformers gives them the same fields."""
+
+    loss: Tensor | None
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class QuestionAnsweringModelOutput(ModelOutput):
+    loss: Tensor | None
+    start_logits: Tensor
+    end_logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None

@@ -1,0 +1,189 @@
+"""What every model has: loading, saving, initialising, resizing, gradient checkpointing."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.utils.checkpoint
+from torch import nn
+
+from fastbert import checkpoint
+from fastbert.config import BertConfig
+from fastbert.reference import ACTIVATIONS
+
+
+class BertPreTrainedModel(nn.Module):
+    """The base of all models: `config`, and the weights' way in and out."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        if config.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"config: hidden_act is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}"
+            )
+        self.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        config: BertConfig | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Loads a folder or hub id in Hugging Face layout and returns the model in eval mode.
+
+        Args:
+            path: a folder with config.json and weights, or a hub id.
+            config: used in place of the folder's config.json.
+            dtype: of the weights; None keeps the one they were saved in.
+            device: where the model lives; None is the CPU.
+            revision: branch, tag or commit, for a hub id.
+            overrides: config fields that win over config.json's (num_labels=3), and the constructor's
+                keywords (add_pooling_layer=False).
+
+        Raises:
+            FileNotFoundError: no config.json or no weights there.
+            ValueError: another model type, a missing, misshapen or unreadable tensor: naming file and tensor.
+        """
+        keywords = {name: overrides.pop(name) for name in cls._constructor_keywords if name in overrides}
+        if config is None:
+            config = BertConfig.from_pretrained(path, revision=revision, **overrides)
+        elif overrides:
+            raise TypeError(f"config is given, so {', '.join(overrides)} must be set on it")
+        with checkpoint.Checkpoint(path, revision) as source:
+            try:
+                with torch.device("meta"):
+                    model = cls(config, **keywords)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            model = model.to(dtype or checkpoint.stored_dtype(source)).to_empty(device=device or "cpu")
+            model.tie_weights()
+            checkpoint.load_into(model, source, _initialise)
+        return model.eval()
+
+    _constructor_keywords: tuple[str, ...] = ()
+
+    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+        """Writes config.json and the weights, which transformers and fastbert load bit for bit."""
+        # A tied parameter is written once, under the name it has first.
+        names = {name for name, _ in self.named_parameters()}
+        state = {name: tensor for name, tensor in self.state_dict().items() if name in names}
+        checkpoint.save(state, folder, max_shard_size)
+        config = BertConfig.from_dict(self.config.to_dict())
+        config.extra["architectures"] = [type(self).__name__]
+        config.extra["dtype"] = str(self.dtype).removeprefix("torch.")
+        config.extra.pop("torch_dtype", None)
+        config.save_pretrained(folder)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def init_weights(self) -> None:
+        """Fresh weights: normal of `initializer_range`, biases 0, norms 1, the pad token's row 0; ties what is tied."""
+        _initialise(self, [name for name, _ in self.named_parameters()])
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Makes parameters that are one and the same share; only models with a language-model head have any."""
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return _base(self).embeddings.word_embeddings
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        _base(self).embeddings.word_embeddings = embeddings
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        return None
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Gives the vocabulary `new_num_tokens` rows, rounded up to a multiple; new rows are the mean of the old.
+
+        (transformers' mean_resizing adds noise of 1e-9 to that mean; here it is exact.) Optimizers made
+        before hold the old parameters.
+
+        Raises:
+            ValueError: fewer than one token.
+        """
+        old = self.get_input_embeddings()
+        count = old.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of:
+            count = -(-count // pad_to_multiple_of) * pad_to_multiple_of
+        if count < 1:
+            raise ValueError(f"new_num_tokens is {count}; it must be at least 1")
+        if count != old.num_embeddings:
+            padding_idx = old.padding_idx if old.padding_idx is not None and old.padding_idx < count else None
+            new = nn.Embedding(
+                count, old.embedding_dim, padding_idx=padding_idx, _weight=_resized(old.weight, count)
+            )
+            new.weight.requires_grad_(old.weight.requires_grad)
+            _base(self).embeddings.word_embeddings = new
+            decoder = self.get_output_embeddings()
+            if decoder is not None:
+                self._resize_decoder(decoder, count)
+        self.config.vocab_size = count
+        self.tie_weights()
+        return self.get_input_embeddings()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recomputes each layer in the backward instead of keeping its activations."""
+        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        for layer in _base(self).encoder.layer:
+            layer._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, **kwargs)
+            layer.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        for layer in _base(self).encoder.layer:
+            layer.gradient_checkpointing = False
+
+    @staticmethod
+    def _resize_decoder(decoder: nn.Linear, count: int) -> None:
+        for name in ("weight", "bias"):
+            old = getattr(decoder, name)
+            setattr(decoder, name, nn.Parameter(_resized(old, count), requires_grad=old.requires_grad))
+        decoder.out_features = count
+
+
+def _base(model: nn.Module) -> nn.Module:
+    """The BertModel within a model with a head, or the model itself."""
+    return getattr(model, "bert", model)
+
+
+def _resized(old: torch.Tensor, count: int) -> torch.Tensor:
+    old = old.detach()
+    new = old.mean(dim=0, keepdim=True).expand(count, *old.shape[1:]).clone()
+    kept = min(count, len(old))
+    new[:kept] = old[:kept]
+    return new
+
+
+@torch.no_grad()
+def _initialise(model: BertPreTrainedModel, names: list[str]) -> None:
+    """Draws fresh weights for the named parameters, as transformers does."""
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        module, parameter = model.get_submodule(owner), model.get_parameter(name)
+        if isinstance(module, nn.LayerNorm):
+            parameter.fill_(1.0 if leaf == "weight" else 0.0)
+        elif leaf == "bias":
+            parameter.zero_()
+        else:
+            parameter.normal_(0.0, model.config.initializer_range)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                parameter[module.padding_idx].zero_()

@@ -1,0 +1,18 @@
+"""The five ops of a BERT, and the whole encoder as a sixth: packed tensors in, packed tensors out."""
+
+from fastbert.ops.add_layer_norm import add_layer_norm
+from fastbert.ops.attention import attention
+from fastbert.ops.embed_layer_norm import embed_layer_norm
+from fastbert.ops.encoder import LayerWeights, encoder
+from fastbert.ops.linear import linear
+from fastbert.ops.linear_cross_entropy import linear_cross_entropy
+
+__all__ = [
+    "LayerWeights",
+    "add_layer_norm",
+    "attention",
+    "embed_layer_norm",
+    "encoder",
+    "linear",
+    "linear_cross_entropy",
+]

@@ -1,0 +1,89 @@
+"""add_layer_norm: y = LN(dropout(x) + residual), what follows each half of a layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastbert import backend, native, reference
+from fastbert.ops._checks import check_floating, check_probability, check_shape
+
+
+def _triton(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
+) -> Tensor:
+    from fastbert.kernels.add_layer_norm import add_layer_norm_fwd
+
+    return add_layer_norm_fwd(x, residual, weight, bias, eps=eps)[0]
+
+
+def _supports_triton(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
+) -> str | None:
+    tensors = [t for t in (x, residual, weight, bias) if t is not None]
+    if not torch.utils._triton.has_triton():
+        return "triton is not installed, or knows no GPU here"
+    if dropout_p:
+        return "no dropout yet"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return "no backward yet"
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or any(
+        t.dtype != x.dtype for t in tensors
+    ):
+        return (
+            f"dtypes {', '.join(str(t.dtype) for t in tensors)}; it takes one of float32, float16, bfloat16"
+        )
+    if any(t.stride(-1) != 1 for t in tensors):
+        return "the last dimension is not contiguous"
+    return None
+
+
+backend.implement("add_layer_norm", "triton", _triton, _supports_triton)
+backend.implement("add_layer_norm", "native", native.add_layer_norm, native.supports_add_layer_norm)
+backend.implement("add_layer_norm", "reference", reference.add_layer_norm)
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """LN(dropout(x) + residual) over the last dimension, (T, E); without a residual, a plain LayerNorm.
+
+    Mean and variance are taken in fp32 at least (Ba et al., 2016).
+
+    Raises:
+        ValueError: a shape, dtype or probability that does not fit.
+    """
+    check_floating("add_layer_norm", "x", x)
+    check_shape("add_layer_norm", "weight", weight, (None,))
+    check_shape("add_layer_norm", "x", x, (None, weight.shape[0]))
+    if residual is not None:
+        check_shape("add_layer_norm", "residual", residual, tuple(x.shape))
+    check_shape("add_layer_norm", "bias", bias, tuple(weight.shape))
+    check_probability("add_layer_norm", "dropout_p", dropout_p)
+    kwargs = {"eps": eps, "dropout_p": dropout_p}
+    name, run = backend.choose("add_layer_norm", x.device.type, x, residual, weight, bias, **kwargs)
+    if torch.compiler.is_compiling() and name != "reference":
+        # Pointers cannot be traced; the reference can, and is then left to the compiler to fuse.
+        return torch.ops.fastbert.add_layer_norm(x, residual, weight, bias, eps)
+    return run(x, residual, weight, bias, **kwargs)
+
+
+@torch.library.custom_op("fastbert::add_layer_norm", mutates_args=())
+def _add_layer_norm_op(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    _, run = backend.choose(
+        "add_layer_norm", x.device.type, x, residual, weight, bias, eps=eps, dropout_p=0.0
+    )
+    return run(x, residual, weight, bias, eps=eps, dropout_p=0.0)
+
+
+@_add_layer_norm_op.register_fake
+def _(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,0 +1,62 @@
+"""encoder: every layer over the packed tokens, for inference; made of the other ops unless a backend takes it whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastbert import backend
+from fastbert.ops._checks import check_floating, check_shape
+from fastbert.ops.add_layer_norm import add_layer_norm
+from fastbert.ops.attention import attention
+from fastbert.ops.linear import linear
+
+
+class LayerWeights(NamedTuple):
+    """One layer's weights, (out, in) as in nn.Linear, and its constants."""
+
+    qkv_weight: Tensor  # (3E, E): query, key, value
+    qkv_bias: Tensor  # (3E,)
+    attention_weight: Tensor  # (E, E)
+    attention_bias: Tensor  # (E,)
+    attention_norm_weight: Tensor  # (E,)
+    attention_norm_bias: Tensor  # (E,)
+    up_weight: Tensor  # (F, E)
+    up_bias: Tensor  # (F,)
+    down_weight: Tensor  # (E, F)
+    down_bias: Tensor  # (E,)
+    norm_weight: Tensor  # (E,)
+    norm_bias: Tensor  # (E,)
+    num_heads: int
+    activation: str
+    eps: float
+
+
+def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
+
+    Raises:
+        ValueError: a shape or dtype that does not fit.
+    """
+    check_floating("encoder", "x", x)
+    for weights in layers:
+        check_shape("encoder", "x", x, (None, weights.qkv_weight.shape[1]))
+    _, run = backend.choose("encoder", x.device.type, x, layers, cu_seqlens, max_seqlen)
+    return run(x, layers, cu_seqlens, max_seqlen)
+
+
+def _reference(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    for w in layers:
+        qkv = linear(x, w.qkv_weight, w.qkv_bias).unflatten(1, (3, w.num_heads, -1))
+        context = attention(qkv, cu_seqlens, max_seqlen).flatten(1)
+        y = linear(context, w.attention_weight, w.attention_bias)
+        x = add_layer_norm(y, x, w.attention_norm_weight, w.attention_norm_bias, eps=w.eps)
+        y = linear(x, w.up_weight, w.up_bias, activation=w.activation)
+        y = linear(y, w.down_weight, w.down_bias)
+        x = add_layer_norm(y, x, w.norm_weight, w.norm_bias, eps=w.eps)
+    return x
+
+
+backend.implement("encoder", "reference", _reference)

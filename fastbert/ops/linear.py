@@ -1,0 +1,29 @@
+"""linear: y = act(x W^T + b), every matrix product of a BERT."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastbert import backend, reference
+from fastbert.ops._checks import check_floating, check_shape
+
+backend.implement("linear", "reference", reference.linear)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """(T, E), (F, E), (F,) -> (T, F), with one of `reference.ACTIVATIONS` on top.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, an unknown activation.
+    """
+    check_floating("linear", "x", x)
+    check_shape("linear", "weight", weight, (None, x.shape[-1] if x.dim() else None))
+    check_shape("linear", "x", x, (None, weight.shape[1]))
+    if bias is not None:
+        check_shape("linear", "bias", bias, (weight.shape[0],))
+    if activation is not None and activation not in reference.ACTIVATIONS:
+        raise ValueError(
+            f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}"
+        )
+    _, run = backend.choose("linear", x.device.type, x, weight, bias, activation=activation)
+    return run(x, weight, bias, activation=activation)

@@ -1,0 +1,116 @@
+"""Packing: a padded batch becomes one row of real tokens, once, and is unpacked once.
+
+The vocabulary is flash-attention's: `cu_seqlens` int32 (B+1,) holds where each sequence starts in the
+packed row, `max_seqlen` the longest length, `indices` int64 (T,) where each packed token stood in the
+flattened (B * S,) batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Where the real tokens of a (B, S) batch stand.
+
+    `indices` is None when no token of the batch is a pad, so that packing is a reshape.
+    """
+
+    batch_size: int  # B
+    seq_len: int  # S
+    cu_seqlens: Tensor  # (B+1,) int32
+    max_seqlen: int
+    indices: Tensor | None  # (T,) int64
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of real tokens of each row, (B,)."""
+        return self.cu_seqlens.diff()
+
+    def mask(self) -> Tensor:
+        """The 0/1 mask this batch came from, (B, S) bool."""
+        if self.indices is None:
+            return self.cu_seqlens.new_ones(self.batch_size, self.seq_len, dtype=torch.bool)
+        mask = self.cu_seqlens.new_zeros(self.batch_size * self.seq_len, dtype=torch.bool)
+        mask[self.indices] = True
+        return mask.view(self.batch_size, self.seq_len)
+
+
+def full_batch(batch_size: int, seq_len: int, device: torch.device) -> PackedBatch:
+    """A batch without a pad: B sequences of S tokens."""
+    cu_seqlens = torch.arange(batch_size + 1, dtype=torch.int32, device=device) * seq_len
+    return PackedBatch(batch_size, seq_len, cu_seqlens, seq_len, None)
+
+
+def batch_from_mask(mask: Tensor) -> PackedBatch:
+    """Reads a (B, S) 0/1 mask: right-padded, left-padded, with holes, rows of zeros.
+
+    Raises:
+        ValueError: the mask is not 2-D, or holds a value other than 0 and 1 (NaN among them).
+    """
+    if mask.dim() != 2:
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; it must be (batch, sequence)")
+    batch_size, seq_len = mask.shape
+    real = mask if mask.dtype == torch.bool else mask == 1
+    if mask.dtype != torch.bool:
+        neither = mask[~real & (mask != 0)]
+        if neither.numel():
+            raise ValueError(f"attention_mask holds {neither[0].item()}; its values must be 0 or 1")
+    lengths = real.sum(dim=1, dtype=torch.int32)
+    # The one wait for the device: the host must know how many tokens there are.
+    total, longest = lengths.sum().item(), int(lengths.max()) if batch_size else 0
+    if total == batch_size * seq_len:
+        return full_batch(batch_size, seq_len, mask.device)
+    cu_seqlens = torch.zeros(batch_size + 1, dtype=torch.int32, device=mask.device)
+    torch.cumsum(lengths, dim=0, dtype=torch.int32, out=cu_seqlens[1:])
+    indices = real.reshape(-1).nonzero().squeeze(1)
+    return PackedBatch(batch_size, seq_len, cu_seqlens, longest, indices)
+
+
+def batch_from_cu_seqlens(cu_seqlens: Tensor, total: int, max_seqlen: int | None = None) -> PackedBatch:
+    """The batch of a row that is packed already: `total` tokens, sequences as `cu_seqlens` says.
+
+    Its padded shape is (B, max_seqlen), right-padded.
+
+    Raises:
+        ValueError: cu_seqlens does not start at 0, descends, does not end at `total`, is no int32 or int64
+            vector, or holds a sequence longer than max_seqlen.
+    """
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; "
+            "it must be an int32 or int64 vector of batch + 1 offsets"
+        )
+    starts = cu_seqlens.tolist()
+    lengths = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+    if starts[0] != 0 or starts[-1] != total or min(lengths, default=0) < 0:
+        raise ValueError(
+            f"cu_seqlens runs from {starts[0]} to {starts[-1]}; it must rise from 0 to the number of tokens, {total}"
+        )
+    longest = max(lengths, default=0)
+    if max_seqlen is not None and longest > max_seqlen:
+        raise ValueError(f"cu_seqlens holds a sequence of {longest} tokens; max_seqlen is {max_seqlen}")
+    if longest * len(lengths) == total:
+        return full_batch(len(lengths), longest, cu_seqlens.device)
+    cu_seqlens = cu_seqlens.to(torch.int32)
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=cu_seqlens.device), cu_seqlens.diff())
+    columns = torch.arange(total, device=cu_seqlens.device) - cu_seqlens[:-1].long()[rows]
+    return PackedBatch(len(lengths), longest, cu_seqlens, longest, rows * longest + columns)
+
+
+def pack(x: Tensor, batch: PackedBatch) -> Tensor:
+    """Takes the real tokens: (B, S, ...) -> (T, ...)."""
+    flat = x.reshape(batch.batch_size * batch.seq_len, *x.shape[2:])
+    return flat if batch.indices is None else flat.index_select(0, batch.indices)
+
+
+def unpack(x: Tensor, batch: PackedBatch, fill: float = 0.0) -> Tensor:
+    """Puts the real tokens back: (T, ...) -> (B, S, ...), `fill` at the pads."""
+    if batch.indices is not None:
+        flat = x.new_full((batch.batch_size * batch.seq_len, *x.shape[1:]), fill)
+        x = flat.index_copy(0, batch.indices, x)
+    return x.reshape(batch.batch_size, batch.seq_len, *x.shape[1:])

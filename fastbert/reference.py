@@ -1,0 +1,167 @@
+"""Each op in plain PyTorch: what the op means. Differentiable, any dtype, any device.
+
+A faster implementation is right when it agrees with the one here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor
+
+# Hugging Face's names. gelu_new and gelu_pytorch_tanh are one formula (Hendrycks & Gimpel, 2016, eq. 2).
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+# Rows whose logits linear_cross_entropy holds at a time: 1024 x 30522 in fp32 are 125 MB.
+_LOSS_ROWS = 1024
+
+
+def embed_layer_norm(
+    input_ids: Tensor,  # (T,)
+    token_type_ids: Tensor,  # (T,)
+    position_ids: Tensor,  # (T,)
+    word: Tensor,  # (V, E)
+    token_type: Tensor,  # (2, E)
+    position: Tensor,  # (P, E)
+    weight: Tensor,  # (E,)
+    bias: Tensor,  # (E,)
+    *,
+    eps: float,
+    dropout_p: float = 0.0,
+    padding_idx: int | None = None,
+) -> Tensor:  # (T, E)
+    x = F.embedding(input_ids, word, padding_idx=padding_idx)
+    x = x + F.embedding(token_type_ids, token_type) + F.embedding(position_ids, position)
+    x = F.layer_norm(x, weight.shape, weight, bias, eps)
+    return F.dropout(x, dropout_p) if dropout_p else x
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    y = F.linear(x, weight, bias)
+    return y if activation is None else ACTIVATIONS[activation](y)
+
+
+def attention(
+    qkv: Tensor,  # (T, 3, H, D)
+    cu_seqlens: Tensor,  # (B+1,)
+    max_seqlen: int,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:  # (T, H, D)
+    contexts = []
+    for run in _equal_length_runs(qkv, cu_seqlens):
+        q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
+        context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
+        contexts.append(context.transpose(1, 2).flatten(0, 1))
+    return torch.cat(contexts) if contexts else torch.empty_like(qkv[:, 0])
+
+
+def attention_backward(
+    dout: Tensor,  # (T, H, D)
+    qkv: Tensor,  # (T, 3, H, D)
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float | None = None,
+) -> Tensor:  # (T, 3, H, D)
+    """The gradient of `attention` without dropout, from its input alone (Dao et al., 2022, appendix B.2)."""
+    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    dqkv = []
+    for run, drun in zip(
+        _equal_length_runs(qkv, cu_seqlens), _equal_length_runs(dout, cu_seqlens), strict=True
+    ):
+        q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
+        do = drun.transpose(1, 2)
+        p = torch.softmax(q @ k.mT * scale, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
+        dp = (do @ v.mT).to(p.dtype)
+        ds = (p * (dp - (p * dp).sum(-1, keepdim=True)) * scale).to(q.dtype)
+        dv = p.to(q.dtype).mT @ do
+        dqkv.append(torch.stack([ds @ k, ds.mT @ q, dv]).permute(1, 3, 0, 2, 4).flatten(0, 1))
+    return torch.cat(dqkv) if dqkv else torch.empty_like(qkv)
+
+
+def padded_attention(
+    qkv: Tensor,  # (B, S, 3, H, D)
+    mask: Tensor,  # (B, S) bool, True at real tokens
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention that forms its probabilities: returns the context (B, S, H, D) and them, (B, H, S, S).
+
+    Every column asks, pads too; only real tokens answer. A row without a real token yields zeros.
+    """
+    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
+    keys = mask[:, None, None, :]
+    scores = (q @ k.mT * scale).masked_fill(~keys, torch.finfo(q.dtype).min)
+    probs = torch.softmax(scores, dim=-1).to(v.dtype).masked_fill(~keys, 0.0)
+    probs = F.dropout(probs, dropout_p) if dropout_p else probs
+    return (probs @ v).transpose(1, 2), probs
+
+
+def add_layer_norm(
+    x: Tensor,  # (T, E)
+    residual: Tensor | None,  # (T, E)
+    weight: Tensor,  # (E,)
+    bias: Tensor,  # (E,)
+    *,
+    eps: float,
+    dropout_p: float = 0.0,
+) -> Tensor:  # (T, E)
+    x = F.dropout(x, dropout_p) if dropout_p else x
+    x = x if residual is None else x + residual
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def linear_cross_entropy(
+    x: Tensor,  # (T, E)
+    weight: Tensor,  # (V, E)
+    bias: Tensor | None,  # (V,)
+    labels: Tensor,  # (T,)
+    *,
+    ignore_index: int = -100,
+) -> Tensor:  # ()
+    if torch.compiler.is_compiling():  # the number of labels must not shape a compiled graph
+        return F.cross_entropy(F.linear(x, weight, bias), labels.long(), ignore_index=ignore_index)
+    kept = (labels != ignore_index).nonzero().squeeze(1)
+    x, labels = x.index_select(0, kept), labels.index_select(0, kept).long()
+    total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+    for rows, targets in zip(x.split(_LOSS_ROWS), labels.split(_LOSS_ROWS), strict=True):
+        # A checkpoint keeps x and not the logits: the backward makes them again, a block at a time.
+        total = total + torch.utils.checkpoint.checkpoint(
+            _cross_entropy_sum, rows, weight, bias, targets, use_reentrant=False, preserve_rng_state=False
+        )
+    return (total / len(labels)).to(x.dtype)
+
+
+def _cross_entropy_sum(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    logits = F.linear(x, weight, bias)
+    return F.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum"
+    )
+
+
+def _equal_length_runs(x: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
+    """Views of a packed row: each run of neighbours of one length L as (N, L, ...).
+
+    No score matrix ever spans two sequences, and a batch of one length is a single run.
+    """
+    runs = [(length, len(list(group))) for length, group in groupby(cu_seqlens.diff().tolist())]
+    parts = x.split([length * count for length, count in runs])
+    return [
+        part.unflatten(0, (count, length))
+        for part, (length, count) in zip(parts, runs, strict=True)
+        if length
+    ]
