@@ -1,0 +1,159 @@
+// One vector of fp32 for the instruction set this object is compiled for: WIDTH lanes, loads and stores
+// of fp32 and bf16 (a raw uint16_t). load_n and store_n take the first n lanes (0 < n < WIDTH), the
+// others read as zero. Every name sits in the namespace of its instruction set, so no two objects share
+// a function the linker could merge.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace fastbert::FASTBERT_ISA {
+
+using bf16 = uint16_t;
+
+static inline float to_float(float v) { return v; }
+static inline float to_float(bf16 v) {
+    const uint32_t bits = static_cast<uint32_t>(v) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+#if defined(__AVX512F__)
+
+constexpr int WIDTH = 16;
+using Vec = __m512;
+
+static inline Vec set(float v) { return _mm512_set1_ps(v); }
+static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+static inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
+
+static inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+static inline Vec widen(__m256i raw) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+// Round to nearest even; a NaN stays a NaN instead of carrying into infinity.
+static inline __m256i narrow(Vec v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i out = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    out = _mm512_mask_mov_epi32(out, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(out, 16));
+}
+
+static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+static inline Vec load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+static inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+static inline void store_n(float* p, Vec v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
+static inline Vec load(const bf16* p) {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline Vec load_n(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+static inline void store(bf16* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v)); }
+static inline void store_n(bf16* p, Vec v, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow(v)); }
+
+#elif defined(__AVX2__)
+
+constexpr int WIDTH = 8;
+using Vec = __m256;
+
+static inline Vec set(float v) { return _mm256_set1_ps(v); }
+static inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+static inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+static inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline float sum(Vec v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline __m256i first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline Vec widen(__m128i raw) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+}
+// Round to nearest even; a NaN stays a NaN instead of carrying into infinity.
+static inline __m128i narrow(Vec v) {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i out = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    out = _mm256_srli_epi32(_mm256_blendv_epi8(out, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(out), _mm256_extracti128_si256(out, 1));
+}
+
+static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+static inline Vec load_n(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
+static inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+static inline void store_n(float* p, Vec v, int n) { _mm256_maskstore_ps(p, first(n), v); }
+static inline Vec load(const bf16* p) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+static inline Vec load_n(const bf16* p, int n) {
+    bf16 lanes[WIDTH] = {};
+    std::memcpy(lanes, p, n * sizeof(bf16));
+    return load(lanes);
+}
+static inline void store(bf16* p, Vec v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(v)); }
+static inline void store_n(bf16* p, Vec v, int n) {
+    bf16 lanes[WIDTH];
+    store(lanes, v);
+    std::memcpy(p, lanes, n * sizeof(bf16));
+}
+
+#else
+
+// Four lanes in an array: enough for a compiler to use SSE2 or NEON without being told.
+constexpr int WIDTH = 4;
+struct Vec { float lane[WIDTH]; };
+
+static inline bf16 narrow(float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    if (v != v) return 0x7fc0;
+    return static_cast<bf16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+static inline void from_float(float* p, float v) { *p = v; }
+static inline void from_float(bf16* p, float v) { *p = narrow(v); }
+
+template <typename F>
+static inline Vec each(F f) {
+    Vec out;
+    for (int i = 0; i < WIDTH; ++i) out.lane[i] = f(i);
+    return out;
+}
+static inline Vec set(float v) { return each([&](int) { return v; }); }
+static inline Vec add(const Vec& a, const Vec& b) { return each([&](int i) { return a.lane[i] + b.lane[i]; }); }
+static inline Vec sub(const Vec& a, const Vec& b) { return each([&](int i) { return a.lane[i] - b.lane[i]; }); }
+static inline Vec mul(const Vec& a, const Vec& b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }
+static inline Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+}
+static inline float sum(const Vec& v) { return (v.lane[0] + v.lane[1]) + (v.lane[2] + v.lane[3]); }
+
+template <typename T>
+static inline Vec load(const T* p) { return each([&](int i) { return to_float(p[i]); }); }
+template <typename T>
+static inline Vec load_n(const T* p, int n) { return each([&](int i) { return i < n ? to_float(p[i]) : 0.0f; }); }
+template <typename T>
+static inline void store_n(T* p, const Vec& v, int n) { for (int i = 0; i < n; ++i) from_float(p + i, v.lane[i]); }
+template <typename T>
+static inline void store(T* p, const Vec& v) { store_n(p, v, WIDTH); }
+
+#endif
+
+// The first n lanes of v, the others zero: for sums over a row whose length is no multiple of WIDTH.
+static inline Vec keep_n(const Vec& v, int n) {
+    float lanes[WIDTH];
+    store(lanes, v);
+    return load_n(lanes, n);
+}
+
+}  // namespace fastbert::FASTBERT_ISA
