@@ -15,14 +15,6 @@ namespace fastbert::FASTBERT_ISA {
 
 using bf16 = uint16_t;
 
-static inline float to_float(float v) { return v; }
-static inline float to_float(bf16 v) {
-    const uint32_t bits = static_cast<uint32_t>(v) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
-}
-
 #if defined(__AVX512F__)
 
 constexpr int WIDTH = 16;
@@ -110,47 +102,51 @@ static inline void store_n(bf16* p, Vec v, int n) {
 
 #else
 
-// Four lanes in an array: enough for a compiler to use SSE2 or NEON without being told.
+// Four lanes by the vector extensions of GCC and Clang: SSE2, NEON or plain code, as the target has it.
 constexpr int WIDTH = 4;
-struct Vec { float lane[WIDTH]; };
+using Vec = float __attribute__((vector_size(16)));
+using Bits = uint32_t __attribute__((vector_size(16)));
+using Halves = uint16_t __attribute__((vector_size(8)));
 
-static inline bf16 narrow(float v) {
-    uint32_t bits;
-    std::memcpy(&bits, &v, sizeof bits);
-    if (v != v) return 0x7fc0;
-    return static_cast<bf16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-static inline void from_float(float* p, float v) { *p = v; }
-static inline void from_float(bf16* p, float v) { *p = narrow(v); }
+static inline Vec set(float v) { return Vec{v, v, v, v}; }
+static inline Vec add(Vec a, Vec b) { return a + b; }
+static inline Vec sub(Vec a, Vec b) { return a - b; }
+static inline Vec mul(Vec a, Vec b) { return a * b; }
+static inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+static inline float sum(Vec v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 
-template <typename F>
-static inline Vec each(F f) {
-    Vec out;
-    for (int i = 0; i < WIDTH; ++i) out.lane[i] = f(i);
-    return out;
+static inline Vec widen(Halves raw) { return (Vec)(__builtin_convertvector(raw, Bits) << 16); }
+// Round to nearest even; a NaN stays a NaN instead of carrying into infinity.
+static inline Halves narrow(Vec v) {
+    const Bits bits = (Bits)v, nan = (Bits)(v != v);
+    const Bits out = bits + 0x7fff + ((bits >> 16) & 1);
+    return __builtin_convertvector(((out & ~nan) | (0x7fc00000 & nan)) >> 16, Halves);
 }
-static inline Vec set(float v) { return each([&](int) { return v; }); }
-static inline Vec add(const Vec& a, const Vec& b) { return each([&](int i) { return a.lane[i] + b.lane[i]; }); }
-static inline Vec sub(const Vec& a, const Vec& b) { return each([&](int i) { return a.lane[i] - b.lane[i]; }); }
-static inline Vec mul(const Vec& a, const Vec& b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }
-static inline Vec fma(const Vec& a, const Vec& b, const Vec& c) {
-    return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
-}
-static inline float sum(const Vec& v) { return (v.lane[0] + v.lane[1]) + (v.lane[2] + v.lane[3]); }
 
+static inline Vec load_n(const float* p, int n) {
+    Vec v = {};
+    std::memcpy(&v, p, n * sizeof(float));
+    return v;
+}
+static inline void store_n(float* p, Vec v, int n) { std::memcpy(p, &v, n * sizeof(float)); }
+static inline Vec load_n(const bf16* p, int n) {
+    Halves raw = {};
+    std::memcpy(&raw, p, n * sizeof(bf16));
+    return widen(raw);
+}
+static inline void store_n(bf16* p, Vec v, int n) {
+    const Halves raw = narrow(v);
+    std::memcpy(p, &raw, n * sizeof(bf16));
+}
 template <typename T>
-static inline Vec load(const T* p) { return each([&](int i) { return to_float(p[i]); }); }
+static inline Vec load(const T* p) { return load_n(p, WIDTH); }
 template <typename T>
-static inline Vec load_n(const T* p, int n) { return each([&](int i) { return i < n ? to_float(p[i]) : 0.0f; }); }
-template <typename T>
-static inline void store_n(T* p, const Vec& v, int n) { for (int i = 0; i < n; ++i) from_float(p + i, v.lane[i]); }
-template <typename T>
-static inline void store(T* p, const Vec& v) { store_n(p, v, WIDTH); }
+static inline void store(T* p, Vec v) { store_n(p, v, WIDTH); }
 
 #endif
 
 // The first n lanes of v, the others zero: for sums over a row whose length is no multiple of WIDTH.
-static inline Vec keep_n(const Vec& v, int n) {
+static inline Vec keep_n(Vec v, int n) {
     float lanes[WIDTH];
     store(lanes, v);
     return load_n(lanes, n);
