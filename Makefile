@@ -1,0 +1,55 @@
+# Everything runs in .venv, made on first use. Needs Python 3.11 or newer, make and, for the fast CPU path, a
+# C++ compiler. Another interpreter: make PYTHON=/path/to/python. More for pytest: make test ARGS="-k native -x"
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+PIP := $(PY) -m pip --disable-pip-version-check
+TORCH := torch==2.13.0
+
+# What to run the virtual environment's making with: the first that is new enough and can make one.
+usable = command -v $(1) >/dev/null 2>&1 && $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $(call usable,$$p) && { echo $$p; break; }; done)
+
+.PHONY: help install demo test test-slow bench lint clean
+
+help:
+	@echo 'make demo | test | test-slow | bench | lint | install | clean'
+
+install: $(STAMP)
+
+# torch on its own first: its version is the one the figures were measured with, and the build needs none.
+$(STAMP): pyproject.toml $(shell find csrc -type f ! -name '*.md')
+	@if [ -z "$(PYTHON)" ]; then \
+	  echo 'make: no Python 3.11 or newer with the modules venv and ensurepip was found (on Debian: apt install' >&2; \
+	  echo 'make: python3-venv); name one with make PYTHON=/path/to/python' >&2; exit 1; fi
+	@$(call usable,"$(PYTHON)") || { \
+	  echo 'make: $(PYTHON) is no Python 3.11 or newer with the modules venv and ensurepip' >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { echo 'making $(VENV)'; "$(PYTHON)" -m venv --clear $(VENV); }
+	@echo 'installing $(TORCH)'
+	@$(PIP) install -q $(TORCH)
+	@echo 'building and installing fastbert'
+	@$(PIP) install -q -e '.[test]'
+	@cd $(VENV) && bin/python -c "from fastbert import native; print(native.available() or 'native: built, ' + native.isa())"
+	@touch $@
+
+demo: $(STAMP)
+	@$(PY) benchmarks/demo.py $(ARGS)
+
+test: $(STAMP)
+	@$(PY) -m pytest -q $(ARGS)
+
+test-slow: $(STAMP)
+	@$(PY) -m pytest -q -m slow $(ARGS)
+
+bench: $(STAMP)
+	@$(PY) benchmarks/bench_encoder.py $(ARGS)
+
+lint: $(STAMP)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+# Back to a fresh clone.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
