@@ -1,0 +1,50 @@
+"""Fixtures that the whole suite shares: real weights and data, and small random models."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+# Before transformers is imported anywhere: nothing here may ask a hub.
+warnings.filterwarnings("ignore", message=".*newly initialised.*")
+
+
+def _asset(name: str) -> Path:
+    from assets import AssetUnavailable, fetch
+
+    try:
+        return fetch(name)
+    except AssetUnavailable as reason:
+        pytest.skip(f"{name} cannot be had: {reason}")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2."""
+    return _asset("minilm")
+
+
+@pytest.fixture(scope="session")
+def antiberty() -> Path:
+    """The folder of a real protein BERT with its masked-language-model head."""
+    return _asset("antiberty")
+
+
+@pytest.fixture(scope="session")
+def chinese_bert() -> Path:
+    """The folder of a real Chinese BERT, as TorchScript."""
+    return _asset("chinese-bert")
+
+
+@pytest.fixture(scope="session")
+def stsb() -> Path:
+    """The folder with the STS-B csv files."""
+    return _asset("stsb")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
