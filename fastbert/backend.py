@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 BACKENDS = ("triton", "native", "reference")
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "embed_layer_norm": {"cuda": ("reference",), "cpu": ("reference",)},
@@ -44,6 +46,8 @@ def always(*args: Any, **kwargs: Any) -> None:
 
 _implementations: dict[tuple[str, str], Implementation] = {}
 _demand: ContextVar[dict[str, str]] = ContextVar("fastbert_backend")
+# torch.compile cannot trace a ContextVar; while it does, the demand made last, by any thread, holds.
+_demand_when_compiling: dict[str, str] = {}
 
 
 def implement(
@@ -89,11 +93,15 @@ def use_backend(backend: str, *ops: str) -> Iterator[None]:
     Raises:
         ValueError: no such backend or op.
     """
-    token = _demand.set({**_current(), **_checked(dict.fromkeys(ops or TABLE, backend))})
+    global _demand_when_compiling
+    before = _current()
+    token = _demand.set({**before, **_checked(dict.fromkeys(ops or TABLE, backend))})
+    _demand_when_compiling = _demand.get()
     try:
         yield
     finally:
         _demand.reset(token)
+        _demand_when_compiling = before
 
 
 def _demanded(op: str) -> str | None:
@@ -102,6 +110,8 @@ def _demanded(op: str) -> str | None:
 
 
 def _current() -> dict[str, str]:
+    if torch.compiler.is_compiling():
+        return _demand_when_compiling
     return _demand.get(_FROM_ENVIRONMENT)
 
 
@@ -125,7 +135,7 @@ def _parse(text: str) -> dict[str, str]:
     )
 
 
-_FROM_ENVIRONMENT = _parse(os.environ.get("FASTBERT_BACKEND", ""))
+_FROM_ENVIRONMENT = _demand_when_compiling = _parse(os.environ.get("FASTBERT_BACKEND", ""))
 
 
 @dataclass(frozen=True)

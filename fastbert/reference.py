@@ -42,7 +42,7 @@ def embed_layer_norm(
 ) -> Tensor:  # (T, E)
     x = F.embedding(input_ids, word, padding_idx=padding_idx)
     x = x + F.embedding(token_type_ids, token_type) + F.embedding(position_ids, position)
-    x = F.layer_norm(x, weight.shape, weight, bias, eps)
+    x = layer_norm(x, weight, bias, eps)
     return F.dropout(x, dropout_p) if dropout_p else x
 
 
@@ -64,7 +64,7 @@ def attention(
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
         context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
         contexts.append(context.transpose(1, 2).flatten(0, 1))
-    return torch.cat(contexts) if contexts else torch.empty_like(qkv[:, 0])
+    return torch.cat(contexts) if contexts else qkv[:, 0].clone()
 
 
 def attention_backward(
@@ -122,6 +122,16 @@ def add_layer_norm(
 ) -> Tensor:  # (T, E)
     x = F.dropout(x, dropout_p) if dropout_p else x
     x = x if residual is None else x + residual
+    return layer_norm(x, weight, bias, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension, with its weight's gradients summed in fp32 at least.
+
+    torch's sums them over the rows in the dtype of x, which in bf16 on a CPU loses most of them.
+    """
+    if torch.is_grad_enabled() and weight.requires_grad and x.dtype in (torch.bfloat16, torch.float16):
+        return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 

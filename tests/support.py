@@ -1,0 +1,82 @@
+"""What several test files use: small models, masks of every kind, and the accuracy contract."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TINY = {
+    "vocab_size": 120,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.2,  # large, so that attention is far from uniform
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+MASKS = {
+    "absent": None,
+    "ones": [[1] * 8, [1] * 8, [1] * 8],
+    "right": [[1] * 8, [1] * 3 + [0] * 5, [1] + [0] * 7],
+    "left": [[1] * 8, [0] * 5 + [1] * 3, [0] * 7 + [1]],
+    "holes": [[1, 0, 1, 1, 0, 1, 0, 1], [0, 1, 0, 0, 1, 1, 1, 0], [1] * 8],
+    "zeros": [[1] * 5 + [0] * 3, [0] * 8, [1] * 8],
+}
+
+
+def mask_of(kind: str) -> Tensor | None:
+    return None if MASKS[kind] is None else torch.tensor(MASKS[kind])
+
+
+def tokens(batch: int = 3, length: int = 8, vocab: int = 120) -> Tensor:
+    return torch.randint(1, vocab, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def assert_accurate(got: Tensor, eager: Tensor, exact: Tensor, what: str = "") -> None:
+    """The contract: the error is at most twice eager PyTorch's in the same dtype, and two roundings.
+
+    All errors are against `exact` (fp64), in max and in RMS.
+    """
+    assert got.dtype == eager.dtype, (what, got.dtype, eager.dtype)
+    assert got.shape == exact.shape, (what, got.shape, exact.shape)
+    if not exact.numel():
+        return
+    mine, theirs = got.double() - exact, eager.double() - exact
+    rounding = 2 * torch.finfo(got.dtype).eps * exact.abs().max()
+    assert mine.isfinite().all(), what
+    assert mine.abs().max() <= 2 * theirs.abs().max() + rounding, (what, mine.abs().max(), theirs.abs().max())
+    rms = lambda x: x.pow(2).mean().sqrt()  # noqa: E731
+    assert rms(mine) <= 2 * rms(theirs) + rounding, (what, rms(mine), rms(theirs))
+
+
+def assert_op_accurate(op, naive, inputs: dict[str, Tensor], dtype: torch.dtype, **kwargs) -> None:
+    """Forward and every gradient of `op` by the contract, and that it changes no input and repeats bit for bit.
+
+    `naive` is the same mathematics in eager PyTorch; in fp64 it is the truth.
+    """
+
+    def run(function, dtype):
+        leaves = {
+            name: x.to(dtype).detach().requires_grad_() if x.is_floating_point() else x
+            for name, x in inputs.items()
+        }
+        out = function(**leaves, **kwargs)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(dtype)
+        floats = {name: x for name, x in leaves.items() if x.is_floating_point()}
+        grads = torch.autograd.grad((out * weight).sum(), floats.values(), allow_unused=True)
+        return {"out": out.detach(), **{f"d{name}": g for name, g in zip(floats, grads, strict=True)}}
+
+    before = {name: x.clone() for name, x in inputs.items()}
+    got, again = run(op, dtype), run(op, dtype)
+    eager, exact = run(naive, dtype), run(naive, torch.float64)
+    for name, value in got.items():
+        if dtype == torch.float64:
+            torch.testing.assert_close(
+                value, exact[name], rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
+            )
+        else:
+            assert_accurate(value, eager[name], exact[name], name)
+        assert torch.equal(value, again[name]), f"{name} differs on a repeat"
+    assert all(torch.equal(x, before[name]) for name, x in inputs.items()), "an input was changed"

@@ -1,0 +1,130 @@
+"""attention: every backend by the accuracy contract; sequences see only themselves."""
+
+import pytest
+import torch
+import torch._dynamo.testing
+from support import assert_op_accurate
+
+import fastbert
+from fastbert import ops, reference
+from fastbert.backend import TABLE
+
+LENGTHS = ([1], [63, 1, 111], [0, 5, 0, 7, 7], [16, 16, 16], [0], [])
+
+
+def naive(qkv, cu_seqlens, max_seqlen, scale=None):
+    """One sequence at a time, probabilities spelled out."""
+    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    parts = []
+    for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+        q, k, v = qkv[start:end].unbind(1)
+        probs = torch.softmax(torch.einsum("qhd,khd->hqk", q, k) * scale, dim=-1)
+        parts.append(torch.einsum("hqk,khd->qhd", probs, v))
+    return torch.cat(parts) if parts else qkv[:, 0]
+
+
+def inputs_of(lengths, heads=3, dim=16):
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    return {"qkv": torch.randn(sum(lengths), 3, heads, dim), "cu_seqlens": cu_seqlens}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("backend", TABLE["attention"]["cpu"])
+def test_accuracy(backend, dtype, lengths):
+    with fastbert.use_backend(backend, "attention"):
+        longest = max(lengths, default=0)
+        assert_op_accurate(ops.attention, naive, inputs_of(lengths), dtype, max_seqlen=longest)
+        assert_op_accurate(ops.attention, naive, inputs_of(lengths), dtype, max_seqlen=longest, scale=0.3)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_reference_backward_is_the_gradient(lengths, scale):
+    given = inputs_of(lengths)
+    qkv = given["qkv"].double().requires_grad_()
+    out = naive(qkv, given["cu_seqlens"], 0, scale)
+    dout = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, qkv, dout)
+    got = reference.attention_backward(dout, qkv.detach(), given["cu_seqlens"], 0, scale=scale)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_sequence_alone_gives_the_same():
+    given = inputs_of([9, 20, 3])
+    out = ops.attention(given["qkv"], given["cu_seqlens"], 20)
+    alone = ops.attention(given["qkv"][9:29], torch.tensor([0, 20], dtype=torch.int32), 20)
+    torch.testing.assert_close(out[9:29], alone, rtol=0, atol=1e-6)
+
+
+def test_no_matrix_over_the_whole_row(monkeypatch):
+    """64 sequences of 32: no score matrix may span two of them."""
+    seen = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q, *args, **kwargs):
+        seen.append(q.shape)
+        return real(q, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    given = inputs_of([32] * 63 + [31])
+    ops.attention(given["qkv"], given["cu_seqlens"], 32)
+    assert [tuple(s) for s in seen] == [(63, 3, 32, 16), (1, 3, 31, 16)]
+
+
+def test_non_contiguous_input():
+    given = inputs_of([5, 8])
+    wide = torch.randn(13, 3, 3, 32)
+    wide[..., ::2] = given["qkv"]
+    out = ops.attention(wide[..., ::2], given["cu_seqlens"], 8)
+    torch.testing.assert_close(out, naive(**given, max_seqlen=8))
+
+
+def test_dropout_drops_and_keeps_the_mean():
+    given = inputs_of([200], heads=8)
+    given["qkv"][:, 2] = 1.0
+    out = ops.attention(given["qkv"], given["cu_seqlens"], 200, dropout_p=0.25)
+    assert out.std() > 0
+    assert abs(out.mean() - 1) < 0.01
+
+
+def test_registered_op():
+    given = inputs_of([5, 8, 0, 2])
+    qkv = given["qkv"].requires_grad_()
+    torch.library.opcheck(torch.ops.fastbert.attention.default, (qkv, given["cu_seqlens"], 8, None))
+
+
+def test_compiles_in_one_graph_for_any_lengths():
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ops.attention, fullgraph=True, backend=counter, dynamic=True)
+    compilations = []
+    for lengths in ([5, 8, 2], [9, 1, 3], [4, 11]):
+        given = inputs_of(lengths)
+        qkv = given["qkv"].requires_grad_()
+        out = compiled(qkv, given["cu_seqlens"], max(lengths))
+        expected = naive(**given, max_seqlen=0)
+        torch.testing.assert_close(out, expected)
+        dout = torch.randn_like(out)
+        (got,) = torch.autograd.grad(out, qkv, dout)
+        (wanted,) = torch.autograd.grad(expected, qkv, dout)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+        compilations.append(counter.frame_count)
+    assert len(set(compilations)) == 1, "other lengths compiled anew"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"qkv": torch.zeros(4, 2, 3, 16)},
+            r"attention: qkv has shape \(4, 2, 3, 16\); it must be \(\*, 3, \*, \*\)",
+        ),
+        ({"qkv": torch.zeros(4, 3, 3, 16, dtype=torch.int64)}, "qkv has dtype torch.int64"),
+        ({"cu_seqlens": torch.zeros(2)}, "cu_seqlens has dtype torch.float32; it must be int32 or int64"),
+        ({"dropout_p": 1.0}, "dropout_p is 1.0; it must be at least 0 and below 1"),
+    ],
+)
+def test_errors(change, message):
+    call = {"qkv": torch.zeros(4, 3, 3, 16), "cu_seqlens": torch.tensor([0, 4]), "max_seqlen": 4, **change}
+    with pytest.raises(ValueError, match=message):
+        ops.attention(**call)
