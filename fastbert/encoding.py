@@ -185,3 +185,14 @@ def as_list(ids: Any) -> list:
     if isinstance(ids, int):
         return [ids]
     return [index.tolist() if hasattr(index, "tolist") else index for index in ids]
+
+
+def as_int64(column: Any, kind: str) -> Any:
+    """A list or array as an int64 array ("np") or tensor ("pt")."""
+    if kind == "np":
+        import numpy as np
+
+        return np.asarray(column, dtype=np.int64)
+    import torch
+
+    return torch.as_tensor(column, dtype=torch.int64)

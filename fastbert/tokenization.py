@@ -18,6 +18,7 @@ from typing import Any
 from fastbert.encoding import (
     UNLIMITED,
     BatchEncoding,
+    as_int64,
     as_list,
     check_inputs,
     check_settings,
@@ -171,6 +172,7 @@ class BertTokenizer:
             **self.special_tokens_map,
             "mask_token": self.mask_token,
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
             "model_max_length": self.model_max_length,
             "padding_side": self.padding_side,
             "tokenizer_class": self._tokenizer_class,
@@ -182,7 +184,8 @@ class BertTokenizer:
             write_text(folder / f"{name}.json", text + "\n")
         vocab = self._backend.get_vocab(with_added_tokens=False)
         lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.__getitem__))
-        if vocab_of_lines(lines) == vocab:  # not if an id is missing or a token ends in white space
+        # A vocab.txt has no way to leave out an id or to break a line inside a token.
+        if list(vocab_of_lines(lines).values()) == sorted(vocab.values()):
             write_text(folder / "vocab.txt", lines)
 
     def __call__(
@@ -243,14 +246,8 @@ class BertTokenizer:
             result["overflow_to_sample_mapping"] = samples
         elif not batched and not return_tensors:
             result = {name: rows[0] for name, rows in result.items()}
-        if return_tensors == "np":
-            import numpy as np
-
-            result = {name: np.asarray(column, dtype=np.int64) for name, column in result.items()}
-        elif return_tensors == "pt":
-            import torch
-
-            result = {name: torch.as_tensor(column, dtype=torch.int64) for name, column in result.items()}
+        if return_tensors:
+            result = {name: as_int64(column, return_tensors) for name, column in result.items()}
         return BatchEncoding(result, encodings, width, self.pad_token, side)
 
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
