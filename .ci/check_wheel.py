@@ -4,9 +4,6 @@ import sys
 from pathlib import Path
 
 import kernels
-
-assert kernels.STAND_IN, f"`kernels` is {kernels.__file__}, not the stand-in"
-
 import torch
 
 import fastbert
@@ -14,6 +11,7 @@ import fastbert.kernels.add_layer_norm
 from fastbert import native
 from fastbert.ops import add_layer_norm
 
+assert kernels.STAND_IN, f"`kernels` is {kernels.__file__}, not the stand-in"
 environment = Path(sys.argv[1]).resolve()
 for module in (fastbert, fastbert.kernels.add_layer_norm):
     assert environment in Path(module.__file__).resolve().parents, f"{module} is not from the wheel"

@@ -1,0 +1,285 @@
+"""fastbert.native and the extension behind it: every instruction set this machine has, one by one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastbert import native
+
+ISAS = ("avx512", "avx2", "portable")
+EPS = 1e-12  # what BERT uses
+
+
+def require_native():
+    reason = native.available()
+    if reason and os.environ.get("FASTBERT_REQUIRE_NATIVE"):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch):
+    require_native()
+    if request.param not in native.isas():
+        pytest.skip(f"no {request.param} here")
+    force(monkeypatch, request.param)
+    assert native.isa() == request.param
+    yield request.param
+    native._chosen_isa.cache_clear()
+
+
+def force(monkeypatch, name):
+    monkeypatch.setenv("FASTBERT_ISA", name)
+    native._chosen_isa.cache_clear()
+
+
+def example(M, N, dtype, *, shift=0.0, seed=0, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    tensors = draw(M, N) + shift, draw(M, N), 1 + 0.1 * draw(N), draw(N)
+    return tuple(t.to(device, dtype) for t in tensors)
+
+
+def exact(x, residual, weight, bias, eps=EPS):
+    x, weight, bias = x.double(), weight.double(), bias.double()
+    if residual is not None:
+        x = x + residual.double()
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def eager(x, residual, weight, bias, eps=EPS):
+    return F.layer_norm(x if residual is None else x + residual, weight.shape, weight, bias, eps)
+
+
+def check_accuracy(actual, x, residual, weight, bias):
+    """An error at most twice eager PyTorch's, and two roundings, in max and in RMS."""
+    want = exact(x, residual, weight, bias)
+    error, allowed = actual.double() - want, eager(x, residual, weight, bias).double() - want
+    unit = torch.finfo(x.dtype).eps / 2  # the most that one rounding adds, relative
+    rms = lambda t: t.square().mean().sqrt()  # noqa: E731
+    assert actual.dtype == x.dtype and actual.shape == x.shape and actual.isfinite().all()
+    assert error.abs().max() <= 2 * allowed.abs().max() + 2 * unit * want.abs().max()
+    assert rms(error) <= 2 * rms(allowed) + 2 * unit * rms(want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("N", [1, 2, 15, 17, 63, 111, 384, 768, 1000])
+@pytest.mark.parametrize("M", [1, 63, 111])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_accuracy(isa, M, N, dtype, with_residual):
+    x, residual, weight, bias = example(M, N, dtype)
+    residual = residual if with_residual else None
+    y = native.add_layer_norm(x, residual, weight, bias, eps=EPS)
+    check_accuracy(y, x, residual, weight, bias)
+
+
+@pytest.mark.parametrize("shift", [30.0, 1000.0])
+def test_accuracy_where_the_mean_is_large(isa, shift):
+    x, residual, weight, bias = example(64, 768, torch.float32, shift=shift)
+    y = native.add_layer_norm(x, residual, weight, bias, eps=EPS)
+    check_accuracy(y, x, residual, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_rows_and_no_columns(isa, dtype):
+    for M, N in ((0, 768), (0, 0), (3, 0)):
+        x, residual, weight, bias = example(M, N, dtype)
+        assert native.add_layer_norm(x, residual, weight, bias, eps=EPS).shape == (M, N)
+
+
+def test_eps_counts(isa):
+    x, residual, weight, bias = example(5, 63, torch.float32)
+    y = native.add_layer_norm(x, residual, weight, bias, eps=0.5)
+    torch.testing.assert_close(y.double(), exact(x, residual, weight, bias, 0.5), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strides_and_unaligned_addresses(isa, dtype):
+    x, residual, weight, bias = (t[..., 1:-2] for t in example(63, 114, dtype))
+    assert not x.is_contiguous()
+    y = native.add_layer_norm(x, residual[::2].repeat_interleave(2, 0)[:63], weight, bias, eps=EPS)
+    dense = native.add_layer_norm(
+        *(t.contiguous() for t in (x, residual[::2].repeat_interleave(2, 0)[:63], weight, bias)), eps=EPS
+    )
+    assert torch.equal(y, dense)
+    every_other = native.add_layer_norm(x[::2], residual[::2], weight, bias, eps=EPS)
+    assert torch.equal(every_other, native.add_layer_norm(x, residual, weight, bias, eps=EPS)[::2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_does_not_depend_on_its_mates_nor_on_threads(isa, dtype):
+    inputs = example(300, 768, dtype)
+    x, residual, weight, bias = inputs
+    before = [t.clone() for t in inputs]
+    y = native.add_layer_norm(*inputs, eps=EPS)
+    assert torch.equal(y, native.add_layer_norm(*inputs, eps=EPS))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True)), "an input was changed"
+    alone = [
+        native.add_layer_norm(x[m : m + 1], residual[m : m + 1], weight, bias, eps=EPS) for m in (0, 7, 299)
+    ]
+    assert torch.equal(y[[0, 7, 299]], torch.cat(alone))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(y, native.add_layer_norm(*inputs, eps=EPS))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_is_written_beside_the_output(isa, dtype):
+    _C = native._C
+    for N in (1, 5, 17, 63, 111):
+        x, residual, weight, bias = example(7, N, dtype)
+        y = torch.full((9, N + 3), 7.0, dtype=dtype)
+        inner = y[1:-1, 1:-2]
+        addresses = [t.data_ptr() for t in (x, residual, weight, bias, inner)]
+        code = {torch.float32: _C.F32, torch.bfloat16: _C.BF16}[dtype]
+        _C.add_layer_norm_cpu(
+            code, 7, N, addresses[0], N, addresses[1], N, *addresses[2:], N + 3, EPS, _C.isa_id(isa), 1
+        )
+        assert torch.equal(inner, native.add_layer_norm(x, residual, weight, bias, eps=EPS))
+        inner.fill_(7.0)
+        assert (y == 7.0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nan_and_infinity_stay_in_their_row(isa, dtype):
+    x, residual, weight, bias = example(4, 63, dtype)
+    good = native.add_layer_norm(x, residual, weight, bias, eps=EPS)
+    x[1, 62], x[2, 0] = float("nan"), float("inf")
+    y = native.add_layer_norm(x, residual, weight, bias, eps=EPS)
+    assert y[1].isnan().all() and not y[2].isfinite().any()
+    assert torch.equal(y[[0, 3]], good[[0, 3]])
+
+
+REFUSED = {
+    "no dropout yet": {"dropout_p": 0.1},
+    "dtype torch.float16": {"dtype": torch.float16},
+    "dtype torch.float64": {"dtype": torch.float64},
+    "mixed dtypes torch.float32 and torch.bfloat16": {"weight": torch.ones(8, dtype=torch.bfloat16)},
+    "mixed devices cpu and meta": {"bias": torch.ones(8, device="meta")},
+    "device meta": {"device": "meta"},
+    "last dimension not contiguous": {"x": torch.ones(8, 4).t()},
+    "x has 3 dimensions": {"x": torch.ones(2, 2, 8)},
+    "shape (4, 9) beside x (4, 8)": {"residual": torch.ones(4, 9)},
+    "shape (7,) beside x (4, 8)": {"bias": torch.ones(7)},
+    "no backward yet": {"weight": torch.ones(8, requires_grad=True)},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_reasons(reason):
+    require_native()
+    change = dict(REFUSED[reason])
+    where = {"dtype": change.pop("dtype", torch.float32), "device": change.pop("device", "cpu")}
+    arguments = {
+        "x": torch.ones(4, 8, **where),
+        "residual": torch.ones(4, 8, **where),
+        "weight": torch.ones(8, **where),
+        "bias": torch.ones(8, **where),
+        "eps": EPS,
+    } | change
+    assert native.supports_add_layer_norm(**arguments) == reason
+    with pytest.raises(ValueError, match="native.add_layer_norm: "):
+        native.add_layer_norm(**arguments)
+
+
+def test_no_gradient_is_needed_where_grad_is_off():
+    require_native()
+    x, residual, weight, bias = (t.requires_grad_() for t in example(2, 8, torch.float32))
+    assert native.supports_add_layer_norm(x, residual, weight, bias, eps=EPS) == "no backward yet"
+    with torch.no_grad():
+        assert native.supports_add_layer_norm(x, residual, weight, bias, eps=EPS) is None
+
+
+def test_an_unknown_instruction_set_is_an_error(monkeypatch):
+    require_native()
+    force(monkeypatch, "avx9")
+    try:
+        with pytest.raises(ValueError, match=r"FASTBERT_ISA=avx9: unknown.*avx512, avx2, portable"):
+            native.isa()
+        with pytest.raises(ValueError, match="FASTBERT_ISA=avx9"):
+            native.add_layer_norm(*example(2, 8, torch.float32), eps=EPS)
+    finally:
+        native._chosen_isa.cache_clear()
+
+
+def test_an_instruction_set_the_machine_lacks_is_an_error(monkeypatch):
+    require_native()
+    with pytest.raises(ValueError, match="no instruction set of number 9"):
+        native._C.add_layer_norm_cpu(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, EPS, 9, 1)
+    lacking = [name for name in ISAS if name not in native.isas()]
+    if not lacking:
+        pytest.skip("this machine has them all")
+    force(monkeypatch, lacking[0])
+    try:
+        with pytest.raises(ValueError, match=f"FASTBERT_ISA={lacking[0]}: this CPU or this build has no"):
+            native.isa()
+    finally:
+        native._chosen_isa.cache_clear()
+
+
+def run_python(code, **env):
+    """The output of a fresh interpreter."""
+    env = {k: v for k, v in os.environ.items() if k != "FASTBERT_ISA"} | env
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_choice_in_a_fresh_process():
+    require_native()
+    code = "from fastbert import native; print(native.isa())"
+    assert run_python(code) == native.isas()[0]
+    assert run_python(code, FASTBERT_ISA="portable") == "portable"
+
+
+def test_the_extension_imports_without_torch():
+    require_native()
+    out = run_python(
+        "import sys, importlib.util as u\n"
+        f"spec = u.spec_from_file_location('_C', {native._C.__file__!r})\n"
+        "m = u.module_from_spec(spec); spec.loader.exec_module(m)\n"
+        "print(m.isas(), 'torch' in sys.modules)"
+    )
+    assert out == f"{native.isas()} False"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_one_openmp_runtime_is_shared_with_torch():
+    require_native()
+    if not native._C.has_openmp:
+        pytest.skip("built without OpenMP")
+    out = run_python(
+        "import torch\nfrom fastbert import native\n"
+        "x = torch.randn(512, 768)\n"
+        "native.add_layer_norm(x, x, x[0], x[0], eps=1e-12); torch.nn.functional.layer_norm(x, (768,))\n"
+        "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}))"
+    )
+    assert out == "1"
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and native.has_cuda()), reason="no GPU, or built without CUDA"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("N", [1, 63, 111, 768, 1000, 1024, 12288, 20000])
+def test_cuda(N, dtype):
+    x, residual, weight, bias = example(111, N, dtype, device="cuda")
+    for second in (residual, None):
+        y = native.add_layer_norm(x, second, weight, bias, eps=EPS)
+        check_accuracy(y, x, second, weight, bias)
+        assert torch.equal(
+            y[5:6],
+            native.add_layer_norm(x[5:6], None if second is None else second[5:6], weight, bias, eps=EPS),
+        )
+    if N > 8:
+        sliced = native.add_layer_norm(x[:, 1:-2], residual[:, 1:-2], weight[1:-2], bias[1:-2], eps=EPS)
+        check_accuracy(sliced, x[:, 1:-2], residual[:, 1:-2], weight[1:-2], bias[1:-2])
