@@ -1,0 +1,216 @@
+"""Who may import whom: reads the imports of every file and holds the layers to them.
+
+    csrc  ->  native --+
+    kernels -----------+-> ops -> model -> inference, training, integrations -> cli
+    reference ---------+      ^ packing, config, backend
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Parts of the package, and what they may import of it besides themselves. A part is a module or folder of
+# fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
+LEAVES = {"files", "hub", "config", "packing", "backend", "reference"}
+TEXT = {"encoding", "tokenizer_files", "tokenization"}
+BELOW_MODEL = LEAVES | {"ops", "checkpoint"}
+USES = {
+    "model": BELOW_MODEL | {"model"},
+    "public": BELOW_MODEL | TEXT | {"model", "explain"},
+}
+MAY_IMPORT = {
+    "kernels": set(),
+    "native": {"_C"},
+    "files": set(),
+    "hub": set(),
+    "config": {"files", "hub"},
+    "packing": set(),
+    "backend": set(),
+    "reference": {"packing"},
+    "encoding": set(),
+    "tokenizer_files": {"files", "hub"},
+    "tokenization": {"files", "hub", *TEXT},
+    "checkpoint": {"files", "hub", "config"},
+    "ops": {"native", "kernels", "reference", "backend", "packing", "config"},
+    "model": BELOW_MODEL,
+    "explain": USES["public"] | {"integrations", "native"},
+    "inference": USES["public"],
+    "training": USES["public"] | {"inference"},
+    "integrations": USES["public"] | {"inference"},
+    "cli": USES["public"] | {"inference", "training", "integrations", "native"},
+    "__init__": USES["public"] | {"inference", "training", "integrations"},
+}
+ABOVE_OPS = {"model", "inference", "training", "integrations", "cli"}
+THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
+
+
+@cache
+def files():
+    """(part, path) of each Python file of the package."""
+    found = [("kernels", path) for path in sorted((ROOT / "kernels").rglob("*.py"))]
+    for path in sorted((ROOT / "fastbert").rglob("*.py")):
+        found.append((path.relative_to(ROOT / "fastbert").parts[0].removesuffix(".py"), path))
+    return found
+
+
+@cache
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+def at(path, node):
+    return f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def imports(path):
+    """(node, dotted name) of everything a file imports, at its top or within a function."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{at(path, node)}: write imports out in full"
+            for alias in node.names:
+                yield node, f"{node.module}.{alias.name}"
+
+
+def imported_parts(path):
+    """(node, part) of what a file imports of fastbert; a name taken from fastbert itself is `__init__`."""
+    known = set(MAY_IMPORT) | {"_C"}
+    for node, name in imports(path):
+        top, *rest = name.split(".")
+        if top == "kernels":
+            yield node, "kernels"
+        elif top == "fastbert":
+            yield node, rest[0] if rest and rest[0] in known else "__init__"
+
+
+def dotted(node):
+    """`torch.cuda.is_available` of an expression like that, else an empty string."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def complain(problems):
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_every_part_has_a_place():
+    complain(
+        sorted(
+            {f"{part}: say in MAY_IMPORT of {Path(__file__).name} what it may import" for part, _ in files()}
+            - {f"{part}: say in MAY_IMPORT of {Path(__file__).name} what it may import" for part in MAY_IMPORT}
+        )
+    )
+
+
+def test_imports_go_downwards():
+    problems = []
+    for part, path in files():
+        allowed = MAY_IMPORT.get(part, set()) | {part}
+        for node, target in imported_parts(path):
+            if target not in allowed and not (part == "cli" and target == "__init__"):
+                problems.append(f"{at(path, node)}: {part} may not import {target}")
+    complain(problems)
+
+
+def test_kernels_import_torch_triton_and_themselves():
+    problems = []
+    for part, path in files():
+        if part != "kernels":
+            continue
+        for node, name in imports(path):
+            top = name.split(".")[0]
+            internal = name.startswith("fastbert.kernels.")
+            standard = top in sys.stdlib_module_names and top != "os"
+            if not (internal or standard or top in THIRD_PARTY_OF_KERNELS):
+                problems.append(f"{at(path, node)}: a kernel imports {name}")
+        for node in ast.walk(tree(path)):
+            if dotted(node) in ("torch.nn.Module", "nn.Module", "torch.autograd.Function", "os.environ"):
+                problems.append(f"{at(path, node)}: {dotted(node)} in a kernel file")
+    complain(problems)
+
+
+def test_only_ops_define_autograd_functions():
+    problems = []
+    for part, path in files():
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.ClassDef) or part == "ops":
+                continue
+            if any(dotted(base).split(".")[-1] == "Function" for base in node.bases):
+                problems.append(f"{at(path, node)}: class {node.name}")
+    complain(problems)
+
+
+def test_nothing_above_ops_asks_what_the_machine_has():
+    forbidden = re.compile(
+        r"(cuda|mps|xpu)\.(is_available|device_count|get_device_(capability|properties|name))$|cpu\._?is_"
+        r"|has_triton$|cpu_features$|cpu\.get_capabilities$"
+    )
+    problems = []
+    for part, path in files():
+        if part not in ABOVE_OPS:
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute) and forbidden.search(dotted(node)) and part != "cli":
+                problems.append(f"{at(path, node)}: {part} asks {dotted(node)}")
+        for node, name in imports(path):
+            if name.split(".")[0] == "triton":
+                problems.append(f"{at(path, node)}: {part} imports triton")
+    complain(problems)
+
+
+def test_tests_and_benchmarks_are_imported_by_nothing():
+    beside = {"tests", "benchmarks", *(p.stem for d in ("tests", "benchmarks") for p in (ROOT / d).glob("*.py"))}
+    problems = []
+    for _, path in files():
+        for node, name in imports(path):
+            if name.split(".")[0] in beside:
+                problems.append(f"{at(path, node)}: imports {name}")
+    complain(problems)
+
+
+def test_csrc_knows_neither_torch_nor_python():
+    problems = []
+    for path in sorted((ROOT / "csrc").rglob("*")):
+        if path.suffix not in (".h", ".cpp", ".cu", ".cuh", ".inc"):
+            continue
+        for header in re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text()):
+            foreign = re.match(r"(torch|ATen|c10|Python\.h|pybind11|numpy)", header)
+            if foreign and (path.name != "bindings.cpp" or foreign[1] in ("torch", "ATen", "c10")):
+                problems.append(f"{path.relative_to(ROOT)}: includes {header}")
+            if path.name.endswith("_rows.cpp") and re.fullmatch(r"c?math|algorithm|vector|string|memory", header):
+                problems.append(f"{path.relative_to(ROOT)}: includes {header}, see csrc/README.md")
+    complain(problems)
+
+
+NOT_AT_IMPORT = ("triton", "transformers", "sentence_transformers", "matplotlib", "tokenizers", "safetensors")
+NOT_AT_IMPORT += ("huggingface_hub", "pyarrow", "tqdm", "scipy", "sklearn", "pandas", "peft", "accelerate")
+
+
+@pytest.fixture(scope="module")
+def modules_after_import():
+    # What torch brings along by itself is not ours to answer for.
+    code = (
+        "import sys, torch; before = set(sys.modules); import fastbert; "
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}), torch.cuda.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_fastbert_needs_torch_only(modules_after_import):
+    complain([f"`import fastbert` imports {name}" for name in NOT_AT_IMPORT if name in modules_after_import])
+    assert modules_after_import[-1] == "False", "`import fastbert` starts CUDA"
