@@ -30,7 +30,11 @@ def small(tmp_path):
 def test_threads_with_different_settings(small):
     """Each call must be as if it were alone: the library keeps truncation in the tokenizer itself."""
     tokenizer = BertTokenizer.from_pretrained(small)
-    settings = [dict(truncation=True, max_length=n, stride=n % 3) for n in range(5, 40)]
+    settings = [
+        dict(truncation=True, max_length=n, stride=stride, return_overflowing_tokens=True)
+        for n in range(8, 20)
+        for stride in (0, 1, 4)
+    ]
     settings += [dict(padding="max_length", max_length=n, truncation=False) for n in (40, 50)] + [{}]
     expected = [BertTokenizer.from_pretrained(small)(TEXTS, **setting) for setting in settings]
     order = np.random.default_rng(0).integers(len(settings), size=1000)
