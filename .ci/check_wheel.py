@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-import kernels
 import torch
 
 import fastbert
 import fastbert.kernels.add_layer_norm
+import kernels
 from fastbert import native
 from fastbert.ops import add_layer_norm
 

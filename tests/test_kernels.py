@@ -1,4 +1,4 @@
-"""The Triton kernels: run on a GPU, or else in Triton's interpreter; compiled for GPUs that need not be there.
+"""The Triton kernels: run on a GPU, or else in Triton's interpreter; compiled for GPUs that are not there.
 
 The interpreter is chosen when triton is imported, so without a GPU one test here runs this file once more in
 a process with TRITON_INTERPRET=1. It computes bf16 wrongly, so bf16 runs on a GPU only.

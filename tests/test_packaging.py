@@ -1,4 +1,4 @@
-"""What is installed: the files of the wheel, life beside Hugging Face's `kernels`, builds without a compiler."""
+"""What is installed: the files of a wheel, life beside the package `kernels`, builds without a compiler."""
 
 import importlib.metadata
 import importlib.util
