@@ -192,9 +192,8 @@ def test_csrc_knows_neither_torch_nor_python():
             foreign = re.match(r"(torch|ATen|c10|Python\.h|pybind11|numpy)", header)
             if foreign and (path.name != "bindings.cpp" or foreign[1] in ("torch", "ATen", "c10")):
                 problems.append(f"{path.relative_to(ROOT)}: includes {header}")
-            if path.name.endswith("_rows.cpp") and re.fullmatch(
-                r"c?math|algorithm|vector|string|memory", header
-            ):
+            per_isa = path.name.endswith("_rows.cpp") or path.name == "vec.h"
+            if per_isa and re.fullmatch(r"cmath|algorithm|vector|string|memory", header):
                 problems.append(f"{path.relative_to(ROOT)}: includes {header}, see csrc/README.md")
     complain(problems)
 
