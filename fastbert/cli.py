@@ -1,0 +1,272 @@
+"""The command `fastbert`: embed, fill-mask, doctor.
+
+Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the
+output went away. torch and all that needs it are imported by the commands that use them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
+DTYPES = ("float32", "bfloat16", "float16")
+
+_EMBED_EXAMPLES = """\
+examples:
+  fastbert embed path/to/model sentences.txt -o vectors.npy
+  fastbert embed path/to/model reviews.csv --column review -o vectors.parquet --bad-lines skip
+  zcat big.jsonl.gz | fastbert embed path/to/model - --input-format jsonl --field body -o big.npy --resume
+  fastbert embed path/to/model queries.txt | head -1
+
+rows and lines:
+  .npy        row i is record i (line i of a text or jsonl file); a skipped line is a row of NaN
+  .parquet    columns line, embedding; and file, with several inputs. A skipped line has no row
+  .jsonl      {"line": 1, "embedding": [...]}, and "file" with several inputs. A skipped line has no row
+
+interruption:
+  OUT appears when it is complete. Until then OUT.partial and OUT.journal.json stand beside it; after Ctrl-C,
+  a kill or a crash, the same command with --resume goes on with the first window that was not finished. The
+  lines done are read again, to make sure that they are the same.
+"""
+_FILL_MASK_EXAMPLES = """\
+example:
+  fastbert fill-mask path/to/model "Paris is the [MASK] of France." --top-k 3
+"""
+_DOCTOR_EXAMPLES = """\
+example:
+  fastbert doctor
+  FASTBERT_BACKEND=reference fastbert doctor
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+        warnings.showwarning = _show_warning
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("fastbert: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"fastbert: error: {_one_line(error)}", file=sys.stderr)
+        return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; each command sets `run`."""
+    parser = argparse.ArgumentParser(
+        prog="fastbert",
+        description="A BERT engine: vectors and masked words from Hugging Face checkpoints.",
+        epilog="example:\n  fastbert embed path/to/model sentences.txt -o vectors.npy\n\n"
+        "`fastbert COMMAND --help` says more about each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_embed(commands)
+    _add_fill_mask(commands)
+    _add_doctor(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            number = version("fastbert-engine")
+        except PackageNotFoundError:  # a source tree that is not installed
+            from fastbert import __version__ as number
+        print(f"fastbert {number}")
+        parser.exit()
+
+
+def _command(commands, name: str, run, help: str, epilog: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they were saved)")
+    parser.add_argument(
+        "--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+
+def _add_embed(commands) -> None:
+    parser = _command(commands, "embed", _embed, "turn texts into vectors", _EMBED_EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)"
+    )
+    _add_model_options(parser)
+
+    reading = parser.add_argument_group("input")
+    reading.add_argument(
+        "--input-format",
+        choices=("auto", "text", "jsonl", "csv"),
+        default="auto",
+        help="auto goes by the suffix: .jsonl, .ndjson, .csv, .tsv; text, one a line, otherwise",
+    )
+    reading.add_argument("--field", default="text", help="of a JSON object, the text (default: text)")
+    reading.add_argument(
+        "--column", default="text", help="of a csv file, the text: a name, or a number from 1 (default: text)"
+    )
+    reading.add_argument("--delimiter", help="between csv fields (default: a comma, or a tab for .tsv)")
+    reading.add_argument("--no-header", action="store_true", help="the csv file has no line of column names")
+    reading.add_argument("--unquoted", action="store_true", help='" has no meaning in the csv file')
+    reading.add_argument(
+        "--allow-empty", action="store_true", help="embed empty texts; else they are bad lines"
+    )
+    reading.add_argument(
+        "--bad-lines",
+        choices=("fail", "skip"),
+        default="fail",
+        help="a line that is not UTF-8, not JSON, without the field, empty: end the run (default) or skip it",
+    )
+
+    vectors = parser.add_argument_group(
+        "vectors", "defaults are what the model's folder asks for, else mean, as they are"
+    )
+    vectors.add_argument("--pooling", choices=("mean", "cls", "pooler"))
+    vectors.add_argument(
+        "--normalize", action=argparse.BooleanOptionalAction, default=None, help="scale vectors to length 1"
+    )
+    vectors.add_argument("--max-length", type=_positive, help="tokens a text is cut to")
+    vectors.add_argument(
+        "--max-tokens", type=_positive, help="most tokens that go through the model together"
+    )
+    vectors.add_argument(
+        "--window", type=_positive, help="texts sorted by length together and kept together (default: 2048)"
+    )
+
+    writing = parser.add_argument_group("output")
+    writing.add_argument("-o", "--output", metavar="OUT", default="-", help="a file; - is stdout (default)")
+    writing.add_argument(
+        "--output-format",
+        choices=("npy", "parquet", "jsonl"),
+        help="(default: by OUT's suffix; stdout is jsonl)",
+    )
+    again = writing.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
+    again.add_argument("--restart", action="store_true", help="throw an interrupted run away")
+    writing.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def _add_fill_mask(commands) -> None:
+    parser = _command(
+        commands, "fill-mask", _fill_mask, "name the likeliest words for each [MASK]", _FILL_MASK_EXAMPLES
+    )
+    parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help="a text with one [MASK] or more")
+    parser.add_argument("--top-k", type=_positive, default=5, help="words for each mask (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a mask")
+    _add_model_options(parser)
+
+
+def _add_doctor(commands) -> None:
+    what = "say what runs on this machine, and why"
+    _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from fastbert.embed_command import run
+
+    return run(args)
+
+
+def _fill_mask(args: argparse.Namespace) -> int:
+    import json
+
+    from fastbert.inference.fill_mask import FillMask
+
+    model = FillMask.from_pretrained(args.model, revision=args.revision, **placement(args))
+    for text in args.texts:
+        masks = model(text, top_k=args.top_k)
+        for number, candidates in enumerate(masks, start=1):
+            if args.json:
+                rows = [candidate._asdict() for candidate in candidates]
+                print(json.dumps({"text": text, "mask": number, "candidates": rows}, ensure_ascii=False))
+                continue
+            print(text if len(masks) == 1 else f"{text}  ({number} of {len(masks)})")
+            width = max(len(candidate.token) for candidate in candidates)
+            for token, probability, sequence in candidates:
+                print(f"  {probability:6.1%}  {token:<{width}}  {sequence}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from fastbert.doctor import diagnosis
+
+    print(diagnosis())
+    return 0
+
+
+def placement(args: argparse.Namespace) -> dict:
+    """The dtype and device that --dtype and --device ask for."""
+    import torch
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {device}: {_one_line(error)}") from error
+    return {"dtype": getattr(torch, args.dtype) if args.dtype else None, "device": device}
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's message on one line, after its type's name where the message alone says too little."""
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        message = error.strerror + (f": {error.filename}" if error.filename else "")
+    told = type(error) in (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        NotADirectoryError,
+        OSError,
+        PermissionError,
+    )
+    if told or type(error).__module__.startswith("fastbert"):
+        return message or type(error).__name__
+    return f"{type(error).__name__}: {message} (--debug shows where)"
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"fastbert: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

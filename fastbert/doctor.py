@@ -1,0 +1,100 @@
+"""What `fastbert doctor` prints: what is installed, what this machine has, and which backend runs each op."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "sentence-transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "pyarrow",
+    "tqdm",
+)
+VARIABLES = ("FASTBERT_BACKEND", "FASTBERT_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")
+
+
+def diagnosis() -> str:
+    """The whole report, one fact a line."""
+    import torch
+
+    import fastbert
+    from fastbert import native
+
+    lines = ["versions", _row("fastbert", fastbert.__version__), _row("python", platform.python_version())]
+    lines += [_row(name, _version(name)) for name in PACKAGES]
+    lines += ["", "cpu", _row("processor", _processor()), _row("cores", str(os.cpu_count()))]
+    lines += [_row("threads", f"{torch.get_num_threads()} (torch.get_num_threads())")]
+    reason = native.available()
+    if reason is None:
+        lines += [
+            _row("native", "built" + (", with CUDA" if native.has_cuda() else ", without CUDA")),
+            _row("features", " ".join(native.cpu_features()) or "none that matter"),
+            _row("instruction set", f"{_isa(native)} (can run: {', '.join(native.isas())})"),
+        ]
+    else:
+        lines.append(_row("native", reason.removeprefix("native: ")))
+    lines += ["", "gpu", *_gpus(torch)]
+    settings = [_row(name, os.environ[name]) for name in VARIABLES if name in os.environ]
+    lines += ["", "environment", *(settings or ["  none of " + ", ".join(VARIABLES)])]
+    lines += [
+        "",
+        "backends (fp32 inference)",
+        *("  " + line for line in str(fastbert.explain()).splitlines()),
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name:<22}{value}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _isa(native) -> str:
+    try:
+        return native.isa()
+    except ValueError as error:  # a wrong FASTBERT_ISA: what doctor is there to tell
+        return f"none: {error}"
+
+
+def _gpus(torch) -> list[str]:
+    if not torch.cuda.is_available():
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else "torch is built without CUDA"
+        )
+        return [f"  none ({built})"]
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {gpu.major}.{gpu.minor}"
+        rows.append(
+            _row(
+                f"cuda:{index}",
+                f"{gpu.name}, {capability}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}",
+            )
+        )
+    return rows

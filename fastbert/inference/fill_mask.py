@@ -1,0 +1,99 @@
+"""FillMask: the likeliest tokens for each [MASK] of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+
+from fastbert.checkpoint import Checkpoint
+from fastbert.model import BertForMaskedLM
+from fastbert.tokenization import BertTokenizer
+
+
+class Candidate(NamedTuple):
+    """A token for one [MASK], its probability, and the text with it in place."""
+
+    token: str
+    probability: float
+    sequence: str
+
+
+class FillMask:
+    """A masked-language model and its tokenizer.
+
+    Raises:
+        ValueError: the tokenizer has no mask token.
+    """
+
+    def __init__(self, model: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+        if tokenizer.mask_token is None:
+            raise ValueError("the tokenizer has no mask token")
+        self.model, self.tokenizer = model, tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        tokenizer: BertTokenizer | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Loads a folder or hub id.
+
+        Raises:
+            FileNotFoundError: no config.json, weights or vocabulary there.
+            ValueError: the checkpoint has no masked-language-model head; and what
+                BertForMaskedLM.from_pretrained raises.
+        """
+        with Checkpoint(path, revision) as checkpoint:
+            if "cls.predictions.transform.dense.weight" not in checkpoint:
+                raise ValueError(
+                    f"{path}: no tensor cls.predictions.transform.dense.weight: "
+                    "this checkpoint has no masked-language-model head"
+                )
+        model = BertForMaskedLM.from_pretrained(path, dtype=dtype, device=device, revision=revision)
+        return cls(model, tokenizer or BertTokenizer.from_pretrained(path, revision=revision))
+
+    @torch.inference_mode()
+    def __call__(self, text: str, top_k: int = 5) -> list[list[Candidate]]:
+        """The `top_k` likeliest tokens for each [MASK], one list a mask, best first.
+
+        A sequence shows special tokens only where the text has several masks, as in transformers: the
+        others would vanish from it.
+
+        Raises:
+            ValueError: the text has no mask, or more tokens than the model takes; top_k is less than 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; it must be at least 1")
+        model, tokenizer = self.model, self.tokenizer
+        ids = tokenizer(text)["input_ids"]
+        limit = model.config.max_position_embeddings
+        if len(ids) > limit:
+            raise ValueError(f"the text has {len(ids)} tokens; the model takes {limit}")
+        places = [i for i, token in enumerate(ids) if token == tokenizer.mask_token_id]
+        if not places:
+            raise ValueError(f"the text has no {tokenizer.mask_token}: {text[:80]!r}")
+        packed = torch.tensor(ids, device=model.device)
+        cu_seqlens = torch.tensor([0, len(ids)], dtype=torch.int32, device=model.device)
+        states = model.bert(packed, cu_seqlens=cu_seqlens, max_seqlen=len(ids)).last_hidden_state
+        logits = model.cls.predictions(states[places])  # (masks, V)
+        best = logits.float().softmax(dim=1).topk(min(top_k, logits.shape[1]))
+        return [
+            [
+                Candidate(tokenizer.decode([token]), probability, self._fill(ids, place, token, len(places)))
+                for probability, token in zip(probabilities, tokens, strict=True)
+            ]
+            for place, probabilities, tokens in zip(
+                places, best.values.tolist(), best.indices.tolist(), strict=True
+            )
+        ]
+
+    def _fill(self, ids: list[int], place: int, token: int, masks: int) -> str:
+        filled = [*ids[:place], token, *ids[place + 1 :]]
+        filled = [i for i in filled if i != self.tokenizer.pad_token_id]
+        return self.tokenizer.decode(filled, skip_special_tokens=masks == 1)

@@ -1,0 +1,100 @@
+"""The run behind `fastbert embed`: windows of records, an Embedder, an output; memory does not grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from fastbert.inference.embed import Embedder
+from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
+from fastbert.inference.records import InputError, Record, Records
+
+WINDOW = 2048  # records sorted by length together and committed together
+WINDOW_CHARS = 1 << 21  # and the most text that is held for that
+
+
+def windows(
+    records: Iterable[Record], size: int = WINDOW, chars: int = WINDOW_CHARS
+) -> Iterator[list[Record]]:
+    """Splits records into lists of at most `size`, shorter where their texts reach `chars` characters."""
+    window: list[Record] = []
+    held = 0
+    for record in records:
+        window.append(record)
+        held += len(record.text)
+        if len(window) >= size or held >= chars:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
+
+
+def embed_records(
+    embedder: Embedder,
+    records: Records,
+    output: FileOutput | StreamOutput,
+    *,
+    max_tokens: int,
+    window: int = WINDOW,
+    skip_bad: bool = False,
+    report: Callable[[str], None] = lambda message: None,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Progress:
+    """Embeds all records, from where `output` was interrupted on; returns what was done in all.
+
+    Windows begin where an interrupted run's did, so that batches, and with them the last bits of the
+    vectors, are those of a run that was not interrupted.
+
+    Args:
+        report: called with a message for each bad line that is skipped.
+        advance: called with the tokens of each batch.
+
+    Raises:
+        InputError: a bad line, unless `skip_bad`; or the input is not what the interrupted run read.
+        OutputError: a vector is not finite.
+    """
+    progress = replace(output.resumed) if output.resumed else Progress()
+    if output.done:
+        output.finish(progress)
+        return progress
+    stream = iter(records)
+    if output.resumed:
+        _replay(stream, records, progress)
+    for block in windows(stream, window):
+        for record in block:
+            if record.problem is not None:
+                if not skip_bad:
+                    raise InputError(f"{records.where(record)} {record.problem}")
+                report(f"{records.where(record)} {record.problem}: skipped")
+        good = [i for i, record in enumerate(block) if record.problem is None]
+        tokens = 0
+
+        def count(_: int, batch: int) -> None:
+            nonlocal tokens
+            tokens += batch
+            advance(batch)
+
+        vectors = np.full((len(block), embedder.width), np.nan, dtype=np.float32)
+        vectors[good] = embedder.embed([block[i].text for i in good], max_tokens=max_tokens, progress=count)
+        for i in good:
+            if not np.isfinite(vectors[i]).all():
+                raise OutputError(f"{records.where(block[i])}: the vector is not finite; try another dtype")
+        progress.records += len(block)
+        progress.skipped += len(block) - len(good)
+        progress.tokens += tokens
+        progress.input_sha256 = records.digest()
+        output.append(block, vectors, progress)
+    output.finish(progress)
+    return progress
+
+
+def _replay(stream: Iterator[Record], records: Records, progress: Progress) -> None:
+    """Reads past what the interrupted run had done, and makes sure that it is the same."""
+    read = sum(1 for _, _ in zip(range(progress.records), stream, strict=False))
+    if read < progress.records or records.digest() != progress.input_sha256:
+        raise InputError(
+            f"cannot go on: the first {progress.records} records are not those of the interrupted run; "
+            "give the same input, or --restart to begin anew"
+        )

@@ -1,0 +1,318 @@
+"""Where vectors go: .npy, .parquet and jsonl, written so that a run killed at any moment can go on.
+
+A run writes two files beside its output: OUT.partial, and OUT.journal.json, which says how much of it
+counts. Each commit appends to the first, then replaces the second; OUT itself appears, by a rename, when
+the run is complete. A rerun cuts the partial file to what the journal says and goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from glob import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from fastbert.files import atomic_path, write_text
+from fastbert.inference.records import Record
+
+JOURNAL_VERSION = 1
+ROW_GROUP = 16384  # rows of a parquet row group
+
+
+class OutputError(ValueError):
+    """An output that cannot be written, or a run that cannot be gone on with; the message says why."""
+
+
+class Format(Protocol):
+    """One file format. `encode` makes what a partial file grows by, `finish` the output from all of it."""
+
+    def prefix(self) -> bytes: ...
+
+    def encode(self, records: Sequence[Record], vectors: np.ndarray) -> bytes:
+        """records (n) and their vectors (n, E), NaN throughout for a skipped one."""
+        ...
+
+    def finish(self, partial: Path, out: Path, records: int) -> None: ...
+
+
+class NpyFormat:
+    """A float32 matrix (N, E): row i is the input's record i, and a skipped one is a row of NaN.
+
+    A matrix has no room for line numbers; this keeps rows and records in step.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+
+    def prefix(self) -> bytes:
+        return self._header(0)
+
+    def _header(self, rows: int) -> bytes:
+        # numpy leaves room for any number of rows, so that the length does not depend on it.
+        buffer = BytesIO()
+        np.lib.format.write_array_header_1_0(
+            buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, self._width)}
+        )
+        return buffer.getvalue()
+
+    def encode(self, records: Sequence[Record], vectors: np.ndarray) -> bytes:
+        return vectors.astype("<f4", copy=False).tobytes()
+
+    def finish(self, partial: Path, out: Path, records: int) -> None:
+        with open(partial, "rb+") as file:
+            file.write(self._header(records))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, out)
+
+
+class JsonlFormat:
+    """Objects {"line": 3, "embedding": [...]}, and "file" with several inputs; no row for a skipped line."""
+
+    def __init__(self, width: int, files: Sequence[str]) -> None:
+        self._row = "[" + ",".join(["%.9g"] * width) + "]"  # nine digits bring back every float32
+        self._files = [json.dumps(name, ensure_ascii=False) for name in files]
+
+    def prefix(self) -> bytes:
+        return b""
+
+    def encode(self, records: Sequence[Record], vectors: np.ndarray) -> bytes:
+        lines = []
+        for record, vector in zip(records, vectors, strict=True):
+            if record.problem is None:
+                file = f'"file": {self._files[record.file]}, ' if len(self._files) > 1 else ""
+                numbers = self._row % tuple(vector.tolist())
+                lines.append(f'{{{file}"line": {record.line}, "embedding": {numbers}}}\n')
+        return "".join(lines).encode()
+
+    def finish(self, partial: Path, out: Path, records: int) -> None:
+        os.replace(partial, out)
+
+
+class ParquetFormat:
+    """Columns line (int64), embedding (a list of E float32), and file (string) where inputs are several.
+
+    Skipped lines have no row. A parquet file cannot be cut and grown, so rows are spooled as they are and
+    become parquet, a row group at a time, at the end.
+    """
+
+    def __init__(self, width: int, files: Sequence[str]) -> None:
+        self._width, self._files = width, list(files)
+        self._dtype = np.dtype([("file", "<i4"), ("line", "<i8"), ("embedding", "<f4", (width,))])
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ModuleNotFoundError:
+            raise OutputError(
+                "parquet output needs pyarrow: pip install pyarrow, or write .npy or .jsonl"
+            ) from None
+
+    def prefix(self) -> bytes:
+        return b""
+
+    def encode(self, records: Sequence[Record], vectors: np.ndarray) -> bytes:
+        good = [i for i, record in enumerate(records) if record.problem is None]
+        rows = np.empty(len(good), dtype=self._dtype)
+        rows["file"] = [records[i].file for i in good]
+        rows["line"] = [records[i].line for i in good]
+        rows["embedding"] = vectors[good]
+        return rows.tobytes()
+
+    def finish(self, partial: Path, out: Path, records: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        several = len(self._files) > 1
+        columns = [("line", pa.int64()), ("embedding", pa.list_(pa.float32(), self._width))]
+        schema = pa.schema([("file", pa.string()), *columns] if several else columns)
+        with (
+            atomic_path(out) as temporary,
+            open(partial, "rb") as spool,
+            # Vectors neither repeat nor compress.
+            pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=["file"]) as writer,
+        ):
+            while len(rows := np.frombuffer(spool.read(ROW_GROUP * self._dtype.itemsize), self._dtype)):
+                flat = pa.array(np.ascontiguousarray(rows["embedding"]).reshape(-1))
+                arrays = [
+                    pa.array(np.ascontiguousarray(rows["line"])),
+                    pa.FixedSizeListArray.from_arrays(flat, self._width),
+                ]
+                if several:
+                    arrays.insert(0, pa.array([self._files[i] for i in rows["file"]], pa.string()))
+                writer.write_table(pa.table(arrays, schema=schema))
+        partial.unlink()
+
+
+def make_format(name: str, width: int, files: Sequence[str]) -> Format:
+    """The format called "npy", "parquet" or "jsonl", for vectors of `width` from the inputs `files`."""
+    if name == "npy":
+        return NpyFormat(width)
+    # A file name that is not UTF-8 has its odd bytes shown as escapes.
+    files = [name.encode("utf-8", "backslashreplace").decode() for name in files]
+    return {"parquet": ParquetFormat, "jsonl": JsonlFormat}[name](width, files)
+
+
+class StreamOutput:
+    """Rows to a stream, each window as it is done; nothing is kept and nothing can be resumed."""
+
+    resumed, done = None, False
+
+    def __init__(self, format: Format, stream: BinaryIO) -> None:
+        self._format, self._stream = format, stream
+
+    def append(self, records: Sequence[Record], vectors: np.ndarray, progress: Progress) -> None:
+        self._stream.write(self._format.encode(records, vectors))
+        self._stream.flush()
+
+    def finish(self, progress: Progress) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what the journal keeps."""
+
+    records: int = 0  # of the input, bad ones too
+    skipped: int = 0
+    tokens: int = 0
+    input_sha256: str = ""  # of the bytes of those records
+    bytes: int = 0  # of the partial file
+    complete: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class FileOutput:
+    """The output file of a resumable run.
+
+    Args:
+        out: the file to be.
+        format: how rows are written.
+        settings: what the rows follow from beside the input: JSON values by name. A run is gone on with only
+            by the same settings.
+        resume: whether to go on with an interrupted run, where there is one.
+        restart: whether to throw an interrupted run away.
+
+    Raises:
+        OutputError: there is an interrupted run and neither resume nor restart is asked; its settings differ
+            or its files do not fit together; another process is writing it.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        format: Format,
+        settings: dict[str, Any],
+        *,
+        resume: bool = False,
+        restart: bool = False,
+    ) -> None:
+        self.out, self._format, self._settings = out, format, settings
+        self.partial, self.journal = out.with_name(out.name + ".partial"), journal_path(out)
+        self.resumed: Progress | None = None  # where an interrupted run stood
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self.done = False  # whether that run was complete, and only its journal is left to clear up
+        self._renamed = not self.partial.exists()
+        self._file: BinaryIO | None = open(self.partial, "ab")  # noqa: SIM115
+        try:
+            _lock(self._file, self.partial)
+            for stale in out.parent.glob(f".{escape(out.name)}.*.tmp"):  # of a run that was killed
+                stale.unlink()
+            if restart:
+                self.journal.unlink(missing_ok=True)
+            if self.journal.exists():
+                if not resume:
+                    raise OutputError(
+                        f"{self.journal} is left of an interrupted run: --resume goes on with it, "
+                        "--restart throws it away"
+                    )
+                self.resumed = self._read_journal()
+            self._file.truncate(self.resumed.bytes if self.resumed else 0)
+            if not self.resumed:
+                self._file.write(self._format.prefix())
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_journal(self) -> Progress:
+        try:
+            values = json.loads(self.journal.read_text(encoding="utf-8"))
+            version = values.pop("version")
+            progress = Progress(**values)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise OutputError(f"{self.journal} is no journal of a run; --restart throws it away") from None
+        if version != JOURNAL_VERSION:
+            raise OutputError(f"{self.journal} is of another version of fastbert; --restart begins anew")
+        for name, value in self._settings.items():
+            if progress.settings.get(name) != value:
+                raise OutputError(
+                    f"cannot go on with {self.partial}: {name} was {progress.settings.get(name)!r} and is "
+                    f"{value!r} now; give what was given before, or --restart to begin anew"
+                )
+        size = os.fstat(self._file.fileno()).st_size
+        if progress.complete and self._renamed and self.out.exists():
+            self.done, progress.bytes = True, 0
+        elif size < progress.bytes:
+            raise OutputError(
+                f"cannot go on with {self.partial}: it has {size} bytes and the journal speaks of "
+                f"{progress.bytes}; --restart begins anew"
+            )
+        return progress
+
+    def append(self, records: Sequence[Record], vectors: np.ndarray, progress: Progress) -> None:
+        """Adds rows and commits: after this returns, a kill at any moment does not lose them."""
+        self._file.write(self._format.encode(records, vectors))
+        self._commit(progress)
+
+    def _commit(self, progress: Progress) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        progress.bytes = self._file.tell()
+        progress.settings = self._settings
+        write_text(
+            self.journal, json.dumps({"version": JOURNAL_VERSION, **asdict(progress)}, indent=1) + "\n"
+        )
+
+    def finish(self, progress: Progress) -> None:
+        """Makes the output from the partial file, under its own name, and clears up."""
+        if not self.done:
+            progress.complete = True
+            self._commit(progress)
+            self._format.finish(self.partial, self.out, progress.records)
+        self.journal.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the partial file; without a journal, nothing in it counts, and it goes."""
+        if self._file is not None:
+            if not self.journal.exists() and _is(self._file, self.partial):
+                self.partial.unlink()
+            self._file.close()  # and with it goes the lock
+            self._file = None
+
+
+def journal_path(out: Path) -> Path:
+    return out.with_name(out.name + ".journal.json")
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keeps other processes from writing the partial file at `path` until this one ends, however it ends."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(f"another process is writing {path}") from None
+    if not _is(file, path):
+        raise OutputError(f"another process has just finished with {path}; try again")
+
+
+def _is(file: BinaryIO, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
