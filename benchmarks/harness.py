@@ -1,0 +1,303 @@
+"""Providers x cases: checked first, then timed side by side, written as one CSV row each.
+
+A provider is one way to do a piece of work, a case the work. `run_case` prepares every provider, holds its
+output to a gate, and times those that passed in rounds: each round calls each of them once, in an order that
+rotates. So a machine that slows down for a while slows all of them, and no provider always runs behind the
+same other one. A provider that cannot run, or whose result is wrong, gets a row with the reason and no time.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from torch import Tensor
+
+COLUMNS = (
+    *("date", "op", "provider", "backend", "mode", "model", "case", "shape", "fill", "tokens", "dtype"),
+    *("status", "rounds", "p20_ms", "p50_ms", "p80_ms", "tokens_per_s"),
+    *("tflops", "ceiling_tflops", "ceiling_share", "ceiling"),
+    *("peak_memory_mb", "peak_memory_kind"),
+    *("max_error", "rms_error", "max_error_limit", "rms_error_limit"),
+    *("device", "versions", "commit", "dirty"),
+)
+
+
+class Unsupported(Exception):
+    """A provider cannot do this case; the message is the reason, for the row."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work.
+
+    `tokens` are real tokens and `flops` what they need: pads count nowhere. `payload` is the provider's input.
+    """
+
+    op: str
+    model: str
+    name: str
+    shape: str
+    fill: float  # real tokens / tokens of the padded batch
+    tokens: int
+    flops: float
+    dtype: str
+    mode: str = "forward"
+    payload: Any = None
+    bar: float | None = None  # the tokens/s wanted, as a multiple of the baseline provider's
+    min_rounds: int = 5
+
+    def columns(self) -> dict[str, Any]:
+        names = ("op", "mode", "model", "shape", "tokens", "dtype")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "case": self.name,
+            "fill": f"{self.fill:.3f}",
+        }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A provider made ready for one case: what to time, and how its result reads as the gate's tensor."""
+
+    run: Callable[[], Any]
+    result: Callable[[Any], Tensor] = lambda output: output
+    backend: str = ""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A name and what makes it ready for a case; `prepare` raises Unsupported with a reason where it cannot."""
+
+    name: str
+    prepare: Callable[[Case], Prepared]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a right result is: `expected`, and the largest and root-mean-square differences allowed from it."""
+
+    expected: Tensor
+    max_error: float
+    rms_error: float
+
+    def errors(self, actual: Tensor) -> tuple[float, float]:
+        return differences(actual, self.expected)
+
+    def reason(self, actual: Tensor) -> str | None:
+        """Why `actual` is wrong; None where it is right. A NaN is wrong."""
+        if actual.shape != self.expected.shape:
+            return f"shape {tuple(actual.shape)}, expected {tuple(self.expected.shape)}"
+        for kind, error, limit in zip(
+            ("max", "rms"), self.errors(actual), (self.max_error, self.rms_error), strict=True
+        ):
+            if not error <= limit:
+                return f"{kind} error {error:.2e}, allowed {limit:.2e}"
+        return None
+
+
+def exact_gate(expected: Tensor, limit: float = 1e-5) -> Gate:
+    """The contract in fp32: within `limit` of the reference everywhere."""
+    return Gate(expected, limit, limit)
+
+
+def twice_eager_gate(expected: Tensor, eager: Tensor) -> Gate:
+    """The contract below fp32: twice the error of eager PyTorch in that dtype, and two roundings.
+
+    Args:
+        expected: in fp32 or fp64.
+        eager: the same, computed by eager PyTorch in the dtype that is being measured.
+    """
+    largest, rms = differences(eager, expected)
+    rounding = torch.finfo(eager.dtype).eps / 2
+    wide = expected.double()
+    return Gate(
+        expected,
+        2 * largest + 2 * rounding * wide.abs().max().item(),
+        2 * rms + 2 * rounding * wide.square().mean().sqrt().item(),
+    )
+
+
+def differences(actual: Tensor, expected: Tensor) -> tuple[float, float]:
+    """The largest and the root-mean-square difference, in fp64."""
+    if not expected.numel():
+        return 0.0, 0.0
+    difference = actual.double() - expected.to(actual.device).double()
+    return difference.abs().max().item(), difference.square().mean().sqrt().item()
+
+
+def rotated(names: Sequence[str], turn: int) -> list[str]:
+    """The order of round `turn`: each full cycle starts once with each name; every other cycle runs backwards."""
+    names = list(names)
+    if not names:
+        return []
+    cycle, start = divmod(turn, len(names))
+    order = names[start:] + names[:start]
+    return order[::-1] if cycle % 2 else order
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """The q-th percentile (0 to 100), between neighbours by a straight line."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * q / 100
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+@dataclass
+class Harness:
+    """Runs cases on one device and collects their rows; `output` gets them, case by case, as CSV."""
+
+    device: torch.device
+    output: Path | None = None
+    seconds: float = 15.0  # of timing for each case, once its min_rounds are done
+    min_rounds: int = 0  # more than a case's own, where given
+    max_rounds: int = 100
+    clock: Callable[[Callable[[], Any], torch.device], float] = machine.time_call
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.output is not None:
+            check_columns(self.output)
+
+    @torch.inference_mode()
+    def run_case(
+        self, case: Case, providers: Sequence[Provider], make_gate: Callable[[], Gate]
+    ) -> list[dict[str, Any]]:
+        """Checks and times every provider on `case`; returns the rows, and appends them to the output file."""
+        gate = make_gate()
+        rows: dict[str, dict[str, Any]] = {}
+        ready: dict[str, Callable[[], Any]] = {}
+        for provider in providers:
+            prepared, figures = self._admit(provider, case, gate)
+            rows[provider.name] = {
+                **dict.fromkeys(COLUMNS),
+                **case.columns(),
+                "provider": provider.name,
+                "max_error_limit": gate.max_error,
+                "rms_error_limit": gate.rms_error,
+                **figures,
+            }
+            if prepared is not None:
+                ready[provider.name] = prepared.run
+        for name, times in self._measure(ready, case.min_rounds).items():
+            rows[name].update(self._figures(case, times))
+        stamp = {"date": machine.now(), **machine.environment(self.device)}
+        done = [{**row, **stamp} for row in rows.values()]
+        self.rows += done
+        if self.output is not None:
+            append_rows(self.output, done)
+        return done
+
+    def _admit(self, provider: Provider, case: Case, gate: Gate) -> tuple[Prepared | None, dict[str, Any]]:
+        """Prepares a provider and holds its result to the gate: what to time, or None, and the columns so far."""
+        try:
+            prepared = provider.prepare(case)
+            actual = prepared.result(prepared.run())
+            figures: dict[str, Any] = {"backend": prepared.backend}
+            reason = gate.reason(actual)
+            if actual.shape == gate.expected.shape:
+                figures["max_error"], figures["rms_error"] = gate.errors(actual)
+            del actual
+            if reason is not None:
+                return None, {**figures, "status": f"wrong: {reason}"}
+            figures["peak_memory_mb"], figures["peak_memory_kind"] = machine.peak_memory(prepared.run, self.device)
+            prepared.run()  # warm again: measuring memory made the allocator start afresh
+        except Unsupported as reason:
+            return None, {"status": f"unsupported: {reason}"}
+        except Exception as error:  # a peer that breaks must not take the other rows with it
+            return None, {"status": f"failed: {type(error).__name__}: {_first_line(error)}"}
+        return prepared, {**figures, "status": "ok"}
+
+    def _measure(self, ready: dict[str, Callable[[], Any]], least: int) -> dict[str, list[float]]:
+        """Seconds of every call, by provider, in rounds of rotating order."""
+        times: dict[str, list[float]] = {name: [] for name in ready}
+        least = max(least, self.min_rounds)
+        begin, collecting = time.perf_counter(), gc.isenabled()
+        gc.collect()
+        gc.disable()
+        try:
+            for turn in range(max(least, self.max_rounds) if ready else 0):
+                if turn >= least and time.perf_counter() - begin > self.seconds:
+                    break
+                for name in rotated(tuple(ready), turn):
+                    times[name].append(self.clock(ready[name], self.device))
+        finally:
+            if collecting:
+                gc.enable()
+        return times
+
+    def _figures(self, case: Case, times: list[float]) -> dict[str, Any]:
+        p20, p50, p80 = (percentile(times, q) for q in (20, 50, 80))
+        ceiling, what = machine.matmul_ceiling(self.device, case.dtype)
+        return {
+            "rounds": len(times),
+            "p20_ms": p20 * 1e3,
+            "p50_ms": p50 * 1e3,
+            "p80_ms": p80 * 1e3,
+            "tokens_per_s": case.tokens / p50,
+            "tflops": case.flops / p50 / 1e12,
+            "ceiling_tflops": ceiling / 1e12,
+            "ceiling_share": case.flops / p50 / ceiling,
+            "ceiling": what,
+        }
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no message"
+
+
+def check_columns(path: Path) -> None:
+    """Holds a results file to COLUMNS, before a long run ends in rows that do not fit.
+
+    Raises:
+        ValueError: the file has another header.
+    """
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), None)
+        if header is not None and tuple(header) != COLUMNS:
+            raise ValueError(f"{path} has other columns than this harness writes; move it away")
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Adds rows to a CSV file; who reads it meets the old file or the new, nothing between."""
+    for row in rows:
+        if set(row) != set(COLUMNS):
+            raise ValueError(f"a row has wrong columns: {', '.join(sorted(set(row) ^ set(COLUMNS)))}")
+    check_columns(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file:
+            file.write(old)
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if not old:
+                writer.writeheader()
+            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.5g}" if isinstance(value, float) else value

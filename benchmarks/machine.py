@@ -1,0 +1,144 @@
+"""The machine a benchmark runs on: its clock, its memory, its ceilings, and what a result row says of it."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+_PACKAGES = ("torch", "transformers", "fastbert-engine", "tokenizers", "triton")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; auto is cuda where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_call(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that one call takes: by CUDA events around it on an idle GPU, by the wall clock on a CPU."""
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        run()
+        return time.perf_counter() - begin
+    torch.cuda.synchronize(device)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[float, str]:
+    """MB that one call needs above what was in use before it, and how that was measured."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6, "cuda allocated, above start"
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # else a call reuses, unseen, what the call before it gave back
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is in use now
+        before = _status_kb("VmRSS")
+        run()
+        return max(0, _status_kb("VmHWM") - before) / 1e3, "process RSS, peak above start"
+    except (OSError, AttributeError, KeyError):  # not Linux with glibc
+        run()
+        unit = 1e6 if platform.system() == "Darwin" else 1e3
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, "process RSS, peak so far"
+
+
+def _status_kb(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[field].split()[0])
+
+
+@cache
+def matmul_ceiling(device: torch.device, dtype: str) -> tuple[float, str]:
+    """FLOP/s of a large torch matmul on this machine, the best of several, and what it was."""
+    size, repeats = (8192, 20) if device.type == "cuda" else (4096, 4)
+    a = torch.randn(size, size, device=device).to(DTYPES[dtype])
+    b = torch.randn(size, size, device=device).to(DTYPES[dtype])
+    for _ in range(2):
+        torch.mm(a, b)
+    best = min(time_call(lambda: torch.mm(a, b), device) for _ in range(repeats))
+    return 2 * size**3 / best, f"torch matmul {size}^3 {dtype}, best of {repeats}"
+
+
+@cache
+def copy_ceiling(device: torch.device) -> tuple[float, str]:
+    """Bytes/s, read and written, of a large copy on this machine, the best of several, and what it was."""
+    megabytes = 2048 if device.type == "cuda" else 512
+    source = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    best = min(time_call(lambda: target.copy_(source), device) for _ in range(7))
+    return 2 * source.numel() / best, f"torch copy of {megabytes} MiB, best of 7"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model, capability = platform.processor() or platform.machine(), torch.backends.cpu.get_cpu_capability()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {torch.get_num_threads()} threads, {capability}"
+
+
+@cache
+def environment(device: torch.device) -> dict[str, str]:
+    """The columns that say where and on what a row was measured."""
+    return {
+        "device": device_name(device),
+        "versions": "; ".join([f"python {platform.python_version()}", *_versions()]),
+        "commit": _git("rev-parse", "--short=12", "HEAD") or "unknown",
+        "dirty": "yes" if _git("status", "--porcelain", "--", ".", ":!benchmarks/results") else "no",
+    }
+
+
+def _versions() -> list[str]:
+    found = []
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
