@@ -50,9 +50,7 @@ _demand: ContextVar[dict[str, str]] = ContextVar("fastbert_backend")
 _demand_when_compiling: dict[str, str] = {}
 
 
-def implement(
-    op: str, backend: str, run: Callable[..., Any], supports: Callable[..., str | None] = always
-) -> None:
+def implement(op: str, backend: str, run: Callable[..., Any], supports: Callable[..., str | None] = always) -> None:
     """Files `run` as the version of `op` that `backend` has."""
     _implementations[op, backend] = Implementation(run, supports)
 
@@ -72,9 +70,7 @@ def choose(op: str, device: str, *args: Any, **kwargs: Any) -> tuple[str, Callab
                 return backend, implementation.run
     else:
         if demanded not in order:
-            raise BackendError(
-                f"{op}: backend {demanded!r} has no version for {device}; there are {', '.join(order)}"
-            )
+            raise BackendError(f"{op}: backend {demanded!r} has no version for {device}; there are {', '.join(order)}")
         implementation = _implementations[op, demanded]
         reason = implementation.supports(*args, **kwargs)
         if reason is None:
@@ -130,9 +126,7 @@ def _parse(text: str) -> dict[str, str]:
         return {}
     if "=" not in text:
         return _checked(dict.fromkeys(TABLE, text))
-    return _checked(
-        dict(part.strip().split("=", 1) if "=" in part else (part, "") for part in text.split(","))
-    )
+    return _checked(dict(part.strip().split("=", 1) if "=" in part else (part, "") for part in text.split(",")))
 
 
 _FROM_ENVIRONMENT = _demand_when_compiling = _parse(os.environ.get("FASTBERT_BACKEND", ""))
@@ -147,10 +141,7 @@ class Explanation:
     def __str__(self) -> str:
         table = [("op", "device", "backend", "runs"), *self.rows]
         widths = [max(len(row[i]) for row in table) for i in range(3)]
-        lines = [
-            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
-            for row in table
-        ]
+        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in table]
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -26,11 +26,11 @@ _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
 )
-# What stands in for a tensor that a checkpoint lacks, because it is tied to it.
-_TIED = {
-    "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-    "cls.predictions.bias": "cls.predictions.decoder.bias",
+# The names, in order of preference, of a tensor that goes by several because it is tied: transformers adds the
+# decoder's own bias, and saves whichever of the two it meets first.
+_ALIASES = {
+    "cls.predictions.decoder.weight": ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
+    "cls.predictions.bias": ("cls.predictions.decoder.bias", "cls.predictions.bias"),
 }
 
 
@@ -106,9 +106,7 @@ def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{file} is not an index of shards: {error!r}") from error
             return [resolve_file(path, shard, revision=revision) for shard in shards]
-    raise FileNotFoundError(
-        f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards"
-    )
+    raise FileNotFoundError(f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards")
 
 
 def plain_name(name: str) -> str:
@@ -127,9 +125,7 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return checkpoint.read(name).dtype
 
 
-def load_into(
-    model: nn.Module, checkpoint: Checkpoint, initialise: Callable[[nn.Module, list[str]], None]
-) -> None:
+def load_into(model: nn.Module, checkpoint: Checkpoint, initialise: Callable[[nn.Module, list[str]], None]) -> None:
     """Copies a checkpoint's tensors into `model`, in the model's dtype and on its device.
 
     A head that the checkpoint lacks goes to `initialise` and is named in one warning.
@@ -137,11 +133,11 @@ def load_into(
     Raises:
         ValueError: an encoder tensor is missing, or a tensor has another shape: naming file and tensor.
     """
-    missing_encoder, missing_heads, filled = [], [], set()
+    missing_encoder, missing_heads = [], []
     for name, parameter in model.named_parameters():
         plain = plain_name(name)
-        source = plain if plain in checkpoint else _TIED.get(plain, plain)
-        if source not in checkpoint:
+        source = next((alias for alias in _ALIASES.get(plain, (plain,)) if alias in checkpoint), None)
+        if source is None:
             (missing_encoder if plain.startswith(_ENCODER) else missing_heads).append(name)
             continue
         tensor = checkpoint.read(source)
@@ -152,7 +148,6 @@ def load_into(
             )
         with torch.no_grad():
             parameter.copy_(tensor)
-        filled.add(name)
     if missing_encoder:
         _fail_missing(checkpoint, missing_encoder)
     if missing_heads:
@@ -180,7 +175,13 @@ def save(state: dict[str, Tensor], folder: str | Path, max_shard_size: int | str
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # Contiguous, and a copy for a tensor's second name: safetensors holds no two names for one memory.
+    seen: set[int] = set()
     state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
     split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
     for filename, names in split.filename_to_tensors.items():
         with atomic_path(folder / filename) as temporary:
@@ -194,9 +195,7 @@ def save(state: dict[str, Tensor], folder: str | Path, max_shard_size: int | str
 
 
 def _remove_stale(folder: Path, written: Iterable[str]) -> None:
-    ours = re.compile(
-        r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|pytorch_model(-.*)?\.bin(\.index\.json)?"
-    )
+    ours = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|pytorch_model(-.*)?\.bin(\.index\.json)?")
     for file in folder.iterdir():
         if ours.fullmatch(file.name) and file.name not in written:
             file.unlink()

@@ -109,9 +109,7 @@ class BertConfig:
         return config
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path, *, revision: str | None = None, **overrides: Any
-    ) -> BertConfig:
+    def from_pretrained(cls, path: str | Path, *, revision: str | None = None, **overrides: Any) -> BertConfig:
         """Reads config.json from a folder or a hub id."""
         file = resolve_file(path, CONFIG_NAME, revision=revision)
         try:

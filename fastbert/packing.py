@@ -8,6 +8,7 @@ flattened (B * S,) batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def batch_from_cu_seqlens(cu_seqlens: Tensor, total: int, max_seqlen: int | None
             "it must be an int32 or int64 vector of batch + 1 offsets"
         )
     starts = cu_seqlens.tolist()
-    lengths = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(starts)]
     if starts[0] != 0 or starts[-1] != total or min(lengths, default=0) < 0:
         raise ValueError(
             f"cu_seqlens runs from {starts[0]} to {starts[-1]}; it must rise from 0 to the number of tokens, {total}"

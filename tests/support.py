@@ -59,8 +59,7 @@ def assert_op_accurate(op, naive, inputs: dict[str, Tensor], dtype: torch.dtype,
 
     def run(function, dtype):
         leaves = {
-            name: x.to(dtype).detach().requires_grad_() if x.is_floating_point() else x
-            for name, x in inputs.items()
+            name: x.to(dtype).detach().requires_grad_() if x.is_floating_point() else x for name, x in inputs.items()
         }
         out = function(**leaves, **kwargs)
         weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(dtype)
@@ -73,9 +72,7 @@ def assert_op_accurate(op, naive, inputs: dict[str, Tensor], dtype: torch.dtype,
     eager, exact = run(naive, dtype), run(naive, torch.float64)
     for name, value in got.items():
         if dtype == torch.float64:
-            torch.testing.assert_close(
-                value, exact[name], rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(value, exact[name], rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
         else:
             assert_accurate(value, eager[name], exact[name], name)
         assert torch.equal(value, again[name]), f"{name} differs on a repeat"

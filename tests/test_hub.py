@@ -55,9 +55,7 @@ def test_path_is_a_file(tmp_path):
         resolve_file(tmp_path / "model", "config.json")
 
 
-@pytest.mark.parametrize(
-    "name", ["./nope", "/nope/model", "a/b/c", "org/name/", "../x", "~/nope", "a b", "", "a\\b"]
-)
+@pytest.mark.parametrize("name", ["./nope", "/nope/model", "a/b/c", "org/name/", "../x", "~/nope", "a b", "", "a\\b"])
 def test_missing_folder_never_asks_the_hub(name, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -124,8 +122,6 @@ def test_offline(hub, monkeypatch):
 
 
 def test_file_known_to_be_absent_needs_no_network(hub, monkeypatch):
-    monkeypatch.setattr(
-        huggingface_hub, "try_to_load_from_cache", lambda *a, **k: huggingface_hub._CACHED_NO_EXIST
-    )
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: huggingface_hub._CACHED_NO_EXIST)
     hub.outcome = errors.LocalEntryNotFoundError("no connection")
     assert resolve_file("org/name", "added_tokens.json", required=False) is None

@@ -71,9 +71,7 @@ def check_add_layer_norm(x, residual, weight, bias):
     assert mean.dtype == rstd.dtype == torch.float32
     torch.testing.assert_close(mean.double(), total.mean(1), rtol=1e-6, atol=1e-6)
     if x.shape[0] and x.shape[1] > 1:
-        torch.testing.assert_close(
-            rstd.double(), (total.var(1, correction=0) + EPS).rsqrt(), rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(rstd.double(), (total.var(1, correction=0) + EPS).rsqrt(), rtol=1e-5, atol=1e-6)
 
 
 @runs

@@ -108,9 +108,7 @@ def complain(problems):
 
 def test_every_part_has_a_place():
     unplaced = {part for part, _ in files()} - set(MAY_IMPORT)
-    complain(
-        [f"fastbert/{part}: say in MAY_IMPORT or PART_OF what it may import" for part in sorted(unplaced)]
-    )
+    complain([f"fastbert/{part}: say in MAY_IMPORT or PART_OF what it may import" for part in sorted(unplaced)])
 
 
 def test_imports_go_downwards():

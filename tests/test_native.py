@@ -126,9 +126,7 @@ def test_a_row_does_not_depend_on_its_mates_nor_on_threads(isa, dtype):
     y = native.add_layer_norm(*inputs, eps=EPS)
     assert torch.equal(y, native.add_layer_norm(*inputs, eps=EPS))
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True)), "an input was changed"
-    alone = [
-        native.add_layer_norm(x[m : m + 1], residual[m : m + 1], weight, bias, eps=EPS) for m in (0, 7, 299)
-    ]
+    alone = [native.add_layer_norm(x[m : m + 1], residual[m : m + 1], weight, bias, eps=EPS) for m in (0, 7, 299)]
     assert torch.equal(y[[0, 7, 299]], torch.cat(alone))
     threads = torch.get_num_threads()
     try:
@@ -275,9 +273,7 @@ def test_one_openmp_runtime_is_shared_with_torch():
     assert out == "1"
 
 
-@pytest.mark.skipif(
-    not (torch.cuda.is_available() and native.has_cuda()), reason="no GPU, or built without CUDA"
-)
+@pytest.mark.skipif(not (torch.cuda.is_available() and native.has_cuda()), reason="no GPU, or built without CUDA")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("N", [1, 63, 111, 768, 1000, 1024, 12288, 20000])
 def test_cuda(N, dtype):

@@ -29,9 +29,7 @@ def backends(op):
 @pytest.mark.parametrize("backend", backends("embed_layer_norm"))
 def test_embed_layer_norm(backend, rows, dtype):
     def naive(input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias, eps):
-        return layer_norm(
-            word[input_ids] + token_type[token_type_ids] + position[position_ids], weight, bias, eps
-        )
+        return layer_norm(word[input_ids] + token_type[token_type_ids] + position[position_ids], weight, bias, eps)
 
     width = 40
     inputs = {
@@ -52,9 +50,7 @@ def test_embed_layer_norm_padding_row_gets_no_gradient():
     word = torch.randn(5, 8, requires_grad=True)
     table, vector, ids = torch.randn(2, 8), torch.ones(8), torch.tensor([0, 1, 2])
     zeros = torch.zeros(3, dtype=torch.long)
-    out = ops.embed_layer_norm(
-        ids, zeros, zeros, word, table, table, vector, vector, eps=1e-12, padding_idx=1
-    )
+    out = ops.embed_layer_norm(ids, zeros, zeros, word, table, table, vector, vector, eps=1e-12, padding_idx=1)
     out.pow(3).sum().backward()
     assert word.grad[1].abs().sum() == 0 and word.grad[0].abs().sum() > 0
 
@@ -200,9 +196,7 @@ def test_add_layer_norm_drops_x_and_not_the_residual(p):
             "activation is 'gelo'; known are gelu, ",
         ),
         (
-            lambda: ops.add_layer_norm(
-                torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(3), torch.ones(3), eps=1e-5
-            ),
+            lambda: ops.add_layer_norm(torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(3), torch.ones(3), eps=1e-5),
             r"residual has shape \(2, 4\); it must be \(2, 3\)",
         ),
         (

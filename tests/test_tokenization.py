@@ -298,9 +298,7 @@ def test_special_tokens_map_and_added_tokens(tmp_path):
     ours, theirs = BertTokenizer.from_pretrained(folder), transformers.BertTokenizer.from_pretrained(folder)
     same(ours(text, **ALL), theirs(text, **ALL))
     assert ours.get_vocab() == theirs.get_vocab() and ours.mask_token_id == size
-    assert ours.decode(ours.encode(text[0]), True) == theirs.decode(
-        theirs.encode(text[0]), skip_special_tokens=True
-    )
+    assert ours.decode(ours.encode(text[0]), True) == theirs.decode(theirs.encode(text[0]), skip_special_tokens=True)
 
 
 def test_added_tokens_decoder(tmp_path):
@@ -323,9 +321,7 @@ def test_add_tokens(small):
     ours, theirs = BertTokenizer.from_pretrained(small), transformers.BertTokenizer.from_pretrained(small)
     before = ours("the <new> cat", truncation=True)
     for tokens, special in ((["<new>", "Cats"], False), ("<s1>", True), (["<new>"], False)):
-        assert ours.add_tokens(tokens, special_tokens=special) == theirs.add_tokens(
-            tokens, special_tokens=special
-        )
+        assert ours.add_tokens(tokens, special_tokens=special) == theirs.add_tokens(tokens, special_tokens=special)
     text = ["the <new> cat <s1>", "CATS cats Cats<new>"]
     same(ours(text, **ALL), theirs(text, **ALL))
     same(ours(text, truncation=True, max_length=6), theirs(text, truncation=True, max_length=6))

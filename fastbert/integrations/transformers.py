@@ -51,9 +51,7 @@ def accelerate(model: Model) -> Model:
     """
     encoders = [m for m in _modules(model) if _is_bert(m, "BertModel")]
     if not encoders:
-        raise ValueError(
-            f"model is a {type(model).__name__} without a transformers BertModel; there is nothing to do"
-        )
+        raise ValueError(f"model is a {type(model).__name__} without a transformers BertModel; there is nothing to do")
     reasons = []
     for bert in encoders:
         if isinstance(bert.__dict__.get("forward"), _Packed):
@@ -64,13 +62,9 @@ def accelerate(model: Model) -> Model:
         else:
             reasons.append(reason)
     if len(reasons) == len(encoders):
-        warnings.warn(
-            f"fastbert.accelerate left the model as it was: {'; '.join(sorted(set(reasons)))}", stacklevel=2
-        )
+        warnings.warn(f"fastbert.accelerate left the model as it was: {'; '.join(sorted(set(reasons)))}", stacklevel=2)
     for head in _modules(model):
-        if _is_bert(head, "BertForQuestionAnswering") and isinstance(
-            head.bert.__dict__.get("forward"), PackedBert
-        ):
+        if _is_bert(head, "BertForQuestionAnswering") and isinstance(head.bert.__dict__.get("forward"), PackedBert):
             head.forward = head.__dict__.get("forward") or PackedQuestionAnswering(head)
     return model
 
@@ -249,9 +243,7 @@ def _class_of(module: nn.Module, name: str) -> type | None:
 def _named_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
     root = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(root, nn.Module):
-        raise ValueError(
-            f"model is a {type(model).__name__}; it must be a torch module or a pipeline around one"
-        )
+        raise ValueError(f"model is a {type(model).__name__}; it must be a torch module or a pipeline around one")
     return root.named_modules()
 
 

@@ -50,9 +50,7 @@ def run_bert(
         inputs,
         activation=config.hidden_act,
         output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-        output_hidden_states=config.output_hidden_states
-        if output_hidden_states is None
-        else output_hidden_states,
+        output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
     )
     return inputs, encoded
 
@@ -61,11 +59,7 @@ def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded) -> Tens
     """tanh(W h + b) of each row's column 0, (B, E); zeros for a row without a real token."""
     batch, x = inputs.batch, encoded.last_hidden_state
     if batch.indices is None:
-        first = (
-            x.unflatten(0, (batch.batch_size, batch.seq_len))[:, 0]
-            if batch.seq_len
-            else x.new_zeros(0, x.shape[1])
-        )
+        first = x.unflatten(0, (batch.batch_size, batch.seq_len))[:, 0] if batch.seq_len else x.new_zeros(0, x.shape[1])
         return project(bert.pooler.dense, first, "tanh")
     mask = batch.mask()
     some = mask.any(dim=1)
@@ -152,6 +146,4 @@ class BertModel(BertPreTrainedModel):
             pooler_output=None if self.pooler is None else pool(self, self.config, inputs, encoded),
             **output_states(inputs, encoded),
         )
-        return (
-            output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()
-        )
+        return output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()

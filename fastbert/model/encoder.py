@@ -19,7 +19,7 @@ from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.model.fuse import qkv_parameters
 from fastbert.model.inputs import Inputs
-from fastbert.packing import pack, unpack
+from fastbert.packing import pack
 from fastbert.reference import ACTIVATIONS, padded_attention
 
 # Queries, keys and values (T, 3, H, D) -> context (T, H, D).
@@ -197,9 +197,7 @@ def _active_dropout(dropout: nn.Dropout) -> float:
 
 
 def _needs_grad(x: Tensor, bert: nn.Module) -> bool:
-    return torch.is_grad_enabled() and (
-        x.requires_grad or any(p.requires_grad for p in bert.encoder.parameters())
-    )
+    return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in bert.encoder.parameters()))
 
 
 def _all_weights(layers: nn.ModuleList, activation: str) -> list[ops.LayerWeights] | None:

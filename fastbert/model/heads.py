@@ -55,9 +55,7 @@ class BertHeadModel(BertPreTrainedModel):
         **fields: Any,
     ) -> ModelOutput | tuple:
         output = kind(**fields, **output_states(inputs, encoded))
-        return (
-            output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()
-        )
+        return output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()
 
 
 class BertPredictionHeadTransform(nn.Module):
@@ -158,14 +156,10 @@ class BertForPreTraining(_LanguageModel):
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
         both = labels is not None and next_sentence_label is not None
-        loss, logits = self._predictions(
-            inputs, encoded.last_hidden_state, labels if both else None, output_logits
-        )
+        loss, logits = self._predictions(inputs, encoded.last_hidden_state, labels if both else None, output_logits)
         relationship = project(self.cls.seq_relationship, self._pool(inputs, encoded))
         if both:
-            loss = loss + F.cross_entropy(
-                relationship, _row_labels("next_sentence_label", next_sentence_label, 2)
-            )
+            loss = loss + F.cross_entropy(relationship, _row_labels("next_sentence_label", next_sentence_label, 2))
         fields = {"loss": loss, "prediction_logits": logits, "seq_relationship_logits": relationship}
         return self._output(BertForPreTrainingOutput, inputs, encoded, return_dict, **fields)
 
@@ -269,9 +263,7 @@ class BertForSequenceClassification(BertHeadModel):
                 config.problem_type = "single_label_classification"
         if config.problem_type == "regression":
             return (
-                F.mse_loss(logits.squeeze(), labels.squeeze())
-                if self.num_labels == 1
-                else F.mse_loss(logits, labels)
+                F.mse_loss(logits.squeeze(), labels.squeeze()) if self.num_labels == 1 else F.mse_loss(logits, labels)
             )
         if config.problem_type == "single_label_classification":
             return F.cross_entropy(logits, _row_labels("labels", labels, self.num_labels))
@@ -307,18 +299,12 @@ class BertForMultipleChoice(BertHeadModel):
         tokens, name = (input_ids, "input_ids") if inputs_embeds is None else (inputs_embeds, "inputs_embeds")
         wanted = 3 if inputs_embeds is None else 4
         if tokens is not None and tokens.dim() != wanted:
-            raise ValueError(
-                f"{name} has shape {tuple(tokens.shape)}; it must be (batch, choices, sequence, ...)"
-            )
+            raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be (batch, choices, sequence, ...)")
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*(x if x is None else x.flatten(0, 1) for x in args), **options)
         scores = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
         logits = scores.view(*tokens.shape[:2])
-        loss = (
-            None
-            if labels is None
-            else F.cross_entropy(logits, _row_labels("labels", labels, logits.shape[1]))
-        )
+        loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, logits.shape[1]))
         return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
 
 
@@ -352,9 +338,7 @@ class BertForTokenClassification(BertHeadModel):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits, _packed_labels(inputs, labels, self.num_labels))
-        return self._output(
-            HeadOutput, inputs, encoded, return_dict, loss=loss, logits=inputs.give_back(logits)
-        )
+        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
 
 
 class BertForQuestionAnswering(BertHeadModel):
@@ -388,9 +372,7 @@ class BertForQuestionAnswering(BertHeadModel):
         inputs, encoded = self._run(*args, **options)
         logits = project(self.qa_outputs, encoded.last_hidden_state)
         if logits.shape[1] != 2:
-            raise ValueError(
-                f"config.num_labels is {logits.shape[1]}; question answering has 2 logits, start and end"
-            )
+            raise ValueError(f"config.num_labels is {logits.shape[1]}; question answering has 2 logits, start and end")
         lowest = torch.finfo(logits.dtype).min
         loss = None
         if start_positions is not None and end_positions is not None:

@@ -63,7 +63,7 @@ def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
     """Holds ids to 0..limit-1 and returns them as int64; `what` names the table in the message."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} has dtype {ids.dtype}; it must be int64 or int32")
-    if ids.numel():
+    if ids.numel() and not torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         low, high = ids.aminmax()
         low, high = int(low), int(high)
         if low < 0 or high >= limit:
@@ -101,9 +101,7 @@ def prepare(
         raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be {wanted}")
     shape, device = tokens.shape[: tokens.dim() - trailing], tokens.device
     width = embeddings.position_embeddings.weight.shape[1]
-    if inputs_embeds is not None and (
-        inputs_embeds.shape[-1] != width or not inputs_embeds.is_floating_point()
-    ):
+    if inputs_embeds is not None and (inputs_embeds.shape[-1] != width or not inputs_embeds.is_floating_point()):
         raise ValueError(
             f"inputs_embeds has shape {tuple(inputs_embeds.shape)} and dtype {inputs_embeds.dtype}; "
             f"it must be floating-point with {width} columns"
@@ -120,9 +118,7 @@ def prepare(
     else:
         batch = batch_from_mask(attention_mask)
 
-    def per_token(
-        name: str, x: Tensor | None, limit: int, what: str, *, broadcast: bool = False
-    ) -> Tensor | None:
+    def per_token(name: str, x: Tensor | None, limit: int, what: str, *, broadcast: bool = False) -> Tensor | None:
         if x is None:
             return None
         if broadcast and x.shape == (1, *shape[1:]):
@@ -134,9 +130,7 @@ def prepare(
 
     positions = embeddings.position_embeddings.weight.shape[0]
     if position_ids is None and batch.seq_len > positions:
-        raise ValueError(
-            f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}"
-        )
+        raise ValueError(f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}")
     ids = per_token("input_ids", input_ids, vocab_rows(embeddings.word_embeddings), "vocab_size")
     types = per_token(
         "token_type_ids", token_type_ids, embeddings.token_type_embeddings.weight.shape[0], "type_vocab_size"

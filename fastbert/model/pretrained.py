@@ -21,9 +21,7 @@ class BertPreTrainedModel(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         if config.hidden_act not in ACTIVATIONS:
-            raise ValueError(
-                f"config: hidden_act is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}"
-            )
+            raise ValueError(f"config: hidden_act is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}")
         self.config = config
 
     @classmethod
@@ -72,9 +70,10 @@ class BertPreTrainedModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
         """Writes config.json and the weights, which transformers and fastbert load bit for bit."""
-        # A tied parameter is written once, under the name it has first.
-        names = {name for name, _ in self.named_parameters()}
-        state = {name: tensor for name, tensor in self.state_dict().items() if name in names}
+        state = self.state_dict()
+        if self.config.tie_word_embeddings:  # what is tied is written once, under the name it has first
+            names = {name for name, _ in self.named_parameters()}
+            state = {name: tensor for name, tensor in state.items() if name in names}
         checkpoint.save(state, folder, max_shard_size)
         config = BertConfig.from_dict(self.config.to_dict())
         config.extra["architectures"] = [type(self).__name__]
@@ -127,9 +126,7 @@ class BertPreTrainedModel(nn.Module):
             raise ValueError(f"new_num_tokens is {count}; it must be at least 1")
         if count != old.num_embeddings:
             padding_idx = old.padding_idx if old.padding_idx is not None and old.padding_idx < count else None
-            new = nn.Embedding(
-                count, old.embedding_dim, padding_idx=padding_idx, _weight=_resized(old.weight, count)
-            )
+            new = nn.Embedding(count, old.embedding_dim, padding_idx=padding_idx, _weight=_resized(old.weight, count))
             new.weight.requires_grad_(old.weight.requires_grad)
             _base(self).embeddings.word_embeddings = new
             decoder = self.get_output_embeddings()
@@ -139,9 +136,7 @@ class BertPreTrainedModel(nn.Module):
         self.tie_weights()
         return self.get_input_embeddings()
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Recomputes each layer in the backward instead of keeping its activations."""
         kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         for layer in _base(self).encoder.layer:

@@ -7,9 +7,7 @@ from torch import Tensor
 
 def check_shape(op: str, name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
     """Holds `x` to `shape`; None in it means any size."""
-    if len(x.shape) != len(shape) or any(
-        w is not None and w != n for n, w in zip(x.shape, shape, strict=True)
-    ):
+    if len(x.shape) != len(shape) or any(w is not None and w != n for n, w in zip(x.shape, shape, strict=True)):
         wanted = ", ".join("*" if size is None else str(size) for size in shape)
         raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}; it must be ({wanted})")
 

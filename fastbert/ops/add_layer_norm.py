@@ -27,12 +27,8 @@ def _supports_triton(
         return "no dropout yet"
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return "no backward yet"
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or any(
-        t.dtype != x.dtype for t in tensors
-    ):
-        return (
-            f"dtypes {', '.join(str(t.dtype) for t in tensors)}; it takes one of float32, float16, bfloat16"
-        )
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or any(t.dtype != x.dtype for t in tensors):
+        return f"dtypes {', '.join(str(t.dtype) for t in tensors)}; it takes one of float32, float16, bfloat16"
     if any(t.stride(-1) != 1 for t in tensors):
         return "the last dimension is not contiguous"
     return None
@@ -75,12 +71,8 @@ def add_layer_norm(
 
 
 @torch.library.custom_op("fastbert::add_layer_norm", mutates_args=())
-def _add_layer_norm_op(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-) -> Tensor:
-    _, run = backend.choose(
-        "add_layer_norm", x.device.type, x, residual, weight, bias, eps=eps, dropout_p=0.0
-    )
+def _add_layer_norm_op(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    _, run = backend.choose("add_layer_norm", x.device.type, x, residual, weight, bias, eps=eps, dropout_p=0.0)
     return run(x, residual, weight, bias, eps=eps, dropout_p=0.0)
 
 

@@ -42,9 +42,7 @@ def attention(
     return _dispatch(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
 
 
-def _dispatch(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float
-) -> Tensor:
+def _dispatch(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
     kwargs = {"scale": scale, "dropout_p": dropout_p}
     _, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
     return run(qkv, cu_seqlens, max_seqlen, **kwargs)

@@ -22,8 +22,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
     if bias is not None:
         check_shape("linear", "bias", bias, (weight.shape[0],))
     if activation is not None and activation not in reference.ACTIVATIONS:
-        raise ValueError(
-            f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}"
-        )
+        raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}")
     _, run = backend.choose("linear", x.device.type, x, weight, bias, activation=activation)
     return run(x, weight, bias, activation=activation)

@@ -1,0 +1,239 @@
+"""Checkpoints: every layout in, safetensors out, bit for bit with transformers, and clear errors."""
+
+import json
+import re
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from support import TINY, tokens
+
+import fastbert
+
+HEADS = [n for n in fastbert.__all__ if n.startswith("BertFor")] + ["BertModel"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A random transformers BertForPreTraining on disk."""
+    model = transformers.BertForPreTraining(transformers.BertConfig(**TINY))
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def state_of(folder):
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def rewrite(folder, state):
+    safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def assert_equal_states(mine, theirs):
+    a, b = mine.state_dict(), theirs.state_dict()
+    assert set(a) == set(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("name", HEADS)
+def test_both_ways_bit_for_bit(name, tie, dtype, tmp_path):
+    config = transformers.BertConfig(**TINY, num_labels=2, tie_word_embeddings=tie)
+    theirs = getattr(transformers, name)(config).to(dtype)
+    for parameter in theirs.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    theirs.save_pretrained(tmp_path / "theirs")
+    mine = getattr(fastbert, name).from_pretrained(tmp_path / "theirs")
+    assert mine.dtype == dtype
+    if tie:
+        assert_equal_states(mine, theirs)
+    mine.save_pretrained(tmp_path / "mine")
+    again, report = getattr(transformers, name).from_pretrained(tmp_path / "mine", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert_equal_states(getattr(fastbert, name).from_pretrained(tmp_path / "mine"), mine)
+    inputs = tokens()[None] if name == "BertForMultipleChoice" else tokens()
+    for a, b in zip(again.eval()(inputs).to_tuple(), theirs.eval()(inputs).to_tuple(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_queries_keys_and_values_fused_by_inference_are_saved(folder, tmp_path):
+    mine = fastbert.BertModel.from_pretrained(folder)
+    with torch.no_grad():
+        mine(tokens())
+    mine.save_pretrained(tmp_path / "again")
+    assert_equal_states(fastbert.BertModel.from_pretrained(tmp_path / "again"), mine)
+
+
+def test_sharded_both_ways(folder, tmp_path):
+    mine = fastbert.BertForPreTraining.from_pretrained(folder)
+    mine.save_pretrained(tmp_path / "mine", max_shard_size="40KB")
+    assert len(list((tmp_path / "mine").glob("model-*-of-*.safetensors"))) > 2
+    theirs = transformers.BertForPreTraining.from_pretrained(tmp_path / "mine")
+    assert_equal_states(mine, theirs)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+    assert_equal_states(fastbert.BertForPreTraining.from_pretrained(tmp_path / "theirs"), mine)
+    mine.save_pretrained(tmp_path / "mine")  # in one file, over the shards
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_with_legacy_names(zipped, folder):
+    state = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in state_of(folder).items()
+    }
+    state["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    state["some.other.head.weight"] = torch.zeros(3)
+    expected = fastbert.BertForPreTraining.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    assert_equal_states(fastbert.BertForPreTraining.from_pretrained(folder), expected)
+
+
+def test_names_with_and_without_prefix(folder):
+    state = state_of(folder)
+    expected = fastbert.BertModel.from_pretrained(folder)
+    rewrite(folder, {name.removeprefix("bert."): tensor for name, tensor in state.items()})
+    assert_equal_states(fastbert.BertModel.from_pretrained(folder), expected)
+    assert_equal_states(fastbert.BertForPreTraining.from_pretrained(folder).bert, expected)
+
+
+def test_new_heads_are_named_in_one_warning(folder):
+    with pytest.warns(UserWarning, match=r"newly initialised.*classifier.weight, classifier.bias$") as caught:
+        model = fastbert.BertForSequenceClassification.from_pretrained(folder, num_labels=5)
+    assert len(caught) == 1
+    assert model.classifier.weight.shape == (5, 48) and model.config.num_labels == 5
+    assert 0.1 < model.classifier.weight.std() < 0.3 and (model.classifier.bias == 0).all()
+    assert not model.training
+
+
+def test_dtype_and_device(folder):
+    model = fastbert.BertModel.from_pretrained(folder, dtype=torch.bfloat16, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert fastbert.BertModel.from_pretrained(folder).dtype == torch.float32
+
+
+def test_missing_encoder_tensor(folder):
+    state = state_of(folder)
+    name = "bert.encoder.layer.1.attention.self.key.weight"
+    del state[name]
+    rewrite(folder, state)
+    with pytest.raises(ValueError, match=f"model.safetensors: no tensor {name.removeprefix('bert.')};"):
+        fastbert.BertModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["bert.embeddings.position_embeddings.weight", "cls.predictions.transform.dense.weight"]
+)
+def test_misshapen_tensor(name, folder):
+    state = state_of(folder)
+    rows, columns = state[name].shape
+    state[name] = torch.zeros(rows + 1, columns)
+    rewrite(folder, state)
+    shapes = rf"has shape \({rows + 1}, {columns}\); the config makes it \({rows}, {columns}\)"
+    with pytest.raises(ValueError, match=f"model.safetensors: tensor {name.removeprefix('bert.')} {shapes}"):
+        fastbert.BertForPreTraining.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "empty", "text"])
+def test_truncated_file(kind, folder):
+    file = folder / "model.safetensors"
+    if kind == "bin":
+        torch.save(state_of(folder), folder / "pytorch_model.bin")
+        file.unlink()
+        file = folder / "pytorch_model.bin"
+    content = {"empty": b"", "text": b"not a checkpoint at all" * 10}.get(kind, file.read_bytes()[:-1000])
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))} is truncated or no checkpoint"):
+        fastbert.BertModel.from_pretrained(folder)
+
+
+def test_malicious_pickle_is_refused(folder):
+    class Bomb:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is truncated or no checkpoint"):
+        fastbert.BertModel.from_pretrained(folder)
+
+
+def test_missing_files(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        fastbert.BertModel.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        fastbert.BertModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "roberta"}, "model_type is 'roberta'; fastbert reads 'bert'"),
+        ({"hidden_act": "gelo"}, "hidden_act is 'gelo'; known are gelu, "),
+        ({"is_decoder": True}, "is_decoder is true"),
+        ({"hidden_size": 50}, "hidden_size 50 is not a multiple of num_attention_heads 4"),
+        ({"vocab_size": 0}, "vocab_size is 0; it must be an integer of at least 1"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+    ],
+)
+def test_bad_config(change, message, folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=re.escape(str(folder)) + f".*{message}"):
+        fastbert.BertModel.from_pretrained(folder)
+    file.write_text("{")
+    with pytest.raises(ValueError, match="is not a JSON file"):
+        fastbert.BertModel.from_pretrained(folder)
+
+
+def test_config_round_trip(folder, tmp_path):
+    config = fastbert.BertConfig.from_pretrained(folder, num_labels=3)
+    config.save_pretrained(tmp_path)
+    assert fastbert.BertConfig.from_pretrained(tmp_path) == config
+    theirs = transformers.BertConfig.from_pretrained(tmp_path)
+    assert theirs.num_labels == 3 and theirs.id2label == config.id2label
+    for name in TINY:
+        assert getattr(theirs, name) == getattr(config, name)
+    ours, defaults = fastbert.BertConfig(), transformers.BertConfig()
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "layer_norm_eps",
+        "hidden_act",
+        "pad_token_id",
+        "initializer_range",
+    ):
+        assert getattr(ours, name) == getattr(defaults, name)
+
+
+def test_saving_fails_whole(folder, tmp_path, monkeypatch):
+    """A save that dies leaves the last good checkpoint."""
+    target = tmp_path / "target"
+    shutil.copytree(folder, target)
+    before = (target / "model.safetensors").read_bytes()
+    real = safetensors.torch.save_file
+
+    def die(state, path, metadata):
+        real(dict(list(state.items())[:2]), path, metadata)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", die)
+    with pytest.raises(OSError, match="No space"):
+        fastbert.BertModel.from_pretrained(folder).save_pretrained(target)
+    assert (target / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in target.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_fewer_layers_than_the_checkpoint(folder):
+    """What a student is made from: the first layers of a deeper model."""
+    model = fastbert.BertModel.from_pretrained(folder, num_hidden_layers=2)
+    assert len(model.encoder.layer) == 2
