@@ -159,18 +159,14 @@ def stack_columns(columns: dict[str, tuple[list, Any]], width: int, side: str) -
     widths = np.maximum(lengths, width)
     if len(widths) and widths.min() != widths.max():
         found = f"rows have {widths.min()} to {widths.max()} tokens"
-        raise ValueError(
-            f"{found}: a tensor needs padding=True, and truncation=True if max_length is to hold"
-        )
+        raise ValueError(f"{found}: a tensor needs padding=True, and truncation=True if max_length is to hold")
     size = int(widths.max(initial=0))
     real = np.arange(size) < lengths[:, None]  # (B, S)
     if side == "left":
         real = real[:, ::-1]
     result = {}
     for name, (rows, fill) in columns.items():
-        out = np.full(
-            (len(lengths), size, *np.shape(fill)), 0 if isinstance(fill, tuple) else fill, dtype=np.int64
-        )
+        out = np.full((len(lengths), size, *np.shape(fill)), 0 if isinstance(fill, tuple) else fill, dtype=np.int64)
         flat = chain.from_iterable(rows)
         if isinstance(fill, tuple):
             flat = chain.from_iterable(flat)

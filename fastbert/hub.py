@@ -33,13 +33,9 @@ def resolve_file(
             raise FileNotFoundError(f"no file {filename!r} in the folder {str(folder)!r}")
         return None
     if folder.exists():
-        raise NotADirectoryError(
-            f"{str(folder)!r} is a file: expected a folder that holds {filename!r}, or a hub id"
-        )
+        raise NotADirectoryError(f"{str(folder)!r} is a file: expected a folder that holds {filename!r}, or a hub id")
     if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
-        raise FileNotFoundError(
-            f"no folder {str(path_or_id)!r}, and it is no hub id ('name' or 'org/name') either"
-        )
+        raise FileNotFoundError(f"no folder {str(path_or_id)!r}, and it is no hub id ('name' or 'org/name') either")
     return _hub_file(path_or_id, filename, revision, required)
 
 

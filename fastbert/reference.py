@@ -78,9 +78,7 @@ def attention_backward(
     """The gradient of `attention` without dropout, from its input alone (Dao et al., 2022, appendix B.2)."""
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     dqkv = []
-    for run, drun in zip(
-        _equal_length_runs(qkv, cu_seqlens), _equal_length_runs(dout, cu_seqlens), strict=True
-    ):
+    for run, drun in zip(_equal_length_runs(qkv, cu_seqlens), _equal_length_runs(dout, cu_seqlens), strict=True):
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
         do = drun.transpose(1, 2)
         p = torch.softmax(q @ k.mT * scale, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
@@ -158,9 +156,7 @@ def linear_cross_entropy(
 
 def _cross_entropy_sum(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     logits = F.linear(x, weight, bias)
-    return F.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum"
-    )
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum")
 
 
 def _equal_length_runs(x: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
@@ -170,8 +166,4 @@ def _equal_length_runs(x: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
     """
     runs = [(length, len(list(group))) for length, group in groupby(cu_seqlens.diff().tolist())]
     parts = x.split([length * count for length, count in runs])
-    return [
-        part.unflatten(0, (count, length))
-        for part, (length, count) in zip(parts, runs, strict=True)
-        if length
-    ]
+    return [part.unflatten(0, (count, length)) for part, (length, count) in zip(parts, runs, strict=True) if length]

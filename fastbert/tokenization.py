@@ -148,9 +148,7 @@ class BertTokenizer:
             tokenizer._take_pipeline(files.pipeline)
         for token, index in files.added_ids.items():
             if (got := tokenizer._backend.token_to_id(token)) != index:
-                raise ValueError(
-                    f"{files.source}: added token {token!r} cannot have id {index}, it gets {got}"
-                )
+                raise ValueError(f"{files.source}: added token {token!r} cannot have id {index}, it gets {got}")
         return tokenizer
 
     def _take_pipeline(self, file: Path) -> None:
@@ -331,9 +329,7 @@ class BertTokenizer:
     def all_special_tokens(self) -> list[str]:
         """The five named tokens and any added one that is marked special."""
         added = self._backend.get_added_tokens_decoder().values()
-        return list(
-            dict.fromkeys([*self.special_tokens_map.values(), *(t.content for t in added if t.special)])
-        )
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *(t.content for t in added if t.special)]))
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -380,9 +376,7 @@ class BertTokenizer:
         views = self._views
         if key not in views:
             view = self._copy()
-            view.enable_truncation(
-                max_length, stride=stride, strategy=strategy, direction=self.truncation_side
-            )
+            view.enable_truncation(max_length, stride=stride, strategy=strategy, direction=self.truncation_side)
             if len(views) >= MAX_VIEWS:
                 views = self._views = {}
             views[key] = view

@@ -77,9 +77,7 @@ def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> Tokenize
         extra = [token for token in _extra_tokens(config) if content_of(token) not in known]
         added += [as_added_token(token, special=True) for token in extra]
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{source}: malformed special or added tokens, there or beside it: {error!r}"
-        ) from error
+        raise ValueError(f"{source}: malformed special or added tokens, there or beside it: {error!r}") from error
     return TokenizerFiles(
         source=source,
         vocab=vocab,

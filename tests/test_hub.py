@@ -1,6 +1,7 @@
 """resolve_file: local folders, hub ids through a cache laid out by hand, and no network at all."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -16,7 +17,7 @@ def hub(monkeypatch):
 
     class Hub:
         outcome: object = None
-        calls: list = []
+        calls: ClassVar[list] = []
 
         def __call__(self, repo_id, filename, *, revision=None):
             self.calls.append((repo_id, filename, revision))
@@ -51,7 +52,7 @@ def test_a_folder_entry_is_not_a_file(tmp_path):
 
 def test_path_is_a_file(tmp_path):
     (tmp_path / "model").write_text("")
-    with pytest.raises(NotADirectoryError, match="config.json"):
+    with pytest.raises(NotADirectoryError, match=r"config\.json"):
         resolve_file(tmp_path / "model", "config.json")
 
 
@@ -61,7 +62,7 @@ def test_missing_folder_never_asks_the_hub(name, hub, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     if name == "":  # the empty path is the current folder
-        with pytest.raises(FileNotFoundError, match="config.json"):
+        with pytest.raises(FileNotFoundError, match=r"config\.json"):
             resolve_file(name, "config.json")
     else:
         with pytest.raises(FileNotFoundError, match="no folder"):
