@@ -309,3 +309,16 @@ def test_threads_share_a_model():
     with ThreadPoolExecutor(8) as pool:
         for out in pool.map(run, range(64)):
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_inside_a_pipeline(minilm):
+    """feature-extraction on real weights: the vectors of real tokens, in batches with pads."""
+    texts = ["A man is playing a guitar.", "Ok", "The stock market fell sharply on Monday, and then it rose again."]
+    pipeline = transformers.pipeline("feature-extraction", model=str(minilm), device="cpu")
+    expected = [torch.tensor(vectors[0]) for vectors in pipeline(texts)]
+    assert fastbert.accelerate(pipeline) is pipeline
+    for batch_size in (1, 3):
+        for vectors, wanted in zip(pipeline(texts, batch_size=batch_size), expected, strict=True):
+            torch.testing.assert_close(torch.tensor(vectors[0])[: len(wanted)], wanted, rtol=1e-5, atol=1e-5)
+    assert "packed, by fastbert" in str(fastbert.explain(pipeline))
+    assert "calls ran" not in str(fastbert.explain(fastbert.restore(pipeline)))
