@@ -10,6 +10,7 @@ from support import tokens
 
 import fastbert
 
+pytestmark = pytest.mark.usefixtures("all_cores")
 SENTENCES = [
     "A man is playing a guitar.",
     "Someone plays an instrument on the street while a small crowd listens and claps.",
