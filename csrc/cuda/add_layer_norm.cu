@@ -13,7 +13,7 @@ namespace fastbert {
 namespace {
 
 constexpr int MAX_THREADS = 256;
-constexpr int64_t MAX_CACHED_N = 48 * 1024 / sizeof(float);  // shared memory a block has without asking
+constexpr int64_t MAX_SHARED = 48 * 1024;  // bytes of shared memory that a block has without asking
 
 __device__ float to_float(float v) { return v; }
 __device__ float to_float(__half v) { return __half2float(v); }
@@ -42,7 +42,8 @@ __device__ float block_sum(float v, float* scratch) {
 template <typename T, int VEC, bool CACHED>
 __global__ void add_layer_norm_kernel(AddLayerNorm op) {
     using P = Pack<T, VEC>;
-    extern __shared__ float cache[];  // (N,) where CACHED; a thread reads only what it wrote itself
+    // Where CACHED: a column per thread, so that no two threads meet in a bank or read what another wrote.
+    extern __shared__ float cache[];  // (ceil(N / step) * VEC, threads)
     __shared__ float scratch[MAX_THREADS / 32];
 
     const int64_t m = blockIdx.x;
@@ -60,9 +61,12 @@ __global__ void add_layer_norm_kernel(AddLayerNorm op) {
             for (int i = 0; i < VEC; ++i) v[i] += to_float(pr.lane[i]);
         }
     };
+    const auto slot = [&](int64_t n, int i) -> float& {
+        return cache[n - first + i * blockDim.x + threadIdx.x];
+    };
     const auto again = [&](int64_t n, float (&v)[VEC]) {
         if constexpr (CACHED)
-            for (int i = 0; i < VEC; ++i) v[i] = cache[n + i];
+            for (int i = 0; i < VEC; ++i) v[i] = slot(n, i);
         else
             read(n, v);
     };
@@ -73,7 +77,7 @@ __global__ void add_layer_norm_kernel(AddLayerNorm op) {
         read(n, v);
         for (int i = 0; i < VEC; ++i) {
             total += v[i];
-            if constexpr (CACHED) cache[n + i] = v[i];
+            if constexpr (CACHED) slot(n, i) = v[i];
         }
     }
     const float mean = block_sum(total, scratch) / static_cast<float>(op.N);
@@ -111,8 +115,9 @@ void launch_packs(const AddLayerNorm& op, cudaStream_t stream) {
     const int64_t packs = (op.N + VEC - 1) / VEC;
     const int threads = packs >= MAX_THREADS ? MAX_THREADS : static_cast<int>((packs + 31) / 32 * 32);
     const dim3 grid(static_cast<unsigned>(op.M));
-    if (op.N <= MAX_CACHED_N - MAX_THREADS / 32)
-        add_layer_norm_kernel<T, VEC, true><<<grid, threads, op.N * sizeof(float), stream>>>(op);
+    const int64_t cache = (packs + threads - 1) / threads * threads * VEC * sizeof(float);
+    if (cache + MAX_THREADS / 32 * static_cast<int64_t>(sizeof(float)) <= MAX_SHARED)
+        add_layer_norm_kernel<T, VEC, true><<<grid, threads, cache, stream>>>(op);
     else
         add_layer_norm_kernel<T, VEC, false><<<grid, threads, 0, stream>>>(op);
 }
