@@ -10,7 +10,6 @@ a CSV; benchmarks/README.md says what its columns mean.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from typing import Any
 import machine
 import torch
 from assets import AssetUnavailable, fetch
-from encoders import BASELINE, Encoders
+from encoders import BASELINE, Encoders, quiet_transformers
 from harness import Case, Harness
-from workload import SEED, Batch, filled_lengths, forward_flops, log_normal_lengths, make_batch
+from workload import SEED, filled_lengths, forward_flops, log_normal_lengths, make_batch
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PADDED_BAR, FULL_BAR = 4.0, 0.97
@@ -188,7 +187,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse_arguments(arguments)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    quiet_transformers()
     warnings.filterwarnings("ignore", module="torch")
     try:
         rows = run(chosen)

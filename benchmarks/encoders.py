@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,11 +126,16 @@ def _whole_batch(model: Any, case: Case, backend: str = "") -> Prepared:
 
 
 def backends_in_use(model: fastbert.BertModel) -> str:
-    """Which backend runs each op of `model`, such as "native: add_layer_norm; reference: linear attention"."""
-    by_backend: dict[str, list[str]] = {}
-    for op, _, backend, verdict in fastbert.explain(model).rows:
-        if verdict == "yes":
-            by_backend.setdefault(backend, []).append(op)
-    if len(by_backend) == 1:
-        return next(iter(by_backend))
-    return "; ".join(f"{backend}: {' '.join(ops)}" for backend, ops in sorted(by_backend.items()))
+    """Which backend runs each op of `model`: "reference", or "add_layer_norm native, the rest reference"."""
+    chosen = {op: backend for op, _, backend, verdict in fastbert.explain(model).rows if verdict == "yes"}
+    rest = Counter(chosen.values()).most_common(1)[0][0]
+    named = [f"{op} {backend}" for op, backend in chosen.items() if backend != rest]
+    return ", ".join([*named, f"the rest {rest}"]) if named else rest
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice from transformers among the results."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
