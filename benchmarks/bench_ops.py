@@ -1,0 +1,218 @@
+"""Each op on each backend that runs here, at BERT-base shapes: forward, and backward of the reference.
+
+    pytest benchmarks/bench_ops.py                                   # all of them
+    pytest benchmarks/bench_ops.py -k "attention and bf16" --benchmark-json ops.json
+
+The default test run does not collect this file. Results are held to the reference in fp64 before they are
+timed. A backend that refuses a call is skipped with its reason. `extra_info` in the JSON has TFLOP/s and GB/s
+with their share of a matmul's and a copy's on the same machine; bytes count each operand once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import machine
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import exact_gate, twice_eager_gate
+from torch import Tensor
+from workload import log_normal_lengths
+
+import fastbert
+from fastbert import backend, ops, reference
+
+DEVICE = machine.pick_device()
+DTYPES = ("fp32", "bf16")
+# BERT-base; 16 texts with log-normal lengths, mean 50, longest 256.
+E, FFN, H, V, P = 768, 3072, 12, 30522, 512
+LENGTHS = log_normal_lengths(16)
+T = sum(LENGTHS)
+
+
+@dataclass
+class Call:
+    """One op's arguments, its reference, and the FLOPs it needs at least."""
+
+    run: Callable[..., Any]
+    plain: Callable[..., Any]  # the reference, with every argument explicit
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    flops: float
+    gathers: bool = False  # reads T rows of its tables, not the tables
+
+    def cast(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        return tuple(cast(x, dtype) for x in self.args)
+
+
+def cast(x: Any, dtype: torch.dtype) -> Any:
+    if isinstance(x, ops.LayerWeights):
+        return ops.LayerWeights(*(cast(part, dtype) for part in x))
+    if isinstance(x, list):
+        return [cast(part, dtype) for part in x]
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def tensors(x: Any) -> list[Tensor]:
+    if isinstance(x, Tensor):
+        return [x]
+    return [t for part in x for t in tensors(part)] if isinstance(x, list | tuple) else []
+
+
+def normal(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, device=DEVICE) * scale
+
+
+def ids(limit: int) -> Tensor:
+    return torch.randint(0, limit, (T,), device=DEVICE)
+
+
+def layer() -> ops.LayerWeights:
+    def linear(out: int, width: int) -> tuple[Tensor, Tensor]:
+        return normal(out, width, scale=0.02), normal(out, scale=0.02)
+
+    def norm() -> tuple[Tensor, Tensor]:
+        return 1 + normal(E, scale=0.02), normal(E, scale=0.02)
+
+    return ops.LayerWeights(
+        *(*linear(3 * E, E), *linear(E, E), *norm(), *linear(FFN, E), *linear(E, FFN), *norm()),
+        num_heads=H,
+        activation="gelu",
+        eps=1e-12,
+    )
+
+
+def plain_encoder(x: Tensor, layers: list[ops.LayerWeights], cu_seqlens: Tensor, longest: int) -> Tensor:
+    with fastbert.use_backend("reference"):
+        return ops.encoder(x, layers, cu_seqlens, longest)
+
+
+def make_call(name: str) -> Call:
+    """The arguments of an op in fp32, by the benchmark's name for it."""
+    torch.manual_seed(0)
+    cu_seqlens = F.pad(torch.tensor(LENGTHS, device=DEVICE).cumsum(0), (1, 0)).int()
+    pairs, longest = sum(n * n for n in LENGTHS), max(LENGTHS)
+    vectors = (1 + normal(E, scale=0.02), normal(E, scale=0.02))
+    norm = {"eps": 1e-12, "dropout_p": 0.0}
+    if name == "embed_layer_norm":
+        tables = (normal(V, E, scale=0.02), normal(2, E, scale=0.02), normal(P, E, scale=0.02))
+        args = (ids(V), ids(2), ids(P), *tables, *vectors)
+        return Call(ops.embed_layer_norm, reference.embed_layer_norm, args, norm, 10.0 * T * E, gathers=True)
+    if name.startswith("linear_") and name != "linear_cross_entropy":
+        out, width, activation = {
+            "linear_qkv": (3 * E, E, None),
+            "linear_up_gelu": (FFN, E, "gelu"),
+            "linear_down": (E, FFN, None),
+        }[name]
+        args = (normal(T, width), normal(out, width, scale=0.02), normal(out, scale=0.02))
+        return Call(ops.linear, reference.linear, args, {"activation": activation}, 2.0 * T * out * width)
+    if name == "attention":
+        args = (normal(T, 3, H, E // H), cu_seqlens, longest)
+        return Call(ops.attention, reference.attention, args, {}, 4.0 * E * pairs)
+    if name == "add_layer_norm":
+        args = (normal(T, E), normal(T, E), *vectors)
+        return Call(ops.add_layer_norm, reference.add_layer_norm, args, norm, 8.0 * T * E)
+    if name == "linear_cross_entropy":
+        args = (normal(T, E), normal(V, E, scale=0.02), normal(V, scale=0.02), ids(V))
+        return Call(ops.linear_cross_entropy, reference.linear_cross_entropy, args, {}, 2.0 * T * E * V)
+    args = (normal(T, E), [layer(), layer()], cu_seqlens, longest)
+    flops = 2 * (2.0 * T * (4 * E * E + 2 * E * FFN) + 4.0 * E * pairs)
+    return Call(ops.encoder, plain_encoder, args, {}, flops)
+
+
+OPS = {
+    "embed_layer_norm": "embed_layer_norm",
+    "linear_qkv": "linear",
+    "linear_up_gelu": "linear",
+    "linear_down": "linear",
+    "attention": "attention",
+    "add_layer_norm": "add_layer_norm",
+    "linear_cross_entropy": "linear_cross_entropy",
+    "encoder": "encoder",
+}
+FORWARDS = [(name, b) for name, op in OPS.items() for b in backend.TABLE[op].get(DEVICE.type, ("reference",))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "chosen"), FORWARDS)
+@torch.inference_mode()
+def test_forward(benchmark: Any, name: str, chosen: str, dtype: str) -> None:
+    call = make_call(name)
+    args = call.cast(machine.DTYPES[dtype])
+    with fastbert.use_backend(chosen, OPS[name]):
+        try:
+            actual = call.run(*args, **call.kwargs)
+        except fastbert.BackendError as reason:
+            pytest.skip(str(reason))
+        check(call, args, actual)
+
+        def run() -> Tensor:
+            result = call.run(*args, **call.kwargs)
+            machine.synchronize(DEVICE)
+            return result
+
+        benchmark.group = f"{name} {dtype} forward"
+        benchmark(run)
+    touched = [actual] * 4 if call.gathers else tensors([*args, actual])
+    note_figures(benchmark, call.flops, touched, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [name for name in OPS if name != "encoder"])  # which is for inference
+def test_backward(benchmark: Any, name: str, dtype: str) -> None:
+    """The gradient of every floating-point argument by the reference; the graph is made once and kept."""
+    call = make_call(name)
+    args = call.cast(machine.DTYPES[dtype])
+    wanted = [x.requires_grad_() for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+    with fastbert.use_backend("reference"):
+        output = call.run(*args, **call.kwargs)
+    dy = torch.randn_like(output)
+
+    def run() -> tuple[Tensor, ...]:
+        gradients = torch.autograd.grad(output, wanted, dy, retain_graph=True)
+        machine.synchronize(DEVICE)
+        return gradients
+
+    benchmark.group = f"{name} {dtype} backward"
+    gradients = benchmark(run)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    touched = [dy, *gradients] if call.gathers else tensors([*args, dy, *gradients])
+    note_figures(benchmark, 2 * call.flops, touched, dtype)
+
+
+def check(call: Call, args: tuple[Any, ...], actual: Tensor) -> None:
+    """The gate: twice the error of eager PyTorch in the dtype, both against fp64; in fp32 at least 1e-5."""
+    expected = call.plain(*(cast(x, torch.float64) for x in args), **call.kwargs)
+    eager = call.plain(*args, **call.kwargs)
+    gate = twice_eager_gate(expected, eager)
+    reason = gate.reason(actual)
+    if reason is not None and actual.dtype == torch.float32:
+        reason = exact_gate(expected).reason(actual)
+    assert reason is None, reason
+
+
+def note_figures(benchmark: Any, flops: float, touched: list[Tensor], dtype: str) -> None:
+    """Adds TFLOP/s and GB/s, with their shares of the ceilings, to the benchmark's record."""
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    median = benchmark.stats.stats.median
+    size = sum(t.numel() * t.element_size() for t in touched)
+    (matmul, matmul_what), (copy, copy_what) = (
+        machine.matmul_ceiling(DEVICE, dtype),
+        machine.copy_ceiling(DEVICE),
+    )
+    benchmark.extra_info.update(
+        {
+            "tokens": T,
+            "tokens_per_s": T / median,
+            "tflops": flops / median / 1e12,
+            "tflops_share": flops / median / matmul,
+            "gbps": size / median / 1e9,
+            "gbps_share": size / median / copy,
+            "ceilings": f"{matmul_what}: {matmul / 1e12:.2f} TFLOP/s; {copy_what}: {copy / 1e9:.1f} GB/s",
+            **machine.environment(DEVICE),
+        }
+    )
