@@ -109,18 +109,14 @@ def _command(commands, name: str, run, help: str, epilog: str) -> argparse.Argum
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they were saved)")
-    parser.add_argument(
-        "--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)"
-    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
 def _add_embed(commands) -> None:
     parser = _command(commands, "embed", _embed, "turn texts into vectors", _EMBED_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
-    parser.add_argument(
-        "inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)"
-    )
+    parser.add_argument("inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)")
     _add_model_options(parser)
 
     reading = parser.add_argument_group("input")
@@ -137,9 +133,7 @@ def _add_embed(commands) -> None:
     reading.add_argument("--delimiter", help="between csv fields (default: a comma, or a tab for .tsv)")
     reading.add_argument("--no-header", action="store_true", help="the csv file has no line of column names")
     reading.add_argument("--unquoted", action="store_true", help='" has no meaning in the csv file')
-    reading.add_argument(
-        "--allow-empty", action="store_true", help="embed empty texts; else they are bad lines"
-    )
+    reading.add_argument("--allow-empty", action="store_true", help="embed empty texts; else they are bad lines")
     reading.add_argument(
         "--bad-lines",
         choices=("fail", "skip"),
@@ -155,9 +149,7 @@ def _add_embed(commands) -> None:
         "--normalize", action=argparse.BooleanOptionalAction, default=None, help="scale vectors to length 1"
     )
     vectors.add_argument("--max-length", type=_positive, help="tokens a text is cut to")
-    vectors.add_argument(
-        "--max-tokens", type=_positive, help="most tokens that go through the model together"
-    )
+    vectors.add_argument("--max-tokens", type=_positive, help="most tokens that go through the model together")
     vectors.add_argument(
         "--window", type=_positive, help="texts sorted by length together and kept together (default: 2048)"
     )

@@ -81,11 +81,7 @@ def _isa(native) -> str:
 
 def _gpus(torch) -> list[str]:
     if not torch.cuda.is_available():
-        built = (
-            f"torch is built for CUDA {torch.version.cuda}"
-            if torch.version.cuda
-            else "torch is built without CUDA"
-        )
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         return [f"  none ({built})"]
     rows = []
     for index in range(torch.cuda.device_count()):

@@ -59,9 +59,7 @@ class Embedder:
         if max_length is None:
             max_length = min(tokenizer.model_max_length, positions)
         if not 3 <= max_length <= positions:
-            raise ValueError(
-                f"max_length is {max_length}; it must be 3 to max_position_embeddings, {positions}"
-            )
+            raise ValueError(f"max_length is {max_length}; it must be 3 to max_position_embeddings, {positions}")
         self.model, self.tokenizer = model, tokenizer
         self.pooling, self.normalize, self.max_length = pooling, normalize, max_length
         self.lower_case, self.prompt = lower_case, prompt
@@ -221,9 +219,7 @@ def _mean(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 @contextmanager
-def _reporting(
-    progress: bool | Callable[[int, int], None], total: int
-) -> Iterator[Callable[[int, int], None]]:
+def _reporting(progress: bool | Callable[[int, int], None], total: int) -> Iterator[Callable[[int, int], None]]:
     if callable(progress) or not progress:
         yield progress or (lambda texts, tokens: None)
         return

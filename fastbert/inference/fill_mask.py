@@ -88,9 +88,7 @@ class FillMask:
                 Candidate(tokenizer.decode([token]), probability, self._fill(ids, place, token, len(places)))
                 for probability, token in zip(probabilities, tokens, strict=True)
             ]
-            for place, probabilities, tokens in zip(
-                places, best.values.tolist(), best.indices.tolist(), strict=True
-            )
+            for place, probabilities, tokens in zip(places, best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
     def _fill(self, ids: list[int], place: int, token: int, masks: int) -> str:

@@ -15,9 +15,7 @@ WINDOW = 2048  # records sorted by length together and committed together
 WINDOW_CHARS = 1 << 21  # and the most text that is held for that
 
 
-def windows(
-    records: Iterable[Record], size: int = WINDOW, chars: int = WINDOW_CHARS
-) -> Iterator[list[Record]]:
+def windows(records: Iterable[Record], size: int = WINDOW, chars: int = WINDOW_CHARS) -> Iterator[list[Record]]:
     """Splits records into lists of at most `size`, shorter where their texts reach `chars` characters."""
     window: list[Record] = []
     held = 0

@@ -108,9 +108,7 @@ class ParquetFormat:
         try:
             import pyarrow.parquet  # noqa: F401
         except ModuleNotFoundError:
-            raise OutputError(
-                "parquet output needs pyarrow: pip install pyarrow, or write .npy or .jsonl"
-            ) from None
+            raise OutputError("parquet output needs pyarrow: pip install pyarrow, or write .npy or .jsonl") from None
 
     def prefix(self) -> bytes:
         return b""
@@ -235,6 +233,7 @@ class FileOutput:
                     )
                 self.resumed = self._read_journal()
             self._file.truncate(self.resumed.bytes if self.resumed else 0)
+            self._file.seek(0, os.SEEK_END)  # truncating leaves the position, which commits rely on, behind
             if not self.resumed:
                 self._file.write(self._format.prefix())
         except BaseException:
@@ -276,9 +275,7 @@ class FileOutput:
         os.fsync(self._file.fileno())
         progress.bytes = self._file.tell()
         progress.settings = self._settings
-        write_text(
-            self.journal, json.dumps({"version": JOURNAL_VERSION, **asdict(progress)}, indent=1) + "\n"
-        )
+        write_text(self.journal, json.dumps({"version": JOURNAL_VERSION, **asdict(progress)}, indent=1) + "\n")
 
     def finish(self, progress: Progress) -> None:
         """Makes the output from the partial file, under its own name, and clears up."""

@@ -203,9 +203,7 @@ class Records:
         if wanted.isdecimal() and int(wanted) > 0 and (not names or int(wanted) <= len(names)):
             return int(wanted) - 1
         if not self.reading.header:
-            raise InputError(
-                f"{_shown(name)}: without a header line, the column is a number from 1, not {wanted!r}"
-            )
+            raise InputError(f"{_shown(name)}: without a header line, the column is a number from 1, not {wanted!r}")
         raise InputError(f"{_shown(name)}:1: no column {wanted!r}; there are {', '.join(map(repr, names))}")
 
 

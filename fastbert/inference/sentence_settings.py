@@ -78,8 +78,7 @@ def _read_pooling(path: str | Path, folder: str, revision: str | None) -> str:
         modes.append("no prompt tokens")
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ValueError(
-            f"{file} asks for {' + '.join(modes)} pooling; fastbert has {', '.join(POOLINGS)}: "
-            "choose one with pooling"
+            f"{file} asks for {' + '.join(modes)} pooling; fastbert has {', '.join(POOLINGS)}: choose one with pooling"
         )
     return modes[0]
 
