@@ -199,6 +199,14 @@ def test_csv_columns(folder):
     assert texts_of(["empty.csv"]) == []
 
 
+def test_the_hash_is_of_what_records_came_from(folder):
+    write_texts("a.txt", ["one", "two"])
+    write_texts("empty.txt", [])
+    records = Records(["a.txt", "empty.txt"])
+    seen = [records.digest() for _ in records]
+    assert len(set(seen)) == 2 and records.digest() == seen[-1]  # an empty file after it adds nothing
+
+
 def test_a_line_without_end_is_bad_and_not_held(folder, monkeypatch):
     monkeypatch.setattr("fastbert.inference.records.MAX_LINE", 1 << 20)
     Path("in").write_bytes(b"one\n" + b"x" * (3 << 20) + b"\n" + b"y" * (1 << 20) + b"\nthree\n")
