@@ -6,6 +6,7 @@ Importing fastbert needs torch only: no triton, no transformers, no GPU query.
 from fastbert.backend import BackendError, use_backend
 from fastbert.config import BertConfig
 from fastbert.explain import explain
+from fastbert.inference import Embedder, FillMask
 from fastbert.integrations.transformers import accelerate, restore
 from fastbert.model import (
     BertForMaskedLM,
@@ -34,6 +35,8 @@ __all__ = [
     "BertForTokenClassification",
     "BertModel",
     "BertTokenizer",
+    "Embedder",
+    "FillMask",
     "PackedBatch",
     "accelerate",
     "explain",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def always(*args: Any, **kwargs: Any) -> None:
 _implementations: dict[tuple[str, str], Implementation] = {}
 _demand: ContextVar[dict[str, str]] = ContextVar("fastbert_backend")
 # torch.compile cannot trace a ContextVar; while it does, the demand made last, by any thread, holds.
-_demand_when_compiling: dict[str, str] = {}
+_demand_when_compiling: dict[str, str] | None = None
 
 
 def implement(op: str, backend: str, run: Callable[..., Any], supports: Callable[..., str | None] = always) -> None:
@@ -107,8 +108,8 @@ def _demanded(op: str) -> str | None:
 
 def _current() -> dict[str, str]:
     if torch.compiler.is_compiling():
-        return _demand_when_compiling
-    return _demand.get(_FROM_ENVIRONMENT)
+        return _demand_when_compiling if _demand_when_compiling is not None else _from_environment()
+    return _demand.get(None) or _from_environment()
 
 
 def _checked(demand: dict[str, str]) -> dict[str, str]:
@@ -120,16 +121,15 @@ def _checked(demand: dict[str, str]) -> dict[str, str]:
     return demand
 
 
-def _parse(text: str) -> dict[str, str]:
-    """Reads FASTBERT_BACKEND: `native`, or `attention=reference,linear=native`."""
+@cache
+def _from_environment() -> dict[str, str]:
+    """What FASTBERT_BACKEND says: `native`, or `attention=reference,linear=native`; read once."""
+    text = os.environ.get("FASTBERT_BACKEND", "")
     if not text:
         return {}
     if "=" not in text:
         return _checked(dict.fromkeys(TABLE, text))
     return _checked(dict(part.strip().split("=", 1) if "=" in part else (part, "") for part in text.split(",")))
-
-
-_FROM_ENVIRONMENT = _demand_when_compiling = _parse(os.environ.get("FASTBERT_BACKEND", ""))
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,8 @@ def _initialise(model: BertPreTrainedModel, names: list[str]) -> None:
     for name in names:
         owner, _, leaf = name.rpartition(".")
         module, parameter = model.get_submodule(owner), model.get_parameter(name)
+        if parameter.is_meta:  # from_pretrained loads it, or comes back for it when it has memory
+            continue
         if isinstance(module, nn.LayerNorm):
             parameter.fill_(1.0 if leaf == "weight" else 0.0)
         elif leaf == "bias":
