@@ -12,6 +12,7 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -107,7 +108,7 @@ class _Packed:
     @property
     def __signature__(self) -> inspect.Signature:
         # Trainer reads it to choose the columns that it feeds.
-        return inspect.signature(type(self.module).forward.__get__(self.module))
+        return _signature(type(self.module))
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         if self.own_forward is not None:
@@ -166,6 +167,13 @@ class PackedQuestionAnswering(_Packed):
             output = type(output)(loss=sum(losses) / 2, **output)
         wanted = self.module.config.return_dict if return_dict is None else return_dict
         return output if wanted else output.to_tuple()
+
+
+@cache
+def _signature(kind: type[nn.Module]) -> inspect.Signature:
+    """The signature of a class's forward, without self."""
+    signature = inspect.signature(kind.forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def _why_not(bert: nn.Module) -> str | None:
