@@ -7,9 +7,15 @@ from torch import Tensor
 
 def check_shape(op: str, name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
     """Holds `x` to `shape`; None in it means any size."""
-    if len(x.shape) != len(shape) or any(w is not None and w != n for n, w in zip(x.shape, shape, strict=True)):
-        wanted = ", ".join("*" if size is None else str(size) for size in shape)
-        raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}; it must be ({wanted})")
+    given = x.shape
+    if len(given) == len(shape):
+        for size, wanted in zip(given, shape, strict=True):
+            if wanted is not None and size != wanted:
+                break
+        else:
+            return
+    wanted_sizes = ", ".join("*" if size is None else str(size) for size in shape)
+    raise ValueError(f"{op}: {name} has shape {tuple(given)}; it must be ({wanted_sizes})")
 
 
 def check_floating(op: str, name: str, x: Tensor) -> None:
