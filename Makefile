@@ -43,7 +43,7 @@ test-slow: $(STAMP)
 	@$(PY) -m pytest -q -m slow $(ARGS)
 
 bench: $(STAMP)
-	@$(PY) benchmarks/bench_encoder.py $(ARGS)
+	@$(PY) benchmarks/bench_encoder.py --quick $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .
