@@ -399,7 +399,7 @@ def drive(*args):
 
 
 def test_ctrl_c_then_resume_gives_the_same_file(tiny, folder):
-    write_texts("in.txt", make_texts(1500))
+    write_texts("in.txt", make_texts(15_000))  # two seconds of work: the signal must find it going on
     args = [*COMMAND, "embed", str(tiny), "in.txt", "-o", "o.jsonl", "--window", "64"]
     subprocess.run([*args, "-q"], check=True, env=ENVIRONMENT)
     whole = Path("o.jsonl").read_bytes()
