@@ -4,8 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "fastbert.h"
 
@@ -28,7 +30,7 @@ std::vector<std::string> isas() {
 
 // The number of a named instruction set; a ValueError where this machine cannot run it.
 int isa_id(const std::string& name) {
-    const std::vector<Isa> all = {Isa::avx512, Isa::avx2, Isa::portable}, have = supported_isas();
+    const std::vector<Isa> all = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::portable}, have = supported_isas();
     for (const Isa isa : have)
         if (name == isa_name(isa)) return static_cast<int>(isa);
     for (const Isa isa : all)
@@ -37,26 +39,80 @@ int isa_id(const std::string& name) {
     throw py::value_error("unknown instruction set '" + name + "', known: " + join_names(all));
 }
 
+void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
 AddLayerNorm add_layer_norm_args(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t stride_xm,
                                  uintptr_t residual, int64_t stride_rm, uintptr_t weight, uintptr_t bias,
                                  uintptr_t y, int64_t stride_ym, float eps) {
-    const auto pointer = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
     return {static_cast<DType>(dtype), M, N, pointer(x), pointer(residual), pointer(weight), pointer(bias),
             pointer(y), stride_xm, stride_rm, stride_ym, eps};
+}
+
+// Throws where a number that came from Python would crash: no such instruction set here, no such dtype on CPU.
+Isa checked_isa(int isa, int dtype) {
+    static const std::vector<Isa> have = supported_isas();
+    if (std::find(have.begin(), have.end(), static_cast<Isa>(isa)) == have.end())
+        throw py::value_error("no instruction set of number " + std::to_string(isa) + " here");
+    if (dtype != static_cast<int>(DType::f32) && dtype != static_cast<int>(DType::bf16))
+        throw py::value_error("the CPU kernels take fp32 and bf16 only");
+    return static_cast<Isa>(isa);
+}
+
+int64_t packed_weight_bytes_binding(int dtype, int64_t N, int64_t K, int isa) {
+    return packed_weight_bytes(static_cast<DType>(dtype), N, K, checked_isa(isa, dtype));
+}
+
+void pack_weight_cpu_binding(int dtype, int64_t N, int64_t K, uintptr_t weight, int64_t stride_wn, uintptr_t bias,
+                             uintptr_t packed, int isa, int threads) {
+    const PackWeight op = {static_cast<DType>(dtype), N, K, pointer(weight), pointer(bias), pointer(packed), stride_wn};
+    const Isa checked = checked_isa(isa, dtype);
+    py::gil_scoped_release nogil;
+    pack_weight_cpu(op, checked, threads);
+}
+
+// A hash of some words spread over memory: changes, all but surely, when a weight is written to.
+uint64_t sample(uintptr_t address, int64_t bytes) {
+    constexpr int64_t SAMPLES = 16;
+    uint64_t hash = 1469598103934665603u;
+    const int64_t words = bytes / 4;
+    for (int64_t i = 0; i < SAMPLES && words > 0; ++i) {
+        uint32_t word;
+        std::memcpy(&word, static_cast<const char*>(pointer(address)) + (words - 1) * i / (SAMPLES - 1) * 4, 4);
+        hash = (hash ^ word) * 1099511628211u;
+    }
+    return hash;
+}
+
+void linear_cpu_binding(int dtype, int64_t M, int64_t N, int64_t K, uintptr_t x, int64_t stride_xm, uintptr_t packed,
+                        uintptr_t y, int64_t stride_ym, int activation, int isa, int threads) {
+    const Linear op = {static_cast<DType>(dtype), M, N, K, pointer(x), pointer(packed), pointer(y), stride_xm,
+                       stride_ym, static_cast<Activation>(activation)};
+    const Isa checked = checked_isa(isa, dtype);
+    py::gil_scoped_release nogil;
+    linear_cpu(op, checked, threads);
+}
+
+void attention_cpu_binding(int dtype, int64_t T, int64_t B, int64_t H, int64_t D, uintptr_t qkv, int64_t stride_t,
+                           int64_t stride_3, uintptr_t cu_seqlens, uintptr_t y, float scale_log2, int isa, int threads) {
+    const Attention op = {static_cast<DType>(dtype), B, H, D, pointer(qkv), static_cast<const int32_t*>(pointer(cu_seqlens)),
+                          pointer(y), stride_t, stride_3, scale_log2};
+    for (int64_t b = 0; b <= B; ++b)
+        if (op.cu_seqlens[b] < (b ? op.cu_seqlens[b - 1] : 0) || op.cu_seqlens[b] > T)
+            throw py::value_error("cu_seqlens[" + std::to_string(b) + "] is " + std::to_string(op.cu_seqlens[b]) +
+                                  "; offsets must rise from 0 to the number of tokens, " + std::to_string(T));
+    const Isa checked = checked_isa(isa, dtype);
+    py::gil_scoped_release nogil;
+    attention_cpu(op, checked, threads);
 }
 
 void add_layer_norm_cpu_binding(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t stride_xm,
                                 uintptr_t residual, int64_t stride_rm, uintptr_t weight, uintptr_t bias,
                                 uintptr_t y, int64_t stride_ym, float eps, int isa, int threads) {
-    static const std::vector<Isa> have = supported_isas();
-    if (std::find(have.begin(), have.end(), static_cast<Isa>(isa)) == have.end())
-        throw py::value_error("no instruction set of number " + std::to_string(isa) + " here");
-    if (dtype != static_cast<int>(DType::f32) && dtype != static_cast<int>(DType::bf16))
-        throw py::value_error("add_layer_norm on CPU takes fp32 and bf16 only");
+    const Isa checked = checked_isa(isa, dtype);
     const AddLayerNorm op = add_layer_norm_args(dtype, M, N, x, stride_xm, residual, stride_rm, weight, bias, y,
                                                 stride_ym, eps);
     py::gil_scoped_release nogil;
-    add_layer_norm_cpu(op, static_cast<Isa>(isa), threads);
+    add_layer_norm_cpu(op, checked, threads);
 }
 
 #ifdef FASTBERT_HAS_CUDA
@@ -96,7 +152,17 @@ PYBIND11_MODULE(_C, m) {
     });
     m.def("isas", &isas);
     m.def("isa_id", &isa_id);
+    for (const auto& [name, activation] : {std::pair("none", Activation::none), std::pair("gelu", Activation::gelu),
+                                           std::pair("gelu_tanh", Activation::gelu_tanh),
+                                           std::pair("relu", Activation::relu), std::pair("silu", Activation::silu),
+                                           std::pair("tanh", Activation::tanh)})
+        m.attr((std::string("ACTIVATION_") + name).c_str()) = static_cast<int>(activation);
     m.def("add_layer_norm_cpu", &add_layer_norm_cpu_binding);
+    m.def("packed_weight_bytes", &packed_weight_bytes_binding);
+    m.def("pack_weight_cpu", &pack_weight_cpu_binding);
+    m.def("sample", &sample);
+    m.def("linear_cpu", &linear_cpu_binding);
+    m.def("attention_cpu", &attention_cpu_binding);
 #ifdef FASTBERT_HAS_CUDA
     m.attr("has_cuda") = true;
     m.def("add_layer_norm_cuda", &add_layer_norm_cuda_binding);

@@ -2,13 +2,15 @@
 
 The only importer of `fastbert._C`. It imports without the extension too; `available()` says why it is not
 there. The instruction set on CPU is the best the processor has, or what the environment variable
-FASTBERT_ISA names (avx512, avx2 or portable).
+FASTBERT_ISA names (avx512_bf16, avx512, avx2 or portable).
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
+import weakref
 from typing import Any
 
 import torch
@@ -30,6 +32,19 @@ def _load() -> tuple[Any, str | None]:
 _C, _reason = _load()
 _CPU_DTYPES = {} if _C is None else {torch.float32: _C.F32, torch.bfloat16: _C.BF16}
 _CUDA_DTYPES = {} if _C is None else {**_CPU_DTYPES, torch.float16: _C.F16}
+_ACTIVATIONS = (
+    {}
+    if _C is None
+    else {
+        None: _C.ACTIVATION_none,
+        "gelu": _C.ACTIVATION_gelu,
+        "gelu_new": _C.ACTIVATION_gelu_tanh,
+        "gelu_pytorch_tanh": _C.ACTIVATION_gelu_tanh,
+        "relu": _C.ACTIVATION_relu,
+        "silu": _C.ACTIVATION_silu,
+        "tanh": _C.ACTIVATION_tanh,
+    }
+)
 
 
 def available() -> str | None:
@@ -151,3 +166,173 @@ def add_layer_norm(
     else:
         _C.add_layer_norm_cpu(*arguments, _chosen_isa()[1], torch.get_num_threads())
     return y
+
+
+def supports_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
+) -> str | None:
+    """None where `linear` takes these arguments, else the reason why not."""
+    if _C is None:
+        return _reason
+    if activation not in _ACTIVATIONS:
+        return f"activation {activation}"
+    if reason := _cpu_reason(x, weight, bias):
+        return reason
+    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
+        return f"shapes {tuple(x.shape)} and {tuple(weight.shape)}"
+    for t in (x, weight):
+        if t.stride(1) != 1 and t.shape[1] > 1:
+            return "last dimension not contiguous"
+        if t.dtype == torch.bfloat16 and (t.shape[1] % 2 or t.stride(0) % 2 or t.data_ptr() % 4):
+            return "odd width or row stride in bf16"
+    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
+        return f"bias of shape {tuple(bias.shape)}"
+    if weight.is_inference():
+        return "a weight made in inference mode does not say when it changes"
+    return None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32.
+
+    The weight is packed on first use and again when it changes; see `_packed`.
+
+    Raises:
+        ValueError: arguments it does not take, with the reason of `supports_linear`.
+    """
+    reason = supports_linear(x, weight, bias, activation=activation)
+    if reason is not None:
+        raise ValueError(f"native.linear: {reason}")
+    M, K = x.shape
+    N = weight.shape[0]
+    y = torch.empty((M, N), dtype=x.dtype)
+    _C.linear_cpu(
+        _CPU_DTYPES[x.dtype],
+        M,
+        N,
+        K,
+        x.data_ptr(),
+        x.stride(0),
+        _packed(weight, bias).data_ptr(),
+        y.data_ptr(),
+        N,
+        _ACTIVATIONS[activation],
+        _chosen_isa()[1],
+        torch.get_num_threads(),
+    )
+    return y
+
+
+# id(weight) -> (weak reference to it, what it was packed from, the packed bytes).
+_packed_weights: dict[int, tuple[weakref.ref[Tensor], tuple, Tensor]] = {}
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The weight and bias in the order the kernels read, kept for as long as the weight tensor lives.
+
+    Packed again when the address or the version counter of either, the instruction set or a sample of the
+    values changes: writes through `.data` leave the version counter as it is.
+    """
+    threads, (_, isa_number) = torch.get_num_threads(), _chosen_isa()
+    N, K = weight.shape
+    address, bias_address = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
+    key = (
+        address,
+        weight._version,
+        bias_address,
+        None if bias is None else bias._version,
+        isa_number,
+        _C.sample(address, weight.numel() * weight.element_size() if weight.is_contiguous() else 0),
+        _C.sample(bias_address, 0 if bias is None else N * bias.element_size()),
+    )
+    entry = _packed_weights.get(id(weight))
+    if entry is not None and entry[1] == key:
+        return entry[2]
+    dtype = _CPU_DTYPES[weight.dtype]
+    buffer = torch.empty(_C.packed_weight_bytes(dtype, N, K, isa_number), dtype=torch.uint8)
+    _C.pack_weight_cpu(dtype, N, K, address, weight.stride(0), bias_address, buffer.data_ptr(), isa_number, threads)
+    identity = id(weight)
+    owner = weakref.ref(weight, lambda _: _packed_weights.pop(identity, None))
+    _packed_weights[identity] = (owner, key, buffer)
+    return buffer
+
+
+def packed_bytes() -> int:
+    """The memory that packed weights take, beside the weights themselves."""
+    return sum(buffer.numel() for _, _, buffer in _packed_weights.values())
+
+
+def supports_attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None = None, dropout_p: float = 0.0
+) -> str | None:
+    """None where `attention` takes these arguments, else the reason why not."""
+    if _C is None:
+        return _reason
+    if dropout_p > 0:
+        return "no dropout yet"
+    if reason := _cpu_reason(qkv):
+        return reason
+    if qkv.dim() != 4 or qkv.shape[1] != 3:
+        return f"shape {tuple(qkv.shape)}"
+    heads, width = qkv.shape[2:]
+    if qkv.stride(3) != 1 or qkv.stride(2) != width:
+        return "heads not contiguous"
+    if qkv.dtype == torch.bfloat16 and (width % 2 or qkv.stride(0) % 2 or qkv.stride(1) % 2 or qkv.data_ptr() % 4):
+        return "odd head width or stride in bf16"
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.device.type != "cpu" or not cu_seqlens.is_contiguous():
+        return "cu_seqlens is no contiguous int32 tensor on the CPU"
+    if heads == 0 or width == 0 or cu_seqlens.dim() != 1 or not len(cu_seqlens):
+        return "nothing to attend to"
+    if scale is not None and not scale > 0:
+        return f"scale {scale}"
+    return None
+
+
+def attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    """softmax(scale q k^T) v within each sequence: (T, 3, H, D) -> (T, H, D); softmax in fp32.
+
+    Raises:
+        ValueError: arguments it does not take, with the reason of `supports_attention`; offsets out of order.
+    """
+    reason = supports_attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
+    if reason is not None:
+        raise ValueError(f"native.attention: {reason}")
+    tokens, _, heads, width = qkv.shape
+    y = torch.empty((tokens, heads, width), dtype=qkv.dtype)
+    _C.attention_cpu(
+        _CPU_DTYPES[qkv.dtype],
+        tokens,
+        len(cu_seqlens) - 1,
+        heads,
+        width,
+        qkv.data_ptr(),
+        qkv.stride(0),
+        qkv.stride(1),
+        cu_seqlens.data_ptr(),
+        y.data_ptr(),
+        (width**-0.5 if scale is None else scale) * math.log2(math.e),
+        _chosen_isa()[1],
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
+    """Why the CPU kernels cannot take these tensors, whatever the op; None where they can."""
+    tensors = [first, *(t for t in others if t is not None)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return "no backward yet"
+    if first.device.type != "cpu":
+        return f"device {first.device.type}"
+    if first.dtype not in _CPU_DTYPES:
+        return f"dtype {first.dtype}"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    for t in tensors:
+        if t.dtype != first.dtype:
+            return f"mixed dtypes {first.dtype} and {t.dtype}"
+        if t.device != first.device:
+            return f"mixed devices {first.device} and {t.device}"
+    return None

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import ISAS, force_isa, require_native
+
+from fastbert import native
 
 # Before transformers is imported anywhere: nothing here may ask a hub.
 warnings.filterwarnings("ignore", message=".*newly initialised.*")
@@ -64,3 +67,15 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def all_cores() -> None:
     """For a test that runs a real model."""
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each instruction set that this machine has, forced."""
+    require_native()
+    if request.param not in native.isas():
+        pytest.skip(f"no {request.param} here")
+    force_isa(monkeypatch, request.param)
+    assert native.isa() == request.param
+    yield request.param
+    native._chosen_isa.cache_clear()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import torch
 from torch import Tensor
+
+from fastbert import native
 
 TINY = {
     "vocab_size": 120,
@@ -51,7 +56,7 @@ def assert_accurate(got: Tensor, eager: Tensor, exact: Tensor, what: str = "") -
     assert rms(mine) <= 2 * rms(theirs) + rounding, (what, rms(mine), rms(theirs))
 
 
-def assert_op_accurate(op, naive, inputs: dict[str, Tensor], dtype: torch.dtype, **kwargs) -> None:
+def assert_op_accurate(op, naive, inputs: dict[str, Tensor], dtype: torch.dtype, backward=True, **kwargs) -> None:
     """Forward and every gradient of `op` by the contract, and that it changes no input and repeats bit for bit.
 
     `naive` is the same mathematics in eager PyTorch; in fp64 it is the truth.
@@ -59,9 +64,12 @@ def assert_op_accurate(op, naive, inputs: dict[str, Tensor], dtype: torch.dtype,
 
     def run(function, dtype):
         leaves = {
-            name: x.to(dtype).detach().requires_grad_() if x.is_floating_point() else x for name, x in inputs.items()
+            name: x.to(dtype).detach().requires_grad_(backward) if x.is_floating_point() else x
+            for name, x in inputs.items()
         }
         out = function(**leaves, **kwargs)
+        if not backward:
+            return {"out": out}
         weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(dtype)
         floats = {name: x for name, x in leaves.items() if x.is_floating_point()}
         grads = torch.autograd.grad((out * weight).sum(), floats.values(), allow_unused=True)
@@ -77,3 +85,20 @@ def assert_op_accurate(op, naive, inputs: dict[str, Tensor], dtype: torch.dtype,
             assert_accurate(value, eager[name], exact[name], name)
         assert torch.equal(value, again[name]), f"{name} differs on a repeat"
     assert all(torch.equal(x, before[name]) for name, x in inputs.items()), "an input was changed"
+
+
+ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
+
+
+def require_native() -> None:
+    """Skips, or fails where FASTBERT_REQUIRE_NATIVE says that there must be an extension."""
+    reason = native.available()
+    if reason and os.environ.get("FASTBERT_REQUIRE_NATIVE"):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+def force_isa(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("FASTBERT_ISA", name)
+    native._chosen_isa.cache_clear()

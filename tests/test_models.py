@@ -411,4 +411,5 @@ def test_compiles(dtype, tmp_path):
     mine.to(dtype)
     compiled = torch.compile(mine, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(tokens())[0], mine(tokens())[0], rtol=1e-2, atol=1e-2)
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05  # the compiled graph holds the reference
+        torch.testing.assert_close(compiled(tokens())[0], mine(tokens())[0], rtol=tolerance, atol=tolerance)

@@ -7,35 +7,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from support import ISAS, force_isa, require_native
 
 from fastbert import native
 
-ISAS = ("avx512", "avx2", "portable")
 EPS = 1e-12  # what BERT uses
-
-
-def require_native():
-    reason = native.available()
-    if reason and os.environ.get("FASTBERT_REQUIRE_NATIVE"):
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request, monkeypatch):
-    require_native()
-    if request.param not in native.isas():
-        pytest.skip(f"no {request.param} here")
-    force(monkeypatch, request.param)
-    assert native.isa() == request.param
-    yield request.param
-    native._chosen_isa.cache_clear()
-
-
-def force(monkeypatch, name):
-    monkeypatch.setenv("FASTBERT_ISA", name)
-    native._chosen_isa.cache_clear()
 
 
 def example(M, N, dtype, *, shift=0.0, seed=0, device="cpu"):
@@ -206,9 +182,9 @@ def test_no_gradient_is_needed_where_grad_is_off():
 
 def test_an_unknown_instruction_set_is_an_error(monkeypatch):
     require_native()
-    force(monkeypatch, "avx9")
+    force_isa(monkeypatch, "avx9")
     try:
-        with pytest.raises(ValueError, match=r"FASTBERT_ISA=avx9: unknown.*avx512, avx2, portable"):
+        with pytest.raises(ValueError, match=r"FASTBERT_ISA=avx9: unknown.*avx512_bf16, avx512, avx2, portable"):
             native.isa()
         with pytest.raises(ValueError, match="FASTBERT_ISA=avx9"):
             native.add_layer_norm(*example(2, 8, torch.float32), eps=EPS)
@@ -223,7 +199,7 @@ def test_an_instruction_set_the_machine_lacks_is_an_error(monkeypatch):
     lacking = [name for name in ISAS if name not in native.isas()]
     if not lacking:
         pytest.skip("this machine has them all")
-    force(monkeypatch, lacking[0])
+    force_isa(monkeypatch, lacking[0])
     try:
         with pytest.raises(ValueError, match=f"FASTBERT_ISA={lacking[0]}: this CPU or this build has no"):
             native.isa()

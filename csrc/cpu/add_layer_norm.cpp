@@ -6,8 +6,8 @@
 namespace fastbert {
 
 void add_layer_norm_cpu(const AddLayerNorm& op, Isa isa, int threads) {
-    const CpuKernels& table = cpu_kernels(isa);
-    const auto rows = op.dtype == DType::f32 ? table.add_layer_norm_f32 : table.add_layer_norm_bf16;
+    const AddLayerNormKernels& kernels = cpu_kernels(isa).add_layer_norm;
+    const auto rows = op.dtype == DType::f32 ? kernels.f32 : kernels.bf16;
 
     // Waking a thread costs some microseconds, the time of about 16 thousand elements.
     constexpr int64_t GRAIN = 16384;

@@ -90,6 +90,6 @@ void add_layer_norm(const AddLayerNorm& op, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const CpuKernels kernels = {add_layer_norm<float>, add_layer_norm<bf16>};
+const AddLayerNormKernels add_layer_norm_kernels = {add_layer_norm<float>, add_layer_norm<bf16>};
 
 }  // namespace fastbert::FASTBERT_ISA

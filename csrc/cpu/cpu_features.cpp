@@ -6,6 +6,7 @@ namespace fastbert {
 
 const char* isa_name(Isa isa) {
     switch (isa) {
+        case Isa::avx512_bf16: return "avx512_bf16";
         case Isa::avx512: return "avx512";
         case Isa::avx2: return "avx2";
         case Isa::portable: break;
@@ -37,23 +38,29 @@ std::vector<Isa> supported_isas() {
 #ifdef FASTBERT_X86
     __builtin_cpu_init();
     // The features here are the -m flags of CMakeLists.txt.
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        found.push_back(Isa::avx512);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(Isa::avx2);
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(Isa::avx512_bf16);
+    if (avx512) found.push_back(Isa::avx512);
+    if (avx2) found.push_back(Isa::avx2);
 #endif
     found.push_back(Isa::portable);
     return found;
 }
 
 const CpuKernels& cpu_kernels(Isa isa) {
+#define FASTBERT_KERNELS(isa) {isa::add_layer_norm_kernels, isa::linear_kernels, isa::attention_kernels}
+    static const CpuKernels tables[] = {
 #ifdef FASTBERT_X86
-    if (isa == Isa::avx512) return avx512::kernels;
-    if (isa == Isa::avx2) return avx2::kernels;
+        FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512), FASTBERT_KERNELS(avx2),
+#else
+        FASTBERT_KERNELS(portable), FASTBERT_KERNELS(portable), FASTBERT_KERNELS(portable),
 #endif
-    (void)isa;
-    return portable::kernels;
+        FASTBERT_KERNELS(portable),
+    };
+#undef FASTBERT_KERNELS
+    return tables[static_cast<int>(isa)];
 }
 
 }  // namespace fastbert

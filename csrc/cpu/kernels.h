@@ -7,16 +7,46 @@
 
 namespace fastbert {
 
-struct CpuKernels {
-    // Rows [begin, end) of the op. No allocation, no threads, no exception.
-    void (*add_layer_norm_f32)(const AddLayerNorm& op, int64_t begin, int64_t end);
-    void (*add_layer_norm_bf16)(const AddLayerNorm& op, int64_t begin, int64_t end);
+// Rows [begin, end) of the op. Here and below: no allocation, no threads, no exception.
+struct AddLayerNormKernels {
+    void (*f32)(const AddLayerNorm& op, int64_t begin, int64_t end);
+    void (*bf16)(const AddLayerNorm& op, int64_t begin, int64_t end);
 };
 
-namespace portable { extern const CpuKernels kernels; }
+// A packed weight is panels of tile_n columns; rows go tile_m at a time.
+struct LinearKernels {
+    int64_t tile_m, tile_n;
+    void (*pack_f32)(const PackWeight& op, int64_t panel_begin, int64_t panel_end);
+    void (*pack_bf16)(const PackWeight& op, int64_t panel_begin, int64_t panel_end);
+    void (*f32)(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
+    void (*bf16)(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
+};
+
+// One head of the sequence of `length` tokens from `start`, with scratch(length, D) bytes of memory, aligned to 64.
+struct AttentionKernels {
+    int64_t (*scratch_f32)(int64_t length, int64_t D);
+    int64_t (*scratch_bf16)(int64_t length, int64_t D);
+    void (*f32)(const Attention& op, int64_t start, int64_t length, int64_t head, void* memory);
+    void (*bf16)(const Attention& op, int64_t start, int64_t length, int64_t head, void* memory);
+};
+
+struct CpuKernels {
+    const AddLayerNormKernels& add_layer_norm;
+    const LinearKernels& linear;
+    const AttentionKernels& attention;
+};
+
+#define FASTBERT_DECLARE_KERNELS(isa)                       \
+    namespace isa {                                         \
+    extern const AddLayerNormKernels add_layer_norm_kernels; \
+    extern const LinearKernels linear_kernels;              \
+    extern const AttentionKernels attention_kernels;        \
+    }
+FASTBERT_DECLARE_KERNELS(portable)
 #ifdef FASTBERT_X86
-namespace avx2 { extern const CpuKernels kernels; }
-namespace avx512 { extern const CpuKernels kernels; }
+FASTBERT_DECLARE_KERNELS(avx2)
+FASTBERT_DECLARE_KERNELS(avx512)
+FASTBERT_DECLARE_KERNELS(avx512_bf16)
 #endif
 
 // The table of one instruction set.

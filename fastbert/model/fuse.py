@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from threading import Lock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 _fusing = Lock()
+# query -> (state of the six parameters, the views of their storages): the same tensors come back for as long
+# as nothing has changed, so that a backend can keep a packed copy by them.
+_views: WeakKeyDictionary[nn.Linear, tuple[tuple, Tensor, Tensor | None]] = WeakKeyDictionary()
 
 
 def qkv_parameters(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> tuple[Tensor, Tensor | None]:
@@ -18,22 +22,36 @@ def qkv_parameters(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> tuple[
     weight changed in place by whatever means is never stale. The parameters stay the same objects.
     """
     weights = [query.weight, key.weight, value.weight]
-    biases = [query.bias, key.bias, value.bias]
-    fused_weight = _stack(weights)
-    return fused_weight, None if query.bias is None else _stack(biases)
+    biases = [] if query.bias is None else [query.bias, key.bias, value.bias]
+    parameters = weights + biases
+    if (
+        torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters))
+        or any(p.is_inference() for p in parameters)  # these do not say when they change
+    ):
+        return torch.cat(weights), torch.cat(biases) if biases else None
+    known = _views.get(query)
+    if known is not None and known[0] == _state(parameters):
+        return known[1:]
+    with _fusing:
+        weight, bias = _fuse(weights), _fuse(biases) if biases else None
+        if all(t is None or _adjacent(parts) for t, parts in ((weight, weights), (bias, biases))):
+            _views[query] = (_state(parameters), weight, bias)
+    return weight, bias
 
 
-def _stack(parts: list[Tensor]) -> Tensor:
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(p.requires_grad for p in parts)):
-        return torch.cat(parts)
+def _state(parameters: list[Tensor]) -> tuple:
+    return tuple((p.data_ptr(), p._version) for p in parameters)
+
+
+def _fuse(parts: list[Tensor]) -> Tensor:
+    """One view of the parts, which are moved into one storage if need be; a copy where they must not be moved."""
     if not _adjacent(parts):
-        with _fusing:
-            if not _adjacent(parts):
-                if not all(_owns_its_storage(p) for p in parts):
-                    return torch.cat(parts)
-                fused = torch.cat([p.detach() for p in parts])
-                for p, view in zip(parts, fused.split([len(p) for p in parts]), strict=True):
-                    p.data = view
+        if not all(_owns_its_storage(p) for p in parts):
+            return torch.cat(parts)
+        fused = torch.cat([p.detach() for p in parts])
+        for p, view in zip(parts, fused.split([len(p) for p in parts]), strict=True):
+            p.data = view
     first = parts[0].detach()
     return first.as_strided((sum(len(p) for p in parts), *first.shape[1:]), first.stride())
 

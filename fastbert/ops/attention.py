@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert import backend, reference
+from fastbert import backend, native, reference
 from fastbert.ops._checks import check_floating, check_integer, check_probability, check_shape
 
+backend.implement("attention", "native", native.attention, native.supports_attention)
 backend.implement("attention", "reference", reference.attention)
 
 

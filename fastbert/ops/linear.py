@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from fastbert import backend, reference
+from fastbert import backend, native, reference
 from fastbert.ops._checks import check_floating, check_shape
 
+backend.implement("linear", "native", native.linear, native.supports_linear)
 backend.implement("linear", "reference", reference.linear)
 
 
@@ -23,5 +25,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
         check_shape("linear", "bias", bias, (weight.shape[0],))
     if activation is not None and activation not in reference.ACTIVATIONS:
         raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}")
+    if torch.compiler.is_compiling():
+        # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
+        return reference.linear(x, weight, bias, activation=activation)
     _, run = backend.choose("linear", x.device.type, x, weight, bias, activation=activation)
     return run(x, weight, bias, activation=activation)

@@ -1,0 +1,37 @@
+// Shares attention out over threads: one task a head of a sequence. Compiled for the base instruction set.
+#include <algorithm>
+#include <memory>
+
+#include "kernels.h"
+
+namespace fastbert {
+
+void attention_cpu(const Attention& op, Isa isa, int threads) {
+    const AttentionKernels& kernels = cpu_kernels(isa).attention;
+    const bool wide = op.dtype == DType::f32;
+    const auto run = wide ? kernels.f32 : kernels.bf16;
+    int64_t longest = 0;
+    for (int64_t b = 0; b < op.B; ++b)
+        longest = std::max<int64_t>(longest, op.cu_seqlens[b + 1] - op.cu_seqlens[b]);
+    if (longest == 0) return;
+    const int64_t bytes = (wide ? kernels.scratch_f32 : kernels.scratch_bf16)(longest, op.D);
+
+#pragma omp parallel num_threads(threads)
+    {
+        // Grown once a thread and kept: the next layer, and the next call, find it warm.
+        static thread_local std::unique_ptr<std::byte[]> memory;
+        static thread_local int64_t size = 0;
+        if (size < bytes) {
+            memory.reset(new std::byte[bytes]);
+            size = bytes;
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < op.B * op.H; ++task) {
+            const int64_t b = task / op.H, start = op.cu_seqlens[b];
+            const int64_t length = op.cu_seqlens[b + 1] - start;
+            if (length > 0) run(op, start, length, task % op.H, memory.get());
+        }
+    }
+}
+
+}  // namespace fastbert

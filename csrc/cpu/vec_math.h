@@ -1,0 +1,71 @@
+// exp and the activations on one Vec, for any instruction set: only +, -, * and shifts of vector types.
+// Polynomials are Chebyshev fits, made for fp32; errors are measured over all of their range.
+#pragma once
+
+#include "vec.h"
+
+namespace fastbert::FASTBERT_ISA {
+
+using Ints = int32_t __attribute__((vector_size(sizeof(Vec))));
+
+// A NaN in `a` stays.
+static inline Vec max(Vec a, Vec b) { return b > a ? b : a; }
+static inline Vec min(Vec a, Vec b) { return b < a ? b : a; }
+
+// 2^x for x <= 127, relative error 9e-8; 0 below -126. NaN stays NaN.
+static inline Vec exp2(Vec x) {
+    const Vec magic = set(12582912.0f);  // 1.5 * 2^23: adding it leaves round(x) in the low bits
+    const Vec clamped = max(x, set(-127.0f));
+    const Vec shifted = add(clamped, magic);
+    const Vec f = sub(clamped, sub(shifted, magic));  // in [-0.5, 0.5]
+    Vec p = set(1.5469732e-4f);
+    p = fma(p, f, set(1.3400433e-3f));
+    p = fma(p, f, set(9.6180253e-3f));
+    p = fma(p, f, set(5.5503272e-2f));
+    p = fma(p, f, set(2.4022651e-1f));
+    p = fma(p, f, set(6.9314718e-1f));
+    p = fma(p, f, set(1.0f));
+    const Ints n = (Ints)shifted - (Ints)magic;  // -127 makes the exponent 0
+    const Vec scaled = mul(p, (Vec)((n + 127) << 23));
+    return x == x ? scaled : x;
+}
+
+static inline Vec exp(Vec x) { return exp2(mul(min(x, set(88.0f)), set(1.4426950408889634f))); }
+
+static inline Vec divide(Vec a, Vec b) { return a / b; }
+
+static inline Vec sigmoid(Vec x) { return divide(set(1.0f), add(set(1.0f), exp(sub(set(0.0f), x)))); }
+
+// x Phi(x), Phi the normal distribution: 1 - Phi(a) = 2^-q(a) for a = |x|, q a polynomial on [0, 6].
+// Absolute error 4e-8 times max(1, |x|), as that of x erf(x).
+static inline Vec gelu(Vec x) {
+    const Vec a = x < set(0.0f) ? sub(set(0.0f), x) : x;
+    const Vec c = min(a, set(6.0f));
+    Vec q = set(2.4108629e-10f);
+    q = fma(q, c, set(-1.0699088e-8f));
+    q = fma(q, c, set(2.1513347e-7f));
+    q = fma(q, c, set(-2.585263e-6f));
+    q = fma(q, c, set(2.0480009e-5f));
+    q = fma(q, c, set(-1.089833e-4f));
+    q = fma(q, c, set(3.490295e-4f));
+    q = fma(q, c, set(-9.0000023e-5f));
+    q = fma(q, c, set(-6.8799085e-3f));
+    q = fma(q, c, set(5.2415788e-2f));
+    q = fma(q, c, set(4.5922467e-1f));
+    q = fma(q, c, set(1.1511041f));
+    q = fma(q, c, set(1.0f));
+    const Vec tail = a > set(6.0f) ? set(0.0f) : mul(x, exp2(sub(set(0.0f), q)));
+    return x < set(0.0f) ? tail : sub(x, tail);
+}
+
+// 0.5 x (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+static inline Vec gelu_tanh(Vec x) {
+    const Vec cube = mul(mul(x, x), x);
+    return mul(x, sigmoid(mul(set(1.5957691216057308f), fma(set(0.044715f), cube, x))));
+}
+
+static inline Vec silu(Vec x) { return mul(x, sigmoid(x)); }
+
+static inline Vec tanh(Vec x) { return sub(mul(set(2.0f), sigmoid(add(x, x))), set(1.0f)); }
+
+}  // namespace fastbert::FASTBERT_ISA

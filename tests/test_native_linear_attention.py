@@ -1,0 +1,149 @@
+"""The C++ linear and attention: every instruction set this machine has, by the accuracy contract."""
+
+import gc
+
+import pytest
+import torch
+from support import assert_accurate, require_native
+
+from fastbert import native, reference
+
+
+def linear_inputs(rows, inner, outer, dtype):
+    x, weight = torch.randn(rows, inner).to(dtype), (torch.randn(outer, inner) / inner**0.5).to(dtype)
+    return x, weight, torch.randn(outer).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu", "silu", "tanh"])
+def test_linear_accuracy(isa, activation, dtype):
+    """Sizes that are no multiple of any tile; one and two threads give the same bits."""
+    for rows, inner, outer in ((1, 2, 1), (5, 62, 31), (13, 768, 33), (63, 100, 111), (200, 1000, 65)):
+        x, weight, bias = linear_inputs(rows, inner, outer, dtype)
+        got = native.linear(x, weight, bias, activation=activation)
+        exact = reference.linear(x.double(), weight.double(), bias.double(), activation=activation)
+        assert_accurate(got, reference.linear(x, weight, bias, activation=activation), exact)
+        torch.set_num_threads(2)
+        assert torch.equal(native.linear(x, weight, bias, activation=activation), got)
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "silu", "tanh"])
+def test_activations_over_their_whole_range(isa, activation):
+    """Through an identity weight; large, small, infinite and NaN arguments."""
+    x = torch.cat(
+        [torch.linspace(-100, 100, 4001), torch.linspace(-8, 8, 4095), torch.tensor([0.0, -0.0, 1e30, -1e30])]
+    )
+    x = x[: len(x) // 4 * 4].view(-1, 4).contiguous()
+    got = native.linear(x, torch.eye(4), None, activation=activation)
+    exact = reference.ACTIVATIONS[activation](x.double())
+    assert ((got - exact).abs() <= 3e-7 * exact.abs().clamp(min=1)).all()
+    special = torch.tensor([[float("inf"), 0, 0, 0], [float("nan"), 0, 0, 0]])
+    got = native.linear(special, torch.ones(1, 4), None, activation=activation)
+    assert got[0, 0] == special[0, 0] or activation == "tanh"
+    assert got[1, 0].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_strides_and_neighbours(isa, dtype):
+    """Strided rows are read as they are, and nothing is written beside the output."""
+    wide, weight, bias = torch.randn(9, 200).to(dtype), torch.randn(50, 200).to(dtype), torch.randn(50).to(dtype)
+    expected = native.linear(wide[::2, 20:120].contiguous(), weight[:, 40:140].contiguous(), bias)
+    assert torch.equal(native.linear(wide[::2, 20:120], weight[:, 40:140], bias), expected)
+    out = torch.full((5, 60), float("nan"), dtype=dtype)
+    code, packed = native._CPU_DTYPES[dtype], native._packed(weight[:, 40:140].contiguous(), bias)
+    x = wide[::2, 20:120]
+    pointers = (x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), 60)
+    native._C.linear_cpu(code, 5, 50, 100, *pointers, 0, native._chosen_isa()[1], 1)
+    assert torch.equal(out[:, :50], expected) and out[:, 50:].isnan().all()
+
+
+def test_packed_weights_follow_changes_and_die_with_the_weight():
+    require_native()
+    before = native.packed_bytes()
+    holder = [torch.nn.Parameter(torch.randn(40, 64))]
+    _follow_changes(holder[0])
+    assert native.packed_bytes() > before
+    holder.clear()
+    gc.collect()
+    assert native.packed_bytes() == before
+
+
+def _follow_changes(weight):
+    x = torch.randn(3, 64)
+    changes = {
+        "in place": lambda: weight.mul_(2),
+        "through .data": lambda: weight.data.add_(1),
+        "another tensor as .data": lambda: setattr(weight, "data", torch.randn(40, 64)),
+        "bias in place": lambda: bias.mul_(3),
+    }
+    bias = torch.randn(40)
+    with torch.no_grad():
+        for name, change in changes.items():
+            native.linear(x, weight, bias)
+            change()
+            torch.testing.assert_close(
+                native.linear(x, weight, bias), reference.linear(x, weight, bias), msg=lambda m, n=name: f"{n}: {m}"
+            )
+    entry = native._packed_weights[id(weight)]
+    with torch.no_grad():
+        native.linear(x, weight, bias)
+    assert native._packed_weights[id(weight)][2] is entry[2], "packed again without a change"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "width"), [(1, 2), (3, 16), (12, 32), (2, 64), (2, 80), (1, 34)])
+def test_attention_accuracy(isa, heads, width, dtype):
+    lengths = torch.tensor([0, 1, 5, 0, 32, 33, 64, 130])
+    cu_seqlens = lengths.cumsum(0).int()
+    qkv = torch.randn(int(cu_seqlens[-1]), 3, heads, width).to(dtype)
+    for scale in (None, 2.0):
+        got = native.attention(qkv, cu_seqlens, 130, scale=scale)
+        exact = reference.attention(qkv.double(), cu_seqlens, 130, scale=scale)
+        assert_accurate(got, reference.attention(qkv, cu_seqlens, 130, scale=scale), exact)
+
+
+def test_attention_of_large_scores(isa):
+    """Scores of thousands: the largest alone counts, and nothing overflows."""
+    qkv = torch.randn(20, 3, 2, 16) * 60
+    cu_seqlens = torch.tensor([0, 20], dtype=torch.int32)
+    exact = reference.attention(qkv.double(), cu_seqlens, 20)
+    torch.testing.assert_close(native.attention(qkv, cu_seqlens, 20).double(), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_attention_refuses_offsets_that_would_crash():
+    require_native()
+    qkv = torch.randn(4, 3, 1, 8)
+    for offsets in ([0, 5], [0, 3, 2, 4], [-1, 4]):
+        with pytest.raises(ValueError, match="offsets must rise from 0 to the number of tokens, 4"):
+            native.attention(qkv, torch.tensor(offsets, dtype=torch.int32), 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: native.supports_linear(torch.zeros(2, 3).bfloat16(), torch.zeros(4, 3).bfloat16()), "odd width"),
+        (lambda: native.supports_linear(torch.zeros(2, 4), torch.zeros(4, 4).double()), "mixed dtypes"),
+        (lambda: native.supports_linear(torch.zeros(2, 4).half(), torch.zeros(4, 4).half()), "dtype torch.float16"),
+        (lambda: native.supports_linear(torch.zeros(2, 4), torch.zeros(4, 4, requires_grad=True)), "no backward"),
+        (lambda: native.supports_linear(torch.zeros(4, 2).T, torch.zeros(4, 4)), "not contiguous"),
+        (lambda: native.supports_attention(torch.zeros(2, 3, 1, 4), torch.tensor([0, 2]), 2), "int32"),
+        (
+            lambda: native.supports_attention(torch.zeros(2, 3, 1, 4), torch.tensor([0, 2]).int(), 2, scale=-1.0),
+            "scale -1.0",
+        ),
+        (
+            lambda: native.supports_attention(torch.zeros(2, 3, 1, 4), torch.tensor([0, 2]).int(), 2, dropout_p=0.5),
+            "no dropout",
+        ),
+    ],
+)
+def test_reasons_of_linear_and_attention(call, reason):
+    require_native()
+    assert reason in call()
+
+
+def test_autocast_is_left_to_the_reference():
+    require_native()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert native.supports_linear(torch.zeros(2, 4), torch.zeros(4, 4)) == "autocast is on"
