@@ -25,7 +25,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {"cuda": ("reference",), "cpu": ("native", "reference")},
     "add_layer_norm": {"cuda": ("triton", "native", "reference"), "cpu": ("native", "reference")},
     "linear_cross_entropy": {"cuda": ("reference",), "cpu": ("reference",)},
-    "encoder": {"cuda": ("reference",), "cpu": ("reference",)},
+    "encoder": {"cuda": ("reference",), "cpu": ("native", "reference")},
 }
 
 

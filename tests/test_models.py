@@ -382,6 +382,19 @@ def test_queries_keys_values_share_one_storage_and_follow_changes(tmp_path):
     assert all(a is b for a, b in zip(parameters, mine.parameters(), strict=True))
 
 
+def test_fusing_in_inference_mode_leaves_the_parameters_trainable(tmp_path):
+    _, mine = pair("BertModel", tmp_path)
+    with torch.inference_mode():
+        expected = mine(tokens())[0]
+    assert not any(p.is_inference() for p in mine.parameters())
+    out = mine(tokens())[0]
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    out.pow(2).mean().backward()
+    torch.optim.SGD(mine.parameters(), lr=0.1).step()
+    with torch.inference_mode():
+        assert not torch.allclose(mine(tokens())[0], expected)
+
+
 def test_fusing_between_forward_and_backward_is_harmless(tmp_path):
     theirs, mine = pair("BertModel", tmp_path)
     loss = mine(tokens())[0].pow(2).mean()

@@ -33,7 +33,8 @@ def qkv_parameters(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> tuple[
     known = _views.get(query)
     if known is not None and known[0] == _state(parameters):
         return known[1:]
-    with _fusing:
+    # Made in inference mode, the storage would turn the parameters into tensors that cannot be trained any more.
+    with _fusing, torch.inference_mode(False), torch.no_grad():
         weight, bias = _fuse(weights), _fuse(biases) if biases else None
         if all(t is None or _adjacent(parts) for t, parts in ((weight, weights), (bias, biases))):
             _views[query] = (_state(parameters), weight, bias)
