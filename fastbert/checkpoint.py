@@ -28,9 +28,10 @@ _LEGACY = (
 )
 # The names, in order of preference, of a tensor that goes by several because it is tied: transformers adds the
 # decoder's own bias, and saves whichever of the two it meets first.
+_UNTIED = {"cls.predictions.bias": ("cls.predictions.decoder.bias", "cls.predictions.bias")}
 _ALIASES = {
     "cls.predictions.decoder.weight": ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
-    "cls.predictions.bias": ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    **_UNTIED,
 }
 
 
@@ -136,7 +137,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, initialise: Callable[[nn
     missing_encoder, missing_heads = [], []
     for name, parameter in model.named_parameters():
         plain = plain_name(name)
-        source = next((alias for alias in _ALIASES.get(plain, (plain,)) if alias in checkpoint), None)
+        aliases = _ALIASES.get(plain, (plain,)) if model.config.tie_word_embeddings else _UNTIED.get(plain, (plain,))
+        source = next((alias for alias in aliases if alias in checkpoint), None)
         if source is None:
             (missing_encoder if plain.startswith(_ENCODER) else missing_heads).append(name)
             continue
@@ -154,7 +156,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, initialise: Callable[[nn
         initialise(model, missing_heads)
         warnings.warn(
             f"newly initialised, not in the checkpoint (train them before use): {', '.join(missing_heads)}",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

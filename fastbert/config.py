@@ -27,7 +27,8 @@ class BertConfig:
     """A BERT's sizes and settings, by transformers' names and with its defaults.
 
     Keys that fastbert has no use for (from the file they came in) are kept in `extra` and written back
-    by `save_pretrained`. The keyword `num_labels` sets `id2label` and `label2id`, as in transformers.
+    by `save_pretrained`. Setting `num_labels` (or giving it to `from_dict` or `from_pretrained`) makes
+    `id2label` and `label2id` anew, as in transformers.
 
     Raises:
         ValueError: a size that is not positive, a hidden size that the heads do not divide, a decoder.
@@ -95,7 +96,14 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> BertConfig:
-        """Builds a config from config.json's keys; `overrides` (num_labels among them) win."""
+        """Builds a config from config.json's keys; `overrides`, its fields and num_labels, win.
+
+        Raises:
+            TypeError: an override that is no field.
+        """
+        known_names = {f.name for f in fields(cls)} - {"extra"} | {"num_labels"}
+        if unknown := set(overrides) - known_names:
+            raise TypeError(f"BertConfig has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(known_names))}")
         values = {**values, **overrides}
         num_labels = values.pop("num_labels", None)
         model_type = values.pop("model_type", "bert")
@@ -120,7 +128,7 @@ class BertConfig:
             raise ValueError(f"{file} holds a {type(values).__name__}, not a JSON object")
         try:
             return cls.from_dict(values, **overrides)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastbert.backend import Explanation, explain_table
 from fastbert.integrations.transformers import explain_model
@@ -19,14 +20,22 @@ def explain(model: Any = None) -> Explanation:
         model: None for the ops on this machine's devices, in fp32 inference; or a model, accelerated or
             not, for what runs in it.
     """
-    if model is not None and not isinstance(model, BertPreTrainedModel):
+    ours = None if model is None else _own_model(model)
+    if model is not None and ours is None:
         return Explanation(tuple(("BertModel", name, "", verdict) for name, verdict in explain_model(model)))
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    if model is not None:
-        devices = [model.device.type]
-    dtype = torch.float32 if model is None else model.dtype
+    if ours is not None:
+        devices = [ours.device.type]
+    dtype = torch.float32 if ours is None else ours.dtype
     with torch.inference_mode():
         return explain_table(devices, lambda op, device: _example(op, device, dtype))
+
+
+def _own_model(model: Any) -> BertPreTrainedModel | None:
+    """The fastbert model in `model`: itself, a part of it, or what an Embedder holds."""
+    root = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    modules = root.modules() if isinstance(root, nn.Module) else ()
+    return next((m for m in modules if isinstance(m, BertPreTrainedModel)), None)
 
 
 def _example(op: str, device: str, dtype: torch.dtype) -> tuple[tuple, dict]:

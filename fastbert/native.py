@@ -97,6 +97,8 @@ def supports_add_layer_norm(
         return _reason
     if dropout_p > 0:
         return "no dropout yet"
+    if torch.jit.is_tracing():
+        return "a trace cannot hold pointers"
     if torch.is_grad_enabled() and (
         x.requires_grad
         or weight.requires_grad
@@ -382,7 +384,7 @@ def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: in
         _attention_into(context, split, cu_seqlens, (E // heads) ** -0.5)
         _linear_into(a, context, w.attention_weight, w.attention_bias, None)
         _add_layer_norm_into(b, a, x, w.attention_norm_weight, w.attention_norm_bias, w.eps)
-        middle = up.view(-1)[: T * w.up_weight.shape[0]].view(T, -1)
+        middle = up.view(-1)[: T * w.up_weight.shape[0]].view(T, w.up_weight.shape[0])
         _linear_into(middle, b, w.up_weight, w.up_bias, w.activation)
         _linear_into(a, middle, w.down_weight, w.down_bias, None)
         _add_layer_norm_into(out, a, b, w.norm_weight, w.norm_bias, w.eps)
@@ -419,6 +421,8 @@ def _cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
         return f"dtype {first.dtype}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
+    if torch.jit.is_tracing():
+        return "a trace cannot hold pointers"
     for t in tensors:
         if t.dtype != first.dtype:
             return f"mixed dtypes {first.dtype} and {t.dtype}"

@@ -62,7 +62,7 @@ def batch_from_mask(mask: Tensor) -> PackedBatch:
         if neither.numel():
             raise ValueError(f"attention_mask holds {neither[0].item()}; its values must be 0 or 1")
     lengths = real.sum(dim=1, dtype=torch.int32)
-    # The one wait for the device: the host must know how many tokens there are.
+    # The host must know how many tokens there are: on a GPU, this and the check above wait for it.
     total, longest = lengths.sum().item(), int(lengths.max()) if batch_size else 0
     if total == batch_size * seq_len:
         return full_batch(batch_size, seq_len, mask.device)

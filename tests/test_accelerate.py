@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -321,4 +322,140 @@ def test_inside_a_pipeline(minilm):
         for vectors, wanted in zip(pipeline(texts, batch_size=batch_size), expected, strict=True):
             torch.testing.assert_close(torch.tensor(vectors[0])[: len(wanted)], wanted, rtol=1e-5, atol=1e-5)
     assert "packed, by fastbert" in str(fastbert.explain(pipeline))
-    assert "calls ran" not in str(fastbert.explain(fastbert.restore(pipeline)))
+    assert "calls ran" not in str(fastbert.explain(pipeline))
+
+
+def test_inference_mode_leaves_the_model_trainable():
+    fast, original = twins("BertForSequenceClassification")
+    with torch.inference_mode():
+        fast(tokens())
+    for model in (fast, original):
+        model(tokens(), labels=torch.tensor([0, 1, 1])).loss.backward()
+    for (name, a), b in zip(fast.named_parameters(), original.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if "key.bias" not in name and a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+REPLACED = {
+    "activation": lambda m: setattr(m.encoder.layer[1].intermediate, "intermediate_act_fn", torch.nn.ReLU()),
+    "pooler activation": lambda m: setattr(m.pooler, "activation", torch.nn.Identity()),
+    "dropout": lambda m: setattr(m.encoder.layer[0].output, "dropout", torch.nn.Identity()),
+    "hook on a dropout": lambda m: m.embeddings.dropout.register_forward_hook(lambda mod, args, out: out * 2),
+    "scaling": lambda m: setattr(m.encoder.layer[2].attention.self, "scaling", 1.0),
+    "embedding norm": lambda m: setattr(m.embeddings, "LayerNorm", torch.nn.Identity()),
+    "norm without bias": lambda m: setattr(m.embeddings, "LayerNorm", torch.nn.LayerNorm(48, bias=False)),
+    "layer norm without bias": lambda m: setattr(
+        m.encoder.layer[0].output, "LayerNorm", torch.nn.LayerNorm(48, bias=False)
+    ),
+    "key without bias": lambda m: setattr(m.encoder.layer[0].attention.self.key, "bias", None),
+    "query without bias": lambda m: setattr(m.encoder.layer[0].attention.self.query, "bias", None),
+    "one weight for query and key": lambda m: setattr(
+        m.encoder.layer[0].attention.self.query, "weight", m.encoder.layer[0].attention.self.key.weight
+    ),
+    "two epsilons": lambda m: setattr(m.encoder.layer[0].output.LayerNorm, "eps", 0.5),
+    "word table with a hook": lambda m: m.embeddings.word_embeddings.register_forward_hook(lambda mod, a, out: out * 2),
+    "a forward of its own": lambda m: setattr(m.encoder.layer[1].output.dense, "forward", lambda x: x[..., :48] * 2),
+}
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("change", REPLACED)
+def test_replaced_parts_count(change, before):
+    """Whatever somebody did to the model: the numbers are those of the original code."""
+    original = make()
+    if before:
+        REPLACED[change](original)
+    fast = copy.deepcopy(original)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some are left alone from the start
+        fastbert.accelerate(fast)
+    if not before:
+        for model in (original, fast):
+            REPLACED[change](model)
+    mask = mask_of("right")
+    with torch.no_grad():
+        a, b = fast(tokens(), attention_mask=mask), original(tokens(), attention_mask=mask)
+    real = mask.bool()
+    torch.testing.assert_close(a[0][real], b[0][real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a[1], b[1], rtol=1e-4, atol=1e-5)
+
+
+def test_restore_reaches_through_wrappers():
+    """HF Accelerate keeps our forward inside its own; a restored model must still run the original code."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # one a process, and Trainer has made one
+    for name in ("BertModel", "BertForQuestionAnswering"):
+        fast, original = twins(name)
+        prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare(fast)
+        assert "packed, by fastbert" in str(fastbert.explain(prepared))
+        fastbert.restore(prepared)
+        assert "accelerate was not called" in str(fastbert.explain(prepared))
+        mask = mask_of("right")
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = original(tokens(), attention_mask=mask)[0]
+        torch.testing.assert_close(prepared(tokens(), attention_mask=mask)[0], expected.float(), rtol=1e-6, atol=1e-6)
+
+
+def test_replicas_run_on_their_own_parameters():
+    """What torch's DataParallel does for each GPU."""
+    fast, _ = twins()
+    replica = fast._replicate_for_data_parallel()
+    assert replica.forward.module is replica and fast.forward.module is fast
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForTokenClassification", "BertForPreTraining"])
+def test_labels_at_pads_are_not_read(name):
+    fast, original = twins(name)
+    mask = mask_of("right")
+    labels = tokens() if "Token" not in name else tokens() % 2
+    extra = {"next_sentence_label": torch.tensor([0, 1, 1])} if "Pre" in name else {}
+    a = fast(tokens(), attention_mask=mask, labels=labels, **extra).loss
+    b = original(tokens(), attention_mask=mask, labels=labels.masked_fill(mask == 0, -100), **extra).loss
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_what_transformers_broadcasts():
+    fast, original = twins()
+    types, positions = torch.ones(1, 8, dtype=torch.long), torch.arange(8) + 3
+    for call in ({"token_type_ids": types}, {"position_ids": positions[None]}):
+        torch.testing.assert_close(fast(tokens(), **call)[0], original(tokens(), **call)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_config_asks_for_states_and_attentions():
+    fast, original = twins()
+    for model in (fast, original):
+        model.set_attn_implementation("eager")
+        model.config.output_attentions = True
+    a, b = fast(tokens()), original(tokens())
+    assert list(a) == list(b) and len(a.to_tuple()) == len(b.to_tuple())
+    for model in (fast, original):
+        model.config.output_attentions = False
+        model.config.output_hidden_states = [1]
+    a, b = fast(tokens()).hidden_states, original(tokens()).hidden_states
+    assert [x is None for x in a] == [x is None for x in b]
+
+
+def test_a_trace_holds_the_original_code():
+    fast, original = twins()
+    with torch.no_grad():
+        traced = torch.jit.trace(fast, (tokens(), torch.ones(3, 8, dtype=torch.long)), strict=False)
+        mask = mask_of("right")
+        torch.testing.assert_close(
+            traced(tokens(), mask)["last_hidden_state"],
+            original(tokens(), attention_mask=mask)[0],
+            rtol=1e-4,
+            atol=1e-4,
+        )
+
+
+def test_explain_sees_a_hook_before_the_call_does():
+    fast, _ = twins()
+    fast.encoder.layer[0].register_forward_hook(lambda m, args, out: out)
+    assert "original code: encoder.layer.0 has a hook" in str(fastbert.explain(fast))
+    with pytest.raises(ValueError, match="nothing to explain"):
+        fastbert.explain(torch.nn.Linear(2, 2))
+    nested = torch.nn.Sequential(fastbert.BertModel(fastbert.BertConfig(**TINY)))
+    assert "attention" in str(fastbert.explain(nested))

@@ -237,3 +237,18 @@ def test_fewer_layers_than_the_checkpoint(folder):
     """What a student is made from: the first layers of a deeper model."""
     model = fastbert.BertModel.from_pretrained(folder, num_hidden_layers=2)
     assert len(model.encoder.layer) == 2
+
+
+def test_unknown_keywords_are_refused(folder):
+    for keyword in ("num_label", "torch_dtype", "device_map"):
+        with pytest.raises(TypeError, match=f"BertConfig has no {keyword}"):
+            fastbert.BertModel.from_pretrained(folder, **{keyword: 3})
+    with pytest.raises(TypeError, match="add_pooling_layer"):
+        fastbert.BertForMaskedLM.from_pretrained(folder, add_pooling_layer=False)
+
+
+def test_an_untied_decoder_is_new_where_the_checkpoint_has_none(tmp_path):
+    transformers.BertModel(transformers.BertConfig(**TINY)).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"cls\.predictions\.decoder\.weight"):
+        model = fastbert.BertForMaskedLM.from_pretrained(tmp_path, tie_word_embeddings=False)
+    assert not torch.equal(model.cls.predictions.decoder.weight, model.get_input_embeddings().weight)

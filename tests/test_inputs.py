@@ -43,6 +43,8 @@ CASES = {
         {"input_ids": tokens(2, 41)},
         "input_ids has a sequence of 41 tokens; max_position_embeddings is 40",
     ),
+    "a list": ({"input_ids": [[1, 2]]}, "input_ids is a list; it must be a tensor"),
+    "mask as a list": ({"attention_mask": [[1] * 8] * 3}, "attention_mask is a list; it must be a tensor"),
     "both inputs": ({"inputs_embeds": torch.zeros(3, 8, 48)}, "exactly one of input_ids and inputs_embeds"),
     "no input": ({"input_ids": None}, "exactly one of input_ids and inputs_embeds"),
     "embeds width": (

@@ -426,3 +426,73 @@ def test_compiles(dtype, tmp_path):
     with torch.no_grad():
         tolerance = 1e-5 if dtype == torch.float32 else 0.05  # the compiled graph holds the reference
         torch.testing.assert_close(compiled(tokens())[0], mine(tokens())[0], rtol=tolerance, atol=tolerance)
+
+
+def test_sequences_of_length_zero(tmp_path):
+    """Rows without a token: as many rows come out, of zeros."""
+    _, mine = pair("BertModel", tmp_path)
+    none = torch.zeros(0, dtype=torch.long)
+    packed = mine(none, cu_seqlens=torch.tensor([0, 0, 0], dtype=torch.int32))
+    padded = mine(torch.zeros(2, 0, dtype=torch.long))
+    for out, shape in ((packed, (0, 48)), (padded, (2, 0, 48))):
+        assert out.last_hidden_state.shape == shape
+        assert out.pooler_output.shape == (2, 48) and (out.pooler_output == 0).all()
+
+
+def test_outputs_can_be_made_anew(tmp_path):
+    """As Accelerate and DataParallel do with what a model returns."""
+    _, mine = pair("BertModel", tmp_path)
+    out = mine(tokens())
+    for again in (type(out)(dict(out)), type(out)((k, v) for k, v in out.items()), copy.copy(out)):
+        assert list(again) == list(out) and again.pooler_output is out.pooler_output
+    with pytest.raises(TypeError, match="has no field logits"):
+        type(out)(logits=1)
+
+
+def test_flat_buffers_are_not_taken_apart(tmp_path):
+    """Parameters that are slices of somebody's buffer (FSDP's, say) stay there."""
+    _, mine = pair("BertModel", tmp_path)
+    attention = mine.encoder.layer[0].attention.self
+    buffer = torch.randn(48 * 48 * 3 + 7)
+    for i, projection in enumerate((attention.value, attention.key, attention.query)):
+        projection.weight.data = buffer[i * 48 * 48 : (i + 1) * 48 * 48].view(48, 48)
+    with torch.no_grad():
+        expected = mine(tokens())[0]
+        assert attention.query.weight.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+        buffer.mul_(1.5)
+        assert not torch.allclose(mine(tokens())[0], expected)
+
+
+def test_padding_row_gets_no_gradient(tmp_path):
+    """Id 0 at real tokens: transformers' table gives its row no gradient, and so does ours."""
+    theirs, mine = pair("BertModel", tmp_path)
+    ids = tokens()
+    ids[:, 2] = 0
+    for model in (mine, theirs):
+        model(ids)[0].pow(2).mean().backward()
+    a, b = (m.embeddings.word_embeddings.weight.grad for m in (mine, theirs))
+    assert (a[0] == 0).all()
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_settings_are_passed_on(reentrant, tmp_path, monkeypatch):
+    _, mine = pair("BertModel", tmp_path)
+    mine.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert mine.encoder.layer[0]._gradient_checkpointing_func.keywords["use_reentrant"] is reentrant
+    mine(tokens())[0].sum().backward()
+    assert mine.encoder.layer[0].output.dense.weight.grad is not None
+
+
+def test_resizing_keeps_what_is_frozen(tmp_path):
+    _, mine = pair("BertForMaskedLM", tmp_path)
+    mine.get_input_embeddings().weight.requires_grad_(False)
+    assert not mine.resize_token_embeddings(125).weight.requires_grad
+
+
+def test_a_model_loaded_in_inference_mode_can_be_trained(tmp_path):
+    pair("BertModel", tmp_path)
+    with torch.inference_mode():
+        mine = fastbert.BertModel.from_pretrained(tmp_path)
+    mine(tokens())[0].sum().backward()
+    assert mine.encoder.layer[0].attention.self.query.weight.grad is not None

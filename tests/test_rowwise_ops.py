@@ -1,5 +1,8 @@
 """embed_layer_norm, linear, add_layer_norm and linear_cross_entropy: every backend, by the accuracy contract."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -210,3 +213,20 @@ def test_add_layer_norm_drops_x_and_not_the_residual(p):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_weight_gradients_are_summed_in_fp32():
+    """4096 rows in bf16: summed in bf16 the bias' gradient would stop growing at a few hundred."""
+    x, weight, bias = (t.bfloat16().requires_grad_() for t in (torch.randn(4096, 8), torch.ones(8), torch.zeros(8)))
+    ops.add_layer_norm(x, None, weight, bias, eps=1e-12).sum().backward()
+    assert (bias.grad == 4096).all()
+
+
+def test_the_triton_version_says_why_not_without_a_gpu():
+    code = (
+        "import torch; from fastbert.ops.add_layer_norm import _supports_triton as s; x = torch.ones(2, 2);"
+        "print(s(x, x, x[0], x[0], eps=1e-5, dropout_p=0.0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "triton" in done.stdout or torch.cuda.is_available()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.model.bert import output_states, pool, run_bert
+from fastbert.model.heads import IGNORE
 from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
@@ -55,29 +56,30 @@ def accelerate(model: Model) -> Model:
         raise ValueError(f"model is a {type(model).__name__} without a transformers BertModel; there is nothing to do")
     reasons = []
     for bert in encoders:
-        if isinstance(bert.__dict__.get("forward"), _Packed):
-            continue
         reason = _why_not(bert)
         if reason is None:
-            bert.forward = PackedBert(bert)
+            PackedBert.put(bert)
         else:
             reasons.append(reason)
     if len(reasons) == len(encoders):
         warnings.warn(f"fastbert.accelerate left the model as it was: {'; '.join(sorted(set(reasons)))}", stacklevel=2)
     for head in _modules(model):
-        if _is_bert(head, "BertForQuestionAnswering") and isinstance(head.bert.__dict__.get("forward"), PackedBert):
-            head.forward = head.__dict__.get("forward") or PackedQuestionAnswering(head)
+        kind = next((packed for name, packed in _HEADS.items() if _is_bert(head, name)), None)
+        if kind is not None and _packed(head.bert) is not None and type(head).forward is _forward_of(head):
+            kind.put(head)
     return model
 
 
 def restore(model: Model) -> Model:
     """Undoes `accelerate`: every call runs the original code again. Returns `model`."""
     for module in _modules(model):
-        packed = module.__dict__.get("forward")
-        if isinstance(packed, _Packed):
-            del module.forward
-            if packed.own_forward is not None:
-                module.forward = packed.own_forward
+        packed = _packed(module)
+        if packed is not None:
+            packed.active = False  # for a wrapper around it, which goes on calling it
+            if module.__dict__.get("forward") is packed:
+                del module.forward
+                if packed.own_forward is not None:
+                    module.forward = packed.own_forward
     return model
 
 
@@ -86,15 +88,17 @@ def explain_model(model: Any) -> list[tuple[str, str]]:
     verdicts = []
     for name, module in _named_modules(model):
         if _is_bert(module, "BertModel"):
-            packed = module.__dict__.get("forward")
-            if isinstance(packed, PackedBert):
+            packed, reason = _packed(module), _why_not(module)
+            if packed is not None and reason is None:
                 verdict = "packed, by fastbert; 4-D masks, causal and cross-attention run the original code"
+            else:
+                verdict = f"the original code: {reason or 'fastbert.accelerate was not called'}"
+            if packed is not None:
                 for reason, calls in packed.declined.items():
                     verdict += f"\n  {calls} calls ran the original code: {reason}"
-            else:
-                reason = _why_not(module)
-                verdict = f"the original code: {reason or 'fastbert.accelerate was not called'}"
             verdicts.append((name or type(module).__name__, verdict))
+    if not verdicts:
+        raise ValueError(f"model is a {type(model).__name__} without a BertModel; there is nothing to explain")
     return verdicts
 
 
@@ -103,7 +107,22 @@ class _Packed:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.active = True
         self.own_forward = module.__dict__.get("forward")  # accelerate's and others' wrappers live there
+
+    @classmethod
+    def put(cls, module: nn.Module) -> None:
+        """Replaces the forward of `module`, once."""
+        if _packed(module) is None:
+            module.forward = cls(module)
+            module._replicate_for_data_parallel = module.forward.replicate
+
+    def replicate(self) -> nn.Module:
+        """A replica for torch's DataParallel, which copies attributes: its forward must be of its own parameters."""
+        replica = type(self.module)._replicate_for_data_parallel(self.module)
+        replica.forward = type(self)(replica)
+        replica.forward.own_forward = self.own_forward
+        return replica
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -125,6 +144,8 @@ class PackedBert(_Packed):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
+        if not self.active:
+            return self.original(*args, **kwargs)
         given = {k: v for k, v in self.__signature__.bind(*args, **kwargs).arguments.items() if v is not None}
         given.update({k: v for k, v in given.pop("kwargs", {}).items() if v is not None})
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
@@ -139,19 +160,34 @@ class PackedBert(_Packed):
             last_hidden_state=inputs.give_back(encoded.last_hidden_state),
             pooler_output=None if bert.pooler is None else pool(bert, bert.config, inputs, encoded),
             **output_states(inputs, encoded),
+            cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
         )
         return output if return_dict else output.to_tuple()
 
 
-class PackedQuestionAnswering(_Packed):
+class PackedTokenHead(_Packed):
+    """The forward of a head with a label a token: labels at pads are not read, as in fastbert's own heads."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._given(args, kwargs)
+        mask, labels = given.get("attention_mask"), given.get("labels")
+        if self.active and mask is not None and labels is not None and mask.shape == labels.shape:
+            given["labels"] = labels.masked_fill(mask == 0, IGNORE)
+        return self.original(**given)
+
+    def _given(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        given = dict(self.__signature__.bind(*args, **kwargs).arguments)
+        return {**given, **given.pop("kwargs", {})}
+
+
+class PackedQuestionAnswering(PackedTokenHead):
     """BertForQuestionAnswering.forward with the logits of pads at the lowest number: no softmax meets a pad."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = dict(self.__signature__.bind(*args, **kwargs).arguments)
-        given.update(given.pop("kwargs", {}))
+        given = self._given(args, kwargs)
         mask = given.get("attention_mask")
         return_dict = given.pop("return_dict", None)
-        if mask is None or mask.dim() != 2:
+        if not self.active or mask is None or mask.dim() != 2:
             return self.original(*args, **kwargs)
         positions = [given.pop(name, None) for name in ("start_positions", "end_positions")]
         output = self.original(**given, return_dict=True)
@@ -167,6 +203,30 @@ class PackedQuestionAnswering(_Packed):
             output = type(output)(loss=sum(losses) / 2, **output)
         wanted = self.module.config.return_dict if return_dict is None else return_dict
         return output if wanted else output.to_tuple()
+
+
+_HEADS = {
+    "BertForMaskedLM": PackedTokenHead,
+    "BertForPreTraining": PackedTokenHead,
+    "BertForTokenClassification": PackedTokenHead,
+    "BertForQuestionAnswering": PackedQuestionAnswering,
+}
+
+
+def _packed(module: nn.Module) -> _Packed | None:
+    """Our forward of a module where it has one, also inside the wrappers that others put around it, if active."""
+    for found in (module.__dict__.get("forward"), module.__dict__.get("_original_forward")):
+        while found is not None and not isinstance(found, _Packed):
+            inner = getattr(found, "__func__", None) or getattr(found, "func", None)
+            found = getattr(found, "__wrapped__", None) or inner
+        if found is not None and found.active:
+            return found
+    return None
+
+
+def _forward_of(head: nn.Module) -> Any:
+    """transformers' own forward for the class of `head`."""
+    return next(c.forward for c in type(head).__mro__ if c.__module__ == _BERT)
 
 
 @cache
@@ -196,47 +256,74 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         if name not in _TAKEN and name not in _IDLE:
             return f"{name} is given"
     mask: Tensor | None = given.get("attention_mask")
+    tokens = given.get("input_ids", given.get("inputs_embeds"))
     if mask is not None and mask.dim() != 2:
         return f"attention_mask is {mask.dim()}-D"
-    if not isinstance(given.get("output_hidden_states", False), bool):
+    if mask is not None and tokens is not None and mask.shape != tokens.shape[:2]:
+        return f"attention_mask has shape {tuple(mask.shape)}"
+    if not isinstance(given.get("output_hidden_states", bert.config.output_hidden_states), bool):
         return "output_hidden_states selects layers"
+    if torch.jit.is_tracing():
+        return "it is being traced"
     if bert.config.is_decoder or getattr(bert.config, "is_causal", None):
         return "attention is causal"
     return _foreign_part(bert)
 
 
 def _foreign_part(bert: nn.Module) -> str | None:
-    """Which part that fastbert would pass over is not transformers' own, or has a hook."""
-    for module, name in _passed_over(bert):
-        kind = type(module)
-        if not kind.__module__.startswith((_BERT, "torch.nn.modules.")):
-            return f"{name} is a {kind.__module__}.{kind.__name__}"
+    """Which part that fastbert would pass over is not what transformers puts there, or has a hook."""
+    for name, module, kind in _passed_over(bert):
+        if type(module) is not kind and (kind is not None or type(module).__module__ != _BERT):
+            return f"{name} is a {type(module).__module__}.{type(module).__name__}"
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         # transformers leaves its output recorders on the layers once it has used them; they are idle here.
         hooks = [h for h in hooks if getattr(h, "__module__", "") != "transformers.utils.output_capturing"]
         if hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__:
             return f"{name} has a hook"
+    norm = bert.embeddings.LayerNorm
+    if norm.weight is None or norm.bias is None:
+        return "embeddings.LayerNorm has no weight or no bias"
+    for i, layer in enumerate(bert.encoder.layer):
+        attention = layer.attention.self
+        if attention.scaling != attention.attention_head_size**-0.5:
+            return f"encoder.layer.{i}.attention.self.scaling is {attention.scaling}"
     return None
 
 
-def _passed_over(bert: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """The modules whose own forward never runs in a packed call, with their names."""
+def _passed_over(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type | None]]:
+    """The modules whose own forward never runs in a packed call: name, module, type (None: one of transformers')."""
+    activation = _activation(bert.config.hidden_act)
     embeddings = bert.embeddings
-    yield embeddings, "embeddings"
-    yield embeddings.position_embeddings, "embeddings.position_embeddings"
-    yield embeddings.token_type_embeddings, "embeddings.token_type_embeddings"
-    yield embeddings.LayerNorm, "embeddings.LayerNorm"
-    yield bert.encoder, "encoder"
+    yield "embeddings", embeddings, None
+    yield "embeddings.position_embeddings", embeddings.position_embeddings, nn.Embedding
+    yield "embeddings.token_type_embeddings", embeddings.token_type_embeddings, nn.Embedding
+    yield "embeddings.LayerNorm", embeddings.LayerNorm, nn.LayerNorm
+    yield "embeddings.dropout", embeddings.dropout, nn.Dropout
+    yield "encoder", bert.encoder, None
     for i, layer in enumerate(bert.encoder.layer):
         name = f"encoder.layer.{i}"
-        yield layer, name
-        yield layer.attention, f"{name}.attention"
-        yield layer.attention.self, f"{name}.attention.self"
-        yield layer.attention.output, f"{name}.attention.output"
-        yield layer.intermediate, f"{name}.intermediate"
-        yield layer.output, f"{name}.output"
+        attention = layer.attention
+        yield name, layer, None
+        yield f"{name}.attention", attention, None
+        yield f"{name}.attention.self", attention.self, None
+        yield f"{name}.attention.self.dropout", attention.self.dropout, nn.Dropout
+        yield f"{name}.attention.output", attention.output, None
+        yield f"{name}.attention.output.dropout", attention.output.dropout, nn.Dropout
+        yield f"{name}.intermediate", layer.intermediate, None
+        yield f"{name}.intermediate.intermediate_act_fn", layer.intermediate.intermediate_act_fn, activation
+        yield f"{name}.output", layer.output, None
+        yield f"{name}.output.dropout", layer.output.dropout, nn.Dropout
     if bert.pooler is not None:
-        yield bert.pooler, "pooler"
+        yield "pooler", bert.pooler, None
+        yield "pooler.activation", bert.pooler.activation, nn.Tanh
+
+
+@cache
+def _activation(name: str) -> type[nn.Module]:
+    """The class that transformers has for an activation."""
+    from transformers.activations import ACT2FN
+
+    return type(ACT2FN[name])
 
 
 def _is_bert(module: nn.Module, name: str) -> bool:

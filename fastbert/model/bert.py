@@ -58,15 +58,14 @@ def run_bert(
 def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded) -> Tensor:
     """tanh(W h + b) of each row's column 0, (B, E); zeros for a row without a real token."""
     batch, x = inputs.batch, encoded.last_hidden_state
-    if batch.indices is None:
-        first = x.unflatten(0, (batch.batch_size, batch.seq_len))[:, 0] if batch.seq_len else x.new_zeros(0, x.shape[1])
-        return project(bert.pooler.dense, first, "tanh")
+    if batch.indices is None and batch.seq_len:
+        return project(bert.pooler.dense, x.unflatten(0, (batch.batch_size, batch.seq_len))[:, 0], "tanh")
     mask = batch.mask()
     some = mask.any(dim=1)
     starts = batch.cu_seqlens[:-1].long().clamp(max=x.shape[0] - 1)
     first = x[starts] if x.shape[0] else x.new_zeros(batch.batch_size, x.shape[1])
     # A row that begins with a pad: transformers pools that pad's state, and so do we.
-    padded = (some & ~mask[:, 0]).nonzero().squeeze(1)
+    padded = (some & ~mask[:, :1].all(dim=1)).nonzero().squeeze(1)
     if padded.numel():
         states = encode_first_column(bert, inputs.rows(padded), activation=config.hidden_act)
         first = first.index_copy(0, padded, states.to(first.dtype))

@@ -7,7 +7,7 @@ quantised layer) is called as it is; a plain one goes through fastbert.ops.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -126,15 +126,11 @@ def layer_forward(layer: nn.Module, x: Tensor, *, activation: str, attend: Atten
 def embed(embeddings: nn.Module, tokens: Inputs) -> Tensor:
     """The bottom of the model over flat tokens, (T,) -> (T, E); given embeddings serve as a table of their own."""
     word = embeddings.word_embeddings
-    ids, table, padding_idx = tokens.ids, None, None
-    if tokens.embeds is not None:
-        table = tokens.embeds
-    elif type(word) is nn.Embedding and not _hooked(word):
-        table, padding_idx = word.weight, word.padding_idx
+    if tokens.embeds is None and is_plain(word, nn.Embedding):
+        ids, table, padding_idx = tokens.ids, word.weight, word.padding_idx
     else:
-        table = word(ids)
-    if tokens.embeds is not None or table is not getattr(word, "weight", None):
-        ids = torch.arange(table.shape[0], device=table.device)
+        table = word(tokens.ids) if tokens.embeds is None else tokens.embeds
+        ids, padding_idx = torch.arange(table.shape[0], device=table.device), None
     norm, dropout_p = embeddings.LayerNorm, _active_dropout(embeddings.dropout)
     return ops.embed_layer_norm(
         ids,
@@ -162,7 +158,7 @@ def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tens
 def project_qkv(attention: nn.Module, x: Tensor) -> Tensor:
     """Queries, keys and values of every token: (T, E) -> (T, 3, H, D)."""
     projections = (attention.query, attention.key, attention.value)
-    if all(is_plain(p, nn.Linear) for p in projections):
+    if fusable(projections):
         qkv = ops.linear(x, *qkv_parameters(*projections))
     else:
         qkv = torch.cat([project(p, x) for p in projections], dim=1)
@@ -172,9 +168,14 @@ def project_qkv(attention: nn.Module, x: Tensor) -> Tensor:
 def add_norm(output: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
     """dropout, residual and LayerNorm of a BertSelfOutput or BertOutput."""
     norm, dropout_p = output.LayerNorm, _active_dropout(output.dropout)
-    if is_plain(norm, nn.LayerNorm):
+    if is_plain(norm, nn.LayerNorm) and norm.bias is not None:
         return ops.add_layer_norm(x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=dropout_p)
     return norm(F.dropout(x, dropout_p) + residual)
+
+
+def fusable(projections: Sequence[nn.Module]) -> bool:
+    """Whether these can be one product: plain linear layers, all with a bias or all without."""
+    return all(is_plain(p, nn.Linear) for p in projections) and len({p.bias is None for p in projections}) == 1
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -214,8 +215,9 @@ def _layer_weights(layer: nn.Module, activation: str) -> ops.LayerWeights | None
     dropouts = (attention.self.dropout, attention.output.dropout, layer.output.dropout)
     if (
         any(_active_dropout(d) for d in dropouts)
-        or not all(is_plain(m, nn.Linear) for m in (*projections, *linears))
-        or not all(is_plain(m, nn.LayerNorm) for m in norms)
+        or not fusable(projections)
+        or not all(is_plain(m, nn.Linear) for m in linears)
+        or not all(is_plain(m, nn.LayerNorm) and m.bias is not None for m in norms)
         or norms[0].eps != norms[1].eps
     ):
         return None
@@ -238,7 +240,8 @@ def _layer_weights(layer: nn.Module, activation: str) -> ops.LayerWeights | None
     )
 
 
-# The modules below hold parameters under transformers' names. Their work is in the functions above.
+# The modules below hold parameters under transformers' names. Their work is in the functions above: these
+# containers are never called, so a hook on one of them does not fire (one on a linear layer or norm does).
 
 
 class BertEmbeddings(nn.Module):

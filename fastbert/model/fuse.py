@@ -23,7 +23,7 @@ def qkv_parameters(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> tuple[
     """
     weights = [query.weight, key.weight, value.weight]
     biases = [] if query.bias is None else [query.bias, key.bias, value.bias]
-    parameters = weights + biases
+    parameters = weights + biases  # with a bias or without: the three are alike, see project_qkv
     if (
         torch.compiler.is_compiling()
         or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters))
@@ -48,7 +48,7 @@ def _state(parameters: list[Tensor]) -> tuple:
 def _fuse(parts: list[Tensor]) -> Tensor:
     """One view of the parts, which are moved into one storage if need be; a copy where they must not be moved."""
     if not _adjacent(parts):
-        if not all(_owns_its_storage(p) for p in parts):
+        if not all(_owns_its_storage(p) for p in parts) or len({id(p) for p in parts}) < len(parts):
             return torch.cat(parts)
         fused = torch.cat([p.detach() for p in parts])
         for p, view in zip(parts, fused.split([len(p) for p in parts]), strict=True):

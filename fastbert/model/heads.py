@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.model.bert import BertModel, output_states, pool, run_bert
-from fastbert.model.encoder import Encoded, project
+from fastbert.model.encoder import Encoded, is_plain, project
 from fastbert.model.inputs import Inputs, check_ids
 from fastbert.model.outputs import (
     BertForPreTrainingOutput,
@@ -66,8 +66,10 @@ class BertPredictionHeadTransform(nn.Module):
         self.activation = config.hidden_act
 
     def forward(self, x: Tensor) -> Tensor:  # (T, E) -> (T, E)
-        x = project(self.dense, x, self.activation)
-        return ops.add_layer_norm(x, None, self.LayerNorm.weight, self.LayerNorm.bias, eps=self.LayerNorm.eps)
+        x, norm = project(self.dense, x, self.activation), self.LayerNorm
+        if not is_plain(norm, nn.LayerNorm):
+            return norm(x)
+        return ops.add_layer_norm(x, None, norm.weight, norm.bias, eps=norm.eps)
 
 
 class BertLMPredictionHead(nn.Module):

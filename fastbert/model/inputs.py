@@ -91,6 +91,10 @@ def prepare(
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("exactly one of input_ids and inputs_embeds must be given")
     name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    named = {name: tokens, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+    for argument, value in {**named, "position_ids": position_ids, "cu_seqlens": cu_seqlens}.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(f"{argument} is a {type(value).__name__}; it must be a tensor")
     if cu_seqlens is not None and attention_mask is not None:
         raise ValueError("attention_mask and cu_seqlens are both given; packed input has no mask")
     trailing = 0 if inputs_embeds is None else 1
@@ -118,11 +122,11 @@ def prepare(
     else:
         batch = batch_from_mask(attention_mask)
 
-    def per_token(name: str, x: Tensor | None, limit: int, what: str, *, broadcast: bool = False) -> Tensor | None:
+    def per_token(name: str, x: Tensor | None, limit: int, what: str) -> Tensor | None:
         if x is None:
             return None
-        if broadcast and x.shape == (1, *shape[1:]):
-            x = x.expand(shape)
+        if name != "input_ids" and x.shape in ((1, *shape[1:]), shape[1:]) and cu_seqlens is None:
+            x = x.expand(shape)  # one row for all, as transformers has it
         if x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
         x = check_ids(name, x, limit, what)
@@ -135,7 +139,7 @@ def prepare(
     types = per_token(
         "token_type_ids", token_type_ids, embeddings.token_type_embeddings.weight.shape[0], "type_vocab_size"
     )
-    places = per_token("position_ids", position_ids, positions, "max_position_embeddings", broadcast=True)
+    places = per_token("position_ids", position_ids, positions, "max_position_embeddings")
     padded = (batch.batch_size, batch.seq_len)
     if types is None:
         types = torch.zeros(padded, dtype=torch.int64, device=device)

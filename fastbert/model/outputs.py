@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -13,8 +14,8 @@ class ModelOutput(dict):
     `out["logits"]`, `out.logits` and `out[0]` (the first field present) all work, as in transformers.
     """
 
-    def __init__(self, **fields: Any) -> None:
-        names = self._names()
+    def __init__(self, fields: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any) -> None:
+        names, fields = self._names(), dict(fields, **more)
         if unknown := set(fields) - set(names):
             raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
         super().__init__({name: fields[name] for name in names if fields.get(name) is not None})

@@ -61,9 +61,10 @@ class BertPreTrainedModel(nn.Module):
                     model = cls(config, **keywords)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
-            _materialise(model, dtype or checkpoint.stored_dtype(source), device or "cpu")
-            model.tie_weights()
-            checkpoint.load_into(model, source, _initialise)
+            with torch.inference_mode(False):  # else a model loaded in inference mode could never be trained
+                _materialise(model, dtype or checkpoint.stored_dtype(source), device or "cpu")
+                model.tie_weights()
+                checkpoint.load_into(model, source, _initialise)
         return model.eval()
 
     _constructor_keywords: tuple[str, ...] = ()

@@ -21,7 +21,9 @@ def _supports_triton(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
 ) -> str | None:
     tensors = [t for t in (x, residual, weight, bias) if t is not None]
-    if not torch.utils._triton.has_triton():
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
         return "triton is not installed, or knows no GPU here"
     if dropout_p:
         return "no dropout yet"
