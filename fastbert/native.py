@@ -219,13 +219,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
 
 
 def _linear_into(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+    packed = _packed(weight, bias)  # held: another thread may pack the weight anew while this one multiplies
     _C.linear_cpu(
         _CPU_DTYPES[x.dtype],
         *x.shape[:1],
         *weight.shape,
         x.data_ptr(),
         x.stride(0),
-        _packed(weight, bias).data_ptr(),
+        packed.data_ptr(),
         y.data_ptr(),
         y.stride(0),
         _ACTIVATIONS[activation],

@@ -1,6 +1,7 @@
 """The C++ linear and attention: every instruction set this machine has, by the accuracy contract."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -67,6 +68,22 @@ def test_packed_weights_follow_changes_and_die_with_the_weight():
     holder.clear()
     gc.collect()
     assert native.packed_bytes() == before
+
+
+def test_threads_may_pack_one_weight_at_once():
+    """Each call keeps the packed weight that it reads, whatever the others do meanwhile."""
+    require_native()
+    weights = [torch.nn.Parameter(torch.randn(300, 256), requires_grad=False) for _ in range(8)]
+    x = torch.randn(64, 256)
+    expected = [reference.linear(x, w) for w in weights]
+
+    def run(i):
+        native._packed_weights.pop(id(weights[i % 8]), None)  # as if it had changed
+        return i % 8, native.linear(x, weights[i % 8])
+
+    with ThreadPoolExecutor(8) as pool:
+        for i, got in pool.map(run, range(400)):
+            torch.testing.assert_close(got, expected[i], rtol=1e-4, atol=1e-4)
 
 
 def _follow_changes(weight):
