@@ -27,7 +27,7 @@ def explain(model: Any = None) -> Explanation:
     if ours is not None:
         devices = [ours.device.type]
     dtype = torch.float32 if ours is None else ours.dtype
-    with torch.inference_mode():
+    with torch.inference_mode(False), torch.no_grad():
         return explain_table(devices, lambda op, device: _example(op, device, dtype))
 
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from support import require_native
 
 import fastbert
 from fastbert import backend, ops
@@ -104,6 +105,19 @@ def test_explain_lists_every_op_with_a_verdict():
         "backend",
         "runs",
     ]
+
+
+def test_explain_says_what_a_model_then_does():
+    """The verdicts of fp32 inference are those of a real call."""
+    require_native()
+    ran = []
+    for op in ("linear", "attention", "add_layer_norm", "encoder"):
+        rows = [row for row in fastbert.explain().rows if row[:2] == (op, "cpu") and row[3] == "yes"]
+        ran += [row[2] for row in rows]
+    assert ran == ["native"] * 4
+    model = fastbert.BertModel(fastbert.BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)).eval()
+    with torch.inference_mode(), fastbert.use_backend("native", "encoder"):
+        model(torch.ones(1, 3, dtype=torch.long))
 
 
 def test_explain_of_a_model_asks_for_its_dtype():
