@@ -61,6 +61,7 @@ def test_linear_strides_and_neighbours(isa, dtype):
 
 def test_packed_weights_follow_changes_and_die_with_the_weight():
     require_native()
+    gc.collect()  # models of other tests
     before = native.packed_bytes()
     holder = [torch.nn.Parameter(torch.randn(40, 64))]
     _follow_changes(holder[0])
