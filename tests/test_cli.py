@@ -404,7 +404,9 @@ def test_ctrl_c_then_resume_gives_the_same_file(tiny, folder):
     subprocess.run([*args, "-q"], check=True, env=ENVIRONMENT)
     whole = Path("o.jsonl").read_bytes()
     Path("o.jsonl").unlink()
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    # A shell starts what it runs in the background with SIGINT ignored, and that is inherited.
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=heed)
     while not Path("o.jsonl.journal.json").exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
