@@ -71,9 +71,9 @@ class BertConfig:
         for name in ("is_decoder", "add_cross_attention"):
             if self.extra.get(name):
                 raise ValueError(f"config: {name} is true; fastbert runs encoders only")
-        for name in ("position_embedding_type",):
-            if self.extra.get(name, "absolute") != "absolute":
-                raise ValueError(f"config: {name} is {self.extra[name]!r}; fastbert knows 'absolute' only")
+        positions = self.extra.get("position_embedding_type", "absolute")
+        if positions != "absolute":
+            raise ValueError(f"config: position_embedding_type is {positions!r}; fastbert knows 'absolute' only")
         self.id2label = {int(index): label for index, label in self.id2label.items()}
 
     @property

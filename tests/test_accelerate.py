@@ -78,6 +78,7 @@ def test_restore_undoes_it():
     assert "forward" in fast.bert.__dict__ and "forward" in fast.__dict__
     assert fastbert.restore(fast) is fast
     assert not any("forward" in m.__dict__ for m in fast.modules())
+    assert not any("_replicate_for_data_parallel" in m.__dict__ for m in fast.modules())
     mask = mask_of("right")
     a, b = fast(tokens(), attention_mask=mask), original(tokens(), attention_mask=mask)
     assert all(torch.equal(a[f], b[f]) for f in a)

@@ -8,9 +8,6 @@
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
-template <typename T>
-constexpr int PER_WORD = sizeof(uint32_t) / sizeof(T);
-
 int64_t panels(int64_t n) { return (n + TILE_N - 1) / TILE_N; }
 
 // Values as B of the second product: words run along the keys, so two bf16 rows are interleaved.

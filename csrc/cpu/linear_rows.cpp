@@ -5,9 +5,6 @@
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
-template <typename T>
-constexpr int PER_WORD = sizeof(uint32_t) / sizeof(T);
-
 static inline Vec activate(Activation activation, Vec x) {
     switch (activation) {
         case Activation::gelu: return gelu(x);

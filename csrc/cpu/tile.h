@@ -20,6 +20,10 @@ constexpr int TILE_M = 4, NV = 2;
 #endif
 constexpr int TILE_N = NV * WIDTH;
 
+// Elements in a word.
+template <typename T>
+constexpr int PER_WORD = sizeof(uint32_t) / sizeof(T);
+
 static inline Vec load_word(const uint32_t* p) { return load(reinterpret_cast<const float*>(p)); }
 
 // acc + the product of words: fp32.

@@ -1,4 +1,4 @@
-// exp and the activations on one Vec, for any instruction set: only +, -, * and shifts of vector types.
+// exp and the activations on one Vec, for any instruction set: only arithmetic, shifts and comparisons of vector types.
 // Polynomials are Chebyshev fits, made for fp32; errors are measured over all of their range.
 #pragma once
 
@@ -32,9 +32,7 @@ static inline Vec exp2(Vec x) {
 
 static inline Vec exp(Vec x) { return exp2(mul(min(x, set(88.0f)), set(1.4426950408889634f))); }
 
-static inline Vec divide(Vec a, Vec b) { return a / b; }
-
-static inline Vec sigmoid(Vec x) { return divide(set(1.0f), add(set(1.0f), exp(sub(set(0.0f), x)))); }
+static inline Vec sigmoid(Vec x) { return set(1.0f) / add(set(1.0f), exp(sub(set(0.0f), x))); }
 
 // x Phi(x), Phi the normal distribution: 1 - Phi(a) = 2^-q(a) for a = |x|, q a polynomial on [0, 6].
 // Absolute error 4e-8 times max(1, |x|), as that of x erf(x).

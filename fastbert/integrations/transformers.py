@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.model.bert import output_states, pool, run_bert
-from fastbert.model.heads import IGNORE
+from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
@@ -76,6 +76,7 @@ def restore(model: Model) -> Model:
         packed = _packed(module)
         if packed is not None:
             packed.active = False  # for a wrapper around it, which goes on calling it
+            module.__dict__.pop("_replicate_for_data_parallel", None)
             if module.__dict__.get("forward") is packed:
                 del module.forward
                 if packed.own_forward is not None:
@@ -134,6 +135,12 @@ class _Packed:
             return self.own_forward(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
 
+    def _given(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call, by name."""
+        given = dict(self.__signature__.bind(*args, **kwargs).arguments)
+        rest = given.pop("kwargs", {})
+        return {**given, **rest}
+
 
 class PackedBert(_Packed):
     """BertModel.forward over packed tokens; `declined` counts why calls ran the original code."""
@@ -146,8 +153,7 @@ class PackedBert(_Packed):
         bert = self.module
         if not self.active:
             return self.original(*args, **kwargs)
-        given = {k: v for k, v in self.__signature__.bind(*args, **kwargs).arguments.items() if v is not None}
-        given.update({k: v for k, v in given.pop("kwargs", {}).items() if v is not None})
+        given = {name: value for name, value in self._given(args, kwargs).items() if value is not None}
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
         reason = _declines(bert, given)
         if reason is not None:
@@ -175,12 +181,8 @@ class PackedTokenHead(_Packed):
             given["labels"] = labels.masked_fill(mask == 0, IGNORE)
         return self.original(**given)
 
-    def _given(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        given = dict(self.__signature__.bind(*args, **kwargs).arguments)
-        return {**given, **given.pop("kwargs", {})}
 
-
-class PackedQuestionAnswering(PackedTokenHead):
+class PackedQuestionAnswering(_Packed):
     """BertForQuestionAnswering.forward with the logits of pads at the lowest number: no softmax meets a pad."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -197,7 +199,7 @@ class PackedQuestionAnswering(PackedTokenHead):
             output[name] = logits = logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
             if position is not None:
                 length = logits.shape[1]
-                target = position.reshape(-1).clamp(0, length)
+                target = answer_positions(position, length)
                 losses.append(nn.functional.cross_entropy(logits, target, ignore_index=length))
         if len(losses) == 2:
             output = type(output)(loss=sum(losses) / 2, **output)

@@ -145,4 +145,4 @@ class BertModel(BertPreTrainedModel):
             pooler_output=None if self.pooler is None else pool(self, self.config, inputs, encoded),
             **output_states(inputs, encoded),
         )
-        return output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()
+        return self._returned(output, return_dict)

@@ -54,8 +54,7 @@ class BertHeadModel(BertPreTrainedModel):
         return_dict: bool | None,
         **fields: Any,
     ) -> ModelOutput | tuple:
-        output = kind(**fields, **output_states(inputs, encoded))
-        return output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()
+        return self._returned(kind(**fields, **output_states(inputs, encoded)), return_dict)
 
 
 class BertPredictionHeadTransform(nn.Module):
@@ -380,7 +379,7 @@ class BertForQuestionAnswering(BertHeadModel):
         if start_positions is not None and end_positions is not None:
             padded = inputs.pad(logits, lowest)  # (B, S, 2)
             losses = [
-                F.cross_entropy(padded[..., i], _positions(p, padded.shape[1]), ignore_index=padded.shape[1])
+                F.cross_entropy(padded[..., i], answer_positions(p, padded.shape[1]), ignore_index=padded.shape[1])
                 for i, p in enumerate((start_positions, end_positions))
             ]
             loss = sum(losses) / 2
@@ -389,7 +388,7 @@ class BertForQuestionAnswering(BertHeadModel):
         return self._output(QuestionAnsweringModelOutput, inputs, encoded, return_dict, **fields)
 
 
-def _positions(positions: Tensor, length: int) -> Tensor:
+def answer_positions(positions: Tensor, length: int) -> Tensor:
     """Answer positions as (B,), those outside the text moved to `length`, which the loss ignores."""
     return positions.reshape(-1).clamp(0, length)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastbert import checkpoint
 from fastbert.config import BertConfig
+from fastbert.model.outputs import ModelOutput
 from fastbert.reference import ACTIVATIONS
 
 
@@ -81,6 +82,11 @@ class BertPreTrainedModel(nn.Module):
         config.extra["dtype"] = str(self.dtype).removeprefix("torch.")
         config.extra.pop("torch_dtype", None)
         config.save_pretrained(folder)
+
+    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+        """The output, or its tuple where the caller, or else the config, asks for one."""
+        wanted = self.config.return_dict if return_dict is None else return_dict
+        return output if wanted else output.to_tuple()
 
     @property
     def dtype(self) -> torch.dtype:
