@@ -1,4 +1,4 @@
-// fastbert._C: pointers, sizes and strides in, nothing out. fastbert/native.py checks the tensors first;
+// fastbert._C: pointers, sizes and strides in, nothing out. fastbert/native/ checks the tensors first;
 // what is checked here is only what would crash.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -11,6 +11,7 @@ import torch
 from support import ISAS, force_isa, require_native
 
 from fastbert import native
+from fastbert.native import extension
 
 # Before transformers is imported anywhere: nothing here may ask a hub.
 warnings.filterwarnings("ignore", message=".*newly initialised.*")
@@ -78,4 +79,4 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     force_isa(monkeypatch, request.param)
     assert native.isa() == request.param
     yield request.param
-    native._chosen_isa.cache_clear()
+    extension.chosen_isa.cache_clear()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbert import native
+from fastbert.native import extension
 
 TINY = {
     "vocab_size": 120,
@@ -101,4 +102,4 @@ def require_native() -> None:
 
 def force_isa(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("FASTBERT_ISA", name)
-    native._chosen_isa.cache_clear()
+    extension.chosen_isa.cache_clear()

@@ -477,6 +477,7 @@ def test_fill_mask_errors(tiny, tiny_lm, folder, capsys):
 
 def test_doctor_names_versions_backends_and_reasons(capsys, monkeypatch):
     from fastbert import native
+    from fastbert.native import extension
 
     code, out, _ = run(capsys, "doctor")
     assert code == 0
@@ -484,9 +485,9 @@ def test_doctor_names_versions_backends_and_reasons(capsys, monkeypatch):
         assert part in out, part
     assert (native.isa() in out) if native.available() is None else ("not built" in out)
     monkeypatch.setenv("FASTBERT_ISA", "sse9")
-    native._chosen_isa.cache_clear()
+    extension.chosen_isa.cache_clear()
     assert "FASTBERT_ISA" in run(capsys, "doctor")[1]
-    native._chosen_isa.cache_clear()
+    extension.chosen_isa.cache_clear()
 
 
 def test_help_and_version(capsys):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from support import ISAS, force_isa, require_native
 
 from fastbert import native
+from fastbert.native import extension
 
 EPS = 1e-12  # what BERT uses
 
@@ -115,7 +116,7 @@ def test_a_row_does_not_depend_on_its_mates_nor_on_threads(isa, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nothing_is_written_beside_the_output(isa, dtype):
-    _C = native._C
+    _C = extension.C
     for N in (1, 5, 17, 63, 111):
         x, residual, weight, bias = example(7, N, dtype)
         y = torch.full((9, N + 3), 7.0, dtype=dtype)
@@ -189,13 +190,13 @@ def test_an_unknown_instruction_set_is_an_error(monkeypatch):
         with pytest.raises(ValueError, match="FASTBERT_ISA=avx9"):
             native.add_layer_norm(*example(2, 8, torch.float32), eps=EPS)
     finally:
-        native._chosen_isa.cache_clear()
+        extension.chosen_isa.cache_clear()
 
 
 def test_an_instruction_set_the_machine_lacks_is_an_error(monkeypatch):
     require_native()
     with pytest.raises(ValueError, match="no instruction set of number 9"):
-        native._C.add_layer_norm_cpu(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, EPS, 9, 1)
+        extension.C.add_layer_norm_cpu(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, EPS, 9, 1)
     lacking = [name for name in ISAS if name not in native.isas()]
     if not lacking:
         pytest.skip("this machine has them all")
@@ -204,7 +205,7 @@ def test_an_instruction_set_the_machine_lacks_is_an_error(monkeypatch):
         with pytest.raises(ValueError, match=f"FASTBERT_ISA={lacking[0]}: this CPU or this build has no"):
             native.isa()
     finally:
-        native._chosen_isa.cache_clear()
+        extension.chosen_isa.cache_clear()
 
 
 def run_python(code, **env):
@@ -218,8 +219,8 @@ def run_python(code, **env):
 def test_the_choice_in_a_fresh_process():
     require_native()
     code = (
-        "from fastbert import native; import os; print(native.isa()); native._chosen_isa.cache_clear();"
-        "os.environ['FASTBERT_ISA'] = ''; print(native.isa())"
+        "import os; from fastbert import native; from fastbert.native import extension; print(native.isa());"
+        "extension.chosen_isa.cache_clear(); os.environ['FASTBERT_ISA'] = ''; print(native.isa())"
     )
     assert run_python(code, FASTBERT_ISA="portable").split() == ["portable", native.isas()[0]]
 
@@ -228,7 +229,7 @@ def test_the_extension_imports_without_torch():
     require_native()
     out = run_python(
         "import sys, importlib.util as u\n"
-        f"spec = u.spec_from_file_location('_C', {native._C.__file__!r})\n"
+        f"spec = u.spec_from_file_location('_C', {extension.C.__file__!r})\n"
         "m = u.module_from_spec(spec); spec.loader.exec_module(m)\n"
         "print(m.isas(), 'torch' in sys.modules)"
     )
@@ -238,7 +239,7 @@ def test_the_extension_imports_without_torch():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_one_openmp_runtime_is_shared_with_torch():
     require_native()
-    if not native._C.has_openmp:
+    if not extension.C.has_openmp:
         pytest.skip("built without OpenMP")
     out = run_python(
         "import torch\nfrom fastbert import native\n"

@@ -8,6 +8,7 @@ import torch
 from support import assert_accurate, require_native
 
 from fastbert import native, reference
+from fastbert.native import extension, packed_weights
 
 
 def linear_inputs(rows, inner, outer, dtype):
@@ -52,10 +53,10 @@ def test_linear_strides_and_neighbours(isa, dtype):
     expected = native.linear(wide[::2, 20:120].contiguous(), weight[:, 40:140].contiguous(), bias)
     assert torch.equal(native.linear(wide[::2, 20:120], weight[:, 40:140], bias), expected)
     out = torch.full((5, 60), float("nan"), dtype=dtype)
-    code, packed = native._CPU_DTYPES[dtype], native._packed(weight[:, 40:140].contiguous(), bias)
+    code, packed = extension.CPU_DTYPES[dtype], packed_weights.packed(weight[:, 40:140].contiguous(), bias)
     x = wide[::2, 20:120]
     pointers = (x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), 60)
-    native._C.linear_cpu(code, 5, 50, 100, *pointers, 0, native._chosen_isa()[1], 1)
+    extension.C.linear_cpu(code, 5, 50, 100, *pointers, 0, extension.chosen_isa()[1], 1)
     assert torch.equal(out[:, :50], expected) and out[:, 50:].isnan().all()
 
 
@@ -79,7 +80,7 @@ def test_threads_may_pack_one_weight_at_once():
     expected = [reference.linear(x, w) for w in weights]
 
     def run(i):
-        native._packed_weights.pop(id(weights[i % 8]), None)  # as if it had changed
+        packed_weights._kept.pop(id(weights[i % 8]), None)  # as if it had changed
         return i % 8, native.linear(x, weights[i % 8])
 
     with ThreadPoolExecutor(8) as pool:
@@ -103,10 +104,10 @@ def _follow_changes(weight):
             torch.testing.assert_close(
                 native.linear(x, weight, bias), reference.linear(x, weight, bias), msg=lambda m, n=name: f"{n}: {m}"
             )
-    entry = native._packed_weights[id(weight)]
+    entry = packed_weights._kept[id(weight)]
     with torch.no_grad():
         native.linear(x, weight, bias)
-    assert native._packed_weights[id(weight)][2] is entry[2], "packed again without a change"
+    assert packed_weights._kept[id(weight)][2] is entry[2], "packed again without a change"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

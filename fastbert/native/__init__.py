@@ -1,0 +1,29 @@
+"""The compiled kernels (csrc/): one module an op checks tensors, then hands pointers, sizes and strides to C++.
+
+It imports without the extension too; `available()` says why that is not there. The instruction set on CPU is the
+best the processor has, or what the environment variable FASTBERT_ISA names.
+"""
+
+from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_norm
+from fastbert.native.attention import attention, supports_attention
+from fastbert.native.encoder import encoder, supports_encoder
+from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
+from fastbert.native.linear import linear, supports_linear
+from fastbert.native.packed_weights import packed_bytes
+
+__all__ = [
+    "add_layer_norm",
+    "attention",
+    "available",
+    "cpu_features",
+    "encoder",
+    "has_cuda",
+    "isa",
+    "isas",
+    "linear",
+    "packed_bytes",
+    "supports_add_layer_norm",
+    "supports_attention",
+    "supports_encoder",
+    "supports_linear",
+]

@@ -1,0 +1,97 @@
+"""add_layer_norm by the extension: checks, then pointers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa
+
+
+def supports_add_layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float = 0.0
+) -> str | None:
+    """None where `add_layer_norm` takes these arguments, else the reason why not."""
+    if C is None:
+        return available()
+    if dropout_p > 0:
+        return "no dropout yet"
+    if torch.jit.is_tracing():
+        return "a trace cannot hold pointers"
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or weight.requires_grad
+        or bias.requires_grad
+        or (residual is not None and residual.requires_grad)
+    ):
+        return "no backward yet"
+    device, dtype = x.device, x.dtype
+    if device.type == "cpu":
+        dtypes = CPU_DTYPES
+    elif device.type == "cuda":
+        if not C.has_cuda:
+            return "built without CUDA"
+        dtypes = CUDA_DTYPES
+    else:
+        return f"device {device.type}"
+    if dtype not in dtypes:
+        return f"dtype {dtype}"
+    if x.dim() != 2:
+        return f"x has {x.dim()} dimensions"
+    shape = x.shape
+    for t, expected in ((weight, shape[1:]), (bias, shape[1:]), (residual, shape), (x, shape)):
+        if t is None:
+            continue
+        if t.dtype != dtype:
+            return f"mixed dtypes {dtype} and {t.dtype}"
+        if t.device != device:
+            return f"mixed devices {device} and {t.device}"
+        if t.shape != expected:
+            return f"shape {tuple(t.shape)} beside x {tuple(shape)}"
+        if t.stride(-1) != 1 and shape[1] > 1:
+            return "last dimension not contiguous"
+    return None
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float = 0.0
+) -> Tensor:
+    """LayerNorm(x + residual) * weight + bias. x and residual (M, N), weight and bias (N,) -> (M, N).
+
+    One dtype for all: float32 or bfloat16 on CPU, float16 too on CUDA; sums and statistics are float32.
+
+    Raises:
+        ValueError: arguments it does not take, with the reason of `supports_add_layer_norm`.
+        RuntimeError: a CUDA launch failed.
+    """
+    reason = supports_add_layer_norm(x, residual, weight, bias, eps=eps, dropout_p=dropout_p)
+    if reason is not None:
+        raise ValueError(f"native.add_layer_norm: {reason}")
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    add_layer_norm_into(y, x, residual, weight, bias, eps)
+    return y
+
+
+def add_layer_norm_into(
+    y: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> None:
+    M, N = x.shape
+    arguments = (
+        CUDA_DTYPES[x.dtype],
+        M,
+        N,
+        x.data_ptr(),
+        x.stride(0),
+        0 if residual is None else residual.data_ptr(),
+        0 if residual is None else residual.stride(0),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        y.data_ptr(),
+        N,
+        eps,
+    )
+    if x.is_cuda:
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        C.add_layer_norm_cuda(*arguments, x.device.index, stream)
+    else:
+        C.add_layer_norm_cpu(*arguments, chosen_isa()[1], torch.get_num_threads())

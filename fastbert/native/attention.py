@@ -1,0 +1,72 @@
+"""attention by the extension: checks, then pointers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason
+
+
+def supports_attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None = None, dropout_p: float = 0.0
+) -> str | None:
+    """None where `attention` takes these arguments, else the reason why not."""
+    if C is None:
+        return available()
+    if dropout_p > 0:
+        return "no dropout yet"
+    if reason := cpu_reason(qkv):
+        return reason
+    if qkv.dim() != 4 or qkv.shape[1] != 3:
+        return f"shape {tuple(qkv.shape)}"
+    heads, width = qkv.shape[2:]
+    if qkv.stride(3) != 1 or qkv.stride(2) != width:
+        return "heads not contiguous"
+    if qkv.dtype == torch.bfloat16 and (width % 2 or qkv.stride(0) % 2 or qkv.stride(1) % 2 or qkv.data_ptr() % 4):
+        return "odd head width or stride in bf16"
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.device.type != "cpu" or not cu_seqlens.is_contiguous():
+        return "cu_seqlens is no contiguous int32 tensor on the CPU"
+    if heads == 0 or width == 0 or cu_seqlens.dim() != 1 or not len(cu_seqlens):
+        return "nothing to attend to"
+    if scale is not None and not scale > 0:
+        return f"scale {scale}"
+    return None
+
+
+def attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    """softmax(scale q k^T) v within each sequence: (T, 3, H, D) -> (T, H, D); softmax in fp32.
+
+    Raises:
+        ValueError: arguments it does not take, with the reason of `supports_attention`; offsets out of order.
+    """
+    reason = supports_attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
+    if reason is not None:
+        raise ValueError(f"native.attention: {reason}")
+    tokens, _, heads, width = qkv.shape
+    y = torch.empty((tokens, heads, width), dtype=qkv.dtype)
+    attention_into(y, qkv, cu_seqlens, width**-0.5 if scale is None else scale)
+    return y
+
+
+def attention_into(y: Tensor, qkv: Tensor, cu_seqlens: Tensor, scale: float) -> None:
+    tokens, _, heads, width = qkv.shape
+    C.attention_cpu(
+        CPU_DTYPES[qkv.dtype],
+        tokens,
+        len(cu_seqlens) - 1,
+        heads,
+        width,
+        qkv.data_ptr(),
+        qkv.stride(0),
+        qkv.stride(1),
+        cu_seqlens.data_ptr(),
+        y.data_ptr(),
+        scale * math.log2(math.e),
+        chosen_isa()[1],
+        torch.get_num_threads(),
+    )

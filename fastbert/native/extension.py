@@ -1,0 +1,101 @@
+"""The extension, the instruction set in use, and the checks that its ops share."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _load() -> tuple[Any, str | None]:
+    try:
+        import fastbert._C as extension
+    except ModuleNotFoundError as error:
+        if error.name != "fastbert._C":
+            raise
+        return None, "native: not built (no working C++ compiler when fastbert was installed)"
+    except ImportError as error:  # built on another machine, say, with a library that this one lacks
+        return None, f"native: does not load ({error})"
+    return extension, None
+
+
+C, _reason = _load()
+CPU_DTYPES = {} if C is None else {torch.float32: C.F32, torch.bfloat16: C.BF16}
+CUDA_DTYPES = {} if C is None else {**CPU_DTYPES, torch.float16: C.F16}
+ACTIVATIONS = (
+    {}
+    if C is None
+    else {
+        None: C.ACTIVATION_none,
+        "gelu": C.ACTIVATION_gelu,
+        "gelu_new": C.ACTIVATION_gelu_tanh,
+        "gelu_pytorch_tanh": C.ACTIVATION_gelu_tanh,
+        "relu": C.ACTIVATION_relu,
+        "silu": C.ACTIVATION_silu,
+        "tanh": C.ACTIVATION_tanh,
+    }
+)
+
+
+def available() -> str | None:
+    """None where the extension is built and loads, else the reason why not."""
+    return _reason
+
+
+def has_cuda() -> bool:
+    """Whether the extension is there and holds CUDA kernels."""
+    return C is not None and C.has_cuda
+
+
+def cpu_features() -> list[str]:
+    """The features of this processor that the choice of an instruction set rests on."""
+    return [] if C is None else C.cpu_features()
+
+
+def isas() -> list[str]:
+    """The instruction sets that can run here, best first."""
+    return [] if C is None else C.isas()
+
+
+def isa() -> str:
+    """The instruction set in use; "none" without the extension.
+
+    Raises:
+        ValueError: FASTBERT_ISA is no instruction set, or one this machine has not.
+    """
+    return chosen_isa()[0]
+
+
+@functools.cache
+def chosen_isa() -> tuple[str, int]:
+    if C is None:
+        return "none", -1
+    name = os.environ.get("FASTBERT_ISA", "") or C.isas()[0]
+    try:
+        return name, C.isa_id(name)
+    except ValueError as error:
+        raise ValueError(f"FASTBERT_ISA={name}: {error}") from None
+
+
+def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
+    """Why the CPU kernels cannot take these tensors, whatever the op; None where they can."""
+    tensors = [first, *(t for t in others if t is not None)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return "no backward yet"
+    if first.device.type != "cpu":
+        return f"device {first.device.type}"
+    if first.dtype not in CPU_DTYPES:
+        return f"dtype {first.dtype}"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    if torch.jit.is_tracing():
+        return "a trace cannot hold pointers"
+    for t in tensors:
+        if t.dtype != first.dtype:
+            return f"mixed dtypes {first.dtype} and {t.dtype}"
+        if t.device != first.device:
+            return f"mixed devices {first.device} and {t.device}"
+    return None

@@ -1,0 +1,66 @@
+"""linear by the extension: checks, then pointers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, available, chosen_isa, cpu_reason
+from fastbert.native.packed_weights import packed
+
+
+def supports_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
+) -> str | None:
+    """None where `linear` takes these arguments, else the reason why not."""
+    if C is None:
+        return available()
+    if activation not in ACTIVATIONS:
+        return f"activation {activation}"
+    if reason := cpu_reason(x, weight, bias):
+        return reason
+    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
+        return f"shapes {tuple(x.shape)} and {tuple(weight.shape)}"
+    for t in (x, weight):
+        if t.stride(1) != 1 and t.shape[1] > 1:
+            return "last dimension not contiguous"
+        if t.dtype == torch.bfloat16 and (t.shape[1] % 2 or t.stride(0) % 2 or t.data_ptr() % 4):
+            return "odd width or row stride in bf16"
+    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
+        return f"bias of shape {tuple(bias.shape)}"
+    if weight.is_inference():
+        return "a weight made in inference mode does not say when it changes"
+    return None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32.
+
+    The weight is packed on first use and again when it changes; see `packed_weights`.
+
+    Raises:
+        ValueError: arguments it does not take, with the reason of `supports_linear`.
+    """
+    reason = supports_linear(x, weight, bias, activation=activation)
+    if reason is not None:
+        raise ValueError(f"native.linear: {reason}")
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
+    linear_into(y, x, weight, bias, activation)
+    return y
+
+
+def linear_into(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+    buffer = packed(weight, bias)  # held: another thread may pack the weight anew while this one multiplies
+    C.linear_cpu(
+        CPU_DTYPES[x.dtype],
+        *x.shape[:1],
+        *weight.shape,
+        x.data_ptr(),
+        x.stride(0),
+        buffer.data_ptr(),
+        y.data_ptr(),
+        y.stride(0),
+        ACTIVATIONS[activation],
+        chosen_isa()[1],
+        torch.get_num_threads(),
+    )
