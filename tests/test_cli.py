@@ -387,7 +387,7 @@ def test_memory_does_not_grow_with_the_input(folder):
     for count in (5_000, 30_000):
         write_texts(f"{count}.txt", ["a cat"] * count)
     peaks = [drive("memory", f"o{n}.npy", model, f"{n}.txt")["peak_mib"] for n in (5_000, 30_000)]
-    assert peaks[1] - peaks[0] < 40, peaks  # the vectors alone are 98 MiB more
+    assert peaks[1] - peaks[0] < 60, peaks  # the vectors alone are 98 MiB more
 
 
 def drive(*args):

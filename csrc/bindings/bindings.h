@@ -1,0 +1,23 @@
+// What the files of this folder share. They hand pointers, sizes and strides to C++ and nothing back;
+// fastbert/native/ checks the tensors first, what is checked here is only what would crash.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "../fastbert.h"
+
+namespace fastbert::bindings {
+
+namespace py = pybind11;
+
+inline void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+// Throws where a number that came from Python would crash: no such instruction set here, no such dtype on CPU.
+Isa checked_isa(int isa, int dtype);
+
+// One a file: arguments go by position, keywords would double the cost of a call.
+void bind_add_layer_norm(py::module_& m);
+void bind_attention(py::module_& m);
+void bind_linear(py::module_& m);
+
+}  // namespace fastbert::bindings

@@ -1,0 +1,76 @@
+// fastbert._C: what the build and the processor have; the ops are bound in the files beside this one.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "bindings.h"
+
+namespace fastbert::bindings {
+namespace {
+
+std::string join_names(const std::vector<Isa>& isas) {
+    std::string out;
+    for (const Isa isa : isas) out += (out.empty() ? "" : ", ") + std::string(isa_name(isa));
+    return out;
+}
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (const Isa isa : supported_isas()) names.emplace_back(isa_name(isa));
+    return names;
+}
+
+// The number of a named instruction set; a ValueError where this machine cannot run it.
+int isa_id(const std::string& name) {
+    const std::vector<Isa> all = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::portable}, have = supported_isas();
+    for (const Isa isa : have)
+        if (name == isa_name(isa)) return static_cast<int>(isa);
+    for (const Isa isa : all)
+        if (name == isa_name(isa))
+            throw py::value_error("this CPU or this build has no " + name + ", only: " + join_names(have));
+    throw py::value_error("unknown instruction set '" + name + "', known: " + join_names(all));
+}
+
+}  // namespace
+
+Isa checked_isa(int isa, int dtype) {
+    static const std::vector<Isa> have = supported_isas();
+    if (std::find(have.begin(), have.end(), static_cast<Isa>(isa)) == have.end())
+        throw py::value_error("no instruction set of number " + std::to_string(isa) + " here");
+    if (dtype != static_cast<int>(DType::f32) && dtype != static_cast<int>(DType::bf16))
+        throw py::value_error("the CPU kernels take fp32 and bf16 only");
+    return static_cast<Isa>(isa);
+}
+
+}  // namespace fastbert::bindings
+
+PYBIND11_MODULE(_C, m) {
+    using namespace fastbert;
+    using namespace fastbert::bindings;
+    m.doc() = "The C++ and CUDA kernels of fastbert; use fastbert.native";
+    m.attr("F32") = static_cast<int>(DType::f32);
+    m.attr("F16") = static_cast<int>(DType::f16);
+    m.attr("BF16") = static_cast<int>(DType::bf16);
+#ifdef _OPENMP
+    m.attr("has_openmp") = true;
+#else
+    m.attr("has_openmp") = false;
+#endif
+#ifdef FASTBERT_HAS_CUDA
+    m.attr("has_cuda") = true;
+#else
+    m.attr("has_cuda") = false;
+#endif
+    m.def("cpu_features", [] {
+        std::vector<std::string> names;
+        for (const char* name : cpu_features()) names.emplace_back(name);
+        return names;
+    });
+    m.def("isas", &isas);
+    m.def("isa_id", &isa_id);
+    bind_add_layer_norm(m);
+    bind_attention(m);
+    bind_linear(m);
+}
