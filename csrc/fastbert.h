@@ -9,8 +9,16 @@ namespace fastbert {
 
 enum class DType : int { f32 = 0, f16 = 1, bf16 = 2 };
 
-// Instruction sets with an object of their own, best first. A list of these is a list of choices.
-enum class Isa : int { avx512_bf16 = 0, avx512 = 1, avx2 = 2, portable = 3 };
+// Instruction sets with an object of their own, best first. A list of these is a list of choices. The last is `amx` with
+// its tiles in plain C++, for tests on processors that have none.
+enum class Isa : int {
+    amx = 0, avx512_bf16 = 1, avx512_vnni = 2, avx512 = 3, avx2 = 4, portable = 5, amx_emulated = 6
+};
+constexpr int ISAS = 7;
+
+// How the operands of a product are multiplied: as they are; as bytes, x rounded by a scale a row and the weight by a
+// scale a column; or, where AMX makes it faster, fp32 as two or three pieces of bf16.
+enum class Precision : int { full = 0, int8 = 1, high = 2, highest = 3 };
 
 // y = LayerNorm(x + residual) * weight + bias, over rows of N; residual may be null.
 // x, residual, weight, bias and y share one dtype; columns are contiguous; statistics are fp32.
@@ -28,25 +36,30 @@ struct AddLayerNorm {
 
 enum class Activation : int { none = 0, gelu = 1, gelu_tanh = 2, relu = 3, silu = 4, tanh = 5 };
 
-// A weight and its bias, rearranged for `linear` of one instruction set: see packed_weight_bytes.
+// A weight and its bias, rearranged for `linear` of one instruction set and precision: see packed_weight_bytes.
 struct PackWeight {
     DType dtype;
     int64_t N, K;
     const void* weight;  // (N, K)
     const void* bias;    // (N,) or null
-    void* packed;        // packed_weight_bytes(dtype, N, K, isa) bytes, aligned to 64
+    void* packed;        // packed_weight_bytes bytes, aligned to 64
     int64_t stride_wn;
+    Precision precision;
 };
 
-// y = activation(x weight^T + bias); sums in fp32. bf16 wants K and the row strides even.
+// y = activation(x weight^T + bias); sums in fp32, those of bytes in int32. At full precision, bf16 wants K and the
+// row strides even.
 struct Linear {
     DType dtype;
     int64_t M, N, K;
     const void* x;       // (M, K)
-    const void* packed;  // made by pack_weight_cpu for the same instruction set
+    const void* packed;  // made by pack_weight_cpu for the same instruction set and precision
     void* y;             // (M, N)
     int64_t stride_xm, stride_ym;
     Activation activation;
+    Precision precision;
+    void* prepared;      // what linear_cpu makes of x: leave these two null
+    float* scales;
 };
 
 // y = softmax(scale q k^T) v within each sequence; scores, softmax and sums in fp32. bf16 wants D and the
@@ -74,7 +87,7 @@ std::vector<const char*> cpu_features();
 // dtype f32 or bf16; `isa` must be one of supported_isas(). At most `threads` threads.
 void add_layer_norm_cpu(const AddLayerNorm& op, Isa isa, int threads);
 
-int64_t packed_weight_bytes(DType dtype, int64_t N, int64_t K, Isa isa);
+int64_t packed_weight_bytes(DType dtype, Precision precision, int64_t N, int64_t K, Isa isa);
 void pack_weight_cpu(const PackWeight& op, Isa isa, int threads);
 void linear_cpu(const Linear& op, Isa isa, int threads);
 void attention_cpu(const Attention& op, Isa isa, int threads);

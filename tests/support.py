@@ -88,7 +88,7 @@ def assert_op_accurate(op, naive, inputs: dict[str, Tensor], dtype: torch.dtype,
     assert all(torch.equal(x, before[name]) for name, x in inputs.items()), "an input was changed"
 
 
-ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
+ISAS = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable", "amx_emulated")
 
 
 def require_native() -> None:

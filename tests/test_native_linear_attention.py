@@ -56,7 +56,7 @@ def test_linear_strides_and_neighbours(isa, dtype):
     code, packed = extension.CPU_DTYPES[dtype], packed_weights.packed(weight[:, 40:140].contiguous(), bias)
     x = wide[::2, 20:120]
     pointers = (x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), 60)
-    extension.C.linear_cpu(code, 5, 50, 100, *pointers, 0, extension.chosen_isa()[1], 1)
+    extension.C.linear_cpu(code, 0, 5, 50, 100, *pointers, 0, extension.chosen_isa()[1], 1)
     assert torch.equal(out[:, :50], expected) and out[:, 50:].isnan().all()
 
 
@@ -80,7 +80,7 @@ def test_threads_may_pack_one_weight_at_once():
     expected = [reference.linear(x, w) for w in weights]
 
     def run(i):
-        packed_weights._kept.pop(id(weights[i % 8]), None)  # as if it had changed
+        packed_weights._kept.pop((id(weights[i % 8]), None), None)  # as if it had changed
         return i % 8, native.linear(x, weights[i % 8])
 
     with ThreadPoolExecutor(8) as pool:
@@ -104,10 +104,10 @@ def _follow_changes(weight):
             torch.testing.assert_close(
                 native.linear(x, weight, bias), reference.linear(x, weight, bias), msg=lambda m, n=name: f"{n}: {m}"
             )
-    entry = packed_weights._kept[id(weight)]
+    entry = packed_weights._kept[id(weight), None]
     with torch.no_grad():
         native.linear(x, weight, bias)
-    assert packed_weights._kept[id(weight)][2] is entry[2], "packed again without a change"
+    assert packed_weights._kept[id(weight), None][2] is entry[2], "packed again without a change"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -166,3 +166,51 @@ def test_autocast_is_left_to_the_reference():
     require_native()
     with torch.autocast("cpu", torch.bfloat16):
         assert native.supports_linear(torch.zeros(2, 4), torch.zeros(4, 4)) == "autocast is on"
+
+
+def exact_int8(x, weight, bias, activation):
+    """The definition, in fp64 with whole numbers: both operands rounded by 127 / their largest value."""
+
+    def rounded(t):
+        largest = t.float().abs().amax(1, keepdim=True)
+        return (t.float() * torch.where(largest > 0, 127 / largest, 0)).round().double(), largest.double() / 127
+
+    (xq, x_scale), (wq, w_scale) = rounded(x), rounded(weight)
+    return reference.linear(xq, wq) * x_scale * w_scale.T + bias.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_linear_int8(isa, activation, dtype):
+    """Whole-number sums leave the rounding of the result alone; any width, one and two threads alike."""
+    for rows, inner, outer in ((1, 1, 1), (5, 63, 31), (13, 768, 33), (33, 100, 111), (300, 1001, 65)):
+        x, weight, bias = linear_inputs(rows, inner, outer, dtype)
+        x[rows // 2] = 0
+        x[0] *= 1000
+        got = native.linear(x, weight, bias, activation=activation, precision="int8")
+        exact = exact_int8(x, weight, bias, activation)
+        exact = exact if activation is None else reference.ACTIVATIONS[activation](exact)
+        assert_accurate(got, exact.to(dtype), exact)
+        torch.set_num_threads(2)
+        assert torch.equal(native.linear(x, weight, bias, activation=activation, precision="int8"), got)
+        torch.set_num_threads(1)
+
+
+def test_linear_int8_of_what_is_not_finite(isa):
+    x = torch.randn(4, 70)
+    x[1, 69], x[2, 3] = float("nan"), float("inf")
+    got = native.linear(x, torch.randn(9, 70), torch.zeros(9), precision="int8")
+    assert got[1:3].isnan().all() and got[[0, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("high", 2e-5), ("highest", 1e-6)])
+def test_linear_in_bf16_pieces(isa, precision, limit):
+    """Relative error of the whole product; where there is no AMX it is the product in fp32."""
+    for rows, inner, outer in ((1, 1, 1), (5, 63, 31), (33, 768, 33), (300, 1001, 65)):
+        x, weight, bias = linear_inputs(rows, inner, outer, torch.float32)
+        got = native.linear(x, weight, bias, precision=precision).double()
+        exact = reference.linear(x.double(), weight.double(), bias.double())
+        assert (got - exact).norm() <= limit * exact.norm()
+        torch.set_num_threads(2)
+        assert torch.equal(native.linear(x, weight, bias, precision=precision).double(), got)
+        torch.set_num_threads(1)

@@ -24,7 +24,9 @@ std::vector<std::string> isas() {
 
 // The number of a named instruction set; a ValueError where this machine cannot run it.
 int isa_id(const std::string& name) {
-    const std::vector<Isa> all = {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::portable}, have = supported_isas();
+    const std::vector<Isa> have = supported_isas();
+    std::vector<Isa> all;
+    for (int isa = 0; isa < ISAS; ++isa) all.push_back(static_cast<Isa>(isa));
     for (const Isa isa : have)
         if (name == isa_name(isa)) return static_cast<int>(isa);
     for (const Isa isa : all)

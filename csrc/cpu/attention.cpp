@@ -1,8 +1,8 @@
 // Shares attention out over threads: one task a head of a sequence. Compiled for the base instruction set.
 #include <algorithm>
-#include <memory>
 
 #include "kernels.h"
+#include "scratch.h"
 
 namespace fastbert {
 
@@ -18,18 +18,13 @@ void attention_cpu(const Attention& op, Isa isa, int threads) {
 
 #pragma omp parallel num_threads(threads)
     {
-        // Grown once a thread and kept: the next layer, and the next call, find it warm.
-        static thread_local std::unique_ptr<std::byte[]> memory;
-        static thread_local int64_t size = 0;
-        if (size < bytes) {
-            memory.reset(new std::byte[bytes]);
-            size = bytes;
-        }
+        struct HeadMemory;
+        void* memory = scratch<HeadMemory>(bytes);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < op.B * op.H; ++task) {
             const int64_t b = task / op.H, start = op.cu_seqlens[b];
             const int64_t length = op.cu_seqlens[b + 1] - start;
-            if (length > 0) run(op, start, length, task % op.H, memory.get());
+            if (length > 0) run(op, start, length, task % op.H, memory);
         }
     }
 }

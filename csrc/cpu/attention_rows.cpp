@@ -1,7 +1,7 @@
 // softmax(scale q k^T) v of one head of one sequence; compiled once per instruction set.
 //
-// Keys and values are packed once into the caller's scratch memory; then TILE_M queries at a time form all
-// their scores (TILE_M x L fp32, in cache), their exponentials, and their context. Nothing of size L x L exists.
+// Keys and values are packed once into the caller's scratch memory; then a tile of queries at a time forms all its
+// scores (TILE_M x L fp32, in cache), their exponentials, and its context. Nothing of size L x L exists.
 #include "kernels.h"
 #include "tile.h"
 
@@ -10,22 +10,27 @@ namespace {
 
 int64_t panels(int64_t n) { return (n + TILE_N - 1) / TILE_N; }
 
-// Values as B of the second product: words run along the keys, so two bf16 rows are interleaved.
-void pack_values(const float* v, int64_t stride, int64_t L, int64_t n, uint32_t* panel) {
-    for (int64_t k = 0; k < L; ++k)
+// Values as B of the second product: words run along the keys, so two bf16 rows are interleaved; zeros up to `words`.
+void pack_values(const float* v, int64_t stride, int64_t L, int64_t n, int64_t words, uint32_t* panel) {
+    for (int64_t k = 0; k < words; ++k)
         for (int64_t j = 0; j < TILE_N; ++j) {
             uint32_t word = 0;
-            if (j < n) std::memcpy(&word, v + k * stride + j, sizeof word);
+            if (j < n && k < L) std::memcpy(&word, v + k * stride + j, sizeof word);
             panel[k * TILE_N + j] = word;
         }
 }
-void pack_values(const bf16* v, int64_t stride, int64_t L, int64_t n, uint32_t* panel) {
-    for (int64_t k = 0; k < L; k += 2)
+void pack_values(const bf16* v, int64_t stride, int64_t L, int64_t n, int64_t words, uint32_t* panel) {
+    for (int64_t k = 0; k < 2 * words; k += 2)
         for (int64_t j = 0; j < TILE_N; ++j) {
-            const uint32_t even = j < n ? v[k * stride + j] : 0, odd = j < n && k + 1 < L ? v[(k + 1) * stride + j] : 0;
+            const uint32_t even = j < n && k < L ? v[k * stride + j] : 0;
+            const uint32_t odd = j < n && k + 1 < L ? v[(k + 1) * stride + j] : 0;
             panel[k / 2 * TILE_N + j] = even | odd << 16;
         }
 }
+
+// 2^x to what the rounding of T leaves of it.
+template <typename T>
+static inline Vec power(Vec x) { return sizeof(T) == 2 ? exp2_bf16(x) : exp2(x); }
 
 // scores[0, L) -> 2^(scores * scale - their maximum) as T in place, zeros up to `padded`; returns 1 / the sum.
 template <typename T>
@@ -43,13 +48,13 @@ float exponentials(float* scores, int64_t L, int64_t padded, float scale) {
     Vec total = set(0.0f);
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read
     for (n = 0; n + WIDTH <= L; n += WIDTH) {
-        const Vec e = exp2(fma(load(scores + n), factor, shift));
+        const Vec e = power<T>(fma(load(scores + n), factor, shift));
         total = add(total, e);
         store(out + n, e);
     }
     if (n < L) {
         const int rest = static_cast<int>(L - n);
-        const Vec e = keep_n(exp2(fma(load_n(scores + n, rest), factor, shift)), rest);
+        const Vec e = keep_n(power<T>(fma(load_n(scores + n, rest), factor, shift)), rest);
         total = add(total, e);
         store(out + n, e);
         n += WIDTH;
@@ -58,67 +63,72 @@ float exponentials(float* scores, int64_t L, int64_t padded, float scale) {
     return 1.0f / sum(total);
 }
 
-// Bytes of scratch memory for a sequence of L tokens.
+// The sizes of what `attention` keeps, in words: keys, values, and the scores of a tile of queries.
+template <typename T>
+struct Sizes {
+    int64_t padded, head_words, key_words;  // keys of whole panels; words of a head; words of a row of probabilities
+    int64_t keys, values, scores;
+
+    Sizes(int64_t L, int64_t D)
+        : padded(panels(L) * TILE_N),
+          head_words(padded_words<T>(D / PER_WORD<T>)),
+          key_words(padded_words<T>((L + PER_WORD<T> - 1) / PER_WORD<T>)),
+          keys(padded * head_words),
+          values(panels(D) * TILE_N * key_words),
+          scores(TILE_M<T> * padded) {}
+};
+
 template <typename T>
 int64_t scratch(int64_t L, int64_t D) {
-    const int64_t key_panels = panels(L) * TILE_N * (D / PER_WORD<T>);
-    const int64_t value_panels = panels(D) * TILE_N * ((L + PER_WORD<T> - 1) / PER_WORD<T>);
-    return sizeof(uint32_t) * (key_panels + value_panels + TILE_M * panels(L) * TILE_N);
+    const Sizes<T> sizes(L, D);
+    return sizeof(uint32_t) * (sizes.keys + sizes.values + sizes.scores);
 }
 
 template <typename T>
 void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void* memory) {
-    const int64_t words = op.D / PER_WORD<T>, stride = op.stride_t / PER_WORD<T>;
-    const int64_t key_words = (L + PER_WORD<T> - 1) / PER_WORD<T>, padded = panels(L) * TILE_N;
+#if defined(FASTBERT_AMX)
+    const TilesInUse tiles;
+#endif
+    const Sizes<T> sizes(L, op.D);
+    const int64_t words = op.D / PER_WORD<T>, stride = op.stride_t / PER_WORD<T>, padded = sizes.padded;
     const T* q = static_cast<const T*>(op.qkv) + start * op.stride_t + head * op.D;
     const T* k = q + op.stride_3;
     const T* v = k + op.stride_3;
     uint32_t* keys = static_cast<uint32_t*>(memory);
-    uint32_t* values = keys + padded * words;
-    float* scores = reinterpret_cast<float*>(values + panels(op.D) * TILE_N * key_words);
+    uint32_t* values = keys + sizes.keys;
+    float* scores = reinterpret_cast<float*>(values + sizes.values);
 
     for (int64_t p = 0; p < panels(L); ++p) {
         const int64_t first = p * TILE_N, n = L - first < TILE_N ? L - first : TILE_N;
         const uint32_t* rows = reinterpret_cast<const uint32_t*>(k + first * op.stride_t);
-        pack_panel(rows, stride, n, words, keys + p * TILE_N * words);
+        pack_panel(rows, stride, n, words, sizes.head_words, keys + p * TILE_N * sizes.head_words);
     }
     for (int64_t p = 0; p < panels(op.D); ++p) {
         const int64_t first = p * TILE_N, n = op.D - first < TILE_N ? op.D - first : TILE_N;
-        pack_values(v + first, op.stride_t, L, n, values + p * TILE_N * key_words);
+        pack_values(v + first, op.stride_t, L, n, sizes.key_words, values + p * TILE_N * sizes.key_words);
     }
 
-    for (int64_t m = 0; m < L; m += TILE_M) {
-        with_rows(L - m, [&](auto rows) {
-            constexpr int M = decltype(rows)::value;
-            float inverse[M];
-            for (int64_t p = 0; p < panels(L); ++p) {
-                Vec acc[M][NV];
-                for (int i = 0; i < M; ++i)
-                    for (int j = 0; j < NV; ++j) acc[i][j] = set(0.0f);
-                const uint32_t* queries = reinterpret_cast<const uint32_t*>(q + m * op.stride_t);
-                multiply<T>(queries, stride, keys + p * TILE_N * words, words, acc);
-                for (int i = 0; i < M; ++i)
-                    for (int j = 0; j < NV; ++j) store(scores + i * padded + p * TILE_N + j * WIDTH, acc[i][j]);
-            }
-            for (int i = 0; i < M; ++i) inverse[i] = exponentials<T>(scores + i * padded, L, padded, op.scale_log2);
-            for (int64_t p = 0; p < panels(op.D); ++p) {
-                Vec acc[M][NV];
-                for (int i = 0; i < M; ++i)
-                    for (int j = 0; j < NV; ++j) acc[i][j] = set(0.0f);
-                const uint32_t* probabilities = reinterpret_cast<const uint32_t*>(scores);
-                multiply<T>(probabilities, padded, values + p * TILE_N * key_words, key_words, acc);
-                for (int i = 0; i < M; ++i) {
-                    T* y = static_cast<T*>(op.y) + ((start + m + i) * op.H + head) * op.D + p * TILE_N;
-                    for (int j = 0; j < NV; ++j) {
-                        const int lanes = static_cast<int>(op.D - p * TILE_N - j * WIDTH);
-                        if (lanes <= 0) break;
-                        const Vec out = mul(acc[i][j], set(inverse[i]));
-                        if (lanes >= WIDTH) store(y + j * WIDTH, out);
-                        else store_n(y + j * WIDTH, out, lanes);
-                    }
-                }
-            }
-        });
+    for (int64_t m = 0; m < L; m += TILE_M<T>) {
+        const int64_t rows = L - m < TILE_M<T> ? L - m : TILE_M<T>;
+        const uint32_t* queries = reinterpret_cast<const uint32_t*>(q + m * op.stride_t);
+        for (int64_t p = 0; p < panels(L); ++p)
+            product<T>(queries, stride, rows, keys + p * TILE_N * sizes.head_words, words, [&](int i, int j, Vec score) {
+                store(scores + i * padded + p * TILE_N + j * WIDTH, score);
+            });
+        float inverse[TILE_M<T>];
+        for (int i = 0; i < rows; ++i) inverse[i] = exponentials<T>(scores + i * padded, L, padded, op.scale_log2);
+        for (int64_t p = 0; p < panels(op.D); ++p) {
+            const uint32_t* probabilities = reinterpret_cast<const uint32_t*>(scores);
+            const uint32_t* panel = values + p * TILE_N * sizes.key_words;
+            product<T>(probabilities, padded, rows, panel, sizes.key_words, [&](int i, int j, Vec context) {
+                const int lanes = static_cast<int>(op.D - p * TILE_N - j * WIDTH);
+                if (lanes <= 0) return;
+                T* y = static_cast<T*>(op.y) + ((start + m + i) * op.H + head) * op.D + p * TILE_N + j * WIDTH;
+                const Vec out = mul(context, set(inverse[i]));
+                if (lanes >= WIDTH) store(y, out);
+                else store_n(y, out, lanes);
+            });
+        }
     }
 }
 

@@ -2,17 +2,50 @@
 // __builtin_cpu_supports asks cpuid and xgetbv, so a feature the operating system does not save is absent.
 #include "kernels.h"
 
+#ifdef FASTBERT_X86
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace fastbert {
 
 const char* isa_name(Isa isa) {
-    switch (isa) {
-        case Isa::avx512_bf16: return "avx512_bf16";
-        case Isa::avx512: return "avx512";
-        case Isa::avx2: return "avx2";
-        case Isa::portable: break;
-    }
-    return "portable";
+    static const char* const names[ISAS] = {"amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable", "amx_emulated"};
+    return names[static_cast<int>(isa)];
 }
+
+#ifdef FASTBERT_X86
+namespace {
+
+// AMX's tiles, for bf16 and bytes: the processor has them, the system saves them, and this process may use them. Linux
+// wants to be asked for the last, once, before the first thread does.
+bool amx_usable() {
+#if defined(__linux__)
+    unsigned a, b, c, d;
+    constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25, ALL = BF16 | TILE | INT8, OSXSAVE = 1u << 27;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL) return false;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) return false;
+    unsigned low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    constexpr unsigned TILE_STATE = 3u << 17;
+    if ((low & TILE_STATE) != TILE_STATE) return false;
+    constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
+
+bool has_amx() {
+    static const bool answer = amx_usable();
+    return answer;
+}
+
+}  // namespace
+#endif
 
 std::vector<const char*> cpu_features() {
     std::vector<const char*> found;
@@ -29,6 +62,7 @@ std::vector<const char*> cpu_features() {
     FASTBERT_FEATURE("avx512vnni");
     FASTBERT_FEATURE("avx512bf16");
 #undef FASTBERT_FEATURE
+    if (has_amx()) found.push_back("amx");
 #endif
     return found;
 }
@@ -41,26 +75,34 @@ std::vector<Isa> supported_isas() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(Isa::avx512_bf16);
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+    if (bf16 && has_amx()) found.push_back(Isa::amx);
+    if (bf16) found.push_back(Isa::avx512_bf16);
+    if (vnni) found.push_back(Isa::avx512_vnni);
     if (avx512) found.push_back(Isa::avx512);
     if (avx2) found.push_back(Isa::avx2);
-#endif
     found.push_back(Isa::portable);
+    if (vnni) found.push_back(Isa::amx_emulated);
+#else
+    found.push_back(Isa::portable);
+#endif
     return found;
 }
 
 const CpuKernels& cpu_kernels(Isa isa) {
 #define FASTBERT_KERNELS(isa) {isa::add_layer_norm_kernels, isa::linear_kernels, isa::attention_kernels}
-    static const CpuKernels tables[] = {
 #ifdef FASTBERT_X86
-        FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512), FASTBERT_KERNELS(avx2),
-#else
-        FASTBERT_KERNELS(portable), FASTBERT_KERNELS(portable), FASTBERT_KERNELS(portable),
-#endif
-        FASTBERT_KERNELS(portable),
+    static const CpuKernels tables[ISAS] = {
+        FASTBERT_KERNELS(amx),  FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512_vnni), FASTBERT_KERNELS(avx512),
+        FASTBERT_KERNELS(avx2), FASTBERT_KERNELS(portable),    FASTBERT_KERNELS(amx_emulated),
     };
-#undef FASTBERT_KERNELS
     return tables[static_cast<int>(isa)];
+#else
+    static const CpuKernels table = FASTBERT_KERNELS(portable);
+    return (void)isa, table;
+#endif
+#undef FASTBERT_KERNELS
 }
 
 }  // namespace fastbert

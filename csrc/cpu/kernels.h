@@ -13,13 +13,18 @@ struct AddLayerNormKernels {
     void (*bf16)(const AddLayerNorm& op, int64_t begin, int64_t end);
 };
 
-// A packed weight is panels of tile_n columns; rows go tile_m at a time.
+// linear of one dtype and precision. A packed weight is panels of tile_n columns; rows go tile_m at a time.
+struct LinearKernel {
+    int64_t tile_m;
+    int64_t (*panel_words)(int64_t K);
+    int64_t (*prepared_stride)(int64_t K);  // words from one prepared row to the next
+    void (*pack)(const PackWeight& op, int64_t panel_begin, int64_t panel_end);
+    void (*prepare)(const Linear& op, int64_t row_begin, int64_t row_end);  // null where x is read as it is
+    void (*run)(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
+};
 struct LinearKernels {
-    int64_t tile_m, tile_n;
-    void (*pack_f32)(const PackWeight& op, int64_t panel_begin, int64_t panel_end);
-    void (*pack_bf16)(const PackWeight& op, int64_t panel_begin, int64_t panel_end);
-    void (*f32)(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
-    void (*bf16)(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
+    int64_t tile_n;
+    LinearKernel kernels[2][4];  // by f32 or bf16, and Precision
 };
 
 // One head of the sequence of `length` tokens from `start`, with scratch(length, D) bytes of memory, aligned to 64.
@@ -46,7 +51,10 @@ FASTBERT_DECLARE_KERNELS(portable)
 #ifdef FASTBERT_X86
 FASTBERT_DECLARE_KERNELS(avx2)
 FASTBERT_DECLARE_KERNELS(avx512)
+FASTBERT_DECLARE_KERNELS(avx512_vnni)
 FASTBERT_DECLARE_KERNELS(avx512_bf16)
+FASTBERT_DECLARE_KERNELS(amx)
+FASTBERT_DECLARE_KERNELS(amx_emulated)
 #endif
 
 // The table of one instruction set.

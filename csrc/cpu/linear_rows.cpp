@@ -1,13 +1,213 @@
-// y = act(x W^T + bias) for a block of rows and a range of weight panels; compiled once per instruction set.
+// y = act(x W^T + b) for a block of rows and a range of weight panels; compiled once per instruction set.
+//
+// A `Kind` says what is multiplied: the values as they are, bytes, or bf16 pieces of fp32. A packed panel of TILE_N
+// columns is its header (biases; for bytes also the columns' scales and corrections), then the words of each piece.
 #include "kernels.h"
 #include "tile.h"
 
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
+// The operands as they are.
+template <typename T>
+struct Plain {
+    using Value = T;
+    using Operand = T;
+    static constexpr int PIECES = 1, HEADER = 1;
+    static constexpr int PAIRS[][2] = {{0, 0}};
+};
+
+// Bytes: x rounded by a scale a row, the weight by a scale a column.
+template <typename T>
+struct Int8 {
+    using Value = T;
+    using Operand = Bytes;
+    static constexpr int PIECES = 1, HEADER = 3;
+    static constexpr int PAIRS[][2] = {{0, 0}};
+};
+
+// fp32 as a sum of bf16 pieces, each the rounding of what the pieces before it left. Pairs of pieces are multiplied,
+// the small ones first; those left out are 2^-16 (two pieces) or 2^-24 (three) of the product, or less.
+struct Split2 {
+    using Value = float;
+    using Operand = bf16;
+    static constexpr int PIECES = 2, HEADER = 1;
+    static constexpr int PAIRS[][2] = {{1, 0}, {0, 1}, {0, 0}};
+};
+struct Split3 {
+    using Value = float;
+    using Operand = bf16;
+    static constexpr int PIECES = 3, HEADER = 1;
+    static constexpr int PAIRS[][2] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
+};
+
+template <typename Kind>
+constexpr bool IS_BYTES = false;
+template <typename T>
+constexpr bool IS_BYTES<Int8<T>> = true;
+template <typename Kind>
+constexpr bool PREPARED = IS_BYTES<Kind> || Kind::PIECES > 1;
+
+template <typename Kind>
+int64_t words_of(int64_t K) {
+    constexpr int per_word = PER_WORD<typename Kind::Operand>;
+    return (K + per_word - 1) / per_word;
+}
+template <typename Kind>
+int64_t piece_words(int64_t K) { return padded_words<typename Kind::Operand>(words_of<Kind>(K)); }
+template <typename Kind>
+int64_t panel_words(int64_t K) { return TILE_N * (Kind::HEADER + Kind::PIECES * piece_words<Kind>(K)); }
+
+// Words from one prepared row to the next: an odd number of cache lines, so that neighbours fall into different sets.
+template <typename Kind>
+int64_t prepared_stride(int64_t K) {
+    if (!PREPARED<Kind>) return 0;
+    const int64_t lines = (Kind::PIECES * piece_words<Kind>(K) + 15) / 16;
+    return (lines | 1) * 16;
+}
+
+template <typename T>
+static inline Vec load_up_to(const T* p, int64_t n) { return n >= WIDTH ? load(p) : load_n(p, static_cast<int>(n)); }
+
+static inline float lane(Vec v) {
+    float lanes[WIDTH];
+    store(lanes, v);
+    return lanes[0];
+}
+
+// The largest absolute value of a row; NaN where one of its numbers is not finite.
+template <typename T>
+float largest(const T* p, int64_t n) {
+    Vec top = set(0.0f), poison = set(0.0f);
+    for (int64_t k = 0; k < n; k += WIDTH) {
+        const Vec x = load_up_to(p + k, n - k);
+        top = max(top, max(x, sub(set(0.0f), x)));
+        poison = fma(x, set(0.0f), poison);
+    }
+    float lanes[WIDTH], most = 0.0f;
+    store(lanes, top);
+    for (const float x : lanes) most = x > most ? x : most;
+    return most + sum(poison);
+}
+
+// 127 / amax; 0 for a row of zeros, of numbers too small to divide by, or with one that is not finite.
+static inline float inverse_scale(float amax) { return amax > 1e-36f ? 127.0f / amax : 0.0f; }
+
+// x rounded to the nearest integer, ties to even; |x| < 2^22.
+static inline Ints round_to_int(Vec x) {
+    const Vec magic = set(12582912.0f);
+    return (Ints)add(x, magic) - (Ints)magic;
+}
+
+#if defined(__AVX512VNNI__)
+using Byte = int8_t;
+#else
+using Byte = int16_t;
+#endif
+using ByteVec = Byte __attribute__((vector_size(WIDTH * sizeof(Byte))));
+
+// One row of x as bytes, up to `padded` words, with BYTE_OFFSET; returns its scale.
+template <typename T>
+float prepare_bytes(const T* x, int64_t K, int64_t padded, uint32_t* out) {
+    const float amax = largest(x, K);
+    const Vec inverse = set(inverse_scale(amax));
+    Byte* bytes = reinterpret_cast<Byte*>(out);
+    const int64_t total = padded * BYTES_PER_WORD;
+    for (int64_t k = 0; k < total; k += WIDTH) {
+        const Vec v = k < K ? load_up_to(x + k, K - k) : set(0.0f);
+        const ByteVec b = __builtin_convertvector(round_to_int(mul(v, inverse)) + BYTE_OFFSET, ByteVec);
+        const int64_t n = total - k < WIDTH ? total - k : WIDTH;
+        std::memcpy(bytes + k, &b, n * sizeof(Byte));
+    }
+    return amax / 127.0f;
+}
+
+// n fp32 numbers as PIECES rows of bf16, each `padded` words long, zeros beyond n.
+template <int PIECES>
+void split(const float* x, int64_t n, int64_t padded, uint32_t* out) {
+    for (int64_t k = 0; k < 2 * padded; k += WIDTH) {
+        Vec rest = k < n ? load_up_to(x + k, n - k) : set(0.0f);
+        const int64_t lanes = 2 * padded - k < WIDTH ? 2 * padded - k : WIDTH;
+        for (int piece = 0; piece < PIECES; ++piece) {
+            bf16 rounded[WIDTH];
+            store(rounded, rest);
+            std::memcpy(reinterpret_cast<bf16*>(out + piece * padded) + k, rounded, lanes * sizeof(bf16));
+            rest = sub(rest, load(rounded));
+        }
+    }
+}
+
+template <typename Kind>
+void prepare(const Linear& op, int64_t row_begin, int64_t row_end) {
+    using T = typename Kind::Value;
+    const int64_t stride = prepared_stride<Kind>(op.K), padded = piece_words<Kind>(op.K);
+    for (int64_t m = row_begin; m < row_end; ++m) {
+        const T* x = static_cast<const T*>(op.x) + m * op.stride_xm;
+        uint32_t* out = static_cast<uint32_t*>(op.prepared) + m * stride;
+        if constexpr (IS_BYTES<Kind>) op.scales[m] = prepare_bytes(x, op.K, padded, out);
+        else if constexpr (Kind::PIECES > 1) split<Kind::PIECES>(x, op.K, padded, out);
+    }
+}
+
+// Column j of a panel: a row of the weight as bytes, its scale, and what undoes BYTE_OFFSET.
+template <typename T>
+void pack_bytes(const T* row, int64_t K, int64_t j, uint32_t* panel) {
+    const float amax = largest(row, K);
+    const Vec inverse = set(inverse_scale(amax));
+    Byte* words = reinterpret_cast<Byte*>(panel + Int8<T>::HEADER * TILE_N);
+    int32_t total = 0;
+    for (int64_t k = 0; k < K; k += WIDTH) {
+        int32_t lanes[WIDTH];
+        const Ints q = round_to_int(mul(load_up_to(row + k, K - k), inverse));
+        std::memcpy(lanes, &q, sizeof q);
+        for (int64_t i = 0; i < WIDTH && k + i < K; ++i) {
+            const int64_t word = (k + i) / BYTES_PER_WORD, place = (k + i) % BYTES_PER_WORD;
+            words[(word * TILE_N + j) * BYTES_PER_WORD + place] = static_cast<Byte>(lanes[i]);
+            total += lanes[i];
+        }
+    }
+    reinterpret_cast<float*>(panel)[TILE_N + j] = amax / 127.0f;
+    reinterpret_cast<int32_t*>(panel)[2 * TILE_N + j] = -BYTE_OFFSET * total;
+}
+
+template <typename Kind>
+void pack(const PackWeight& op, int64_t begin, int64_t end) {
+    using T = typename Kind::Value;
+    const T* weight = static_cast<const T*>(op.weight);
+    const T* bias = static_cast<const T*>(op.bias);
+    const int64_t words = words_of<Kind>(op.K), padded = piece_words<Kind>(op.K), stride = op.stride_wn;
+    for (int64_t p = begin; p < end; ++p) {
+        const int64_t first = p * TILE_N, n = op.N - first < TILE_N ? op.N - first : TILE_N;
+        uint32_t* panel = static_cast<uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
+        float* biases = reinterpret_cast<float*>(panel);
+        for (int64_t j = 0; j < TILE_N; ++j) biases[j] = j < n && bias ? lane(load_n(bias + first + j, 1)) : 0.0f;
+        uint32_t* values = panel + Kind::HEADER * TILE_N;
+        const T* rows = weight + first * stride;
+        if constexpr (IS_BYTES<Kind>) {
+            std::memset(panel + TILE_N, 0, (panel_words<Kind>(op.K) - TILE_N) * sizeof(uint32_t));
+            for (int64_t j = 0; j < n; ++j) pack_bytes(rows + j * stride, op.K, j, panel);
+        } else if constexpr (Kind::PIECES > 1) {
+            constexpr int64_t PART = 64;  // words, so that no more than a little scratch memory is needed
+            uint32_t pieces[Kind::PIECES * PART];
+            for (int64_t j = 0; j < TILE_N; ++j)
+                for (int64_t k = 0; k < padded; k += PART) {
+                    const int64_t part = padded - k < PART ? padded - k : PART;
+                    split<Kind::PIECES>(rows + j * stride + 2 * k, j < n ? op.K - 2 * k : 0, part, pieces);
+                    for (int piece = 0; piece < Kind::PIECES; ++piece)
+                        for (int64_t i = 0; i < part; ++i)
+                            values[(piece * padded + k + i) * TILE_N + j] = pieces[piece * part + i];
+                }
+        } else {
+            pack_panel(reinterpret_cast<const uint32_t*>(rows), stride / PER_WORD<T>, n, words, padded, values);
+        }
+    }
+}
+
+// The activation, to what the rounding of T leaves of it.
+template <typename T>
 static inline Vec activate(Activation activation, Vec x) {
     switch (activation) {
-        case Activation::gelu: return gelu(x);
+        case Activation::gelu: return sizeof(T) == 2 ? gelu_bf16(x) : gelu(x);
         case Activation::gelu_tanh: return gelu_tanh(x);
         case Activation::relu: return max(x, set(0.0f));
         case Activation::silu: return silu(x);
@@ -17,59 +217,136 @@ static inline Vec activate(Activation activation, Vec x) {
     return x;
 }
 
-// Panel p holds columns [p * TILE_N, ...): their fp32 biases, then their words.
-int64_t panel_words(int64_t words) { return TILE_N * (words + 1); }
+// Sums of one panel -> outputs.
+template <typename Kind>
+struct Finish {
+    using T = typename Kind::Value;
+    const Linear& op;
+    const uint32_t* panel;
+    int64_t first, n;  // its columns
 
-template <typename T>
-void pack(const PackWeight& op, int64_t begin, int64_t end) {
-    const int64_t words = op.K / PER_WORD<T>, stride = op.stride_wn / PER_WORD<T>;
-    const uint32_t* weight = static_cast<const uint32_t*>(op.weight);
-    const T* bias = static_cast<const T*>(op.bias);
-    for (int64_t p = begin; p < end; ++p) {
-        const int64_t first = p * TILE_N, n = op.N - first < TILE_N ? op.N - first : TILE_N;
-        uint32_t* panel = static_cast<uint32_t*>(op.packed) + p * panel_words(words);
-        float* biases = reinterpret_cast<float*>(panel);
-        for (int64_t j = 0; j < TILE_N; ++j) {
-            float lanes[WIDTH];
-            store(lanes, j < n && bias ? load_n(bias + first + j, 1) : set(0.0f));
-            biases[j] = lanes[0];
+    void operator()(int64_t m, int v, Sum<typename Kind::Operand> sum) const {
+        const int64_t lanes = n - v * WIDTH;
+        if (lanes <= 0) return;
+        const Vec bias = load_word(panel + v * WIDTH);
+        Vec out;
+        if constexpr (IS_BYTES<Kind>) {
+            const Vec exact = __builtin_convertvector(sum + load_ints(panel + 2 * TILE_N + v * WIDTH), Vec);
+            out = fma(mul(exact, load_word(panel + TILE_N + v * WIDTH)), set(op.scales[m]), bias);
+        } else {
+            out = add(sum, bias);
         }
-        pack_panel(weight + first * stride, stride, n, words, panel + TILE_N);
+        out = activate<T>(op.activation, out);
+        T* y = static_cast<T*>(op.y) + m * op.stride_ym + first + v * WIDTH;
+        if (lanes >= WIDTH) store(y, out);
+        else store_n(y, out, static_cast<int>(lanes));
+    }
+};
+
+// The rows of x as words: where they begin, and how far apart they are.
+template <typename Kind>
+struct Operands {
+    const uint32_t* begin;
+    int64_t stride;
+    explicit Operands(const Linear& op)
+        : begin(static_cast<const uint32_t*>(PREPARED<Kind> ? op.prepared : op.x)),
+          stride(PREPARED<Kind> ? prepared_stride<Kind>(op.K) : op.stride_xm / PER_WORD<typename Kind::Operand>) {}
+};
+
+#if defined(FASTBERT_AMX)
+
+// A panel is taken in pieces along K that stay in the L1 cache while a block of rows passes by; the sums wait in `sums`
+// meanwhile. In the last of them, the vector units finish the tile before while the tiles multiply the next.
+template <typename Kind>
+void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+    using Operand = typename Kind::Operand;
+    constexpr int64_t STEP = 192, BLOCK = 256, ROWS = TILE_M<Operand>;
+    constexpr int PAIRS = sizeof(Kind::PAIRS) / sizeof(Kind::PAIRS[0]);
+    const TilesInUse tiles;
+    const Operands<Kind> x(op);
+    const int64_t words = PREPARED<Kind> ? piece_words<Kind>(op.K) : words_of<Kind>(op.K), padded = piece_words<Kind>(op.K);
+    const int64_t steps = (words + STEP - 1) / STEP * PAIRS;
+    alignas(64) uint32_t sums[BLOCK * TILE_N];
+
+    for (int64_t p = panel_begin; p < panel_end; ++p) {
+        const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
+        const int64_t first = p * TILE_N;
+        const Finish<Kind> finish{op, panel, first, op.N - first < TILE_N ? op.N - first : TILE_N};
+        for (int64_t top = row_begin; top < row_end; top += BLOCK) {
+            const int64_t rows = row_end - top < BLOCK ? row_end - top : BLOCK;
+            for (int64_t step = 0; step < steps; ++step) {
+                const int* pair = Kind::PAIRS[step % PAIRS];
+                const int64_t k = step / PAIRS * STEP, count = words - k < STEP ? words - k : STEP;
+                const uint32_t* b = panel + (Kind::HEADER + pair[1] * padded + k) * TILE_N;
+                int64_t done = 0, ready = 0;  // vectors of `sums` that are finished, and that may be
+                const int64_t a_time = step + 1 < steps ? 0 : ROWS * NV / ((count + 15) / 16) + 1;
+                const auto finish_some = [&](int64_t) {
+                    for (int64_t i = 0; i < a_time && done < ready; ++i, ++done)
+                        finish(top + done / NV, static_cast<int>(done % NV), (Sum<Operand>)load_word(sums + done * WIDTH));
+                };
+                for (int64_t m = 0; m < rows; m += ROWS) {
+                    const uint32_t* a = x.begin + (top + m) * x.stride + pair[0] * padded + k;
+                    const int64_t tile_rows = rows - m < ROWS ? rows - m : ROWS;
+                    uint32_t* out = sums + m * TILE_N;
+                    amx_product<Operand>(a, x.stride, static_cast<int>(tile_rows), b, count, step ? out : nullptr, out,
+                                         finish_some);
+                    ready = (m + tile_rows) * NV;
+                }
+                while (a_time && done < ready) finish_some(0);
+            }
+        }
     }
 }
 
-template <typename T>
+#endif
+
+template <typename Kind>
 void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
-    const int64_t words = op.K / PER_WORD<T>, lda = op.stride_xm / PER_WORD<T>;
+    using Operand = typename Kind::Operand;
+#if defined(FASTBERT_AMX)
+    if constexpr (USES_AMX<Operand>) return linear_by_tiles<Kind>(op, row_begin, row_end, panel_begin, panel_end);
+#endif
+    const Operands<Kind> x(op);
+    const int64_t words = words_of<Kind>(op.K), padded = piece_words<Kind>(op.K);
     for (int64_t p = panel_begin; p < panel_end; ++p) {
-        const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * panel_words(words);
-        const float* biases = reinterpret_cast<const float*>(panel);
-        const int64_t first = p * TILE_N, n = op.N - first < TILE_N ? op.N - first : TILE_N;
-        for (int64_t m = row_begin; m < row_end; m += TILE_M) {
+        const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
+        const int64_t first = p * TILE_N;
+        const Finish<Kind> finish{op, panel, first, op.N - first < TILE_N ? op.N - first : TILE_N};
+        for (int64_t m = row_begin; m < row_end; m += VECTOR_ROWS) {
             with_rows(row_end - m, [&](auto rows) {
                 constexpr int M = decltype(rows)::value;
-                Vec acc[M][NV];
+                Sum<Operand> sums[M][NV];
                 for (int i = 0; i < M; ++i)
-                    for (int v = 0; v < NV; ++v) acc[i][v] = load(biases + v * WIDTH);
-                const uint32_t* x = static_cast<const uint32_t*>(op.x) + m * lda;
-                multiply<T>(x, lda, panel + TILE_N, words, acc);
-                for (int i = 0; i < M; ++i) {
-                    T* y = static_cast<T*>(op.y) + (m + i) * op.stride_ym + first;
-                    for (int v = 0; v < NV; ++v) {
-                        const int lanes = static_cast<int>(n - v * WIDTH);
-                        if (lanes <= 0) break;
-                        const Vec out = activate(op.activation, acc[i][v]);
-                        if (lanes >= WIDTH) store(y + v * WIDTH, out);
-                        else store_n(y + v * WIDTH, out, lanes);
-                    }
-                }
+                    for (int v = 0; v < NV; ++v) sums[i][v] = Sum<Operand>{};
+                for (const auto& pair : Kind::PAIRS)
+                    multiply<Operand>(x.begin + m * x.stride + pair[0] * padded, x.stride,
+                                      panel + (Kind::HEADER + pair[1] * padded) * TILE_N, words, sums);
+                for (int i = 0; i < M; ++i)
+                    for (int v = 0; v < NV; ++v) finish(m + i, v, sums[i][v]);
             });
         }
     }
 }
 
+template <typename Kind>
+constexpr LinearKernel kernel_of = {TILE_M<typename Kind::Operand>, panel_words<Kind>, prepared_stride<Kind>,
+                                    pack<Kind>, PREPARED<Kind> ? prepare<Kind> : nullptr, linear<Kind>};
+
 }  // namespace
 
-const LinearKernels linear_kernels = {TILE_M, TILE_N, pack<float>, pack<bf16>, linear<float>, linear<bf16>};
+// Splitting fp32 pays where bf16 products are several times as fast: on AMX alone.
+#if defined(FASTBERT_AMX)
+using High = Split2;
+using Highest = Split3;
+#else
+using High = Plain<float>;
+using Highest = Plain<float>;
+#endif
+
+const LinearKernels linear_kernels = {
+    TILE_N,
+    {{kernel_of<Plain<float>>, kernel_of<Int8<float>>, kernel_of<High>, kernel_of<Highest>},
+     {kernel_of<Plain<bf16>>, kernel_of<Int8<bf16>>, kernel_of<Plain<bf16>>, kernel_of<Plain<bf16>>}},
+};
 
 }  // namespace fastbert::FASTBERT_ISA

@@ -1,43 +1,99 @@
-// The inner product that every matrix product here is made of: a tile of M rows times NV vectors of columns,
-// accumulated in fp32 registers over the whole of K.
+// The inner product that every matrix product here is made of: a tile of rows times a panel of TILE_N columns.
 //
-// Both operands are walked in words of 32 bits: one fp32, or two bf16 neighbours along K. A is rows of words
-// as they lie in memory; a word of it is broadcast. B is packed: word k of WIDTH * NV neighbouring columns
-// lies together, so a step loads NV vectors. So fp32 and bf16 share every line but `dot`.
+// Both operands are walked in words of 32 bits: one fp32, two bf16 or four bytes that are neighbours along K. A is
+// rows of words as they lie in memory. B is packed in panels: word k of TILE_N neighbouring columns lies together.
+// A vector unit broadcasts a word of A against NV vectors of B; AMX takes 16 x 16 words of either as a tile, from the
+// same panels. Sums are fp32, those of bytes int32.
 #pragma once
 
 #include "vec_math.h"
+
+#if defined(FASTBERT_AMX)
+#include "amx.h"
+#endif
 
 namespace fastbert::FASTBERT_ISA {
 
 // The tile: as many accumulators as the registers hold beside NV vectors of B and a broadcast of A.
 #if defined(__AVX512F__)
-constexpr int TILE_M = 12, NV = 2;
+constexpr int VECTOR_ROWS = 12, NV = 2;
 #elif defined(__AVX2__)
-constexpr int TILE_M = 6, NV = 2;
+constexpr int VECTOR_ROWS = 6, NV = 2;
 #else
-constexpr int TILE_M = 4, NV = 2;
+constexpr int VECTOR_ROWS = 4, NV = 2;
 #endif
 constexpr int TILE_N = NV * WIDTH;
 
-// Elements in a word.
+// Bytes that stand for numbers in [-127, 127]. With VNNI a word is four of them, A's with BYTE_OFFSET added, as
+// vpdpbusd wants its first operand unsigned; elsewhere two, widened to 16 bits, for a multiply-add of pairs.
+struct Bytes {};
+#if defined(__AVX512VNNI__)
+constexpr int BYTES_PER_WORD = 4, BYTE_OFFSET = 128;
+#else
+constexpr int BYTES_PER_WORD = 2, BYTE_OFFSET = 0;
+#endif
+
 template <typename T>
 constexpr int PER_WORD = sizeof(uint32_t) / sizeof(T);
+template <>
+constexpr int PER_WORD<Bytes> = BYTES_PER_WORD;
+
+template <typename T>
+struct Sums {
+    using type = Vec;
+};
+template <>
+struct Sums<Bytes> {
+    using type = Ints;
+};
+template <typename T>
+using Sum = typename Sums<T>::type;
+
+#if defined(FASTBERT_AMX)
+template <typename T>
+constexpr bool USES_AMX = PER_WORD<T> > 1;  // all but fp32
+#else
+template <typename T>
+constexpr bool USES_AMX = false;
+#endif
+
+// Rows of a tile, and the words along K that it takes at a time: panels are filled up with zeros to a multiple.
+template <typename T>
+constexpr int TILE_M = USES_AMX<T> ? 32 : VECTOR_ROWS;
+template <typename T>
+constexpr int K_STEP = USES_AMX<T> ? 16 : 1;
+template <typename T>
+int64_t padded_words(int64_t words) { return (words + K_STEP<T> - 1) / K_STEP<T> * K_STEP<T>; }
 
 static inline Vec load_word(const uint32_t* p) { return load(reinterpret_cast<const float*>(p)); }
+static inline Ints load_ints(const void* p) { return (Ints)load(static_cast<const float*>(p)); }
 
-// acc + the product of words: fp32.
-static inline Vec dot(Vec acc, Vec a, Vec b, const float*) { return fma(a, b, acc); }
+// sum + the product of words: fp32.
+static inline Vec dot(Vec sum, Vec a, Vec b, const float*) { return fma(a, b, sum); }
 
-// acc + the two products of words: bf16. The product of two bf16 is exact in fp32.
-static inline Vec dot(Vec acc, Vec a, Vec b, const bf16*) {
+// sum + the two products of words: bf16. The product of two bf16 is exact in fp32.
+static inline Vec dot(Vec sum, Vec a, Vec b, const bf16*) {
 #if defined(__AVX512BF16__)
-    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 #else
     const Ints high = {};
     const Ints mask = high + static_cast<int32_t>(0xffff0000);
-    acc = fma((Vec)((Ints)a << 16), (Vec)((Ints)b << 16), acc);
-    return fma((Vec)((Ints)a & mask), (Vec)((Ints)b & mask), acc);
+    sum = fma((Vec)((Ints)a << 16), (Vec)((Ints)b << 16), sum);
+    return fma((Vec)((Ints)a & mask), (Vec)((Ints)b & mask), sum);
+#endif
+}
+
+// sum + the four or two products of words: bytes.
+static inline Ints dot(Ints sum, Vec a, Vec b, const Bytes*) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512F__)
+    return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    const Ints x = (Ints)a, y = (Ints)b;
+    return sum + ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
 #endif
 }
 
@@ -47,18 +103,18 @@ static inline Vec broadcast(const uint32_t* p) {
     return set(word);
 }
 
-// Sums are taken over so many words, and then added up: one running sum over all of K would lose digits as K
-// grows (an error of sqrt(K) roundings, against sqrt(CHUNK) + sqrt(K / CHUNK)).
+// Floating sums are taken over so many words, and then added up: one running sum over all of K would lose digits as
+// K grows (an error of sqrt(K) roundings, against sqrt(CHUNK) + sqrt(K / CHUNK)).
 constexpr int64_t CHUNK = 128;
 
-// acc[m][v] += sum over k < words of A[m][k] * B[k][v]. `lda` in words.
+// sums[m][v] += sum over k < words of A[m][k] * B[k][v]. `lda` in words.
 template <typename T, int M>
-static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Vec (&acc)[M][NV]) {
+static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (&sums)[M][NV]) {
     for (int64_t start = 0; start < words; start += CHUNK) {
         const int64_t end = start + CHUNK < words ? start + CHUNK : words;
-        Vec part[M][NV];
+        Sum<T> part[M][NV];
         for (int m = 0; m < M; ++m)
-            for (int v = 0; v < NV; ++v) part[m][v] = set(0.0f);
+            for (int v = 0; v < NV; ++v) part[m][v] = Sum<T>{};
         for (int64_t k = start; k < end; ++k) {
             Vec columns[NV];
             for (int v = 0; v < NV; ++v) columns[v] = load_word(b + (k * NV + v) * WIDTH);
@@ -69,7 +125,7 @@ static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, i
             }
         }
         for (int m = 0; m < M; ++m)
-            for (int v = 0; v < NV; ++v) acc[m][v] = add(acc[m][v], part[m][v]);
+            for (int v = 0; v < NV; ++v) sums[m][v] = sums[m][v] + part[m][v];
     }
 }
 
@@ -78,7 +134,7 @@ template <int M>
 struct Rows {
     static constexpr int value = M;
 };
-template <int M = TILE_M, typename F>
+template <int M = VECTOR_ROWS, typename F>
 static inline void with_rows(int64_t m, const F& f) {
     if constexpr (M == 1) {
         f(Rows<1>{});
@@ -88,11 +144,35 @@ static inline void with_rows(int64_t m, const F& f) {
     }
 }
 
-// Columns [0, n) of words from rows of `src` (stride in words) into a panel of TILE_N columns, zeros beyond:
-// panel[k][j] = src[j][k]. Weights (F, K) and keys (L, D) are packed by it.
-static inline void pack_panel(const uint32_t* src, int64_t stride, int64_t n, int64_t words, uint32_t* panel) {
-    for (int64_t k = 0; k < words; ++k)
-        for (int64_t j = 0; j < TILE_N; ++j) panel[k * TILE_N + j] = j < n ? src[j * stride + k] : 0;
+// store(i, v, sum) for each row i < m <= TILE_M<T> and vector v of A times one panel of `words` words.
+template <typename T, typename Store>
+static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint32_t* b, int64_t words, const Store& store) {
+#if defined(FASTBERT_AMX)
+    if constexpr (USES_AMX<T>) {
+        alignas(64) uint32_t out[TILE_M<T> * TILE_N];
+        amx_product<T>(a, lda, static_cast<int>(m), b, words, nullptr, out, [](int64_t) {});
+        for (int i = 0; i < m; ++i)
+            for (int v = 0; v < NV; ++v) store(i, v, (Sum<T>)load_word(out + i * TILE_N + v * WIDTH));
+        return;
+    }
+#endif
+    with_rows(m, [&](auto rows) {
+        constexpr int M = decltype(rows)::value;
+        Sum<T> sums[M][NV];
+        for (int i = 0; i < M; ++i)
+            for (int v = 0; v < NV; ++v) sums[i][v] = Sum<T>{};
+        multiply<T>(a, lda, b, words, sums);
+        for (int i = 0; i < M; ++i)
+            for (int v = 0; v < NV; ++v) store(i, v, sums[i][v]);
+    });
+}
+
+// Columns [0, n) of words from rows of `src` (stride in words) into a panel of TILE_N columns, zeros beyond and up
+// to `padded` words: panel[k][j] = src[j][k]. Weights (F, K) and keys (L, D) are packed by it.
+static inline void pack_panel(const uint32_t* src, int64_t stride, int64_t n, int64_t words, int64_t padded,
+                              uint32_t* panel) {
+    for (int64_t k = 0; k < padded; ++k)
+        for (int64_t j = 0; j < TILE_N; ++j) panel[k * TILE_N + j] = j < n && k < words ? src[j * stride + k] : 0;
 }
 
 }  // namespace fastbert::FASTBERT_ISA

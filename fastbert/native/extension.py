@@ -39,6 +39,18 @@ ACTIVATIONS = (
     }
 )
 
+# What ops.linear calls them; None: the operands as they are.
+PRECISIONS = (
+    {}
+    if C is None
+    else {
+        None: C.PRECISION_full,
+        "int8": C.PRECISION_int8,
+        "high": C.PRECISION_high,
+        "highest": C.PRECISION_highest,
+    }
+)
+
 
 def available() -> str | None:
     """None where the extension is built and loads, else the reason why not."""

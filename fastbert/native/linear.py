@@ -5,18 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, available, chosen_isa, cpu_reason
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason
 from fastbert.native.packed_weights import packed
 
 
 def supports_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    precision: str | None = None,
 ) -> str | None:
     """None where `linear` takes these arguments, else the reason why not."""
     if C is None:
         return available()
     if activation not in ACTIVATIONS:
         return f"activation {activation}"
+    if precision not in PRECISIONS:
+        return f"precision {precision}"
+    if precision in ("high", "highest") and x.dtype != torch.float32:
+        return f"precision {precision} is for float32, not {x.dtype}"
     if reason := cpu_reason(x, weight, bias):
         return reason
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
@@ -24,7 +33,7 @@ def supports_linear(
     for t in (x, weight):
         if t.stride(1) != 1 and t.shape[1] > 1:
             return "last dimension not contiguous"
-        if t.dtype == torch.bfloat16 and (t.shape[1] % 2 or t.stride(0) % 2 or t.data_ptr() % 4):
+        if t.dtype == torch.bfloat16 and precision is None and (t.shape[1] % 2 or t.stride(0) % 2 or t.data_ptr() % 4):
             return "odd width or row stride in bf16"
     if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
         return f"bias of shape {tuple(bias.shape)}"
@@ -33,26 +42,41 @@ def supports_linear(
     return None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32.
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    precision: str | None = None,
+) -> Tensor:
+    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32.
 
     The weight is packed on first use and again when it changes; see `packed_weights`.
 
     Raises:
         ValueError: arguments it does not take, with the reason of `supports_linear`.
     """
-    reason = supports_linear(x, weight, bias, activation=activation)
+    reason = supports_linear(x, weight, bias, activation=activation, precision=precision)
     if reason is not None:
         raise ValueError(f"native.linear: {reason}")
     y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
-    linear_into(y, x, weight, bias, activation)
+    linear_into(y, x, weight, bias, activation, precision)
     return y
 
 
-def linear_into(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
-    buffer = packed(weight, bias)  # held: another thread may pack the weight anew while this one multiplies
+def linear_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    precision: str | None = None,
+) -> None:
+    buffer = packed(weight, bias, precision)  # held: another thread may pack the weight anew while this one multiplies
     C.linear_cpu(
         CPU_DTYPES[x.dtype],
+        PRECISIONS[precision],
         *x.shape[:1],
         *weight.shape,
         x.data_ptr(),

@@ -7,13 +7,13 @@ import weakref
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, chosen_isa
+from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa
 
-# id(weight) -> (weak reference to it, what it was packed from, the packed bytes).
-_kept: dict[int, tuple[weakref.ref[Tensor], tuple, Tensor]] = {}
+# (id(weight), precision) -> (weak reference to it, what it was packed from, the packed bytes).
+_kept: dict[tuple[int, str | None], tuple[weakref.ref[Tensor], tuple, Tensor]] = {}
 
 
-def packed(weight: Tensor, bias: Tensor | None) -> Tensor:
+def packed(weight: Tensor, bias: Tensor | None, precision: str | None = None) -> Tensor:
     """The weight and bias in the order the kernels read, kept for as long as the weight tensor lives.
 
     Packed again when the address or the version counter of either, the instruction set or a sample of the
@@ -31,13 +31,13 @@ def packed(weight: Tensor, bias: Tensor | None) -> Tensor:
         C.sample(address, weight.numel() * weight.element_size() if weight.is_contiguous() else 0),
         C.sample(bias_address, 0 if bias is None else N * bias.element_size()),
     )
-    entry = _kept.get(id(weight))
+    identity = id(weight), precision
+    entry = _kept.get(identity)
     if entry is not None and entry[1] == key:
         return entry[2]
-    dtype = CPU_DTYPES[weight.dtype]
-    buffer = torch.empty(C.packed_weight_bytes(dtype, N, K, isa_number), dtype=torch.uint8)
-    C.pack_weight_cpu(dtype, N, K, address, weight.stride(0), bias_address, buffer.data_ptr(), isa_number, threads)
-    identity = id(weight)
+    kind = CPU_DTYPES[weight.dtype], PRECISIONS[precision], N, K
+    buffer = torch.empty(C.packed_weight_bytes(*kind, isa_number), dtype=torch.uint8)
+    C.pack_weight_cpu(*kind, address, weight.stride(0), bias_address, buffer.data_ptr(), isa_number, threads)
     owner = weakref.ref(weight, lambda _: _kept.pop(identity, None))
     _kept[identity] = (owner, key, buffer)
     return buffer

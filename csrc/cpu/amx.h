@@ -1,0 +1,161 @@
+// AMX tiles: 16 rows of 64 bytes, by inline assembly, or in plain C++ where FASTBERT_EMULATE_AMX asks for the same
+// logic on a processor without them (that is how it is tested on most machines).
+//
+// Assembly, since the intrinsics of GCC 12 say nothing of the memory they read and write, and the optimiser moves
+// them past the code that prepares it. The compiler itself never touches tile registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace fastbert::FASTBERT_ISA {
+
+#if defined(FASTBERT_EMULATE_AMX)
+
+struct TileMemory {
+    alignas(64) uint32_t word[8][16][16];
+};
+static thread_local TileMemory tile_memory;
+
+// While one exists, the thread's tiles are usable: eight of 16 rows x 64 bytes.
+struct TilesInUse {
+    TilesInUse() { std::memset(&tile_memory, 0xff, sizeof tile_memory); }
+    ~TilesInUse() { std::memset(&tile_memory, 0xff, sizeof tile_memory); }
+};
+
+template <int TILE>
+void tile_zero() { std::memset(tile_memory.word[TILE], 0, 1024); }
+template <int TILE>
+void tile_load(const void* p, int64_t stride) {
+    for (int i = 0; i < 16; ++i) std::memcpy(tile_memory.word[TILE][i], static_cast<const char*>(p) + i * stride, 64);
+}
+template <int TILE>
+void tile_store(void* p, int64_t stride) {
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<char*>(p) + i * stride, tile_memory.word[TILE][i], 64);
+}
+
+static inline float as_float(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// C += A B, word by word as the processor does: the even half of a word and the odd one, in fp32 ...
+template <int C, int A, int B>
+void tile_dot(const uint16_t*) {
+    auto& t = tile_memory.word;
+    for (int m = 0; m < 16; ++m)
+        for (int k = 0; k < 16; ++k)
+            for (int n = 0; n < 16; ++n) {
+                const uint32_t a = t[A][m][k], b = t[B][k][n];
+                float sum = as_float(t[C][m][n]);
+                sum += as_float(a << 16) * as_float(b << 16);
+                sum += as_float(a & 0xffff0000) * as_float(b & 0xffff0000);
+                std::memcpy(&t[C][m][n], &sum, sizeof sum);
+            }
+}
+// ... or four bytes, unsigned in A and signed in B, in int32.
+template <int C, int A, int B, typename Bytes>
+void tile_dot(const Bytes*) {
+    auto& t = tile_memory.word;
+    for (int m = 0; m < 16; ++m)
+        for (int k = 0; k < 16; ++k)
+            for (int n = 0; n < 16; ++n)
+                for (int shift = 0; shift < 32; shift += 8)
+                    t[C][m][n] += static_cast<int32_t>(static_cast<uint8_t>(t[A][m][k] >> shift)) *
+                                  static_cast<int8_t>(t[B][k][n] >> shift);
+}
+
+#else
+
+struct TilesInUse {
+    TilesInUse() {
+        alignas(64) uint8_t config[64] = {1};  // palette 1; bytes a row of each tile from 16, rows from 48
+        for (int tile = 0; tile < 8; ++tile) {
+            config[16 + 2 * tile] = 64;
+            config[48 + tile] = 16;
+        }
+        asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
+    }
+    ~TilesInUse() { asm volatile("tilerelease" ::: "memory"); }
+};
+
+template <int TILE>
+static inline void tile_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(TILE)); }
+template <int TILE>
+static inline void tile_load(const void* p, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(TILE) : "memory");
+}
+template <int TILE>
+static inline void tile_store(void* p, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(TILE) : "memory");
+}
+template <int C, int A, int B>
+static inline void tile_dot(const uint16_t*) {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+template <int C, int A, int B, typename Bytes>
+static inline void tile_dot(const Bytes*) {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+
+#endif
+
+// Rows [0, rows) and words [0, words) at p into a tile, zeros beyond; where all 16 x 16 are there, from their place.
+template <int TILE>
+static inline void tile_load_edge(const uint32_t* p, int64_t stride, int rows, int64_t words) {
+    if (rows >= 16 && words >= 16) return tile_load<TILE>(p, stride * 4);
+    alignas(64) uint32_t edge[16][16];
+    const __mmask16 mask = words >= 16 ? 0xffff : static_cast<__mmask16>((1u << words) - 1u);
+    for (int i = 0; i < 16; ++i)
+        _mm512_store_si512(edge[i], i < rows ? _mm512_maskz_loadu_epi32(mask, p + i * stride) : _mm512_setzero_si512());
+    tile_load<TILE>(edge, 64);
+}
+
+// out (32 x 32 words, one after the other) = in + A B for rows [0, m) of A, m <= 32, and one panel of B, whose words
+// are filled up to a multiple of 16. in may be null (zeros) or out itself. `between(step)` is called behind each step's tiles:
+// work for the vector units while the tiles multiply.
+template <typename T, typename Between>
+static inline void amx_product(const uint32_t* a, int64_t lda, int m, const uint32_t* b, int64_t words,
+                               const uint32_t* in, uint32_t* out, const Between& between) {
+    constexpr const T* type = nullptr;
+    constexpr int64_t ROW = 32 * 4;  // bytes of a row of a panel and of `out`
+    const uint32_t* below = a + 16 * lda;
+    const bool two = m > 16;
+    if (in) {
+        tile_load<0>(in, ROW);
+        tile_load<1>(in + 16, ROW);
+        if (two) {
+            tile_load<2>(in + 16 * 32, ROW);
+            tile_load<3>(in + 16 * 32 + 16, ROW);
+        }
+    } else {
+        tile_zero<0>();
+        tile_zero<1>();
+        tile_zero<2>();
+        tile_zero<3>();
+    }
+    for (int64_t k = 0; k < words; k += 16) {
+        tile_load_edge<4>(a + k, lda, m, words - k);
+        tile_load<6>(b + k * 32, ROW);
+        tile_load<7>(b + k * 32 + 16, ROW);
+        tile_dot<0, 4, 6>(type);
+        tile_dot<1, 4, 7>(type);
+        if (two) {
+            tile_load_edge<5>(below + k, lda, m - 16, words - k);
+            tile_dot<2, 5, 6>(type);
+            tile_dot<3, 5, 7>(type);
+        }
+        between(k / 16);
+    }
+    tile_store<0>(out, ROW);
+    tile_store<1>(out + 16, ROW);
+    if (two) {
+        tile_store<2>(out + 16 * 32, ROW);
+        tile_store<3>(out + 16 * 32 + 16, ROW);
+    }
+}
+
+}  // namespace fastbert::FASTBERT_ISA

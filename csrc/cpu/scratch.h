@@ -1,0 +1,33 @@
+// Memory for what an op makes on its way. Included by sources for the base instruction set only.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+namespace fastbert {
+
+// At least `bytes`, aligned to 64, valid until the same thread asks again; `Tag` tells apart what is held at once. A thread
+// keeps it, so that the next call finds it warm, unless it is large.
+template <typename Tag>
+void* scratch(size_t bytes) {
+    constexpr size_t KEPT = 64 << 20;
+    struct Memory {
+        void* data = nullptr;
+        size_t size = 0;
+        ~Memory() { std::free(data); }
+    };
+    static thread_local Memory memory;
+    if (memory.size < bytes || (memory.size > KEPT && bytes <= KEPT)) {
+        std::free(memory.data);
+        memory.size = (bytes + 63) / 64 * 64;
+        memory.data = std::aligned_alloc(64, memory.size);
+        if (!memory.data) {
+            memory.size = 0;
+            throw std::bad_alloc();
+        }
+    }
+    return memory.data;
+}
+
+}  // namespace fastbert
