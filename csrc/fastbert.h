@@ -74,6 +74,27 @@ struct Attention {
     float scale_log2;           // scale * log2(e), positive
 };
 
+// One layer of an encoder: packed weights with their biases, and the vectors of its two norms, (E,).
+struct EncoderLayer {
+    const void *qkv, *out, *up, *down;  // (3E, E), (E, E), (F, E), (E, F), made by pack_weight_cpu
+    const void *attention_norm_weight, *attention_norm_bias, *norm_weight, *norm_bias;
+    int64_t F;
+};
+
+// All layers over packed tokens; x and y (T, E) are contiguous and apart.
+struct Encoder {
+    DType dtype;
+    Precision precision;
+    Activation activation;
+    int64_t T, E, H, B, L;
+    const int32_t* cu_seqlens;   // (B + 1,)
+    const EncoderLayer* layers;  // (L,)
+    const void* x;
+    void* y;
+    void* workspace;             // encoder_workspace_bytes bytes, aligned to 64
+    float eps, scale_log2;
+};
+
 // ---- CPU ----
 
 const char* isa_name(Isa isa);
@@ -91,6 +112,8 @@ int64_t packed_weight_bytes(DType dtype, Precision precision, int64_t N, int64_t
 void pack_weight_cpu(const PackWeight& op, Isa isa, int threads);
 void linear_cpu(const Linear& op, Isa isa, int threads);
 void attention_cpu(const Attention& op, Isa isa, int threads);
+int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads);
+void encoder_cpu(const Encoder& op, Isa isa, int threads);
 
 // ---- CUDA: declared always, defined where the build found nvcc (FASTBERT_HAS_CUDA) ----
 

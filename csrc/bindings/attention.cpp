@@ -1,5 +1,3 @@
-#include <string>
-
 #include "bindings.h"
 
 namespace fastbert::bindings {
@@ -9,10 +7,7 @@ void attention_cpu_binding(int dtype, int64_t T, int64_t B, int64_t H, int64_t D
                            int64_t stride_3, uintptr_t cu_seqlens, uintptr_t y, float scale_log2, int isa, int threads) {
     const Attention op = {static_cast<DType>(dtype), B, H, D, pointer(qkv), static_cast<const int32_t*>(pointer(cu_seqlens)),
                           pointer(y), stride_t, stride_3, scale_log2};
-    for (int64_t b = 0; b <= B; ++b)
-        if (op.cu_seqlens[b] < (b ? op.cu_seqlens[b - 1] : 0) || op.cu_seqlens[b] > T)
-            throw py::value_error("cu_seqlens[" + std::to_string(b) + "] is " + std::to_string(op.cu_seqlens[b]) +
-                                  "; offsets must rise from 0 to the number of tokens, " + std::to_string(T));
+    check_offsets(op.cu_seqlens, B, T);
     const Isa checked = checked_isa(isa, dtype);
     py::gil_scoped_release nogil;
     attention_cpu(op, checked, threads);

@@ -14,10 +14,14 @@ inline void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address
 
 // Throws where a number that came from Python would crash: no such instruction set here, no such dtype on CPU.
 Isa checked_isa(int isa, int dtype);
+Precision checked_precision(int precision);
+// Throws where offsets do not rise from 0 to at most T.
+void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T);
 
 // One a file: arguments go by position, keywords would double the cost of a call.
 void bind_add_layer_norm(py::module_& m);
 void bind_attention(py::module_& m);
+void bind_encoder(py::module_& m);
 void bind_linear(py::module_& m);
 
 }  // namespace fastbert::bindings

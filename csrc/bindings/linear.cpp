@@ -7,12 +7,6 @@
 namespace fastbert::bindings {
 namespace {
 
-Precision checked_precision(int precision) {
-    if (precision < 0 || precision > static_cast<int>(Precision::highest))
-        throw py::value_error("no precision of number " + std::to_string(precision));
-    return static_cast<Precision>(precision);
-}
-
 int64_t packed_weight_bytes_binding(int dtype, int precision, int64_t N, int64_t K, int isa) {
     return packed_weight_bytes(static_cast<DType>(dtype), checked_precision(precision), N, K, checked_isa(isa, dtype));
 }

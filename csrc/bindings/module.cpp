@@ -46,6 +46,19 @@ Isa checked_isa(int isa, int dtype) {
     return static_cast<Isa>(isa);
 }
 
+Precision checked_precision(int precision) {
+    if (precision < 0 || precision > static_cast<int>(Precision::highest))
+        throw py::value_error("no precision of number " + std::to_string(precision));
+    return static_cast<Precision>(precision);
+}
+
+void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T) {
+    for (int64_t b = 0; b <= B; ++b)
+        if (cu_seqlens[b] < (b ? cu_seqlens[b - 1] : 0) || cu_seqlens[b] > T)
+            throw py::value_error("cu_seqlens[" + std::to_string(b) + "] is " + std::to_string(cu_seqlens[b]) +
+                                  "; offsets must rise from 0 to the number of tokens, " + std::to_string(T));
+}
+
 }  // namespace fastbert::bindings
 
 PYBIND11_MODULE(_C, m) {
@@ -74,5 +87,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("isa_id", &isa_id);
     bind_add_layer_norm(m);
     bind_attention(m);
+    bind_encoder(m);
     bind_linear(m);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert.native.add_layer_norm import add_layer_norm_into, supports_add_layer_norm
-from fastbert.native.attention import attention_into, supports_attention
-from fastbert.native.extension import C, available
-from fastbert.native.linear import linear_into, supports_linear
+from fastbert.native.add_layer_norm import supports_add_layer_norm
+from fastbert.native.attention import supports_attention
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa
+from fastbert.native.linear import supports_linear
+from fastbert.native.packed_weights import packed
 
 
 def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: int) -> str | None:
@@ -25,8 +27,11 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
         return f"device {x.device.type}"
     w = layers[0]
     width = x.shape[1]
-    if not x.is_contiguous() or width % (2 * w.num_heads) or w.up_weight.shape[0] < width:
-        return f"width {width} with {w.num_heads} heads and {w.up_weight.shape[0]} between"
+    if not x.is_contiguous() or width % (2 * w.num_heads):
+        return f"width {width} with {w.num_heads} heads"
+    for name in ("precision", "activation", "num_heads", "eps"):
+        if any(getattr(other, name) != getattr(w, name) for other in layers):
+            return f"layers that differ in {name}"
     qkv = x.new_empty((1, 3, w.num_heads, width // w.num_heads))
     if reason := supports_attention(qkv, cu_seqlens, max_seqlen):
         return f"attention: {reason}"
@@ -38,7 +43,7 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
             (w.up_weight, w.up_bias, x),
             (w.down_weight, w.down_bias, wide),
         ):
-            if reason := supports_linear(example, weight, bias, activation=w.activation):
+            if reason := supports_linear(example, weight, bias, activation=w.activation, precision=w.precision):
                 return f"linear: {reason}"
         for weight, bias in ((w.attention_norm_weight, w.attention_norm_bias), (w.norm_weight, w.norm_bias)):
             if reason := supports_add_layer_norm(x, x, weight, bias, eps=w.eps):
@@ -47,28 +52,46 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
 
 
 def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """All layers over packed tokens, (T, E) -> (T, E): the ops above, in memory that is used again and again.
+    """All layers over packed tokens, (T, E) -> (T, E), in memory that the thread uses again and again.
 
-    What an op writes into fresh memory costs a page fault every 4 KiB, up to half the time of a product.
+    What is written into fresh memory costs a page fault every 4 KiB, up to half the time of a product.
     """
-    T, E = x.shape
-    heads = layers[0].num_heads
-    between = max(w.up_weight.shape[0] for w in layers)
-    qkv, up, a, b, c = _arena(x.dtype, *((T, n) for n in (3 * E, between, E, E, E)))
-    context = up.view(-1)[: T * E].view(T, E)  # dead before `up` is written
-    y = torch.empty_like(x)
+    (T, E), first, (_, isa), threads = x.shape, layers[0], chosen_isa(), torch.get_num_threads()
+    precision = first.precision
+    # Held until the call is over: another thread may pack a weight anew meanwhile.
+    held, words = [], []
     for w in layers:
-        out = y if w is layers[-1] else c
-        linear_into(qkv, x, w.qkv_weight, w.qkv_bias, None)
-        split = qkv.view(T, 3, heads, E // heads)
-        attention_into(context, split, cu_seqlens, (E // heads) ** -0.5)
-        linear_into(a, context, w.attention_weight, w.attention_bias, None)
-        add_layer_norm_into(b, a, x, w.attention_norm_weight, w.attention_norm_bias, w.eps)
-        middle = up.view(-1)[: T * w.up_weight.shape[0]].view(T, w.up_weight.shape[0])
-        linear_into(middle, b, w.up_weight, w.up_bias, w.activation)
-        linear_into(a, middle, w.down_weight, w.down_bias, None)
-        add_layer_norm_into(out, a, b, w.norm_weight, w.norm_bias, w.eps)
-        x = out
+        weights = [
+            packed(weight, bias, precision)
+            for weight, bias in (
+                (w.qkv_weight, w.qkv_bias),
+                (w.attention_weight, w.attention_bias),
+                (w.up_weight, w.up_bias),
+                (w.down_weight, w.down_bias),
+            )
+        ]
+        held += weights
+        norms = (w.attention_norm_weight, w.attention_norm_bias, w.norm_weight, w.norm_bias)
+        words += [t.data_ptr() for t in (*weights, *norms)]
+        words.append(w.up_weight.shape[0])
+    kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[precision]), (T, E, first.num_heads)
+    workspace = _arena(C.encoder_workspace_bytes(*kind, *shape, words, isa, threads))
+    y = torch.empty_like(x)
+    C.encoder_cpu(
+        *kind,
+        ACTIVATIONS[first.activation],
+        *shape,
+        len(cu_seqlens) - 1,
+        words,
+        cu_seqlens.data_ptr(),
+        x.data_ptr(),
+        y.data_ptr(),
+        workspace.data_ptr(),
+        first.eps,
+        (E // first.num_heads) ** -0.5 * math.log2(math.e),
+        isa,
+        threads,
+    )
     return y
 
 
@@ -76,15 +99,10 @@ _ARENA_KEPT = 64 << 20  # bytes of workspace that a thread keeps between calls
 _arenas = threading.local()
 
 
-def _arena(dtype: torch.dtype, *shapes: tuple[int, int]) -> list[Tensor]:
-    """Uninitialised tensors out of one allocation, which the thread keeps for its next call unless it is large."""
-    sizes = [-(-rows * columns * dtype.itemsize // 64) * 64 for rows, columns in shapes]
+def _arena(size: int) -> Tensor:
+    """So many bytes without values, aligned to 64, which the thread keeps for its next call unless they are many."""
     memory = getattr(_arenas, "memory", None)
-    if memory is None or memory.numel() < sum(sizes):
-        memory = torch.empty(sum(sizes), dtype=torch.uint8)
-        _arenas.memory = memory if sum(sizes) <= _ARENA_KEPT else None
-    parts = memory[: sum(sizes)].split(sizes)
-    return [
-        part[: rows * columns * dtype.itemsize].view(dtype).view(rows, columns)
-        for part, (rows, columns) in zip(parts, shapes, strict=True)
-    ]
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.uint8)
+        _arenas.memory = memory if size <= _ARENA_KEPT else None
+    return memory

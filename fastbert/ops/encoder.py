@@ -33,6 +33,7 @@ class LayerWeights(NamedTuple):
     num_heads: int
     activation: str
     eps: float
+    precision: str | None = None  # how its four products are multiplied: see ops.linear
 
 
 def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:

@@ -1,0 +1,178 @@
+// All layers of a BERT over packed tokens. Compiled for the base instruction set.
+//
+// Many tokens: a task takes a block of rows from the attention's output to the next layer's queries, keys and values,
+// in buffers that stay in its core's cache; threads meet twice a layer. Few tokens: the ops one after the other, each
+// shared out over the columns too, so that one text uses all cores.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "kernels.h"
+#include "linear.h"
+
+namespace fastbert {
+namespace {
+
+int thread_number() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+int64_t lines(int64_t bytes) { return (bytes + 63) / 64; }
+
+// The sizes of one call, and where its workspace has what.
+struct Plan {
+    int64_t element, E, F, tiles, tile_m, blocks, rows;  // `rows`: the most of a block, or all where there are none
+    int64_t wide_stride, narrow_stride;                  // in elements, of rows of F and of E
+    int64_t qkv, context, narrow, wide, prepared, thread_bytes, total;
+
+    Plan(const Encoder& op, Isa isa, int threads) : element(op.dtype == DType::f32 ? 4 : 2), E(op.E), F(0) {
+        for (int64_t l = 0; l < op.L; ++l) F = std::max(F, op.layers[l].F);
+        const LinearKernel& kernel = linear_kernel(op.dtype, op.precision, isa);
+        tile_m = kernel.tile_m;
+        tiles = (op.T + tile_m - 1) / tile_m;
+        // A block's rows use each weight that its core reads once: enough of them, and yet a few blocks a thread.
+        const int64_t block_tiles = std::max<int64_t>(1, BLOCK_ROWS / tile_m);
+        blocks = (tiles + block_tiles - 1) / block_tiles;
+        blocks = (blocks + threads - 1) / threads * threads;
+        if (blocks > tiles || tiles < 2 * threads * std::max<int64_t>(1, LEAST_ROWS / tile_m)) blocks = 0;
+        rows = blocks ? (tiles + blocks - 1) / blocks * tile_m : op.T;
+        // An odd number of cache lines from row to row: neighbours fall into different sets of the cache.
+        wide_stride = (lines(F * element) | 1) * 64 / element;
+        narrow_stride = (lines(E * element) | 1) * 64 / element;
+
+        const int64_t narrow_bytes = rows * narrow_stride * element;
+        narrow = 0;
+        wide = narrow + 2 * narrow_bytes;
+        prepared = wide + rows * wide_stride * element;
+        thread_bytes = prepared + std::max(prepared_bytes(op.dtype, op.precision, rows, E, isa),
+                                           prepared_bytes(op.dtype, op.precision, rows, F, isa));
+        thread_bytes = lines(thread_bytes) * 64;
+        qkv = thread_bytes * (blocks ? threads : 1);
+        context = qkv + lines(op.T * 3 * E * element) * 64;
+        total = context + lines(op.T * E * element) * 64;
+    }
+
+    static constexpr int64_t BLOCK_ROWS = 96, LEAST_ROWS = 48;
+};
+
+char* at(const void* base, int64_t elements, int64_t size) {
+    return static_cast<char*>(const_cast<void*>(base)) + elements * size;
+}
+
+// One call's ops, over the rows [first, first + count) of the packed tokens, in one thread's buffers.
+struct Block {
+    const Encoder& op;
+    const Plan& plan;
+    char* memory;        // of the thread
+    int64_t first, count;
+
+    void* qkv() const { return at(op.workspace, 0, 0) + plan.qkv + first * 3 * plan.E * plan.element; }
+    void* context() const { return at(op.workspace, 0, 0) + plan.context + first * plan.E * plan.element; }
+    void* middle() const { return memory + plan.narrow; }
+    void* sums() const { return memory + plan.narrow + plan.rows * plan.narrow_stride * plan.element; }
+    void* wide() const { return memory + plan.wide; }
+    void* y() const { return at(op.y, first * plan.E, plan.element); }
+    // What a layer starts from: the input, then its own output, in place.
+    const void* x(int64_t layer) const { return at(layer ? op.y : op.x, first * plan.E, plan.element); }
+
+    Linear linear(const void* packed, int64_t N, int64_t K, const void* x, int64_t stride_xm, void* y, int64_t stride_ym,
+                  Activation activation = Activation::none) const {
+        Linear product = {op.dtype, count, N, K, x, packed, y, stride_xm, stride_ym, activation, op.precision, nullptr, nullptr};
+        place_prepared(product, memory + plan.prepared);
+        return product;
+    }
+    Linear project_qkv(int64_t l) const {
+        return linear(op.layers[l].qkv, 3 * plan.E, plan.E, x(l), plan.E, qkv(), 3 * plan.E);
+    }
+    Linear attention_output(int64_t l) const {
+        return linear(op.layers[l].out, plan.E, plan.E, context(), plan.E, sums(), plan.narrow_stride);
+    }
+    Linear up(int64_t l) const {
+        return linear(op.layers[l].up, op.layers[l].F, plan.E, middle(), plan.narrow_stride, wide(), plan.wide_stride,
+                      op.activation);
+    }
+    Linear down(int64_t l) const {
+        return linear(op.layers[l].down, plan.E, op.layers[l].F, wide(), plan.wide_stride, sums(), plan.narrow_stride);
+    }
+    AddLayerNorm attention_norm(int64_t l) const {
+        const EncoderLayer& w = op.layers[l];
+        return {op.dtype, count, plan.E, sums(), x(l), w.attention_norm_weight, w.attention_norm_bias, middle(),
+                plan.narrow_stride, plan.E, plan.narrow_stride, op.eps};
+    }
+    AddLayerNorm output_norm(int64_t l) const {
+        const EncoderLayer& w = op.layers[l];
+        return {op.dtype, count, plan.E, sums(), middle(), w.norm_weight, w.norm_bias, y(),
+                plan.narrow_stride, plan.narrow_stride, plan.E, op.eps};
+    }
+};
+
+Attention attention_of(const Encoder& op, const Plan& plan) {
+    const int64_t D = plan.E / op.H;
+    const Block all{op, plan, static_cast<char*>(op.workspace), 0, op.T};
+    return {op.dtype, op.B, op.H, D, all.qkv(), op.cu_seqlens, all.context(), 3 * plan.E, plan.E, op.scale_log2};
+}
+
+void run_in_blocks(const Encoder& op, const Plan& plan, Isa isa, int threads) {
+    const CpuKernels& kernels = cpu_kernels(isa);
+    const LinearKernel& kernel = linear_kernel(op.dtype, op.precision, isa);
+    const auto norm = op.dtype == DType::f32 ? kernels.add_layer_norm.f32 : kernels.add_layer_norm.bf16;
+    const int64_t tile_n = kernels.linear.tile_n;
+    const auto multiply = [&](const Linear& product) {
+        if (kernel.prepare) kernel.prepare(product, 0, product.M);
+        kernel.run(product, 0, product.M, 0, (product.N + tile_n - 1) / tile_n);
+    };
+
+    // Layer -1 has no tail: only what layer 0 starts with.
+    for (int64_t l = -1; l < op.L; ++l) {
+        if (l >= 0) attention_cpu(attention_of(op, plan), isa, threads);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+        for (int64_t task = 0; task < plan.blocks; ++task) {
+            const int64_t first = plan.tiles * task / plan.blocks * plan.tile_m;
+            const int64_t end = std::min(op.T, plan.tiles * (task + 1) / plan.blocks * plan.tile_m);
+            const Block block{op, plan, static_cast<char*>(op.workspace) + thread_number() * plan.thread_bytes, first,
+                              end - first};
+            if (l >= 0) {
+                multiply(block.attention_output(l));
+                norm(block.attention_norm(l), 0, block.count);
+                multiply(block.up(l));
+                multiply(block.down(l));
+                norm(block.output_norm(l), 0, block.count);
+            }
+            if (l + 1 < op.L) multiply(block.project_qkv(l + 1));
+        }
+    }
+}
+
+void run_op_by_op(const Encoder& op, const Plan& plan, Isa isa, int threads) {
+    const Block all{op, plan, static_cast<char*>(op.workspace), 0, op.T};
+    for (int64_t l = 0; l < op.L; ++l) {
+        linear_cpu(all.project_qkv(l), isa, threads);
+        attention_cpu(attention_of(op, plan), isa, threads);
+        linear_cpu(all.attention_output(l), isa, threads);
+        add_layer_norm_cpu(all.attention_norm(l), isa, threads);
+        linear_cpu(all.up(l), isa, threads);
+        linear_cpu(all.down(l), isa, threads);
+        add_layer_norm_cpu(all.output_norm(l), isa, threads);
+    }
+}
+
+}  // namespace
+
+int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads) { return Plan(op, isa, threads).total; }
+
+void encoder_cpu(const Encoder& op, Isa isa, int threads) {
+    if (op.T == 0) return;
+    const Plan plan(op, isa, threads);
+    if (plan.blocks) run_in_blocks(op, plan, isa, threads);
+    else run_op_by_op(op, plan, isa, threads);
+}
+
+}  // namespace fastbert
