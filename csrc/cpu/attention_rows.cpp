@@ -12,15 +12,16 @@ int64_t panels(int64_t n) { return (n + TILE_N - 1) / TILE_N; }
 
 // Values as B of the second product: words run along the keys, so two bf16 rows are interleaved; zeros up to `words`.
 void pack_values(const float* v, int64_t stride, int64_t L, int64_t n, int64_t words, uint32_t* panel) {
-    for (int64_t k = 0; k < words; ++k)
-        for (int64_t j = 0; j < TILE_N; ++j) {
-            uint32_t word = 0;
-            if (j < n && k < L) std::memcpy(&word, v + k * stride + j, sizeof word);
-            panel[k * TILE_N + j] = word;
-        }
+    std::memset(panel, 0, words * TILE_N * sizeof(uint32_t));
+    for (int64_t k = 0; k < L; ++k) std::memcpy(panel + k * TILE_N, v + k * stride, n * sizeof(float));
 }
 void pack_values(const bf16* v, int64_t stride, int64_t L, int64_t n, int64_t words, uint32_t* panel) {
-    for (int64_t k = 0; k < 2 * words; k += 2)
+    int64_t k = 0;
+    for (; n == TILE_N && k + 2 <= L; k += 2) {
+        const bf16 *even = v + k * stride, *odd = even + stride;
+        for (int64_t j = 0; j < TILE_N; ++j) panel[k / 2 * TILE_N + j] = even[j] | static_cast<uint32_t>(odd[j]) << 16;
+    }
+    for (; k < 2 * words; k += 2)
         for (int64_t j = 0; j < TILE_N; ++j) {
             const uint32_t even = j < n && k < L ? v[k * stride + j] : 0;
             const uint32_t odd = j < n && k + 1 < L ? v[(k + 1) * stride + j] : 0;

@@ -75,19 +75,29 @@ static inline float lane(Vec v) {
     return lanes[0];
 }
 
-// The largest absolute value of a row; NaN where one of its numbers is not finite.
+// The largest absolute value of a row; NaN where one of its numbers is not finite. Without their sign, the bits of
+// numbers order as they do, infinity and NaN above all.
 template <typename T>
 float largest(const T* p, int64_t n) {
-    Vec top = set(0.0f), poison = set(0.0f);
-    for (int64_t k = 0; k < n; k += WIDTH) {
-        const Vec x = load_up_to(p + k, n - k);
-        top = max(top, max(x, sub(set(0.0f), x)));
-        poison = fma(x, set(0.0f), poison);
+    constexpr int CHAINS = 4;
+    const Ints magnitude = Ints{} + 0x7fffffff;
+    Ints top[CHAINS] = {};
+    int64_t k = 0;
+    for (; k + CHAINS * WIDTH <= n; k += CHAINS * WIDTH)
+        for (int i = 0; i < CHAINS; ++i) {
+            const Ints x = (Ints)load(p + k + i * WIDTH) & magnitude;
+            top[i] = x > top[i] ? x : top[i];
+        }
+    for (; k < n; k += WIDTH) {
+        const Ints x = (Ints)load_up_to(p + k, n - k) & magnitude;
+        top[0] = x > top[0] ? x : top[0];
     }
-    float lanes[WIDTH], most = 0.0f;
-    store(lanes, top);
-    for (const float x : lanes) most = x > most ? x : most;
-    return most + sum(poison);
+    int32_t most = 0;
+    for (int i = 0; i < CHAINS; ++i)
+        for (int lane = 0; lane < WIDTH; ++lane) most = top[i][lane] > most ? top[i][lane] : most;
+    float amax;
+    std::memcpy(&amax, &most, sizeof amax);
+    return amax + (amax - amax);
 }
 
 // 127 / amax; 0 for a row of zeros, of numbers too small to divide by, or with one that is not finite.
@@ -308,12 +318,15 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
 #endif
     const Operands<Kind> x(op);
     const int64_t words = words_of<Kind>(op.K), padded = piece_words<Kind>(op.K);
+    // Tiles of one height, or nearly: a last one of few rows would cost as much as a full one.
+    const int64_t tiles = (row_end - row_begin + VECTOR_ROWS - 1) / VECTOR_ROWS;
+    const int64_t height = tiles ? (row_end - row_begin + tiles - 1) / tiles : 0;
     for (int64_t p = panel_begin; p < panel_end; ++p) {
         const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
         const int64_t first = p * TILE_N;
         const Finish<Kind> finish{op, panel, first, op.N - first < TILE_N ? op.N - first : TILE_N};
-        for (int64_t m = row_begin; m < row_end; m += VECTOR_ROWS) {
-            with_rows(row_end - m, [&](auto rows) {
+        for (int64_t m = row_begin; m < row_end; m += height) {
+            with_rows(row_end - m < height ? row_end - m : height, [&](auto rows) {
                 constexpr int M = decltype(rows)::value;
                 Sum<Operand> sums[M][NV];
                 for (int i = 0; i < M; ++i)

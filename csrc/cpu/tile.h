@@ -105,13 +105,16 @@ static inline Vec broadcast(const uint32_t* p) {
 
 // Floating sums are taken over so many words, and then added up: one running sum over all of K would lose digits as
 // K grows (an error of sqrt(K) roundings, against sqrt(CHUNK) + sqrt(K / CHUNK)).
+template <typename T>
 constexpr int64_t CHUNK = 128;
+template <>
+constexpr int64_t CHUNK<Bytes> = INT64_MAX / 2;
 
 // sums[m][v] += sum over k < words of A[m][k] * B[k][v]. `lda` in words.
 template <typename T, int M>
 static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (&sums)[M][NV]) {
-    for (int64_t start = 0; start < words; start += CHUNK) {
-        const int64_t end = start + CHUNK < words ? start + CHUNK : words;
+    for (int64_t start = 0; start < words; start += CHUNK<T>) {
+        const int64_t end = start + CHUNK<T> < words ? start + CHUNK<T> : words;
         Sum<T> part[M][NV];
         for (int m = 0; m < M; ++m)
             for (int v = 0; v < NV; ++v) part[m][v] = Sum<T>{};
@@ -167,11 +170,47 @@ static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint
     });
 }
 
+#if defined(__AVX512F__)
+// to[k][j] = from[j][k], 16 x 16 words; strides in words.
+static inline void transpose(const uint32_t* from, int64_t from_stride, uint32_t* to, int64_t to_stride) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(from + i * from_stride);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    // Now r[4 i + c] holds, in quarter q, word 4 q + c of rows 4 i to 4 i + 3.
+    for (int c = 0; c < 4; ++c) {
+        const __m512i ab_even = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), ab_odd = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
+        const __m512i cd_even = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
+        const __m512i cd_odd = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+        _mm512_storeu_si512(to + c * to_stride, _mm512_shuffle_i32x4(ab_even, cd_even, 0x88));
+        _mm512_storeu_si512(to + (4 + c) * to_stride, _mm512_shuffle_i32x4(ab_odd, cd_odd, 0x88));
+        _mm512_storeu_si512(to + (8 + c) * to_stride, _mm512_shuffle_i32x4(ab_even, cd_even, 0xdd));
+        _mm512_storeu_si512(to + (12 + c) * to_stride, _mm512_shuffle_i32x4(ab_odd, cd_odd, 0xdd));
+    }
+}
+#endif
+
 // Columns [0, n) of words from rows of `src` (stride in words) into a panel of TILE_N columns, zeros beyond and up
 // to `padded` words: panel[k][j] = src[j][k]. Weights (F, K) and keys (L, D) are packed by it.
 static inline void pack_panel(const uint32_t* src, int64_t stride, int64_t n, int64_t words, int64_t padded,
                               uint32_t* panel) {
-    for (int64_t k = 0; k < padded; ++k)
+    int64_t k = 0;
+#if defined(__AVX512F__)
+    static_assert(TILE_N == 32);
+    for (; n == TILE_N && k + 16 <= words; k += 16) {
+        transpose(src + k, stride, panel + k * TILE_N, TILE_N);
+        transpose(src + 16 * stride + k, stride, panel + k * TILE_N + 16, TILE_N);
+    }
+#endif
+    for (; k < padded; ++k)
         for (int64_t j = 0; j < TILE_N; ++j) panel[k * TILE_N + j] = j < n && k < words ? src[j * stride + k] : 0;
 }
 

@@ -25,6 +25,9 @@ static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 static inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+// The first operand where it is NaN.
+static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(b, a); }
+static inline Vec min(Vec a, Vec b) { return _mm512_min_ps(b, a); }
 static inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
 
 static inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -33,11 +36,15 @@ static inline Vec widen(__m256i raw) {
 }
 // Round to nearest even; a NaN stays a NaN instead of carrying into infinity.
 static inline __m256i narrow(Vec v) {
+#if defined(__AVX512BF16__)
+    return (__m256i)_mm512_cvtneps_pbh(v);  // what is too small for a normal number becomes 0
+#else
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i out = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     out = _mm512_mask_mov_epi32(out, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(out, 16));
+#endif
 }
 
 static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -61,6 +68,8 @@ static inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 static inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Vec max(Vec a, Vec b) { return _mm256_max_ps(b, a); }
+static inline Vec min(Vec a, Vec b) { return _mm256_min_ps(b, a); }
 static inline float sum(Vec v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -113,6 +122,8 @@ static inline Vec add(Vec a, Vec b) { return a + b; }
 static inline Vec sub(Vec a, Vec b) { return a - b; }
 static inline Vec mul(Vec a, Vec b) { return a * b; }
 static inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+static inline Vec max(Vec a, Vec b) { return b > a ? b : a; }
+static inline Vec min(Vec a, Vec b) { return b < a ? b : a; }
 static inline float sum(Vec v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 
 static inline Vec widen(Halves raw) { return (Vec)(__builtin_convertvector(raw, Bits) << 16); }

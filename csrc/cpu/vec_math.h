@@ -8,10 +8,6 @@ namespace fastbert::FASTBERT_ISA {
 
 using Ints = int32_t __attribute__((vector_size(sizeof(Vec))));
 
-// A NaN in `a` stays.
-static inline Vec max(Vec a, Vec b) { return b > a ? b : a; }
-static inline Vec min(Vec a, Vec b) { return b < a ? b : a; }
-
 // x = n + f with n whole and f in [-0.5, 0.5], for x in [-127, 127]: f, and 2^n.
 struct Powers {
     Vec f, scale;
@@ -33,8 +29,7 @@ static inline Vec exp2(Vec x) {
     p = fma(p, power.f, set(2.4022651e-1f));
     p = fma(p, power.f, set(6.9314718e-1f));
     p = fma(p, power.f, set(1.0f));
-    const Vec scaled = mul(p, power.scale);
-    return x == x ? scaled : x;
+    return mul(p, power.scale);
 }
 
 // The same with a relative error of 8e-5, for results that are rounded to bf16 (2e-3).
@@ -44,8 +39,7 @@ static inline Vec exp2_bf16(Vec x) {
     p = fma(p, power.f, set(2.4261081e-1f));
     p = fma(p, power.f, set(6.9326099e-1f));
     p = fma(p, power.f, set(9.9992809e-1f));
-    const Vec scaled = mul(p, power.scale);
-    return x == x ? scaled : x;
+    return mul(p, power.scale);
 }
 
 static inline Vec exp(Vec x) { return exp2(mul(min(x, set(88.0f)), set(1.4426950408889634f))); }
