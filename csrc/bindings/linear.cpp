@@ -1,6 +1,9 @@
+#include <pybind11/stl.h>
+
 #include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bindings.h"
 
@@ -20,15 +23,18 @@ void pack_weight_cpu_binding(int dtype, int precision, int64_t N, int64_t K, uin
     pack_weight_cpu(op, checked, threads);
 }
 
-// A hash of some words spread over memory: changes, all but surely, when a weight is written to.
-uint64_t sample(uintptr_t address, int64_t bytes) {
+// A hash of some words spread over each of several pieces of memory.
+uint64_t sample(const std::vector<uintptr_t>& addresses, const std::vector<int64_t>& sizes) {
     constexpr int64_t SAMPLES = 16;
     uint64_t hash = 1469598103934665603u;
-    const int64_t words = bytes / 4;
-    for (int64_t i = 0; i < SAMPLES && words > 0; ++i) {
-        uint32_t word;
-        std::memcpy(&word, static_cast<const char*>(pointer(address)) + (words - 1) * i / (SAMPLES - 1) * 4, 4);
-        hash = (hash ^ word) * 1099511628211u;
+    for (size_t piece = 0; piece < addresses.size() && piece < sizes.size(); ++piece) {
+        const int64_t words = sizes[piece] / 4;
+        for (int64_t i = 0; i < SAMPLES && words > 0; ++i) {
+            uint32_t word;
+            const void* place = static_cast<const char*>(pointer(addresses[piece])) + (words - 1) * i / (SAMPLES - 1) * 4;
+            std::memcpy(&word, place, sizeof word);
+            hash = (hash ^ word) * 1099511628211u;
+        }
     }
     return hash;
 }

@@ -4,17 +4,52 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastbert.native.add_layer_norm import supports_add_layer_norm
 from fastbert.native.attention import supports_attention
-from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason
 from fastbert.native.linear import supports_linear
-from fastbert.native.packed_weights import packed
+from fastbert.native.packed_weights import packed, sample
+
+_TENSORS = 12  # the first so many fields of ops.LayerWeights
+
+
+class _Known(NamedTuple):
+    """What was found out about layers, and what their tensors were then; it goes with the first of their weights."""
+
+    owner: weakref.ref[Tensor]
+    key: tuple
+    found: Any
+
+
+_reasons: dict[int, _Known] = {}  # found: why the layers cannot be run, or None
+_plans: dict[int, _Known] = {}  # found: the packed weights, and the pointers that C++ takes
+
+
+def _remembered(memory: dict[int, _Known], layers: Sequence[Any], key: tuple, find: Callable[[], Any]) -> Any:
+    """find(), or what it returned for the same layers in the same state."""
+    identity = id(layers[0].qkv_weight)
+    known = memory.get(identity)
+    if known is None or known.key != key:
+        owner = weakref.ref(layers[0].qkv_weight, lambda _: memory.pop(identity, None))
+        memory[identity] = known = _Known(owner, key, find())
+    return known.found
+
+
+def _state(layers: Sequence[Any]) -> list[Any]:
+    """Changes when a layer's tensors are others, or are written to."""
+    state: list[Any] = []
+    for w in layers:
+        for t in w[:_TENSORS]:
+            state += (id(t), None if t is None or t.is_inference() else (t.data_ptr(), t._version))
+        state += w[_TENSORS:]
+    return state
 
 
 def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: int) -> str | None:
@@ -23,26 +58,28 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
         return available()
     if not layers:
         return "no layers"
-    if x.device.type != "cpu":
-        return f"device {x.device.type}"
-    w = layers[0]
-    width = x.shape[1]
-    if not x.is_contiguous() or width % (2 * w.num_heads):
-        return f"width {width} with {w.num_heads} heads"
-    for name in ("precision", "activation", "num_heads", "eps"):
-        if any(getattr(other, name) != getattr(w, name) for other in layers):
-            return f"layers that differ in {name}"
-    qkv = x.new_empty((1, 3, w.num_heads, width // w.num_heads))
+    if reason := cpu_reason(x):
+        return reason
+    width, heads = x.shape[1], layers[0].num_heads
+    if not x.is_contiguous() or width % (2 * heads):
+        return f"width {width} with {heads} heads"
+    qkv = x.new_empty((1, 3, heads, width // heads))
     if reason := supports_attention(qkv, cu_seqlens, max_seqlen):
         return f"attention: {reason}"
+    if torch.is_grad_enabled():  # what it finds depends on who wants a gradient
+        return _why_not(x, layers)
+    key = (x.dtype, width, *_state(layers))
+    return _remembered(_reasons, layers, key, lambda: _why_not(x, layers))
+
+
+def _why_not(x: Tensor, layers: Sequence[Any]) -> str | None:
+    """Why C++ cannot take these layers; None where it can."""
+    for name in ("precision", "activation", "num_heads", "eps"):
+        if any(getattr(w, name) != getattr(layers[0], name) for w in layers):
+            return f"layers that differ in {name}"
     for w in layers:
         wide = x.new_empty((1, w.up_weight.shape[0]))
-        for weight, bias, example in (
-            (w.qkv_weight, w.qkv_bias, x),
-            (w.attention_weight, w.attention_bias, x),
-            (w.up_weight, w.up_bias, x),
-            (w.down_weight, w.down_bias, wide),
-        ):
+        for (weight, bias), example in zip(_products(w), (x, x, x, wide), strict=True):
             if reason := supports_linear(example, weight, bias, activation=w.activation, precision=w.precision):
                 return f"linear: {reason}"
         for weight, bias in ((w.attention_norm_weight, w.attention_norm_bias), (w.norm_weight, w.norm_bias)):
@@ -51,30 +88,38 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
     return None
 
 
+def _products(w: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
+    """The four weights of a layer, each with its bias."""
+    return (
+        (w.qkv_weight, w.qkv_bias),
+        (w.attention_weight, w.attention_bias),
+        (w.up_weight, w.up_bias),
+        (w.down_weight, w.down_bias),
+    )
+
+
+def _plan(layers: Sequence[Any]) -> tuple[list[Tensor], list[int]]:
+    """The packed weights of all layers, and for each layer what csrc/bindings/encoder.cpp takes of it."""
+    held, words = [], []
+    for w in layers:
+        weights = [packed(weight, bias, w.precision) for weight, bias in _products(w)]
+        norms = (w.attention_norm_weight, w.attention_norm_bias, w.norm_weight, w.norm_bias)
+        words += [t.data_ptr() for t in (*weights, *norms)]
+        words.append(w.up_weight.shape[0])
+        held += weights
+    return held, words
+
+
 def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """All layers over packed tokens, (T, E) -> (T, E), in memory that the thread uses again and again.
 
     What is written into fresh memory costs a page fault every 4 KiB, up to half the time of a product.
     """
     (T, E), first, (_, isa), threads = x.shape, layers[0], chosen_isa(), torch.get_num_threads()
-    precision = first.precision
+    key = (isa, sample([t for w in layers for product in _products(w) for t in product]), *_state(layers))
     # Held until the call is over: another thread may pack a weight anew meanwhile.
-    held, words = [], []
-    for w in layers:
-        weights = [
-            packed(weight, bias, precision)
-            for weight, bias in (
-                (w.qkv_weight, w.qkv_bias),
-                (w.attention_weight, w.attention_bias),
-                (w.up_weight, w.up_bias),
-                (w.down_weight, w.down_bias),
-            )
-        ]
-        held += weights
-        norms = (w.attention_norm_weight, w.attention_norm_bias, w.norm_weight, w.norm_bias)
-        words += [t.data_ptr() for t in (*weights, *norms)]
-        words.append(w.up_weight.shape[0])
-    kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[precision]), (T, E, first.num_heads)
+    _held, words = _remembered(_plans, layers, key, lambda: _plan(layers))
+    kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
     workspace = _arena(C.encoder_workspace_bytes(*kind, *shape, words, isa, threads))
     y = torch.empty_like(x)
     C.encoder_cpu(

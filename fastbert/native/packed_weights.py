@@ -28,8 +28,7 @@ def packed(weight: Tensor, bias: Tensor | None, precision: str | None = None) ->
         bias_address,
         None if bias is None else bias._version,
         isa_number,
-        C.sample(address, weight.numel() * weight.element_size() if weight.is_contiguous() else 0),
-        C.sample(bias_address, 0 if bias is None else N * bias.element_size()),
+        sample([weight, bias]),
     )
     identity = id(weight), precision
     entry = _kept.get(identity)
@@ -41,6 +40,16 @@ def packed(weight: Tensor, bias: Tensor | None, precision: str | None = None) ->
     owner = weakref.ref(weight, lambda _: _kept.pop(identity, None))
     _kept[identity] = (owner, key, buffer)
     return buffer
+
+
+def sample(tensors: list[Tensor | None]) -> int:
+    """A hash of some of the words of each: changes, all but surely, when one is written to."""
+    addresses, sizes = [], []
+    for t in tensors:
+        if t is not None and t.is_contiguous():
+            addresses.append(t.data_ptr())
+            sizes.append(t.nbytes)
+    return C.sample(addresses, sizes)
 
 
 def packed_bytes() -> int:

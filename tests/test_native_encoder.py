@@ -1,0 +1,167 @@
+"""The C++ encoder: every instruction set this machine has, in blocks of rows and op by op, in every precision."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from support import assert_accurate, require_native
+
+from fastbert import native, ops, reference, use_backend
+from fastbert.native import extension
+
+encoder_module = sys.modules["fastbert.native.encoder"]
+LENGTHS = {"op by op": [5, 0, 1, 33], "in blocks": [130, 1, 77, 0, 200, 64]}
+
+
+def make_layers(width, inner, heads, dtype, precision=None, count=2, activation="gelu"):
+    def weight(rows, columns):
+        return (torch.randn(rows, columns) / columns**0.5).to(dtype)
+
+    def vector(size, mean=0.0):
+        return (mean + 0.1 * torch.randn(size)).to(dtype)
+
+    return [
+        ops.LayerWeights(
+            *(weight(3 * width, width), vector(3 * width), weight(width, width), vector(width)),
+            *(vector(width, 1.0), vector(width)),
+            *(weight(inner, width), vector(inner), weight(width, inner), vector(width)),
+            *(vector(width, 1.0), vector(width)),
+            num_heads=heads,
+            activation=activation,
+            eps=1e-12,
+            precision=precision,
+        )
+        for _ in range(count)
+    ]
+
+
+def cast(layers, dtype):
+    return [w._replace(**{n: t.to(dtype) for n, t in w._asdict().items() if torch.is_tensor(t)}) for w in layers]
+
+
+def inputs(kind, width, dtype):
+    lengths = torch.tensor(LENGTHS[kind])
+    cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+    return torch.randn(int(cu_seqlens[-1]), width).to(dtype), cu_seqlens, int(lengths.max())
+
+
+@pytest.fixture(autouse=True)
+def two_threads_and_poison():
+    """Workspaces begin with NaN; two threads, as the tasks of blocks are cut for their number."""
+    torch.set_num_threads(2)
+    encoder_module._arenas.memory = torch.full((8 << 20,), 255, dtype=torch.uint8)
+    yield
+    encoder_module._arenas.memory = None
+
+
+def by_reference(x, layers, *rest):
+    with use_backend("reference"):
+        return ops.encoder(x, layers, *rest)
+
+
+@pytest.mark.parametrize("kind", LENGTHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "inner", "heads"), [(64, 144, 2), (48, 50, 4)])
+def test_accuracy(isa, width, inner, heads, dtype, kind):
+    layers, given = make_layers(width, inner, heads, dtype), inputs(kind, width, dtype)
+    exact = by_reference(given[0].double(), cast(layers, torch.float64), *given[1:])
+    assert_accurate(native.encoder(given[0], layers, *given[1:]), by_reference(given[0], layers, *given[1:]), exact)
+
+
+@pytest.mark.parametrize("kind", LENGTHS)
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        (torch.float32, None),
+        (torch.float32, "int8"),
+        (torch.float32, "high"),
+        (torch.float32, "highest"),
+        (torch.bfloat16, None),
+        (torch.bfloat16, "int8"),
+    ],
+)
+def test_same_bits_as_the_ops_it_is_made_of(isa, dtype, precision, kind):
+    """In any precision, with any number of threads, and the input is left as it was."""
+    layers = make_layers(64, 200, 2, dtype, precision, activation="gelu_new")
+    given = inputs(kind, 64, dtype)
+    before = given[0].clone()
+    x = given[0]
+    for w in layers:
+        qkv = native.linear(x, w.qkv_weight, w.qkv_bias, precision=precision).unflatten(1, (3, w.num_heads, -1))
+        context = native.attention(qkv, *given[1:]).flatten(1)
+        y = native.linear(context, w.attention_weight, w.attention_bias, precision=precision)
+        x = native.add_layer_norm(y, x, w.attention_norm_weight, w.attention_norm_bias, eps=w.eps)
+        y = native.linear(x, w.up_weight, w.up_bias, activation=w.activation, precision=precision)
+        y = native.linear(y, w.down_weight, w.down_bias, precision=precision)
+        x = native.add_layer_norm(y, x, w.norm_weight, w.norm_bias, eps=w.eps)
+    for threads in (2, 1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(native.encoder(given[0], layers, *given[1:]), x), threads
+    assert torch.equal(given[0], before)
+
+
+def test_a_row_does_not_depend_on_its_batch_mates():
+    require_native()
+    layers = make_layers(64, 128, 2, torch.float32, "int8")
+    x, cu_seqlens, longest = inputs("in blocks", 64, torch.float32)
+    together = native.encoder(x, layers, cu_seqlens, longest)
+    for first, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+        alone = native.encoder(x[first:end], layers, torch.tensor([0, end - first]).int(), end - first)
+        assert torch.equal(alone, together[first:end])
+
+
+def test_threads_may_run_one_model_at_once():
+    """Each Python thread in its own memory; one of them changes a weight back and forth meanwhile for another model."""
+    require_native()
+    layers, given = make_layers(64, 128, 2, torch.float32), inputs("in blocks", 64, torch.float32)
+    expected = native.encoder(given[0], layers, *given[1:])
+    other = make_layers(64, 128, 2, torch.float32)
+
+    def run(i):
+        if i % 4 == 0:
+            other[0].up_weight.mul_(1.0)  # another version: packed again
+            native.encoder(given[0], other, *given[1:])
+        return torch.equal(native.encoder(given[0], layers, *given[1:]), expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(40)))
+
+
+def test_changed_weights_are_seen():
+    require_native()
+    layers, given = make_layers(64, 128, 2, torch.float32), inputs("op by op", 64, torch.float32)
+    first = native.encoder(given[0], layers, *given[1:])
+    for change in (
+        lambda: layers[1].down_weight.mul_(2),
+        lambda: layers[0].qkv_bias.data.add_(1),
+        lambda: layers[1].norm_weight.add_(1),
+        lambda: layers.reverse(),
+    ):
+        change()
+        second = native.encoder(given[0], layers, *given[1:])
+        torch.testing.assert_close(second, by_reference(given[0], layers, *given[1:]), rtol=1e-4, atol=1e-4)
+        assert not torch.equal(first, second)
+        first = second
+
+
+def test_reasons():
+    require_native()
+    x, cu_seqlens, longest = inputs("op by op", 64, torch.float32)
+    layers = make_layers(64, 128, 2, torch.float32)
+    assert native.supports_encoder(x, layers, cu_seqlens, longest) is None
+    mixed = [layers[0], layers[1]._replace(precision="int8")]
+    assert native.supports_encoder(x, mixed, cu_seqlens, longest) == "layers that differ in precision"
+    with torch.enable_grad():
+        grown = [w._replace(up_weight=w.up_weight.clone().requires_grad_()) for w in layers]
+        assert "no backward" in native.supports_encoder(x, grown, cu_seqlens, longest)
+    assert native.supports_encoder(x[:, :6], layers, cu_seqlens, longest) == "width 6 with 2 heads"
+    with pytest.raises(ValueError, match="offsets must rise from 0 to the number of tokens, 39"):
+        native.encoder(x, layers, torch.tensor([0, 40]).int(), 40)
+
+
+def test_numbers_that_would_crash_are_refused():
+    require_native()
+    with pytest.raises(ValueError, match="no precision of number 9"):
+        extension.C.packed_weight_bytes(0, 9, 4, 4, extension.chosen_isa()[1])
+    assert reference.ACTIVATIONS.keys() <= {name for name in extension.ACTIVATIONS if name}
