@@ -38,7 +38,7 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
             (w.up_weight, w.up_bias, x),
             (w.down_weight, w.down_bias, wide),
         ):
-            if reason := supports_linear(example, weight, bias, activation=w.activation):
+            if reason := supports_linear(example, weight, bias, activation=w.activation, precision=w.precision):
                 return f"linear: {reason}"
         for weight, bias in ((w.attention_norm_weight, w.attention_norm_bias), (w.norm_weight, w.norm_bias)):
             if reason := supports_add_layer_norm(x, x, weight, bias, eps=w.eps):

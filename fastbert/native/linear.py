@@ -10,11 +10,18 @@ from fastbert.native.packed_weights import packed
 
 
 def supports_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    precision: str | None = None,
 ) -> str | None:
     """None where `linear` takes these arguments, else the reason why not."""
     if C is None:
         return available()
+    if precision == "int8":
+        return "precision int8: not yet"
     if activation not in ACTIVATIONS:
         return f"activation {activation}"
     if reason := cpu_reason(x, weight, bias):
@@ -33,7 +40,14 @@ def supports_linear(
     return None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    precision: str | None = None,
+) -> Tensor:
     """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32.
 
     The weight is packed on first use and again when it changes; see `packed_weights`.
@@ -41,7 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
     Raises:
         ValueError: arguments it does not take, with the reason of `supports_linear`.
     """
-    reason = supports_linear(x, weight, bias, activation=activation)
+    reason = supports_linear(x, weight, bias, activation=activation, precision=precision)
     if reason is not None:
         raise ValueError(f"native.linear: {reason}")
     y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
