@@ -28,11 +28,12 @@ def choose_precision(precision: str | None, quantize: str | None) -> str | None:
     return precision or quantize
 
 
-def argument_of(setting: str | None) -> str:
-    """A setting as the user wrote it: `quantize='int8'`; "no precision" for None."""
+def describe_setting(dtype: torch.dtype, setting: str | None) -> str:
+    """What a model runs in, as the user asked for it: float32, quantize='int8'."""
+    words = str(dtype).removeprefix("torch.")
     if setting is None:
-        return "no precision"
-    return f"{'quantize' if setting in QUANTIZED else 'precision'}={setting!r}"
+        return words
+    return f"{words}, {'quantize' if setting in QUANTIZED else 'precision'}={setting!r}"
 
 
 def check_precision(setting: str | None, dtype: torch.dtype, device: torch.device | str) -> None:

@@ -73,6 +73,13 @@ def linear_int8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activa
         return (y if activation is None else ACTIVATIONS[activation](y)).to(x.dtype)
 
 
+def describe_precision(precision: str | None) -> str | None:
+    """What `linear` above makes of a precision, for `explain`."""
+    if precision == "int8":
+        return "int8: as it is defined, slower than fp32"
+    return None if precision is None else f"{precision}: in full fp32"
+
+
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (M, K) as int8 (M, K) times a scale (M, 1) in fp32, amax / 127: symmetric, rounded half to even."""
     x = x.float()

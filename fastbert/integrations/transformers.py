@@ -13,14 +13,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastbert.model.bert import output_states, pool, run_bert
 from fastbert.model.heads import IGNORE, answer_positions
-from fastbert.precision import argument_of, check_precision, choose_precision
+from fastbert.precision import check_precision, choose_precision, describe_setting
 from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
@@ -102,21 +102,30 @@ def restore(model: Model) -> Model:
     return model
 
 
-def explain_model(model: Any) -> list[tuple[str, str]]:
-    """(name, what runs and why) of every transformers BertModel in `model`."""
+class Verdict(NamedTuple):
+    """Of a transformers BertModel: what runs, and why; where it is packed, on what device and how it multiplies."""
+
+    name: str
+    text: str
+    runs: tuple[str, torch.dtype, str | None] | None
+
+
+def explain_model(model: Any) -> list[Verdict]:
+    """The verdict on every transformers BertModel in `model`."""
     verdicts = []
     for name, module in _named_modules(model):
         if _is_bert(module, "BertModel"):
-            packed, reason = _packed(module), _why_not(module)
+            packed, reason, runs = _packed(module), _why_not(module), None
             if packed is not None and reason is None:
-                how = f"{str(module.dtype).removeprefix('torch.')}, {argument_of(packed.matmul_precision)}"
+                runs = (module.device.type, module.dtype, packed.matmul_precision)
+                how = describe_setting(module.dtype, packed.matmul_precision)
                 verdict = f"packed, by fastbert, in {how}; 4-D masks, causal and cross-attention run the original code"
             else:
                 verdict = f"the original code: {reason or 'fastbert.accelerate was not called'}"
             if packed is not None:
                 for reason, calls in packed.declined.items():
                     verdict += f"\n  {calls} calls ran the original code: {reason}"
-            verdicts.append((name or type(module).__name__, verdict))
+            verdicts.append(Verdict(name or type(module).__name__, verdict, runs))
     if not verdicts:
         raise ValueError(f"model is a {type(model).__name__} without a BertModel; there is nothing to explain")
     return verdicts

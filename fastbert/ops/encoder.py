@@ -64,5 +64,9 @@ def _reference(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, ma
     return x
 
 
-backend.implement("encoder", "native", native.encoder, native.supports_encoder)
+def _describe_native(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> str | None:
+    return native.describe_precision(layers[0].precision)
+
+
+backend.implement("encoder", "native", native.encoder, native.supports_encoder, _describe_native)
 backend.implement("encoder", "reference", _reference)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from fastbert import backend, native, reference
 from fastbert.ops._checks import check_floating, check_precision, check_shape
 
-backend.implement("linear", "native", native.linear, native.supports_linear)
-backend.implement("linear", "reference", reference.linear)
+
+def _describe(words: Callable[[str | None], str | None]) -> Callable[..., str | None]:
+    return lambda *args, precision=None, **kwargs: words(precision)
+
+
+backend.implement("linear", "native", native.linear, native.supports_linear, _describe(native.describe_precision))
+backend.implement("linear", "reference", reference.linear, describe=_describe(reference.describe_precision))
 
 
 def linear(
