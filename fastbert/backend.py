@@ -33,6 +33,10 @@ class BackendError(RuntimeError):
     """The backend that was asked for cannot run this call; the message says why."""
 
 
+def always(*args: Any, **kwargs: Any) -> None:
+    """The answer of an implementation that takes whatever the op takes, and as it is: nothing to say."""
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One backend's version of an op: how to run it, and what it says of arguments it cannot take.
@@ -42,11 +46,7 @@ class Implementation:
 
     run: Callable[..., Any]
     supports: Callable[..., str | None]
-    describe: Callable[..., str | None]
-
-
-def always(*args: Any, **kwargs: Any) -> None:
-    """The answer of an implementation that takes whatever the op takes, and as it is: nothing to say."""
+    describe: Callable[..., str | None] = always
 
 
 _implementations: dict[tuple[str, str], Implementation] = {}

@@ -46,7 +46,11 @@ MAY_IMPORT = {
     "cli": ALL_OF_MODEL | {"__init__", "inference", "training", "integrations", "native"},
     "__init__": ALL_OF_MODEL | {"inference", "training", "integrations"},
 }
-PART_OF = {"doctor": "cli", "embed_command": "cli"}  # modules that are one layer together
+PART_OF = {
+    "doctor": "cli",
+    "embed_command": "cli",
+    "safetensors_file": "checkpoint",
+}  # modules that are one layer together
 ABOVE_OPS = {"model", "inference", "training", "integrations", "cli"}
 THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
 
