@@ -169,7 +169,11 @@ def test_states_and_attentions_of_a_quantized_model(kind, tiny):
     torch.testing.assert_close(states.hidden_states[0], wanted.hidden_states[0])
     for got, want in zip(both.hidden_states[1:], wanted.hidden_states[1:], strict=True):
         assert_close_not_equal(got, want, 0.1)
-    assert_close_not_equal(both.pooler_output, wanted.pooler_output, 0.1)
+    # A row that begins with a pad is pooled by a path of its own.
+    first_is_pad = mask_of(kind)[:, 0] == 0
+    for rows in (first_is_pad, ~first_is_pad):
+        if rows.any():
+            assert_close_not_equal(plain.pooler_output[rows], wanted.pooler_output[rows], 0.1)
     assert_close_not_equal(torch.stack(both.attentions), torch.stack(wanted.attentions), 0.1)
 
 
