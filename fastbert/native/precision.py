@@ -5,4 +5,4 @@ from __future__ import annotations
 
 def describe_precision(precision: str | None) -> str | None:
     """For `explain`: how products that `supports_linear` takes run here; None where there is nothing to say."""
-    return None if precision is None else f"{precision}: in full fp32, no split products yet"
+    return f"{precision}: in full fp32, no split products yet" if precision in ("high", "highest") else None
