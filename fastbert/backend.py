@@ -33,16 +33,20 @@ class BackendError(RuntimeError):
     """The backend that was asked for cannot run this call; the message says why."""
 
 
+def always(*args: Any, **kwargs: Any) -> None:
+    """The answer of an implementation that takes whatever the op takes, and as it is: nothing to say."""
+
+
 @dataclass(frozen=True)
 class Implementation:
-    """One backend's version of an op: how to run it, and what it says of arguments it cannot take."""
+    """One backend's version of an op: how to run it, and what it says of arguments it cannot take.
+
+    `describe` says, for `explain`, what it makes of arguments that it takes, where that is worth a word.
+    """
 
     run: Callable[..., Any]
     supports: Callable[..., str | None]
-
-
-def always(*args: Any, **kwargs: Any) -> None:
-    """The answer of an implementation that takes whatever the op takes: no reason against it."""
+    describe: Callable[..., str | None] = always
 
 
 _implementations: dict[tuple[str, str], Implementation] = {}
@@ -51,9 +55,15 @@ _demand: ContextVar[dict[str, str]] = ContextVar("fastbert_backend")
 _demand_when_compiling: dict[str, str] | None = None
 
 
-def implement(op: str, backend: str, run: Callable[..., Any], supports: Callable[..., str | None] = always) -> None:
+def implement(
+    op: str,
+    backend: str,
+    run: Callable[..., Any],
+    supports: Callable[..., str | None] = always,
+    describe: Callable[..., str | None] = always,
+) -> None:
     """Files `run` as the version of `op` that `backend` has."""
-    _implementations[op, backend] = Implementation(run, supports)
+    _implementations[op, backend] = Implementation(run, supports, describe)
 
 
 def choose(op: str, device: str, *args: Any, **kwargs: Any) -> tuple[str, Callable[..., Any]]:
@@ -155,14 +165,16 @@ def explain_table(devices: list[str], example: Callable[[str, str], tuple[tuple,
             args, kwargs = example(op, device)
             taken = False
             for backend in by_device.get(device, ("reference",)):
-                reason = _implementations[op, backend].supports(*args, **kwargs)
+                implementation = _implementations[op, backend]
+                reason = implementation.supports(*args, **kwargs)
                 demanded = _demanded(op)
                 if demanded not in (None, backend):
                     verdict = f"no: {demanded} is demanded"
                 elif reason is not None:
                     verdict = f"no: {reason}"
                 else:
-                    verdict = "if asked" if taken else "yes"
+                    note = implementation.describe(*args, **kwargs)
+                    verdict = ("if asked" if taken else "yes") + (f"; {note}" if note else "")
                     taken = True
                 rows.append((op, device, backend, verdict))
     return Explanation(tuple(rows))

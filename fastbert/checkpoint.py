@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastbert.files import atomic_path, write_text
 from fastbert.hub import resolve_file
+from fastbert.safetensors_file import SafetensorsFile
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -35,6 +36,34 @@ _ALIASES = {
 }
 
 
+class _PickledFile:
+    """The tensors of a pytorch_model.bin, by name; see SafetensorsFile."""
+
+    def __init__(self, path: Path) -> None:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        self._state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        if not self._state:
+            raise ValueError("it holds no tensors by name")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def close(self) -> None:
+        self._state = {}
+
+    def shape(self, name: str) -> torch.Size:
+        return self._state[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._state[name].dtype
+
+    @torch.no_grad()
+    def copy_into(self, target: Tensor, name: str) -> None:
+        target.copy_(self._state[name])
+
+
 class Checkpoint:
     """The tensors of a checkpoint under their plain names: no `bert.` in front, no gamma and beta.
 
@@ -44,57 +73,54 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, revision: str | None = None) -> None:
         self._stack = ExitStack()
-        self._readers: dict[str, Callable[[], Tensor]] = {}
+        self._stored: dict[str, tuple[SafetensorsFile | _PickledFile, str]] = {}  # plain name -> file, name in it
         self.files: dict[str, Path] = {}
-        for file in _weight_files(path, revision):
-            self._open(file)
+        with self._stack:  # closes what is open when a later file cannot be read
+            for file in _weight_files(path, revision):
+                self._open(file)
+            self._stack = self._stack.pop_all()
 
     def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._readers.clear()
+        self._stored.clear()
         self._stack.close()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._readers
+        return name in self._stored
 
-    def read(self, name: str) -> Tensor:
-        """The tensor called `name`, on the CPU."""
+    def shape(self, name: str) -> torch.Size:
+        file, stored = self._stored[name]
+        return file.shape(stored)
+
+    def dtype(self, name: str) -> torch.dtype:
+        file, stored = self._stored[name]
         try:
-            return self._readers[name]()
-        except _unreadable() as error:
+            return file.dtype(stored)
+        except ValueError as error:
             raise ValueError(f"{self.files[name]}: tensor {name} cannot be read: {error}") from error
 
-    def _open(self, file: Path) -> None:
+    def copy_into(self, target: Tensor, name: str) -> None:
+        """Fills `target`, of the shape of the tensor called `name`, in its own dtype and on its own device."""
+        file, stored = self._stored[name]
         try:
-            readers = self._open_pickle(file) if file.suffix == ".bin" else self._open_safetensors(file)
-        except _unreadable() as error:
-            raise ValueError(f"{file} is truncated or no checkpoint: {error}") from error
-        for stored, reader in readers.items():
+            file.copy_into(target, stored)
+        except _UNREADABLE as error:
+            raise ValueError(f"{self.files[name]}: tensor {name} cannot be read: {error}") from error
+
+    def _open(self, path: Path) -> None:
+        try:
+            file = _PickledFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+        except _UNREADABLE as error:
+            raise ValueError(f"{path} is truncated or no checkpoint: {error}") from error
+        self._stack.callback(file.close)
+        for stored in file:
             name = plain_name(stored)
-            self._readers[name], self.files[name] = reader, file
-
-    def _open_safetensors(self, file: Path) -> dict[str, Callable[[], Tensor]]:
-        from safetensors import safe_open
-
-        handle = self._stack.enter_context(safe_open(file, framework="pt", device="cpu"))
-        return {name: lambda name=name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-
-    def _open_pickle(self, file: Path) -> dict[str, Callable[[], Tensor]]:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped.
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        state = state.get("state_dict", state) if isinstance(state, dict) else {}
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        if not tensors:
-            raise ValueError(f"{file} holds no tensors by name")
-        return {name: lambda value=value: value for name, value in tensors.items()}
+            self._stored[name], self.files[name] = (file, stored), path
 
 
-def _unreadable() -> tuple[type[Exception], ...]:
-    from safetensors import SafetensorError
-
-    return (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError, KeyError)
+_UNREADABLE = (ValueError, pickle.UnpicklingError, EOFError, RuntimeError, OSError, KeyError)
 
 
 def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
@@ -123,7 +149,7 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     name = "embeddings.word_embeddings.weight"
     if name not in checkpoint:
         _fail_missing(checkpoint, [name])
-    return checkpoint.read(name).dtype
+    return checkpoint.dtype(name)
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint, initialise: Callable[[nn.Module, list[str]], None]) -> None:
@@ -142,14 +168,12 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, initialise: Callable[[nn
         if source is None:
             (missing_encoder if plain.startswith(_ENCODER) else missing_heads).append(name)
             continue
-        tensor = checkpoint.read(source)
-        if tensor.shape != parameter.shape:
+        if (shape := checkpoint.shape(source)) != parameter.shape:
             raise ValueError(
-                f"{checkpoint.files[source]}: tensor {source} has shape {tuple(tensor.shape)}; "
+                f"{checkpoint.files[source]}: tensor {source} has shape {tuple(shape)}; "
                 f"the config makes it {tuple(parameter.shape)}"
             )
-        with torch.no_grad():
-            parameter.copy_(tensor)
+        checkpoint.copy_into(parameter, source)
     if missing_encoder:
         _fail_missing(checkpoint, missing_encoder)
     if missing_heads:

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from fastbert.precision import QUANTIZED, SPLIT
+
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -109,6 +111,11 @@ def _command(commands, name: str, run, help: str, epilog: str) -> argparse.Argum
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they were saved)")
+    products = parser.add_mutually_exclusive_group()
+    products.add_argument(
+        "--precision", choices=SPLIT, help="float32 may be multiplied as three or six bf16 products (default: as it is)"
+    )
+    products.add_argument("--quantize", choices=QUANTIZED, help="multiply rounded to 8 bits, on a CPU (default: not)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
@@ -227,7 +234,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def placement(args: argparse.Namespace) -> dict:
-    """The dtype and device that --dtype and --device ask for."""
+    """What --dtype, --precision, --quantize and --device ask for, as from_pretrained takes it."""
     import torch
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -235,7 +242,8 @@ def placement(args: argparse.Namespace) -> dict:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {device}: {_one_line(error)}") from error
-    return {"dtype": getattr(torch, args.dtype) if args.dtype else None, "device": device}
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return {"dtype": dtype, "precision": args.precision, "quantize": args.quantize, "device": device}
 
 
 def _one_line(error: BaseException) -> str:

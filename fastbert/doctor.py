@@ -27,6 +27,7 @@ def diagnosis() -> str:
 
     import fastbert
     from fastbert import native
+    from fastbert.explain import explain_precisions
 
     lines = ["versions", _row("fastbert", fastbert.__version__), _row("python", platform.python_version())]
     lines += [_row(name, _version(name)) for name in PACKAGES]
@@ -48,6 +49,9 @@ def diagnosis() -> str:
         "",
         "backends (fp32 inference)",
         *("  " + line for line in str(fastbert.explain()).splitlines()),
+        "",
+        "products of a model's layers",
+        *(f"  {asked:<30}{text}" for asked, text in explain_precisions()),
     ]
     return "\n".join(lines)
 

@@ -117,6 +117,8 @@ def _settings(
         "normalize": embedder.normalize,
         "max_length": embedder.max_length,
         "dtype": str(embedder.model.dtype).removeprefix("torch."),
+        "precision": args.precision,
+        "quantize": args.quantize,
         "device": embedder.model.device.type,
         **options,
         **{f"input {name}": value for name, value in vars(reading).items()},

@@ -11,6 +11,7 @@ from fastbert.backend import Explanation, explain_table
 from fastbert.integrations.transformers import explain_model
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.ops import LayerWeights
+from fastbert.precision import DEVICES, PRECISIONS, describe_setting
 
 
 def explain(model: Any = None) -> Explanation:
@@ -18,17 +19,45 @@ def explain(model: Any = None) -> Explanation:
 
     Args:
         model: None for the ops on this machine's devices, in fp32 inference; or a model, accelerated or
-            not, for what runs in it.
+            not, for what runs in it, in its dtype and precision.
     """
-    ours = None if model is None else _own_model(model)
-    if model is not None and ours is None:
-        return Explanation(tuple(("BertModel", name, "", verdict) for name, verdict in explain_model(model)))
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    if ours is not None:
-        devices = [ours.device.type]
-    dtype = torch.float32 if ours is None else ours.dtype
+    if model is None:
+        return _explain_ops(_devices(), torch.float32, None)
+    ours = _own_model(model)
+    if ours is None:
+        verdicts = explain_model(model)
+        rows = [("BertModel", verdict.name, "", verdict.text) for verdict in verdicts]
+        settings = [verdict.runs for verdict in verdicts if verdict.runs is not None]
+    else:
+        settings = [(ours.device.type, ours.dtype, ours.matmul_precision)]
+        rows = [("BertModel", ours.device.type, "", f"fastbert, in {describe_setting(*settings[0][1:])}")]
+    for device, dtype, setting in dict.fromkeys(settings):
+        rows += _explain_ops([device], dtype, setting).rows
+    return Explanation(tuple(rows))
+
+
+def explain_precisions() -> list[tuple[str, str]]:
+    """(what a model is asked to run in, the backend that multiplies so and what it makes of it), by device."""
+    asked = [(torch.float32, None), *((torch.float32, setting) for setting in PRECISIONS), (torch.bfloat16, None)]
+    lines = []
+    for dtype, setting in asked:
+        for device in _devices():
+            if device in DEVICES.get(setting, (device,)):
+                rows = _explain_ops([device], dtype, setting).rows
+                backend, verdict = next(row[2:] for row in rows if row[0] == "linear" and row[3].startswith("yes"))
+                note = verdict.removeprefix("yes").removeprefix("; ").removeprefix(f"{setting}: ")
+                text = f"{device}: {backend}" + (f", {note}" if note else "")
+                lines.append((describe_setting(dtype, setting), text))
+    return lines
+
+
+def _devices() -> list[str]:
+    return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def _explain_ops(devices: list[str], dtype: torch.dtype, precision: str | None) -> Explanation:
     with torch.inference_mode(False), torch.no_grad():
-        return explain_table(devices, lambda op, device: _example(op, device, dtype))
+        return explain_table(devices, lambda op, device: _example(op, device, dtype, precision))
 
 
 def _own_model(model: Any) -> BertPreTrainedModel | None:
@@ -38,7 +67,7 @@ def _own_model(model: Any) -> BertPreTrainedModel | None:
     return next((m for m in modules if isinstance(m, BertPreTrainedModel)), None)
 
 
-def _example(op: str, device: str, dtype: torch.dtype) -> tuple[tuple, dict]:
+def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) -> tuple[tuple, dict]:
     """Small arguments of the shapes of a BERT, to ask each backend about: a layer of 64 columns and 2 heads."""
     width, tokens = 64, 8
 
@@ -56,13 +85,14 @@ def _example(op: str, device: str, dtype: torch.dtype) -> tuple[tuple, dict]:
         num_heads=2,
         activation="gelu",
         eps=1e-12,
+        precision=precision,
     )
     return {
         "embed_layer_norm": (
             (ids, ids, ids, x, x, x, vector, vector),
             {"eps": 1e-12, "dropout_p": 0.0, "padding_idx": 0},
         ),
-        "linear": ((x, weight(width, width), vector), {"activation": "gelu"}),
+        "linear": ((x, weight(width, width), vector), {"activation": "gelu", "precision": precision}),
         "attention": ((weight(tokens, 3, 2, 32), cu_seqlens, tokens), {"scale": None, "dropout_p": 0.0}),
         "add_layer_norm": ((x, x, vector, vector), {"eps": 1e-12, "dropout_p": 0.0}),
         "linear_cross_entropy": ((x, weight(100, width), weight(100), ids), {"ignore_index": -100}),

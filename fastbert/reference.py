@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # Rows whose logits linear_cross_entropy holds at a time: 1024 x 30522 in fp32 are 125 MB.
 _LOSS_ROWS = 1024
+_EXACT_COLUMNS = 1024
 
 
 def embed_layer_norm(
@@ -46,9 +47,64 @@ def embed_layer_norm(
     return F.dropout(x, dropout_p) if dropout_p else x
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-    y = F.linear(x, weight, bias)
+def linear(
+    x: Tensor,  # (T, E)
+    weight: Tensor,  # (F, E)
+    bias: Tensor | None = None,  # (F,)
+    *,
+    activation: str | None = None,
+    precision: str | None = None,
+) -> Tensor:  # (T, F)
+    if precision == "int8":
+        return linear_int8(x, weight, bias, activation=activation)
+    y = F.linear(x, weight, bias)  # "high" and "highest" allow less than fp32 and do not ask for it
     return y if activation is None else ACTIVATIONS[activation](y)
+
+
+def linear_int8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """x and weight rotated, then rounded to int8, a scale for each row of either; sums in int32, the rest in fp32."""
+    with torch.autocast(x.device.type, enabled=False):  # it would round the sums to bf16
+        (x8, x_scale), (weight8, weight_scale) = (quantize_rows(rotate(t)) for t in (x, weight))
+        # fp32 adds integers up to 2^24 without error, which is what so many products of 127 x 127 stay below.
+        blocks = zip(x8.split(_EXACT_COLUMNS, dim=1), weight8.split(_EXACT_COLUMNS, dim=1), strict=True)
+        sums = sum(F.linear(a.float(), b.float()).int() for a, b in blocks)
+        y = sums.float() * x_scale * weight_scale.mT
+        y = y if bias is None else y + bias.float()
+        return (y if activation is None else ACTIVATIONS[activation](y)).to(x.dtype)
+
+
+def describe_precision(precision: str | None) -> str | None:
+    """What `linear` above makes of a precision, for `explain`."""
+    if precision == "int8":
+        return "int8: as it is defined, slower than fp32"
+    return None if precision is None else f"{precision}: in full fp32"
+
+
+def rotate(x: Tensor) -> Tensor:
+    """x (M, K) in fp32, each 128 columns, as 8 x 16, times the orthonormal Hadamard matrix of 8 from the left.
+
+    Done to x and weight it changes no product. It shares a large column out among eight, and so the row's scale
+    shrinks: a BERT has tokens of which one column is 20 times the rest, and those lost the rest in the rounding
+    (QuaRot: Ashkboos et al., 2024). Columns after the last multiple of 128 stay as they are.
+    """
+    x = x.float()
+    whole = x.shape[1] // 128 * 128
+    if not whole:
+        return x
+    parts = x[:, :whole].unflatten(1, (-1, 2, 2, 2, 16))
+    for dim in (2, 3, 4):
+        a, b = parts.unbind(dim)
+        parts = torch.stack([a + b, a - b], dim)
+    return torch.cat([parts.flatten(1) * 8**-0.5, x[:, whole:]], dim=1)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (M, K) as int8 (M, K) times a scale (M, 1) in fp32, amax / 127: symmetric, rounded half to even."""
+    x = x.float()
+    scale = x.abs().amax(dim=1, keepdim=True) / 127
+    scale = scale.masked_fill(scale == 0, 1.0)
+    # The clamp is for rows so small that their scale has lost its digits.
+    return (x / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def attention(

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -252,3 +254,81 @@ def test_an_untied_decoder_is_new_where_the_checkpoint_has_none(tmp_path):
     with pytest.warns(UserWarning, match=r"cls\.predictions\.decoder\.weight"):
         model = fastbert.BertForMaskedLM.from_pretrained(tmp_path, tie_word_embeddings=False)
     assert not torch.equal(model.cls.predictions.decoder.weight, model.get_input_embeddings().weight)
+
+
+LOADED = """
+import sys, torch, fastbert
+
+def memory(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
+
+fastbert.BertModel.from_pretrained(sys.argv[1])  # whatever is imported on first use
+before = memory("VmRSS")
+model = fastbert.BertModel.from_pretrained(sys.argv[2], dtype=getattr(torch, sys.argv[3]))
+weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
+print(memory("VmHWM") - before, weights)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_holds_no_second_copy(dtype, folder, tmp_path):
+    """Neither of the weights as they were saved, nor of a file's pages."""
+    sizes = {
+        "vocab_size": 60_000,
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+    }  # 64 MB, and most of it one tensor
+    fastbert.BertModel(fastbert.BertConfig(**sizes)).save_pretrained(tmp_path / "large")
+    arguments = [str(folder), str(tmp_path / "large"), dtype]
+    done = subprocess.run([sys.executable, "-c", LOADED, *arguments], capture_output=True, text=True, check=True)
+    peak, weights = map(float, done.stdout.split())
+    assert peak <= 1.15 * weights + 8, (peak, weights)
+
+
+def described(**entry):
+    return {"bert.x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **entry}}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"x" * 8, "is truncated or no checkpoint: Expecting value"),
+        ([], "its header is no JSON object"),
+        (described(data_offsets=[0, 12]), r"tensor bert.x has shape \[2\] and is said to lie at 0 to 12"),
+        (described(data_offsets=[8, 0]), "said to lie at 8 to 0"),
+        (described(data_offsets=[0, 4]), "said to lie at 0 to 4"),
+        (described(shape=[-2]), r"has shape \[-2\]"),
+        (described(shape="2"), "is described by"),
+        ({"bert.x": {}}, "tensor bert.x is described by {}"),
+    ],
+)
+def test_safetensors_that_are_none(header, message, folder):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors is truncated or no checkpoint: .*" + message.split(": ")[-1]
+    ):
+        fastbert.BertModel.from_pretrained(folder)
+
+
+def test_a_dtype_that_torch_cannot_read(folder):
+    header = json.dumps(
+        {"embeddings.word_embeddings.weight": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
+    ).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(1))
+    with pytest.raises(ValueError, match=r"embeddings\.weight cannot be read: its dtype is F4; known are"):
+        fastbert.BertModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("stored", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
+def test_any_dtype_becomes_any_other(stored, dtype, folder, monkeypatch):
+    monkeypatch.setattr("fastbert.safetensors_file._PIECE", 1000)  # fewer bytes than a table has
+    state = {name: tensor.to(stored) for name, tensor in state_of(folder).items()}
+    rewrite(folder, state)
+    model = fastbert.BertModel.from_pretrained(folder, dtype=dtype)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[f"bert.{name}"].to(dtype or stored)), name

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Parts of the package, and what they may import of it besides themselves. A part is a module or folder of
 # fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
-LEAVES = {"files", "hub", "config", "packing", "backend", "reference"}
+LEAVES = {"files", "hub", "config", "packing", "backend", "reference", "precision"}
 TEXT = {"encoding", "tokenizer_files", "tokenization"}
 BELOW_MODEL = LEAVES | {"ops", "checkpoint"}
 ALL_OF_MODEL = BELOW_MODEL | TEXT | {"model", "explain"}
@@ -31,12 +31,13 @@ MAY_IMPORT = {
     "config": {"files", "hub"},
     "packing": set(),
     "backend": set(),
+    "precision": set(),
     "reference": {"packing"},
     "encoding": set(),
     "tokenizer_files": {"files", "hub"},
     "tokenization": {"files", "hub", *TEXT},
     "checkpoint": {"files", "hub", "config"},
-    "ops": {"native", "kernels", "reference", "backend", "packing", "config"},
+    "ops": {"native", "kernels", "reference", "backend", "packing", "config", "precision"},
     "model": BELOW_MODEL,
     "explain": ALL_OF_MODEL | {"integrations", "native"},
     "inference": ALL_OF_MODEL,
@@ -45,7 +46,11 @@ MAY_IMPORT = {
     "cli": ALL_OF_MODEL | {"__init__", "inference", "training", "integrations", "native"},
     "__init__": ALL_OF_MODEL | {"inference", "training", "integrations"},
 }
-PART_OF = {"doctor": "cli", "embed_command": "cli"}  # modules that are one layer together
+PART_OF = {
+    "doctor": "cli",
+    "embed_command": "cli",
+    "safetensors_file": "checkpoint",
+}  # modules that are one layer together
 ABOVE_OPS = {"model", "inference", "training", "integrations", "cli"}
 THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
 

@@ -169,11 +169,12 @@ def test_autocast_is_left_to_the_reference():
 
 
 def exact_int8(x, weight, bias, activation):
-    """The definition, in fp64 with whole numbers: both operands rounded by 127 / their largest value."""
+    """The definition, in fp64 with whole numbers: both operands rotated, and rounded by 127 / their largest value."""
 
     def rounded(t):
-        largest = t.float().abs().amax(1, keepdim=True)
-        return (t.float() * torch.where(largest > 0, 127 / largest, 0)).round().double(), largest.double() / 127
+        t = reference.rotate(t)
+        largest = t.abs().amax(1, keepdim=True)
+        return (t * torch.where(largest > 0, 127 / largest, 0)).round().double(), largest.double() / 127
 
     (xq, x_scale), (wq, w_scale) = rounded(x), rounded(weight)
     return reference.linear(xq, wq) * x_scale * w_scale.T + bias.double()

@@ -71,15 +71,18 @@ class Embedder:
         *,
         tokenizer: BertTokenizer | None = None,
         dtype: torch.dtype | None = None,
+        precision: str | None = None,
+        quantize: str | None = None,
         device: torch.device | str | None = None,
         pooling: str | None = None,
         normalize: bool | None = None,
         max_length: int | None = None,
         revision: str | None = None,
     ) -> Self:
-        """Loads a folder or hub id; what is None comes from its sentence-transformers files.
+        """Loads a folder or hub id; what is None of the last four comes from its sentence-transformers files.
 
-        Without such files: the mean, not normalised, as many tokens as model and tokenizer take.
+        Without such files: the mean, not normalised, as many tokens as model and tokenizer take. dtype, precision
+        and quantize are those of BertModel.from_pretrained.
 
         Raises:
             FileNotFoundError: no config.json, weights or vocabulary there.
@@ -94,6 +97,8 @@ class Embedder:
         model = BertModel.from_pretrained(
             path,
             dtype=dtype,
+            precision=precision,
+            quantize=quantize,
             device=device,
             revision=revision,
             add_pooling_layer=settings.pooling == "pooler",
@@ -189,7 +194,7 @@ class Embedder:
         return vectors
 
     def fingerprint(self) -> str:
-        """A hash of everything the vectors follow from: weights, vocabulary and settings (not the device)."""
+        """A hash of all that the vectors follow from: weights, precision, vocabulary, settings (not the device)."""
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -198,6 +203,7 @@ class Embedder:
         config = sorted(self.model.config.to_dict().items())
         digest.update(repr((vocab, repr(self.tokenizer), config, self.lower_case, self.prompt)).encode())
         digest.update(f"{self.pooling} {self.normalize} {self.max_length}".encode())
+        digest.update(f"{self.model.matmul_precision}".encode())
         return digest.hexdigest()
 
 

@@ -39,10 +39,12 @@ class FillMask:
         *,
         tokenizer: BertTokenizer | None = None,
         dtype: torch.dtype | None = None,
+        precision: str | None = None,
+        quantize: str | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
     ) -> Self:
-        """Loads a folder or hub id.
+        """Loads a folder or hub id; dtype, precision and quantize are those of BertForMaskedLM.from_pretrained.
 
         Raises:
             FileNotFoundError: no config.json, weights or vocabulary there.
@@ -55,7 +57,9 @@ class FillMask:
                     f"{path}: no tensor cls.predictions.transform.dense.weight: "
                     "this checkpoint has no masked-language-model head"
                 )
-        model = BertForMaskedLM.from_pretrained(path, dtype=dtype, device=device, revision=revision)
+        model = BertForMaskedLM.from_pretrained(
+            path, dtype=dtype, precision=precision, quantize=quantize, device=device, revision=revision
+        )
         return cls(model, tokenizer or BertTokenizer.from_pretrained(path, revision=revision))
 
     @torch.inference_mode()

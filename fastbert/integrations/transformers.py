@@ -13,13 +13,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastbert.model.bert import output_states, pool, run_bert
 from fastbert.model.heads import IGNORE, answer_positions
+from fastbert.precision import check_precision, choose_precision, describe_setting
 from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
@@ -38,31 +39,45 @@ _TAKEN = {
 }
 
 
-def accelerate(model: Model) -> Model:
+def accelerate(
+    model: Model, *, dtype: torch.dtype | None = None, precision: str | None = None, quantize: str | None = None
+) -> Model:
     """Makes every transformers BERT encoder in `model` run packed, in place, and returns `model`.
 
     Args:
         model: a transformers BertModel or a model with a head, a SentenceTransformer, a pipeline.
+        dtype: what the floating-point parameters and buffers of all of `model` become, heads too, as by
+            `model.to(dtype)`: a head must be of the dtype of the states that it gets. What is rounded stays so:
+            `restore` does not bring it back. None leaves them.
+        precision: "high" or "highest", as for `BertModel.from_pretrained`.
+        quantize: "int8", likewise: for inference, under torch.no_grad() or inference_mode(). The parameters stay
+            as they are.
 
     Queries, keys and values of a layer come to share one storage; the parameters stay the same objects.
     A decoder, a subclass with a forward of its own and an activation that fastbert lacks are left alone, with a
-    warning where nothing else is there to speed up.
+    warning where nothing else is there to speed up. What runs the original code runs it in the parameters' dtype,
+    whatever precision and quantize say. Accelerated again, a model runs as the last call says.
 
     Raises:
-        ValueError: there is no transformers BertModel in `model`.
+        ValueError: there is no transformers BertModel in `model`; a dtype that is not floating-point; a precision or
+            quantize that is unknown or does not go with the dtype, the device or the other. The model is unchanged.
     """
+    setting = choose_precision(precision, quantize)
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; it must be a floating-point one")
     encoders = [m for m in _modules(model) if _is_bert(m, "BertModel")]
     if not encoders:
         raise ValueError(f"model is a {type(model).__name__} without a transformers BertModel; there is nothing to do")
-    reasons = []
-    for bert in encoders:
-        reason = _why_not(bert)
-        if reason is None:
-            PackedBert.put(bert)
-        else:
-            reasons.append(reason)
-    if len(reasons) == len(encoders):
+    reasons = [_why_not(bert) for bert in encoders]
+    able = [bert for bert, reason in zip(encoders, reasons, strict=True) if reason is None]
+    for bert in able:
+        check_precision(setting, dtype or bert.dtype, bert.device)
+    if not able:
         warnings.warn(f"fastbert.accelerate left the model as it was: {'; '.join(sorted(set(reasons)))}", stacklevel=2)
+    elif dtype is not None:
+        _root(model).to(dtype=dtype)
+    for bert in able:
+        PackedBert.put(bert).matmul_precision = setting
     for head in _modules(model):
         kind = next((packed for name, packed in _HEADS.items() if _is_bert(head, name)), None)
         if kind is not None and _packed(head.bert) is not None and type(head).forward is _forward_of(head):
@@ -71,7 +86,10 @@ def accelerate(model: Model) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Undoes `accelerate`: every call runs the original code again. Returns `model`."""
+    """Undoes `accelerate`: every call runs the original code again, without precision or quantize; returns `model`.
+
+    A dtype that accelerate has given the parameters stays.
+    """
     for module in _modules(model):
         packed = _packed(module)
         if packed is not None:
@@ -84,20 +102,30 @@ def restore(model: Model) -> Model:
     return model
 
 
-def explain_model(model: Any) -> list[tuple[str, str]]:
-    """(name, what runs and why) of every transformers BertModel in `model`."""
+class Verdict(NamedTuple):
+    """Of a transformers BertModel: what runs, and why; where it is packed, on what device and how it multiplies."""
+
+    name: str
+    text: str
+    runs: tuple[str, torch.dtype, str | None] | None
+
+
+def explain_model(model: Any) -> list[Verdict]:
+    """The verdict on every transformers BertModel in `model`."""
     verdicts = []
     for name, module in _named_modules(model):
         if _is_bert(module, "BertModel"):
-            packed, reason = _packed(module), _why_not(module)
+            packed, reason, runs = _packed(module), _why_not(module), None
             if packed is not None and reason is None:
-                verdict = "packed, by fastbert; 4-D masks, causal and cross-attention run the original code"
+                runs = (module.device.type, module.dtype, packed.matmul_precision)
+                how = describe_setting(module.dtype, packed.matmul_precision)
+                verdict = f"packed, by fastbert, in {how}; 4-D masks, causal and cross-attention run the original code"
             else:
                 verdict = f"the original code: {reason or 'fastbert.accelerate was not called'}"
             if packed is not None:
                 for reason, calls in packed.declined.items():
                     verdict += f"\n  {calls} calls ran the original code: {reason}"
-            verdicts.append((name or type(module).__name__, verdict))
+            verdicts.append(Verdict(name or type(module).__name__, verdict, runs))
     if not verdicts:
         raise ValueError(f"model is a {type(model).__name__} without a BertModel; there is nothing to explain")
     return verdicts
@@ -106,23 +134,28 @@ def explain_model(model: Any) -> list[tuple[str, str]]:
 class _Packed:
     """A module's replaced `forward`: an object, so that the module can still be copied and pickled."""
 
+    matmul_precision: str | None = None  # of an encoder: what `accelerate` was asked for
+
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.active = True
         self.own_forward = module.__dict__.get("forward")  # accelerate's and others' wrappers live there
 
     @classmethod
-    def put(cls, module: nn.Module) -> None:
-        """Replaces the forward of `module`, once."""
-        if _packed(module) is None:
-            module.forward = cls(module)
-            module._replicate_for_data_parallel = module.forward.replicate
+    def put(cls, module: nn.Module) -> _Packed:
+        """Replaces the forward of `module`, once; returns what is there."""
+        packed = _packed(module)
+        if packed is None:
+            module.forward = packed = cls(module)
+            module._replicate_for_data_parallel = packed.replicate
+        return packed
 
     def replicate(self) -> nn.Module:
         """A replica for torch's DataParallel, which copies attributes: its forward must be of its own parameters."""
         replica = type(self.module)._replicate_for_data_parallel(self.module)
         replica.forward = type(self)(replica)
         replica.forward.own_forward = self.own_forward
+        replica.forward.matmul_precision = self.matmul_precision
         return replica
 
     @property
@@ -161,10 +194,12 @@ class PackedBert(_Packed):
             return self.original(*args, **kwargs)
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-        inputs, encoded = run_bert(bert, bert.config, **{k: v for k, v in given.items() if k in _TAKEN})
+        taken, precision = {k: v for k, v in given.items() if k in _TAKEN}, self.matmul_precision
+        inputs, encoded = run_bert(bert, bert.config, **taken, precision=precision)
+        pooled = None if bert.pooler is None else pool(bert, bert.config, inputs, encoded, precision=precision)
         output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=inputs.give_back(encoded.last_hidden_state),
-            pooler_output=None if bert.pooler is None else pool(bert, bert.config, inputs, encoded),
+            pooler_output=pooled,
             **output_states(inputs, encoded),
             cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
         )
@@ -337,11 +372,15 @@ def _class_of(module: nn.Module, name: str) -> type | None:
     return next((c for c in type(module).__mro__ if c.__name__ == name and c.__module__ == _BERT), None)
 
 
-def _named_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
+def _root(model: Any) -> nn.Module:
     root = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(root, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; it must be a torch module or a pipeline around one")
-    return root.named_modules()
+    return root
+
+
+def _named_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    return _root(model).named_modules()
 
 
 def _modules(model: Any) -> list[nn.Module]:

@@ -33,6 +33,8 @@ def run_bert(
     output_hidden_states: bool | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
+    *,
+    precision: str | None = None,
 ) -> tuple[Inputs, Encoded]:
     """Checks, packs and encodes: what every model does first, on any module tree with transformers' names."""
     inputs = prepare(
@@ -49,13 +51,14 @@ def run_bert(
         bert,
         inputs,
         activation=config.hidden_act,
+        precision=precision,
         output_attentions=config.output_attentions if output_attentions is None else output_attentions,
         output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
     )
     return inputs, encoded
 
 
-def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded) -> Tensor:
+def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded, *, precision: str | None = None) -> Tensor:
     """tanh(W h + b) of each row's column 0, (B, E); zeros for a row without a real token."""
     batch, x = inputs.batch, encoded.last_hidden_state
     if batch.indices is None and batch.seq_len:
@@ -67,7 +70,8 @@ def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded) -> Tens
     # A row that begins with a pad: transformers pools that pad's state, and so do we.
     padded = (some & ~mask[:, :1].all(dim=1)).nonzero().squeeze(1)
     if padded.numel():
-        states = encode_first_column(bert, inputs.rows(padded), activation=config.hidden_act)
+        rows = inputs.rows(padded)
+        states = encode_first_column(bert, rows, activation=config.hidden_act, precision=precision)
         first = first.index_copy(0, padded, states.to(first.dtype))
     return project(bert.pooler.dense, first, "tanh") * some[:, None]
 
@@ -127,6 +131,7 @@ class BertModel(BertPreTrainedModel):
         Raises:
             ValueError: naming the argument, its value and the limit.
         """
+        precision = self.matmul_precision
         inputs, encoded = run_bert(
             self,
             self.config,
@@ -139,10 +144,12 @@ class BertModel(BertPreTrainedModel):
             output_hidden_states,
             cu_seqlens,
             max_seqlen,
+            precision=precision,
         )
+        pooled = None if self.pooler is None else pool(self, self.config, inputs, encoded, precision=precision)
         output = BaseModelOutputWithPooling(
             last_hidden_state=inputs.give_back(encoded.last_hidden_state),
-            pooler_output=None if self.pooler is None else pool(self, self.config, inputs, encoded),
+            pooler_output=pooled,
             **output_states(inputs, encoded),
         )
         return self._returned(output, return_dict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,18 @@ from fastbert.config import BertConfig
 from fastbert.model.fuse import qkv_parameters
 from fastbert.model.inputs import Inputs
 from fastbert.packing import pack
+from fastbert.precision import QUANTIZED, check_precision
 from fastbert.reference import ACTIVATIONS, padded_attention
 
 # Queries, keys and values (T, 3, H, D) -> context (T, H, D).
 Attend = Callable[[Tensor], Tensor]
+
+
+class Products(NamedTuple):
+    """What the products of all layers have in common: the activation between the last two, and `precision`."""
+
+    activation: str
+    precision: str | None = None
 
 
 @dataclass
@@ -40,13 +49,18 @@ def encode(
     inputs: Inputs,
     *,
     activation: str,
+    precision: str | None = None,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
 ) -> Encoded:
-    """Runs embeddings and layers of `bert` (anything with .embeddings and .encoder.layer) over the real tokens."""
-    batch = inputs.batch
+    """Runs embeddings and layers of `bert` (anything with .embeddings and .encoder.layer) over the real tokens.
+
+    `precision` is that of ops.linear, for the four products of a layer; all else runs in the weights' dtype.
+    """
+    _check_products(bert, inputs, precision)
+    batch, products = inputs.batch, Products(activation, precision)
     if output_attentions:
-        states, attentions = _encode_padded(bert, inputs, activation)
+        states, attentions = _encode_padded(bert, inputs, products)
         states = [pack(x.unflatten(0, (batch.batch_size, batch.seq_len)), batch) for x in states]
         pair = batch.mask()[:, None, :, None]
         attentions = tuple(probs * pair for probs in attentions)
@@ -54,26 +68,26 @@ def encode(
 
     x = embed(bert.embeddings, inputs.packed())
     layers = bert.encoder.layer
-    weights = None if output_hidden_states or _needs_grad(x, bert) else _all_weights(layers, activation)
+    weights = None if output_hidden_states or _needs_grad(x, bert) else _all_weights(layers, products)
     if weights is not None:
         return Encoded(ops.encoder(x, weights, batch.cu_seqlens, batch.max_seqlen))
     states = [x]
     for layer in layers:
-        x = _run_layer(layer, x, activation, _packed_attend(layer, inputs))
+        x = _run_layer(layer, x, products, _packed_attend(layer, inputs))
         states.append(x)
     return Encoded(x, tuple(states) if output_hidden_states else None)
 
 
-def encode_first_column(bert: nn.Module, inputs: Inputs, *, activation: str) -> Tensor:
+def encode_first_column(bert: nn.Module, inputs: Inputs, *, activation: str, precision: str | None = None) -> Tensor:
     """The last state of column 0 of each row, (B, E), also where that column is a pad, as transformers has it.
 
     A pad asks but does not answer, which packed attention cannot express: the padded path does.
     """
-    states, _ = _encode_padded(bert, inputs, activation)
+    states, _ = _encode_padded(bert, inputs, Products(activation, precision))
     return states[-1].unflatten(0, (inputs.batch.batch_size, inputs.batch.seq_len))[:, 0]
 
 
-def _encode_padded(bert: nn.Module, inputs: Inputs, activation: str) -> tuple[list[Tensor], list[Tensor]]:
+def _encode_padded(bert: nn.Module, inputs: Inputs, products: Products) -> tuple[list[Tensor], list[Tensor]]:
     """Every column through every layer, with explicit probabilities: states (B * S, E) and (B, H, S, S)."""
     shape, mask, attentions = (inputs.batch.batch_size, inputs.batch.seq_len), inputs.batch.mask(), []
 
@@ -84,7 +98,7 @@ def _encode_padded(bert: nn.Module, inputs: Inputs, activation: str) -> tuple[li
 
     states = [embed(bert.embeddings, inputs.flat())]
     for layer in bert.encoder.layer:
-        x, probs = _run_layer(layer, states[-1], activation, partial(attend, layer))
+        x, probs = _run_layer(layer, states[-1], products, partial(attend, layer))
         states.append(x)
         attentions.append(probs)
     return states, attentions
@@ -99,26 +113,26 @@ def _packed_attend(layer: nn.Module, inputs: Inputs) -> Attend:
     )
 
 
-def _run_layer(layer: nn.Module, x: Tensor, activation: str, attend: Attend):
+def _run_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
     """One layer, recomputed in the backward where gradient checkpointing is on."""
-    run = partial(layer_forward, layer, activation=activation, attend=attend)
+    run = partial(layer_forward, layer, products=products, attend=attend)
     if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
         return layer._gradient_checkpointing_func(run, x)
     return run(x)
 
 
-def layer_forward(layer: nn.Module, x: Tensor, *, activation: str, attend: Attend):
+def layer_forward(layer: nn.Module, x: Tensor, *, products: Products, attend: Attend):
     """Attention and feed-forward of one BertLayer over (T, E); post-norm, as in Devlin et al., 2018.
 
     Returns what `attend` returns beside the context, too, when it returns a pair.
     """
-    attention = layer.attention
-    attended = attend(project_qkv(attention.self, x))
+    attention, activation, precision = layer.attention, products.activation, products.precision
+    attended = attend(project_qkv(attention.self, x, precision))
     context, probs = attended if isinstance(attended, tuple) else (attended, None)
-    y = project(attention.output.dense, context.flatten(1))
+    y = project(attention.output.dense, context.flatten(1), precision=precision)
     x = add_norm(attention.output, y, x)
-    y = project(layer.intermediate.dense, x, activation)
-    y = project(layer.output.dense, y)
+    y = project(layer.intermediate.dense, x, activation, precision)
+    y = project(layer.output.dense, y, precision=precision)
     x = add_norm(layer.output, y, x)
     return x if probs is None else (x, probs)
 
@@ -147,21 +161,21 @@ def embed(embeddings: nn.Module, tokens: Inputs) -> Tensor:
     )
 
 
-def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tensor:
+def project(linear: nn.Module, x: Tensor, activation: str | None = None, precision: str | None = None) -> Tensor:
     """A linear layer, with its activation: through ops when it is a plain nn.Linear, else as the module it is."""
     if is_plain(linear, nn.Linear):
-        return ops.linear(x, linear.weight, linear.bias, activation=activation)
+        return ops.linear(x, linear.weight, linear.bias, activation=activation, precision=precision)
     y = linear(x)
     return y if activation is None else ACTIVATIONS[activation](y)
 
 
-def project_qkv(attention: nn.Module, x: Tensor) -> Tensor:
+def project_qkv(attention: nn.Module, x: Tensor, precision: str | None = None) -> Tensor:
     """Queries, keys and values of every token: (T, E) -> (T, 3, H, D)."""
     projections = (attention.query, attention.key, attention.value)
     if fusable(projections):
-        qkv = ops.linear(x, *qkv_parameters(*projections))
+        qkv = ops.linear(x, *qkv_parameters(*projections), precision=precision)
     else:
-        qkv = torch.cat([project(p, x) for p in projections], dim=1)
+        qkv = torch.cat([project(p, x, precision=precision) for p in projections], dim=1)
     return qkv.unflatten(1, (3, attention.num_attention_heads, -1))
 
 
@@ -201,13 +215,29 @@ def _needs_grad(x: Tensor, bert: nn.Module) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in bert.encoder.parameters()))
 
 
-def _all_weights(layers: nn.ModuleList, activation: str) -> list[ops.LayerWeights] | None:
+def _check_products(bert: nn.Module, inputs: Inputs, precision: str | None) -> None:
+    """Says what does not go with `precision` before anything runs: the model may have moved since it was chosen."""
+    if precision is None:
+        return
+    table = bert.embeddings.token_type_embeddings.weight
+    check_precision(precision, table.dtype, table.device)
+    if precision in QUANTIZED and torch.is_grad_enabled():
+        tensors = [*bert.embeddings.parameters(), *bert.encoder.parameters()]
+        tensors += [] if inputs.embeds is None else [inputs.embeds]
+        if any(t.requires_grad for t in tensors):
+            raise ValueError(
+                f"quantize is {precision!r}, which has no gradient, and one is wanted: run the model under "
+                "torch.inference_mode() or torch.no_grad(), or train without quantize"
+            )
+
+
+def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWeights] | None:
     """The weights of every layer for ops.encoder; None where one has a wrapped part or drops anything."""
-    weights = [_layer_weights(layer, activation) for layer in layers]
+    weights = [_layer_weights(layer, products) for layer in layers]
     return None if None in weights else weights
 
 
-def _layer_weights(layer: nn.Module, activation: str) -> ops.LayerWeights | None:
+def _layer_weights(layer: nn.Module, products: Products) -> ops.LayerWeights | None:
     attention = layer.attention
     projections = (attention.self.query, attention.self.key, attention.self.value)
     linears = (attention.output.dense, layer.intermediate.dense, layer.output.dense)
@@ -235,8 +265,9 @@ def _layer_weights(layer: nn.Module, activation: str) -> ops.LayerWeights | None
         norms[1].weight,
         norms[1].bias,
         num_heads=attention.self.num_attention_heads,
-        activation=activation,
+        activation=products.activation,
         eps=norms[0].eps,
+        precision=products.precision,
     )
 
 

@@ -41,10 +41,10 @@ class BertHeadModel(BertPreTrainedModel):
         self.bert = BertModel(config, add_pooling_layer=self.has_pooler)
 
     def _run(self, *inputs: Tensor | None, **options: Any) -> tuple[Inputs, Encoded]:
-        return run_bert(self.bert, self.config, *inputs, **options)
+        return run_bert(self.bert, self.config, *inputs, precision=self.matmul_precision, **options)
 
     def _pool(self, inputs: Inputs, encoded: Encoded) -> Tensor:
-        return pool(self.bert, self.config, inputs, encoded)
+        return pool(self.bert, self.config, inputs, encoded, precision=self.matmul_precision)
 
     def _output(
         self,

@@ -13,6 +13,7 @@ from torch import nn
 from fastbert import checkpoint
 from fastbert.config import BertConfig
 from fastbert.model.outputs import ModelOutput
+from fastbert.precision import PRECISIONS, check_precision, choose_precision
 from fastbert.reference import ACTIVATIONS
 
 
@@ -32,6 +33,8 @@ class BertPreTrainedModel(nn.Module):
         *,
         config: BertConfig | None = None,
         dtype: torch.dtype | None = None,
+        precision: str | None = None,
+        quantize: str | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
         **overrides: Any,
@@ -42,6 +45,10 @@ class BertPreTrainedModel(nn.Module):
             path: a folder with config.json and weights, or a hub id.
             config: used in place of the folder's config.json.
             dtype: of the weights; None keeps the one they were saved in.
+            precision: "high" or "highest", for float32 weights: the products of the layers may be made of three
+                or six bf16 products where that is faster, with an error of 2e-5 at most or that of fp32.
+            quantize: "int8", for inference on a CPU: the products of the layers are made of int8 weights, rounded
+                by output channel, and int8 activations, rounded by token. The parameters stay as they are.
             device: where the model lives; None is the CPU.
             revision: branch, tag or commit, for a hub id.
             overrides: config fields that win over config.json's (num_labels=3), and the constructor's
@@ -49,9 +56,11 @@ class BertPreTrainedModel(nn.Module):
 
         Raises:
             FileNotFoundError: no config.json or no weights there.
-            ValueError: another model type, a missing, misshapen or unreadable tensor: naming file and tensor.
+            ValueError: another model type, a missing, misshapen or unreadable tensor: naming file and tensor;
+                a precision or quantize that is unknown or does not go with the dtype, the device or the other.
         """
         keywords = {name: overrides.pop(name) for name in cls._constructor_keywords if name in overrides}
+        setting = choose_precision(precision, quantize)
         if config is None:
             config = BertConfig.from_pretrained(path, revision=revision, **overrides)
         elif overrides:
@@ -62,13 +71,31 @@ class BertPreTrainedModel(nn.Module):
                     model = cls(config, **keywords)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+            dtype, device = dtype or checkpoint.stored_dtype(source), device or "cpu"
+            check_precision(setting, dtype, device)
             with torch.inference_mode(False):  # else a model loaded in inference mode could never be trained
-                _materialise(model, dtype or checkpoint.stored_dtype(source), device or "cpu")
+                _materialise(model, dtype, device)
                 model.tie_weights()
                 checkpoint.load_into(model, source, _initialise)
+        model.matmul_precision = setting
         return model.eval()
 
     _constructor_keywords: tuple[str, ...] = ()
+    _matmul_precision: str | None = None  # of a BertModel: how its layers multiply
+
+    @property
+    def matmul_precision(self) -> str | None:
+        """How the layers multiply: None, "high", "highest" or "int8"; chosen anew each time a model is loaded.
+
+        Copies and pickles keep it, save_pretrained does not: like the device, it is no part of the model.
+        """
+        return _base(self)._matmul_precision
+
+    @matmul_precision.setter
+    def matmul_precision(self, value: str | None) -> None:
+        if value is not None and value not in PRECISIONS:
+            raise ValueError(f"matmul_precision is {value!r}; it must be None or one of {', '.join(PRECISIONS)}")
+        _base(self)._matmul_precision = value
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
         """Writes config.json and the weights, which transformers and fastbert load bit for bit."""

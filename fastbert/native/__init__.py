@@ -10,12 +10,14 @@ from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
 from fastbert.native.linear import linear, supports_linear
 from fastbert.native.packed_weights import packed_bytes
+from fastbert.native.precision import describe_precision
 
 __all__ = [
     "add_layer_norm",
     "attention",
     "available",
     "cpu_features",
+    "describe_precision",
     "encoder",
     "has_cuda",
     "isa",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from fastbert.precision import PRECISIONS, QUANTIZED, SPLIT
 
 
 def check_shape(op: str, name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
@@ -31,3 +34,18 @@ def check_integer(op: str, name: str, x: Tensor) -> None:
 def check_probability(op: str, name: str, p: float) -> None:
     if not 0.0 <= p < 1.0:
         raise ValueError(f"{op}: {name} is {p}; it must be at least 0 and below 1")
+
+
+def check_precision(op: str, precision: str | None, x: Tensor, *weights: Tensor | None) -> None:
+    """Holds a product's precision to a known one that its operands allow."""
+    if precision is None:
+        return
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision is {precision!r}; known are {', '.join(PRECISIONS)}")
+    tensors = [x, *(t for t in weights if t is not None)]
+    if precision in SPLIT and not torch.is_autocast_enabled(x.device.type):  # autocast has the last word, as in torch
+        for t in tensors:
+            if t.dtype != torch.float32:
+                raise ValueError(f"{op}: precision is {precision!r} and an operand is {t.dtype}; it is for float32")
+    if precision in QUANTIZED and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise ValueError(f"{op}: precision is {precision!r}, which has no gradient, and an operand requires one")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbert import backend, native
-from fastbert.ops._checks import check_floating, check_shape
+from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.linear import linear
@@ -33,18 +33,19 @@ class LayerWeights(NamedTuple):
     num_heads: int
     activation: str
     eps: float
-    precision: str | None = None  # how its four products are multiplied: see ops.linear
+    precision: str | None = None  # of the four products: see ops.linear
 
 
 def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
     Raises:
-        ValueError: a shape or dtype that does not fit.
+        ValueError: a shape, dtype or precision that does not fit.
     """
     check_floating("encoder", "x", x)
     for weights in layers:
         check_shape("encoder", "x", x, (None, weights.qkv_weight.shape[1]))
+        check_precision("encoder", weights.precision, x, *weights[:12])
     if torch.compiler.is_compiling():  # each op knows what a compiled graph can hold
         return _reference(x, layers, cu_seqlens, max_seqlen)
     _, run = backend.choose("encoder", x.device.type, x, layers, cu_seqlens, max_seqlen)
@@ -53,15 +54,19 @@ def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_s
 
 def _reference(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     for w in layers:
-        qkv = linear(x, w.qkv_weight, w.qkv_bias).unflatten(1, (3, w.num_heads, -1))
+        qkv = linear(x, w.qkv_weight, w.qkv_bias, precision=w.precision).unflatten(1, (3, w.num_heads, -1))
         context = attention(qkv, cu_seqlens, max_seqlen).flatten(1)
-        y = linear(context, w.attention_weight, w.attention_bias)
+        y = linear(context, w.attention_weight, w.attention_bias, precision=w.precision)
         x = add_layer_norm(y, x, w.attention_norm_weight, w.attention_norm_bias, eps=w.eps)
-        y = linear(x, w.up_weight, w.up_bias, activation=w.activation)
-        y = linear(y, w.down_weight, w.down_bias)
+        y = linear(x, w.up_weight, w.up_bias, activation=w.activation, precision=w.precision)
+        y = linear(y, w.down_weight, w.down_bias, precision=w.precision)
         x = add_layer_norm(y, x, w.norm_weight, w.norm_bias, eps=w.eps)
     return x
 
 
-backend.implement("encoder", "native", native.encoder, native.supports_encoder)
+def _describe_native(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> str | None:
+    return native.describe_precision(layers[0].precision)
+
+
+backend.implement("encoder", "native", native.encoder, native.supports_encoder, _describe_native)
 backend.implement("encoder", "reference", _reference)

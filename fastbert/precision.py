@@ -1,0 +1,52 @@
+"""How the encoder multiplies: the values of `precision=` and `quantize=`, and what each of them goes with.
+
+The two come to one setting, the `precision` of ops.linear: a product is split into bf16 pieces or quantised, never
+both. None multiplies the operands as they are, in their dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+
+SPLIT = ("high", "highest")  # of precision=
+QUANTIZED = ("int8",)  # of quantize=
+PRECISIONS = (*SPLIT, *QUANTIZED)
+DEVICES = {"int8": ("cpu",)}  # where a quantised product is more than a slow reference
+
+
+def choose_precision(precision: str | None, quantize: str | None) -> str | None:
+    """The one setting that the two arguments come to.
+
+    Raises:
+        ValueError: both are given, or one has an unknown value.
+    """
+    for name, value, known in (("precision", precision, SPLIT), ("quantize", quantize, QUANTIZED)):
+        if value is not None and value not in known:
+            raise ValueError(f"{name} is {value!r}; it must be None, {' or '.join(map(repr, known))}")
+    if precision is not None and quantize is not None:
+        raise ValueError(f"precision is {precision!r} and quantize is {quantize!r}; at most one of them may be given")
+    return precision or quantize
+
+
+def describe_setting(dtype: torch.dtype, setting: str | None) -> str:
+    """What a model runs in, as the user asked for it: float32, quantize='int8'."""
+    words = str(dtype).removeprefix("torch.")
+    if setting is None:
+        return words
+    return f"{words}, {'quantize' if setting in QUANTIZED else 'precision'}={setting!r}"
+
+
+def check_precision(setting: str | None, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Holds weights of `dtype` on `device` to what a setting takes.
+
+    Raises:
+        ValueError: precision= and weights that are not float32, or quantize= on another device than it runs on.
+    """
+    if setting in SPLIT and dtype != torch.float32:
+        raise ValueError(
+            f"precision is {setting!r} and the weights are {str(dtype).removeprefix('torch.')}; "
+            "it is for float32 weights: give dtype=torch.float32, or no precision"
+        )
+    kind = torch.device(device).type
+    if setting in DEVICES and kind not in DEVICES[setting]:
+        raise ValueError(f"quantize is {setting!r} and the device is {kind}; it runs on {', '.join(DEVICES[setting])}")
