@@ -284,7 +284,7 @@ def test_accelerate_converts_all_of_the_model(name):
     with torch.no_grad():
         got, wanted = live(tokens()).logits, original.to(torch.bfloat16)(tokens()).logits
     assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got, wanted, rtol=0.05, atol=0.1)
+    assert (got.float() - wanted.float()).norm() <= 0.02 * wanted.float().norm()
     fastbert.restore(live)
     assert live.dtype == torch.bfloat16
 
