@@ -152,10 +152,16 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return checkpoint.dtype(name)
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint, initialise: Callable[[nn.Module, list[str]], None]) -> None:
+def load_into(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    initialise: Callable[[nn.Module, list[str]], None],
+    loaded: Callable[[str], None] = lambda name: None,
+) -> None:
     """Copies a checkpoint's tensors into `model`, in the model's dtype and on its device.
 
-    A head that the checkpoint lacks goes to `initialise` and is named in one warning.
+    `loaded` hears the name of each parameter, in the model's order, once it has its values. A head that the
+    checkpoint lacks goes to `initialise` and is named in one warning.
 
     Raises:
         ValueError: an encoder tensor is missing, or a tensor has another shape: naming file and tensor.
@@ -174,6 +180,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, initialise: Callable[[nn
                 f"the config makes it {tuple(parameter.shape)}"
             )
         checkpoint.copy_into(parameter, source)
+        loaded(name)
     if missing_encoder:
         _fail_missing(checkpoint, missing_encoder)
     if missing_heads:

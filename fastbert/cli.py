@@ -243,7 +243,8 @@ def placement(args: argparse.Namespace) -> dict:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {device}: {_one_line(error)}") from error
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return {"dtype": dtype, "precision": args.precision, "quantize": args.quantize, "device": device}
+    chosen = {"dtype": dtype, "precision": args.precision, "quantize": args.quantize, "device": device}
+    return {**chosen, "inference_only": True}
 
 
 def _one_line(error: BaseException) -> str:

@@ -78,11 +78,12 @@ class Embedder:
         normalize: bool | None = None,
         max_length: int | None = None,
         revision: str | None = None,
+        inference_only: bool = False,
     ) -> Self:
-        """Loads a folder or hub id; what is None of the last four comes from its sentence-transformers files.
+        """Loads a folder or hub id; a pooling, normalize or max_length of None comes from its sentence-transformers files.
 
-        Without such files: the mean, not normalised, as many tokens as model and tokenizer take. dtype, precision
-        and quantize are those of BertModel.from_pretrained.
+        Without such files: the mean, not normalised, as many tokens as model and tokenizer take. dtype, precision,
+        quantize and inference_only are those of BertModel.from_pretrained.
 
         Raises:
             FileNotFoundError: no config.json, weights or vocabulary there.
@@ -101,6 +102,7 @@ class Embedder:
             quantize=quantize,
             device=device,
             revision=revision,
+            inference_only=inference_only,
             add_pooling_layer=settings.pooling == "pooler",
         )
         if tokenizer is None:

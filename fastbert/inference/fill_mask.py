@@ -43,8 +43,9 @@ class FillMask:
         quantize: str | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
+        inference_only: bool = False,
     ) -> Self:
-        """Loads a folder or hub id; dtype, precision and quantize are those of BertForMaskedLM.from_pretrained.
+        """Loads a folder or hub id; dtype to inference_only are those of BertForMaskedLM.from_pretrained.
 
         Raises:
             FileNotFoundError: no config.json, weights or vocabulary there.
@@ -58,7 +59,13 @@ class FillMask:
                     "this checkpoint has no masked-language-model head"
                 )
         model = BertForMaskedLM.from_pretrained(
-            path, dtype=dtype, precision=precision, quantize=quantize, device=device, revision=revision
+            path,
+            dtype=dtype,
+            precision=precision,
+            quantize=quantize,
+            device=device,
+            revision=revision,
+            inference_only=inference_only,
         )
         return cls(model, tokenizer or BertTokenizer.from_pretrained(path, revision=revision))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastbert import ops
 from fastbert.config import BertConfig
-from fastbert.model.fuse import qkv_parameters
+from fastbert.model.fuse import qkv_parameters, replace_qkv
 from fastbert.model.inputs import Inputs
 from fastbert.packing import pack
 from fastbert.precision import QUANTIZED, check_precision
@@ -269,6 +269,20 @@ def _layer_weights(layer: nn.Module, products: Products) -> ops.LayerWeights | N
         eps=norms[0].eps,
         precision=products.precision,
     )
+
+
+@torch.no_grad()
+def release_weights(layer: nn.Module, activation: str, precision: str | None) -> None:
+    """Lets the backend that runs this layer keep its own form of the weights alone, for inference: see ops.release."""
+    weights = _layer_weights(layer, Products(activation, precision))
+    released = weights and ops.release(weights)
+    if released is weights:
+        return
+    attention = layer.attention.self
+    replace_qkv(attention.query, attention.key, attention.value, released.qkv_weight)
+    layer.attention.output.dense.weight = released.attention_weight
+    layer.intermediate.dense.weight = released.up_weight
+    layer.output.dense.weight = released.down_weight
 
 
 # The modules below hold parameters under transformers' names. Their work is in the functions above: these

@@ -41,6 +41,15 @@ def qkv_parameters(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> tuple[
     return weight, bias
 
 
+def replace_qkv(query: nn.Linear, key: nn.Linear, value: nn.Linear, weight: Tensor) -> None:
+    """Puts `weight` (3E, E), which has no memory, in place of the three: from now on `qkv_parameters` returns it."""
+    _, bias = qkv_parameters(query, key, value)
+    for linear in (query, key, value):
+        linear.weight = nn.Parameter(torch.empty_like(linear.weight, device="meta"), requires_grad=False)
+    weights, biases = zip(*((p.weight, p.bias) for p in (query, key, value)), strict=True)
+    _views[query] = (_state([*weights, *(b for b in biases if b is not None)]), weight, bias)
+
+
 def _state(parameters: list[Tensor]) -> tuple:
     return tuple((p.data_ptr(), p._version) for p in parameters)
 

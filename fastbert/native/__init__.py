@@ -6,7 +6,7 @@ best the processor has, or what the environment variable FASTBERT_ISA names.
 
 from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_norm
 from fastbert.native.attention import attention, supports_attention
-from fastbert.native.encoder import encoder, supports_encoder
+from fastbert.native.encoder import encoder, release, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
 from fastbert.native.linear import linear, supports_linear
 from fastbert.native.packed_weights import packed_bytes
@@ -24,6 +24,7 @@ __all__ = [
     "isas",
     "linear",
     "packed_bytes",
+    "release",
     "supports_add_layer_norm",
     "supports_attention",
     "supports_encoder",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastbert.native import packed_weights
 from fastbert.native.add_layer_norm import supports_add_layer_norm
 from fastbert.native.attention import supports_attention
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason
@@ -108,6 +109,13 @@ def _plan(layers: Sequence[Any]) -> tuple[list[Tensor], list[int]]:
         words.append(w.up_weight.shape[0])
         held += weights
     return held, words
+
+
+def release(w: Any) -> Any:
+    """The layer with stand-ins for its four weights, of which only the packed form is left: see `packed_weights`."""
+    names = ("qkv", "attention", "up", "down")
+    released = [packed_weights.release(weight, bias, w.precision) for weight, bias in _products(w)]
+    return w._replace(**{f"{name}_weight": weight for name, weight in zip(names, released, strict=True)})
 
 
 def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:

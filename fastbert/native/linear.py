@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason
-from fastbert.native.packed_weights import packed
+from fastbert.native.packed_weights import packed, stands_in
 
 
 def supports_linear(
@@ -26,7 +26,7 @@ def supports_linear(
         return f"precision {precision}"
     if precision in ("high", "highest") and x.dtype != torch.float32:
         return f"precision {precision} is for float32, not {x.dtype}"
-    if reason := cpu_reason(x, weight, bias):
+    if reason := cpu_reason(x, None if stands_in(weight, precision) else weight, bias):
         return reason
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
         return f"shapes {tuple(x.shape)} and {tuple(weight.shape)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa
 
@@ -19,6 +19,8 @@ def packed(weight: Tensor, bias: Tensor | None, precision: str | None = None) ->
     Packed again when the address or the version counter of either, the instruction set or a sample of the
     values changes: writes through `.data` leave the version counter as it is.
     """
+    if weight.is_meta:
+        return _kept[id(weight), precision][2]  # see `release`; supports_linear has asked `stands_in`
     threads, (_, isa_number) = torch.get_num_threads(), chosen_isa()
     N, K = weight.shape
     address, bias_address = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
@@ -42,11 +44,28 @@ def packed(weight: Tensor, bias: Tensor | None, precision: str | None = None) ->
     return buffer
 
 
+def release(weight: Tensor, bias: Tensor | None, precision: str | None) -> nn.Parameter:
+    """A stand-in for `weight` on the meta device: it has no memory, but the kernels find the packed form by it."""
+    buffer = packed(weight, bias, precision)
+    _kept.pop((id(weight), precision))
+    stand_in = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device="meta"), requires_grad=False)
+    identity = id(stand_in), precision
+    owner = weakref.ref(stand_in, lambda _: _kept.pop(identity, None))
+    _kept[identity] = owner, (chosen_isa()[1],), buffer
+    return stand_in
+
+
+def stands_in(weight: Tensor, precision: str | None) -> bool:
+    """Whether `weight` is a stand-in whose packed form these kernels can read."""
+    entry = _kept.get((id(weight), precision)) if weight.is_meta else None
+    return entry is not None and entry[1] == (chosen_isa()[1],)
+
+
 def sample(tensors: list[Tensor | None]) -> int:
     """A hash of some of the words of each: changes, all but surely, when one is written to."""
     addresses, sizes = [], []
     for t in tensors:
-        if t is not None and t.is_contiguous():
+        if t is not None and t.is_contiguous() and not t.is_meta:
             addresses.append(t.data_ptr())
             sizes.append(t.nbytes)
     return C.sample(addresses, sizes)

@@ -3,7 +3,7 @@
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.embed_layer_norm import embed_layer_norm
-from fastbert.ops.encoder import LayerWeights, encoder
+from fastbert.ops.encoder import LayerWeights, encoder, release
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -15,4 +15,5 @@ __all__ = [
     "encoder",
     "linear",
     "linear_cross_entropy",
+    "release",
 ]

@@ -52,6 +52,17 @@ def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_s
     return run(x, layers, cu_seqlens, max_seqlen)
 
 
+def release(w: LayerWeights) -> LayerWeights:
+    """`w` for inference alone: where its backend reads weights in a form of its own, they give up their memory.
+
+    In their place come tensors on the meta device, by which the backend finds that form; elsewhere it is `w`.
+    """
+    x = w.norm_weight.new_empty((1, len(w.norm_weight)))
+    cu_seqlens = torch.tensor([0, 1], dtype=torch.int32, device=x.device)
+    name, _ = backend.choose("encoder", x.device.type, x, [w], cu_seqlens, 1)
+    return native.release(w) if name == "native" else w
+
+
 def _reference(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     for w in layers:
         qkv = linear(x, w.qkv_weight, w.qkv_bias, precision=w.precision).unflatten(1, (3, w.num_heads, -1))

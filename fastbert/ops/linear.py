@@ -50,5 +50,10 @@ def linear(
     if torch.compiler.is_compiling():
         # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
         return reference.linear(x, weight, bias, **kwargs)
-    _, run = backend.choose("linear", x.device.type, x, weight, bias, **kwargs)
+    name, run = backend.choose("linear", x.device.type, x, weight, bias, **kwargs)
+    if weight.is_meta and name == "reference" and not x.is_meta:
+        raise ValueError(
+            "linear: weight has no memory; a model loaded with inference_only=True runs in the dtype, precision and "
+            "backend that it was loaded for, and is not copied, trained or compiled"
+        )
     return run(x, weight, bias, **kwargs)
