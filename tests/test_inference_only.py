@@ -1,4 +1,4 @@
-"""Models loaded with inference_only=True: the numbers of the others, without the memory of weights that nobody reads."""
+"""Models loaded with inference_only=True: the same numbers, without the memory of weights that nobody reads."""
 
 import copy
 import gc
@@ -13,7 +13,7 @@ from fastbert import native
 
 @pytest.fixture
 def folder(tmp_path):
-    model = fastbert.BertForMaskedLM(fastbert.BertConfig(**TINY))
+    model = fastbert.BertForMaskedLM(fastbert.BertConfig(**TINY | {"hidden_dropout_prob": 0.1}))
     model.init_weights()
     model.save_pretrained(tmp_path)
     return tmp_path

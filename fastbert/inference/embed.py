@@ -80,7 +80,7 @@ class Embedder:
         revision: str | None = None,
         inference_only: bool = False,
     ) -> Self:
-        """Loads a folder or hub id; a pooling, normalize or max_length of None comes from its sentence-transformers files.
+        """Loads a folder or hub id; its sentence-transformers files say what pooling to max_length leave None.
 
         Without such files: the mean, not normalised, as many tokens as model and tokenizer take. dtype, precision,
         quantize and inference_only are those of BertModel.from_pretrained.

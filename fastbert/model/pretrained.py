@@ -82,11 +82,11 @@ class BertPreTrainedModel(nn.Module):
             with torch.inference_mode(False):  # else a model loaded in inference mode could never be trained
                 _materialise(model, dtype, device)
                 model.tie_weights()
-                model.matmul_precision = setting
+                model.eval().matmul_precision = setting
                 if inference_only:
                     model.requires_grad_(False)
                 checkpoint.load_into(model, source, _initialise, _releaser(model) if inference_only else _ignore)
-        return model.eval()
+        return model
 
     _constructor_keywords: tuple[str, ...] = ()
     _matmul_precision: str | None = None  # of a BertModel: how its layers multiply
