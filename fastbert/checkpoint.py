@@ -167,7 +167,8 @@ def load_into(
         ValueError: an encoder tensor is missing, or a tensor has another shape: naming file and tensor.
     """
     missing_encoder, missing_heads = [], []
-    for name, parameter in model.named_parameters():
+    for name in [name for name, _ in model.named_parameters()]:  # which itself would hold on to what `loaded` frees
+        parameter = model.get_parameter(name)
         plain = plain_name(name)
         aliases = _ALIASES.get(plain, (plain,)) if model.config.tie_word_embeddings else _UNTIED.get(plain, (plain,))
         source = next((alias for alias in aliases if alias in checkpoint), None)
