@@ -189,7 +189,9 @@ def add_norm(output: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
 
 def fusable(projections: Sequence[nn.Module]) -> bool:
     """Whether these can be one product: plain linear layers, all with a bias or all without."""
-    return all(is_plain(p, nn.Linear) for p in projections) and len({p.bias is None for p in projections}) == 1
+    if not all(is_plain(p, nn.Linear) for p in projections):
+        return False
+    return len({p._parameters["bias"] is None for p in projections}) == 1
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -238,37 +240,38 @@ def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWei
 
 
 def _layer_weights(layer: nn.Module, products: Products) -> ops.LayerWeights | None:
-    attention = layer.attention
-    projections = (attention.self.query, attention.self.key, attention.self.value)
-    linears = (attention.output.dense, layer.intermediate.dense, layer.output.dense)
-    norms = (attention.output.LayerNorm, layer.output.LayerNorm)
-    dropouts = (attention.self.dropout, attention.output.dropout, layer.output.dropout)
+    """One layer's weights, by the modules' own tables: attributes of a module cost as much as a small product."""
+    attention, intermediate, output = (layer._modules[name] for name in ("attention", "intermediate", "output"))
+    self_attention, attention_output = attention._modules["self"], attention._modules["output"]
+    projections = tuple(self_attention._modules[name] for name in ("query", "key", "value"))
+    linears = tuple(m._modules["dense"] for m in (attention_output, intermediate, output))
+    norms = tuple(m._modules["LayerNorm"] for m in (attention_output, output))
+    dropouts = (m._modules["dropout"] for m in (self_attention, attention_output, output))
     if (
         any(_active_dropout(d) for d in dropouts)
         or not fusable(projections)
         or not all(is_plain(m, nn.Linear) for m in linears)
-        or not all(is_plain(m, nn.LayerNorm) and m.bias is not None for m in norms)
+        or not all(is_plain(m, nn.LayerNorm) and m._parameters["bias"] is not None for m in norms)
         or norms[0].eps != norms[1].eps
     ):
         return None
-    out, up, down = linears
+    (out, up, down), (attention_norm, norm) = ((_weight_and_bias(m) for m in ms) for ms in (linears, norms))
     return ops.LayerWeights(
         *qkv_parameters(*projections),
-        out.weight,
-        out.bias,
-        norms[0].weight,
-        norms[0].bias,
-        up.weight,
-        up.bias,
-        down.weight,
-        down.bias,
-        norms[1].weight,
-        norms[1].bias,
-        num_heads=attention.self.num_attention_heads,
+        *out,
+        *attention_norm,
+        *up,
+        *down,
+        *norm,
+        num_heads=self_attention.num_attention_heads,
         activation=products.activation,
         eps=norms[0].eps,
         precision=products.precision,
     )
+
+
+def _weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    return module._parameters["weight"], module._parameters["bias"]
 
 
 @torch.no_grad()

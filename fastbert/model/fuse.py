@@ -21,8 +21,9 @@ def qkv_parameters(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> tuple[
     parameters are laid into one storage, once, and every call gets a view of it: no copy is kept, so a
     weight changed in place by whatever means is never stale. The parameters stay the same objects.
     """
-    weights = [query.weight, key.weight, value.weight]
-    biases = [] if query.bias is None else [query.bias, key.bias, value.bias]
+    tables = [linear._parameters for linear in (query, key, value)]  # attributes of a module are slow
+    weights = [table["weight"] for table in tables]
+    biases = [] if tables[0]["bias"] is None else [table["bias"] for table in tables]
     parameters = weights + biases  # with a bias or without: the three are alike, see project_qkv
     if (
         torch.compiler.is_compiling()
