@@ -61,6 +61,38 @@ struct Attention {
     float scale_log2;           // scale * log2(e), positive
 };
 
+// A table of embeddings and which of its rows each token takes.
+struct EmbedTable {
+    const void* rows;    // (count, N)
+    const int64_t* ids;  // (M,)
+    int64_t count, stride;
+};
+
+// y = dropout(LayerNorm(word[id] + token_type[id] + position[id]) * weight + bias); statistics in fp32. The mask of
+// the dropout is a function of seed, row and column, and never stored.
+struct EmbedLayerNorm {
+    DType dtype;
+    int64_t M, N;
+    EmbedTable word, token_type, position;
+    const void* weight;  // (N,)
+    const void* bias;    // (N,)
+    void* y;             // (M, N), contiguous
+    float* statistics;   // (M, 2) mean and 1 / deviation, for the backward; or null
+    float eps, dropout_p;
+    uint64_t seed;
+};
+
+// The gradients that are not null, in the dtype of the op, contiguous; sums in fp32, in an order that does not
+// depend on the threads. A table's gradient is written whole, zeros too.
+struct EmbedLayerNormBackward {
+    EmbedLayerNorm forward;  // with its statistics; y is not read
+    const void* dy;          // (M, N)
+    int64_t stride_dym;
+    void *dword, *dtoken_type, *dposition;  // as the tables, (count, N)
+    void *dweight, *dbias;                  // (N,)
+    int64_t padding_idx;                    // the row of `dword` that stays zero, or -1
+};
+
 // ---- CPU ----
 
 const char* isa_name(Isa isa);
@@ -78,6 +110,10 @@ int64_t packed_weight_bytes(DType dtype, int64_t N, int64_t K, Isa isa);
 void pack_weight_cpu(const PackWeight& op, Isa isa, int threads);
 void linear_cpu(const Linear& op, Isa isa, int threads);
 void attention_cpu(const Attention& op, Isa isa, int threads);
+
+// Both throw std::invalid_argument for an id outside its table, before anything is read or written.
+void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads);
+void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, int threads);
 
 // ---- CUDA: declared always, defined where the build found nvcc (FASTBERT_HAS_CUDA) ----
 

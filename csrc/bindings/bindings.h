@@ -18,6 +18,7 @@ Isa checked_isa(int isa, int dtype);
 // One a file: arguments go by position, keywords would double the cost of a call.
 void bind_add_layer_norm(py::module_& m);
 void bind_attention(py::module_& m);
+void bind_embed_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
 
 }  // namespace fastbert::bindings

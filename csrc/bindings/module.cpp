@@ -72,5 +72,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("isa_id", &isa_id);
     bind_add_layer_norm(m);
     bind_attention(m);
+    bind_embed_layer_norm(m);
     bind_linear(m);
 }

@@ -6,6 +6,11 @@ best the processor has, or what the environment variable FASTBERT_ISA names.
 
 from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_norm
 from fastbert.native.attention import attention, supports_attention
+from fastbert.native.embed_layer_norm import (
+    embed_layer_norm,
+    embed_layer_norm_backward,
+    supports_embed_layer_norm,
+)
 from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
 from fastbert.native.linear import linear, supports_linear
@@ -16,6 +21,8 @@ __all__ = [
     "attention",
     "available",
     "cpu_features",
+    "embed_layer_norm",
+    "embed_layer_norm_backward",
     "encoder",
     "has_cuda",
     "isa",
@@ -24,6 +31,7 @@ __all__ = [
     "packed_bytes",
     "supports_add_layer_norm",
     "supports_attention",
+    "supports_embed_layer_norm",
     "supports_encoder",
     "supports_linear",
 ]
