@@ -93,6 +93,22 @@ struct EmbedLayerNormBackward {
     int64_t padding_idx;                    // the row of `dword` that stays zero, or -1
 };
 
+// Softmax and cross entropy over transposed logits, a stretch of the vocabulary at a time: what linear_cross_entropy
+// does between its products. K, the tokens, is a multiple of 32.
+struct CrossEntropy {
+    DType dtype;
+    int64_t V, K;
+    int64_t first;          // the word that row 0 of the logits is of
+    void* logits;           // (V, K), contiguous; without the bias
+    const void* bias;       // (V,) or null
+    const int32_t* labels;  // (K,), -1 for none
+    float* partial;         // (cross_entropy_blocks(V), 2, K): what cross_entropy_lse_cpu takes
+    float* picked;          // (K,): the logit of a token's label, where that lies in this stretch
+    const float* lse;       // (K,)
+    const float* scale;     // (K,)
+    void* dbias;            // (V,) or null
+};
+
 // ---- CPU ----
 
 const char* isa_name(Isa isa);
@@ -114,6 +130,14 @@ void attention_cpu(const Attention& op, Isa isa, int threads);
 // Both throw std::invalid_argument for an id outside its table, before anything is read or written.
 void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads);
 void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, int threads);
+
+int64_t cross_entropy_blocks(int64_t V);
+// Writes partial and picked. A stretch in the middle of a vocabulary is whole blocks.
+void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads);
+// Log-sum-exp out of the partial results of all blocks, (blocks, 2, K) -> (K,).
+void cross_entropy_lse_cpu(const float* partial, int64_t blocks, int64_t K, float* lse, Isa isa, int threads);
+// logits = scale (softmax - onehot), in place, from lse; dbias is their sum over K.
+void cross_entropy_gradient_cpu(const CrossEntropy& op, Isa isa, int threads);
 
 // ---- CUDA: declared always, defined where the build found nvcc (FASTBERT_HAS_CUDA) ----
 

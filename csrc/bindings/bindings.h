@@ -20,5 +20,6 @@ void bind_add_layer_norm(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_embed_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
+void bind_linear_cross_entropy(py::module_& m);
 
 }  // namespace fastbert::bindings

@@ -74,4 +74,5 @@ PYBIND11_MODULE(_C, m) {
     bind_attention(m);
     bind_embed_layer_norm(m);
     bind_linear(m);
+    bind_linear_cross_entropy(m);
 }

@@ -52,11 +52,21 @@ struct EmbedLayerNormKernels {
     void (*sum_rows_bf16)(const SumRows& op, int64_t column_begin, int64_t column_end);
 };
 
+// Over rows [begin, end) of the vocabulary, but `combine`, which goes over tokens.
+struct CrossEntropyKernels {
+    void (*statistics_f32)(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total);
+    void (*statistics_bf16)(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total);
+    void (*combine)(const float* partial, int64_t count, int64_t K, float* lse, int64_t begin, int64_t end);
+    void (*gradient_f32)(const CrossEntropy& op, int64_t begin, int64_t end);
+    void (*gradient_bf16)(const CrossEntropy& op, int64_t begin, int64_t end);
+};
+
 struct CpuKernels {
     const AddLayerNormKernels& add_layer_norm;
     const LinearKernels& linear;
     const AttentionKernels& attention;
     const EmbedLayerNormKernels& embed_layer_norm;
+    const CrossEntropyKernels& cross_entropy;
 };
 
 #define FASTBERT_DECLARE_KERNELS(isa)                       \
@@ -65,6 +75,7 @@ struct CpuKernels {
     extern const LinearKernels linear_kernels;              \
     extern const AttentionKernels attention_kernels;        \
     extern const EmbedLayerNormKernels embed_layer_norm_kernels; \
+    extern const CrossEntropyKernels cross_entropy_kernels; \
     }
 FASTBERT_DECLARE_KERNELS(portable)
 #ifdef FASTBERT_X86

@@ -14,6 +14,7 @@ from fastbert.native.embed_layer_norm import (
 from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
 from fastbert.native.linear import linear, supports_linear
+from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
 from fastbert.native.packed_weights import packed_bytes
 
 __all__ = [
@@ -28,10 +29,12 @@ __all__ = [
     "isa",
     "isas",
     "linear",
+    "linear_cross_entropy",
     "packed_bytes",
     "supports_add_layer_norm",
     "supports_attention",
     "supports_embed_layer_norm",
     "supports_encoder",
     "supports_linear",
+    "supports_linear_cross_entropy",
 ]
