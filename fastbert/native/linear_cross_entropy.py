@@ -59,10 +59,10 @@ def linear_cross_entropy(
         ValueError: a label outside 0..V-1 that is not `ignore_index`.
     """
     kept = (labels != ignore_index).nonzero().squeeze(1)
-    count, (V, E) = len(kept), weight.shape
+    count = len(kept)
     gradients = [t.new_zeros(t.shape) if wanted else None for t, wanted in zip((x, weight, bias), needed, strict=True)]
     if not count:
-        return x.new_full((), float("nan")), [None if g is None else g.fill_(float("nan")) for g in gradients]
+        return x.new_full((), float("nan")), gradients
     call = _Call(x, weight, bias, labels, kept)
     if any(needed):
         call.with_gradients(*gradients)
@@ -95,8 +95,8 @@ class _Call:
         self.lse, self.picked = torch.empty(self.K), torch.zeros(self.K)
         self.packed_rows = self._pack(self.rows)
 
-    def statistics(self, budget: int) -> bool:
-        """Fills lse and picked; True if the logits of the whole vocabulary are there still."""
+    def statistics(self, budget: int) -> Tensor | None:
+        """Fills lse and picked; returns the logits, if those of the whole vocabulary are there."""
         partial = torch.empty(C.cross_entropy_blocks(self.V), 2, self.K)
         stretches = self._stretches(budget)
         for first, size in stretches:
@@ -105,10 +105,8 @@ class _Call:
                 *(self.dtype, size, self.K, first, logits.data_ptr(), self._bias(first), self.labels.data_ptr()),
                 *(partial[first // _BLOCK].data_ptr(), self.picked.data_ptr(), self.isa, self.threads),
             )
-        C.cross_entropy_lse_cpu(
-            partial.data_ptr(), len(partial), self.K, self.lse.data_ptr(), self.isa, self.threads
-        )
-        return len(stretches) == 1
+        C.cross_entropy_lse_cpu(partial.data_ptr(), len(partial), self.K, self.lse.data_ptr(), self.isa, self.threads)
+        return logits if len(stretches) == 1 else None
 
     def with_gradients(self, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> None:
         """Fills the gradients that are not None, too."""
@@ -118,7 +116,7 @@ class _Call:
         packed_columns = None if dweight is None else self._pack(self.rows.t().contiguous())
         drows = None
         for first, size in self._stretches(_GRADIENT_BYTES):
-            logits = self._workspace(size) if there else self._logits(first, size)
+            logits = self._logits(first, size) if there is None else there
             C.cross_entropy_gradient_cpu(
                 *(self.dtype, size, self.K, first, logits.data_ptr(), self._bias(first), self.labels.data_ptr()),
                 *(self.lse.data_ptr(), scale.data_ptr(), 0 if dbias is None else dbias[first:].data_ptr()),

@@ -19,9 +19,7 @@ class _Native(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int) -> Tensor:
         ctx.save_for_backward(x, weight, bias, labels)
         ctx.ignore_index = ignore_index
         loss, ctx.gradients = _with_gradients(ctx, (x, weight, bias, labels))
