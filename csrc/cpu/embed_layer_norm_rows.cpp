@@ -15,13 +15,25 @@ namespace {
 
 #define FASTBERT_INLINE __attribute__((always_inline))
 
-// f(n, lanes) for each vector of a row, lanes < WIDTH in the last one only.
+// f(n, lanes, sum) for each vector of a row, lanes < WIDTH in the last one only. `sum` says which of SUMS running sums
+// to add to: with one alone, each addition would wait for the one before.
+constexpr int SUMS = 4;
 template <typename F>
 FASTBERT_INLINE inline void vectors(int64_t N, const F& f) {
     int64_t n = 0;
-    for (; n + WIDTH <= N; n += WIDTH) f(n, WIDTH);
-    if (n < N) f(n, static_cast<int>(N - n));
+    for (; n + SUMS * WIDTH <= N; n += SUMS * WIDTH) {
+        f(n, WIDTH, 0);
+        f(n + WIDTH, WIDTH, 1);
+        f(n + 2 * WIDTH, WIDTH, 2);
+        f(n + 3 * WIDTH, WIDTH, 3);
+    }
+    for (; n + WIDTH <= N; n += WIDTH) f(n, WIDTH, 0);
+    if (n < N) f(n, static_cast<int>(N - n), 1);
 }
+struct Sums {
+    Vec parts[SUMS] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
+    float total() const { return sum(add(add(parts[0], parts[1]), add(parts[2], parts[3]))); }
+};
 template <typename T>
 FASTBERT_INLINE inline Vec load_some(const T* p, int lanes) { return lanes == WIDTH ? load(p) : load_n(p, lanes); }
 template <typename T>
@@ -52,29 +64,29 @@ void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) 
     for (int64_t m = begin; m < end; ++m) {
         const Gathered<T> row(op, m);
         const T* next = Gathered<T>::row(op.word, m + 1 < end ? m + 1 : m);
-        Vec total = set(0.0f);
-        vectors(N, [&](int64_t n, int lanes) FASTBERT_INLINE {
+        Sums total;
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             __builtin_prefetch(next + n);
             const Vec v = row.at(n, lanes);
-            total = add(total, v);
+            total.parts[i] = add(total.parts[i], v);
             store_some(sums + n, v, lanes);
         });
-        const float mean = sum(total) / static_cast<float>(N);
+        const float mean = total.total() / static_cast<float>(N);
         const Vec shift = set(mean);
-        Vec squares = set(0.0f);
-        vectors(N, [&](int64_t n, int lanes) FASTBERT_INLINE {
+        Sums squares;
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             Vec v = sub(load_some(sums + n, lanes), shift);
             if (lanes < WIDTH) v = keep_n(v, lanes);
-            squares = fma(v, v, squares);
+            squares.parts[i] = fma(v, v, squares.parts[i]);
         });
-        const float rstd = 1.0f / sqrtf(sum(squares) / static_cast<float>(N) + op.eps);
+        const float rstd = 1.0f / sqrtf(squares.total() / static_cast<float>(N) + op.eps);
         if (op.statistics) {
             op.statistics[2 * m] = mean;
             op.statistics[2 * m + 1] = rstd;
         }
         const DropoutRow random(op.seed, m);
         T* y = static_cast<T*>(op.y) + m * N;
-        vectors(N, [&](int64_t n, int lanes) FASTBERT_INLINE {
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             const Vec unit = mul(sub(load_some(sums + n, lanes), shift), set(rstd));
             Vec v = fma(unit, load_some(weight + n, lanes), load_some(bias + n, lanes));
             if (dropout.active) v = random.drop(dropout, v, n);
@@ -92,7 +104,7 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
     const int64_t N = of.N;
     const T* weight = static_cast<const T*>(of.weight);
     const Dropout dropout(of.dropout_p);
-    vectors(N, [&](int64_t n, int lanes) FASTBERT_INLINE {
+    vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
         store_some(dweight + n, set(0.0f), lanes);
         store_some(dbias + n, set(0.0f), lanes);
     });
@@ -102,8 +114,8 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
         const DropoutRow random(of.seed, m);
         const T* dy = static_cast<const T*>(op.dy) + m * op.stride_dym;
         float* dsum = dsums + m * N;
-        Vec total = set(0.0f), product = set(0.0f);
-        vectors(N, [&](int64_t n, int lanes) FASTBERT_INLINE {
+        Sums total, product;
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             Vec g = load_some(dy + n, lanes);
             if (dropout.active) g = random.drop(dropout, g, n);
             Vec unit = mul(sub(row.at(n, lanes), mean), rstd);
@@ -111,14 +123,14 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
             store_some(dbias + n, add(load_some(dbias + n, lanes), g), lanes);
             store_some(dweight + n, fma(g, unit, load_some(dweight + n, lanes)), lanes);
             g = mul(g, load_some(weight + n, lanes));
-            total = add(total, g);
-            product = fma(g, unit, product);
+            total.parts[i] = add(total.parts[i], g);
+            product.parts[i] = fma(g, unit, product.parts[i]);
             store_some(units + n, unit, lanes);
             store_some(dsum + n, g, lanes);
         });
-        const Vec shift = set(sum(total) / static_cast<float>(N));
-        const Vec slope = set(-sum(product) / static_cast<float>(N));
-        vectors(N, [&](int64_t n, int lanes) FASTBERT_INLINE {
+        const Vec shift = set(total.total() / static_cast<float>(N));
+        const Vec slope = set(-product.total() / static_cast<float>(N));
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             const Vec g = sub(load_some(dsum + n, lanes), shift);
             store_some(dsum + n, mul(rstd, fma(load_some(units + n, lanes), slope, g)), lanes);
         });
