@@ -18,10 +18,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = {
-    "address": [*sorted(map(str, (ROOT / "tests").glob("test_native*.py")))],
-    "thread": [str(ROOT / "tests" / "test_native_threads.py")],
-}
+FILES = [*sorted(map(str, (ROOT / "tests").glob("test_native*.py")))]
+TESTS = {"address": FILES, "thread": [*FILES, "-k", "thread"]}
 OPTIONS = {
     # Python frees little at its end. What torch and Python do with their own memory is not for us to judge either.
     "address": {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},

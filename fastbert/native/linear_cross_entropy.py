@@ -60,7 +60,12 @@ def linear_cross_entropy(
     """
     kept = (labels != ignore_index).nonzero().squeeze(1)
     count = len(kept)
-    gradients = [t.new_zeros(t.shape) if wanted else None for t, wanted in zip((x, weight, bias), needed, strict=True)]
+    # Rows without a label have none in dx; the other gradients are written whole, unless there is no label at all.
+    make = (torch.zeros_like, torch.empty_like if count else torch.zeros_like)
+    gradients = [
+        make[t is not x](t, memory_format=torch.contiguous_format) if wanted else None
+        for t, wanted in zip((x, weight, bias), needed, strict=True)
+    ]
     if not count:
         return x.new_full((), float("nan")), gradients
     call = _Call(x, weight, bias, labels, kept)
