@@ -11,10 +11,10 @@ TORCH := torch==2.13.0
 usable = command -v $(1) >/dev/null 2>&1 && $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $(call usable,$$p) && { echo $$p; break; }; done)
 
-.PHONY: help install demo test test-slow bench lint clean
+.PHONY: help install demo test test-slow sanitize bench lint clean
 
 help:
-	@echo 'make demo | test | test-slow | bench | lint | install | clean'
+	@echo 'make demo | test | test-slow | sanitize | bench | lint | install | clean'
 
 install: $(STAMP)
 
@@ -41,6 +41,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(PY) -m pytest -q -m slow $(ARGS)
+
+# The C++ under sanitizers, in a build of its own; some minutes. Needs Linux, GCC and cmake.
+sanitize: $(STAMP)
+	@$(PY) tests/sanitize.py $(ARGS)
 
 bench: $(STAMP)
 	@$(PY) benchmarks/bench_encoder.py --quick $(ARGS)

@@ -1,4 +1,4 @@
-"""Each op on each backend that runs here, at BERT-base shapes: forward, and backward of the reference.
+"""Each op on each backend that runs here, at BERT-base shapes: forward, backward of the reference, and both as a step.
 
     pytest benchmarks/bench_ops.py                                   # all of them
     pytest benchmarks/bench_ops.py -k "attention and bf16" --benchmark-json ops.json
@@ -181,6 +181,35 @@ def test_backward(benchmark: Any, name: str, dtype: str) -> None:
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     touched = [dy, *gradients] if call.gathers else tensors([*args, dy, *gradients])
     note_figures(benchmark, 2 * call.flops, touched, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "chosen"), [(name, b) for name, b in FORWARDS if name != "encoder"])
+def test_step(benchmark: Any, name: str, chosen: str, dtype: str) -> None:
+    """Forward and the gradient of every floating-point argument, as in training: what one makes the other may use."""
+    call = make_call(name)
+    args = call.cast(machine.DTYPES[dtype])
+    wanted = [x.requires_grad_() for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+    dy = None
+
+    def run() -> tuple[Tensor, ...]:
+        nonlocal dy
+        output = call.run(*args, **call.kwargs)
+        dy = torch.ones_like(output) if dy is None else dy
+        gradients = torch.autograd.grad(output, wanted, dy)
+        machine.synchronize(DEVICE)
+        return gradients
+
+    with fastbert.use_backend(chosen, OPS[name]):
+        try:
+            gradients = run()
+        except fastbert.BackendError as reason:
+            pytest.skip(str(reason))
+        benchmark.group = f"{name} {dtype} step"
+        benchmark(run)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    touched = [dy, *gradients] if call.gathers else tensors([*args, dy, *gradients])
+    note_figures(benchmark, 3 * call.flops, touched, dtype)
 
 
 def check(call: Call, args: tuple[Any, ...], actual: Tensor) -> None:

@@ -95,6 +95,54 @@ struct Encoder {
     float eps, scale_log2;
 };
 
+// A table of embeddings and which of its rows each token takes.
+struct EmbedTable {
+    const void* rows;    // (count, N)
+    const int64_t* ids;  // (M,)
+    int64_t count, stride;
+};
+
+// y = dropout(LayerNorm(word[id] + token_type[id] + position[id]) * weight + bias); statistics in fp32. The mask of
+// the dropout is a function of seed, row and column, and never stored.
+struct EmbedLayerNorm {
+    DType dtype;
+    int64_t M, N;
+    EmbedTable word, token_type, position;
+    const void* weight;  // (N,)
+    const void* bias;    // (N,)
+    void* y;             // (M, N), contiguous
+    float* statistics;   // (M, 2) mean and 1 / deviation, for the backward; or null
+    float eps, dropout_p;
+    uint64_t seed;
+};
+
+// The gradients that are not null, in the dtype of the op, contiguous; sums in fp32, in an order that does not
+// depend on the threads. A table's gradient is written whole, zeros too.
+struct EmbedLayerNormBackward {
+    EmbedLayerNorm forward;  // with its statistics; y is not read
+    const void* dy;          // (M, N)
+    int64_t stride_dym;
+    void *dword, *dtoken_type, *dposition;  // as the tables, (count, N)
+    void *dweight, *dbias;                  // (N,)
+    int64_t padding_idx;                    // the row of `dword` that stays zero, or -1
+};
+
+// Softmax and cross entropy over transposed logits, a stretch of the vocabulary at a time: what linear_cross_entropy
+// does between its products. K, the tokens, is a multiple of 32.
+struct CrossEntropy {
+    DType dtype;
+    int64_t V, K;
+    int64_t first;          // the word that row 0 of the logits is of
+    void* logits;           // (V, K), contiguous; without the bias
+    const void* bias;       // (V,) or null
+    const int32_t* labels;  // (K,), -1 for none
+    float* partial;         // (cross_entropy_blocks(V), 2, K): what cross_entropy_lse_cpu takes
+    float* picked;          // (K,): the logit of a token's label, where that lies in this stretch
+    const float* lse;       // (K,)
+    const float* scale;     // (K,)
+    void* dbias;            // (V,) or null
+};
+
 // ---- CPU ----
 
 const char* isa_name(Isa isa);
@@ -114,6 +162,18 @@ void linear_cpu(const Linear& op, Isa isa, int threads);
 void attention_cpu(const Attention& op, Isa isa, int threads);
 int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads);
 void encoder_cpu(const Encoder& op, Isa isa, int threads);
+
+// Both throw std::invalid_argument for an id outside its table, before anything is read or written.
+void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads);
+void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, int threads);
+
+int64_t cross_entropy_blocks(int64_t V);
+// Writes partial and picked. A stretch in the middle of a vocabulary is whole blocks.
+void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads);
+// Log-sum-exp out of the partial results of all blocks, (blocks, 2, K) -> (K,).
+void cross_entropy_lse_cpu(const float* partial, int64_t blocks, int64_t K, float* lse, Isa isa, int threads);
+// logits = scale (softmax - onehot), in place, from lse; dbias is their sum over K.
+void cross_entropy_gradient_cpu(const CrossEntropy& op, Isa isa, int threads);
 
 // ---- CUDA: declared always, defined where the build found nvcc (FASTBERT_HAS_CUDA) ----
 

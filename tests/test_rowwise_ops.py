@@ -27,6 +27,11 @@ def backends(op):
     return TABLE[op]["cpu"]
 
 
+def skip_what_native_lacks(backend, dtype):
+    if backend == "native" and (native.available() or dtype == torch.float64):
+        pytest.skip(native.available() or "the native backend has no float64")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [0, 1, 63, 111])
 @pytest.mark.parametrize("backend", backends("embed_layer_norm"))
@@ -34,6 +39,7 @@ def test_embed_layer_norm(backend, rows, dtype):
     def naive(input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias, eps):
         return layer_norm(word[input_ids] + token_type[token_type_ids] + position[position_ids], weight, bias, eps)
 
+    skip_what_native_lacks(backend, dtype)
     width = 40
     inputs = {
         "input_ids": torch.randint(0, 30, (rows,)),
@@ -75,8 +81,7 @@ def test_linear(backend, dtype, activation):
     def naive(x, weight, bias, activation):
         return functions[activation](torch.nn.functional.linear(x, weight, bias))
 
-    if backend == "native" and (native.available() or dtype == torch.float64):
-        pytest.skip(native.available() or "the native backend has no float64")
+    skip_what_native_lacks(backend, dtype)
     with fastbert.use_backend(backend, "linear"):
         for rows, inner, outer in ((1, 62, 111), (0, 4, 4), (111, 48, 1), (13, 100, 64), (63, 1000, 200)):
             inputs = {
@@ -123,6 +128,7 @@ def test_linear_cross_entropy(backend, rows, dtype):
         logits = (x @ weight.T + bias).double()  # the loss is taken in at least fp32: only the logits round
         return F.cross_entropy(logits, labels).to(x.dtype)
 
+    skip_what_native_lacks(backend, dtype)
     labels = torch.randint(0, 37, (rows,))
     labels[1::3] = -100
     inputs = {

@@ -22,6 +22,8 @@ void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T);
 void bind_add_layer_norm(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_encoder(py::module_& m);
+void bind_embed_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
+void bind_linear_cross_entropy(py::module_& m);
 
 }  // namespace fastbert::bindings

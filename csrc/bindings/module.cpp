@@ -88,5 +88,7 @@ PYBIND11_MODULE(_C, m) {
     bind_add_layer_norm(m);
     bind_attention(m);
     bind_encoder(m);
+    bind_embed_layer_norm(m);
     bind_linear(m);
+    bind_linear_cross_entropy(m);
 }

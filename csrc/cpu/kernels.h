@@ -35,10 +35,43 @@ struct AttentionKernels {
     void (*bf16)(const Attention& op, int64_t start, int64_t length, int64_t head, void* memory);
 };
 
+// out[n] = the sum of rows order[0], order[1], ... (0, 1, ... without an order) of fp32, for columns of `out`.
+struct SumRows {
+    const float* rows;
+    int64_t stride;
+    const int64_t* order;  // (count,) or null
+    int64_t count;
+    void* out;
+};
+
+// Scratch: `sums` and `units` are N floats, a thread's own; `dsums` is (M, N) for all rows; `dweight` and `dbias`, N
+// floats each, receive the sums over rows [begin, end).
+struct EmbedLayerNormKernels {
+    void (*f32)(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums);
+    void (*bf16)(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums);
+    void (*backward_f32)(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, float* dsums, float* units,
+                         float* dweight, float* dbias);
+    void (*backward_bf16)(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, float* dsums, float* units,
+                          float* dweight, float* dbias);
+    void (*sum_rows_f32)(const SumRows& op, int64_t column_begin, int64_t column_end);
+    void (*sum_rows_bf16)(const SumRows& op, int64_t column_begin, int64_t column_end);
+};
+
+// Over rows [begin, end) of the vocabulary, but `combine`, which goes over tokens.
+struct CrossEntropyKernels {
+    void (*statistics_f32)(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total);
+    void (*statistics_bf16)(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total);
+    void (*combine)(const float* partial, int64_t count, int64_t K, float* lse, int64_t begin, int64_t end);
+    void (*gradient_f32)(const CrossEntropy& op, int64_t begin, int64_t end);
+    void (*gradient_bf16)(const CrossEntropy& op, int64_t begin, int64_t end);
+};
+
 struct CpuKernels {
     const AddLayerNormKernels& add_layer_norm;
     const LinearKernels& linear;
     const AttentionKernels& attention;
+    const EmbedLayerNormKernels& embed_layer_norm;
+    const CrossEntropyKernels& cross_entropy;
 };
 
 #define FASTBERT_DECLARE_KERNELS(isa)                       \
@@ -46,6 +79,8 @@ struct CpuKernels {
     extern const AddLayerNormKernels add_layer_norm_kernels; \
     extern const LinearKernels linear_kernels;              \
     extern const AttentionKernels attention_kernels;        \
+    extern const EmbedLayerNormKernels embed_layer_norm_kernels; \
+    extern const CrossEntropyKernels cross_entropy_kernels; \
     }
 FASTBERT_DECLARE_KERNELS(portable)
 #ifdef FASTBERT_X86

@@ -6,9 +6,15 @@ best the processor has, or what the environment variable FASTBERT_ISA names.
 
 from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_norm
 from fastbert.native.attention import attention, supports_attention
+from fastbert.native.embed_layer_norm import (
+    embed_layer_norm,
+    embed_layer_norm_backward,
+    supports_embed_layer_norm,
+)
 from fastbert.native.encoder import encoder, release, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
 from fastbert.native.linear import linear, supports_linear
+from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
 from fastbert.native.packed_weights import packed_bytes
 from fastbert.native.precision import describe_precision
 
@@ -18,15 +24,20 @@ __all__ = [
     "available",
     "cpu_features",
     "describe_precision",
+    "embed_layer_norm",
+    "embed_layer_norm_backward",
     "encoder",
     "has_cuda",
     "isa",
     "isas",
     "linear",
+    "linear_cross_entropy",
     "packed_bytes",
     "release",
     "supports_add_layer_norm",
     "supports_attention",
+    "supports_embed_layer_norm",
     "supports_encoder",
     "supports_linear",
+    "supports_linear_cross_entropy",
 ]

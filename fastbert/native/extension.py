@@ -92,10 +92,13 @@ def chosen_isa() -> tuple[str, int]:
         raise ValueError(f"FASTBERT_ISA={name}: {error}") from None
 
 
-def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
-    """Why the CPU kernels cannot take these tensors, whatever the op; None where they can."""
+def cpu_reason(first: Tensor, *others: Tensor | None, backward: bool = False) -> str | None:
+    """Why the CPU kernels cannot take these tensors, whatever the op; None where they can.
+
+    `backward` says that the op has one.
+    """
     tensors = [first, *(t for t in others if t is not None)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if not backward and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return "no backward yet"
     if first.device.type != "cpu":
         return f"device {first.device.type}"

@@ -1,0 +1,180 @@
+// y = dropout(LayerNorm(word[id] + token_type[type] + position[place])) and its backward; compiled once per
+// instruction set.
+//
+// Forward: a row of each table is read once, their sum stays in the L1 cache for mean, squares and output; the word
+// row of the next token is fetched meanwhile, since its address is no pattern that a processor could foresee.
+// Backward: the sum is gathered again (it is never stored), which is less to read than what a stored one would be
+// to write. What flows into the sum is kept as fp32 rows; sum_rows then adds up those of each table row.
+#include <math.h>  // sqrtf, a C function: std::sqrt is inline, see kernels.h
+
+#include "dropout.h"
+#include "kernels.h"
+
+namespace fastbert::FASTBERT_ISA {
+namespace {
+
+#define FASTBERT_INLINE __attribute__((always_inline))
+
+// f(n, lanes, sum) for each vector of a row, lanes < WIDTH in the last one only. `sum` says which of SUMS running sums
+// to add to: with one alone, each addition would wait for the one before.
+constexpr int SUMS = 4;
+template <typename F>
+FASTBERT_INLINE inline void vectors(int64_t N, const F& f) {
+    int64_t n = 0;
+    for (; n + SUMS * WIDTH <= N; n += SUMS * WIDTH) {
+        f(n, WIDTH, 0);
+        f(n + WIDTH, WIDTH, 1);
+        f(n + 2 * WIDTH, WIDTH, 2);
+        f(n + 3 * WIDTH, WIDTH, 3);
+    }
+    for (; n + WIDTH <= N; n += WIDTH) f(n, WIDTH, 0);
+    if (n < N) f(n, static_cast<int>(N - n), 1);
+}
+struct Sums {
+    Vec parts[SUMS] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
+    float total() const { return sum(add(add(parts[0], parts[1]), add(parts[2], parts[3]))); }
+};
+template <typename T>
+FASTBERT_INLINE inline Vec load_some(const T* p, int lanes) { return lanes == WIDTH ? load(p) : load_n(p, lanes); }
+template <typename T>
+FASTBERT_INLINE inline void store_some(T* p, Vec v, int lanes) {
+    if (lanes == WIDTH) store(p, v);
+    else store_n(p, v, lanes);
+}
+
+// The three rows of one token.
+template <typename T>
+struct Gathered {
+    const T *a, *b, *c;
+
+    Gathered(const EmbedLayerNorm& op, int64_t m) : a(row(op.word, m)), b(row(op.token_type, m)), c(row(op.position, m)) {}
+    static const T* row(const EmbedTable& table, int64_t m) {
+        return static_cast<const T*>(table.rows) + table.ids[m] * table.stride;
+    }
+    FASTBERT_INLINE Vec at(int64_t n, int lanes) const {
+        return add(add(load_some(a + n, lanes), load_some(b + n, lanes)), load_some(c + n, lanes));
+    }
+};
+
+template <typename T>
+void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) {
+    const int64_t N = op.N;
+    const T *weight = static_cast<const T*>(op.weight), *bias = static_cast<const T*>(op.bias);
+    const Dropout dropout(op.dropout_p);
+    for (int64_t m = begin; m < end; ++m) {
+        const Gathered<T> row(op, m);
+        const T* next = Gathered<T>::row(op.word, m + 1 < end ? m + 1 : m);
+        Sums total;
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
+            __builtin_prefetch(next + n);
+            const Vec v = row.at(n, lanes);
+            total.parts[i] = add(total.parts[i], v);
+            store_some(sums + n, v, lanes);
+        });
+        const float mean = total.total() / static_cast<float>(N);
+        const Vec shift = set(mean);
+        Sums squares;
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
+            Vec v = sub(load_some(sums + n, lanes), shift);
+            if (lanes < WIDTH) v = keep_n(v, lanes);
+            squares.parts[i] = fma(v, v, squares.parts[i]);
+        });
+        const float rstd = 1.0f / sqrtf(squares.total() / static_cast<float>(N) + op.eps);
+        if (op.statistics) {
+            op.statistics[2 * m] = mean;
+            op.statistics[2 * m + 1] = rstd;
+        }
+        const DropoutRow random(op.seed, m);
+        T* y = static_cast<T*>(op.y) + m * N;
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
+            const Vec unit = mul(sub(load_some(sums + n, lanes), shift), set(rstd));
+            Vec v = fma(unit, load_some(weight + n, lanes), load_some(bias + n, lanes));
+            if (dropout.active) v = random.drop(dropout, v, n);
+            store_some(y + n, v, lanes);
+        });
+    }
+}
+
+// dsum = rstd (g - mean(g) - unit mean(g unit)) with g = dy weight; rows of fp32. dweight and dbias are sums over
+// the rows of this call alone.
+template <typename T>
+void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, float* dsums, float* units, float* dweight,
+              float* dbias) {
+    const EmbedLayerNorm& of = op.forward;
+    const int64_t N = of.N;
+    const T* weight = static_cast<const T*>(of.weight);
+    const Dropout dropout(of.dropout_p);
+    vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
+        store_some(dweight + n, set(0.0f), lanes);
+        store_some(dbias + n, set(0.0f), lanes);
+    });
+    for (int64_t m = begin; m < end; ++m) {
+        const Gathered<T> row(of, m);
+        const Vec mean = set(of.statistics[2 * m]), rstd = set(of.statistics[2 * m + 1]);
+        const DropoutRow random(of.seed, m);
+        const T* dy = static_cast<const T*>(op.dy) + m * op.stride_dym;
+        float* dsum = dsums + m * N;
+        Sums total, product;
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
+            Vec g = load_some(dy + n, lanes);
+            if (dropout.active) g = random.drop(dropout, g, n);
+            Vec unit = mul(sub(row.at(n, lanes), mean), rstd);
+            if (lanes < WIDTH) unit = keep_n(unit, lanes);
+            store_some(dbias + n, add(load_some(dbias + n, lanes), g), lanes);
+            store_some(dweight + n, fma(g, unit, load_some(dweight + n, lanes)), lanes);
+            g = mul(g, load_some(weight + n, lanes));
+            total.parts[i] = add(total.parts[i], g);
+            product.parts[i] = fma(g, unit, product.parts[i]);
+            store_some(units + n, unit, lanes);
+            store_some(dsum + n, g, lanes);
+        });
+        const Vec shift = set(total.total() / static_cast<float>(N));
+        const Vec slope = set(-product.total() / static_cast<float>(N));
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
+            const Vec g = sub(load_some(dsum + n, lanes), shift);
+            store_some(dsum + n, mul(rstd, fma(load_some(units + n, lanes), slope, g)), lanes);
+        });
+    }
+}
+
+// Columns [n, n + lanes of COUNT vectors) of a sum of rows. So many rows at a time: one running sum over all tokens
+// of a type would lose digits.
+template <int COUNT, typename T>
+FASTBERT_INLINE inline void sum_columns(const SumRows& op, int64_t n, int lanes) {
+    constexpr int64_t CHUNK = 64, AHEAD = 4;
+    const auto at = [&](int64_t i) FASTBERT_INLINE {
+        return op.rows + (op.order ? op.order[i] : i) * op.stride + n;
+    };
+    Vec total[COUNT];
+    for (int v = 0; v < COUNT; ++v) total[v] = set(0.0f);
+    for (int64_t start = 0; start < op.count; start += CHUNK) {
+        const int64_t end = start + CHUNK < op.count ? start + CHUNK : op.count;
+        Vec part[COUNT];
+        for (int v = 0; v < COUNT; ++v) part[v] = set(0.0f);
+        for (int64_t i = start; i < end; ++i) {
+            const float *row = at(i), *later = at(i + AHEAD < op.count ? i + AHEAD : i);
+            for (int v = 0; v < COUNT; ++v) {
+                __builtin_prefetch(later + v * WIDTH);
+                part[v] = add(part[v], load_some(row + v * WIDTH, lanes));
+            }
+        }
+        for (int v = 0; v < COUNT; ++v) total[v] = add(total[v], part[v]);
+    }
+    for (int v = 0; v < COUNT; ++v) store_some(static_cast<T*>(op.out) + n + v * WIDTH, total[v], lanes);
+}
+
+template <typename T>
+void sum_rows(const SumRows& op, int64_t begin, int64_t end) {
+    constexpr int COUNT = 4;
+    int64_t n = begin;
+    for (; n + COUNT * WIDTH <= end; n += COUNT * WIDTH) sum_columns<COUNT, T>(op, n, WIDTH);
+    for (; n + WIDTH <= end; n += WIDTH) sum_columns<1, T>(op, n, WIDTH);
+    if (n < end) sum_columns<1, T>(op, n, static_cast<int>(end - n));
+}
+
+}  // namespace
+
+const EmbedLayerNormKernels embed_layer_norm_kernels = {forward<float>, forward<bf16>,   backward<float>,
+                                                        backward<bf16>, sum_rows<float>, sum_rows<bf16>};
+
+}  // namespace fastbert::FASTBERT_ISA

@@ -1,0 +1,91 @@
+// The parts of linear_cross_entropy between its products, on transposed logits; compiled once per instruction set.
+//
+// Logits are (V, K): a row belongs to a word of the vocabulary and a column to a token, so that a vector holds one
+// word's logits of WIDTH tokens, and maximum, sum and softmax need no sum across lanes. K is a multiple of WIDTH.
+#include <math.h>  // logf
+
+#include "kernels.h"
+#include "vec_math.h"
+
+namespace fastbert::FASTBERT_ISA {
+namespace {
+
+Vec element(const float* p) { return set(*p); }
+Vec element(const bf16* p) {
+    const uint32_t bits = static_cast<uint32_t>(*p) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return set(value);
+}
+
+// Vocabulary rows [begin, end): top[k] = max_v logit and total[k] = sum_v exp(logit - top[k]), logits with their bias.
+template <typename T>
+void statistics(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total) {
+    const T *logits = static_cast<const T*>(op.logits), *bias = static_cast<const T*>(op.bias);
+    for (int64_t k = 0; k < op.K; k += WIDTH) {
+        // Rows come in groups that share one look at the maximum; the sum is cut as long sums are everywhere.
+        constexpr int64_t GROUP = 8;
+        Vec highest = set(-__builtin_inff()), sums = set(0.0f);
+        for (int64_t first = begin; first < end; first += GROUP) {
+            const int count = static_cast<int>(end - first < GROUP ? end - first : GROUP);
+            Vec v[GROUP], above = highest;
+            for (int i = 0; i < count; ++i) {
+                v[i] = load(logits + (first + i) * op.K + k);
+                if (bias) v[i] = add(v[i], element(bias + first + i));
+                above = max(v[i], above);
+            }
+            Vec part = set(0.0f);
+            for (int i = 0; i < count; ++i) part = add(part, exp(sub(v[i], above)));
+            sums = fma(sums, exp(sub(highest, above)), part);
+            highest = above;
+        }
+        store(top + k, highest);
+        store(total + k, sums);
+    }
+}
+
+// lse[k] for tokens [begin, end) out of `count` tops and totals, (count, 2, K).
+void combine(const float* partial, int64_t count, int64_t K, float* lse, int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k += WIDTH) {
+        Vec highest = load(partial + k), total = set(0.0f);
+        for (int64_t i = 1; i < count; ++i) highest = max(load(partial + 2 * i * K + k), highest);
+        for (int64_t i = 0; i < count; ++i) {
+            const float* row = partial + 2 * i * K + k;
+            total = fma(load(row + K), exp(sub(load(row), highest)), total);
+        }
+        float tops[WIDTH], totals[WIDTH];
+        store(tops, highest);
+        store(totals, total);
+        for (int j = 0; j < WIDTH; ++j) lse[k + j] = tops[j] + logf(totals[j]);
+    }
+}
+
+// Vocabulary rows [begin, end): logits become scale (softmax - onehot) in place; dbias, if any, their sums.
+template <typename T>
+void gradient(const CrossEntropy& op, int64_t begin, int64_t end) {
+    T* logits = static_cast<T*>(op.logits);
+    const T* bias = static_cast<const T*>(op.bias);
+    for (int64_t v = begin; v < end; ++v) {
+        T* row = logits + v * op.K;
+        const Vec shift = bias ? element(bias + v) : set(0.0f);
+        const Ints word = Ints{} + static_cast<int32_t>(op.first + v);
+        Vec total = set(0.0f);
+        for (int64_t k = 0; k < op.K; k += WIDTH) {
+            Ints label;
+            std::memcpy(&label, op.labels + k, sizeof label);
+            const Vec probability = exp(sub(add(load(row + k), shift), load(op.lse + k)));
+            const Vec onehot = (Vec)((Ints)set(1.0f) & (Ints)(label == word));
+            const Vec out = mul(sub(probability, onehot), load(op.scale + k));
+            total = add(total, out);
+            store(row + k, out);
+        }
+        if (op.dbias) store_n(static_cast<T*>(op.dbias) + v, set(sum(total)), 1);
+    }
+}
+
+}  // namespace
+
+const CrossEntropyKernels cross_entropy_kernels = {statistics<float>, statistics<bf16>, combine, gradient<float>,
+                                                   gradient<bf16>};
+
+}  // namespace fastbert::FASTBERT_ISA

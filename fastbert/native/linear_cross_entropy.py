@@ -1,0 +1,187 @@
+"""linear_cross_entropy and its gradients by the extension: a stretch of the vocabulary at a time.
+
+Logits are made transposed, (V, K): the weight's rows are then read as they lie, by the product that makes the logits
+and by the one that makes the weight's gradient, and nothing of the vocabulary's size is packed. (A weight in training
+changes at each step; packing 94 MB for 150 tokens would cost as much as their product.)
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason
+
+# Bytes of logits at a time: so few stay in the cache, where nothing but the loss is wanted. With gradients, logits of
+# the whole vocabulary are not made twice if they fit in that many.
+_LOSS_BYTES, _GRADIENT_BYTES = 4 << 20, 64 << 20
+_TOKENS, _BLOCK = 32, 128  # the extension takes tokens in multiples of the one, and words of the other
+_thread = threading.local()
+
+
+def supports_linear_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int = -100
+) -> str | None:
+    """None where `linear_cross_entropy` takes these arguments, else the reason why not."""
+    if C is None:
+        return available()
+    if reason := cpu_reason(x, weight, bias, backward=True):
+        return reason
+    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or not 0 < weight.shape[0] < 2**31:
+        return f"shapes {tuple(x.shape)} and {tuple(weight.shape)}"
+    if weight.stride(1) != 1 and weight.shape[1] > 1:
+        return "last dimension not contiguous"
+    if x.dtype == torch.bfloat16 and (weight.shape[1] % 2 or weight.stride(0) % 2 or weight.data_ptr() % 4):
+        return "odd width or row stride in bf16"
+    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
+        return f"bias of shape {tuple(bias.shape)}"
+    if labels.device.type != "cpu" or labels.dtype not in (torch.int64, torch.int32) or labels.shape != x.shape[:1]:
+        return f"labels of shape {tuple(labels.shape)} and dtype {labels.dtype} on {labels.device}"
+    return None
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    needed: tuple[bool, bool, bool] = (False, False, False),
+) -> tuple[Tensor, list[Tensor | None]]:
+    """(T, E), (V, E), (V,), (T,) -> the mean loss (), and the gradients of x, weight and bias that are `needed`.
+
+    float32 or bfloat16; the logits of a stretch of words are rounded to it, everything after them is float32.
+
+    Raises:
+        ValueError: a label outside 0..V-1 that is not `ignore_index`.
+    """
+    kept = (labels != ignore_index).nonzero().squeeze(1)
+    count = len(kept)
+    # Rows without a label have none in dx; the other gradients are written whole, unless there is no label at all.
+    make = (torch.zeros_like, torch.empty_like if count else torch.zeros_like)
+    gradients = [
+        make[t is not x](t, memory_format=torch.contiguous_format) if wanted else None
+        for t, wanted in zip((x, weight, bias), needed, strict=True)
+    ]
+    if not count:
+        return x.new_full((), float("nan")), gradients
+    call = _Call(x, weight, bias, labels, kept)
+    if any(needed):
+        call.with_gradients(*gradients)
+    else:
+        call.statistics(_LOSS_BYTES)
+    # In fp64, where the order of a sum does not show.
+    loss = (call.lse - call.picked)[:count].sum(dtype=torch.float64) / count
+    return loss.to(x.dtype), gradients
+
+
+class _Call:
+    """The labelled tokens of one call, padded with zeros to K, and what has been found out about them."""
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor) -> None:
+        self.weight, self.bias, self.kept, self.count = weight, bias, kept, len(kept)
+        self.V, self.E = weight.shape
+        self.K = -(-self.count // _TOKENS) * _TOKENS
+        self.dtype, self.isa, self.threads = CPU_DTYPES[x.dtype], chosen_isa()[1], torch.get_num_threads()
+        self.rows = x.new_zeros(self.K, self.E)
+        self.rows[: self.count] = x.detach().index_select(0, kept)
+        self.labels = torch.full((self.K,), -1, dtype=torch.int32)
+        labels = labels.index_select(0, kept)
+        low, high = (int(bound) for bound in labels.aminmax())
+        if low < 0 or high >= self.V:
+            raise ValueError(
+                f"linear_cross_entropy: labels holds {low if low < 0 else high}; the weight has {self.V} rows, so 0 "
+                f"to {self.V - 1} are valid"
+            )
+        self.labels[: self.count] = labels
+        self.lse, self.picked = torch.empty(self.K), torch.zeros(self.K)
+        self.packed_rows = self._pack(self.rows)
+
+    def statistics(self, budget: int) -> Tensor | None:
+        """Fills lse and picked; returns the logits, if those of the whole vocabulary are there."""
+        partial = torch.empty(C.cross_entropy_blocks(self.V), 2, self.K)
+        stretches = self._stretches(budget)
+        for first, size in stretches:
+            logits = self._logits(first, size)
+            C.cross_entropy_statistics_cpu(
+                *(self.dtype, size, self.K, first, logits.data_ptr(), self._bias(first), self.labels.data_ptr()),
+                *(partial[first // _BLOCK].data_ptr(), self.picked.data_ptr(), self.isa, self.threads),
+            )
+        C.cross_entropy_lse_cpu(partial.data_ptr(), len(partial), self.K, self.lse.data_ptr(), self.isa, self.threads)
+        return logits if len(stretches) == 1 else None
+
+    def with_gradients(self, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> None:
+        """Fills the gradients that are not None, too."""
+        there = self.statistics(_GRADIENT_BYTES)
+        scale = torch.zeros(self.K)
+        scale[: self.count] = 1 / self.count
+        packed_columns = None if dweight is None else self._pack(self.rows.t().contiguous())
+        drows = None
+        for first, size in self._stretches(_GRADIENT_BYTES):
+            logits = self._logits(first, size) if there is None else there
+            C.cross_entropy_gradient_cpu(
+                *(self.dtype, size, self.K, first, logits.data_ptr(), self._bias(first), self.labels.data_ptr()),
+                *(self.lse.data_ptr(), scale.data_ptr(), 0 if dbias is None else dbias[first:].data_ptr()),
+                *(self.isa, self.threads),
+            )
+            if packed_columns is not None:
+                self._multiply(logits, packed_columns, dweight[first : first + size])
+            if dx is not None:
+                # torch's product takes both as they lie. One over a weight packed the other way round can come here.
+                part = torch.mm(logits[:, : self.count].t(), self.weight.detach()[first : first + size])
+                drows = part.float() if drows is None else drows.add_(part)
+        if dx is not None:
+            dx.index_copy_(0, self.kept, drows.to(dx.dtype))
+
+    def _stretches(self, budget: int) -> list[tuple[int, int]]:
+        """The vocabulary as (first word, words), with logits of about `budget` bytes each."""
+        words = max(budget // (self.K * self.rows.element_size()) // _BLOCK, 1) * _BLOCK
+        return [(first, min(words, self.V - first)) for first in range(0, self.V, words)]
+
+    def _logits(self, first: int, size: int) -> Tensor:
+        """Logits of words first to first + size, without bias: (size, K)."""
+        logits = self._workspace(size)
+        self._multiply(self.weight[first : first + size], self.packed_rows, logits)
+        return logits
+
+    def _workspace(self, size: int) -> Tensor:
+        elements = size * self.K
+        kept = getattr(_thread, "memory", None)
+        if kept is None or kept.dtype != self.rows.dtype or kept.numel() < elements:
+            _thread.memory = None  # before, so that both never stand side by side
+            kept = torch.empty(elements, dtype=self.rows.dtype)
+            _thread.memory = kept if elements * kept.element_size() <= _GRADIENT_BYTES else None
+        return kept[:elements].view(size, self.K)
+
+    def _bias(self, first: int) -> int:
+        return 0 if self.bias is None else self.bias.data_ptr() + first * self.bias.element_size()
+
+    def _pack(self, operand: Tensor) -> Tensor:
+        """(N, K) as the second operand of `_multiply`."""
+        N, K = operand.shape
+        kind = self.dtype, C.PRECISION_full, N, K
+        packed = torch.empty(C.packed_weight_bytes(*kind, self.isa), dtype=torch.uint8)
+        C.pack_weight_cpu(*kind, operand.data_ptr(), operand.stride(0), 0, packed.data_ptr(), self.isa, self.threads)
+        return packed
+
+    def _multiply(self, a: Tensor, packed: Tensor, out: Tensor) -> None:
+        """out (M, N) = a (M, K) times a packed (N, K), transposed."""
+        (M, K), N = a.shape, out.shape[1]
+        C.linear_cpu(
+            *(
+                self.dtype,
+                C.PRECISION_full,
+                M,
+                N,
+                K,
+                a.data_ptr(),
+                a.stride(0),
+                packed.data_ptr(),
+                out.data_ptr(),
+                out.stride(0),
+            ),
+            *(C.ACTIVATION_none, self.isa, self.threads),
+        )
