@@ -19,5 +19,6 @@ Isa checked_isa(int isa, int dtype);
 void bind_add_layer_norm(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_linear(py::module_& m);
+void bind_training(py::module_& m);
 
 }  // namespace fastbert::bindings

@@ -73,4 +73,5 @@ PYBIND11_MODULE(_C, m) {
     bind_add_layer_norm(m);
     bind_attention(m);
     bind_linear(m);
+    bind_training(m);
 }

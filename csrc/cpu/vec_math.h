@@ -34,11 +34,8 @@ static inline Vec exp(Vec x) { return exp2(mul(min(x, set(88.0f)), set(1.4426950
 
 static inline Vec sigmoid(Vec x) { return set(1.0f) / add(set(1.0f), exp(sub(set(0.0f), x))); }
 
-// x Phi(x), Phi the normal distribution: 1 - Phi(a) = 2^-q(a) for a = |x|, q a polynomial on [0, 6].
-// Absolute error 4e-8 times max(1, |x|), as that of x erf(x).
-static inline Vec gelu(Vec x) {
-    const Vec a = x < set(0.0f) ? sub(set(0.0f), x) : x;
-    const Vec c = min(a, set(6.0f));
+// 1 - Phi(c), Phi the normal distribution, for c in [0, 6]: 2^-q(c), q a polynomial.
+static inline Vec normal_tail(Vec c) {
     Vec q = set(2.4108629e-10f);
     q = fma(q, c, set(-1.0699088e-8f));
     q = fma(q, c, set(2.1513347e-7f));
@@ -52,7 +49,13 @@ static inline Vec gelu(Vec x) {
     q = fma(q, c, set(4.5922467e-1f));
     q = fma(q, c, set(1.1511041f));
     q = fma(q, c, set(1.0f));
-    const Vec tail = a > set(6.0f) ? set(0.0f) : mul(x, exp2(sub(set(0.0f), q)));
+    return exp2(sub(set(0.0f), q));
+}
+
+// x Phi(x). Absolute error 4e-8 times max(1, |x|), as that of x erf(x).
+static inline Vec gelu(Vec x) {
+    const Vec a = x < set(0.0f) ? sub(set(0.0f), x) : x;
+    const Vec tail = a > set(6.0f) ? set(0.0f) : mul(x, normal_tail(min(a, set(6.0f))));
     return x < set(0.0f) ? tail : sub(x, tail);
 }
 

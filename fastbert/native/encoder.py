@@ -21,6 +21,8 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
         return available()
     if not layers:
         return "no layers"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *_tensors(layers))):
+        return "no backward of the whole; its ops have one"
     if x.device.type != "cpu":
         return f"device {x.device.type}"
     w = layers[0]
@@ -44,6 +46,10 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
             if reason := supports_add_layer_norm(x, x, weight, bias, eps=w.eps):
                 return f"add_layer_norm: {reason}"
     return None
+
+
+def _tensors(layers: Sequence[Any]) -> list[Tensor]:
+    return [t for layer in layers for t in layer if isinstance(t, Tensor)]
 
 
 def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:

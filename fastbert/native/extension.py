@@ -83,8 +83,6 @@ def chosen_isa() -> tuple[str, int]:
 def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
     """Why the CPU kernels cannot take these tensors, whatever the op; None where they can."""
     tensors = [first, *(t for t in others if t is not None)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return "no backward yet"
     if first.device.type != "cpu":
         return f"device {first.device.type}"
     if first.dtype not in CPU_DTYPES:
@@ -93,6 +91,8 @@ def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
         return "autocast is on"
     if torch.jit.is_tracing():
         return "a trace cannot hold pointers"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform cannot see through pointers"
     for t in tensors:
         if t.dtype != first.dtype:
             return f"mixed dtypes {first.dtype} and {t.dtype}"

@@ -34,7 +34,7 @@ def supports_linear(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32.
+    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32. No autograd.
 
     The weight is packed on first use and again when it changes; see `packed_weights`.
 

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
+from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_shape
 
-backend.implement("linear", "native", native.linear, native.supports_linear)
+
+class _NativeLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+        y, saved = native.linear_training(x, weight, bias, activation)
+        ctx.save_for_backward(x, weight, saved)
+        ctx.activation = activation
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return *native.linear_backward(dy, *ctx.saved_tensors, ctx.activation, ctx.needs_input_grad[:3]), None
+
+
+def _native(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None) -> Tensor:
+    if needs_gradient(x, weight, bias):
+        return _NativeLinear.apply(x, weight, bias, activation)
+    return native.linear(x, weight, bias, activation=activation)
+
+
+backend.implement("linear", "native", _native, native.supports_linear)
 backend.implement("linear", "reference", reference.linear)
 
 
