@@ -49,7 +49,7 @@ struct Activate {
     Activation activation;
 };
 
-// dz = dy * activation'(z), its transpose, and its sum over rows; any output may be null.
+// dz = dy * activation'(z), its transpose, and its sums over blocks of PARTIAL_ROWS rows; any output may be null.
 struct ActivationBackward {
     DType dtype;
     int64_t M, N;
@@ -57,10 +57,17 @@ struct ActivationBackward {
     const void* saved;  // (M, N): z, or for relu and tanh activation(z); not read for none
     void* dz;           // (M, stride_dz): columns from N on are set to zero
     void* dzt;          // (N, stride_dzt): columns from M on are set to zero
-    void* dbias;        // (N,)
-    float* partials;    // (blocks of PARTIAL_ROWS rows, N): workspace for dbias
+    float* partials;    // (blocks, N)
     int64_t stride_dym, stride_sm, stride_dz, stride_dzt;
     Activation activation;
+};
+
+// out = the sum over blocks of partials, in order.
+struct SumPartials {
+    DType dtype;
+    int64_t blocks, N;
+    const float* partials;  // (blocks, N)
+    void* out;              // (N,)
 };
 
 // Packs the transpose of a matrix as pack_weight_cpu packs a weight (N, K), without a bias.
@@ -70,6 +77,19 @@ struct PackTransposed {
     const void* source;  // (rows, N), rows <= K: what is missing of K counts as zero
     void* packed;        // packed_weight_bytes(dtype, N, K, isa) bytes, aligned to 64
     int64_t rows, stride;
+};
+
+// dW += dz^T x over some tokens. The sum is held in fp32 until the last of them: in `sums`, which may be dweight itself
+// in fp32, and is not read at the first.
+struct WeightGradient {
+    DType dtype;
+    int64_t N, K, tokens;  // tokens even in bf16
+    const void* dzt;       // (N, tokens)
+    const void* packed;    // x (tokens, K), by pack_transposed_cpu
+    float* sums;           // (N, K); may be null where first and last
+    void* dweight;         // (N, K)
+    int64_t stride_dzt;
+    bool first, last;
 };
 
 // attention, with probabilities dropped; row h * T + t of the mask is token t's in head h, columns are keys.
@@ -93,6 +113,8 @@ void add_layer_norm_training_cpu(const AddLayerNormTraining& op, Isa isa, int th
 void add_layer_norm_backward_cpu(const AddLayerNormBackward& op, Isa isa, int threads);
 void activate_cpu(const Activate& op, Isa isa, int threads);
 void activation_backward_cpu(const ActivationBackward& op, Isa isa, int threads);
+void sum_partials_cpu(const SumPartials& op, Isa isa);
+void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads);
 void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads);
 void attention_training_cpu(const AttentionTraining& op, Isa isa, int threads);
 void attention_backward_cpu(const AttentionBackward& op, Isa isa, int threads);

@@ -54,13 +54,30 @@ void activate_binding(int dtype, int64_t n, uintptr_t x, uintptr_t y, int activa
 
 void activation_backward_binding(int dtype, int64_t M, int64_t N, uintptr_t dy, int64_t stride_dym, uintptr_t saved,
                                  int64_t stride_sm, uintptr_t dz, int64_t stride_dz, uintptr_t dzt, int64_t stride_dzt,
-                                 uintptr_t dbias, uintptr_t partials, int activation, int isa, int threads) {
+                                 uintptr_t partials, int activation, int isa, int threads) {
     const ActivationBackward op = {static_cast<DType>(dtype), M, N, pointer(dy), pointer(saved), pointer(dz), pointer(dzt),
-                                   pointer(dbias), static_cast<float*>(pointer(partials)), stride_dym, stride_sm,
-                                   stride_dz, stride_dzt, static_cast<Activation>(activation)};
+                                   static_cast<float*>(pointer(partials)), stride_dym, stride_sm, stride_dz, stride_dzt,
+                                   static_cast<Activation>(activation)};
     const Isa checked = checked_isa(isa, dtype);
     py::gil_scoped_release nogil;
     activation_backward_cpu(op, checked, threads);
+}
+
+void sum_partials_binding(int dtype, int64_t blocks, int64_t N, uintptr_t partials, uintptr_t out, int isa) {
+    const SumPartials op = {static_cast<DType>(dtype), blocks, N, static_cast<const float*>(pointer(partials)), pointer(out)};
+    const Isa checked = checked_isa(isa, dtype);
+    py::gil_scoped_release nogil;
+    sum_partials_cpu(op, checked);
+}
+
+void weight_gradient_binding(int dtype, int64_t N, int64_t K, int64_t tokens, uintptr_t dzt, int64_t stride_dzt,
+                             uintptr_t packed, uintptr_t sums, uintptr_t dweight, bool first, bool last, int isa,
+                             int threads) {
+    const WeightGradient op = {static_cast<DType>(dtype), N, K, tokens, pointer(dzt), pointer(packed),
+                               static_cast<float*>(pointer(sums)), pointer(dweight), stride_dzt, first, last};
+    const Isa checked = checked_isa(isa, dtype);
+    py::gil_scoped_release nogil;
+    weight_gradient_cpu(op, checked, threads);
 }
 
 void pack_transposed_binding(int dtype, int64_t N, int64_t K, uintptr_t source, int64_t rows, int64_t stride,
@@ -110,6 +127,8 @@ void bind_training(py::module_& m) {
     m.def("add_layer_norm_backward_cpu", &add_layer_norm_backward_binding);
     m.def("activate_cpu", &activate_binding);
     m.def("activation_backward_cpu", &activation_backward_binding);
+    m.def("sum_partials_cpu", &sum_partials_binding);
+    m.def("weight_gradient_cpu", &weight_gradient_binding);
     m.def("pack_transposed_cpu", &pack_transposed_binding);
     m.def("attention_training_cpu", &attention_training_binding);
     m.def("attention_backward_cpu", &attention_backward_binding);

@@ -104,9 +104,9 @@ void backward(const ActivationBackward& op, int64_t block, int64_t strip) {
     alignas(64) T tile[PARTIAL_ROWS * PADDED];
     alignas(64) float sums[2 * PADDED];
     for (int64_t j = 0; j < 2 * PADDED; ++j) sums[j] = 0.0f;
-    activation_tile<T>(op, m, rows, n, columns, tile, op.dbias ? sums : nullptr);
+    activation_tile<T>(op, m, rows, n, columns, tile, op.partials ? sums : nullptr);
 
-    if (op.dbias)
+    if (op.partials)
         for (int64_t j = 0; j < columns; ++j) op.partials[block * op.N + n + j] = sums[j];
     if (op.dz && n + columns == op.N)
         for (int64_t i = 0; i < rows; ++i)
@@ -142,6 +142,32 @@ void pack(const PackTransposed& op, int64_t begin, int64_t end) {
 }
 
 template <typename T>
+void gradient(const WeightGradient& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+    const int64_t words = op.tokens / PER_WORD<T>, lda = op.stride_dzt / PER_WORD<T>;
+    for (int64_t p = panel_begin; p < panel_end; ++p) {
+        const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * TILE_N * (words + 1) + TILE_N;
+        for (int64_t m = row_begin; m < row_end; m += TILE_M) {
+            with_rows(row_end - m, [&](auto rows) {
+                constexpr int M = decltype(rows)::value;
+                Vec acc[M][NV];
+                for (int i = 0; i < M; ++i)
+                    for (int v = 0; v < NV; ++v) acc[i][v] = set(0.0f);
+                multiply<T>(static_cast<const uint32_t*>(op.dzt) + m * lda, lda, panel, words, acc);
+                for (int i = 0; i < M; ++i)
+                    for (int v = 0; v < NV; ++v) {
+                        const int64_t n = p * TILE_N + v * WIDTH, at = (m + i) * op.K + n;
+                        if (n >= op.K) break;
+                        const int lanes = op.K - n < WIDTH ? static_cast<int>(op.K - n) : WIDTH;
+                        const Vec sum = op.first ? acc[i][v] : add(load_part(op.sums + at, lanes), acc[i][v]);
+                        if (op.last) store_part(static_cast<T*>(op.dweight) + at, sum, lanes);
+                        else store_part(op.sums + at, sum, lanes);
+                    }
+            });
+        }
+    }
+}
+
+template <typename T>
 void sum_partials(const float* partials, int64_t blocks, int64_t stride, int64_t N, void* out) {
     along(N, [&](int64_t n, int lanes) {
         float sums[2 * WIDTH] = {};
@@ -154,7 +180,7 @@ void sum_partials(const float* partials, int64_t blocks, int64_t stride, int64_t
 }  // namespace
 
 const LinearTrainingKernels linear_training_kernels = {
-    activate<float>, activate<bf16>, STRIP,       backward<float>,     backward<bf16>,
-    pack<float>,     pack<bf16>,     sum_partials<float>, sum_partials<bf16>};
+    activate<float>, activate<bf16>, STRIP,  backward<float>, backward<bf16>, pack<float>,         pack<bf16>,
+    TILE_M,          TILE_N,         gradient<float>, gradient<bf16>,  sum_partials<float>, sum_partials<bf16>};
 
 }  // namespace fastbert::FASTBERT_ISA
