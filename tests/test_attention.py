@@ -34,14 +34,13 @@ def inputs_of(lengths, heads=3, dim=16):
 def test_accuracy(backend, dtype, lengths):
     if backend == "native" and (native.available() or dtype == torch.float64):
         pytest.skip(native.available() or "the native backend has no float64")
-    backward = backend == "reference"
     # torch's own backward of scaled_dot_product_attention is at times less exact than the naive one.
-    for heads, dim in ((3, 16),) if backward else ((3, 16), (2, 32), (1, 64), (2, 6), (1, 80)):
+    for heads, dim in ((3, 16),) if backend == "reference" else ((3, 16), (2, 32), (1, 64), (2, 6), (1, 80)):
         given = inputs_of(lengths, heads, dim)
         with fastbert.use_backend(backend, "attention"):
             for scale in (None, 0.3):
                 assert_op_accurate(
-                    ops.attention, naive, given, dtype, backward, max_seqlen=max(lengths, default=0), scale=scale
+                    ops.attention, naive, given, dtype, max_seqlen=max(lengths, default=0), scale=scale
                 )
 
 

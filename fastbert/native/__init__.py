@@ -5,14 +5,14 @@ best the processor has, or what the environment variable FASTBERT_ISA names.
 """
 
 from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_norm
-from fastbert.native.add_layer_norm_training import add_layer_norm_backward, add_layer_norm_training
+from fastbert.native.add_layer_norm_gradient import add_layer_norm_backward, add_layer_norm_training
 from fastbert.native.attention import attention, supports_attention
-from fastbert.native.attention_training import attention_backward, attention_training
+from fastbert.native.attention_gradient import attention_backward, attention_training
 from fastbert.native.dropout import draw_seed
 from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
 from fastbert.native.linear import linear, supports_linear
-from fastbert.native.linear_training import linear_backward, linear_training
+from fastbert.native.linear_gradient import linear_backward, linear_training
 from fastbert.native.packed_weights import packed_bytes
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.add_layer_norm_training import add_layer_norm_training
+from fastbert.native.add_layer_norm_gradient import add_layer_norm_training
 from fastbert.native.dropout import draw_seed
-from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa
+from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa, tracing_reason
 
 
 def supports_add_layer_norm(
@@ -16,10 +16,8 @@ def supports_add_layer_norm(
     """None where `add_layer_norm` takes these arguments, else the reason why not."""
     if C is None:
         return available()
-    if torch.jit.is_tracing():
-        return "a trace cannot hold pointers"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a torch.func transform cannot see through pointers"
+    if reason := tracing_reason():
+        return reason
     device, dtype = x.device, x.dtype
     if device.type == "cpu":
         dtypes = CPU_DTYPES

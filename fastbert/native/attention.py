@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastbert.native.attention_training import attention_training
+from fastbert.native.attention_gradient import attention_training
 from fastbert.native.dropout import draw_seed
 from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason
 

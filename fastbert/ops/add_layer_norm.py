@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
+from fastbert.ops._autocast import autocast_is_on, autocast_off
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_probability, check_shape
 
@@ -94,6 +95,11 @@ def add_layer_norm(
     check_shape("add_layer_norm", "bias", bias, tuple(weight.shape))
     check_probability("add_layer_norm", "dropout_p", dropout_p)
     kwargs = {"eps": eps, "dropout_p": dropout_p}
+    if autocast_is_on(x):  # x comes from a product in the lower precision, the residual from a norm in fp32
+        wide = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+        with autocast_off(x):
+            x, residual = x.to(wide), None if residual is None else residual.to(wide)
+            return add_layer_norm(x, residual, weight, bias, **kwargs)
     name, run = backend.choose("add_layer_norm", x.device.type, x, residual, weight, bias, **kwargs)
     if torch.compiler.is_compiling() and name != "reference":
         # Pointers cannot be traced; the reference can, and is then left to the compiler to fuse.

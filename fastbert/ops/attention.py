@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
+from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_integer, check_probability, check_shape
 
@@ -64,6 +65,9 @@ def attention(
     check_shape("attention", "cu_seqlens", cu_seqlens, (None,))
     check_integer("attention", "cu_seqlens", cu_seqlens)
     check_probability("attention", "dropout_p", dropout_p)
+    if autocast_is_on(qkv):
+        with autocast_off(qkv):
+            return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
     if torch.compiler.is_compiling() and not dropout_p:
         # The lengths are data: a compiled graph holds the op whole.
         return torch.ops.fastbert.attention(qkv, cu_seqlens, max_seqlen, scale)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
+from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_shape
 
@@ -50,6 +51,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
         check_shape("linear", "bias", bias, (weight.shape[0],))
     if activation is not None and activation not in reference.ACTIVATIONS:
         raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}")
+    if autocast_is_on(x):
+        with autocast_off(x):
+            return linear(*cast(x, weight, bias), activation=activation)
     if torch.compiler.is_compiling():
         # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
         return reference.linear(x, weight, bias, activation=activation)
