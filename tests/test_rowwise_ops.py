@@ -78,13 +78,15 @@ def test_linear(backend, dtype, activation):
     if backend == "native" and (native.available() or dtype == torch.float64):
         pytest.skip(native.available() or "the native backend has no float64")
     with fastbert.use_backend(backend, "linear"):
-        for rows, inner, outer in ((1, 62, 111), (0, 4, 4), (111, 48, 3), (13, 100, 64), (63, 1000, 200)):
+        for rows, inner, outer in ((1, 62, 111), (0, 4, 4), (111, 48, 1), (13, 100, 64), (63, 1000, 200)):
             inputs = {
                 "x": torch.randn(rows, inner),
                 "weight": torch.randn(outer, inner) / inner**0.5,
                 "bias": torch.randn(outer),
             }
-            assert_op_accurate(ops.linear, naive, inputs, dtype, activation=activation)
+            # The error of a single bias gradient is a matter of luck, eager PyTorch's too.
+            backward = backend == "reference" or outer > 1
+            assert_op_accurate(ops.linear, naive, inputs, dtype, backward, activation=activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

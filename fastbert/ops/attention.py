@@ -28,9 +28,7 @@ class _NativeAttention(torch.autograd.Function):
         return native.attention_backward(dy, *ctx.saved_tensors, **ctx.constants), None, None, None
 
 
-def _native(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float
-) -> Tensor:
+def _native(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
     if needs_gradient(qkv):
         return _NativeAttention.apply(qkv, cu_seqlens, scale, dropout_p)
     return native.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
@@ -68,8 +66,10 @@ def attention(
     if autocast_is_on(qkv):
         with autocast_off(qkv):
             return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
-    if torch.compiler.is_compiling() and not dropout_p:
-        # The lengths are data: a compiled graph holds the op whole.
+    if torch.compiler.is_compiling():
+        # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
+        if dropout_p:
+            return reference.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
         return torch.ops.fastbert.attention(qkv, cu_seqlens, max_seqlen, scale)
     return _dispatch(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
 
