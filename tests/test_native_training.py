@@ -337,13 +337,13 @@ def test_packed_transposes_follow_the_weight_and_die_with_it():
     gc.collect()  # models of other tests
     before = native.packed_bytes()
     x, weight = torch.randn(3, 64, requires_grad=True), torch.nn.Parameter(torch.randn(40, 64))
-    for change in (lambda: None, lambda: weight.mul_(2), lambda: weight.data.add_(1)):
+    for change in (lambda w: None, lambda w: w.mul_(2), lambda w: w.data.add_(1)):
         with torch.no_grad():
-            change()
+            change(weight)
         (dx,) = torch.autograd.grad(ops.linear(x, weight).sum(), x)
         torch.testing.assert_close(dx, weight.detach().sum(0).expand(3, 64))
     assert len(packed_weights._transposes) and native.packed_bytes() > before
-    del weight, change, dx
+    del weight, dx
     gc.collect()
     assert native.packed_bytes() == before
     for _ in range(3):  # a weight that is made anew at each step

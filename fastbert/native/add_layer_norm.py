@@ -55,7 +55,8 @@ def add_layer_norm(
 ) -> Tensor:
     """LayerNorm(dropout(x) + residual) * weight + bias. x and residual (M, N), weight and bias (N,) -> (M, N).
 
-    No autograd; dropout on CPU. One dtype for all: float32 or bfloat16 on CPU, float16 too on CUDA; sums and statistics are float32.
+    No autograd; dropout on CPU. One dtype for all: float32 or bfloat16 on CPU, float16 too on CUDA; sums and
+    statistics are float32.
 
     Raises:
         ValueError: arguments it does not take, with the reason of `supports_add_layer_norm`.

@@ -13,9 +13,9 @@ from fastbert.native.extension import CPU_DTYPES, C, chosen_isa
 def attention_training(
     qkv: Tensor, cu_seqlens: Tensor, *, scale: float | None, dropout_p: float = 0.0, seed: int = 0, keep: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """softmax(scale q k^T) v with dropped probabilities: (T, 3, H, D) -> (T, H, D), and (2, H, T) fp32 for the backward.
+    """softmax(scale q k^T) v with dropped probabilities: (T, 3, H, D) -> (T, H, D).
 
-    The mask follows from `seed`. Without `keep` there is nothing for the backward. The caller has asked
+    Beside it (2, H, T) fp32 for the backward. The mask follows from `seed`. Without `keep` there is nothing for the backward. The caller has asked
     `supports_attention`.
     """
     tokens, _, heads, width = qkv.shape
