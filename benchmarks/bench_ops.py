@@ -1,4 +1,4 @@
-"""Each op on each backend that runs here, at BERT-base shapes: forward, backward of the reference, and both as a step.
+"""Each op on each backend that runs here, at BERT-base shapes: forward, backward, and both as a step.
 
     pytest benchmarks/bench_ops.py                                   # all of them
     pytest benchmarks/bench_ops.py -k "attention and bf16" --benchmark-json ops.json
@@ -161,15 +161,20 @@ def test_forward(benchmark: Any, name: str, chosen: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [name for name in OPS if name != "encoder"])  # which is for inference
-def test_backward(benchmark: Any, name: str, dtype: str) -> None:
-    """The gradient of every floating-point argument by the reference; the graph is made once and kept."""
+@pytest.mark.parametrize(("name", "chosen"), [(n, b) for n, b in FORWARDS if n != "encoder"])  # that is for inference
+def test_backward(benchmark: Any, name: str, chosen: str, dtype: str) -> None:
+    """The gradient of every floating-point argument; the graph is made once and kept."""
     call = make_call(name)
     args = call.cast(machine.DTYPES[dtype])
     wanted = [x.requires_grad_() for x in args if isinstance(x, Tensor) and x.is_floating_point()]
-    with fastbert.use_backend("reference"):
-        output = call.run(*args, **call.kwargs)
+    with fastbert.use_backend(chosen, OPS[name]):
+        try:
+            output = call.run(*args, **call.kwargs)
+        except fastbert.BackendError as reason:
+            pytest.skip(str(reason))
     dy = torch.randn_like(output)
+    if chosen != "reference":
+        check_gradients(call, args, dy, torch.autograd.grad(output, wanted, dy, retain_graph=True))
 
     def run() -> tuple[Tensor, ...]:
         gradients = torch.autograd.grad(output, wanted, dy, retain_graph=True)
@@ -210,6 +215,22 @@ def test_step(benchmark: Any, name: str, chosen: str, dtype: str) -> None:
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     touched = [dy, *gradients] if call.gathers else tensors([*args, dy, *gradients])
     note_figures(benchmark, 3 * call.flops, touched, dtype)
+
+
+def check_gradients(call: Call, args: tuple[Any, ...], dy: Tensor, actual: tuple[Tensor, ...]) -> None:
+    """The gate of `check` for every gradient; in fp32 each relative to its largest value."""
+
+    def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [cast(x.detach() if isinstance(x, Tensor) else x, dtype) for x in args]
+        wanted = [x.requires_grad_() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+        return torch.autograd.grad(call.plain(*leaves, **call.kwargs), wanted, dy.to(dtype))
+
+    for mine, exact, eager in zip(actual, gradients(torch.float64), gradients(dy.dtype), strict=True):
+        reason = twice_eager_gate(exact, eager).reason(mine)
+        if reason is not None and mine.dtype == torch.float32:
+            largest = exact.abs().max()
+            reason = exact_gate(exact / largest).reason(mine / largest)
+        assert reason is None, reason
 
 
 def check(call: Call, args: tuple[Any, ...], actual: Tensor) -> None:

@@ -211,7 +211,7 @@ def _fill_mask(args: argparse.Namespace) -> int:
 
     from fastbert.inference.fill_mask import FillMask
 
-    model = FillMask.from_pretrained(args.model, revision=args.revision, **placement(args))
+    model = FillMask.from_pretrained(args.model, revision=args.revision, inference_only=True, **placement(args))
     for text in args.texts:
         masks = model(text, top_k=args.top_k)
         for number, candidates in enumerate(masks, start=1):
@@ -243,8 +243,7 @@ def placement(args: argparse.Namespace) -> dict:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {device}: {_one_line(error)}") from error
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    chosen = {"dtype": dtype, "precision": args.precision, "quantize": args.quantize, "device": device}
-    return {**chosen, "inference_only": True}
+    return {"dtype": dtype, "precision": args.precision, "quantize": args.quantize, "device": device}
 
 
 def _one_line(error: BaseException) -> str:

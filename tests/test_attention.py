@@ -34,12 +34,13 @@ def inputs_of(lengths, heads=3, dim=16):
 def test_accuracy(backend, dtype, lengths):
     if backend == "native" and (native.available() or dtype == torch.float64):
         pytest.skip(native.available() or "the native backend has no float64")
-    backward = backend == "reference"
-    # torch's own backward of scaled_dot_product_attention is at times less exact than the naive one.
-    for heads, dim in ((3, 16),) if backward else ((3, 16), (2, 32), (1, 64), (2, 6), (1, 80)):
+    # Where a softmax is nearly one-hot, its gradient is a small difference of large numbers. Flash attention, torch's
+    # and ours, takes it from rounded results; the naive one cancels exactly, and so is more exact in fp32.
+    for heads, dim in ((3, 16),) if backend == "reference" else ((3, 16), (2, 32), (1, 64), (2, 6), (1, 80)):
         given = inputs_of(lengths, heads, dim)
         with fastbert.use_backend(backend, "attention"):
             for scale in (None, 0.3):
+                backward = dim <= 16 or scale is None
                 assert_op_accurate(
                     ops.attention, naive, given, dtype, backward, max_seqlen=max(lengths, default=0), scale=scale
                 )

@@ -97,3 +97,5 @@ def test_of_embedder_and_fill_mask(minilm, antiberty):
         with torch.no_grad():
             wanted = run(kind.from_pretrained(path))
             assert torch.equal(run(kind.from_pretrained(path, inference_only=True)), wanted)
+    with pytest.raises(ValueError, match="loaded with inference_only=True and has no weights left to hash"):
+        fastbert.Embedder.from_pretrained(minilm, inference_only=True).fingerprint()

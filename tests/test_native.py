@@ -142,7 +142,6 @@ def test_nan_and_infinity_stay_in_their_row(isa, dtype):
 
 
 REFUSED = {
-    "no dropout yet": {"dropout_p": 0.1},
     "dtype torch.float16": {"dtype": torch.float16},
     "dtype torch.float64": {"dtype": torch.float64},
     "mixed dtypes torch.float32 and torch.bfloat16": {"weight": torch.ones(8, dtype=torch.bfloat16)},
@@ -152,7 +151,6 @@ REFUSED = {
     "x has 3 dimensions": {"x": torch.ones(2, 2, 8)},
     "shape (4, 9) beside x (4, 8)": {"residual": torch.ones(4, 9)},
     "shape (7,) beside x (4, 8)": {"bias": torch.ones(7)},
-    "no backward yet": {"weight": torch.ones(8, requires_grad=True)},
 }
 
 
@@ -171,14 +169,6 @@ def test_reasons(reason):
     assert native.supports_add_layer_norm(**arguments) == reason
     with pytest.raises(ValueError, match=r"native\.add_layer_norm: "):
         native.add_layer_norm(**arguments)
-
-
-def test_no_gradient_is_needed_where_grad_is_off():
-    require_native()
-    x, residual, weight, bias = (t.requires_grad_() for t in example(2, 8, torch.float32))
-    assert native.supports_add_layer_norm(x, residual, weight, bias, eps=EPS) == "no backward yet"
-    with torch.no_grad():
-        assert native.supports_add_layer_norm(x, residual, weight, bias, eps=EPS) is None
 
 
 def test_an_unknown_instruction_set_is_an_error(monkeypatch):

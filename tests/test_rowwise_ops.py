@@ -89,12 +89,15 @@ def test_linear(backend, dtype, activation):
                 "weight": torch.randn(outer, inner) / inner**0.5,
                 "bias": torch.randn(outer),
             }
-            assert_op_accurate(ops.linear, naive, inputs, dtype, backend == "reference", activation=activation)
+            # The error of a single bias gradient is a matter of luck, eager PyTorch's too.
+            backward = backend == "reference" or outer > 1
+            assert_op_accurate(ops.linear, naive, inputs, dtype, backward, activation=activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "width"), [(0, 8), (1, 2), (63, 111), (5, 768), (3, 1000)])
-def test_add_layer_norm(rows, width, dtype):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_add_layer_norm(backend, rows, width, dtype):
     def naive(x, residual, weight, bias, eps):
         return layer_norm(x + residual, weight, bias, eps)
 
@@ -104,7 +107,8 @@ def test_add_layer_norm(rows, width, dtype):
         "weight": torch.randn(width),
         "bias": torch.randn(width),
     }
-    assert_op_accurate(ops.add_layer_norm, naive, inputs, dtype, eps=1e-5)
+    with fastbert.use_backend(backend, "add_layer_norm"):
+        assert_op_accurate(ops.add_layer_norm, naive, inputs, dtype, eps=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["auto", *backends("add_layer_norm")])

@@ -197,6 +197,8 @@ class Embedder:
 
     def fingerprint(self) -> str:
         """A hash of all that the vectors follow from: weights, precision, vocabulary, settings (not the device)."""
+        if any(p.is_meta for p in self.model.parameters()):
+            raise ValueError("the model was loaded with inference_only=True and has no weights left to hash")
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

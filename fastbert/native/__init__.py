@@ -5,7 +5,10 @@ best the processor has, or what the environment variable FASTBERT_ISA names.
 """
 
 from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_norm
+from fastbert.native.add_layer_norm_gradient import add_layer_norm_backward, add_layer_norm_training
 from fastbert.native.attention import attention, supports_attention
+from fastbert.native.attention_gradient import attention_backward, attention_training
+from fastbert.native.dropout import draw_seed
 from fastbert.native.embed_layer_norm import (
     embed_layer_norm,
     embed_layer_norm_backward,
@@ -15,15 +18,21 @@ from fastbert.native.encoder import encoder, release, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
 from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
+from fastbert.native.linear_gradient import linear_backward, linear_training
 from fastbert.native.packed_weights import packed_bytes
 from fastbert.native.precision import describe_precision
 
 __all__ = [
     "add_layer_norm",
+    "add_layer_norm_backward",
+    "add_layer_norm_training",
     "attention",
+    "attention_backward",
+    "attention_training",
     "available",
     "cpu_features",
     "describe_precision",
+    "draw_seed",
     "embed_layer_norm",
     "embed_layer_norm_backward",
     "encoder",
@@ -31,7 +40,9 @@ __all__ = [
     "isa",
     "isas",
     "linear",
+    "linear_backward",
     "linear_cross_entropy",
+    "linear_training",
     "packed_bytes",
     "release",
     "supports_add_layer_norm",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa
+from fastbert.native.add_layer_norm_gradient import add_layer_norm_training
+from fastbert.native.dropout import draw_seed
+from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa, tracing_reason
 
 
 def supports_add_layer_norm(
@@ -14,23 +16,18 @@ def supports_add_layer_norm(
     """None where `add_layer_norm` takes these arguments, else the reason why not."""
     if C is None:
         return available()
-    if dropout_p > 0:
-        return "no dropout yet"
-    if torch.jit.is_tracing():
-        return "a trace cannot hold pointers"
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or weight.requires_grad
-        or bias.requires_grad
-        or (residual is not None and residual.requires_grad)
-    ):
-        return "no backward yet"
+    if reason := tracing_reason():
+        return reason
     device, dtype = x.device, x.dtype
     if device.type == "cpu":
         dtypes = CPU_DTYPES
     elif device.type == "cuda":
         if not C.has_cuda:
             return "built without CUDA"
+        if dropout_p > 0:
+            return "no dropout yet"
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, residual, weight, bias)):
+            return "no backward yet"
         dtypes = CUDA_DTYPES
     else:
         return f"device {device.type}"
@@ -56,9 +53,10 @@ def supports_add_layer_norm(
 def add_layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float = 0.0
 ) -> Tensor:
-    """LayerNorm(x + residual) * weight + bias. x and residual (M, N), weight and bias (N,) -> (M, N).
+    """LayerNorm(dropout(x) + residual) * weight + bias. x and residual (M, N), weight and bias (N,) -> (M, N).
 
-    One dtype for all: float32 or bfloat16 on CPU, float16 too on CUDA; sums and statistics are float32.
+    No autograd; dropout on CPU. One dtype for all: float32 or bfloat16 on CPU, float16 too on CUDA; sums and
+    statistics are float32.
 
     Raises:
         ValueError: arguments it does not take, with the reason of `supports_add_layer_norm`.
@@ -67,6 +65,10 @@ def add_layer_norm(
     reason = supports_add_layer_norm(x, residual, weight, bias, eps=eps, dropout_p=dropout_p)
     if reason is not None:
         raise ValueError(f"native.add_layer_norm: {reason}")
+    if dropout_p:
+        return add_layer_norm_training(
+            x, residual, weight, bias, eps=eps, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
+        )[0]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     add_layer_norm_into(y, x, residual, weight, bias, eps)
     return y

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from fastbert.native.attention_gradient import attention_training
+from fastbert.native.dropout import draw_seed
 from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason
 
 
@@ -16,8 +18,6 @@ def supports_attention(
     """None where `attention` takes these arguments, else the reason why not."""
     if C is None:
         return available()
-    if dropout_p > 0:
-        return "no dropout yet"
     if reason := cpu_reason(qkv):
         return reason
     if qkv.dim() != 4 or qkv.shape[1] != 3:
@@ -39,7 +39,7 @@ def supports_attention(
 def attention(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None = None, dropout_p: float = 0.0
 ) -> Tensor:
-    """softmax(scale q k^T) v within each sequence: (T, 3, H, D) -> (T, H, D); softmax in fp32.
+    """softmax(scale q k^T) v within each sequence: (T, 3, H, D) -> (T, H, D); softmax in fp32. No autograd.
 
     Raises:
         ValueError: arguments it does not take, with the reason of `supports_attention`; offsets out of order.
@@ -47,6 +47,10 @@ def attention(
     reason = supports_attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
     if reason is not None:
         raise ValueError(f"native.attention: {reason}")
+    if dropout_p:
+        return attention_training(
+            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
+        )[0]
     tokens, _, heads, width = qkv.shape
     y = torch.empty((tokens, heads, width), dtype=qkv.dtype)
     attention_into(y, qkv, cu_seqlens, width**-0.5 if scale is None else scale)

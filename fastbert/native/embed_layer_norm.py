@@ -26,7 +26,7 @@ def supports_embed_layer_norm(
     if C is None:
         return available()
     tables = (word, token_type, position)
-    if reason := cpu_reason(*tables, weight, bias, backward=True):
+    if reason := cpu_reason(*tables, weight, bias):
         return reason
     shape, width = input_ids.shape, word.shape[-1]
     for ids in (input_ids, token_type_ids, position_ids):

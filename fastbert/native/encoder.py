@@ -61,14 +61,14 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
         return "no layers"
     if reason := cpu_reason(x):
         return reason
+    if torch.is_grad_enabled() and any(t.requires_grad for w in layers for t in (x, *w[:_TENSORS]) if t is not None):
+        return "no backward of the whole; its ops have one"
     width, heads = x.shape[1], layers[0].num_heads
     if not x.is_contiguous() or width % (2 * heads):
         return f"width {width} with {heads} heads"
     qkv = x.new_empty((1, 3, heads, width // heads))
     if reason := supports_attention(qkv, cu_seqlens, max_seqlen):
         return f"attention: {reason}"
-    if torch.is_grad_enabled():  # what it finds depends on who wants a gradient
-        return _why_not(x, layers)
     key = (x.dtype, width, *_state(layers))
     return _remembered(_reasons, layers, key, lambda: _why_not(x, layers))
 

@@ -92,22 +92,27 @@ def chosen_isa() -> tuple[str, int]:
         raise ValueError(f"FASTBERT_ISA={name}: {error}") from None
 
 
-def cpu_reason(first: Tensor, *others: Tensor | None, backward: bool = False) -> str | None:
-    """Why the CPU kernels cannot take these tensors, whatever the op; None where they can.
+def tracing_reason() -> str | None:
+    """Why pointers will not do, whatever the tensors: somebody records or transforms what is called."""
+    if torch.jit.is_tracing():
+        return "a trace cannot hold pointers"
+    # A compiler is at work in a transform of its own; the ops know what it can hold.
+    if torch._C._functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
+        return "torch.func cannot see through pointers"
+    return None
 
-    `backward` says that the op has one.
-    """
+
+def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
+    """Why the CPU kernels cannot take these tensors, whatever the op; None where they can."""
     tensors = [first, *(t for t in others if t is not None)]
-    if not backward and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return "no backward yet"
     if first.device.type != "cpu":
         return f"device {first.device.type}"
     if first.dtype not in CPU_DTYPES:
         return f"dtype {first.dtype}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    if torch.jit.is_tracing():
-        return "a trace cannot hold pointers"
+    if reason := tracing_reason():
+        return reason
     for t in tensors:
         if t.dtype != first.dtype:
             return f"mixed dtypes {first.dtype} and {t.dtype}"

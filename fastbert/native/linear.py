@@ -50,7 +50,8 @@ def linear(
     activation: str | None = None,
     precision: str | None = None,
 ) -> Tensor:
-    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32.
+    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32. No
+    autograd.
 
     The weight is packed on first use and again when it changes; see `packed_weights`.
 

@@ -27,7 +27,7 @@ def supports_linear_cross_entropy(
     """None where `linear_cross_entropy` takes these arguments, else the reason why not."""
     if C is None:
         return available()
-    if reason := cpu_reason(x, weight, bias, backward=True):
+    if reason := cpu_reason(x, weight, bias):
         return reason
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or not 0 < weight.shape[0] < 2**31:
         return f"shapes {tuple(x.shape)} and {tuple(weight.shape)}"

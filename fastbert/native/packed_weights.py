@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa
 
 # (id(weight), precision) -> (weak reference to it, what it was packed from, the packed bytes).
 _kept: dict[tuple[int, str | None], tuple[weakref.ref[Tensor], tuple, Tensor]] = {}
+# The same of their transposes, by which a backward multiplies.
+_transposes: dict[int, tuple[weakref.ref[Tensor], tuple, Tensor]] = {}
 
 
 def packed(weight: Tensor, bias: Tensor | None, precision: str | None = None) -> Tensor:
@@ -71,6 +74,23 @@ def sample(tensors: list[Tensor | None]) -> int:
     return C.sample(addresses, sizes)
 
 
+def kept_transpose(weight: Tensor, pack: Callable[[], Tensor]) -> Tensor:
+    """What `pack` makes of the weight's transpose, kept and made again as `packed` does."""
+    key = (
+        weight.data_ptr(),
+        weight._version,
+        chosen_isa()[1],
+        sample([weight]),
+    )
+    identity = id(weight)
+    entry = _transposes.get(identity)
+    if entry is not None and entry[1] == key:
+        return entry[2]
+    buffer = pack()
+    _transposes[identity] = (weakref.ref(weight, lambda _: _transposes.pop(identity, None)), key, buffer)
+    return buffer
+
+
 def packed_bytes() -> int:
     """The memory that packed weights take, beside the weights themselves."""
-    return sum(buffer.numel() for _, _, buffer in _kept.values())
+    return sum(buffer.numel() for kept in (_kept, _transposes) for _, _, buffer in kept.values())

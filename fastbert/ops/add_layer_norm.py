@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
+from fastbert.ops._autocast import autocast_is_on, autocast_off
+from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_probability, check_shape
 
 
@@ -36,8 +41,33 @@ def _supports_triton(
     return None
 
 
+class _NativeAddLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dropout_p: float
+    ) -> Tensor:
+        ctx.constants = {"dropout_p": dropout_p, "seed": native.draw_seed(dropout_p)}
+        y, statistics = native.add_layer_norm_training(x, residual, weight, bias, eps=eps, **ctx.constants)
+        ctx.save_for_backward(x, residual, weight, statistics)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[:4]
+        return *native.add_layer_norm_backward(dy, *ctx.saved_tensors, **ctx.constants, wanted=wanted), None, None
+
+
+def _native(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
+) -> Tensor:
+    if needs_gradient(x, residual, weight, bias):  # on a CPU: supports_add_layer_norm says so
+        return _NativeAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p)
+    return native.add_layer_norm(x, residual, weight, bias, eps=eps, dropout_p=dropout_p)
+
+
 backend.implement("add_layer_norm", "triton", _triton, _supports_triton)
-backend.implement("add_layer_norm", "native", native.add_layer_norm, native.supports_add_layer_norm)
+backend.implement("add_layer_norm", "native", _native, native.supports_add_layer_norm)
 backend.implement("add_layer_norm", "reference", reference.add_layer_norm)
 
 
@@ -65,9 +95,16 @@ def add_layer_norm(
     check_shape("add_layer_norm", "bias", bias, tuple(weight.shape))
     check_probability("add_layer_norm", "dropout_p", dropout_p)
     kwargs = {"eps": eps, "dropout_p": dropout_p}
+    if autocast_is_on(x):  # x comes from a product in the lower precision, the residual from a norm in fp32
+        wide = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+        with autocast_off(x):
+            x, residual = x.to(wide), None if residual is None else residual.to(wide)
+            return add_layer_norm(x, residual, weight, bias, **kwargs)
     name, run = backend.choose("add_layer_norm", x.device.type, x, residual, weight, bias, **kwargs)
     if torch.compiler.is_compiling() and name != "reference":
         # Pointers cannot be traced; the reference can, and is then left to the compiler to fuse.
+        if dropout_p or needs_gradient(x, residual, weight, bias):
+            return reference.add_layer_norm(x, residual, weight, bias, **kwargs)
         return torch.ops.fastbert.add_layer_norm(x, residual, weight, bias, eps)
     return run(x, residual, weight, bias, **kwargs)
 

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
+from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
+from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_integer, check_probability, check_shape
 
-backend.implement("attention", "native", native.attention, native.supports_attention)
+
+class _NativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, scale: float | None, dropout_p: float) -> Tensor:
+        ctx.constants = {"scale": scale, "dropout_p": dropout_p, "seed": native.draw_seed(dropout_p)}
+        y, statistics = native.attention_training(qkv, cu_seqlens, **ctx.constants)
+        ctx.save_for_backward(qkv, cu_seqlens, y, statistics)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return native.attention_backward(dy, *ctx.saved_tensors, **ctx.constants), None, None, None
+
+
+def _native(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
+    if needs_gradient(qkv):
+        return _NativeAttention.apply(qkv, cu_seqlens, scale, dropout_p)
+    return native.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
+
+
+backend.implement("attention", "native", _native, native.supports_attention)
 backend.implement("attention", "reference", reference.attention)
 
 
@@ -37,8 +63,13 @@ def attention(
     check_shape("attention", "cu_seqlens", cu_seqlens, (None,))
     check_integer("attention", "cu_seqlens", cu_seqlens)
     check_probability("attention", "dropout_p", dropout_p)
-    if torch.compiler.is_compiling() and not dropout_p:
-        # The lengths are data: a compiled graph holds the op whole.
+    if autocast_is_on(qkv):
+        with autocast_off(qkv):
+            return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
+    if torch.compiler.is_compiling():
+        # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
+        if dropout_p:
+            return reference.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
         return torch.ops.fastbert.attention(qkv, cu_seqlens, max_seqlen, scale)
     return _dispatch(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
 

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
+from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
+from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.precision import QUANTIZED
+
+
+class _NativeLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+        y, saved = native.linear_training(x, weight, bias, activation)
+        ctx.save_for_backward(x, weight, saved)
+        ctx.activation = activation
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return *native.linear_backward(dy, *ctx.saved_tensors, ctx.activation, ctx.needs_input_grad[:3]), None
+
+
+def _native(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None, precision: str | None) -> Tensor:
+    if needs_gradient(x, weight, bias):  # in full precision, which "high" and "highest" allow
+        return _NativeLinear.apply(x, weight, bias, activation)
+    return native.linear(x, weight, bias, activation=activation, precision=precision)
 
 
 def _describe(words: Callable[[str | None], str | None]) -> Callable[..., str | None]:
     return lambda *args, precision=None, **kwargs: words(precision)
 
 
-backend.implement("linear", "native", native.linear, native.supports_linear, _describe(native.describe_precision))
+backend.implement("linear", "native", _native, native.supports_linear, _describe(native.describe_precision))
 backend.implement("linear", "reference", reference.linear, describe=_describe(reference.describe_precision))
 
 
@@ -46,6 +71,11 @@ def linear(
     if activation is not None and activation not in reference.ACTIVATIONS:
         raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}")
     check_precision("linear", precision, x, weight, bias)
+    if autocast_is_on(x):
+        with autocast_off(x):
+            if precision in QUANTIZED:  # chosen for the model, and narrower than autocast
+                return linear(x, weight, bias, activation=activation, precision=precision)
+            return linear(*cast(x, weight, bias), activation=activation)
     kwargs = {"activation": activation, "precision": precision}
     if torch.compiler.is_compiling():
         # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.

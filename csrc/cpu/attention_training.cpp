@@ -1,0 +1,44 @@
+// Shares attention's training passes out over threads: one task a head of a sequence. Compiled for the base
+// instruction set.
+#include <algorithm>
+
+#include "scratch.h"
+#include "training_kernels.h"
+
+namespace fastbert {
+namespace {
+
+template <typename Op>
+void each_head(const Op& op, int64_t (*bytes_for)(int64_t, int64_t),
+               void (*run)(const Op&, int64_t, int64_t, int64_t, void*), int threads) {
+    const int32_t* offsets = op.op.cu_seqlens;
+    int64_t longest = 0;
+    for (int64_t b = 0; b < op.op.B; ++b) longest = std::max<int64_t>(longest, offsets[b + 1] - offsets[b]);
+    if (longest == 0) return;
+    const int64_t bytes = bytes_for(longest, op.op.D);
+#pragma omp parallel num_threads(threads)
+    {
+        void* memory = scratch<struct TaskMemory>(bytes);
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < op.op.B * op.op.H; ++task) {
+            const int64_t b = task / op.op.H, length = offsets[b + 1] - offsets[b];
+            if (length > 0) run(op, offsets[b], length, task % op.op.H, memory);
+        }
+    }
+}
+
+}  // namespace
+
+void attention_training_cpu(const AttentionTraining& op, Isa isa, int threads) {
+    const AttentionTrainingKernels& kernels = training_kernels(isa).attention;
+    if (op.op.dtype == DType::f32) each_head(op, kernels.forward_scratch_f32, kernels.forward_f32, threads);
+    else each_head(op, kernels.forward_scratch_bf16, kernels.forward_bf16, threads);
+}
+
+void attention_backward_cpu(const AttentionBackward& op, Isa isa, int threads) {
+    const AttentionTrainingKernels& kernels = training_kernels(isa).attention;
+    if (op.op.dtype == DType::f32) each_head(op, kernels.backward_scratch_f32, kernels.backward_f32, threads);
+    else each_head(op, kernels.backward_scratch_bf16, kernels.backward_bf16, threads);
+}
+
+}  // namespace fastbert

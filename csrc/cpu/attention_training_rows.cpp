@@ -1,0 +1,318 @@
+// softmax(scale q k^T) v of one head of one sequence with dropped probabilities, and its gradient (Dao et al., 2022);
+// compiled once per instruction set.
+//
+// The forward goes over tiles of queries, as attention_rows.cpp does, and keeps log2 of each query's sum. The backward
+// goes over tiles of keys: rows of S^T = K Q^T and dP^T = V dO^T, with the queries along the vectors, so that what
+// belongs to a query (its sum, delta, the key of its mask) is a vector, and rows of P^T and dS^T are the left operands
+// of dV = P^T dO and dK = dS^T Q as they lie. Only dQ = dS K is summed up over tiles, by groups of GROUP keys.
+//     P = 2^(S - lse),  dS = P (mask dP - delta),  delta = rowsum(dO O)
+#include <math.h>  // log2f: see add_layer_norm_rows.cpp
+
+#include "training_kernels.h"
+#include "words.h"
+
+namespace fastbert::FASTBERT_ISA {
+namespace {
+
+constexpr int64_t GROUP = 4 * VECTOR_ROWS;
+
+int64_t panels(int64_t n) { return (n + TILE_N - 1) / TILE_N; }
+
+// Calls f(m, rows) for tiles of [0, n): as many whole ones as there are, then thirds, then single rows. All of VECTOR_ROWS
+// numbers of rows, as with_rows has them, would take the compiler four times as long.
+template <typename F>
+void each_tile(int64_t n, const F& f) {
+    int64_t m = 0;
+    for (; m + VECTOR_ROWS <= n; m += VECTOR_ROWS) f(m, Rows<VECTOR_ROWS>{});
+    for (; m + VECTOR_ROWS / 3 <= n; m += VECTOR_ROWS / 3) f(m, Rows<VECTOR_ROWS / 3>{});
+    for (; m < n; ++m) f(m, Rows<1>{});
+}
+
+template <typename T>
+int64_t words_of(int64_t n) { return (n + PER_WORD<T> - 1) / PER_WORD<T>; }
+
+// A matrix (L, D) as B of a product over its columns: for x m^T.
+template <typename T>
+void pack_along(const T* m, int64_t stride, int64_t L, int64_t D, uint32_t* out) {
+    const int64_t words = D / PER_WORD<T>;
+    for (int64_t p = 0; p < panels(L); ++p) {
+        const int64_t first = p * TILE_N, n = L - first < TILE_N ? L - first : TILE_N;
+        pack_panel(reinterpret_cast<const uint32_t*>(m + first * stride), stride / PER_WORD<T>, n, words, words,
+                   out + p * TILE_N * words);
+    }
+}
+
+// The same as B of a product over its rows: for x m.
+template <typename T>
+void pack_values(const T* m, int64_t stride, int64_t L, int64_t D, uint32_t* out) {
+    for (int64_t p = 0; p < panels(D); ++p)
+        pack_down(m + p * TILE_N, stride, L, D - p * TILE_N, out + p * TILE_N * words_of<T>(L));
+}
+
+// f(i, column, acc) for each vector of rows [0, M) of A times a packed matrix of `columns`, of which panel p starts
+// `panel` words after the one before. A's rows are `lda` words apart; or where SIDEWAYS, its words along k.
+template <typename T, int M, bool SIDEWAYS = false, typename F>
+void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, int64_t words, int64_t columns, const F& f) {
+    for (int64_t p = 0; p < panels(columns); ++p) {
+        Vec acc[M][NV];
+        for (int i = 0; i < M; ++i)
+            for (int v = 0; v < NV; ++v) acc[i][v] = set(0.0f);
+        if constexpr (SIDEWAYS) {
+            for (int64_t k = 0; k < words; ++k) {
+                Vec column[NV];
+                for (int v = 0; v < NV; ++v) column[v] = load_word(b + p * panel + (k * NV + v) * WIDTH);
+                for (int i = 0; i < M; ++i) {
+                    const Vec row = broadcast(a + k * lda + i);
+                    for (int v = 0; v < NV; ++v) acc[i][v] = dot(acc[i][v], row, column[v], static_cast<const T*>(nullptr));
+                }
+            }
+        } else {
+            multiply<T>(a, lda, b + p * panel, words, acc);
+        }
+        for (int i = 0; i < M; ++i)
+            for (int v = 0; v < NV; ++v) f(i, p * TILE_N + v * WIDTH, acc[i][v]);
+    }
+}
+
+// Stores lanes of `v` at column n of a row of `columns`.
+template <typename T>
+void store_within(T* row, int64_t n, int64_t columns, Vec v) {
+    if (n < columns) store_part(row + n, v, columns - n < WIDTH ? static_cast<int>(columns - n) : WIDTH);
+}
+
+// scores[0, L) -> 2^(scores * scale - their maximum) as T in place, some dropped, zeros up to `padded`. Returns 1 /
+// their sum before any was dropped, and the maximum in `largest`.
+template <typename T>
+float exponentials(float* scores, int64_t L, int64_t padded, float scale, const Dropout& dropout, RowKey key,
+                   float* largest) {
+    Vec top = set(scores[0]);
+    along(L, [&](int64_t n, int lanes) {
+        if (lanes == WIDTH) top = max(top, load(scores + n));
+    });
+    float lanes[WIDTH], highest = scores[0];
+    store(lanes, top);
+    for (int i = 0; i < WIDTH; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
+    for (int64_t i = L / WIDTH * WIDTH; i < L; ++i) highest = scores[i] > highest ? scores[i] : highest;
+    *largest = highest;
+    const Words a = fill(key.a), b = fill(key.b);
+    T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read
+    Vec total = set(0.0f);
+    along(L, [&](int64_t n, int lanes) {
+        const Vec e = exp2(mul(sub(load_part(scores + n, lanes), set(highest)), set(scale)));  // 1 at the maximum
+        const Vec kept = lanes == WIDTH ? e : keep_n(e, lanes);
+        total = add(total, kept);
+        const Words column = count_from(static_cast<uint32_t>(n));
+        store(out + n, dropout.threshold ? mul(kept, keep_factor(dropout, a, b, column)) : kept);
+    });
+    for (int64_t n = (L + WIDTH - 1) / WIDTH * WIDTH; n < padded; n += WIDTH) store(out + n, set(0.0f));
+    return 1.0f / sum(total);
+}
+
+template <typename T>
+int64_t forward_scratch(int64_t L, int64_t D) {
+    const int64_t keys = panels(L) * TILE_N * (D / PER_WORD<T>), values = panels(D) * TILE_N * words_of<T>(L);
+    return sizeof(uint32_t) * (keys + values + VECTOR_ROWS * panels(L) * TILE_N);
+}
+
+template <typename T>
+void forward(const AttentionTraining& training, int64_t start, int64_t L, int64_t head, void* memory) {
+    const Attention& op = training.op;
+    const int64_t D = op.D, words = D / PER_WORD<T>, padded = panels(L) * TILE_N;
+    const T* q = static_cast<const T*>(op.qkv) + start * op.stride_t + head * D;
+    uint32_t* keys = static_cast<uint32_t*>(memory);
+    uint32_t* values = keys + padded * words;
+    float* scores = reinterpret_cast<float*>(values + panels(D) * TILE_N * words_of<T>(L));
+    pack_along(q + op.stride_3, op.stride_t, L, D, keys);
+    pack_values(q + 2 * op.stride_3, op.stride_t, L, D, values);
+
+    each_tile(L, [&](int64_t m, auto rows) {
+        constexpr int M = decltype(rows)::value;
+        const uint32_t* queries = reinterpret_cast<const uint32_t*>(q + m * op.stride_t);
+        product<T, M>(queries, op.stride_t / PER_WORD<T>, keys, TILE_N * words, words, L,
+                      [&](int i, int64_t n, Vec acc) { store(scores + i * padded + n, acc); });
+        float inverse[M];
+        for (int i = 0; i < M; ++i) {
+            const int64_t row = head * training.T + start + m + i;
+            float highest;
+            inverse[i] = exponentials<T>(scores + i * padded, L, padded, op.scale_log2, training.dropout,
+                                         row_key(training.dropout.seed, row), &highest);
+            if (!training.highest) continue;
+            training.highest[row] = highest;
+            training.highest[op.H * training.T + row] = inverse[i];
+        }
+        T* y = static_cast<T*>(op.y) + ((start + m) * op.H + head) * D;
+        product<T, M>(reinterpret_cast<const uint32_t*>(scores), padded, values, TILE_N * words_of<T>(L),
+                      words_of<T>(L), D, [&](int i, int64_t n, Vec acc) {
+                          store_within(y + i * op.H * D, n, D, mul(acc, set(inverse[i])));
+                      });
+    });
+}
+
+// The parts of the backward's scratch memory; Lp is the number of queries in whole panels.
+template <typename T>
+struct Workspace {
+    uint32_t *q_along, *y_along, *dy_along;   // panels(L) x D words
+    uint32_t *q_down, *dy_down, *k_down;      // panels(D) x L words
+    float *highest, *inverse, *delta;         // (Lp,)
+    uint32_t *key_a, *key_b;                  // (Lp,)
+    float* p;                                 // (VECTOR_ROWS, Lp): P^T, negative where dropped
+    T* kept;                                  // (VECTOR_ROWS, Lp): what is left of it
+    T* ds;                                    // (GROUP, Lp): dS^T
+    uint32_t* ds_down;                        // (words of GROUP, Lp): the same, words along the keys
+    float* dq;                                // (L, panels(D) * TILE_N)
+    int64_t bytes;
+
+    Workspace(void* memory, int64_t L, int64_t D) {
+        bytes = 0;
+        const auto take = [&](auto*& part, int64_t count) {
+            part = reinterpret_cast<decltype(+part)>(reinterpret_cast<uintptr_t>(memory) + bytes);
+            bytes += (count * sizeof(*part) + 63) / 64 * 64;
+        };
+        const int64_t Lp = panels(L) * TILE_N;
+        take(q_along, Lp * (D / PER_WORD<T>));
+        take(y_along, Lp * (D / PER_WORD<T>));
+        take(dy_along, Lp * (D / PER_WORD<T>));
+        take(q_down, panels(D) * TILE_N * words_of<T>(L));
+        take(dy_down, panels(D) * TILE_N * words_of<T>(L));
+        take(k_down, panels(D) * TILE_N * words_of<T>(L));
+        take(highest, Lp);
+        take(inverse, Lp);
+        take(delta, Lp);
+        take(key_a, Lp);
+        take(key_b, Lp);
+        take(p, VECTOR_ROWS * Lp);
+        take(kept, VECTOR_ROWS * Lp);
+        take(ds, GROUP * Lp);
+        take(ds_down, PER_WORD<T> > 1 ? GROUP / PER_WORD<T> * Lp : 0);
+        take(dq, L * panels(D) * TILE_N);
+    }
+};
+
+template <typename T>
+int64_t backward_scratch(int64_t L, int64_t D) { return Workspace<T>(nullptr, L, D).bytes; }
+
+// What the queries bring along: their packed matrices, sums, deltas and mask keys. Beyond L the probabilities are zero.
+template <typename T>
+void prepare(const AttentionBackward& back, int64_t start, int64_t L, int64_t head, const T* q, const T* dy,
+             const Workspace<T>& w) {
+    const Attention& op = back.op;
+    const int64_t D = op.D, stride = op.H * D;
+    pack_along(q, op.stride_t, L, D, w.q_along);
+    pack_values(q, op.stride_t, L, D, w.q_down);
+    pack_values(q + op.stride_3, op.stride_t, L, D, w.k_down);
+    pack_along(dy, stride, L, D, w.dy_along);
+    pack_values(dy, stride, L, D, w.dy_down);
+    const T* y = static_cast<const T*>(op.y) + (start * op.H + head) * D;
+    for (int64_t i = 0; i < panels(L) * TILE_N; ++i) {
+        const int64_t row = head * back.T + start + i;
+        const RowKey key = row_key(back.dropout.seed, row);
+        w.highest[i] = i < L ? back.highest[row] : 0.0f;
+        w.inverse[i] = i < L ? back.highest[op.H * back.T + row] : 0.0f;
+        w.key_a[i] = key.a;
+        w.key_b[i] = key.b;
+    }
+    // Summed up as a product does it, so that dP - delta is zero where one key has all the probability.
+    pack_along(y, stride, L, D, w.y_along);
+    const int64_t words = D / PER_WORD<T>;
+    for (int64_t i = 0; i < panels(L) * TILE_N; i += WIDTH) {
+        const int64_t first = i / TILE_N * TILE_N * words + i % TILE_N;
+        Vec delta = set(0.0f);
+        for (int64_t k = 0; k < words; ++k) {
+            const int64_t at = first + k * TILE_N;
+            delta = dot(delta, load_word(w.y_along + at), load_word(w.dy_along + at), static_cast<const T*>(nullptr));
+        }
+        store(w.delta + i, delta);
+    }
+    for (int64_t i = 0; i < L * panels(D) * TILE_N; i += WIDTH) store(w.dq + i, set(0.0f));
+}
+
+// Keys [m, m + M): rows of P^T and dS^T, the latter from row `at` of the group on, and their dK and dV.
+template <typename T, int M>
+void key_tile(const AttentionBackward& back, int64_t L, int64_t m, int64_t at, const T* k, T* dk, const Workspace<T>& w) {
+    const Attention& op = back.op;
+    const Dropout& dropout = back.dropout;
+    const int64_t D = op.D, words = D / PER_WORD<T>, padded = panels(L) * TILE_N, lda = op.stride_t / PER_WORD<T>;
+    const auto load_key = [](const uint32_t* p) { return (Words)load_word(p); };
+    product<T, M>(reinterpret_cast<const uint32_t*>(k), lda, w.q_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec s) {
+        const Vec p = mul(exp2(mul(sub(s, load(w.highest + n)), set(op.scale_log2))), load(w.inverse + n));
+        if (!dropout.threshold) {
+            store(w.p + i * padded + n, p);
+            store(w.kept + i * padded + n, p);
+            return;
+        }
+        const Vec factor = keep_factor(dropout, load_key(w.key_a + n), load_key(w.key_b + n), fill(static_cast<uint32_t>(m + i)));
+        store(w.p + i * padded + n, factor > set(0.0f) ? p : sub(set(0.0f), p));
+        store(w.kept + i * padded + n, mul(p, factor));
+    });
+    T* ds = w.ds + at * padded;
+    const T* v = k + op.stride_3;
+    product<T, M>(reinterpret_cast<const uint32_t*>(v), lda, w.dy_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec dp) {
+        const Vec p = load(w.p + i * padded + n), delta = load(w.delta + n);
+        // A dropped probability has its sign turned: -p (-delta) = p delta.
+        const Vec scaled = dropout.threshold ? mul(dp, set(dropout.scale)) : dp;
+        store(ds + i * padded + n, p < set(0.0f) ? mul(p, delta) : mul(p, sub(scaled, delta)));
+    });
+    const int64_t panel = TILE_N * words_of<T>(L), stride = 3 * op.H * D, row = padded / PER_WORD<T>;
+    const Vec scale = set(op.scale_log2 * 0.6931471805599453f);
+    product<T, M>(reinterpret_cast<const uint32_t*>(ds), row, w.q_down, panel, words_of<T>(L), D,
+                  [&](int i, int64_t n, Vec acc) { store_within(dk + i * stride, n, D, mul(acc, scale)); });
+    T* dv = dk + op.H * D;
+    product<T, M>(reinterpret_cast<const uint32_t*>(w.kept), row, w.dy_down, panel, words_of<T>(L), D,
+                  [&](int i, int64_t n, Vec acc) { store_within(dv + i * stride, n, D, acc); });
+}
+
+// dQ += dS K of the keys [first, first + count), whose dS^T lies in the workspace.
+template <typename T>
+void add_to_dq(int64_t L, int64_t D, int64_t first, int64_t count, const Workspace<T>& w) {
+    const int64_t padded = panels(L) * TILE_N, width = panels(D) * TILE_N, words = words_of<T>(count);
+    const uint32_t* ds = reinterpret_cast<const uint32_t*>(w.ds);
+    if constexpr (PER_WORD<T> > 1) {
+        ds = w.ds_down;
+        for (int64_t k = 0; k < words; ++k)
+            for (int64_t n = 0; n < padded; n += WIDTH) {
+                const T* rows = w.ds + k * PER_WORD<T> * padded + n;
+                store_words(w.ds_down + k * padded + n, down(rows, padded, (k + 1) * PER_WORD<T> <= count, WIDTH));
+            }
+    }
+    const uint32_t* keys = w.k_down + first / PER_WORD<T> * TILE_N;
+    each_tile(L, [&](int64_t m, auto rows) {
+        constexpr int M = decltype(rows)::value;
+        product<T, M, true>(ds + m, padded, keys, TILE_N * words_of<T>(L), words, D, [&](int i, int64_t n, Vec acc) {
+            float* out = w.dq + (m + i) * width + n;
+            store(out, add(load(out), acc));
+        });
+    });
+}
+
+template <typename T>
+void backward(const AttentionBackward& back, int64_t start, int64_t L, int64_t head, void* memory) {
+    const Attention& op = back.op;
+    const int64_t D = op.D, stride = 3 * op.H * D;
+    const T* q = static_cast<const T*>(op.qkv) + start * op.stride_t + head * D;
+    const T* dy = static_cast<const T*>(back.dy) + (start * op.H + head) * D;
+    T* dq = static_cast<T*>(back.dqkv) + start * stride + head * D;
+    const Workspace<T> w(memory, L, D);
+    prepare(back, start, L, head, q, dy, w);
+    for (int64_t first = 0; first < L; first += GROUP) {
+        const int64_t count = L - first < GROUP ? L - first : GROUP;
+        each_tile(count, [&](int64_t at, auto rows) {
+            const int64_t m = first + at;
+            key_tile<T, decltype(rows)::value>(back, L, m, at, q + op.stride_3 + m * op.stride_t,
+                                               dq + op.H * D + m * stride, w);
+        });
+        add_to_dq(L, D, first, count, w);
+    }
+    const Vec scale = set(op.scale_log2 * 0.6931471805599453f);
+    for (int64_t i = 0; i < L; ++i)
+        along(D, [&](int64_t n, int lanes) {
+            store_part(dq + i * stride + n, mul(load(w.dq + i * panels(D) * TILE_N + n), scale), lanes);
+        });
+}
+
+}  // namespace
+
+const AttentionTrainingKernels attention_training_kernels = {
+    forward_scratch<float>,  forward_scratch<bf16>, backward_scratch<float>, backward_scratch<bf16>,
+    forward<float>,          forward<bf16>,         backward<float>,         backward<bf16>};
+
+}  // namespace fastbert::FASTBERT_ISA

@@ -1,0 +1,69 @@
+// Shares what surrounds the products of linear's backward out over threads. Compiled for the base instruction set.
+#include <algorithm>
+
+#include "training_kernels.h"
+
+namespace fastbert {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Waking a thread costs some microseconds, the time of about 16 thousand elements.
+int team(int threads, int64_t elements) {
+    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, elements / 16384 + 1)));
+}
+
+}  // namespace
+
+void activate_cpu(const Activate& op, Isa isa, int threads) {
+    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    const auto run = op.dtype == DType::f32 ? kernels.activate_f32 : kernels.activate_bf16;
+    constexpr int64_t PART = 8192;
+#pragma omp parallel for num_threads(team(threads, op.n)) schedule(dynamic)
+    for (int64_t part = 0; part < divide_up(op.n, PART); ++part)
+        run(op, part * PART, std::min(op.n, (part + 1) * PART));
+}
+
+void activation_backward_cpu(const ActivationBackward& op, Isa isa, int threads) {
+    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    const auto run = op.dtype == DType::f32 ? kernels.backward_f32 : kernels.backward_bf16;
+    const int64_t blocks = divide_up(op.M, PARTIAL_ROWS), strips = divide_up(op.N, kernels.strip_columns);
+#pragma omp parallel for num_threads(team(threads, op.M * op.N)) schedule(dynamic)
+    for (int64_t task = 0; task < blocks * strips; ++task) run(op, task / strips, task % strips);
+}
+
+void sum_partials_cpu(const SumPartials& op, Isa isa) {
+    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    (op.dtype == DType::f32 ? kernels.sum_f32 : kernels.sum_bf16)(op.partials, op.blocks, op.N, op.N, op.out);
+}
+
+// Shared out as linear_cpu is: a block of rows stays in L2 while the panels of a task pass by.
+void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads) {
+    if (op.N == 0 || op.K == 0) return;
+    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    const bool wide = op.dtype == DType::f32;
+    const auto run = wide ? kernels.gradient_f32 : kernels.gradient_bf16;
+    constexpr int64_t BLOCK_BYTES = 384 * 1024;
+    const int64_t row_bytes = std::max<int64_t>(op.tokens, 1) * (wide ? 4 : 2), panels = divide_up(op.K, kernels.tile_n);
+    const int64_t most = std::max<int64_t>(BLOCK_BYTES / row_bytes / kernels.tile_m, 2) * kernels.tile_m;
+    const int64_t blocks = divide_up(op.N, most);
+    const int64_t rows = divide_up(divide_up(op.N, blocks), kernels.tile_m) * kernels.tile_m;
+    const int64_t ranges = std::min(panels, divide_up(8 * threads, blocks));
+    const int64_t tasks = divide_up(op.N, rows) * ranges;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t first = task / ranges * rows, range = task % ranges;
+        run(op, first, std::min(op.N, first + rows), panels * range / ranges, panels * (range + 1) / ranges);
+    }
+}
+
+void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads) {
+    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    const auto run = op.dtype == DType::f32 ? kernels.pack_f32 : kernels.pack_bf16;
+    constexpr int64_t PART = 64;
+    const int64_t parts = std::max<int64_t>(1, divide_up(op.rows, PART));
+#pragma omp parallel for num_threads(team(threads, op.rows * op.N)) schedule(dynamic)
+    for (int64_t part = 0; part < parts; ++part) run(op, part * PART, std::min(op.rows, (part + 1) * PART));
+}
+
+}  // namespace fastbert

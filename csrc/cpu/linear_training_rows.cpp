@@ -1,0 +1,183 @@
+// What surrounds the products of linear's backward: activations and their derivatives, transposes and sums; compiled
+// once per instruction set.
+#include "training_kernels.h"
+#include "words.h"
+
+namespace fastbert::FASTBERT_ISA {
+namespace {
+
+// Calls f with an activation's function, so that the choice is made outside the loops.
+template <typename F>
+void with_activation(Activation activation, const F& f) {
+    switch (activation) {
+        case Activation::gelu: return f([](Vec z) { return gelu(z); });
+        case Activation::gelu_tanh: return f([](Vec z) { return gelu_tanh(z); });
+        case Activation::relu: return f([](Vec z) { return max(z, set(0.0f)); });
+        case Activation::silu: return f([](Vec z) { return silu(z); });
+        case Activation::tanh: return f([](Vec z) { return tanh(z); });
+        case Activation::none: return f([](Vec z) { return z; });
+    }
+}
+
+// Phi(z) + z phi(z), phi the density of the normal distribution.
+Vec gelu_slope(Vec z) {
+    const Vec a = z < set(0.0f) ? sub(set(0.0f), z) : z;
+    const Vec tail = a > set(6.0f) ? set(0.0f) : normal_tail(min(a, set(6.0f)));
+    const Vec below = z < set(0.0f) ? tail : sub(set(1.0f), tail);
+    const Vec density = mul(exp(mul(set(-0.5f), mul(z, z))), set(0.3989422804014327f));
+    return fma(z, density, below);
+}
+
+// s + z s' where gelu_tanh(z) = z s, s a sigmoid.
+Vec gelu_tanh_slope(Vec z) {
+    const Vec square = mul(z, z), k = set(1.5957691216057308f);
+    const Vec s = sigmoid(mul(mul(k, z), fma(set(0.044715f), square, set(1.0f))));
+    const Vec inner = mul(k, fma(set(0.134145f), square, set(1.0f)));
+    return fma(mul(mul(z, s), sub(set(1.0f), s)), inner, s);
+}
+
+Vec silu_slope(Vec z) {
+    const Vec s = sigmoid(z);
+    return mul(s, fma(z, sub(set(1.0f), s), set(1.0f)));
+}
+
+// The same for derivatives: of z, or of y = activation(z) for relu and tanh.
+template <typename F>
+void with_slope(Activation activation, const F& f) {
+    switch (activation) {
+        case Activation::gelu: return f([](Vec z) { return gelu_slope(z); });
+        case Activation::gelu_tanh: return f([](Vec z) { return gelu_tanh_slope(z); });
+        case Activation::relu: return f([](Vec y) { return y > set(0.0f) ? set(1.0f) : set(0.0f); });
+        case Activation::silu: return f([](Vec z) { return silu_slope(z); });
+        case Activation::tanh: return f([](Vec y) { return sub(set(1.0f), mul(y, y)); });
+        case Activation::none: return;
+    }
+}
+
+template <typename T>
+void activate(const Activate& op, int64_t begin, int64_t end) {
+    const T* x = static_cast<const T*>(op.x) + begin;
+    T* y = static_cast<T*>(op.y) + begin;
+    with_activation(op.activation, [&](auto function) {
+        along(end - begin, [&](int64_t n, int lanes) { store_part(y + n, function(load_part(x + n, lanes)), lanes); });
+    });
+}
+
+// Columns of a strip: the tile of dz that is transposed stays in L1. Its rows are padded so that a column of it does
+// not fall into a single set of the cache.
+constexpr int64_t STRIP = 128, PADDED = STRIP + 16;
+
+// sum += v with what rounding takes away kept in `lost` (Kahan, 1965): a bias gradient is a sum over all tokens.
+static inline void add_exactly(float* sum, float* lost, Vec v) {
+    const Vec before = load(sum), term = sub(v, load(lost)), after = add(before, term);
+    store(lost, sub(sub(after, before), term));
+    store(sum, after);
+}
+
+// dz of a tile into `tile`, and where it is wanted into the output and the sums (2, PADDED).
+template <typename T>
+void activation_tile(const ActivationBackward& op, int64_t m, int64_t rows, int64_t n, int64_t columns, T* tile,
+                     float* sums) {
+    const auto run = [&](auto slope, auto plain) {
+        for (int64_t i = 0; i < rows; ++i) {
+            const T* dy = static_cast<const T*>(op.dy) + (m + i) * op.stride_dym + n;
+            const T* saved = static_cast<const T*>(op.saved) + (decltype(plain)::value ? 0 : (m + i) * op.stride_sm + n);
+            T* dz = op.dz ? static_cast<T*>(op.dz) + (m + i) * op.stride_dz + n : nullptr;
+            along(columns, [&](int64_t j, int lanes) {
+                Vec v = load_part(dy + j, lanes);
+                if constexpr (!decltype(plain)::value) v = mul(v, slope(load_part(saved + j, lanes)));
+                if (sums) add_exactly(sums + j, sums + PADDED + j, v);
+                if (op.dzt) store(tile + i * PADDED + j, v);
+                if (dz) store_part(dz + j, v, lanes);
+            });
+        }
+    };
+    if (op.activation == Activation::none) run([](Vec v) { return v; }, Rows<1>{});
+    else with_slope(op.activation, [&](auto slope) { run(slope, Rows<0>{}); });
+}
+
+template <typename T>
+void backward(const ActivationBackward& op, int64_t block, int64_t strip) {
+    const int64_t m = block * PARTIAL_ROWS, n = strip * STRIP;
+    const int64_t rows = op.M - m < PARTIAL_ROWS ? op.M - m : PARTIAL_ROWS;
+    const int64_t columns = op.N - n < STRIP ? op.N - n : STRIP;
+    alignas(64) T tile[PARTIAL_ROWS * PADDED];
+    alignas(64) float sums[2 * PADDED];
+    for (int64_t j = 0; j < 2 * PADDED; ++j) sums[j] = 0.0f;
+    activation_tile<T>(op, m, rows, n, columns, tile, op.partials ? sums : nullptr);
+
+    if (op.partials)
+        for (int64_t j = 0; j < columns; ++j) op.partials[block * op.N + n + j] = sums[j];
+    if (op.dz && n + columns == op.N)
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = op.N; j < op.stride_dz; ++j) static_cast<T*>(op.dz)[(m + i) * op.stride_dz + j] = 0;
+    if (!op.dzt) return;
+    // The last block also writes the zeros behind the last row.
+    const int64_t padded = m + rows == op.M ? op.stride_dzt - m : rows;
+    for (int64_t j = 0; j < columns; ++j) {
+        T* out = static_cast<T*>(op.dzt) + (n + j) * op.stride_dzt + m;
+        for (int64_t i = 0; i < rows; ++i) out[i] = tile[i * PADDED + j];
+        for (int64_t i = rows; i < padded; ++i) out[i] = 0;
+    }
+}
+
+// The layout is that of linear_rows.cpp: TILE_N biases, here zeros, and then word by word.
+template <typename T>
+void pack(const PackTransposed& op, int64_t begin, int64_t end) {
+    const T* source = static_cast<const T*>(op.source);
+    const int64_t words = padded_words<T>(op.K / PER_WORD<T>), panels = (op.N + TILE_N - 1) / TILE_N;
+    const int64_t last = end < op.rows ? (end + PER_WORD<T> - 1) / PER_WORD<T> : words;
+    for (int64_t k = begin / PER_WORD<T>; k < last; ++k)
+        for (int64_t p = 0; p < panels; ++p) {
+            uint32_t* panel = static_cast<uint32_t*>(op.packed) + p * TILE_N * (words + 1);
+            uint32_t* out = panel + TILE_N + k * TILE_N;
+            if (k * PER_WORD<T> < op.rows)
+                pack_down_row(source + p * TILE_N, op.stride, op.rows, op.N - p * TILE_N, k, out);
+            else
+                for (int v = 0; v < NV; ++v) store_words(out + v * WIDTH, fill(0));
+        }
+    for (int64_t p = 0; p < panels && begin == 0; ++p)
+        for (int v = 0; v < NV; ++v)
+            store_words(static_cast<uint32_t*>(op.packed) + p * TILE_N * (words + 1) + v * WIDTH, fill(0));
+}
+
+template <typename T>
+void gradient(const WeightGradient& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+#if defined(FASTBERT_AMX)
+    const TilesInUse tiles;
+#endif
+    const int64_t words = op.tokens / PER_WORD<T>, lda = op.stride_dzt / PER_WORD<T>;
+    const uint32_t* dzt = static_cast<const uint32_t*>(op.dzt);
+    for (int64_t p = panel_begin; p < panel_end; ++p) {
+        const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * TILE_N * (padded_words<T>(words) + 1);
+        for (int64_t m = row_begin; m < row_end; m += TILE_M<T>) {
+            const int64_t rows = row_end - m < TILE_M<T> ? row_end - m : TILE_M<T>;
+            product<T>(dzt + m * lda, lda, rows, panel + TILE_N, words, [&](int i, int v, Vec part) {
+                const int64_t n = p * TILE_N + v * WIDTH, at = (m + i) * op.K + n;
+                if (n >= op.K) return;
+                const int lanes = op.K - n < WIDTH ? static_cast<int>(op.K - n) : WIDTH;
+                const Vec sum = op.first ? part : add(load_part(op.sums + at, lanes), part);
+                if (op.last) store_part(static_cast<T*>(op.dweight) + at, sum, lanes);
+                else store_part(op.sums + at, sum, lanes);
+            });
+        }
+    }
+}
+
+template <typename T>
+void sum_partials(const float* partials, int64_t blocks, int64_t stride, int64_t N, void* out) {
+    along(N, [&](int64_t n, int lanes) {
+        float sums[2 * WIDTH] = {};
+        for (int64_t block = 0; block < blocks; ++block)
+            add_exactly(sums, sums + WIDTH, load_part(partials + block * stride + n, lanes));
+        store_part(static_cast<T*>(out) + n, load(sums), lanes);
+    });
+}
+
+}  // namespace
+
+const LinearTrainingKernels linear_training_kernels = {
+    activate<float>, activate<bf16>, STRIP,  backward<float>, backward<bf16>, pack<float>,         pack<bf16>,
+    TILE_M<bf16>,   TILE_N,         gradient<float>, gradient<bf16>,  sum_partials<float>, sum_partials<bf16>};
+
+}  // namespace fastbert::FASTBERT_ISA

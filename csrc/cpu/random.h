@@ -1,0 +1,51 @@
+// Dropout by a hash: which element of a matrix is dropped follows from seed, row and column alone, so the backward
+// finds the forward's mask again whatever the tiles and threads.
+//
+// A row's key is 64 bits of splitmix64 (Steele et al., 2014). A column is hashed with its two halves by triple32
+// (Wellons, 2018, "Prospecting for hash functions"), the second half going in after the first round: 13 operations a
+// vector.
+#pragma once
+
+#include "../training.h"
+#include "vec_math.h"
+
+namespace fastbert::FASTBERT_ISA {
+
+using Words = uint32_t __attribute__((vector_size(sizeof(Vec))));
+
+struct RowKey {
+    uint32_t a, b;
+};
+
+static inline RowKey row_key(uint64_t seed, uint64_t row) {
+    uint64_t z = seed + (row + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    return {static_cast<uint32_t>(z), static_cast<uint32_t>(z >> 32)};
+}
+
+static inline Words fill(uint32_t v) { return Words{} + v; }
+
+static inline Words count_from(uint32_t first) {
+    Words out = {};
+    for (int i = 0; i < WIDTH; ++i) out[i] = static_cast<uint32_t>(i);
+    return out + first;
+}
+
+// 32 random bits an element; keys and columns a lane each, so that rows may lie along either side of a tile.
+static inline Words random_bits(Words a, Words b, Words column) {
+    Words x = column + a;
+    x = (x ^ (x >> 17)) * 0xed5ad4bbu;
+    x ^= b;
+    x = (x ^ (x >> 11)) * 0xac4c1b51u;
+    x = (x ^ (x >> 15)) * 0x31848babu;
+    return x ^ (x >> 14);
+}
+
+// `scale` where an element stays, 0 where it is dropped.
+static inline Vec keep_factor(const Dropout& dropout, Words a, Words b, Words column) {
+    return random_bits(a, b, column) >= fill(dropout.threshold) ? set(dropout.scale) : set(0.0f);
+}
+
+}  // namespace fastbert::FASTBERT_ISA

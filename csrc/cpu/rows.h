@@ -1,0 +1,38 @@
+// Walking along a row whose length is no multiple of WIDTH.
+#pragma once
+
+#include "vec_math.h"
+
+namespace fastbert::FASTBERT_ISA {
+
+template <typename T>
+static inline Vec load_part(const T* p, int lanes) { return lanes == WIDTH ? load(p) : load_n(p, lanes); }
+template <typename T>
+static inline void store_part(T* p, Vec v, int lanes) {
+    if (lanes == WIDTH) store(p, v);
+    else store_n(p, v, lanes);
+}
+
+// Calls f(n, lanes) for each vector of [0, N).
+template <typename F>
+static inline void along(int64_t N, const F& f) {
+    int64_t n = 0;
+    for (; n + WIDTH <= N; n += WIDTH) f(n, WIDTH);
+    if (n < N) f(n, static_cast<int>(N - n));
+}
+
+// The sum of acc = f(acc, n, lanes) over [0, N), in two accumulators in the order of add_layer_norm_rows.cpp.
+template <typename F>
+static inline float sum_along(int64_t N, const F& f) {
+    Vec a = set(0.0f), b = set(0.0f);
+    int64_t n = 0;
+    for (; n + 2 * WIDTH <= N; n += 2 * WIDTH) {
+        a = f(a, n, WIDTH);
+        b = f(b, n + WIDTH, WIDTH);
+    }
+    for (; n + WIDTH <= N; n += WIDTH) a = f(a, n, WIDTH);
+    if (n < N) b = f(b, n, static_cast<int>(N - n));
+    return sum(add(a, b));
+}
+
+}  // namespace fastbert::FASTBERT_ISA

@@ -1,0 +1,39 @@
+// Words of 32 bits that run down the rows of a matrix, as B of a product has them (tile.h): one fp32, or two bf16 of
+// neighbouring rows.
+#pragma once
+
+#include "random.h"
+#include "rows.h"
+#include "tile.h"
+
+namespace fastbert::FASTBERT_ISA {
+
+// Of the first `lanes` columns; `second` says whether there is a row after the one at p.
+static inline Words down(const float* p, int64_t, bool, int lanes) { return (Words)load_part(p, lanes); }
+static inline Words down(const bf16* p, int64_t stride, bool second, int lanes) {
+    const Words even = (Words)load_part(p, lanes) >> 16;
+    return second ? even | (Words)load_part(p + stride, lanes) : even;
+}
+
+static inline void store_words(uint32_t* p, Words v) { store(reinterpret_cast<float*>(p), (Vec)v); }
+
+// TILE_N columns, the first n of which exist, of word row k of a matrix of `rows` rows.
+template <typename T>
+static inline void pack_down_row(const T* src, int64_t stride, int64_t rows, int64_t n, int64_t k, uint32_t* out) {
+    const T* row = src + k * PER_WORD<T> * stride;
+    const bool second = (k + 1) * PER_WORD<T> <= rows;
+    for (int v = 0; v < NV; ++v) {
+        const int64_t rest = n - v * WIDTH;
+        const int lanes = rest < WIDTH ? static_cast<int>(rest) : WIDTH;
+        store_words(out + v * WIDTH, lanes > 0 ? down(row + v * WIDTH, stride, second, lanes) : fill(0));
+    }
+}
+
+// A panel of TILE_N columns, the first n of which exist.
+template <typename T>
+static inline void pack_down(const T* src, int64_t stride, int64_t rows, int64_t n, uint32_t* panel) {
+    const int64_t words = (rows + PER_WORD<T> - 1) / PER_WORD<T>;
+    for (int64_t k = 0; k < words; ++k) pack_down_row(src, stride, rows, n, k, panel + k * TILE_N);
+}
+
+}  // namespace fastbert::FASTBERT_ISA

@@ -1,0 +1,122 @@
+// What training adds to fastbert.h: forward passes that keep what the backward needs, and the backward passes, on CPU.
+// dtype f32 or bf16; `isa` one of supported_isas(); at most `threads` threads, whose number changes no bit of a result.
+#pragma once
+
+#include "fastbert.h"
+
+namespace fastbert {
+
+// Element (row, column) is dropped where a hash of seed, row and column is below the threshold, and multiplied by
+// `scale` elsewhere: the mask is never stored, and the same on every instruction set.
+struct Dropout {
+    uint64_t seed;
+    uint32_t threshold;  // p * 2^32; 0 for no dropout
+    float scale;         // 1 / (1 - p)
+};
+
+// y = LayerNorm(dropout(x) + residual) * weight + bias; residual, mean and rstd may be null.
+struct AddLayerNormTraining {
+    AddLayerNorm op;
+    Dropout dropout;
+    float* mean;  // (M,)
+    float* rstd;  // (M,)
+};
+
+// dresidual = the gradient of dropout(x) + residual, dx that of x; any output may be null.
+struct AddLayerNormBackward {
+    AddLayerNorm op;  // its x, residual and weight; y and bias are not read
+    Dropout dropout;
+    const float* mean;
+    const float* rstd;
+    const void* dy;   // (M, N)
+    void* dx;         // (M, N), contiguous as the next
+    void* dresidual;  // (M, N)
+    void* dweight;    // (N,)
+    void* dbias;      // (N,)
+    float* partials;  // (blocks of PARTIAL_ROWS rows, 2, N): workspace, where dweight or dbias is wanted
+    int64_t stride_dym;
+};
+
+// Sums over rows are taken by blocks of so many rows, and then over the blocks in order.
+constexpr int64_t PARTIAL_ROWS = 64;
+
+// y = activation(x), elementwise over n contiguous elements.
+struct Activate {
+    DType dtype;
+    int64_t n;
+    const void* x;
+    void* y;
+    Activation activation;
+};
+
+// dz = dy * activation'(z), its transpose, and its sums over blocks of PARTIAL_ROWS rows; any output may be null.
+struct ActivationBackward {
+    DType dtype;
+    int64_t M, N;
+    const void* dy;     // (M, N)
+    const void* saved;  // (M, N): z, or for relu and tanh activation(z); not read for none
+    void* dz;           // (M, stride_dz): columns from N on are set to zero
+    void* dzt;          // (N, stride_dzt): columns from M on are set to zero
+    float* partials;    // (blocks, N)
+    int64_t stride_dym, stride_sm, stride_dz, stride_dzt;
+    Activation activation;
+};
+
+// out = the sum over blocks of partials, in order.
+struct SumPartials {
+    DType dtype;
+    int64_t blocks, N;
+    const float* partials;  // (blocks, N)
+    void* out;              // (N,)
+};
+
+// Packs the transpose of a matrix as pack_weight_cpu packs a weight (N, K), without a bias.
+struct PackTransposed {
+    DType dtype;
+    int64_t N, K;
+    const void* source;  // (rows, N), rows <= K: what is missing of K counts as zero
+    void* packed;        // packed_weight_bytes(dtype, N, K, isa) bytes, aligned to 64
+    int64_t rows, stride;
+};
+
+// dW += dz^T x over some tokens. The sum is held in fp32 until the last of them: in `sums`, which may be dweight itself
+// in fp32, and is not read at the first.
+struct WeightGradient {
+    DType dtype;
+    int64_t N, K, tokens;  // tokens even in bf16
+    const void* dzt;       // (N, tokens)
+    const void* packed;    // x (tokens, K), by pack_transposed_cpu
+    float* sums;           // (N, K); may be null where first and last
+    void* dweight;         // (N, K)
+    int64_t stride_dzt;
+    bool first, last;
+};
+
+// attention, with probabilities dropped; row h * T + t of the mask is token t's in head h, columns are keys.
+struct AttentionTraining {
+    Attention op;
+    Dropout dropout;
+    int64_t T;
+    float* highest;  // (2, H, T) or null: each query's largest score, 1 / sum of 2^(scale_log2 (score - largest))
+};
+
+struct AttentionBackward {
+    Attention op;  // its y is the forward's result
+    Dropout dropout;
+    int64_t T;
+    const float* highest;  // (2, H, T), from the forward
+    const void* dy;        // (T, H, D), contiguous
+    void* dqkv;            // (T, 3, H, D), contiguous
+};
+
+void add_layer_norm_training_cpu(const AddLayerNormTraining& op, Isa isa, int threads);
+void add_layer_norm_backward_cpu(const AddLayerNormBackward& op, Isa isa, int threads);
+void activate_cpu(const Activate& op, Isa isa, int threads);
+void activation_backward_cpu(const ActivationBackward& op, Isa isa, int threads);
+void sum_partials_cpu(const SumPartials& op, Isa isa);
+void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads);
+void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads);
+void attention_training_cpu(const AttentionTraining& op, Isa isa, int threads);
+void attention_backward_cpu(const AttentionBackward& op, Isa isa, int threads);
+
+}  // namespace fastbert

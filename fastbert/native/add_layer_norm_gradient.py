@@ -1,0 +1,87 @@
+"""add_layer_norm for training, on the CPU: the forward keeps its statistics, the backward reads them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa
+from fastbert.native.workspace import workspace
+
+
+def add_layer_norm_training(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """LayerNorm(dropout(x) + residual) * weight + bias, (M, N), and its means and 1 / deviations, (2, M) fp32.
+
+    The mask follows from `seed`. Without `keep` there are no statistics. The caller has asked
+    `supports_add_layer_norm`.
+    """
+    M, N = x.shape
+    y = torch.empty((M, N), dtype=x.dtype)
+    statistics = torch.empty((2, M), dtype=torch.float32) if keep else None
+    addresses = (0, 0) if statistics is None else (statistics.data_ptr(), statistics.data_ptr() + 4 * M)
+    C.add_layer_norm_training_cpu(
+        *_inputs(x, residual, weight),
+        bias.data_ptr(),
+        y.data_ptr(),
+        eps,
+        dropout_p,
+        seed,
+        *addresses,
+        chosen_isa()[1],
+        torch.get_num_threads(),
+    )
+    return y, statistics
+
+
+def add_layer_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    statistics: Tensor,
+    *,
+    dropout_p: float,
+    seed: int,
+    wanted: tuple[bool, bool, bool, bool] = (True, True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, residual, weight and bias, None where not `wanted`; dweight and dbias summed in fp32."""
+    M, N = x.shape
+    want_x, want_residual, want_weight, want_bias = wanted
+    if dy.stride(1) != 1 and N > 1:
+        dy = dy.contiguous()
+    fresh = lambda *shape: torch.empty(shape, dtype=x.dtype)  # noqa: E731
+    shared = want_x and want_residual and not dropout_p  # one gradient for both
+    dx = fresh(M, N) if want_x else None
+    dresidual = fresh(M, N) if want_residual and not shared else None
+    dweight, dbias = (fresh(N) if want else None for want in (want_weight, want_bias))
+    blocks = -(-M // C.PARTIAL_ROWS) if want_weight or want_bias else 0
+    (partials,) = workspace((torch.float32, (blocks, 2, N)))
+    C.add_layer_norm_backward_cpu(
+        *_inputs(x, residual, weight),
+        dropout_p,
+        seed,
+        statistics.data_ptr(),
+        statistics.data_ptr() + 4 * M,
+        dy.data_ptr(),
+        dy.stride(0),
+        *(0 if t is None else t.data_ptr() for t in (dx, dresidual, dweight, dbias)),
+        partials.data_ptr(),
+        chosen_isa()[1],
+        torch.get_num_threads(),
+    )
+    return dx, dx if shared else dresidual, dweight, dbias
+
+
+def _inputs(x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[int, ...]:
+    second = (0, 0) if residual is None else (residual.data_ptr(), residual.stride(0))
+    return CPU_DTYPES[x.dtype], *x.shape, x.data_ptr(), x.stride(0), *second, weight.data_ptr()

@@ -1,0 +1,82 @@
+"""attention for training, on the CPU: the forward keeps each query's maximum and sum, the backward reads them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa
+
+
+def attention_training(
+    qkv: Tensor, cu_seqlens: Tensor, *, scale: float | None, dropout_p: float = 0.0, seed: int = 0, keep: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """softmax(scale q k^T) v with dropped probabilities: (T, 3, H, D) -> (T, H, D).
+
+    Beside it (2, H, T) fp32 for the backward, where `keep` asks for it. The mask follows from `seed`. The caller has
+    asked `supports_attention`.
+    """
+    tokens, _, heads, width = qkv.shape
+    _check_end(cu_seqlens, tokens)
+    y = torch.empty((tokens, heads, width), dtype=qkv.dtype)
+    statistics = torch.empty((2, heads, tokens), dtype=torch.float32) if keep else None
+    C.attention_training_cpu(
+        *_inputs(qkv, cu_seqlens, y, scale),
+        dropout_p,
+        seed,
+        0 if statistics is None else statistics.data_ptr(),
+        chosen_isa()[1],
+        torch.get_num_threads(),
+    )
+    return y, statistics
+
+
+def attention_backward(
+    dy: Tensor,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    y: Tensor,
+    statistics: Tensor,
+    *,
+    scale: float | None,
+    dropout_p: float,
+    seed: int,
+) -> Tensor:
+    """The gradient of qkv, (T, 3, H, D): probabilities are made again, a tile of keys at a time."""
+    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype)
+    dy = dy.contiguous()
+    C.attention_backward_cpu(
+        *_inputs(qkv, cu_seqlens, y, scale),
+        dropout_p,
+        seed,
+        statistics.data_ptr(),
+        dy.data_ptr(),
+        dqkv.data_ptr(),
+        chosen_isa()[1],
+        torch.get_num_threads(),
+    )
+    return dqkv
+
+
+def _inputs(qkv: Tensor, cu_seqlens: Tensor, y: Tensor, scale: float | None) -> tuple[int | float, ...]:
+    tokens, _, heads, width = qkv.shape
+    return (
+        CPU_DTYPES[qkv.dtype],
+        tokens,
+        len(cu_seqlens) - 1,
+        heads,
+        width,
+        qkv.data_ptr(),
+        qkv.stride(0),
+        qkv.stride(1),
+        cu_seqlens.data_ptr(),
+        y.data_ptr(),
+        (width**-0.5 if scale is None else scale) * math.log2(math.e),
+    )
+
+
+def _check_end(cu_seqlens: Tensor, tokens: int) -> None:
+    if cu_seqlens[-1] != tokens:  # a token of no sequence would get whatever gradient lay in memory
+        raise ValueError(f"attention: cu_seqlens ends at {int(cu_seqlens[-1])}; there are {tokens} tokens")

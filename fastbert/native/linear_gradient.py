@@ -1,0 +1,120 @@
+"""linear for training, on the CPU: the forward keeps what the activation's derivative needs, the backward multiplies.
+
+With z = x W^T + b and dz = dy activation'(z): dx = dz W, dW = dz^T x, db = the sum of dz over rows. Both products are
+those of the forward, whose second factor is a packed weight: W^T is packed once for as long as W stays, x^T anew.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa
+from fastbert.native.linear import linear_into
+from fastbert.native.packed_weights import kept_transpose
+from fastbert.native.workspace import workspace
+
+# Tokens are taken so many words (of one fp32, two bf16) at a time, so that a strip of dz^T and a panel of x lie in the
+# L2 cache. Over 16384 at once, dW took 1.6 times as long.
+_CHUNK_WORDS = 1024
+# Their derivatives follow from the output, which the next op keeps anyway.
+_FROM_OUTPUT = ("relu", "tanh")
+
+
+def linear_training(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """act(x weight^T + bias), (M, N), and the tensor that the backward takes as `saved`, if any.
+
+    The caller has asked `supports_linear`.
+    """
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
+    if activation is None or activation in _FROM_OUTPUT:
+        linear_into(y, x, weight, bias, activation)
+        return y, None if activation is None else y
+    z = torch.empty_like(y)
+    linear_into(z, x, weight, bias, None)
+    code, isa, threads = CPU_DTYPES[x.dtype], chosen_isa()[1], torch.get_num_threads()
+    C.activate_cpu(code, z.numel(), z.data_ptr(), y.data_ptr(), ACTIVATIONS[activation], isa, threads)
+    return y, z
+
+
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    activation: str | None,
+    wanted: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias, None where not `wanted`: dy (M, N) -> (M, K), (N, K), (N,); sums in fp32."""
+    (M, N), K, dtype = dy.shape, x.shape[1], x.dtype
+    want_x, want_weight, want_bias = wanted
+    code, isa, threads = CPU_DTYPES[dtype], chosen_isa()[1], torch.get_num_threads()
+    per_word = 4 // dtype.itemsize
+    if dy.stride(1) != 1 and N > 1:
+        dy = dy.contiguous()
+    direct = activation is None and N % per_word == 0 and dy.stride(0) % per_word == 0 and dy.data_ptr() % 4 == 0
+    chunk = min(M, _CHUNK_WORDS * per_word)
+    inner, stride = _even(N, per_word), _even(chunk, per_word) + 64 // dtype.itemsize
+    dz, dzt, packed_x, sums, partials = workspace(
+        (dtype, (chunk, inner) if want_x and not direct else (0, 0)),
+        (dtype, (N, stride) if want_weight else (0, 0)),
+        (
+            torch.uint8,
+            (C.packed_weight_bytes(code, C.PRECISION_full, K, _even(chunk, per_word), isa) if want_weight else 0,),
+        ),
+        (torch.float32, (N, K) if want_weight and chunk < M and per_word > 1 else (0, 0)),
+        (torch.float32, (-(-M // C.PARTIAL_ROWS), N) if want_bias else (0, 0)),
+    )
+    dx = torch.empty((M, K), dtype=dtype) if want_x else None
+    dweight = (torch.empty if M else torch.zeros)((N, K), dtype=dtype) if want_weight else None
+    dbias = torch.empty(N, dtype=dtype) if want_bias else None
+    packed = _packed_transpose(weight, inner) if want_x else None
+
+    for start in range(0, M, chunk or 1):
+        rows = min(chunk, M - start)
+        part, tokens = dy[start : start + rows], _even(rows, per_word)
+        if not direct or want_weight or want_bias:
+            C.activation_backward_cpu(
+                *(code, rows, N, part.data_ptr(), part.stride(0)),
+                *((0, 0) if saved is None else (saved[start:].data_ptr(), saved.stride(0))),
+                *(dz.data_ptr() if want_x and not direct else 0, inner, dzt.data_ptr() if want_weight else 0, stride),
+                *(partials[start // C.PARTIAL_ROWS :].data_ptr() if want_bias else 0, ACTIVATIONS[activation]),
+                *(isa, threads),
+            )
+        if dx is not None:
+            left = part if direct else dz
+            C.linear_cpu(
+                *(code, C.PRECISION_full, rows, K, inner, left.data_ptr(), left.stride(0), packed.data_ptr()),
+                *(dx[start:].data_ptr(), K, ACTIVATIONS[None], isa, threads),
+            )
+        if dweight is not None:
+            xt = packed_x.data_ptr()
+            C.pack_transposed_cpu(code, K, tokens, x[start:].data_ptr(), rows, x.stride(0), xt, isa, threads)
+            C.weight_gradient_cpu(
+                *(code, N, K, tokens, dzt.data_ptr(), stride, xt),
+                *((sums if per_word > 1 else dweight).data_ptr(), dweight.data_ptr()),
+                *(start == 0, start + rows == M, isa, threads),
+            )
+    if dbias is not None:
+        C.sum_partials_cpu(code, len(partials), N, partials.data_ptr(), dbias.data_ptr(), isa)
+    return dx, dweight, dbias
+
+
+def _even(n: int, per_word: int) -> int:
+    return -(-n // per_word) * per_word
+
+
+def _packed_transpose(weight: Tensor, inner: int) -> Tensor:
+    """weight^T (K, N) as a weight for the product, its N filled up to `inner` with zeros; kept beside the weight."""
+    (N, K), code, isa = weight.shape, CPU_DTYPES[weight.dtype], chosen_isa()[1]
+
+    def pack() -> Tensor:
+        buffer = torch.empty(C.packed_weight_bytes(code, C.PRECISION_full, K, inner, isa), dtype=torch.uint8)
+        C.pack_transposed_cpu(
+            *(code, K, inner, weight.data_ptr(), N, weight.stride(0), buffer.data_ptr(), isa, torch.get_num_threads())
+        )
+        return buffer
+
+    return kept_transpose(weight, pack)

@@ -1,0 +1,25 @@
+"""What torch.autocast means for an op: its matrix products run in autocast's dtype, the rest as its inputs are."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+
+def autocast_is_on(x: Tensor) -> bool:
+    """Whether this call has casting to do; a compiler does it by itself, in the reference that it traces."""
+    return torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling()
+
+
+def autocast_off(x: Tensor) -> AbstractContextManager:
+    """In which an op runs once its arguments are cast."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors as torch.autocast hands them to a matrix product: in its dtype, float64 apart."""
+    device = next(t for t in tensors if t is not None).device.type
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
