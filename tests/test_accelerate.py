@@ -245,7 +245,7 @@ def test_lora(targets):
     for (name, a), b in zip(fast.named_parameters(), original.parameters(), strict=True):
         if b.grad is not None:
             trained += 1
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert trained >= 2
     # Merged in place, the weights have other values in the same objects: nothing may be stale.
     with torch.no_grad():

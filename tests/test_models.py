@@ -350,7 +350,8 @@ def test_dropout_stands_where_transformers_has_it(tmp_path, monkeypatch):
     sequences = []
     for model in (mine.train(), theirs.train()):
         seen.clear()
-        model(tokens())
+        with fastbert.use_backend("reference"):  # the others have a dropout of their own
+            model(tokens())
         sequences.append(list(seen))
     assert sequences[0] == sequences[1] and len(sequences[0]) == 1 + 3 * 3 + 1
 
