@@ -112,10 +112,12 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
         const Gathered<T> row(of, m);
         const Vec mean = set(of.statistics[2 * m]), rstd = set(of.statistics[2 * m + 1]);
         const DropoutRow random(of.seed, m);
+        const T* next = Gathered<T>::row(of.word, m + 1 < end ? m + 1 : m);
         const T* dy = static_cast<const T*>(op.dy) + m * op.stride_dym;
         float* dsum = dsums + m * N;
         Sums total, product;
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
+            __builtin_prefetch(next + n);
             Vec g = load_some(dy + n, lanes);
             if (dropout.active) g = random.drop(dropout, g, n);
             Vec unit = mul(sub(row.at(n, lanes), mean), rstd);
@@ -154,7 +156,7 @@ FASTBERT_INLINE inline void sum_columns(const SumRows& op, int64_t n, int lanes)
         for (int64_t i = start; i < end; ++i) {
             const float *row = at(i), *later = at(i + AHEAD < op.count ? i + AHEAD : i);
             for (int v = 0; v < COUNT; ++v) {
-                __builtin_prefetch(later + v * WIDTH);
+                __builtin_prefetch(later + v * WIDTH);  // a cache line, where a vector is one
                 part[v] = add(part[v], load_some(row + v * WIDTH, lanes));
             }
         }
@@ -165,7 +167,8 @@ FASTBERT_INLINE inline void sum_columns(const SumRows& op, int64_t n, int lanes)
 
 template <typename T>
 void sum_rows(const SumRows& op, int64_t begin, int64_t end) {
-    constexpr int COUNT = 4;
+    // Rows lie pages apart, so a visit to one is worth as many columns as there are registers for.
+    constexpr int COUNT = WIDTH == 16 ? 12 : 4;
     int64_t n = begin;
     for (; n + COUNT * WIDTH <= end; n += COUNT * WIDTH) sum_columns<COUNT, T>(op, n, WIDTH);
     for (; n + WIDTH <= end; n += WIDTH) sum_columns<1, T>(op, n, WIDTH);
