@@ -115,6 +115,16 @@ void add_layer_norm_cpu_binding(int dtype, int64_t M, int64_t N, uintptr_t x, in
     add_layer_norm_cpu(op, checked, threads);
 }
 
+double peak_binding(const std::string& kind, int isa, int threads) {
+    const std::vector<std::string> kinds = {"fp32", "bf16", "int8", "read"};
+    const auto found = std::find(kinds.begin(), kinds.end(), kind);
+    if (found == kinds.end()) throw py::value_error("no peak of kind '" + kind + "': fp32, bf16, int8 or read");
+    if (threads < 1) throw py::value_error("threads must be at least 1");
+    const Isa checked = checked_isa(isa, static_cast<int>(DType::f32));
+    py::gil_scoped_release nogil;
+    return peak_cpu(static_cast<PeakKind>(found - kinds.begin()), checked, threads);
+}
+
 #ifdef FASTBERT_HAS_CUDA
 void add_layer_norm_cuda_binding(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t stride_xm,
                                  uintptr_t residual, int64_t stride_rm, uintptr_t weight, uintptr_t bias,
@@ -163,6 +173,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("sample", &sample);
     m.def("linear_cpu", &linear_cpu_binding);
     m.def("attention_cpu", &attention_cpu_binding);
+    m.def("peak", &peak_binding);
 #ifdef FASTBERT_HAS_CUDA
     m.attr("has_cuda") = true;
     m.def("add_layer_norm_cuda", &add_layer_norm_cuda_binding);

@@ -89,6 +89,19 @@ def _chosen_isa() -> tuple[str, int]:
         raise ValueError(f"FASTBERT_ISA={name}: {error}") from None
 
 
+def peak(kind: str, isa: str, threads: int) -> float:
+    """What `threads` threads reach at most here: FLOP/s of a loop over registers only ("fp32", "bf16", "int8"),
+    or bytes/s read from main memory ("read"). 0 where the instruction set has no instruction for it.
+
+    Raises:
+        RuntimeError: the extension is not there.
+        ValueError: no such kind, an instruction set that this machine has not, or no thread.
+    """
+    if _C is None:
+        raise RuntimeError(_reason)
+    return _C.peak(kind, _C.isa_id(isa), threads)
+
+
 def supports_add_layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float = 0.0
 ) -> str | None:

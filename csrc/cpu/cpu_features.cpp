@@ -50,7 +50,7 @@ std::vector<Isa> supported_isas() {
 }
 
 const CpuKernels& cpu_kernels(Isa isa) {
-#define FASTBERT_KERNELS(isa) {isa::add_layer_norm_kernels, isa::linear_kernels, isa::attention_kernels}
+#define FASTBERT_KERNELS(isa) {isa::add_layer_norm_kernels, isa::linear_kernels, isa::attention_kernels, isa::peak_kernels}
     static const CpuKernels tables[] = {
 #ifdef FASTBERT_X86
         FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512), FASTBERT_KERNELS(avx2),

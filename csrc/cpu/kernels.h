@@ -30,10 +30,20 @@ struct AttentionKernels {
     void (*bf16)(const Attention& op, int64_t start, int64_t length, int64_t head, void* memory);
 };
 
+// The operations done in so many rounds, or the bytes read; null where the instruction set has none for it.
+struct PeakKernels {
+    double (*f32)(int64_t rounds);
+    double (*bf16)(int64_t rounds);
+    double (*int8)(int64_t rounds);
+    double (*int8_vnni)(int64_t rounds);  // on processors with VNNI only
+    double (*read)(const float* memory, int64_t count);
+};
+
 struct CpuKernels {
     const AddLayerNormKernels& add_layer_norm;
     const LinearKernels& linear;
     const AttentionKernels& attention;
+    const PeakKernels& peak;
 };
 
 #define FASTBERT_DECLARE_KERNELS(isa)                       \
@@ -41,6 +51,7 @@ struct CpuKernels {
     extern const AddLayerNormKernels add_layer_norm_kernels; \
     extern const LinearKernels linear_kernels;              \
     extern const AttentionKernels attention_kernels;        \
+    extern const PeakKernels peak_kernels;                  \
     }
 FASTBERT_DECLARE_KERNELS(portable)
 #ifdef FASTBERT_X86
