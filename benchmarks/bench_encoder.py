@@ -24,14 +24,12 @@ import machine
 import targets
 import torch
 from assets import AssetUnavailable, fetch
-from encoders import BASELINE, PRECISIONS, Encoders, chosen, quiet_transformers
+from encoders import BASELINE, COMPARED, PRECISIONS, Encoders, chosen, quiet_transformers
 from harness import Case, Harness, Provider
 from workload import SEED, filled_lengths, forward_flops, log_normal_lengths, make_batch
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PADDED_BAR, FULL_BAR = 4.0, 0.97
-# Precisions that have no rows of transformers, and whose they are compared with.
-COMPARED = {"fp32-high": "fp32", "int8": "bf16"}
 # The encoder rows that must hold: model, batch x length (None: the log-normal texts), fastbert's precisions, the
 # peers'. Left out where they cannot be the best: fp32 beside bf16, eager beside sdpa.
 TARGET_ROWS: tuple[tuple[str, tuple[int, int] | None, tuple[str, ...], tuple[str, ...]], ...] = (

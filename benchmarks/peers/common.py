@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -19,9 +23,9 @@ from harness import Case, Prepared, Provider, Unsupported
 from torch import Tensor
 from workload import Batch
 
-# Texts in one of the sorted batches. On the CPU 4 was the fastest of 4, 8 and 16 for transformers (MiniLM, 64 log-normal
-# texts, best of 9 calls, fp32 and bf16); for a GPU, where a small batch leaves most of it idle, 16 is a guess not yet
-# measured.
+# Texts in one of the sorted batches. On the CPU 4 was the fastest of 4, 8 and 16 for transformers (MiniLM, 64
+# log-normal texts, best of 9 calls, fp32 and bf16); for a GPU, where a small batch leaves most of it idle, 16 is a
+# guess not yet measured.
 SORTED_BATCH = {"cpu": 4, "cuda": 16}
 Forward = Callable[[dict[str, Tensor]], Any]
 
@@ -58,8 +62,8 @@ class Source:
             folder.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
             try:
-                # Gradients on: tracing must not meet tensors of the harness's inference mode.
-                with torch.inference_mode(False), torch.no_grad():
+                # Outside the harness's inference mode, whose tensors cannot be traced.
+                with torch.inference_mode(False), torch.no_grad(), quiet():
                     convert(partial)
                 os.rename(partial, folder)
             except OSError:
@@ -68,6 +72,18 @@ class Source:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No advice and no progress bars from exporters among the results."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def pair(
@@ -112,7 +128,10 @@ def sorted_chunks(case: Case) -> list[tuple[list[int], dict[str, Tensor]]]:
     batch: Batch = case.payload
     if min(batch.lengths) == max(batch.lengths):
         raise Unsupported("all texts have one length, so sorting them changes nothing")
-    return batch.sorted_chunks(SORTED_BATCH.get(batch.mask.device.type, 4))
+    size = SORTED_BATCH.get(batch.mask.device.type, 4)
+    if len(batch.lengths) <= size:
+        raise Unsupported("one small batch holds all texts")
+    return batch.sorted_chunks(size)
 
 
 def require_cpu(source: Source) -> None:

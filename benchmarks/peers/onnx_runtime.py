@@ -7,7 +7,6 @@ weights 37 % off; a scale a channel 18 %.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
@@ -47,18 +46,16 @@ def export(source: Source, folder: Path) -> None:
     model, inputs = States(source.folder, "eager"), example_inputs()  # the fusions know eager attention
     axes = {0: "batch", 1: "length"}
     plain, config = folder / "plain.onnx", model.model.config
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the older exporter, whose graphs the fusions know, is deprecated
-        torch.onnx.export(
-            model,
-            tuple(inputs.values()),
-            plain,
-            dynamo=False,
-            opset_version=17,
-            input_names=list(NAMES),
-            output_names=["states"],
-            dynamic_axes=dict.fromkeys((*NAMES, "states"), axes),
-        )
+    torch.onnx.export(
+        model,
+        tuple(inputs.values()),
+        plain,
+        dynamo=False,  # the fusions know the graphs of the older exporter
+        opset_version=17,
+        input_names=list(NAMES),
+        output_names=["states"],
+        dynamic_axes=dict.fromkeys((*NAMES, "states"), axes),
+    )
     fused = optimizer.optimize_model(
         str(plain),
         model_type="bert",

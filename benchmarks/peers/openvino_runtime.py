@@ -68,13 +68,10 @@ def export(source: Source, file: Path) -> None:
 
 def quantize(plain: Path, file: Path, folder: Path) -> None:
     without_statistics()
-    import logging
-
     import nncf
     import openvino
     from transformers import AutoConfig
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)
     config = AutoConfig.from_pretrained(folder)
     ids = np.random.default_rng(SEED + 1)
     first = min(1000, config.vocab_size // 2)
