@@ -107,11 +107,14 @@ class Encoders:
 
 def load_fastbert(folder: Path, dtype: str, device: torch.device | None = None) -> fastbert.BertModel:
     """fastbert's model in one of PRECISIONS; raises Unsupported where this fastbert does not know it."""
-    options = PRECISIONS[dtype]
+    require_precision(dtype)
+    return fastbert.BertModel.from_pretrained(folder, device=device, add_pooling_layer=False, **PRECISIONS[dtype])
+
+
+def require_precision(dtype: str) -> None:
     known = inspect.signature(fastbert.BertModel.from_pretrained).parameters
-    if unknown := sorted(options.keys() - known.keys()):
+    if unknown := sorted(PRECISIONS[dtype].keys() - known.keys()):
         raise Unsupported(f"fastbert.BertModel.from_pretrained takes no {', '.join(unknown)} yet")
-    return fastbert.BertModel.from_pretrained(folder, device=device, add_pooling_layer=False, **options)
 
 
 def chosen(providers: Sequence[Provider], patterns: Sequence[str] | None, dtypes: Sequence[str]) -> list[Provider]:
