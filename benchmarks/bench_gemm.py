@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def cases(rows: list[int]) -> Iterator[Case]:
-    """Payload: x (M, K) and weight (N, K) in fp32; int8 takes the nearest integers of 40 times them."""
+    """Payload: x (M, K) and weight (N, K) in fp32; int8 takes integers in proportion to them."""
     generator = torch.Generator().manual_seed(SEED)
     for inner, columns in SIZES:
         for m in rows:
@@ -55,10 +55,9 @@ def cases(rows: list[int]) -> Iterator[Case]:
 def operands(case: Case, dtype: str) -> tuple[Tensor, Tensor]:
     x, weight = case.payload
     if dtype == "int8":
-        return x.mul(40).round().clamp(-127, 127).to(torch.int8), weight.mul(1000).round().clamp(-127, 127).to(
-            torch.int8
-        )
-    return x.to(machine.DTYPES[dtype]), weight.to(machine.DTYPES[dtype])
+        x, weight = (scaled.round().clamp(-127, 127) for scaled in (x * 40, weight * 1000))
+    kind = torch.int8 if dtype == "int8" else machine.DTYPES[dtype]
+    return x.to(kind), weight.to(kind)
 
 
 def gate(case: Case, provider: Provider) -> Gate:
