@@ -42,7 +42,7 @@ TARGET_ROWS: tuple[tuple[str, tuple[int, int] | None, tuple[str, ...], tuple[str
     ("minilm", (32, 128), ("bf16",), ("bf16", "int8")),
     ("minilm", None, ("bf16",), ("bf16", "int8")),
 )
-LEFT_OUT = ("transformers-eager", "fastbert-reference", "fastbert-accelerate")
+LEFT_OUT = ("transformers-eager", "torch-compile-graphs", "fastbert-reference", "fastbert-accelerate")
 # Rounds that a ratio near 1 takes: medians of fewer calls wander by more than the 3 % in question.
 FULL_ROUNDS = 30
 

@@ -154,9 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (AssetUnavailable, ValueError) as error:
         print(f"bench_start: {error}", file=sys.stderr)
         return 1
-    names = [
-        name for name in PROGRAMS if name in {"transformers", *chosen.providers}
-    ]  # transformers is first, and right
+    # transformers comes first: its vector is what the others are held to.
+    names = [name for name in PROGRAMS if name in {"transformers", *chosen.providers}]
     times, reasons = measure(folder, names, chosen.rounds)
     rows = [row(name, times.get(name, []), reasons.get(name)) for name in names]
     append_rows(chosen.output, rows)
