@@ -53,8 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="example: python benchmarks/bench_encoder.py --quick --model minilm --dtype fp32 bf16",
     )
     add = parser.add_argument
-    add("--model", default="minilm", help="minilm (real weights), bert-base (random weights), or a folder")
-    add("--targets", action="store_true", help="the rows that must hold, on both models, and whether they do")
+    add("--model", help="minilm (real weights, the default), bert-base (random weights), or a folder")
+    add("--targets", action="store_true", help="the rows that must hold, on both models or --model, and the verdict")
     add("--quick", action="store_true", help="the log-normal texts and 8x128 without pads, with a verdict")
     add("--batch", type=int, nargs="+", default=[1, 8, 32], help="batch sizes of the grid")
     add("--length", type=int, nargs="+", default=[16, 128, 512], help="padded lengths of the grid")
@@ -76,6 +76,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--fill must lie in (0, 1]")
     if min([*parsed.batch, *parsed.length]) < 1:
         parser.error("--batch and --length must be at least 1")
+    whole = [row[0] for row in TARGET_ROWS] if parsed.targets else ["minilm"]
+    parsed.models = [parsed.model] if parsed.model else list(dict.fromkeys(whole))
     return parsed
 
 
@@ -179,8 +181,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     output = arguments.output or RESULTS / f"{name}-{device.type}.csv"
     harness = Harness(device, output, seconds=arguments.seconds, min_rounds=arguments.rounds)
     print(f"device: {machine.device_name(device)}\nrows go to {output}")
-    models = list(dict.fromkeys(row[0] for row in TARGET_ROWS)) if arguments.targets else [arguments.model]
-    for model in models:
+    for model in arguments.models:
         with model_folder(model) as folder:
             run_model(arguments, harness, model, folder)
     return harness.rows

@@ -229,7 +229,9 @@ def test_help_has_an_example(script, capsys):
 
 def test_arguments():
     chosen = bench_encoder.parse_arguments(["--quick"])
-    assert chosen.quick and chosen.model == "minilm" and chosen.dtype == ["fp32", "bf16"]
+    assert chosen.quick and chosen.models == ["minilm"] and chosen.dtype == ["fp32", "bf16"]
+    assert bench_encoder.parse_arguments(["--targets"]).models == ["bert-base", "minilm"]
+    assert bench_encoder.parse_arguments(["--targets", "--model", "minilm"]).models == ["minilm"]
     with pytest.raises(SystemExit):
         bench_encoder.parse_arguments(["--fill", "0"])
 
