@@ -16,9 +16,14 @@ from typing import Any
 
 import torch
 
+from fastbert import native
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-_PACKAGES = ("torch", "transformers", "fastbert-engine", "tokenizers", "triton")
+_PACKAGES = (
+    *("torch", "transformers", "fastbert-engine", "tokenizers", "triton"),
+    *("onnxruntime", "openvino", "nncf", "ctranslate2"),
+)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -72,6 +77,50 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[float, st
 def _status_kb(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(dict(line.split(":", 1) for line in lines)[field].split()[0])
+
+
+# A slow multiplication is no limit where a faster one does as well: bf16 in fp32, bytes in either.
+_AT_LEAST = {"fp32": ("fp32",), "bf16": ("bf16", "fp32"), "fp16": ("bf16", "fp32"), "int8": ("int8", "bf16", "fp32")}
+_peaks: dict[tuple[str, int], tuple[float, str]] = {}  # the best so far, and the instruction set that had it
+
+
+def cpu_peak(kind: str) -> float:
+    """FLOP/s of torch's threads over registers only ("fp32", "bf16", "int8"), or bytes/s read ("read").
+
+    The best instruction set counts, and the best of all calls of this process: a share of it cannot pass 100 %
+    because neighbours were busy while it was measured.
+
+    Raises:
+        RuntimeError: fastbert's extension is not there.
+    """
+    threads = torch.get_num_threads()
+    best = _peaks.get((kind, threads))
+    isas = [best[1]] if best else native.isas()[: 1 if kind == "read" else None]
+    measured = [(native.peak(kind, isa, threads), isa) for isa in isas]
+    _peaks[kind, threads] = max([*measured, best] if best else measured)
+    return _peaks[kind, threads][0]
+
+
+def ceiling(device: torch.device, dtype: str) -> tuple[float, str] | None:
+    """FLOP/s that this machine reaches at most in a precision, measured now, and what was measured.
+
+    Without fastbert's extension, and on a GPU, it is a large torch matmul; None where torch has none for it.
+    """
+    if device.type != "cpu" or native.available() is not None:
+        return matmul_ceiling(device, dtype) if dtype in DTYPES else None
+    threads = torch.get_num_threads()
+    if dtype == "fp32-high":  # at least three products of bf16, or one of fp32
+        peak = max(cpu_peak("fp32"), cpu_peak("bf16") / 3)
+        return peak, f"registers only, fp32 or a third of bf16, {threads} threads"
+    return max(map(cpu_peak, _AT_LEAST[dtype])), f"registers only, {dtype}, {threads} threads"
+
+
+@cache
+def read_bandwidth(device: torch.device) -> float | None:
+    """GB/s that torch's threads read from main memory, measured once; None on a GPU and without the extension."""
+    if device.type != "cpu" or native.available() is not None:
+        return None
+    return cpu_peak("read") / 1e9
 
 
 @cache

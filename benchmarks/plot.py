@@ -24,11 +24,18 @@ COLOURS = {
     "transformers-sdpa-sorted": "#454b55",
     "torch-compile": "#86aede",
     "torch-compile-graphs": "#2f6db5",
+    "torch-compile-sorted": "#b5cdf0",
+    "onnxruntime": "#9fc38f",
+    "onnxruntime-sorted": "#6a9f58",
+    "openvino": "#b79fd6",
+    "openvino-sorted": "#8b68b8",
+    "ctranslate2": "#8cc7c7",
+    "ctranslate2-sorted": "#4c9a9a",
     "fastbert-reference": "#f0b489",
     "fastbert-accelerate": "#e3853f",
     "fastbert": "#c8431f",
 }
-OTHERS = ("#6a9f58", "#967abc", "#4c9a9a", "#a8a23a")
+OTHERS = ("#a8a23a", "#9a7b4c", "#c78ca6")
 
 
 def latest(rows: list[Row]) -> list[Row]:

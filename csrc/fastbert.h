@@ -175,6 +175,11 @@ void cross_entropy_lse_cpu(const float* partial, int64_t blocks, int64_t K, floa
 // logits = scale (softmax - onehot), in place, from lse; dbias is their sum over K.
 void cross_entropy_gradient_cpu(const CrossEntropy& op, Isa isa, int threads);
 
+// What the machine can reach at most, measured on all `threads`: FLOP/s of a loop that multiplies registers only,
+// or bytes/s read from main memory. 0 where the instruction set has no instruction for it.
+enum class PeakKind : int { f32 = 0, bf16 = 1, int8 = 2, read = 3 };
+double peak_cpu(PeakKind kind, Isa isa, int threads);
+
 // ---- CUDA: declared always, defined where the build found nvcc (FASTBERT_HAS_CUDA) ----
 
 // dtype f32, f16 or bf16; pointers on `device`; `stream` is a cudaStream_t. Launches and returns at once:

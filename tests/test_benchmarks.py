@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import bench_encoder
+import bench_gemm
 import bench_import
+import bench_memory
+import bench_start
 import demo
 import harness
 import machine
 import plot
 import pytest
+import targets
 import torch
 import workload
 
 CPU = torch.device("cpu")
+SCRIPTS = [bench_encoder, bench_gemm, bench_import, bench_memory, bench_start, demo, plot, targets]
 
 
 def make_case(**settings) -> harness.Case:
     columns = dict(op="double", model="none", name="small", shape="4", fill=0.5, tokens=100, flops=2e6)
-    return harness.Case(**(columns | {"dtype": "fp32", "payload": torch.arange(4.0)} | settings))
+    return harness.Case(**(columns | {"payload": torch.arange(4.0)} | settings))
 
 
 def provider(name: str, function) -> harness.Provider:
     return harness.Provider(name, lambda case: harness.Prepared(lambda: function(case.payload)))
 
 
-def gate() -> harness.Gate:
+def gate(provider: harness.Provider) -> harness.Gate:
     return harness.exact_gate(torch.arange(4.0) * 2)
 
 
 @pytest.fixture(autouse=True)
 def small_ceiling(monkeypatch):
-    monkeypatch.setattr(machine, "matmul_ceiling", lambda device, dtype: (1e12, "a stand-in"))
+    monkeypatch.setattr(machine, "ceiling", lambda device, dtype: (1e12, "a stand-in"))
+    monkeypatch.setattr(machine, "read_bandwidth", lambda device: 10.0)
 
 
 def run_cases(providers, **settings):
@@ -119,7 +125,7 @@ def test_rows_are_complete_and_appended(tmp_path):
     rows = harness.read_rows(file)
     assert [row["provider"] for row in rows] == ["right", "wrong"] * 2
     assert tuple(rows[0]) == harness.COLUMNS
-    assert {name for name, value in rows[0].items() if not value} == {"backend"}
+    assert {name for name, value in rows[0].items() if not value} == {"backend", "memory_floor_mb", "pooled_cosine"}
     assert list(file.parent.iterdir()) == [file]  # no temporary file is left
     with pytest.raises(ValueError, match="wrong columns: provider"):
         harness.append_rows(file, [{name: None for name in harness.COLUMNS if name != "provider"}])
@@ -185,12 +191,8 @@ def test_quick_run_and_its_picture(tiny, tmp_path, capsys):
     cases = {(row["case"], row["dtype"]) for row in rows}
     assert len(cases) == 6 and len(rows) == 6 * 5
     assert {row["status"].split(":")[0] for row in rows} == {"ok", "unsupported"}
-    assert (
-        bench_encoder.main(
-            [*arguments[1:], *["--batch", "2", "--length", "8", "--fill", "0.5", "1", "--dtype", "fp32"]]
-        )
-        == 0
-    )
+    grid = ["--batch", "2", "--length", "8", "--fill", "0.5", "1", "--dtype", "fp32", "--providers", "torch-*", *names]
+    assert bench_encoder.main([*arguments[1:], *grid]) == 0
 
     pictures = plot.plot([file], tmp_path / "pictures")
     assert len(pictures) == 3  # cases in fp32 and in bf16, the grid in fp32
@@ -217,7 +219,7 @@ def test_latest_row_is_drawn():
     assert [r["tokens_per_s"] for r in plot.latest(rows)] == ["2"]
 
 
-@pytest.mark.parametrize("script", [bench_encoder, bench_import, demo, plot])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_has_an_example(script, capsys):
     with pytest.raises(SystemExit) as done:
         script.main(["--help"])
@@ -227,7 +229,9 @@ def test_help_has_an_example(script, capsys):
 
 def test_arguments():
     chosen = bench_encoder.parse_arguments(["--quick"])
-    assert chosen.quick and chosen.model == "minilm" and chosen.dtype == ["fp32", "bf16"]
+    assert chosen.quick and chosen.models == ["minilm"] and chosen.dtype == ["fp32", "bf16"]
+    assert bench_encoder.parse_arguments(["--targets"]).models == ["bert-base", "minilm"]
+    assert bench_encoder.parse_arguments(["--targets", "--model", "minilm"]).models == ["minilm"]
     with pytest.raises(SystemExit):
         bench_encoder.parse_arguments(["--fill", "0"])
 

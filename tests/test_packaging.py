@@ -52,6 +52,13 @@ def test_no_torch_to_build_with():
     assert not [r for r in PROJECT["build-system"]["requires"] if r.startswith("torch")]
 
 
+def test_peers_are_an_extra_of_their_own():
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [r for name, requirements in extras.items() if name != "peers" for r in requirements]
+    runtimes = ("openvino", "onnx", "nncf", "ctranslate2")
+    assert not [r for r in [*wanted, *PROJECT["project"]["dependencies"]] if r.startswith(runtimes) or "peers" in r]
+
+
 def test_version_and_name():
     assert importlib.metadata.version("fastbert-engine") == fastbert.__version__
 

@@ -91,9 +91,9 @@ std::vector<Isa> supported_isas() {
 }
 
 const CpuKernels& cpu_kernels(Isa isa) {
-#define FASTBERT_KERNELS(isa) \
-    {isa::add_layer_norm_kernels, isa::linear_kernels, isa::attention_kernels, isa::embed_layer_norm_kernels, \
-     isa::cross_entropy_kernels}
+#define FASTBERT_KERNELS(isa)                                                          \
+    {isa::add_layer_norm_kernels, isa::linear_kernels,        isa::attention_kernels, \
+     isa::embed_layer_norm_kernels, isa::cross_entropy_kernels, isa::peak_kernels}
 #ifdef FASTBERT_X86
     static const CpuKernels tables[ISAS] = {
         FASTBERT_KERNELS(amx),  FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512_vnni), FASTBERT_KERNELS(avx512),

@@ -66,12 +66,21 @@ struct CrossEntropyKernels {
     void (*gradient_bf16)(const CrossEntropy& op, int64_t begin, int64_t end);
 };
 
+// The operations done in so many rounds, or the bytes read.
+struct PeakKernels {
+    double (*f32)(int64_t rounds);
+    double (*bf16)(int64_t rounds);
+    double (*int8)(int64_t rounds);
+    double (*read)(const float* memory, int64_t count);
+};
+
 struct CpuKernels {
     const AddLayerNormKernels& add_layer_norm;
     const LinearKernels& linear;
     const AttentionKernels& attention;
     const EmbedLayerNormKernels& embed_layer_norm;
     const CrossEntropyKernels& cross_entropy;
+    const PeakKernels& peak;
 };
 
 #define FASTBERT_DECLARE_KERNELS(isa)                       \
@@ -81,6 +90,7 @@ struct CpuKernels {
     extern const AttentionKernels attention_kernels;        \
     extern const EmbedLayerNormKernels embed_layer_norm_kernels; \
     extern const CrossEntropyKernels cross_entropy_kernels; \
+    extern const PeakKernels peak_kernels;                  \
     }
 FASTBERT_DECLARE_KERNELS(portable)
 #ifdef FASTBERT_X86

@@ -20,6 +20,7 @@ from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
 from fastbert.native.linear_gradient import linear_backward, linear_training
 from fastbert.native.packed_weights import packed_bytes
+from fastbert.native.peak import peak
 from fastbert.native.precision import describe_precision
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_training",
     "packed_bytes",
+    "peak",
     "release",
     "supports_add_layer_norm",
     "supports_attention",

@@ -1,0 +1,160 @@
+"""What every runtime shares: the folder it reads, its conversions on disk, and the two ways a batch is given."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from assets import cache_root
+from harness import Case, Prepared, Provider, Unsupported
+from torch import Tensor
+from workload import Batch
+
+# Texts in one of the sorted batches. On the CPU 4 was the fastest of 4, 8 and 16 for transformers (MiniLM, 64
+# log-normal texts, best of 9 calls, fp32 and bf16); for a GPU, where a small batch leaves most of it idle, 16 is a
+# guess not yet measured.
+SORTED_BATCH = {"cpu": 4, "cuda": 16}
+Forward = Callable[[dict[str, Tensor]], Any]
+
+
+@dataclass
+class Source:
+    """One model folder on one device, and what the runtimes made of it."""
+
+    folder: Path
+    device: torch.device
+    made: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returned when `key` was first asked for."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells one model from another: the configuration and the weights."""
+        digest = hashlib.sha256()
+        for file in sorted(self.folder.glob("*")):
+            if file.name == "config.json" or file.suffix in (".safetensors", ".bin"):
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+    def converted(self, name: str, packages: tuple[str, ...], convert: Callable[[Path], None]) -> Path:
+        """The folder that `convert` fills, made once for these weights and these versions of the packages."""
+        versions = "-".join(f"{package}{metadata.version(package)}" for package in packages)
+        folder = cache_root() / "peers" / self.fingerprint / f"{name}-{versions}"
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+            try:
+                # Outside the harness's inference mode, whose tensors cannot be traced.
+                with torch.inference_mode(False), torch.no_grad(), quiet():
+                    convert(partial)
+                os.rename(partial, folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No advice and no progress bars from exporters among the results."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def pair(
+    name: str,
+    dtype: str,
+    load: Callable[[], Forward],
+    to_tensor: Callable[[Any], Tensor] = torch.as_tensor,
+    **settings: Any,
+) -> list[Provider]:
+    """A runtime given the padded batch, and given it sorted by length in small batches.
+
+    Args:
+        load: returns the function from input_ids and attention_mask to states, in any form.
+        to_tensor: from that form to a tensor (B, S, E).
+    """
+
+    def padded(case: Case) -> Prepared:
+        batch: Batch = case.payload
+        forward, inputs = load(), with_mask(batch)
+        return Prepared(lambda: forward(inputs), lambda states: batch.real(to_tensor(states)))
+
+    def in_chunks(case: Case) -> Prepared:
+        chunks = sorted_chunks(case)
+        forward, batch = load(), case.payload
+        return Prepared(
+            lambda: [forward(inputs) for _, inputs in chunks],
+            lambda states: batch.real_of_chunks(chunks, [to_tensor(part) for part in states]),
+        )
+
+    return [
+        Provider(name, padded, dtype, public=True, **settings),
+        Provider(f"{name}-sorted", in_chunks, dtype, public=True, **settings),
+    ]
+
+
+def with_mask(batch: Batch) -> dict[str, Tensor]:
+    """The arguments of a runtime whose graph always takes a mask."""
+    return {"input_ids": batch.inputs["input_ids"], "attention_mask": batch.mask.long()}
+
+
+def sorted_chunks(case: Case) -> list[tuple[list[int], dict[str, Tensor]]]:
+    batch: Batch = case.payload
+    if min(batch.lengths) == max(batch.lengths):
+        raise Unsupported("all texts have one length, so sorting them changes nothing")
+    size = SORTED_BATCH.get(batch.mask.device.type, 4)
+    if len(batch.lengths) <= size:
+        raise Unsupported("one small batch holds all texts")
+    return batch.sorted_chunks(size)
+
+
+def require_cpu(source: Source) -> None:
+    if source.device.type != "cpu":
+        raise Unsupported("compared on the CPU only")
+
+
+class States(torch.nn.Module):
+    """transformers' BertModel as a graph with two inputs and one output: what is exported."""
+
+    def __init__(self, folder: Path, attention: str) -> None:
+        super().__init__()
+        from transformers import BertModel
+
+        self.model = BertModel.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32).eval()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def example_inputs() -> dict[str, Tensor]:
+    """Two texts of unlike length, so that no exporter takes a size or a mask of ones for a constant."""
+    ids = torch.arange(24).view(2, 12) + 1
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    return {"input_ids": ids, "attention_mask": mask}

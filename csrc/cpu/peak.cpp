@@ -1,0 +1,69 @@
+// Times the loops of peak_rows.cpp on all threads at once. Compiled for the base instruction set.
+#include <algorithm>
+#include <chrono>
+#include <memory>
+
+#include "kernels.h"
+
+namespace fastbert {
+namespace {
+
+constexpr double SECONDS = 0.005;  // of one timing: long beside the clock, short beside what a neighbour takes
+constexpr int TIMINGS = 20;        // the best counts: what a neighbour took is not the machine's limit
+
+template <typename Body>
+double seconds_of(const Body& body) {
+    const auto begin = std::chrono::steady_clock::now();
+    body();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// The sum of each thread's best while all of them run: a slice that one of them lost costs the others nothing.
+double multiply_peak(double (*loop)(int64_t rounds), int threads) {
+    int64_t rounds = 1 << 10;
+    while (seconds_of([&] { loop(rounds); }) < SECONDS) {
+        rounds *= 2;
+    }
+    double sum = 0;
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : sum)
+    for (int thread = 0; thread < threads; ++thread) {
+        double best = 0;
+        for (int timing = 0; timing < TIMINGS; ++timing) {
+            double done = 0;
+            const double taken = seconds_of([&] { done = loop(rounds); });
+            best = std::max(best, done / taken);
+        }
+        sum += best;
+    }
+    return sum;
+}
+
+double read_peak(double (*read)(const float* memory, int64_t count), int threads) {
+    constexpr int64_t COUNT = 128 << 20;  // 512 MiB of floats, past any cache
+    const std::unique_ptr<float[]> memory(new float[COUNT]);
+    const int64_t each = COUNT / threads / 1024 * 1024;
+    double best = 0;
+    for (int timing = -1; timing < TIMINGS; ++timing) {
+        double done = 0;
+        const double taken = seconds_of([&] {
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : done)
+            for (int thread = 0; thread < threads; ++thread) {
+                float* mine = memory.get() + thread * each;
+                if (timing < 0) std::fill(mine, mine + each, 0.0f);  // by the thread that reads it
+                else done += read(mine, each);
+            }
+        });
+        best = std::max(best, done / taken);
+    }
+    return best;
+}
+
+}  // namespace
+
+double peak_cpu(PeakKind kind, Isa isa, int threads) {
+    const PeakKernels& kernels = cpu_kernels(isa).peak;
+    if (kind == PeakKind::read) return read_peak(kernels.read, threads);
+    return multiply_peak(kind == PeakKind::f32 ? kernels.f32 : kind == PeakKind::bf16 ? kernels.bf16 : kernels.int8, threads);
+}
+
+}  // namespace fastbert
