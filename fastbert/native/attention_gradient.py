@@ -15,7 +15,7 @@ def attention_training(
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(scale q k^T) v with dropped probabilities: (T, 3, H, D) -> (T, H, D).
 
-    Beside it (2, H, T) fp32 for the backward. The mask follows from `seed`. Without `keep` there is nothing for the backward. The caller has asked
+    Beside it (2, H, T) fp32 for the backward, None without `keep`. The mask follows from `seed`. The caller has asked
     `supports_attention`.
     """
     tokens, _, heads, width = qkv.shape
