@@ -10,7 +10,8 @@ namespace {
 Dropout dropout_of(uint64_t seed, double p) {
     // p < 1, so this fits; rounding p to 1 would drop all.
     const double threshold = p * 4294967296.0;
-    return {seed, threshold < 4294967295.0 ? static_cast<uint32_t>(threshold) : 4294967295u, static_cast<float>(1.0 / (1.0 - p))};
+    return {seed, threshold < 4294967295.0 ? static_cast<uint32_t>(threshold) : 4294967295u,
+            static_cast<float>(1.0 / (1.0 - p))};
 }
 
 AddLayerNorm norm_of(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t stride_xm, uintptr_t residual,
@@ -19,9 +20,10 @@ AddLayerNorm norm_of(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t strid
             stride_xm, stride_rm, N, 0.0f};
 }
 
-void add_layer_norm_training_binding(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t stride_xm, uintptr_t residual,
-                                     int64_t stride_rm, uintptr_t weight, uintptr_t bias, uintptr_t y, float eps,
-                                     double p, uint64_t seed, uintptr_t mean, uintptr_t rstd, int isa, int threads) {
+void add_layer_norm_training_binding(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t stride_xm,
+                                     uintptr_t residual, int64_t stride_rm, uintptr_t weight, uintptr_t bias,
+                                     uintptr_t y, float eps, double p, uint64_t seed, uintptr_t mean, uintptr_t rstd,
+                                     int isa, int threads) {
     AddLayerNormTraining op = {norm_of(dtype, M, N, x, stride_xm, residual, stride_rm, weight), dropout_of(seed, p),
                                static_cast<float*>(pointer(mean)), static_cast<float*>(pointer(rstd))};
     op.op.bias = pointer(bias);
@@ -32,12 +34,14 @@ void add_layer_norm_training_binding(int dtype, int64_t M, int64_t N, uintptr_t 
     add_layer_norm_training_cpu(op, checked, threads);
 }
 
-void add_layer_norm_backward_binding(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t stride_xm, uintptr_t residual,
-                                     int64_t stride_rm, uintptr_t weight, double p, uint64_t seed, uintptr_t mean,
-                                     uintptr_t rstd, uintptr_t dy, int64_t stride_dym, uintptr_t dx, uintptr_t dresidual,
-                                     uintptr_t dweight, uintptr_t dbias, uintptr_t partials, int isa, int threads) {
-    const AddLayerNormBackward op = {norm_of(dtype, M, N, x, stride_xm, residual, stride_rm, weight), dropout_of(seed, p),
-                                     static_cast<const float*>(pointer(mean)), static_cast<const float*>(pointer(rstd)),
+void add_layer_norm_backward_binding(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t stride_xm,
+                                     uintptr_t residual, int64_t stride_rm, uintptr_t weight, double p, uint64_t seed,
+                                     uintptr_t mean, uintptr_t rstd, uintptr_t dy, int64_t stride_dym, uintptr_t dx,
+                                     uintptr_t dresidual, uintptr_t dweight, uintptr_t dbias, uintptr_t partials,
+                                     int isa, int threads) {
+    const AddLayerNormBackward op = {norm_of(dtype, M, N, x, stride_xm, residual, stride_rm, weight),
+                                     dropout_of(seed, p), static_cast<const float*>(pointer(mean)),
+                                     static_cast<const float*>(pointer(rstd)),
                                      pointer(dy), pointer(dx), pointer(dresidual), pointer(dweight), pointer(dbias),
                                      static_cast<float*>(pointer(partials)), stride_dym};
     const Isa checked = checked_isa(isa, dtype);
@@ -55,16 +59,17 @@ void activate_binding(int dtype, int64_t n, uintptr_t x, uintptr_t y, int activa
 void activation_backward_binding(int dtype, int64_t M, int64_t N, uintptr_t dy, int64_t stride_dym, uintptr_t saved,
                                  int64_t stride_sm, uintptr_t dz, int64_t stride_dz, uintptr_t dzt, int64_t stride_dzt,
                                  uintptr_t partials, int activation, int isa, int threads) {
-    const ActivationBackward op = {static_cast<DType>(dtype), M, N, pointer(dy), pointer(saved), pointer(dz), pointer(dzt),
-                                   static_cast<float*>(pointer(partials)), stride_dym, stride_sm, stride_dz, stride_dzt,
-                                   static_cast<Activation>(activation)};
+    const ActivationBackward op = {static_cast<DType>(dtype), M, N, pointer(dy), pointer(saved), pointer(dz),
+                                   pointer(dzt), static_cast<float*>(pointer(partials)), stride_dym, stride_sm,
+                                   stride_dz, stride_dzt, static_cast<Activation>(activation)};
     const Isa checked = checked_isa(isa, dtype);
     py::gil_scoped_release nogil;
     activation_backward_cpu(op, checked, threads);
 }
 
 void sum_partials_binding(int dtype, int64_t blocks, int64_t N, uintptr_t partials, uintptr_t out, int isa) {
-    const SumPartials op = {static_cast<DType>(dtype), blocks, N, static_cast<const float*>(pointer(partials)), pointer(out)};
+    const SumPartials op = {static_cast<DType>(dtype), blocks, N, static_cast<const float*>(pointer(partials)),
+                            pointer(out)};
     const Isa checked = checked_isa(isa, dtype);
     py::gil_scoped_release nogil;
     sum_partials_cpu(op, checked);

@@ -52,7 +52,8 @@ void pack_values(const T* m, int64_t stride, int64_t L, int64_t D, uint32_t* out
 // f(i, column, acc) for each vector of rows [0, M) of A times a packed matrix of `columns`, of which panel p starts
 // `panel` words after the one before. A's rows are `lda` words apart; or where SIDEWAYS, its words along k.
 template <typename T, int M, bool SIDEWAYS = false, typename F>
-void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, int64_t words, int64_t columns, const F& f) {
+void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, int64_t words, int64_t columns,
+             const F& f) {
     for (int64_t p = 0; p < panels(columns); ++p) {
         Vec acc[M][NV];
         for (int i = 0; i < M; ++i)
@@ -63,7 +64,8 @@ void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, i
                 for (int v = 0; v < NV; ++v) column[v] = load_word(b + p * panel + (k * NV + v) * WIDTH);
                 for (int i = 0; i < M; ++i) {
                     const Vec row = broadcast(a + k * lda + i);
-                    for (int v = 0; v < NV; ++v) acc[i][v] = dot(acc[i][v], row, column[v], static_cast<const T*>(nullptr));
+                    for (int v = 0; v < NV; ++v)
+                        acc[i][v] = dot(acc[i][v], row, column[v], static_cast<const T*>(nullptr));
                 }
             }
         } else {
@@ -228,25 +230,28 @@ void prepare(const AttentionBackward& back, int64_t start, int64_t L, int64_t he
 
 // Keys [m, m + M): rows of P^T and dS^T, the latter from row `at` of the group on, and their dK and dV.
 template <typename T, int M>
-void key_tile(const AttentionBackward& back, int64_t L, int64_t m, int64_t at, const T* k, T* dk, const Workspace<T>& w) {
+void key_tile(const AttentionBackward& back, int64_t L, int64_t m, int64_t at, const T* k, T* dk,
+              const Workspace<T>& w) {
     const Attention& op = back.op;
     const Dropout& dropout = back.dropout;
     const int64_t D = op.D, words = D / PER_WORD<T>, padded = panels(L) * TILE_N, lda = op.stride_t / PER_WORD<T>;
     const auto load_key = [](const uint32_t* p) { return (Words)load_word(p); };
-    product<T, M>(reinterpret_cast<const uint32_t*>(k), lda, w.q_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec s) {
+    const uint32_t* keys = reinterpret_cast<const uint32_t*>(k);
+    product<T, M>(keys, lda, w.q_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec s) {
         const Vec p = mul(exp2(mul(sub(s, load(w.highest + n)), set(op.scale_log2))), load(w.inverse + n));
         if (!dropout.threshold) {
             store(w.p + i * padded + n, p);
             store(w.kept + i * padded + n, p);
             return;
         }
-        const Vec factor = keep_factor(dropout, load_key(w.key_a + n), load_key(w.key_b + n), fill(static_cast<uint32_t>(m + i)));
+        const Words key = fill(static_cast<uint32_t>(m + i));
+        const Vec factor = keep_factor(dropout, load_key(w.key_a + n), load_key(w.key_b + n), key);
         store(w.p + i * padded + n, factor > set(0.0f) ? p : sub(set(0.0f), p));
         store(w.kept + i * padded + n, mul(p, factor));
     });
     T* ds = w.ds + at * padded;
-    const T* v = k + op.stride_3;
-    product<T, M>(reinterpret_cast<const uint32_t*>(v), lda, w.dy_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec dp) {
+    const uint32_t* values = reinterpret_cast<const uint32_t*>(k + op.stride_3);
+    product<T, M>(values, lda, w.dy_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec dp) {
         const Vec p = load(w.p + i * padded + n), delta = load(w.delta + n);
         // A dropped probability has its sign turned: -p (-delta) = p delta.
         const Vec scaled = dropout.threshold ? mul(dp, set(dropout.scale)) : dp;
@@ -277,7 +282,8 @@ void add_to_dq(int64_t L, int64_t D, int64_t first, int64_t count, const Workspa
     const uint32_t* keys = w.k_down + first / PER_WORD<T> * TILE_N;
     each_tile(L, [&](int64_t m, auto rows) {
         constexpr int M = decltype(rows)::value;
-        product<T, M, true>(ds + m, padded, keys, TILE_N * words_of<T>(L), words, D, [&](int i, int64_t n, Vec acc) {
+        const int64_t panel = TILE_N * words_of<T>(L);
+        product<T, M, true>(ds + m, padded, keys, panel, words, D, [&](int i, int64_t n, Vec acc) {
             float* out = w.dq + (m + i) * width + n;
             store(out, add(load(out), acc));
         });

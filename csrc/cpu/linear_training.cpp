@@ -44,7 +44,8 @@ void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads) {
     const bool wide = op.dtype == DType::f32;
     const auto run = wide ? kernels.gradient_f32 : kernels.gradient_bf16;
     constexpr int64_t BLOCK_BYTES = 384 * 1024;
-    const int64_t row_bytes = std::max<int64_t>(op.tokens, 1) * (wide ? 4 : 2), panels = divide_up(op.K, kernels.tile_n);
+    const int64_t row_bytes = std::max<int64_t>(op.tokens, 1) * (wide ? 4 : 2);
+    const int64_t panels = divide_up(op.K, kernels.tile_n);
     const int64_t most = std::max<int64_t>(BLOCK_BYTES / row_bytes / kernels.tile_m, 2) * kernels.tile_m;
     const int64_t blocks = divide_up(op.N, most);
     const int64_t rows = divide_up(divide_up(op.N, blocks), kernels.tile_m) * kernels.tile_m;

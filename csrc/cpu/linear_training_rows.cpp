@@ -81,7 +81,8 @@ void activation_tile(const ActivationBackward& op, int64_t m, int64_t rows, int6
     const auto run = [&](auto slope, auto plain) {
         for (int64_t i = 0; i < rows; ++i) {
             const T* dy = static_cast<const T*>(op.dy) + (m + i) * op.stride_dym + n;
-            const T* saved = static_cast<const T*>(op.saved) + (decltype(plain)::value ? 0 : (m + i) * op.stride_sm + n);
+            const int64_t at = decltype(plain)::value ? 0 : (m + i) * op.stride_sm + n;
+            const T* saved = static_cast<const T*>(op.saved) + at;
             T* dz = op.dz ? static_cast<T*>(op.dz) + (m + i) * op.stride_dz + n : nullptr;
             along(columns, [&](int64_t j, int lanes) {
                 Vec v = load_part(dy + j, lanes);

@@ -28,8 +28,10 @@ struct LinearTrainingKernels {
     void (*pack_bf16)(const PackTransposed& op, int64_t begin, int64_t end);
     // Rows of dW, and panels of tile_n of its columns.
     int64_t tile_m, tile_n;
-    void (*gradient_f32)(const WeightGradient& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
-    void (*gradient_bf16)(const WeightGradient& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
+    void (*gradient_f32)(const WeightGradient& op, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+                         int64_t panel_end);
+    void (*gradient_bf16)(const WeightGradient& op, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+                          int64_t panel_end);
     // out[n] = the sum over `blocks` of partials[block * stride + n], in order.
     void (*sum_f32)(const float* partials, int64_t blocks, int64_t stride, int64_t N, void* out);
     void (*sum_bf16)(const float* partials, int64_t blocks, int64_t stride, int64_t N, void* out);
