@@ -35,7 +35,7 @@ PROGRAMS = {
     "fastbert": f"""
 import fastbert
 options = {PRECISIONS!r}[sys.argv[3]]
-model = fastbert.BertModel.from_pretrained(sys.argv[2], add_pooling_layer=False, **options)
+model = fastbert.BertModel.from_pretrained(sys.argv[2], add_pooling_layer=False, inference_only=True, **options)
 {_RUN}""",
     "transformers": f"""
 from transformers import BertModel
