@@ -95,6 +95,14 @@ struct Encoder {
     float eps, scale_log2;
 };
 
+// Element (row, column) is dropped where a hash of seed, row and column is below the threshold, and multiplied by
+// `scale` elsewhere: the mask is never stored, and the same on every instruction set.
+struct Dropout {
+    uint64_t seed;
+    uint32_t threshold;  // p * 2^32; 0 for no dropout
+    float scale;         // 1 / (1 - p)
+};
+
 // A table of embeddings and which of its rows each token takes.
 struct EmbedTable {
     const void* rows;    // (count, N)
@@ -102,8 +110,7 @@ struct EmbedTable {
     int64_t count, stride;
 };
 
-// y = dropout(LayerNorm(word[id] + token_type[id] + position[id]) * weight + bias); statistics in fp32. The mask of
-// the dropout is a function of seed, row and column, and never stored.
+// y = dropout(LayerNorm(word[id] + token_type[id] + position[id]) * weight + bias); statistics in fp32.
 struct EmbedLayerNorm {
     DType dtype;
     int64_t M, N;
@@ -112,8 +119,8 @@ struct EmbedLayerNorm {
     const void* bias;    // (N,)
     void* y;             // (M, N), contiguous
     float* statistics;   // (M, 2) mean and 1 / deviation, for the backward; or null
-    float eps, dropout_p;
-    uint64_t seed;
+    float eps;
+    Dropout dropout;
 };
 
 // The gradients that are not null, in the dtype of the op, contiguous; sums in fp32, in an order that does not

@@ -6,14 +6,6 @@
 
 namespace fastbert {
 
-// Element (row, column) is dropped where a hash of seed, row and column is below the threshold, and multiplied by
-// `scale` elsewhere: the mask is never stored, and the same on every instruction set.
-struct Dropout {
-    uint64_t seed;
-    uint32_t threshold;  // p * 2^32; 0 for no dropout
-    float scale;         // 1 / (1 - p)
-};
-
 // y = LayerNorm(dropout(x) + residual) * weight + bias; residual, mean and rstd may be null.
 struct AddLayerNormTraining {
     AddLayerNorm op;

@@ -1,6 +1,5 @@
 """The C++ encoder: every instruction set this machine has, in blocks of rows and op by op, in every precision."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,9 +7,8 @@ import torch
 from support import assert_accurate, require_native
 
 from fastbert import native, ops, reference, use_backend
-from fastbert.native import extension
+from fastbert.native import extension, workspace
 
-encoder_module = sys.modules["fastbert.native.encoder"]
 LENGTHS = {"op by op": [5, 0, 1, 33], "in blocks": [130, 1, 77, 0, 200, 64]}
 
 
@@ -50,9 +48,9 @@ def inputs(kind, width, dtype):
 def two_threads_and_poison():
     """Workspaces begin with NaN; two threads, as the tasks of blocks are cut for their number."""
     torch.set_num_threads(2)
-    encoder_module._arenas.memory = torch.full((8 << 20,), 255, dtype=torch.uint8)
+    workspace._memory.bytes = torch.full((8 << 20,), 255, dtype=torch.uint8)
     yield
-    encoder_module._arenas.memory = None
+    workspace._memory.bytes = None
 
 
 def by_reference(x, layers, *rest):

@@ -18,6 +18,8 @@ Precision checked_precision(int precision);
 // Throws where offsets do not rise from 0 to at most T.
 void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T);
 
+Dropout dropout_of(uint64_t seed, double p);
+
 // One a file: arguments go by position, keywords would double the cost of a call.
 void bind_add_layer_norm(py::module_& m);
 void bind_attention(py::module_& m);

@@ -14,7 +14,7 @@ EmbedLayerNorm forward_args(int dtype, int64_t M, int64_t N, const Table& word, 
                             const Table& position, uintptr_t weight, uintptr_t bias, uintptr_t y, uintptr_t statistics,
                             float eps, float dropout_p, uint64_t seed) {
     return {static_cast<DType>(dtype), M, N, table(word), table(token_type), table(position), pointer(weight),
-            pointer(bias), pointer(y), static_cast<float*>(pointer(statistics)), eps, dropout_p, seed};
+            pointer(bias), pointer(y), static_cast<float*>(pointer(statistics)), eps, dropout_of(seed, dropout_p)};
 }
 
 void embed_layer_norm_cpu_binding(int dtype, int64_t M, int64_t N, const Table& word, const Table& token_type,

@@ -59,6 +59,13 @@ void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T) {
                                   "; offsets must rise from 0 to the number of tokens, " + std::to_string(T));
 }
 
+Dropout dropout_of(uint64_t seed, double p) {
+    // p < 1, so this fits; rounding p to 1 would drop all.
+    const double threshold = p * 4294967296.0;
+    return {seed, threshold < 4294967295.0 ? static_cast<uint32_t>(threshold) : 4294967295u,
+            static_cast<float>(1.0 / (1.0 - p))};
+}
+
 }  // namespace fastbert::bindings
 
 PYBIND11_MODULE(_C, m) {

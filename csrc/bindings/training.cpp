@@ -7,13 +7,6 @@
 namespace fastbert::bindings {
 namespace {
 
-Dropout dropout_of(uint64_t seed, double p) {
-    // p < 1, so this fits; rounding p to 1 would drop all.
-    const double threshold = p * 4294967296.0;
-    return {seed, threshold < 4294967295.0 ? static_cast<uint32_t>(threshold) : 4294967295u,
-            static_cast<float>(1.0 / (1.0 - p))};
-}
-
 AddLayerNorm norm_of(int dtype, int64_t M, int64_t N, uintptr_t x, int64_t stride_xm, uintptr_t residual,
                      int64_t stride_rm, uintptr_t weight) {
     return {static_cast<DType>(dtype), M, N, pointer(x), pointer(residual), pointer(weight), nullptr, nullptr,

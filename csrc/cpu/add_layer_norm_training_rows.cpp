@@ -8,7 +8,7 @@
 // the layer that made or reads it anyway.
 #include <math.h>  // sqrtf: see add_layer_norm_rows.cpp
 
-#include "random.h"
+#include "dropout.h"
 #include "rows.h"
 #include "training_kernels.h"
 

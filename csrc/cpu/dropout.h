@@ -1,52 +1,66 @@
-// Dropout without a stored mask: whether an element stays is a function of the seed, its row and its column, so the
-// backward asks again, and neither threads nor the instruction set change the answer.
+// Dropout by a hash: which element of a matrix is dropped follows from seed, row and column alone, so the backward
+// finds the forward's mask again whatever the tiles and threads.
+//
+// A row's key is 64 bits of splitmix64 (Steele et al., 2014). A column is hashed with its two halves by triple32
+// (Wellons, 2018, "Prospecting for hash functions"), the second half going in after the first round: 13 operations a
+// vector.
 #pragma once
 
+#include "../fastbert.h"
 #include "vec_math.h"
 
 namespace fastbert::FASTBERT_ISA {
 
-using Uints = uint32_t __attribute__((vector_size(sizeof(Vec))));
+using Words = uint32_t __attribute__((vector_size(sizeof(Vec))));
 
-// What a kept element is multiplied by, and the bound (of 2^24) below which one is dropped.
-struct Dropout {
-    Vec scale;
-    Ints bound;
-    bool active;
-
-    explicit Dropout(float p)
-        : scale(set(1.0f / (1.0f - p))), bound(Ints{} + static_cast<int32_t>(p * 16777216.0f)), active(p > 0.0f) {}
+struct RowKey {
+    uint32_t a, b;
 };
 
-// One row of the generator: 64 bits that depend on seed and row (splitmix64, Steele et al., 2014).
-struct DropoutRow {
-    uint32_t low, high;
+static inline RowKey row_key(uint64_t seed, uint64_t row) {
+    uint64_t z = seed + (row + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    return {static_cast<uint32_t>(z), static_cast<uint32_t>(z >> 32)};
+}
 
-    DropoutRow(uint64_t seed, int64_t row) {
-        uint64_t z = seed + (static_cast<uint64_t>(row) + 1) * 0x9e3779b97f4a7c15u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        z ^= z >> 31;
-        low = static_cast<uint32_t>(z);
-        high = static_cast<uint32_t>(z >> 32);
+static inline Words fill(uint32_t v) { return Words{} + v; }
+
+static inline Words count_from(uint32_t first) {
+    Words out = {};
+    for (int i = 0; i < WIDTH; ++i) out[i] = static_cast<uint32_t>(i);
+    return out + first;
+}
+
+// 32 random bits an element; keys and columns a lane each, so that rows may lie along either side of a tile.
+static inline Words random_bits(Words a, Words b, Words column) {
+    Words x = column + a;
+    x = (x ^ (x >> 17)) * 0xed5ad4bbu;
+    x ^= b;
+    x = (x ^ (x >> 11)) * 0xac4c1b51u;
+    x = (x ^ (x >> 15)) * 0x31848babu;
+    return x ^ (x >> 14);
+}
+
+// `scale` where an element stays, 0 where it is dropped.
+static inline Vec keep_factor(const Dropout& dropout, Words a, Words b, Words column) {
+    return random_bits(a, b, column) >= fill(dropout.threshold) ? set(dropout.scale) : set(0.0f);
+}
+
+// What dropout leaves of one row.
+struct Kept {
+    const Dropout& dropout;
+    Words a, b;
+
+    Kept(const Dropout& dropout, int64_t row) : dropout(dropout) {
+        const RowKey key = row_key(dropout.seed, static_cast<uint64_t>(row));
+        a = fill(key.a);
+        b = fill(key.b);
     }
-
-    // 24 random bits for each of the columns from n on: Wellons' lowbias32, with the other half of the row's key
-    // between its rounds, since two rows' columns may run through the same counters.
-    Ints bits(int64_t n) const {
-        Uints x;
-        for (int i = 0; i < WIDTH; ++i) x[i] = static_cast<uint32_t>(i);
-        x += low + static_cast<uint32_t>(n);
-        x ^= x >> 16;
-        x *= 0x7feb352du;
-        x ^= (x >> 15) ^ high;
-        x *= 0x846ca68bu;
-        x ^= x >> 16;
-        return (Ints)(x >> 8);
-    }
-
-    Vec drop(const Dropout& dropout, Vec v, int64_t n) const {
-        return (Vec)((Ints)mul(v, dropout.scale) & (Ints)(bits(n) >= dropout.bound));
+    // Of the columns from n on.
+    Vec of(Vec v, int64_t n) const {
+        return dropout.threshold ? mul(v, keep_factor(dropout, a, b, count_from(static_cast<uint32_t>(n)))) : v;
     }
 };
 

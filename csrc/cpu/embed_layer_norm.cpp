@@ -4,7 +4,7 @@
 #include <string>
 
 #include "kernels.h"
-#include "workspace.h"
+#include "scratch.h"
 
 namespace fastbert {
 namespace {
@@ -63,9 +63,8 @@ void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads) {
     constexpr int64_t GRAIN = 16384;
     const int64_t parts = std::min<int64_t>({threads, op.M, op.M * op.N / GRAIN + 1});
     if (parts <= 0) return;
-    Workspace memory(parts * Workspace::bytes_for<float>(op.N));
-    float* sums = memory.take<float>(parts * Workspace::bytes_for<float>(op.N) / 4);
-    const int64_t stride = Workspace::bytes_for<float>(op.N) / 4;
+    const int64_t stride = part_bytes<float>(op.N) / 4;
+    float* sums = static_cast<float*>(scratch<struct Rows>(parts * part_bytes<float>(op.N)));
     if (parts == 1) {
         rows(op, 0, op.M, sums);
         return;
@@ -87,12 +86,13 @@ void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, in
     constexpr int64_t BLOCK = 64;
     const int64_t blocks = (M + BLOCK - 1) / BLOCK;
     const int64_t longest = std::max({of.word.count, of.token_type.count, of.position.count});
-    const auto floats = [](int64_t n) { return Workspace::bytes_for<float>(n); };
-    const auto indices = [](int64_t n) { return Workspace::bytes_for<int64_t>(n); };
-    Workspace memory(floats(M * N) + floats(3 * blocks * N) + indices(longest + 2) + indices(M));
-    float* dsums = memory.take<float>(M * N);
-    float* partial = memory.take<float>(3 * blocks * N);  // of each block: units of one row, dweight, dbias
-    int64_t *starts = memory.take<int64_t>(longest + 2), *order = memory.take<int64_t>(M);
+    char* memory = static_cast<char*>(scratch<struct Gradients>(
+        part_bytes<float>(M * N) + part_bytes<float>(3 * blocks * N) + part_bytes<int64_t>(longest + 2) +
+        part_bytes<int64_t>(M)));
+    float* dsums = take_part<float>(memory, M * N);
+    float* partial = take_part<float>(memory, 3 * blocks * N);  // of each block: units of one row, dweight, dbias
+    int64_t* starts = take_part<int64_t>(memory, longest + 2);
+    int64_t* order = take_part<int64_t>(memory, M);
 
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t b = 0; b < blocks; ++b) {

@@ -60,7 +60,6 @@ template <typename T>
 void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) {
     const int64_t N = op.N;
     const T *weight = static_cast<const T*>(op.weight), *bias = static_cast<const T*>(op.bias);
-    const Dropout dropout(op.dropout_p);
     for (int64_t m = begin; m < end; ++m) {
         const Gathered<T> row(op, m);
         const T* next = Gathered<T>::row(op.word, m + 1 < end ? m + 1 : m);
@@ -84,12 +83,12 @@ void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) 
             op.statistics[2 * m] = mean;
             op.statistics[2 * m + 1] = rstd;
         }
-        const DropoutRow random(op.seed, m);
+        const Kept kept(op.dropout, m);
         T* y = static_cast<T*>(op.y) + m * N;
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             const Vec unit = mul(sub(load_some(sums + n, lanes), shift), set(rstd));
             Vec v = fma(unit, load_some(weight + n, lanes), load_some(bias + n, lanes));
-            if (dropout.active) v = random.drop(dropout, v, n);
+            v = kept.of(v, n);
             store_some(y + n, v, lanes);
         });
     }
@@ -103,7 +102,6 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
     const EmbedLayerNorm& of = op.forward;
     const int64_t N = of.N;
     const T* weight = static_cast<const T*>(of.weight);
-    const Dropout dropout(of.dropout_p);
     vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
         store_some(dweight + n, set(0.0f), lanes);
         store_some(dbias + n, set(0.0f), lanes);
@@ -111,7 +109,7 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
     for (int64_t m = begin; m < end; ++m) {
         const Gathered<T> row(of, m);
         const Vec mean = set(of.statistics[2 * m]), rstd = set(of.statistics[2 * m + 1]);
-        const DropoutRow random(of.seed, m);
+        const Kept kept(of.dropout, m);
         const T* next = Gathered<T>::row(of.word, m + 1 < end ? m + 1 : m);
         const T* dy = static_cast<const T*>(op.dy) + m * op.stride_dym;
         float* dsum = dsums + m * N;
@@ -119,7 +117,7 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             __builtin_prefetch(next + n);
             Vec g = load_some(dy + n, lanes);
-            if (dropout.active) g = random.drop(dropout, g, n);
+            g = kept.of(g, n);
             Vec unit = mul(sub(row.at(n, lanes), mean), rstd);
             if (lanes < WIDTH) unit = keep_n(unit, lanes);
             store_some(dbias + n, add(load_some(dbias + n, lanes), g), lanes);

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 namespace fastbert {
@@ -27,7 +29,20 @@ void* scratch(size_t bytes) {
             throw std::bad_alloc();
         }
     }
+#ifdef FASTBERT_POISON
+    std::memset(memory.data, 0xff, bytes);  // NaN in fp32 and bf16, -1 in integers
+#endif
     return memory.data;
+}
+
+// Parts of one piece of memory, each aligned to 64: how large one is, and the next one.
+template <typename T>
+int64_t part_bytes(int64_t count) { return (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64; }
+template <typename T>
+T* take_part(char*& memory, int64_t count) {
+    T* part = reinterpret_cast<T*>(memory);
+    memory += part_bytes<T>(count);
+    return part;
 }
 
 }  // namespace fastbert

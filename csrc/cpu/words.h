@@ -2,7 +2,7 @@
 // neighbouring rows.
 #pragma once
 
-#include "random.h"
+#include "dropout.h"
 #include "rows.h"
 #include "tile.h"
 

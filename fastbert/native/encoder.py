@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from fastbert.native.attention import supports_attention
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed, sample
+from fastbert.native.workspace import workspace
 
 _TENSORS = 12  # the first so many fields of ops.LayerWeights
 
@@ -128,7 +128,7 @@ def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: in
     # Held until the call is over: another thread may pack a weight anew meanwhile.
     _held, words = _remembered(_plans, layers, key, lambda: _plan(layers))
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
-    workspace = _arena(C.encoder_workspace_bytes(*kind, *shape, words, isa, threads))
+    (memory,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, words, isa, threads),)))
     y = torch.empty_like(x)
     C.encoder_cpu(
         *kind,
@@ -139,23 +139,10 @@ def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: in
         cu_seqlens.data_ptr(),
         x.data_ptr(),
         y.data_ptr(),
-        workspace.data_ptr(),
+        memory.data_ptr(),
         first.eps,
         (E // first.num_heads) ** -0.5 * math.log2(math.e),
         isa,
         threads,
     )
     return y
-
-
-_ARENA_KEPT = 64 << 20  # bytes of workspace that a thread keeps between calls
-_arenas = threading.local()
-
-
-def _arena(size: int) -> Tensor:
-    """So many bytes without values, aligned to 64, which the thread keeps for its next call unless they are many."""
-    memory = getattr(_arenas, "memory", None)
-    if memory is None or memory.numel() < size:
-        memory = torch.empty(size, dtype=torch.uint8)
-        _arenas.memory = memory if size <= _ARENA_KEPT else None
-    return memory

@@ -35,8 +35,7 @@ class _Native(torch.autograd.Function):
 
 
 def _native(*tensors: Tensor, eps: float, dropout_p: float, padding_idx: int | None) -> Tensor:
-    # Drawn from torch's generator, so torch.manual_seed says what is dropped; the numbers themselves come of it.
-    seed = int(torch.randint(2**63 - 1, ())) if dropout_p else 0
+    seed = native.draw_seed(dropout_p)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _Native.apply(*tensors, eps, dropout_p, seed, padding_idx)
     return native.embed_layer_norm(*tensors, eps=eps, dropout_p=dropout_p, seed=seed)[0]
