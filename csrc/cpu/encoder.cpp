@@ -39,7 +39,7 @@ struct Plan {
         tile_m = kernel.tile_m;
         tiles = (op.T + tile_m - 1) / tile_m;
         // A block's rows use each weight that its core reads once: enough of them, and yet a few blocks a thread.
-        const int64_t block_tiles = std::max<int64_t>(1, BLOCK_ROWS / tile_m);
+        const int64_t block_tiles = std::max<int64_t>(1, kernel.block_rows / tile_m);
         blocks = (tiles + block_tiles - 1) / block_tiles;
         blocks = (blocks + threads - 1) / threads * threads;
         if (blocks > tiles || tiles < 2 * threads * std::max<int64_t>(1, LEAST_ROWS / tile_m)) blocks = 0;
@@ -60,7 +60,7 @@ struct Plan {
         total = context + lines(op.T * E * element) * 64;
     }
 
-    static constexpr int64_t BLOCK_ROWS = 96, LEAST_ROWS = 48;
+    static constexpr int64_t LEAST_ROWS = 48;
 };
 
 char* at(const void* base, int64_t elements, int64_t size) {

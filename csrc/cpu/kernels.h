@@ -16,6 +16,7 @@ struct AddLayerNormKernels {
 // linear of one dtype and precision. A packed weight is panels of tile_n columns; rows go tile_m at a time.
 struct LinearKernel {
     int64_t tile_m;
+    int64_t block_rows, block_bytes;  // rows of x that pass by a weight while it is in cache: so many, at most so large
     int64_t (*panel_words)(int64_t K);
     int64_t (*prepared_stride)(int64_t K);  // words from one prepared row to the next
     void (*pack)(const PackWeight& op, int64_t panel_begin, int64_t panel_end);

@@ -46,9 +46,8 @@ void linear_cpu(const Linear& given, Isa isa, int threads) {
 
     // A block of rows stays in the L2 cache while all panels of a task pass by, and a panel while all the
     // block's tiles use it.
-    constexpr int64_t BLOCK_BYTES = 384 * 1024;
     const int64_t row_bytes = kernel.prepare ? kernel.prepared_stride(op.K) * 4 : op.K * (op.dtype == DType::f32 ? 4 : 2);
-    const int64_t fitting = BLOCK_BYTES / std::max<int64_t>(row_bytes, 4) / kernel.tile_m * kernel.tile_m;
+    const int64_t fitting = kernel.block_bytes / std::max<int64_t>(row_bytes, 4) / kernel.tile_m * kernel.tile_m;
     const int64_t block = std::max<int64_t>(fitting, 2 * kernel.tile_m);
     const int64_t blocks = divide_up(op.M, block);
     const int64_t rows = divide_up(divide_up(op.M, blocks), kernel.tile_m) * kernel.tile_m;

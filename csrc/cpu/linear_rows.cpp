@@ -357,8 +357,14 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     }
 }
 
-template <typename Kind>
-constexpr LinearKernel kernel_of = {TILE_M<typename Kind::Operand>, panel_words<Kind>, prepared_stride<Kind>,
+// AMX multiplies so fast that a weight from memory has to serve 256 rows; a vector unit has time for the next after 96.
+template <typename T>
+constexpr int64_t BLOCK_ROWS = USES_AMX<T> ? 256 : 96;
+template <typename T>
+constexpr int64_t BLOCK_BYTES = (USES_AMX<T> ? 1536 : 384) * 1024;
+
+template <typename Kind, typename T = typename Kind::Operand>
+constexpr LinearKernel kernel_of = {TILE_M<T>, BLOCK_ROWS<T>, BLOCK_BYTES<T>, panel_words<Kind>, prepared_stride<Kind>,
                                     pack<Kind>, PREPARED<Kind> ? prepare<Kind> : nullptr, linear<Kind>};
 
 }  // namespace

@@ -110,6 +110,9 @@ constexpr int64_t CHUNK = 128;
 template <>
 constexpr int64_t CHUNK<Bytes> = INT64_MAX / 2;
 
+// Steps along K that B is asked for ahead of its use.
+constexpr int64_t AHEAD = 16;
+
 // sums[m][v] += sum over k < words of A[m][k] * B[k][v]. `lda` in words.
 template <typename T, int M>
 static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (&sums)[M][NV]) {
@@ -120,7 +123,10 @@ static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, i
             for (int v = 0; v < NV; ++v) part[m][v] = Sum<T>{};
         for (int64_t k = start; k < end; ++k) {
             Vec columns[NV];
-            for (int v = 0; v < NV; ++v) columns[v] = load_word(b + (k * NV + v) * WIDTH);
+            for (int v = 0; v < NV; ++v) {
+                columns[v] = load_word(b + (k * NV + v) * WIDTH);
+                __builtin_prefetch(b + ((k + AHEAD) * NV + v) * WIDTH);
+            }
             for (int m = 0; m < M; ++m) {
                 const Vec row = broadcast(a + m * lda + k);
                 for (int v = 0; v < NV; ++v)
