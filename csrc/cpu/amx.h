@@ -17,22 +17,24 @@ namespace fastbert::FASTBERT_ISA {
 struct TileMemory {
     alignas(64) uint32_t word[8][16][16];
 };
-static thread_local TileMemory tile_memory;
+static thread_local TileMemory tile_memory;  // a source file's own: so all that names it is static
 
 // While one exists, the thread's tiles are usable: eight of 16 rows x 64 bytes.
+namespace {
 struct TilesInUse {
     TilesInUse() { std::memset(&tile_memory, 0xff, sizeof tile_memory); }
     ~TilesInUse() { std::memset(&tile_memory, 0xff, sizeof tile_memory); }
 };
+}  // namespace
 
 template <int TILE>
-void tile_zero() { std::memset(tile_memory.word[TILE], 0, 1024); }
+static inline void tile_zero() { std::memset(tile_memory.word[TILE], 0, 1024); }
 template <int TILE>
-void tile_load(const void* p, int64_t stride) {
+static inline void tile_load(const void* p, int64_t stride) {
     for (int i = 0; i < 16; ++i) std::memcpy(tile_memory.word[TILE][i], static_cast<const char*>(p) + i * stride, 64);
 }
 template <int TILE>
-void tile_store(void* p, int64_t stride) {
+static inline void tile_store(void* p, int64_t stride) {
     for (int i = 0; i < 16; ++i) std::memcpy(static_cast<char*>(p) + i * stride, tile_memory.word[TILE][i], 64);
 }
 
@@ -44,7 +46,7 @@ static inline float as_float(uint32_t bits) {
 
 // C += A B, word by word as the processor does: the even half of a word and the odd one, in fp32 ...
 template <int C, int A, int B>
-void tile_dot(const uint16_t*) {
+static inline void tile_dot(const uint16_t*) {
     auto& t = tile_memory.word;
     for (int m = 0; m < 16; ++m)
         for (int k = 0; k < 16; ++k)
@@ -58,7 +60,7 @@ void tile_dot(const uint16_t*) {
 }
 // ... or four bytes, unsigned in A and signed in B, in int32.
 template <int C, int A, int B, typename Bytes>
-void tile_dot(const Bytes*) {
+static inline void tile_dot(const Bytes*) {
     auto& t = tile_memory.word;
     for (int m = 0; m < 16; ++m)
         for (int k = 0; k < 16; ++k)
