@@ -139,16 +139,20 @@ def test_int8_keeps_the_vectors_of_a_real_model(minilm, stsb, dtype):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_cores")
-def test_int8_keeps_the_ranking_of_sts_b(minilm, stsb):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_int8_keeps_the_ranking_of_sts_b(minilm, stsb, backend, dtype):
     from scipy.stats import spearmanr
 
     rows = sts_rows(stsb)
     texts, scores = [row[5] for row in rows] + [row[6] for row in rows], [float(row[4]) for row in rows]
     rank = lambda v: 100 * spearmanr((v[: len(rows)] * v[len(rows) :]).sum(1), scores).statistic  # noqa: E731
     exact = Embedder.from_pretrained(minilm).embed(texts)
-    with fastbert.use_backend("reference", "encoder", "linear"):
-        vectors = Embedder.from_pretrained(minilm, quantize="int8").embed(texts)
-    assert cosines(vectors, exact).min() >= 0.995
+    with fastbert.use_backend(backend, "encoder", "linear"):
+        vectors = Embedder.from_pretrained(minilm, dtype=dtype, quantize="int8").embed(texts)
+    lowest = cosines(vectors, exact).min()
+    print(f"{backend} {dtype}: Spearman {rank(vectors):.2f} (fp32: {rank(exact):.2f}), lowest cosine {lowest:.4f}")
+    assert lowest >= 0.995
     assert abs(rank(vectors) - rank(exact)) <= 0.3
 
 
