@@ -9,6 +9,7 @@
 
 #include "dropout.h"
 #include "kernels.h"
+#include "rows.h"
 
 namespace fastbert::FASTBERT_ISA {
 namespace {
@@ -34,13 +35,6 @@ struct Sums {
     Vec parts[SUMS] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
     float total() const { return sum(add(add(parts[0], parts[1]), add(parts[2], parts[3]))); }
 };
-template <typename T>
-FASTBERT_INLINE inline Vec load_some(const T* p, int lanes) { return lanes == WIDTH ? load(p) : load_n(p, lanes); }
-template <typename T>
-FASTBERT_INLINE inline void store_some(T* p, Vec v, int lanes) {
-    if (lanes == WIDTH) store(p, v);
-    else store_n(p, v, lanes);
-}
 
 // The three rows of one token.
 template <typename T>
@@ -52,7 +46,7 @@ struct Gathered {
         return static_cast<const T*>(table.rows) + table.ids[m] * table.stride;
     }
     FASTBERT_INLINE Vec at(int64_t n, int lanes) const {
-        return add(add(load_some(a + n, lanes), load_some(b + n, lanes)), load_some(c + n, lanes));
+        return add(add(load_part(a + n, lanes), load_part(b + n, lanes)), load_part(c + n, lanes));
     }
 };
 
@@ -68,13 +62,13 @@ void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) 
             __builtin_prefetch(next + n);
             const Vec v = row.at(n, lanes);
             total.parts[i] = add(total.parts[i], v);
-            store_some(sums + n, v, lanes);
+            store_part(sums + n, v, lanes);
         });
         const float mean = total.total() / static_cast<float>(N);
         const Vec shift = set(mean);
         Sums squares;
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
-            Vec v = sub(load_some(sums + n, lanes), shift);
+            Vec v = sub(load_part(sums + n, lanes), shift);
             if (lanes < WIDTH) v = keep_n(v, lanes);
             squares.parts[i] = fma(v, v, squares.parts[i]);
         });
@@ -86,10 +80,10 @@ void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) 
         const Kept kept(op.dropout, m);
         T* y = static_cast<T*>(op.y) + m * N;
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
-            const Vec unit = mul(sub(load_some(sums + n, lanes), shift), set(rstd));
-            Vec v = fma(unit, load_some(weight + n, lanes), load_some(bias + n, lanes));
+            const Vec unit = mul(sub(load_part(sums + n, lanes), shift), set(rstd));
+            Vec v = fma(unit, load_part(weight + n, lanes), load_part(bias + n, lanes));
             v = kept.of(v, n);
-            store_some(y + n, v, lanes);
+            store_part(y + n, v, lanes);
         });
     }
 }
@@ -103,8 +97,8 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
     const int64_t N = of.N;
     const T* weight = static_cast<const T*>(of.weight);
     vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
-        store_some(dweight + n, set(0.0f), lanes);
-        store_some(dbias + n, set(0.0f), lanes);
+        store_part(dweight + n, set(0.0f), lanes);
+        store_part(dbias + n, set(0.0f), lanes);
     });
     for (int64_t m = begin; m < end; ++m) {
         const Gathered<T> row(of, m);
@@ -116,23 +110,23 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
         Sums total, product;
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             __builtin_prefetch(next + n);
-            Vec g = load_some(dy + n, lanes);
+            Vec g = load_part(dy + n, lanes);
             g = kept.of(g, n);
             Vec unit = mul(sub(row.at(n, lanes), mean), rstd);
             if (lanes < WIDTH) unit = keep_n(unit, lanes);
-            store_some(dbias + n, add(load_some(dbias + n, lanes), g), lanes);
-            store_some(dweight + n, fma(g, unit, load_some(dweight + n, lanes)), lanes);
-            g = mul(g, load_some(weight + n, lanes));
+            store_part(dbias + n, add(load_part(dbias + n, lanes), g), lanes);
+            store_part(dweight + n, fma(g, unit, load_part(dweight + n, lanes)), lanes);
+            g = mul(g, load_part(weight + n, lanes));
             total.parts[i] = add(total.parts[i], g);
             product.parts[i] = fma(g, unit, product.parts[i]);
-            store_some(units + n, unit, lanes);
-            store_some(dsum + n, g, lanes);
+            store_part(units + n, unit, lanes);
+            store_part(dsum + n, g, lanes);
         });
         const Vec shift = set(total.total() / static_cast<float>(N));
         const Vec slope = set(-product.total() / static_cast<float>(N));
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
-            const Vec g = sub(load_some(dsum + n, lanes), shift);
-            store_some(dsum + n, mul(rstd, fma(load_some(units + n, lanes), slope, g)), lanes);
+            const Vec g = sub(load_part(dsum + n, lanes), shift);
+            store_part(dsum + n, mul(rstd, fma(load_part(units + n, lanes), slope, g)), lanes);
         });
     }
 }
@@ -155,12 +149,12 @@ FASTBERT_INLINE inline void sum_columns(const SumRows& op, int64_t n, int lanes)
             const float *row = at(i), *later = at(i + AHEAD < op.count ? i + AHEAD : i);
             for (int v = 0; v < COUNT; ++v) {
                 __builtin_prefetch(later + v * WIDTH);  // a cache line, where a vector is one
-                part[v] = add(part[v], load_some(row + v * WIDTH, lanes));
+                part[v] = add(part[v], load_part(row + v * WIDTH, lanes));
             }
         }
         for (int v = 0; v < COUNT; ++v) total[v] = add(total[v], part[v]);
     }
-    for (int v = 0; v < COUNT; ++v) store_some(static_cast<T*>(op.out) + n + v * WIDTH, total[v], lanes);
+    for (int v = 0; v < COUNT; ++v) store_part(static_cast<T*>(op.out) + n + v * WIDTH, total[v], lanes);
 }
 
 template <typename T>

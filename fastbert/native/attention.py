@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from fastbert.native.attention_gradient import attention_training
+from fastbert.native.attention_gradient import attention_inputs, attention_training
 from fastbert.native.dropout import draw_seed
-from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason
+from fastbert.native.extension import C, available, chosen_isa, cpu_reason
 
 
 def supports_attention(
@@ -53,24 +51,5 @@ def attention(
         )[0]
     tokens, _, heads, width = qkv.shape
     y = torch.empty((tokens, heads, width), dtype=qkv.dtype)
-    attention_into(y, qkv, cu_seqlens, width**-0.5 if scale is None else scale)
+    C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale), chosen_isa()[1], torch.get_num_threads())
     return y
-
-
-def attention_into(y: Tensor, qkv: Tensor, cu_seqlens: Tensor, scale: float) -> None:
-    tokens, _, heads, width = qkv.shape
-    C.attention_cpu(
-        CPU_DTYPES[qkv.dtype],
-        tokens,
-        len(cu_seqlens) - 1,
-        heads,
-        width,
-        qkv.data_ptr(),
-        qkv.stride(0),
-        qkv.stride(1),
-        cu_seqlens.data_ptr(),
-        y.data_ptr(),
-        scale * math.log2(math.e),
-        chosen_isa()[1],
-        torch.get_num_threads(),
-    )

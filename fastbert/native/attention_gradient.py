@@ -23,7 +23,7 @@ def attention_training(
     y = torch.empty((tokens, heads, width), dtype=qkv.dtype)
     statistics = torch.empty((2, heads, tokens), dtype=torch.float32) if keep else None
     C.attention_training_cpu(
-        *_inputs(qkv, cu_seqlens, y, scale),
+        *attention_inputs(qkv, cu_seqlens, y, scale),
         dropout_p,
         seed,
         0 if statistics is None else statistics.data_ptr(),
@@ -48,7 +48,7 @@ def attention_backward(
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype)
     dy = dy.contiguous()
     C.attention_backward_cpu(
-        *_inputs(qkv, cu_seqlens, y, scale),
+        *attention_inputs(qkv, cu_seqlens, y, scale),
         dropout_p,
         seed,
         statistics.data_ptr(),
@@ -60,7 +60,8 @@ def attention_backward(
     return dqkv
 
 
-def _inputs(qkv: Tensor, cu_seqlens: Tensor, y: Tensor, scale: float | None) -> tuple[int | float, ...]:
+def attention_inputs(qkv: Tensor, cu_seqlens: Tensor, y: Tensor, scale: float | None) -> tuple[int | float, ...]:
+    """What every call of attention in C++ begins with."""
     tokens, _, heads, width = qkv.shape
     return (
         CPU_DTYPES[qkv.dtype],
