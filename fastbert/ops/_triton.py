@@ -1,0 +1,46 @@
+"""What the ops' Triton versions share: when they can run at all."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def reason_against(*tensors: Tensor | None) -> str | None:
+    """Why no Triton kernel can take these tensors; None where one can. The first says which device."""
+    present = [t for t in tensors if t is not None]
+    device, dtype = present[0].device, present[0].dtype
+    reason = device_reason(device)
+    if reason is not None:
+        return reason
+    if dtype not in DTYPES or any(t.dtype != dtype for t in present):
+        given = ", ".join(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in present))
+        return f"dtypes {given}; it takes one of float32, float16, bfloat16 for all"
+    if any(t.device != device for t in present):
+        return f"tensors on {', '.join(dict.fromkeys(str(t.device) for t in present))}; it takes one device"
+    return None
+
+
+@cache
+def device_reason(device: torch.device) -> str | None:
+    """Why Triton cannot run on `device`."""
+    if device.type != "cuda":
+        return f"it runs on a GPU, not on {device.type}"
+    if not _installed():
+        return "triton is not installed"
+    if not torch.version.hip:
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            return f"compute capability {major}.{minor}; it needs 8.0"
+    return None
+
+
+@cache
+def _installed() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("triton") is not None

@@ -1,0 +1,152 @@
+"""What the tests of Triton kernels share: a GPU or the interpreter to run on, and compiling for GPUs not there.
+
+The interpreter is chosen when triton is imported. So a file of kernel tests, where there is no GPU, runs itself once
+more in a process with TRITON_INTERPRET=1 (`run_in_the_interpreter`). It computes bf16 wrongly: DTYPES leaves it out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+ALL_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+TARGETS = ("sm_80", "sm_90", "gfx942")
+# Bytes of shared memory that one program may use: CUDA C++ Programming Guide, compute capabilities; CDNA 3 ISA guide.
+SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
+
+runs = pytest.mark.skipif(
+    not (INTERPRETED or torch.cuda.is_available()), reason="no GPU; run in the interpreter instead"
+)
+compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+in_the_interpreter = pytest.mark.skipif(
+    INTERPRETED or torch.cuda.is_available(), reason="the kernels run in this process"
+)
+
+
+def run_in_the_interpreter(file: str, *args: str) -> None:
+    """Runs a test file once more, where its kernels run on the CPU; fails as it fails, and if nothing ran."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *args, file]
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout, done.stdout
+
+
+@pytest.fixture
+def nan_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty hands out NaN (or the largest integer), so that an element never written shows."""
+    for name in ("empty", "empty_like"):
+        make = getattr(torch, name)
+
+        def filled(*args, make=make, **kwargs):
+            x = make(*args, **kwargs)
+            return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).max)
+
+        monkeypatch.setattr(torch, name, filled)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel compiled for one target, by the launcher's own arguments."""
+
+    name: str
+    target: str
+    assembly: str  # PTX, or AMD's
+    shared: int  # bytes a program
+    spilled: int  # NVIDIA: bytes of stack a thread; AMD: vector registers spilled
+    registers: int
+    num_warps: int
+    num_stages: int
+
+
+@contextmanager
+def compiling_for(target: str) -> Iterator[list[Compiled]]:
+    """Within it, a launch (of a launcher given CPU tensors) only compiles for `target` and adds to the list.
+
+        with compiling_for("sm_90") as compiled:
+            add_layer_norm_fwd(x, residual, weight, bias, eps=1e-12)
+
+    The launcher's own choices for `target` are what is compiled: it sees that architecture, 132 multiprocessors.
+    """
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    from fastbert.kernels import architecture
+
+    compiled: list[Compiled] = []
+    run = JITFunction.run
+
+    def only_compile(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled.append(_describe(kernel, target))
+        return kernel
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", only_compile)
+        patch.setattr(architecture, "architecture", lambda device: target)
+        patch.setattr(architecture, "multiprocessors", lambda device: 132)
+        patch.setattr(driver, "_active", _Driver(target))  # set_active's undoing would look for a GPU
+        yield compiled
+
+
+def check_resources(kernel: Compiled, spill_allowance: int = 0) -> None:
+    """Shared memory inside the chip's limit, no more spilled than was allowed."""
+    assert kernel.shared <= SHARED_LIMIT[kernel.target], kernel
+    assert kernel.spilled <= spill_allowance, f"{kernel.name} for {kernel.target} spills {kernel.spilled}"
+
+
+class _Driver:
+    """What triton's compiler asks of a driver, answered for a GPU that is not there."""
+
+    def __init__(self, target: str) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        nvidia = target.startswith("sm_")
+        self.target = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self) -> str:
+        return str(self.target)  # compiled kernels are kept by device
+
+    def get_current_stream(self, device) -> int:
+        return 0
+
+
+def _describe(kernel, target: str) -> Compiled:
+    metadata = kernel.metadata
+    if "cubin" in kernel.asm:
+        assembly, usage = kernel.asm["ptx"], _resource_usage(kernel.asm["cubin"])
+        spilled, registers = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("STACK", "REG"))
+    else:
+        assembly = kernel.asm["amdgcn"]
+        spilled, registers = (
+            int(re.search(rf"\.{key}:\s*(\d+)", assembly)[1]) for key in ("vgpr_spill_count", "vgpr_count")
+        )
+    return Compiled(
+        kernel.name, target, assembly, metadata.shared, spilled, registers, metadata.num_warps, metadata.num_stages
+    )
+
+
+def _resource_usage(cubin: bytes) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
