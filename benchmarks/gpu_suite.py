@@ -21,7 +21,6 @@ from harness import Case, Gate, Harness, Provider
 from torch import Tensor
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PAPER_TFLOPS = 989.0  # H200, dense bf16, by its data sheet: what shares of peak are quoted of
 
 
 @dataclass(frozen=True)
