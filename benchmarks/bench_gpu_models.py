@@ -102,6 +102,9 @@ class Runs:
             raise Unsupported("CUDA graphs need a CUDA device")
         model = self.fastbert("bf16")
         replay, batch = fastbert.compile(model), case.payload
+        replay(**batch.inputs)
+        if replay.outside:  # it ran, but eagerly
+            raise Unsupported(f"outside every graph: {', '.join(replay.outside)}")
         # Indexing by the mask copies the states out of the graph's own memory, which the next replay overwrites.
         return Prepared(lambda: replay(**batch.inputs).last_hidden_state, batch.real, backends_in_use(model))
 

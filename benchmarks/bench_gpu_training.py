@@ -197,7 +197,7 @@ def training_step(settings: Settings, training: Training) -> Iterator[Work]:
 def determinism(settings: Settings, training: Training) -> Iterator[Work]:
     """Steps from the same weights and seed: how many numbers of the loss and the gradients differ. None may.
 
-    Another seed has to give another loss, or dropout was not on.
+    Another seed has to give others, or dropout was not on.
     """
     texts = random_texts(training.config.vocab_size, settings.pick(DETERMINISM, (2, 16)), settings.device)
 
@@ -213,10 +213,10 @@ def determinism(settings: Settings, training: Training) -> Iterator[Work]:
             return [loss.detach(), *(p.grad for p in model.parameters())]
 
         def result(first: list[Tensor]) -> Tensor:
-            second = run()
-            differing = sum(torch.count_nonzero(a != b) for a, b in zip(first, second, strict=True))
-            unmoved = (run(SEED + 1)[0] == first[0]).float()
-            return torch.stack([differing.float(), unmoved])
+            def differing(second: list[Tensor]) -> int:
+                return sum(int(torch.count_nonzero(a != b)) for a, b in zip(first, second, strict=True))
+
+            return torch.tensor([differing(run()), float(not differing(run(SEED + 1)))])
 
         return Prepared(run, result, backends_in_use(model))
 

@@ -7,9 +7,9 @@
 #     benchmarks/gpu.sh --stages 'build ops'  some of: build tests ops models training targets
 #     benchmarks/gpu.sh --tiny [FOLDER]       shows on any machine that all of it runs; measures nothing
 #
-# Environment: PYTHON (python3), BUDGET (570 seconds for everything), FASTBERT_COMMIT (for the rows, in a copy without
-# its git history). A stage that fails or runs out of its time does not stop the next; the exit status is 0 where all
-# passed and every target holds.
+# Environment: PYTHON (python3), BUDGET (570 seconds for everything), BUILD (the folder build/gpu), FASTBERT_COMMIT (for
+# the rows, in a copy without its git history). A stage that fails or runs out of its time does not stop the next; the
+# exit status is 0 where all passed and every target holds.
 
 set -uo pipefail
 
@@ -43,12 +43,14 @@ command -v "$python" >/dev/null || { echo "gpu.sh: no $python; name one with PYT
 
 # fastbert as an installed package would be, made of links: kernels/ is fastbert.kernels there (see pyproject.toml), and
 # the extension lies beside the Python files.
-work=$root/build/gpu
+work=${BUILD:-$root/build/gpu}
 site=$work/site
 build=$work/cmake
-mkdir -p "$site/fastbert" "$build"
+mkdir -p "$site/fastbert" "$build" || exit 1
 find "$site/fastbert" -maxdepth 1 -type l -delete
-ln -s "$root"/fastbert/* "$site/fastbert/" && ln -s "$root/kernels" "$site/fastbert/kernels" || exit 1
+for part in "$root"/fastbert/* "$root/kernels"; do
+  case ${part##*/} in __pycache__ | _C*) ;; *) ln -s "$part" "$site/fastbert/" || exit 1 ;; esac
+done
 # Without the current folder, whose fastbert/ has no kernels.
 export PYTHONSAFEPATH=1 PYTHONPATH="$site:$root/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -122,7 +124,7 @@ suite() { # NAME SECONDS: one script of the suite
 }
 stage build 150 bash -c build_extension
 stage tests 120 bash -c gpu_tests
-suite ops 130
+suite ops 140
 suite models 170
 suite training 140
 stage targets 30 "$python" "$root/benchmarks/gpu_targets.py" "$results"/gpu-*.csv

@@ -213,6 +213,7 @@ class Harness:
     seconds: float = 15.0  # of timing for each case, once its min_rounds are done
     min_rounds: int = 0  # more than a case's own, where given
     max_rounds: int = 100
+    ceilings: bool = True  # whether they are measured
     clock: Callable[[Callable[[], Any], torch.device], float] = machine.time_call
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -247,7 +248,7 @@ class Harness:
         ceilings = {dtype: self._ceiling(case, dtype) for dtype in {rows[label]["dtype"] for label in ready}}
         for label, times in measured.items():
             rows[label].update(_figures(case, times, ceilings[rows[label]["dtype"]]))
-        stamp = {"date": machine.now(), "read_gb_s": machine.read_bandwidth(self.device)}
+        stamp = {"date": machine.now(), "read_gb_s": machine.read_bandwidth(self.device) if self.ceilings else None}
         stamp |= machine.environment(self.device)
         done = [{**row, **stamp} for row in rows.values()]
         self.rows += done
@@ -256,6 +257,8 @@ class Harness:
         return done
 
     def _ceiling(self, case: Case, dtype: str) -> tuple[float, str] | None:
+        if not self.ceilings:
+            return None
         return machine.copy_ceiling(self.device) if case.bytes else machine.ceiling(self.device, dtype)
 
     def _admit(

@@ -165,7 +165,7 @@ def matmul_ceiling(device: torch.device, dtype: str) -> tuple[float, str]:
     product = matmul(torch.randn(size, size, device=device), torch.randn(size, size, device=device), dtype)
     for _ in range(2):
         product()
-    best = min(time_call(product, device) for _ in range(repeats))
+    best = min(time_on_device(product, device) for _ in range(repeats))
     return 2 * size**3 / best, f"torch matmul {size}^3 {dtype}, best of {repeats}"
 
 
@@ -192,7 +192,7 @@ def copy_ceiling(device: torch.device) -> tuple[float, str]:
     source = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    best = min(time_call(lambda: target.copy_(source), device) for _ in range(7))
+    best = min(time_on_device(lambda: target.copy_(source), device) for _ in range(7))
     return 2 * source.numel() / best, f"torch copy of {megabytes} MiB, best of 7"
 
 
