@@ -150,12 +150,13 @@ def normal(settings: Settings, runs: Runs) -> Iterator[Work]:
 
 def latency(settings: Settings, runs: Runs) -> Iterator[Work]:
     """One text, given as tokenizers give it, with a mask of ones, and without."""
-    for length in LATENCY_LENGTHS:
+    lengths = settings.pick(LATENCY_LENGTHS, (16,))
+    for length in lengths:
         for with_mask in (False, True):
             name = "one text, mask of ones" if with_mask else "one text"
             case = runs.cases.case(name, [length], with_mask=with_mask, min_rounds=30)
             providers = runs.named("fastbert-bf16", "transformers-eager-bf16", "transformers-sdpa-bf16")
-            if length == LATENCY_LENGTHS[-1] and not with_mask:  # the whole model is compiled: half a minute
+            if length == lengths[-1] and not with_mask:  # the whole model is compiled: half a minute
                 providers += runs.named("torch-compile-graphs-bf16")
             graph = Provider("fastbert-graph", runs.graph, "bf16")
             yield runs.work(case, [graph, *providers], machine.time_latency)

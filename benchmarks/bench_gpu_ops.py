@@ -242,7 +242,7 @@ def add_layer_norm(settings: Settings) -> Iterator[Work]:
         call = Call("add_layer_norm", [x, residual, *vectors], plain, dy, undropped if dropout_p else same)
         ways = [own(call, eps=1e-12, dropout_p=dropout_p), *torch_ways(settings, plain)]
         name = f"N {width}" + (f", dropout {dropout_p:g}" if dropout_p else "")
-        # What has to pass: x, residual, y; dy, the sum that was normalised, dx, and with dropout the residual's gradient.
+        # What has to pass: x, residual, y; dy, the sum that was normalised, dx, with dropout the residual's gradient.
         for mode, passes in (("forward", 3), ("backward", 4 if dropout_p else 3)):
             columns = {"name": name, "mode": mode, "shape": f"{rows}x{width}", "tokens": rows, "model": ""}
             yield work(call, ways, flops=0.0, bytes=2.0 * passes * rows * width, **columns)

@@ -73,7 +73,7 @@ TARGETS = _targets()
 
 def training_share(rows: Sequence[Row]) -> str:
     """Every training row as a share of the data sheet's peak."""
-    found = [row for row in rows if row["op"] == STEP["op"] and row["status"] == "ok"]
+    found = [row for row in rows if row["op"] == STEP["op"] and row["status"] == "ok" and row["tflops"]]
     shares = [f"{row['provider']} {float(row['tflops']) / PAPER_TFLOPS:.1%}" for row in found]
     return f"training step, share of {PAPER_TFLOPS:.0f} TFLOP/s: {', '.join(shares) or 'no row with a time'}"
 
