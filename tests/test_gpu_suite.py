@@ -137,19 +137,17 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
 
 
 def held_rows() -> list[dict]:
-    """For every target a row of fastbert's that just holds it, and of a peer's where it names any."""
-    rows = []
+    """For every target a row of fastbert's that holds it, and of a peer's where it names any."""
+    rows: dict[tuple, dict] = {}
     for target in gpu_targets.TARGETS:
-        common = dict.fromkeys(harness.COLUMNS) | {"status": "ok", "date": "1", "device": "here"} | target.where
+        names = {target.provider: {target.figure: target.wanted * (100 if target.peers else 1)}}
         if target.peers:
-            peer = "transformers-eager"
-            rows.append(common | {"provider": peer, "tokens_per_s": 100.0, "tflops": 100.0, "peak_memory_mb": 100.0})
-        rows.append(common | {"provider": target.provider, target.figure: target.wanted * (100 if target.peers else 1)})
-    merged: dict[tuple, dict] = {}
-    for row in rows:  # one row for all targets about it
-        key = tuple(row[name] for name in ("op", "mode", "model", "case", "shape", "dtype", "provider"))
-        merged[key] = {name: row[name] if row[name] is not None else merged.get(key, row)[name] for name in row}
-    return list(merged.values())
+            names["transformers-eager"] = {"tokens_per_s": 100.0, "tflops": 100.0, "peak_memory_mb": 100.0}
+        for provider, figures in names.items():
+            empty = dict.fromkeys(harness.COLUMNS) | {"status": "ok", "date": "1", "device": "here"}
+            row = rows.setdefault((provider, *target.where.items()), empty | target.where | {"provider": provider})
+            row |= {name: max(figure, row[name] or 0.0) for name, figure in figures.items()}
+    return list(rows.values())
 
 
 def test_every_line_has_its_target():
