@@ -104,9 +104,10 @@ gpu_tests() {
   local parallel=()
   "$python" -c 'import pytest' || { echo "pytest is not installed: the GPU tests did not run"; return 1; }
   "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8)
+  shopt -s nullglob
   # Compiling for other GPUs needs none: that is the ordinary test run's.
   "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" -k "not compiles" \
-    "$root"/tests/test_kernel*.py "$root"/tests/test_native.py::test_cuda
+    "$root"/tests/test_kernel*.py "$root"/tests/test_cuda*.py "$root/tests/test_native.py::test_cuda"
 }
 
 export -f build_extension gpu_tests

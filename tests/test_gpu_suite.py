@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import bench_gpu_models
 import bench_gpu_ops
@@ -14,6 +15,7 @@ import gpu_targets
 import harness
 import pytest
 import torch
+from gpu_suite import Settings
 
 from fastbert import backend, reference, use_backend
 
@@ -111,6 +113,22 @@ def test_dropout_that_drops_too_much_is_caught(tmp_path, monkeypatch):
         _, rows = run_tiny(bench_gpu_ops, tmp_path / "rows.csv", "--subjects", "add_layer_norm")
     wrong = {(row["case"], row["mode"]) for row in rows if row["status"].startswith("wrong")}
     assert wrong == {("N 32, dropout 0.1", "backward")}
+
+
+def test_graph_that_ran_eagerly_is_no_figure(monkeypatch):
+    class Eagerly:
+        outside = {"more tokens than any graph": 1}
+
+        def __call__(self, **inputs):
+            return None
+
+    runs = object.__new__(bench_gpu_models.Runs)
+    runs.settings = Settings(torch.device("cuda"))
+    monkeypatch.setattr(runs, "fastbert", lambda dtype: None, raising=False)
+    monkeypatch.setattr(bench_gpu_models.fastbert, "compile", lambda model: Eagerly(), raising=False)
+    case = harness.Case("encoder", "", "one text", "1x16", 1.0, 16, 1.0, payload=SimpleNamespace(inputs={}))
+    with pytest.raises(harness.Unsupported, match="more tokens than any graph"):
+        runs.graph(case)
 
 
 def test_peers_alone(tmp_path):
