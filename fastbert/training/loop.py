@@ -247,6 +247,8 @@ class Pretraining:
         sums, counts = torch.zeros(4, dtype=torch.float64), Counts()
         with torch.no_grad(), self._autocast():
             for batch in self.heldout():
+                if not len(batch.input_ids):  # the last batch may leave a process without a sequence
+                    continue
                 micro_batch = self._micro_batch(batch)
                 sums += self.objective.scores(micro_batch).cpu()
                 counts += micro_batch.counts
@@ -280,7 +282,6 @@ class Pretraining:
         state = TrainingState(
             step=self.step,
             settings=self.settings.decisive(),
-            world_size=self.processes.world_size,
             data=position,
             scaler=self.scaler.state_dict(),
             unlogged=unlogged,
@@ -297,7 +298,7 @@ class Pretraining:
             CheckpointError: it cannot be read, or was made under other settings.
         """
         state = read_state(checkpoint)
-        check_resumable(state, self.settings, self.processes, checkpoint)
+        check_resumable(state, self.settings, checkpoint)
         load_optimizer(self.optimizer, self.model, checkpoint)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.scaler)
@@ -312,11 +313,17 @@ def open_checkpoints(settings: Settings, *, clean: bool = False) -> Checkpoints:
     return Checkpoints(folder, keep=training.keep, keep_best=training.keep_best, clean=clean)
 
 
-def check_resumable(state: TrainingState, settings: Settings, processes: Processes, checkpoint: Path) -> None:
-    """That the run goes on as it began: same settings, as far as weights follow from them, and as many processes."""
-    now = settings.decisive() | {"processes": processes.world_size}
-    then = state.settings | {"processes": state.world_size}
-    changed = [f"{key} was {then.get(key)!r} and is {value!r}" for key, value in now.items() if then.get(key) != value]
+def check_resumable(state: TrainingState, settings: Settings, checkpoint: Path) -> None:
+    """That the run goes on under the settings it began with, as far as its weights follow from them.
+
+    The number of processes is none of them: batches are cut for all together, and each takes its part.
+    """
+    then = state.settings
+    changed = [
+        f"{key} was {then.get(key)!r} and is {value!r}"
+        for key, value in settings.decisive().items()
+        if then.get(key) != value
+    ]
     if changed:
         raise CheckpointError(f"{checkpoint} was made under other settings: {'; '.join(changed)}")
 

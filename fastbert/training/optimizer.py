@@ -20,7 +20,17 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
     options = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "lamb":
         return Lamb(groups, **options)
-    return AdamW(groups, **options, fused=next(model.parameters()).device.type in _FUSED)
+    fused = next(model.parameters()).device.type in _FUSED
+    optimizer = AdamW(groups, **options, fused=fused)
+    if fused:
+        optimizer.register_step_post_hook(_count_writes)
+    return optimizer
+
+
+def _count_writes(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    """The fused kernel leaves the version counters as they are, by which a backend knows its packed weights stale."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:

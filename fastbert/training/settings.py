@@ -47,9 +47,9 @@ class ModelSettings:
 class DataSettings:
     shards: str  # a folder that `fastbert prepare` wrote
     heldout: str | None = None  # another, whose held-out split is evaluated in place of this one's
-    tokens_per_batch: int = _limit(16384, least=1)  # of one micro-batch
+    tokens_per_batch: int = _limit(16384, least=1)  # of all processes together; a step takes `accumulate` of these
     heldout_batches: int = _limit(32, least=0)  # of an evaluation, at most; 0: nothing is evaluated
-    mask_probability: float = _limit(0.15, least=0.0, most=1.0)
+    mask_probability: float = _limit(0.15, above=0.0, most=1.0)
     whole_words: bool = False
 
 
@@ -75,7 +75,7 @@ class ScheduleSettings:
 class TrainingSettings:
     steps: int = _limit(least=1)
     objective: Literal["mlm_nsp", "mlm", "nsp"] = "mlm_nsp"
-    accumulate: int = _limit(1, least=1)  # batches of each process that make one step
+    accumulate: int = _limit(1, least=1)  # batches that make one step, one after another
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
     dropout: float | None = _limit(None, least=0.0, most=0.99)  # in place of the config's, of states and attention

@@ -45,7 +45,6 @@ class TrainingState:
 
     step: int  # steps done
     settings: dict[str, Any]  # the decisive ones, by section.key
-    world_size: int
     data: dict[str, Any]  # position in the shards
     scaler: dict[str, Any]  # of fp16's loss scale; empty without
     unlogged: list[list[float]]  # figures of the steps since the last line of the log
