@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def find_files(inputs: Sequence[str | os.PathLike]) -> list[Path]:
             found.append(name)
     for path in found:
         with open(path, "rb") as file:
-            if not any(block.strip() for block in iter(lambda: file.read(_WINDOW), b"")):  # noqa: B023
+            if not any(block.strip() for block in iter(lambda: file.read(_WINDOW), b"")):
                 raise InputError(f"{path} is empty" if not path.stat().st_size else f"{path} holds white space alone")
     return found
 
@@ -121,7 +122,7 @@ def cut(path: Path, reading: DocumentReading, size: int) -> list[Piece]:
             if target > cuts[-1]:
                 cuts.append(_next_document(file, target, separator, total))
     cuts = sorted({*cuts, total})
-    return [Piece(path, kind, start, stop, stop - start) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [Piece(path, kind, start, stop, stop - start) for start, stop in pairwise(cuts)]
 
 
 def _next_document(file, position: int, separator: re.Pattern, total: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ def runs(documents: TokenizedDocuments, max_length: int, short_seq_prob: float, 
     """
     offsets, firsts = documents.sentences, documents.documents
     room = max_length - RUN_SPECIALS
-    for first, last in zip(firsts, firsts[1:], strict=False):
+    for first, last in pairwise(firsts):
         most = 2 + int(rng.random() * (room - 1)) if rng.random() < short_seq_prob else room
         start, end = offsets[first], offsets[last]
         while start < end:

@@ -40,9 +40,8 @@ class Masking:
         if not 0 < self.probability <= 1:
             raise ValueError(f"probability of masking is {self.probability}; it must be above 0 and at most 1")
         if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
-            raise ValueError(
-                f"mask_share {self.mask_share} and random_share {self.random_share} must be 0 or more, together 1 at most"
-            )
+            shares = f"mask_share {self.mask_share} and random_share {self.random_share}"
+            raise ValueError(f"{shares} must not be negative, nor above 1 together")
 
 
 class Masker:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from fastbert.inference.records import InputError
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.documents import Document, DocumentReading, Piece, cut, documents, find_files, group
 from fastbert.training.examples import LEAST_LENGTH, TokenizedDocuments, assemble, pairs, runs
-from fastbert.training.pool import Progress, run_tasks
+from fastbert.training.pool import Advance, Progress, run_tasks
 from fastbert.training.sentences import split_sentences
 from fastbert.training.shards import (
     INDEX,
@@ -152,7 +152,7 @@ def prepare(
     pieces = [piece for path in files for piece in cut(path, settings.reading, settings.shard_bytes)]
     asked = {
         "inputs": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
-        **_flat(settings),
+        **asdict(settings),
         "vocabulary": Vocabulary.of(given).sha256 if given else f"learned, {learn_vocab} tokens",
         "lower": given is None and lower is not False,
     }
@@ -177,15 +177,10 @@ def prepare(
             totals[task.split] = totals.get(task.split, Counts()) + Shard(task.path).counts
         _check_splits(totals, settings)
         paths = {split: [task.path for task in tasks if task.split == split] for split in totals}
-        write_index(output, vocabulary, _flat(settings), paths)
+        write_index(output, vocabulary, asdict(settings), paths)
         run.finish()
     size = sum(task.path.stat().st_size for task in tasks)
     return Summary(totals, len(tasks), len(tasks) - len(left), size, vocabulary)
-
-
-def _flat(settings: PrepareSettings) -> dict[str, Any]:
-    values = asdict(settings)
-    return {**values.pop("reading"), **values}
 
 
 def _read_tokenizer(vocab: str | os.PathLike, lower: bool | None) -> BertTokenizer:
@@ -248,7 +243,7 @@ class _ShardMaker:
         self._output, self._settings = output, settings
         self._tokenizer: BertTokenizer | None = None  # each process reads its own
 
-    def __call__(self, task: _Task, advance: Callable[[int, int], None]) -> None:
+    def __call__(self, task: _Task, advance: Advance) -> None:
         settings = self._settings
         if self._tokenizer is None:
             self._tokenizer = BertTokenizer.from_pretrained(self._output)
@@ -263,14 +258,14 @@ class _ShardMaker:
             except ValueError as error:
                 where = f"{task.pieces[0].path}" + " and more" * (len(task.pieces) > 1)
                 raise InputError(
-                    f"{task.path.name} ({where}): {error}; separate documents by blank lines, put more text in a shard, "
-                    "hold out more, or make no pairs"
+                    f"{task.path.name} ({where}): {error}; separate documents by blank lines, put more text in a "
+                    "shard, hold out more, or make no pairs"
                 ) from None
         examples = assemble(held, rows, tokenizer.cls_token_id, tokenizer.sep_token_id)
         counts = Counts(len(held.documents) - 1, len(held.sentences) - 1, skipped)
         write_shard(task.path, examples, vocabulary, counts)
 
-    def _tokenize(self, task: _Task, advance: Callable[[int, int], None]) -> tuple[TokenizedDocuments, int]:
+    def _tokenize(self, task: _Task, advance: Advance) -> tuple[TokenizedDocuments, int]:
         """The task's documents, and how many were skipped."""
         dtype = np.uint16 if Vocabulary.of(self._tokenizer).size <= 1 << 16 else np.uint32
         blocks, skipped = [np.zeros(0, dtype)], 0

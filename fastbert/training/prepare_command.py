@@ -87,8 +87,8 @@ class _Meter(Progress):
             return
         for split, counts in done.splits.items():
             say(
-                f"{split}: {counts.documents:,} documents, {counts.sentences:,} sentences, {counts.examples:,} examples, "
-                f"{counts.tokens:,} tokens"
+                f"{split}: {counts.documents:,} documents, {counts.sentences:,} sentences, "
+                f"{counts.examples:,} examples, {counts.tokens:,} tokens"
             )
         before = f", {done.resumed:,} of them by the run before" if done.resumed else ""
         say(

@@ -16,10 +16,11 @@ _END = re.compile(r"""([.!?…]+)["'”’»)\]]*\s+|[。！？]+[”’」』�
 _OPENING = """"'“‘«([¿¡-–—"""
 # A full stop behind these, or behind single letters ("J.", "e.g.", "U.S."), ends no sentence.
 _LETTERS = re.compile(r"(?:^|[^\w.])(?:\w\.)+$")
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st vs jr sr inc ltd co corp gen sen rep gov capt lt col sgt rev hon mt ft fig figs no nos vol "
-    "pp ed eds approx ca cf al jan feb mar apr jun jul aug sep sept oct nov dec bzw nr mme mlle".split()
-)
+_ABBREVIATIONS = """
+    mr mrs ms dr prof st vs jr sr inc ltd co corp gen sen rep gov capt lt col sgt rev hon mt ft fig figs no nos vol
+    pp ed eds approx ca cf al jan feb mar apr jun jul aug sep sept oct nov dec bzw nr mme mlle
+"""
+_ABBREVIATED = frozenset(_ABBREVIATIONS.split())
 
 
 def split_sentences(text: str) -> list[str]:
@@ -46,4 +47,4 @@ def _ends(line: str, end: re.Match) -> bool:
     before = line[max(0, end.start() - 24) : end.start()]
     words = before.split()
     word = words[-1].lstrip(_OPENING) if words else ""
-    return word.lower() not in _ABBREVIATIONS and not _LETTERS.search(before + ".")
+    return word.lower() not in _ABBREVIATED and not _LETTERS.search(before + ".")

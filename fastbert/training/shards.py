@@ -216,7 +216,8 @@ class Shards:
         size = self.vocabulary.size
         if not size <= config.vocab_size < size + _PADDED:
             raise ShardError(
-                f"vocab_size of the model is {config.vocab_size}; {self.folder} was prepared with a vocabulary of {size}"
+                f"vocab_size of the model is {config.vocab_size}; the vocabulary that {self.folder} was prepared with "
+                f"has {size}"
             )
         if config.max_position_embeddings < self.max_length:
             raise ShardError(
