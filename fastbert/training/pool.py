@@ -28,9 +28,10 @@ class Stopped(Exception):
     """Another task failed, or the run was interrupted."""
 
 
-def run_tasks(
-    make: Callable[[Any, Callable[[int, int], None]], None], tasks: Sequence, processes: int, progress
-) -> None:
+Advance = Callable[[int, int], None]
+
+
+def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: int, progress: Progress) -> None:
     """Calls `make(task, advance)` for each task; `make` calls `advance(bytes, tokens)` while it works.
 
     With more than one process, each has a copy of `make`. The first task to fail ends the others.
