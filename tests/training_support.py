@@ -35,7 +35,8 @@ class MadeUpBatches:
         random = np.random.default_rng((self.seed, index))
         lengths = random.integers(4, 33, self.sequences + index % 3)
         total = int(lengths.sum())
-        ids = torch.from_numpy(random.integers(5, SIZES["vocab_size"], total))
+        words = SIZES["vocab_size"] - 5
+        ids = torch.from_numpy(5 + (words * random.random(total) ** 4).astype(np.int64))  # some far more often
         asked = torch.from_numpy(random.random(total) < 0.1 + 0.1 * (index % 2))
         asked[0] = True
         next_sentence = torch.from_numpy(random.integers(0, 2, len(lengths))) if self.pairs else None
