@@ -108,3 +108,54 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert not different, different
+
+
+WORDS = VOCAB[5:16]
+CONFIG = """\
+[data]
+shards = "{shards}"
+tokens_per_batch = 160
+
+[optimizer]
+lr = 1e-3
+
+[schedule]
+warmup_steps = 2
+
+[training]
+steps = 8
+accumulate = 2
+save_every = 2
+evaluate_every = 4
+log_every = 3
+seed = 5
+peak_tflops = 1
+
+[output]
+folder = "{out}"
+tensorboard = false
+
+[model]
+hidden_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+intermediate_size = 96
+max_position_embeddings = 40
+"""
+
+
+def write_run(folder: Path) -> Path:
+    """Prepares a little text in `folder`; returns the configuration of a short run on it."""
+    from fastbert.cli import main
+
+    random = np.random.default_rng(0)
+    sentence = lambda: " ".join(random.choice(WORDS, random.integers(3, 9))) + " ."  # noqa: E731
+    documents = ["\n".join(sentence() for _ in range(random.integers(2, 8))) for _ in range(120)]
+    (folder / "text.txt").write_text("\n\n".join(documents) + "\n")
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCAB))
+    shards = folder / "shards"
+    options = ["--vocab", str(folder / "vocab.txt"), "--held-out", "0.2", "--max-length", "40", "-q"]
+    assert main(["prepare", str(folder / "text.txt"), "-o", str(shards), *options]) == 0
+    config = folder / "config.toml"
+    config.write_text(CONFIG.format(shards=shards, out=folder / "out"))
+    return config

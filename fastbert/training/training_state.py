@@ -186,4 +186,8 @@ def _flush(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
+    """What went wrong, on one line; safetensors wraps the system's errors, and names them by their numbers."""
+    number = re.search(r"\b(?:os error|code:) (\d+)", str(error))
+    if number:
+        return os.strerror(int(number[1]))
     return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
