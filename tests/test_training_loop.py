@@ -35,9 +35,10 @@ def test_transformers_loads_a_checkpoint(tmp_path):
         ours, theirs = run.model.eval()(ids), model.eval()(ids)
     torch.testing.assert_close(ours.prediction_logits, theirs.prediction_logits, rtol=1e-5, atol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(outcome.checkpoint)
-    assert tokenizer("the cat sat").input_ids == fastbert.BertTokenizer.from_pretrained(outcome.checkpoint)(
-        "the cat sat"
-    )["input_ids"]
+    assert (
+        tokenizer("the cat sat").input_ids
+        == fastbert.BertTokenizer.from_pretrained(outcome.checkpoint)("the cat sat")["input_ids"]
+    )
 
 
 def test_it_learns(tmp_path):
@@ -101,7 +102,9 @@ def test_what_is_not_finite_is_one_clear_error_and_never_saved(tmp_path, value):
     settings = make_settings(tmp_path, training__log_every=100)
     run = make_run(settings)
     poison(run, 2, value)
-    with pytest.raises(TrainingError, match=r"^step 3: the MLM loss is (nan|inf).*; the last good checkpoint is .*0002$"):
+    with pytest.raises(
+        TrainingError, match=r"^step 3: the MLM loss is (nan|inf).*; the last good checkpoint is .*0002$"
+    ):
         run.run()
     assert [p.name for p in run.checkpoints.complete()] == ["step-00000002"]
     assert resumed_run(settings).run().step == 6
@@ -113,12 +116,23 @@ def test_what_is_not_finite_is_one_clear_error_and_never_saved(tmp_path, value):
 
 def test_steps_left_out_by_a_loss_scale_are_no_error_until_it_is_used_up(tmp_path):
     """GradScaler on a CPU stands for the one on a GPU: the loop asks it alone."""
-    run = make_run(make_settings(tmp_path, training__steps=40, training__save_every=40, training__log_every=5))
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows, and is halved until it does not
+    run = make_run(make_settings(tmp_path, training__steps=6, training__save_every=3, training__log_every=3))
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
+    bias = run.model.cls.predictions.bias
+    bias.register_hook(lambda gradient: gradient / 0.0 if run.step < 2 else gradient)  # an overflow
+    before, train, moved = bias.detach().clone(), run._train, []
+
+    def watched(*args):
+        train(*args)
+        moved.append(not torch.equal(bias, before))
+
+    run._train = watched
     run.run()
+    assert moved == [False, False, True, True, True, True]
     lines = [line for line in read_log(tmp_path) if line["kind"] == "train"]
-    assert lines[0]["skipped_steps"] > 0 and lines[-1]["skipped_steps"] == 0
-    assert lines[-1]["loss_scale"] < 2.0**127 and math.isfinite(lines[-1]["gradient_norm"])
+    assert [line["skipped_steps"] for line in lines] == [2, 0]
+    assert [line["loss_scale"] for line in lines] == [1024.0, 1024.0]
+    assert all(math.isfinite(line["gradient_norm"]) and line["mlm_loss"] > 1 for line in lines)
     run = make_run(make_settings(tmp_path / "hopeless", training__steps=40, training__log_every=5))
     run.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     poison(run, 2)
@@ -190,7 +204,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last(tmp_path, monkeypat
     if where == "flush":
         monkeypatch.setattr(os, "fsync", full)
     write = full if where == "file" else (lambda folder: (folder / "x").write_text("x"))
-    with pytest.raises(CheckpointError, match=r"step-00000002 cannot be written: No space left .*good checkpoint is .*0001$"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002 cannot be written: No space left .*good checkpoint is .*0001$"
+    ):
         checkpoints.save(state_of(2), write)
     assert os.listdir(tmp_path) == ["step-00000001"]
 
@@ -251,7 +267,9 @@ def test_the_progress_line():
     progress.show(2, figures, 5)
     progress.say("something")
     progress.close()
-    assert terminal.text.count("\n") == 1 and re.search(r"\r\x1b\[Kfastbert: step 2/.*\r\x1b\[Kfastbert: something\n$", terminal.text)
+    assert terminal.text.count("\n") == 1 and re.search(
+        r"\r\x1b\[Kfastbert: step 2/.*\r\x1b\[Kfastbert: something\n$", terminal.text
+    )
     assert (duration(9), duration(70), duration(3725)) == ("9 s", "1 min 10 s", "1 h 02 min")
 
 
