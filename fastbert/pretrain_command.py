@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pretrain(settings: Settings, device: torch.device, processes: Processes, *, resume: bool) -> Outcome:
-    checkpoints = open_checkpoints(settings, clean=processes.first)
-    newest = checkpoints.newest()
+    newest = open_checkpoints(settings).newest()
     processes.wait()  # all have looked before one may write
     if newest is not None and not resume:
         raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another output.folder")

@@ -104,7 +104,7 @@ class Pretraining:
             warmup_steps=settings.warmup_steps,
             total_steps=settings.total_steps,
         )
-        self.checkpoints = open_checkpoints(settings, clean=self.processes.first)
+        self.checkpoints = open_checkpoints(settings)
         self.step = 0  # steps done
         self._unlogged: list[Tensor] = []  # (mlm loss, nsp loss, gradient norm) of each step since the last log line
         self._heldout_loss: float | None = None  # of the weights as they are now
@@ -118,6 +118,8 @@ class Pretraining:
         """
         training, first = self.settings.training, self.processes.first
         folder = Path(self.settings.output.folder)
+        if first:
+            self.checkpoints.tidy()
         self._log = Log(folder, step=self.step, tensorboard=self.settings.output.tensorboard) if first else None
         self._progress = ProgressLine(training.steps)
         self._meter = Meter(self.peak_flops, self.processes.world_size)
@@ -306,11 +308,11 @@ class Pretraining:
         self.step, self._unlogged, self._heldout_loss = state.step, list(state.unlogged), state.heldout_loss
 
 
-def open_checkpoints(settings: Settings, *, clean: bool = False) -> Checkpoints:
-    """Those of the output's folder; `clean` removes what a killed run left unfinished."""
+def open_checkpoints(settings: Settings) -> Checkpoints:
+    """Those of the output's folder."""
     training = settings.training
     folder = Path(settings.output.folder) / "checkpoints"
-    return Checkpoints(folder, keep=training.keep, keep_best=training.keep_best, clean=clean)
+    return Checkpoints(folder, keep=training.keep, keep_best=training.keep_best)
 
 
 def check_resumable(state: TrainingState, settings: Settings, checkpoint: Path) -> None:

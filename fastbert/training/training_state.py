@@ -62,16 +62,16 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep`, and with `keep_best` the one of least held-out loss.
+    """The checkpoints of one run: the last `keep`, and with `keep_best` the one of least held-out loss."""
 
-    What a killed process left unfinished is removed when this is made with `clean`, which one process does.
-    """
-
-    def __init__(self, folder: Path, *, keep: int, keep_best: bool = False, clean: bool = True) -> None:
+    def __init__(self, folder: Path, *, keep: int, keep_best: bool = False) -> None:
         self.folder, self._keep, self._keep_best = folder, keep, keep_best
-        if clean and folder.is_dir():
-            for path in folder.glob(f"{_TEMPORARY}*"):
-                shutil.rmtree(path)
+
+    def tidy(self) -> None:
+        """Removes what a killed process left: checkpoints half written, or not removed yet."""
+        for path in self.folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(path)
+        self._remove_old()
 
     def complete(self) -> list[Path]:
         """All complete checkpoints, the newest last."""
