@@ -25,18 +25,15 @@ NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "ma
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert finetune`; returns the exit code."""
-    settings = FinetuneSettings(**_given(args, FinetuneSettings))
-    reading = Reading(**_given(args, Reading))
     folder = Path(args.output)
-    paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
-    _check(folder, paths)
+    _check(folder)
     newest = open_checkpoints(folder).newest()
     if (folder / REPORT / "metrics.json").exists():
         raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
     if newest is not None and not args.resume:
         raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
     device = torch.device(device_of(args.device))
-    recipe = Recipe.read(settings, args.model, paths, reading, revision=args.revision)
+    recipe = read_recipe(args)
     _say_data(recipe)
     run = Finetuning(recipe, recipe.fresh_model(args.model, revision=args.revision).to(device), folder)
     if newest is not None:
@@ -50,17 +47,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def read_recipe(args: argparse.Namespace) -> Recipe:
+    """The data and settings that the arguments name."""
+    settings = FinetuneSettings(**_given(args, FinetuneSettings))
+    reading = Reading(**_given(args, Reading))
+    paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
+    for path in paths.values():
+        if not path.is_file():
+            raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    return Recipe.read(settings, args.model, paths, reading, revision=args.revision)
+
+
 def _given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     """The arguments that are fields of `kind` and were given; the others keep their defaults."""
     values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check(folder: Path, paths: dict[str, Path]) -> None:
+def _check(folder: Path) -> None:
     """Finds out before anything is loaded what would fail after it."""
-    for path in paths.values():
-        if not path.is_file():
-            raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file; it must be a folder")
     if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
