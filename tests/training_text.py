@@ -10,7 +10,14 @@ from fastbert.training.prepare import prepare
 SYLLABLES = ("ba", "ke", "di", "lo", "mu", "ra", "se", "ti", "no", "pu", "ga", "vi")
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Each syllable begins a word and goes on with one, so that words of several WordPieces abound.
-VOCAB = [*SPECIALS, *SYLLABLES, *(f"##{s}" for s in SYLLABLES), ".", *map(str, range(10)), *(f"##{i}" for i in range(10))]
+VOCAB = [
+    *SPECIALS,
+    *SYLLABLES,
+    *(f"##{s}" for s in SYLLABLES),
+    ".",
+    *map(str, range(10)),
+    *(f"##{i}" for i in range(10)),
+]
 
 
 def make_documents(count: int, seed: int = 0, sentences: tuple[int, int] = (1, 12)) -> list[str]:
