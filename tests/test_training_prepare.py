@@ -439,7 +439,7 @@ def test_what_a_run_may_go_on_with(tmp_path, monkeypatch):
         again()
     with pytest.raises(PrepareError, match="max_length was 48 and is 40 now"):
         again(PrepareSettings(**vars(SETTINGS) | {"max_length": 40}), resume=True)
-    with pytest.raises(PrepareError, match="vocabulary was .* and is 'learned, 99 tokens' now"):
+    with pytest.raises(PrepareError, match=r"vocabulary was .* and is 'learned, 99 tokens' now"):
         again(vocab=None, learn_vocab=99, resume=True)
     times = source.stat()
     source.write_text(source.read_text() + "\n\nmore text\n")
