@@ -84,7 +84,7 @@ class Masker:
         if self.masking.whole_words:
             begins = ~self._continues[tokens]
             begins[starts] = True
-            # A segment cut within a word begins with the rest of it, which goes by the draw of the special token before.
+            # A segment cut within a word begins with the rest of it: that goes by the special token before it.
             choice = choice[np.maximum.accumulate(np.where(begins, np.arange(len(tokens)), 0))]
         never = np.int64(1) << 32
         choice[special] = never
