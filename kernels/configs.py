@@ -5,3 +5,30 @@ every other was chosen by counting registers and shared memory, and waits for a 
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How a kernel of attention walks: `step` rows at a time, past the tile of `attention_block` rows that it owns."""
+
+    step: int
+    num_warps: int
+    num_stages: int
+
+
+def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> int:
+    """Rows of the tile that a program owns, one figure for forward and backward: they share a schedule."""
+    if architecture == "interpreter":
+        return 16 if max_seqlen <= 32 else 32
+    largest = 64 if dtype == torch.float32 else 128
+    return min(largest, max(16, _power_of_2(max_seqlen)))
+
+
+def attention_fwd(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> Attention:
+    if architecture == "interpreter":
+        return Attention(16, 1, 1)
+    return Attention(64, 4, 3)
