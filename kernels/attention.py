@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastbert.kernels import architecture, configs, dropout
 from fastbert.kernels.schedule import TileSchedule, tile_schedule
@@ -57,8 +58,11 @@ def _attention_step(
     top,  # (BLOCK_M,) highest score so far
     total,  # (BLOCK_M,) sum of 2^(score - top)
     acc,  # (BLOCK_M, BLOCK_D)
+    qkv,  # descriptor of the rows, or None
     k_ptr,
     v_ptr,
+    k_column,  # where the head's keys begin in a row
+    v_column,
     bias_ptr,
     stride,
     first,  # packed row of the block's first key
@@ -76,7 +80,10 @@ def _attention_step(
     PRECISION: tl.constexpr,
 ):
     offs_n = tl.arange(0, BLOCK_N)
-    k = load_rows(k_ptr + first.to(tl.int64) * stride, offs_n, stride, left, D, BLOCK_D, MASKED)
+    if qkv is None or MASKED:
+        k = load_rows(k_ptr + first.to(tl.int64) * stride, offs_n, stride, left, D, BLOCK_D, MASKED)
+    else:
+        k = qkv.load([first, k_column])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + first + offs_n, mask=offs_n < left, other=float("-inf"))
@@ -96,14 +103,18 @@ def _attention_step(
     if HAS_DROPOUT:
         keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
         p = tl.where(keep, p, 0.0)
-    v = load_rows(v_ptr + first.to(tl.int64) * stride, offs_n, stride, left, D, BLOCK_D, MASKED)
+    if qkv is None or MASKED:
+        v = load_rows(v_ptr + first.to(tl.int64) * stride, offs_n, stride, left, D, BLOCK_D, MASKED)
+    else:
+        v = qkv.load([first, v_column])
     acc = tl.dot(p.to(v.dtype), v, acc * correction[:, None], input_precision=PRECISION)
     return new_top, total, acc
 
 
-@triton.jit(do_not_specialize=["T", "seed_ptr", "bias_ptr"])
+@triton.jit(do_not_specialize=["T"])
 def _attention_fwd_kernel(
     qkv_ptr,  # (T, 3, H, D)
+    qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
     bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
     out_ptr,  # (T, H, D)
     lse_ptr,  # (H, T) fp32
@@ -115,7 +126,7 @@ def _attention_fwd_kernel(
     stride_ot,
     stride_oh,
     T,
-    scale,  # in base 2
+    scale,
     threshold,
     keep_scale,  # 1 / (1 - dropout_p)
     D: tl.constexpr,
@@ -136,6 +147,8 @@ def _attention_fwd_kernel(
     q_ptr = qkv_ptr + h * stride_qh
     k_ptr = q_ptr + stride_qc
     v_ptr = k_ptr + stride_qc
+    k_column = h * stride_qh + stride_qc
+    v_column = k_column + stride_qc
     q = load_rows(q_ptr + tile * stride_qt, offs_m, stride_qt, rows - begins, D, BLOCK_D, True)
     seed = tile
     query_keys = offs_m
@@ -149,20 +162,20 @@ def _attention_fwd_kernel(
     full = keys // BLOCK_N * BLOCK_N
     for n in range(0, full, BLOCK_N):
         top, total, acc = _attention_step(
-            q, top, total, acc, k_ptr, v_ptr, bias_ptr, stride_qt, start + n, BLOCK_N, scale, seed, query_keys,
-            threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, False, PRECISION,
+            q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + n,
+            BLOCK_N, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
     if full < keys:
         top, total, acc = _attention_step(
-            q, top, total, acc, k_ptr, v_ptr, bias_ptr, stride_qt, start + full, keys - full, scale, seed, query_keys,
-            threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, True, PRECISION,
+            q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + full,
+            keys - full, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
 
     # A row without a key: zeros, and a logarithm that makes every probability 0 in the backward.
     some = total > 0
     out = acc * (keep_scale / tl.where(some, total, 1.0))[:, None]
     store_rows(out_ptr + tile * stride_ot + h * stride_oh, out, offs_m, stride_ot, rows - begins, D, BLOCK_D)
-    lse = tl.where(some, top + tl.log2(total), float("inf"))
+    lse = tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("inf"))
     tl.store(lse_ptr + h.to(tl.int64) * T + tile + offs_m, lse, mask=offs_m < rows - begins)
 
 
@@ -195,11 +208,12 @@ def attention_fwd(
     lse = torch.empty((H, T), dtype=torch.float32, device=qkv.device)
     if qkv.numel() == 0:
         return out, lse
-    config = configs.attention_fwd(architecture.architecture(qkv.device), qkv.dtype, D, max_seqlen)
+    config = configs.attention_fwd(architecture.architecture(qkv.device), qkv.dtype, D, max_seqlen, dropout_p > 0)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     with architecture.on_device(qkv.device):
         _attention_fwd_kernel[(len(schedule.table), H)](
             qkv,
+            descriptor(qkv, config.step) if config.tma else None,
             qkv if key_bias is None else key_bias,
             out,
             lse,
@@ -208,7 +222,7 @@ def attention_fwd(
             *qkv.stride()[:3],
             *out.stride()[:2],
             T,
-            scale * LOG2E,
+            scale,
             dropout.threshold(dropout_p),
             1 / (1 - dropout_p),
             D=D,
@@ -222,6 +236,12 @@ def attention_fwd(
             num_stages=config.num_stages,
         )
     return out, lse
+
+
+def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    """Of x (T, ..., D), whose rows the tensor memory accelerator shall read `rows` at a time, D columns wide."""
+    columns = 1 + sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return TensorDescriptor(x, [x.shape[0], columns], [x.stride(0), 1], [rows, x.shape[-1]])
 
 
 def attention_schedule(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> TileSchedule:

@@ -18,6 +18,7 @@ class Attention:
     step: int
     num_warps: int
     num_stages: int
+    tma: bool = False
 
 
 def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> int:
@@ -28,7 +29,15 @@ def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_se
     return min(largest, max(16, _power_of_2(max_seqlen)))
 
 
-def attention_fwd(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> Attention:
+def attention_fwd(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, dropout: bool) -> Attention:
     if architecture == "interpreter":
         return Attention(16, 1, 1)
     return Attention(64, 4, 3)
+
+
+def attention_bwd_dq(architecture, dtype, head_dim, max_seqlen, dropout) -> Attention:
+    return Attention(16, 1, 1)
+
+
+def attention_bwd_dkdv(architecture, dtype, head_dim, max_seqlen, dropout) -> Attention:
+    return Attention(16, 1, 1)
