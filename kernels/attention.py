@@ -197,7 +197,7 @@ def attention_fwd(
         qkv: D at most 128 and contiguous; other strides are free.
         cu_seqlens: (B+1,) int32 or int64, from 0 to at most T.
         max_seqlen: chooses the tiles, shapes nothing.
-        scale: at least 0.
+        scale: above 0.
         key_bias: (T,) fp32, added to the scores of a key; -inf leaves it out.
         dropout_p: the share of probabilities dropped, by `seed` (1,) int64.
         precision: of products of fp32: `ieee` or `tf32`.
@@ -208,12 +208,13 @@ def attention_fwd(
     lse = torch.empty((H, T), dtype=torch.float32, device=qkv.device)
     if qkv.numel() == 0:
         return out, lse
-    config = configs.attention_fwd(architecture.architecture(qkv.device), qkv.dtype, D, max_seqlen, dropout_p > 0)
+    arch = architecture.architecture(qkv.device)
+    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, dropout=dropout_p > 0)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     with architecture.on_device(qkv.device):
         _attention_fwd_kernel[(len(schedule.table), H)](
             qkv,
-            descriptor(qkv, config.step) if config.tma else None,
+            descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
             qkv if key_bias is None else key_bias,
             out,
             lse,
@@ -236,6 +237,11 @@ def attention_fwd(
             num_stages=config.num_stages,
         )
     return out, lse
+
+
+def describable(x: Tensor) -> bool:
+    """Whether the tensor memory accelerator can read rows of x: 16 bytes are its unit."""
+    return x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
 
 
 def descriptor(x: Tensor, rows: int) -> TensorDescriptor:

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastbert.kernels import architecture, configs, dropout
-from fastbert.kernels.attention import LOG2E, attention_schedule, descriptor, load_rows, store_rows
+from fastbert.kernels.attention import LOG2E, attention_schedule, describable, descriptor, load_rows, store_rows
 from fastbert.kernels.schedule import TileSchedule
 
 _LOG2E = tl.constexpr(LOG2E)
@@ -334,10 +334,10 @@ def attention_bwd(
         "PRECISION": precision,
     }
     with architecture.on_device(qkv.device):
-        config = configs.attention_bwd_dq(arch, qkv.dtype, D, max_seqlen, dropout_p > 0)
+        config = configs.attention("dq", arch, qkv.dtype, D, max_seqlen, dropout=dropout_p > 0)
         _attention_bwd_dq_kernel[grid](
             qkv,
-            descriptor(qkv, config.step) if config.tma else None,
+            descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
             bias,
             out,
             dout,
@@ -357,13 +357,14 @@ def attention_bwd(
             num_stages=config.num_stages,
             **constants,
         )
-        config = configs.attention_bwd_dkdv(arch, qkv.dtype, D, max_seqlen, dropout_p > 0)
+        config = configs.attention("dkdv", arch, qkv.dtype, D, max_seqlen, dropout=dropout_p > 0)
+        tma = config.tma and describable(qkv) and describable(dout)
         _attention_bwd_dkdv_kernel[grid](
             qkv,
-            descriptor(qkv, config.step) if config.tma else None,
+            descriptor(qkv, config.step) if tma else None,
             bias,
             dout,
-            descriptor(dout, config.step) if config.tma else None,
+            descriptor(dout, config.step) if tma else None,
             lse,
             delta,
             dqkv,

@@ -18,26 +18,52 @@ class Attention:
     step: int
     num_warps: int
     num_stages: int
-    tma: bool = False
+    tma: bool = False  # whole steps are read by the tensor memory accelerator, where rows are aligned for it
+
+
+# By architecture and whether heads are wider than 64: forward, forward with dropout, dQ, dK/dV; 16-bit, tiles of 128
+# rows (64 for wide heads on gfx942). Those of NVIDIA start from what torch's flex attention measured for A100 and H100
+# (torch/_inductor/template_heuristics/triton.py, 2.13), with fewer rows a step where registers would spill.
+_ATTENTION = {
+    ("sm_80", False): (Attention(64, 4, 3), Attention(64, 8, 3), Attention(64, 8, 2), Attention(32, 8, 2)),
+    ("sm_80", True): (Attention(64, 8, 3), Attention(64, 8, 3), Attention(32, 8, 2), Attention(16, 8, 2)),
+    ("sm_90", False): (Attention(128, 4, 3), Attention(64, 8, 3), Attention(64, 8, 3), Attention(64, 8, 3)),
+    ("sm_90", True): (Attention(64, 8, 3), Attention(64, 8, 3), Attention(64, 8, 2), Attention(32, 8, 2)),
+    ("gfx942", False): (Attention(64, 4, 1), Attention(64, 4, 1), Attention(64, 4, 1), Attention(64, 4, 1)),
+    ("gfx942", True): (Attention(64, 4, 1), Attention(64, 4, 1), Attention(32, 4, 1), Attention(32, 4, 1)),
+}
+_INTERPRETED = Attention(16, 1, 1)
 
 
 def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> int:
     """Rows of the tile that a program owns, one figure for forward and backward: they share a schedule."""
     if architecture == "interpreter":
-        return 16 if max_seqlen <= 32 else 32
-    largest = 64 if dtype == torch.float32 else 128
-    return min(largest, max(16, _power_of_2(max_seqlen)))
+        return 16
+    if dtype == torch.float32:  # its products are of scalars, unrolled: more rows spill, and compile for minutes
+        return 32 if head_dim <= 64 else 16
+    largest = 64 if head_dim > 64 and architecture.startswith("gfx") else 128
+    return next(block for block in (16, 32, 64, largest) if block >= min(max_seqlen, largest))
 
 
-def attention_fwd(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, dropout: bool) -> Attention:
+def attention(
+    kernel: str, architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, *, dropout: bool
+) -> Attention:
+    """For `fwd`, `dq` or `dkdv`. Only the size class of max_seqlen counts: to 16, 32, 64, below 256, below 512."""
     if architecture == "interpreter":
-        return Attention(16, 1, 1)
-    return Attention(64, 4, 3)
-
-
-def attention_bwd_dq(architecture, dtype, head_dim, max_seqlen, dropout) -> Attention:
-    return Attention(16, 1, 1)
-
-
-def attention_bwd_dkdv(architecture, dtype, head_dim, max_seqlen, dropout) -> Attention:
-    return Attention(16, 1, 1)
+        return _INTERPRETED
+    block = attention_block(architecture, dtype, head_dim, max_seqlen)
+    wide = head_dim > 64
+    if dtype == torch.float32:
+        return Attention(16, block // 4, 2)
+    if max_seqlen <= 64:  # a single step
+        return Attention(min(block, 32) if wide and kernel != "fwd" else block, block // 16, 1)
+    if not architecture.startswith("gfx") and architecture != "sm_90":
+        architecture = "sm_80"
+    forward, forward_dropout, dq, dkdv = _ATTENTION[("gfx942" if architecture[0] == "g" else architecture), wide]
+    chosen = {"fwd": forward_dropout if dropout else forward, "dq": dq, "dkdv": dkdv}[kernel]
+    if architecture != "sm_90":
+        return chosen
+    if chosen.step == 128 and (max_seqlen < 512 or head_dim <= 32):  # half a step is lost at a sequence's end
+        chosen = Attention(64, chosen.num_warps, chosen.num_stages)
+    tma = max_seqlen >= 256 and head_dim in (16, 32, 64, 128)
+    return Attention(chosen.step, chosen.num_warps, chosen.num_stages, tma)
