@@ -196,7 +196,7 @@ def attention_fwd(
     Args:
         qkv: D at most 128 and contiguous; other strides are free.
         cu_seqlens: (B+1,) int32 or int64, from 0 to at most T.
-        max_seqlen: chooses the tiles, shapes nothing.
+        max_seqlen: at least the longest sequence; chooses the tiles, shapes nothing.
         scale: above 0.
         key_bias: (T,) fp32, added to the scores of a key; -inf leaves it out.
         dropout_p: the share of probabilities dropped, by `seed` (1,) int64.
@@ -209,7 +209,8 @@ def attention_fwd(
     if qkv.numel() == 0:
         return out, lse
     arch = architecture.architecture(qkv.device)
-    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, dropout=dropout_p > 0)
+    plain = key_bias is None and not dropout_p
+    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=plain)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     with architecture.on_device(qkv.device):
         _attention_fwd_kernel[(len(schedule.table), H)](

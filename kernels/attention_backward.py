@@ -1,4 +1,4 @@
-"""dqkv of attention, in two kernels that each own what they write: no atomics, a fixed order of every sum.
+"""dqkv of attention, by kernels that own what they write: no atomics, a fixed order of every sum.
 
 With P = 2^(scores - lse), keep the dropout mask over 1 - p, and delta = rowsum(dout * out), which dropout leaves as it
 is (Dao et al., 2022, appendix B; Dao, 2023, algorithm 2):
@@ -7,7 +7,9 @@ is (Dao et al., 2022, appendix B; Dao, 2023, algorithm 2):
 
 The dQ kernel owns queries and walks keys: S, dP, dQ, and delta by the way. The dK/dV kernel owns keys and walks
 queries: S^T, dP^T, dV, dK. So 7 products of 2 L^2 D FLOPs a head are made, of which 5 would do; the two made again
-are the price of owning dQ. P and dS are rounded to the input's dtype for their products, all else is fp32.
+are the price of owning dQ. Where every sequence fits into one tile of keys, the dK/dV kernel has all of dQ's terms: it
+writes dQ as well, with 5 products in one launch. P and dS are rounded to the input's dtype for their products, all
+else is fp32.
 """
 
 from __future__ import annotations
@@ -162,13 +164,17 @@ def _dkdv_step(
     qkv,  # descriptor of the rows, or None
     douts,  # descriptor of theirs
     q_ptr,
+    out_ptr,
     dout_ptr,
+    dq_ptr,
     q_column,  # where the head's queries begin in a row
     dout_column,
     lse_ptr,  # the head's
     delta_ptr,
     stride_q,
+    stride_o,
     stride_do,
+    stride_dq,
     first,  # packed row of the block's first query
     left,  # queries from there to the sequence's end
     scale,  # in base 2
@@ -182,6 +188,7 @@ def _dkdv_step(
     BLOCK_M: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
+    WITH_DQ: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -195,9 +202,14 @@ def _dkdv_step(
         dout = douts.load([first, dout_column])
     if MASKED:  # a logarithm of infinity: rows beyond the sequence have no probabilities
         lse = tl.load(lse_ptr + row + offs_m, mask=offs_m < left, other=float("inf"))
-        delta = tl.load(delta_ptr + row + offs_m, mask=offs_m < left, other=0.0)
     else:
         lse = tl.load(lse_ptr + row + offs_m)
+    if WITH_DQ:
+        out = load_rows(out_ptr + row * stride_o, offs_m, stride_o, left, D, BLOCK_D, MASKED)
+        delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+    elif MASKED:
+        delta = tl.load(delta_ptr + row + offs_m, mask=offs_m < left, other=0.0)
+    else:
         delta = tl.load(delta_ptr + row + offs_m)
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     if HAS_BIAS:
@@ -211,8 +223,11 @@ def _dkdv_step(
         dp = tl.where(keep, dp * keep_scale, 0.0)
     else:
         dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
-    ds = p * (dp - delta[None, :])
-    dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    ds = (p * (dp - delta[None, :])).to(q.dtype)
+    dk = tl.dot(ds, q, dk, input_precision=PRECISION)
+    if WITH_DQ:
+        dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * (scale / _LOG2E)
+        store_rows(dq_ptr + row * stride_dq, dq, offs_m, stride_dq, left, D, BLOCK_D)
     return dk, dv
 
 
@@ -221,16 +236,19 @@ def _attention_bwd_dkdv_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_M, D), or None
     bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
+    out_ptr,  # (T, H, D), not read unless WITH_DQ
     dout_ptr,  # (T, H, D)
     douts,  # descriptor of the same in blocks of (BLOCK_M, D), or None
     lse_ptr,  # (H, T) fp32
-    delta_ptr,  # (H, T) fp32
-    dqkv_ptr,  # (T, 3, H, D), of which dk and dv are written
+    delta_ptr,  # (H, T) fp32, not read if WITH_DQ
+    dqkv_ptr,  # (T, 3, H, D), of which dk and dv are written, and dq if WITH_DQ
     table_ptr,  # (slots, 4) of the schedule
     seed_ptr,  # (1,), not read unless HAS_DROPOUT
     stride_qt,
     stride_qc,
     stride_qh,
+    stride_ot,
+    stride_oh,
     stride_dot,
     stride_doh,
     stride_dqt,
@@ -246,6 +264,7 @@ def _attention_bwd_dkdv_kernel(
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
+    WITH_DQ: tl.constexpr,  # this tile has all keys of its sequence
     PRECISION: tl.constexpr,
 ):
     entry = table_ptr + tl.program_id(0) * 4
@@ -260,7 +279,9 @@ def _attention_bwd_dkdv_kernel(
     k_ptr = q_ptr + stride_qc + tile * stride_qt
     k = load_rows(k_ptr, offs_n, stride_qt, rows, D, BLOCK_D, True)
     v = load_rows(k_ptr + stride_qc, offs_n, stride_qt, rows, D, BLOCK_D, True)
+    out_ptr += h * stride_oh
     dout_ptr += h * stride_doh
+    dq_ptr = dqkv_ptr + h * stride_dqh
     lse_ptr += h.to(tl.int64) * T
     delta_ptr += h.to(tl.int64) * T
     bias = offs_n
@@ -277,18 +298,21 @@ def _attention_bwd_dkdv_kernel(
     full = queries // BLOCK_M * BLOCK_M
     for m in range(0, full, BLOCK_M):
         dk, dv = _dkdv_step(
-            k, v, bias, dk, dv, qkv, douts, q_ptr, dout_ptr, h * stride_qh, h * stride_doh, lse_ptr, delta_ptr,
-            stride_qt, stride_dot, start + m, BLOCK_M, scale * _LOG2E, seed, h, key_keys, threshold, keep_scale,
-            D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, False, PRECISION,
+            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh, lse_ptr,
+            delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, start + m, BLOCK_M, scale * _LOG2E, seed, h,
+            key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, False, PRECISION,
         )  # fmt: skip
     if full < queries:
         dk, dv = _dkdv_step(
-            k, v, bias, dk, dv, qkv, douts, q_ptr, dout_ptr, h * stride_qh, h * stride_doh, lse_ptr, delta_ptr,
-            stride_qt, stride_dot, start + full, queries - full, scale * _LOG2E, seed, h, key_keys, threshold,
-            keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, True, PRECISION,
+            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh, lse_ptr,
+            delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, start + full, queries - full, scale * _LOG2E,
+            seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, True,
+            PRECISION,
         )  # fmt: skip
     if HAS_DROPOUT:
         dv *= keep_scale
+    if WITH_DQ and queries == 0:  # no query has come by, yet these rows have a gradient
+        store_rows(dq_ptr + tile * stride_dqt, dk, offs_n, stride_dqt, rows, D, BLOCK_D)
     dk_ptr = dqkv_ptr + tile * stride_dqt + h * stride_dqh + stride_dqc
     store_rows(dk_ptr, dk * scale, offs_n, stride_dqt, rows, D, BLOCK_D)
     store_rows(dk_ptr + stride_dqc, dv, offs_n, stride_dqt, rows, D, BLOCK_D)
@@ -317,9 +341,10 @@ def attention_bwd(
     dqkv = torch.empty((T, 3, H, D), dtype=qkv.dtype, device=qkv.device)
     if qkv.numel() == 0:
         return dqkv
-    delta = torch.empty((H, T), dtype=torch.float32, device=qkv.device)
     arch = architecture.architecture(qkv.device)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
+    one_tile = max_seqlen <= schedule.block
+    delta = lse if one_tile else torch.empty_like(lse)
     grid = (len(schedule.table), H)
     bias, seeds = (qkv if x is None else x for x in (key_bias, seed))
     constants = {
@@ -334,35 +359,37 @@ def attention_bwd(
         "PRECISION": precision,
     }
     with architecture.on_device(qkv.device):
-        config = configs.attention("dq", arch, qkv.dtype, D, max_seqlen, dropout=dropout_p > 0)
-        _attention_bwd_dq_kernel[grid](
-            qkv,
-            descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
-            bias,
-            out,
-            dout,
-            lse,
-            delta,
-            dqkv,
-            schedule.table,
-            seeds,
-            *qkv.stride()[:3],
-            *out.stride()[:2],
-            *dout.stride()[:2],
-            dqkv.stride(0),
-            dqkv.stride(2),
-            BLOCK_M=schedule.block,
-            BLOCK_N=config.step,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            **constants,
-        )
-        config = configs.attention("dkdv", arch, qkv.dtype, D, max_seqlen, dropout=dropout_p > 0)
+        if not one_tile:
+            config = configs.attention("dq", arch, qkv.dtype, D, max_seqlen)
+            _attention_bwd_dq_kernel[grid](
+                qkv,
+                descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
+                bias,
+                out,
+                dout,
+                lse,
+                delta,
+                dqkv,
+                schedule.table,
+                seeds,
+                *qkv.stride()[:3],
+                *out.stride()[:2],
+                *dout.stride()[:2],
+                dqkv.stride(0),
+                dqkv.stride(2),
+                BLOCK_M=schedule.block,
+                BLOCK_N=config.step,
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
+                **constants,
+            )
+        config = configs.attention("dkdv", arch, qkv.dtype, D, max_seqlen)
         tma = config.tma and describable(qkv) and describable(dout)
         _attention_bwd_dkdv_kernel[grid](
             qkv,
             descriptor(qkv, config.step) if tma else None,
             bias,
+            out,
             dout,
             descriptor(dout, config.step) if tma else None,
             lse,
@@ -371,10 +398,12 @@ def attention_bwd(
             schedule.table,
             seeds,
             *qkv.stride()[:3],
+            *out.stride()[:2],
             *dout.stride()[:2],
             *dqkv.stride()[:3],
             BLOCK_N=schedule.block,
             BLOCK_M=config.step,
+            WITH_DQ=one_tile,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             **constants,

@@ -21,7 +21,7 @@ class Attention:
     tma: bool = False  # whole steps are read by the tensor memory accelerator, where rows are aligned for it
 
 
-# By architecture and whether heads are wider than 64: forward, forward with dropout, dQ, dK/dV; 16-bit, tiles of 128
+# By architecture and whether heads are wider than 64: forward, forward with dropout or bias, dQ, dK/dV; 16-bit, tiles of 128
 # rows (64 for wide heads on gfx942). Those of NVIDIA start from what torch's flex attention measured for A100 and H100
 # (torch/_inductor/template_heuristics/triton.py, 2.13), with fewer rows a step where registers would spill.
 _ATTENTION = {
@@ -46,9 +46,9 @@ def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_se
 
 
 def attention(
-    kernel: str, architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, *, dropout: bool
+    kernel: str, architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, *, plain: bool = True
 ) -> Attention:
-    """For `fwd`, `dq` or `dkdv`. Only the size class of max_seqlen counts: to 16, 32, 64, below 256, below 512."""
+    """For `fwd` (`plain`: without dropout and bias), `dq` or `dkdv`. Only the size class of max_seqlen counts: to 16, 32, 64, below 256, below 512."""
     if architecture == "interpreter":
         return _INTERPRETED
     block = attention_block(architecture, dtype, head_dim, max_seqlen)
@@ -56,11 +56,11 @@ def attention(
     if dtype == torch.float32:
         return Attention(16, block // 4, 2)
     if max_seqlen <= 64:  # a single step
-        return Attention(min(block, 32) if wide and kernel != "fwd" else block, block // 16, 1)
+        return Attention(block if kernel == "fwd" else min(block, 32), block // (8 if wide else 16), 1)
     if not architecture.startswith("gfx") and architecture != "sm_90":
         architecture = "sm_80"
-    forward, forward_dropout, dq, dkdv = _ATTENTION[("gfx942" if architecture[0] == "g" else architecture), wide]
-    chosen = {"fwd": forward_dropout if dropout else forward, "dq": dq, "dkdv": dkdv}[kernel]
+    plain_forward, forward, dq, dkdv = _ATTENTION[("gfx942" if architecture[0] == "g" else architecture), wide]
+    chosen = {"fwd": plain_forward if plain else forward, "dq": dq, "dkdv": dkdv}[kernel]
     if architecture != "sm_90":
         return chosen
     if chosen.step == 128 and (max_seqlen < 512 or head_dim <= 32):  # half a step is lost at a sequence's end

@@ -59,12 +59,12 @@ def naive(qkv, lengths, scale, bias=None, keep=None):
             scores = scores + bias[rows].to(scores.dtype)
         p = torch.softmax(scores, dim=-1)
         if bias is not None:  # a row without a key
-            p = torch.where(scores.amax(-1, keepdim=True) == -torch.inf, torch.zeros_like(p), p)
+            p = torch.where((scores == -torch.inf).all(-1, keepdim=True), torch.zeros_like(p), p)
         if keep is not None:
             p = p * keep[:, rows, rows].to(p.dtype)
         out.append(torch.einsum("hqk,khd->qhd", p, v))
         start += length
-    return torch.cat([*out, torch.zeros_like(qkv[start:, 0])])
+    return torch.cat([*out, 0.0 * qkv[start:, 0]])
 
 
 def naive_gradient(qkv, dout, *args, **kwargs):
@@ -116,7 +116,7 @@ def test_accuracy(nan_filled, dtype, dim):
 
 
 @runs
-@pytest.mark.parametrize("lengths", [[], [0], [1], [63, 111], [16, 16]], ids=str)
+@pytest.mark.parametrize("lengths", [[], [0], [63, 111], [16, 1, 13], [17]], ids=str)
 @pytest.mark.parametrize("tail", [0, 20])
 def test_lengths(nan_filled, lengths, tail):
     out, dqkv = check(torch.float32, rows_of(lengths, heads=1, tail=tail), lengths)
@@ -254,7 +254,7 @@ def test_op_dropout_follows_torchs_seed():
 def test_layers_share_a_schedule(monkeypatch):
     made = []
     real = attention.tile_schedule
-    monkeypatch.setattr(attention, "tile_schedule", lambda *args: made.append(args) or real(*args))
+    monkeypatch.setattr(attention, "tile_schedule", lambda *args: made.append(1) or real(*args))
     qkv = rows_of(tail=0)
 
     def layers(cu_seqlens):
@@ -320,7 +320,8 @@ def compiled(target, dtype, dim=64, max_seqlen=512, p=0.0, bias=False, precision
         out, lse = attention.attention_fwd(qkv, cu_seqlens, max_seqlen, **kwargs)
         attention_backward.attention_bwd(torch.empty_like(out), qkv, out, lse, cu_seqlens, max_seqlen, **kwargs)
     names = [kernel.name.strip("_").removesuffix("_kernel").removeprefix("attention_") for kernel in kernels]
-    assert names == ["tile_schedule", "fwd", "tile_schedule", "bwd_dq", "bwd_dkdv"]
+    one_tile = max_seqlen <= 128  # then dK and dV have dQ with them
+    assert names == ["tile_schedule", "fwd", "tile_schedule", *([] if one_tile else ["bwd_dq"]), "bwd_dkdv"]
     return {name: kernel for name, kernel in zip(names, kernels, strict=True)}
 
 
@@ -347,7 +348,7 @@ def test_compiles_for_head_dims(target, dim):
 
 
 @compiles
-@pytest.mark.parametrize("max_seqlen", [16, 32, 64, 200])
+@pytest.mark.parametrize("max_seqlen", [16, 32, 64, 128, 200])
 def test_compiles_for_short_sequences(max_seqlen):
     check_all("sm_90", torch.bfloat16, max_seqlen=max_seqlen)
 
