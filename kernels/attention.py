@@ -163,12 +163,14 @@ def _attention_fwd_kernel(
     for n in range(0, full, BLOCK_N):
         top, total, acc = _attention_step(
             q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + n,
-            BLOCK_N, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, False, PRECISION,
+            BLOCK_N, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT,
+            False, PRECISION,
         )  # fmt: skip
     if full < keys:
         top, total, acc = _attention_step(
             q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + full,
-            keys - full, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, True, PRECISION,
+            keys - full, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT,
+            True, PRECISION,
         )  # fmt: skip
 
     # A row without a key: zeros, and a logarithm that makes every probability 0 in the backward.

@@ -62,14 +62,13 @@ def _dq_step(
     else:
         k = qkv.load([first, k_column])
         v = qkv.load([first, v_column])
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     if HAS_BIAS:
         bias = tl.load(bias_ptr + first + offs_n, mask=offs_n < left, other=float("-inf"))
-        p = tl.exp2(scores * scale + (bias * _LOG2E)[None, :] - lse[:, None])
-    else:
-        if MASKED:
-            scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
-        p = tl.exp2(scores * scale - lse[:, None])
+        scores += (bias * _LOG2E)[None, :]
+    elif MASKED:
+        scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
+    p = tl.exp2(scores - lse[:, None])
     dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
     if HAS_DROPOUT:
         keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
@@ -211,11 +210,10 @@ def _dkdv_step(
         delta = tl.load(delta_ptr + row + offs_m, mask=offs_m < left, other=0.0)
     else:
         delta = tl.load(delta_ptr + row + offs_m)
-    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
     if HAS_BIAS:
-        p = tl.exp2(scores * scale + bias[:, None] - lse[None, :])
-    else:
-        p = tl.exp2(scores * scale - lse[None, :])
+        scores += bias[:, None]
+    p = tl.exp2(scores - lse[None, :])
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
     if HAS_DROPOUT:
         keep = dropout.kept(dropout.row_keys(seed, row + offs_m, plane)[None, :], key_keys[:, None], threshold)

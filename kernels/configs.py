@@ -21,9 +21,9 @@ class Attention:
     tma: bool = False  # whole steps are read by the tensor memory accelerator, where rows are aligned for it
 
 
-# By architecture and whether heads are wider than 64: forward, forward with dropout or bias, dQ, dK/dV; 16-bit, tiles of 128
-# rows (64 for wide heads on gfx942). Those of NVIDIA start from what torch's flex attention measured for A100 and H100
-# (torch/_inductor/template_heuristics/triton.py, 2.13), with fewer rows a step where registers would spill.
+# By architecture and whether heads are wider than 64: forward, forward with dropout or bias, dQ, dK/dV; 16-bit, tiles
+# of 128 rows (64 for wide heads on gfx942). Those of NVIDIA start from what torch's flex attention takes on A100 and
+# H100 (torch/_inductor/template_heuristics/triton.py, 2.13), with fewer rows a step where registers would spill.
 _ATTENTION = {
     ("sm_80", False): (Attention(64, 4, 3), Attention(64, 8, 3), Attention(64, 8, 2), Attention(32, 8, 2)),
     ("sm_80", True): (Attention(64, 8, 3), Attention(64, 8, 3), Attention(32, 8, 2), Attention(16, 8, 2)),
@@ -48,7 +48,10 @@ def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_se
 def attention(
     kernel: str, architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, *, plain: bool = True
 ) -> Attention:
-    """For `fwd` (`plain`: without dropout and bias), `dq` or `dkdv`. Only the size class of max_seqlen counts: to 16, 32, 64, below 256, below 512."""
+    """For `fwd` (`plain`: without dropout and bias), `dq` or `dkdv`.
+
+    Only the class of max_seqlen counts: up to 16, 32, 64, below 256, below 512, or more.
+    """
     if architecture == "interpreter":
         return _INTERPRETED
     block = attention_block(architecture, dtype, head_dim, max_seqlen)
@@ -56,7 +59,8 @@ def attention(
     if dtype == torch.float32:
         return Attention(16, block // 4, 2)
     if max_seqlen <= 64:  # a single step
-        return Attention(block if kernel == "fwd" else min(block, 32), block // (8 if wide else 16), 1)
+        forward = kernel == "fwd"
+        return Attention(block if forward else min(block, 32), block // (16 if forward and not wide else 8), 1)
     if not architecture.startswith("gfx") and architecture != "sm_90":
         architecture = "sm_80"
     plain_forward, forward, dq, dkdv = _ATTENTION[("gfx942" if architecture[0] == "g" else architecture), wide]
