@@ -1,0 +1,216 @@
+"""y = act(x W^T + b), forward and backward: cuBLAS with a kernel for the activation, or one product with both in it.
+
+2 M N K FLOPs for (M K + N K + M N) elements, and M N more where z = x W^T + b is kept for the backward. In
+cuBLAS's way y = act(z) costs 2 M N elements more, about 45 % of the time of the product at K = 768 on an H200; here it
+costs arithmetic after the tile's last step. Which of them is faster depends on the shape: `linear_table` knows.
+Sums are fp32. fp32 operands are multiplied as torch.backends.cuda.matmul says, by cuBLAS, whatever the shape.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastbert.kernels import architecture, configs, linear_table
+from fastbert.kernels.activation import activate, activation_bwd, activation_fwd, column_sum
+
+_GROUP_M = 8  # rows of tiles that are walked together, so that their x stays in the L2 cache
+
+
+@triton.jit
+def _corner(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """Row and column of a tile: down GROUP_M rows, then one column to the right."""
+    in_group = GROUP_M * tiles_n
+    first = tile // in_group * GROUP_M
+    height = tl.minimum(tiles_m - first, GROUP_M)
+    return first + tile % in_group % height, tile % in_group // height
+
+
+@triton.jit(do_not_specialize=["M"])
+def _linear_fwd_kernel(
+    x,  # (M, K): a pointer, or a descriptor of (BLOCK_M, BLOCK_K) if TMA
+    weight,  # (N, K): a pointer, or a descriptor of (BLOCK_N, BLOCK_K) if TMA
+    bias_ptr,  # (N,), read if HAS_BIAS
+    y_ptr,  # (M, N)
+    z_ptr,  # (M, N), written if HAS_Z
+    stride_xm,
+    stride_wn,
+    stride_ym,
+    stride_zm,
+    M,
+    N,
+    K,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    TMA: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    # Flattened, the loads of the next tile's first steps are in flight while this one is stored.
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=TMA):
+        tile_m, tile_n = _corner(tile, tiles_m, tiles_n, GROUP_M)
+        first_m, first_n = tile_m * BLOCK_M, tile_n * BLOCK_N
+        sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        if TMA:
+            for step in range(tl.cdiv(K, BLOCK_K)):
+                a = x.load([first_m, step * BLOCK_K])
+                b = weight.load([first_n, step * BLOCK_K])
+                sums = tl.dot(a, b.T, sums, input_precision=INPUT_PRECISION)
+        else:
+            offs_k = tl.arange(0, BLOCK_K)
+            # Rows past the end read the last one, and are not stored.
+            rows_x = tl.minimum(first_m + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
+            rows_w = tl.minimum(first_n + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
+            a_ptrs = x + rows_x[:, None] * stride_xm + offs_k[None, :]
+            b_ptrs = weight + rows_w[None, :] * stride_wn + offs_k[:, None]
+            for step in range(tl.cdiv(K, BLOCK_K)):
+                if EVEN_K:
+                    a, b = tl.load(a_ptrs), tl.load(b_ptrs)
+                else:
+                    left = offs_k < K - step * BLOCK_K
+                    a = tl.load(a_ptrs, mask=left[None, :], other=0.0)
+                    b = tl.load(b_ptrs, mask=left[:, None], other=0.0)
+                sums = tl.dot(a, b, sums, input_precision=INPUT_PRECISION)
+                a_ptrs += BLOCK_K
+                b_ptrs += BLOCK_K
+
+        offs_m, offs_n = first_m.to(tl.int64) + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
+        mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+        if HAS_BIAS:
+            sums += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+        if HAS_Z:  # y is made of what the backward will see
+            z = sums.to(z_ptr.dtype.element_ty)
+            tl.store(z_ptr + offs_m[:, None] * stride_zm + offs_n[None, :], z, mask=mask)
+            sums = z.to(tl.float32)
+        y = activate(sums, ACTIVATION).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + offs_m[:, None] * stride_ym + offs_n[None, :], y, mask=mask)
+
+
+def linear_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, keep_z: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """act(x weight^T + bias) of x (M, K), weight (N, K), bias (N,), and z of (M, N) if it is to be kept.
+
+    z is what the activation is applied to; without an activation there is none to keep.
+    """
+    keep_z = keep_z and activation is not None
+    tile = _choice(x, weight, activation, keep_z)
+    if tile is not None:
+        return linear_fused_fwd(x, weight, bias, activation, keep_z, tile=tile)
+    z = F.linear(x, weight, bias)
+    if activation is None:
+        return z, None
+    return activation_fwd(z, activation, None if keep_z else z), z if keep_z else None
+
+
+def _choice(x: Tensor, weight: Tensor, activation: str | None, keep_z: bool) -> configs.LinearTile | None:
+    """The tile of the one kernel, or None for cuBLAS."""
+    if activation is None or x.dtype == torch.float32 or not x.numel():
+        return None
+    if x.stride(1) != 1 or weight.stride(1) != 1:
+        return None
+    (M, K), N = x.shape, weight.shape[0]
+    arch = architecture.architecture(x.device)
+    dtype = str(x.dtype).removeprefix("torch.")
+    row = linear_table.find(arch, dtype, M, N, K, activation, keep_z)
+    if row is not None:
+        return row.tile
+    if M > linear_table.FUSED_ROWS:
+        return None
+    return configs.linear(M, N, arch, x.element_size(), architecture.multiprocessors(x.device))
+
+
+def linear_fused_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    keep_z: bool = False,
+    *,
+    tile: configs.LinearTile | None = None,
+    input_precision: str = "ieee",
+) -> tuple[Tensor, Tensor | None]:
+    """`linear_fwd` as one kernel, whatever the table says; columns of x and weight contiguous.
+
+    `input_precision` is for fp32: "ieee", or "tf32" where the tensor cores are to round the operands to 10 bits.
+    """
+    (M, K), N = x.shape, weight.shape[0]
+    y = torch.empty((M, N), dtype=x.dtype, device=x.device)
+    z = torch.empty_like(y) if keep_z else None
+    if not y.numel():
+        return y, z
+    arch, multiprocessors = architecture.architecture(x.device), architecture.multiprocessors(x.device)
+    tile = tile or configs.linear(M, N, arch, x.element_size(), multiprocessors)
+    tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n)
+    tma = arch == "sm_90" and all(_describable(t) for t in (x, weight))
+    operands = (x, weight)
+    if tma:
+        operands = (
+            TensorDescriptor.from_tensor(x, [tile.block_m, tile.block_k]),
+            TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]),
+        )
+    with architecture.on_device(x.device):
+        _linear_fwd_kernel[(min(tiles, tile.resident * multiprocessors) if tma else tiles,)](
+            *operands,
+            x if bias is None else bias,
+            y,
+            y if z is None else z,
+            x.stride(0),
+            weight.stride(0),
+            y.stride(0),
+            y.stride(0),
+            M,
+            N,
+            K,
+            ACTIVATION=activation,
+            HAS_BIAS=bias is not None,
+            HAS_Z=keep_z,
+            TMA=tma,
+            EVEN_K=K % tile.block_k == 0,
+            INPUT_PRECISION=input_precision,
+            GROUP_M=_GROUP_M,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+    return y, z
+
+
+def _describable(t: Tensor) -> bool:
+    """Whether a TMA descriptor can tell of it: base and rows on 16 bytes."""
+    return t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) > 0
+
+
+def linear_bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor | None,
+    activation: str | None,
+    wanted: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`.
+
+    With dz = dy act'(z): dx = dz W and dW = dz^T x through cuBLAS, the sums of dz in fp32 beside dz itself.
+    """
+    want_x, want_weight, want_bias = wanted
+    dy = dy if dy.stride(1) == 1 else dy.contiguous()
+    if activation is None:
+        dz, dbias = dy, column_sum(dy) if want_bias else None
+    else:
+        dz, dbias = activation_bwd(dy, z, activation, sums=want_bias)
+    dx = torch.mm(dz, weight) if want_x else None
+    dweight = torch.mm(dz.T, x) if want_weight else None
+    return dx, dweight, dbias
