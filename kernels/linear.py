@@ -1,9 +1,9 @@
 """y = act(x W^T + b), forward and backward: cuBLAS with a kernel for the activation, or one product with both in it.
 
-2 M N K FLOPs for (M K + N K + M N) elements, and M N more where z = x W^T + b is kept for the backward. In
-cuBLAS's way y = act(z) costs 2 M N elements more, about 45 % of the time of the product at K = 768 on an H200; here it
-costs arithmetic after the tile's last step. Which of them is faster depends on the shape: `linear_table` knows.
-Sums are fp32. fp32 operands are multiplied as torch.backends.cuda.matmul says, by cuBLAS, whatever the shape.
+2 M N K FLOPs for (M K + N K + M N) elements, and M N more where z = x W^T + b is kept for the backward. cuBLAS's way
+moves 2 M N elements more, which at K = 768 takes an H200 over 40 % of the product's time; the one kernel does about 20
+instructions an element after a tile's last step. Which is faster depends on the shape: `linear_table` knows. Sums are
+fp32. Operands in fp32 are cuBLAS's, multiplied as torch.backends.cuda.matmul says, and so is the backward.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ def linear_fused_fwd(
     operands = (x, weight, y, y if z is None else z)
     tma = arch == "sm_90" and all(map(_describable, operands))
     if tma:
-        blocks = (tile.block_m, tile.block_k), (tile.block_n, tile.block_k), *[(tile.block_m, tile.block_n // tile.parts)] * 2
+        stored = (tile.block_m, tile.block_n // tile.parts)
+        blocks = ((tile.block_m, tile.block_k), (tile.block_n, tile.block_k), stored, stored)
         operands = [TensorDescriptor.from_tensor(t, list(block)) for t, block in zip(operands, blocks, strict=True)]
     with architecture.on_device(x.device):
         _linear_fwd_kernel[(min(tiles, tile.resident * multiprocessors) if tma else tiles,)](
@@ -228,15 +229,15 @@ def _describable(t: Tensor) -> bool:
 
 def linear_bwd(
     dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
     z: Tensor | None,
     activation: str | None,
     wanted: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`.
+    """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`; z as `linear_fwd` kept it.
 
-    With dz = dy act'(z): dx = dz W and dW = dz^T x through cuBLAS, the sums of dz in fp32 beside dz itself.
+    x is read for that of weight and weight for that of x. With dz = dy act'(z): dx = dz W and dW = dz^T x through cuBLAS, the sums of dz in fp32 beside dz itself.
     """
     want_x, want_weight, want_bias = wanted
     dy = dy if dy.stride(1) == 1 else dy.contiguous()
