@@ -153,9 +153,9 @@ def _choice(x: Tensor, weight: Tensor, activation: str | None, keep_z: bool) -> 
     """The tile of the one kernel, or None for cuBLAS."""
     if activation is None or x.dtype == torch.float32 or not x.numel():
         return None
-    if x.stride(1) != 1 or weight.stride(1) != 1:
-        return None
     (M, K), N = x.shape, weight.shape[0]
+    if not (_on_16_bytes(x) and _on_16_bytes(weight)) or N % 8:  # single elements' pointers leave the sums no registers
+        return None
     arch = architecture.architecture(x.device)
     dtype = str(x.dtype).removeprefix("torch.")
     row = linear_table.find(arch, dtype, M, N, K, activation, keep_z)
@@ -189,7 +189,7 @@ def linear_fused_fwd(
     tile = tile or configs.linear(M, N, arch, x.element_size(), multiprocessors)
     tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n)
     operands = (x, weight, y, y if z is None else z)
-    tma = arch == "sm_90" and all(map(_describable, operands))
+    tma = arch == "sm_90" and all(map(_on_16_bytes, operands))
     if tma:
         stored = (tile.block_m, tile.block_n // tile.parts)
         blocks = ((tile.block_m, tile.block_k), (tile.block_n, tile.block_k), stored, stored)
@@ -222,9 +222,9 @@ def linear_fused_fwd(
     return y, z
 
 
-def _describable(t: Tensor) -> bool:
-    """Whether a TMA descriptor can tell of it: base and rows on 16 bytes."""
-    return t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) > 0
+def _on_16_bytes(t: Tensor) -> bool:
+    """Whether every row of t begins on 16 bytes and lies in one piece: vectors can load it, descriptors tell of it."""
+    return t.stride(1) == 1 and t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) > 0
 
 
 def linear_bwd(
@@ -237,7 +237,8 @@ def linear_bwd(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`; z as `linear_fwd` kept it.
 
-    x is read for that of weight and weight for that of x. With dz = dy act'(z): dx = dz W and dW = dz^T x through cuBLAS, the sums of dz in fp32 beside dz itself.
+    x is read for that of weight and weight for that of x. With dz = dy act'(z): dx = dz W and dW = dz^T x through
+    cuBLAS, the sums of dz in fp32 beside dz itself.
     """
     want_x, want_weight, want_bias = wanted
     dy = dy if dy.stride(1) == 1 else dy.contiguous()
