@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
+import tune_linear
 from support import assert_accurate, assert_op_accurate
 from triton_support import (
     ALL_DTYPES,
@@ -65,6 +66,9 @@ def check_fused(x, weight, bias, activation, keep_z=False, **kwargs):
     assert (z is not None) == keep_z
     if keep_z:
         assert_accurate(z, eager(x, weight, bias), eager(*wide), "z")
+        # y is made of z as it was kept (but for what two compilations may contract), so that it can be made again.
+        again = kernels.activation_fwd(z, activation)
+        assert not y.numel() or (y != again).double().mean() < 0.01
 
 
 @runs
@@ -294,6 +298,38 @@ def test_the_committed_table():
         assert row.device and row.date and linear_table.bucket(row.M) == row.M
         assert row.tile is None or row.tile in configs.linear_tiles(row.architecture, 2)
         assert (row.tile is None) == (row.cublas_us <= row.triton_us)
+
+
+@runs
+@pytest.mark.parametrize("slower", ["cublas", "32x32x32-4-1"])
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU the tuner times what the GPU's own tiles are")
+def test_tuning(slower, tmp_path):
+    """The faster way comes into the table, in place of an older row, beside those of other products."""
+    clock = lambda ways: {name: 2.0 if name == slower else 1.0 for name in ways}  # noqa: E731
+    other, _ = tune_linear.measure(16, 32, 48, torch.float16, True, torch.device("cpu"), clock)
+    row, times = tune_linear.measure(16, 32, 48, torch.float16, False, torch.device("cpu"), clock)
+    assert set(times) == {"cublas", "32x32x32-4-1"}
+    assert (row.tile is None) == (slower != "cublas") and 1000.0 * times["cublas"] == row.cublas_us
+    path = tmp_path / "table.csv"
+    tune_linear.merge(path, [replace(row, cublas_us=9.0), other])
+    tune_linear.merge(path, [row])
+    assert linear_table.read(path) == [row, other]
+
+
+@runs
+def test_tuning_holds_each_way_to_the_truth_first(monkeypatch):
+    real = gemm.linear_fused_fwd
+    monkeypatch.setattr(gemm, "linear_fused_fwd", lambda *a, **k: (real(*a, **k)[0] + 0.1, None))
+    with pytest.raises(RuntimeError, match=r"-\d is wrong at 16 x 48 -> 32"):
+        tune_linear.measure(16, 32, 48, torch.float16, False, torch.device(DEVICE), lambda ways: {})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tuning_without_a_gpu(capsys, tmp_path):
+    assert tune_linear.main(["--output", str(tmp_path / "table.csv")]) == 1
+    out = capsys.readouterr()
+    assert not out.out and out.err.count("\n") == 1 and "no GPU" in out.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_configs():
