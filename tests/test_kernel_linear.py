@@ -29,7 +29,7 @@ from triton_support import (
     runs,
 )
 
-from fastbert import reference
+from fastbert import backend, ops, reference
 from fastbert.kernels import activation as kernels
 from fastbert.kernels import architecture, configs, linear_table
 from fastbert.kernels import linear as gemm
@@ -256,6 +256,21 @@ def test_op_keeps_and_computes_what_is_wanted(wanted):
     again = [t.detach().requires_grad_(want) for t, want in zip(leaves, wanted, strict=True)]
     (exact,) = torch.autograd.grad(eager(*again, "gelu").sum(), [t for t in again if t.requires_grad])
     torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-5)
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_feed_forward(each_way, recompute, dtype, monkeypatch):
+    monkeypatch.setattr(backend, "choose", lambda *args, **kwargs: ("triton", _triton))
+
+    def naive(x, up_weight, up_bias, down_weight, down_bias, activation, recompute):
+        return eager(eager(x, up_weight, up_bias, activation), down_weight, down_bias)
+
+    up, down = operands(33, 24, 64), operands(33, 64, 24)
+    names = ("x", "up_weight", "up_bias", "down_weight", "down_bias")
+    inputs = dict(zip(names, [*up, *list(down)[1:]], strict=True))
+    assert_op_accurate(ops.feed_forward, naive, inputs, dtype, activation="gelu", recompute=recompute)
 
 
 def test_what_it_refuses():
