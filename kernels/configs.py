@@ -71,3 +71,124 @@ def attention(
         chosen = Attention(64, chosen.num_warps, chosen.num_stages)
     tma = max_seqlen >= 256 and head_dim in (16, 32, 64, 128)
     return Attention(chosen.step, chosen.num_warps, chosen.num_stages, tma)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block of an elementwise kernel."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class StripTile(Tile):
+    """A strip of columns, whose rows `splits` programs share out, `rows` to each."""
+
+    splits: int
+    rows: int
+
+
+def activation_forward(N: int) -> Tile:
+    """32 elements a thread, as 16-byte vectors of bf16, four of them in flight."""
+    return Tile(8, 512, 4) if N >= 512 else Tile(32, 128, 4)
+
+
+def activation_backward(M: int, N: int, multiprocessors: int) -> StripTile:
+    """32 elements of each tensor a thread, and as many sums; four programs a multiprocessor, of 128 rows at least."""
+    block_m, block_n = 32, 128
+    strips = -(-N // block_n)
+    splits = max(min(-(-4 * multiprocessors // strips), M // 128), 1)
+    rows = -(-M // (splits * block_m)) * block_m
+    return StripTile(block_m, block_n, 4, -(-M // rows), rows)
+
+
+@dataclass(frozen=True)
+class LinearTile:
+    """A program of the matrix product makes block_m x block_n of y, block_k of K at a time."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def __str__(self) -> str:  # as the table spells it
+        return f"{self.block_m}x{self.block_n}x{self.block_k}-{self.num_warps}-{self.num_stages}"
+
+    @property
+    def resident(self) -> int:
+        """How many programs a Hopper multiprocessor holds in 16 bits: at 255 registers a thread, in 227 KB."""
+        shared = (self.block_m + self.block_n) * self.block_k * 2 * self.num_stages
+        return max(min(8 // self.num_warps, 227 * 1024 // shared), 1)
+
+    @property
+    def parts(self) -> int:
+        """In how many pieces bias, activation and store are done, so that their temporaries fit beside the sums."""
+        return 2 if self.block_m * self.block_n >= 64 * 128 * self.num_warps // 2 else 1
+
+    @classmethod
+    def parse(cls, text: str) -> LinearTile:
+        """The reverse of str(); ValueError where it is none."""
+        return cls(*map(int, text.replace("x", "-").split("-")))
+
+
+# From the largest down. A step's operands are (block_m + block_n) * block_k * 2 bytes in bf16, times the stages: 144 KB
+# of 227 with 128x256x64-8-3. The sums take block_m * block_n / (32 num_warps) registers a thread: 128 at the largest,
+# of 255. Tiles of fewer than 64 rows cannot use wgmma and use mma; they are for latency, with a deep pipeline along K.
+_LINEAR_TILES = {
+    "sm_90": (
+        LinearTile(128, 256, 64, 8, 3),
+        LinearTile(128, 128, 64, 4, 3),
+        LinearTile(64, 128, 64, 4, 4),
+        LinearTile(64, 64, 128, 4, 4),
+        LinearTile(64, 32, 128, 4, 6),
+        LinearTile(16, 64, 128, 4, 6),
+        LinearTile(16, 32, 128, 4, 6),
+    ),
+    "sm_80": (
+        LinearTile(128, 256, 32, 8, 3),
+        LinearTile(128, 128, 32, 4, 4),
+        LinearTile(64, 128, 32, 4, 4),
+        LinearTile(64, 64, 64, 4, 4),
+        LinearTile(64, 32, 64, 4, 5),
+        LinearTile(16, 64, 128, 4, 4),
+        LinearTile(16, 32, 128, 4, 5),
+    ),
+    "gfx942": (
+        LinearTile(128, 128, 64, 8, 2),
+        LinearTile(64, 128, 64, 4, 2),
+        LinearTile(64, 64, 64, 4, 2),
+        LinearTile(64, 32, 64, 4, 2),
+        LinearTile(16, 64, 128, 4, 2),
+        LinearTile(16, 32, 128, 4, 2),
+    ),
+}
+_INTERPRETED = (LinearTile(32, 32, 32, 4, 1),)
+
+
+def linear_tiles(architecture: str, itemsize: int) -> tuple[LinearTile, ...]:
+    """The tiles there are, from the largest down; in fp32 with half as much of K, and no more than 64 x 64."""
+    if architecture == "interpreter":
+        return _INTERPRETED
+    tiles = _LINEAR_TILES.get(architecture)
+    if tiles is None:
+        tiles = _LINEAR_TILES["gfx942" if architecture.startswith("gfx") else "sm_80"]
+    if itemsize < 4:
+        return tiles
+    return tuple(
+        LinearTile(t.block_m, t.block_n, 32, t.num_warps, min(t.num_stages, 3))
+        for t in tiles
+        if t.block_m * t.block_n <= 64 * 64
+    )
+
+
+def linear(M: int, N: int, architecture: str, itemsize: int, multiprocessors: int) -> LinearTile:
+    """The largest tile that gives every multiprocessor one; no more than 16 rows a tile where there are no more."""
+    tiles = linear_tiles(architecture, itemsize)
+    fitting = [t for t in tiles if (t.block_m < 64) == (M <= 16)] or tiles
+    for tile in fitting:
+        if -(-M // tile.block_m) * -(-N // tile.block_n) >= multiprocessors:
+            return tile
+    return fitting[-1]
