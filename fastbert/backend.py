@@ -113,6 +113,11 @@ def use_backend(backend: str, *ops: str) -> Iterator[None]:
         _demand_when_compiling = before
 
 
+def demands() -> dict[str, str]:
+    """What is demanded where this is called: op -> backend. Not to be changed."""
+    return _current()
+
+
 def _demanded(op: str) -> str | None:
     backend = _current().get(op)
     return None if backend == "auto" else backend

@@ -33,6 +33,11 @@ class Inputs:
             position_ids=function(self.position_ids),
         )
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no column is a pad, so that row b starts at token b * S."""
+        return self.batch.indices is None
+
     def packed(self) -> Inputs:
         """The real tokens alone: every field (T, ...)."""
         return self._each(lambda x: pack(x, self.batch))
@@ -57,6 +62,21 @@ class Inputs:
     def take(self, x: Tensor) -> Tensor:
         """What the caller gave for each of its tokens, labels say, as (T, ...)."""
         return x if self.came_packed else pack(x, self.batch)
+
+
+class PackedInputs(Inputs):
+    """Tokens that somebody else has checked and packed, every field (T, ...): nothing made of them waits for a device.
+
+    Sequences may be empty, and tokens behind the last one belong to none, so that T and the number of sequences can
+    be those of a larger batch. `batch.max_seqlen` is a bound. Pads, and what asks for them, there are none.
+    """
+
+    @property
+    def is_full(self) -> bool:
+        return False
+
+    def packed(self) -> Inputs:
+        return self
 
 
 def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
@@ -125,8 +145,8 @@ def prepare(
     def per_token(name: str, x: Tensor | None, limit: int, what: str) -> Tensor | None:
         if x is None:
             return None
-        if name != "input_ids" and x.shape in ((1, *shape[1:]), shape[1:]) and cu_seqlens is None:
-            x = x.expand(shape)  # one row for all, as transformers has it
+        if name != "input_ids" and cu_seqlens is None and is_one_row(x, shape):
+            x = x.expand(shape)
         if x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
         x = check_ids(name, x, limit, what)
@@ -147,6 +167,11 @@ def prepare(
         places = torch.arange(batch.seq_len, device=device).expand(padded)
     embeds = inputs_embeds if cu_seqlens is None or inputs_embeds is None else unpack(inputs_embeds, batch)
     return Inputs(batch, ids, embeds, types, places, came_packed=cu_seqlens is not None)
+
+
+def is_one_row(x: Tensor, shape: torch.Size) -> bool:
+    """Whether x is one row for all rows of `shape` (B, S), as transformers takes token types and positions."""
+    return x.shape in ((1, *shape[1:]), shape[1:])
 
 
 def vocab_rows(word_embeddings: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""The five ops of a BERT, and the whole encoder as a sixth: packed tensors in, packed tensors out; and packing itself."""
+"""The five ops of a BERT, and the whole encoder as a sixth: packed tensors in and out; and packing itself."""
 
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
