@@ -98,7 +98,7 @@ def _host_call(inputs: Inputs, has_pooler: bool, most: int) -> Call | str:
     batch, tokens = inputs.batch, inputs.packed()
     if batch.max_seqlen > most:
         return "a text is longer than max_position_embeddings"
-    if has_pooler and not inputs.came_packed and _begins_with_pad(batch):
+    if has_pooler and batch.leading_pads and not inputs.came_packed:
         return NO_GRAPH_FOR_LEADING_PADS
 
     def load(static: StaticBatch) -> Tensor | None:
@@ -131,7 +131,7 @@ def _host_mask_call(
     shape = (batch.batch_size, batch.seq_len)
     if batch.indices is None:
         return _full_call(ids, types, positions, shape)
-    if has_pooler and _begins_with_pad(batch):
+    if has_pooler and batch.leading_pads:
         return NO_GRAPH_FOR_LEADING_PADS
 
     def load(static: StaticBatch) -> Tensor | None:
@@ -190,11 +190,6 @@ def _columns(cu_seqlens: Tensor, tokens: int) -> Tensor:
     token = torch.arange(tokens, device=cu_seqlens.device)
     text = torch.searchsorted(cu_seqlens, token, right=True) - 1
     return token - cu_seqlens[text.clamp(min=0)]
-
-
-def _begins_with_pad(batch: PackedBatch) -> bool:
-    """Whether a text that has tokens begins with a pad; for a batch on the host."""
-    return not batch.mask()[batch.lengths > 0, 0].all() if batch.indices is not None else False
 
 
 def _places(batch: PackedBatch, static: StaticBatch) -> Tensor | None:

@@ -70,13 +70,11 @@ def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded, *, prec
     some = batch.lengths > 0
     starts = batch.cu_seqlens[:-1].long().clamp(max=x.shape[0] - 1)
     first = x[starts] if x.shape[0] else x.new_zeros(batch.batch_size, x.shape[1])
-    if not inputs.came_packed:
+    if batch.leading_pads and not inputs.came_packed:
         # A row that begins with a pad: transformers pools that pad's state, and so do we.
-        padded = (some & ~batch.mask()[:, :1].all(dim=1)).nonzero().squeeze(1)
-        if padded.numel():
-            rows = inputs.rows(padded)
-            states = encode_first_column(bert, rows, activation=config.hidden_act, precision=precision)
-            first = first.index_copy(0, padded, states.to(first.dtype))
+        padded = (some & ~batch.mask()[:, 0]).nonzero().squeeze(1)
+        states = encode_first_column(bert, inputs.rows(padded), activation=config.hidden_act, precision=precision)
+        first = first.index_copy(0, padded, states.to(first.dtype))
     return project(bert.pooler.dense, first, "tanh") * some[:, None]
 
 
