@@ -384,7 +384,7 @@ class _State:
         return list(chain.from_iterable(map(dict.values, self._tables)))
 
     def _now(self) -> tuple:
-        addresses = [x.data_ptr() for x in self._parameters]
+        addresses = list(map(Tensor.data_ptr, self._parameters))
         return list(map(id, self._all())), addresses, self._model.matmul_precision, dict(backend.demands())
 
 
