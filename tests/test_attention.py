@@ -81,6 +81,35 @@ def test_no_matrix_over_the_whole_row(monkeypatch):
     assert [tuple(s) for s in seen] == [(63, 3, 32, 16), (1, 3, 31, 16)]
 
 
+@pytest.mark.parametrize("backend", TABLE["attention"]["cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[5, 8], [0], [20, 0]], ids=str)
+def test_tokens_of_no_sequence_get_zeros(backend, dtype, lengths, monkeypatch):
+    if backend == "native" and native.available():
+        pytest.skip(native.available())
+    given = inputs_of(lengths, heads=2, dim=8)
+    tokens = sum(lengths)
+    qkv = torch.cat([given["qkv"], torch.full((7, 3, 2, 8), float("nan"))]).to(dtype)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
+    with fastbert.use_backend(backend, "attention"):
+        out = ops.attention(qkv, given["cu_seqlens"], max(lengths))
+        alone = ops.attention(qkv[:tokens], given["cu_seqlens"], max(lengths))
+    assert torch.equal(out[:tokens], alone)
+    assert torch.equal(out[tokens:], torch.zeros(7, 2, 8, dtype=dtype))
+
+
+def test_gradient_of_tokens_of_no_sequence():
+    given = inputs_of([5, 8], heads=2, dim=8)
+    qkv = torch.cat([given["qkv"], torch.randn(7, 3, 2, 8)]).double().requires_grad_()
+    dout = torch.randn(20, 2, 8, dtype=torch.float64)
+    out = reference.attention(qkv, given["cu_seqlens"], 8)
+    (expected,) = torch.autograd.grad(out, qkv, dout)
+    got = reference.attention_backward(dout, qkv.detach(), given["cu_seqlens"], 8)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    assert not got[13:].any()
+
+
 def test_non_contiguous_input():
     given = inputs_of([5, 8])
     wide = torch.randn(13, 3, 3, 32)

@@ -89,6 +89,7 @@ class BertPreTrainedModel(nn.Module):
         return model
 
     _constructor_keywords: tuple[str, ...] = ()
+    token_fields: tuple[str, ...] = ()  # fields of the output that have a row a token; the others have one a text
     _matmul_precision: str | None = None  # of a BertModel: how its layers multiply
 
     @property
@@ -119,6 +120,10 @@ class BertPreTrainedModel(nn.Module):
         config.extra["dtype"] = str(self.dtype).removeprefix("torch.")
         config.extra.pop("torch_dtype", None)
         config.save_pretrained(folder)
+
+    def pad_value(self, dtype: torch.dtype) -> float:
+        """What the token fields of the output hold at pads."""
+        return 0.0
 
     def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
         """The output, or its tuple where the caller, or else the config, asks for one."""
