@@ -78,15 +78,20 @@ def _triton(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | 
 
 
 def _triton_arguments(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None, dropout_p: float
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float | None,
+    dropout_p: float,
+    seed: Tensor | None = None,
 ) -> dict[str, Any]:
-    """What the launchers of forward and backward are told alike."""
+    """What the launchers of forward and backward are told alike; with dropout and no seed, one is drawn."""
     from fastbert.kernels.dropout import draw_seed
 
     return {
         "scale": qkv.shape[-1] ** -0.5 if scale is None else scale,
         "dropout_p": dropout_p,
-        "seed": draw_seed(qkv.device) if dropout_p else None,
+        "seed": draw_seed(qkv.device) if dropout_p and seed is None else seed,
         "precision": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
         "schedule": _schedules.get().of(qkv, cu_seqlens, max_seqlen),
     }
@@ -194,51 +199,116 @@ def attention(
     if autocast_is_on(qkv):
         with autocast_off(qkv):
             return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
-    if torch.compiler.is_compiling():
-        # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
-        if dropout_p:
-            return reference.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
-        return torch.ops.fastbert.attention(qkv, cu_seqlens, max_seqlen, scale)
-    return _dispatch(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
-
-
-def _dispatch(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
     kwargs = {"scale": scale, "dropout_p": dropout_p}
-    _, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
+    name, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
+    if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
+        # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
+        seed = torch.randint(2**62, (1,), device=qkv.device) if dropout_p else None
+        scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+        return torch.ops.fastbert.attention(name, qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed)[0]
     return run(qkv, cu_seqlens, max_seqlen, **kwargs)
 
 
+# What a compiled graph holds. `backend` is the one that was chosen when the graph was made; `saved` is what its backward
+# reads beside the output: see the launchers.
+
+
 @torch.library.custom_op("fastbert::attention", mutates_args=())
-def _attention_op(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None) -> Tensor:
-    return _dispatch(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=0.0).contiguous()
+def _attention_op(
+    backend: str,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if backend == "triton":
+        from fastbert.kernels.attention import attention_fwd
+
+        qkv = _rows(qkv)
+        arguments = _triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed)
+        return attention_fwd(qkv, cu_seqlens, max_seqlen, **arguments)
+    if backend == "native":
+        return native.attention_training(qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed))
+    return reference.attention(qkv, cu_seqlens, max_seqlen, scale=scale).contiguous(), _saved(backend, qkv)
 
 
 @_attention_op.register_fake
-def _(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], *qkv.shape[2:])
+def _(
+    backend: str,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape[0], *qkv.shape[2:]), _saved(backend, qkv)
+
+
+def _saved(backend: str, qkv: Tensor) -> Tensor:
+    T, _, H, _ = qkv.shape
+    shape = {"triton": (H, T), "native": (2, H, T), "reference": (0,)}[backend]
+    return qkv.new_empty(shape, dtype=torch.float32)
+
+
+def _number(seed: Tensor | None) -> int:
+    return 0 if seed is None else int(seed)
 
 
 @torch.library.custom_op("fastbert::attention_backward", mutates_args=())
 def _attention_backward_op(
-    dout: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None
+    backend: str,
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    saved: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
 ) -> Tensor:
+    if backend == "triton":
+        from fastbert.kernels.attention_backward import attention_bwd
+
+        qkv = _rows(qkv)
+        arguments = _triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed)
+        return attention_bwd(_rows(dout), qkv, out, saved, cu_seqlens, max_seqlen, **arguments)
+    if backend == "native":
+        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
+        return native.attention_backward(dout, qkv, cu_seqlens, out, saved, **constants)
     return reference.attention_backward(dout, qkv, cu_seqlens, max_seqlen, scale=scale).contiguous()
 
 
 @_attention_backward_op.register_fake
-def _(dout: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None) -> Tensor:
+def _(
+    backend: str,
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    saved: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 def _save(ctx, inputs, output) -> None:
-    qkv, cu_seqlens, ctx.max_seqlen, ctx.scale = inputs
-    ctx.save_for_backward(qkv, cu_seqlens)
+    ctx.backend, qkv, cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(qkv, *output, cu_seqlens, seed)
 
 
-def _backward(ctx, dout):
-    qkv, cu_seqlens = ctx.saved_tensors
-    dqkv = torch.ops.fastbert.attention_backward(dout, qkv, cu_seqlens, ctx.max_seqlen, ctx.scale)
-    return dqkv, None, None, None
+def _backward(ctx, dout, _):
+    *saved, cu_seqlens, seed = ctx.saved_tensors
+    dqkv = torch.ops.fastbert.attention_backward(
+        ctx.backend, dout, *saved, cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.dropout_p, seed
+    )
+    return None, dqkv, None, None, None, None, None
 
 
 _attention_op.register_autograd(_backward, setup_context=_save)
