@@ -3,8 +3,8 @@
 Bytes: the forward reads x and residual and writes y, 3 * M * N * itemsize; for training it also writes their sum,
 which takes the place of x and residual, so that both can be freed and the backward reads one tensor in place of two.
 The backward reads dy and the sum and writes dx, which without dropout is dresidual too: 3 * M * N * itemsize, with
-dropout 4. Without dropout and residual x is the sum. Everything is computed in fp32; only the sum that is kept is
-rounded, as eager PyTorch rounds it. dweight and dbias are summed by each program over the rows it owns, which the
+dropout 4. Without dropout and residual x is the sum. Everything is computed in fp32; the sum is rounded to the
+dtype of y, as eager PyTorch rounds it, and in inference too, so that training computes the same y. dweight and dbias are summed by each program over the rows it owns, which the
 number of rows and of multiprocessors decides, and then over the programs: no atomics, the same bits each time.
 """
 
@@ -64,7 +64,7 @@ def _add_layer_norm_fwd_kernel(
         keys_a = dropout.column_keys(seed, columns_a)
         keys_b = dropout.column_keys(seed, columns_b)
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
-        rows = (tile.to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+        rows = (tile * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
         mask_m = rows < M
         mask_a = mask_m & (columns_a < N)
         mask_b = mask_m & (columns_b < N)
@@ -77,6 +77,9 @@ def _add_layer_norm_fwd_kernel(
         if residual_ptr is not None:
             x_a += load_tile(residual_ptr, rows, stride_rm, columns_a, mask_a)
             x_b += load_tile(residual_ptr, rows, stride_rm, columns_b, mask_b)
+        # Rounded, kept or not: statistics of another sum than the backward reads would not normalise that one.
+        x_a = x_a.to(y_ptr.dtype.element_ty).to(tl.float32)
+        x_b = x_b.to(y_ptr.dtype.element_ty).to(tl.float32)
         if total_ptr is not None:
             store_tile(total_ptr, rows, N, columns_a, mask_a, x_a)
             store_tile(total_ptr, rows, N, columns_b, mask_b, x_b)
@@ -123,7 +126,7 @@ def _add_layer_norm_bwd_kernel(
     dbias_a = tl.zeros((ROWS, BLOCK_A), tl.float32)
     dbias_b = tl.zeros((ROWS, BLOCK_B), tl.float32)
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
-        rows = (tile.to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+        rows = (tile * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
         mask_m = rows < M
         mask_a = mask_m & (columns_a < N)
         mask_b = mask_m & (columns_b < N)
