@@ -50,3 +50,17 @@ def _row_tile(N: int, elements_a_warp: int, least_warps: int, registers: int, nu
     rows = min(max(num_warps * elements_a_warp // width, 1), 16)
     programs = max(65536 // (32 * num_warps * registers), 1) if registers else 0
     return RowTile(rows, block_a, block_b, num_warps, programs, num_stages if width <= 2048 else 1)
+
+
+@dataclass(frozen=True)
+class SegmentTile:
+    """chunk rows x block_n columns a program."""
+
+    chunk: int
+    block_n: int
+    num_warps: int
+
+
+def segments(N: int, architecture: str) -> SegmentTile:
+    """32 elements a thread, rows of 128 bytes of bf16: 8 KB of loads a program, which is over in one go."""
+    return SegmentTile(64, min(64, 1 << (N - 1).bit_length()), 4)

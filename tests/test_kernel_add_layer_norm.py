@@ -98,7 +98,7 @@ def check(x, residual, weight, bias, *, dropout_p=0.0, seed=0):
 @runs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.4])
-@pytest.mark.parametrize(("M", "N"), [(0, 8), (1, 2), (7, 63), (63, 111), (37, 384), (5, 768), (9, 1000)])
+@pytest.mark.parametrize(("M", "N"), [(0, 8), (1, 8), (7, 63), (33, 111), (19, 384), (5, 768), (3, 1000)])
 def test_add_layer_norm(nan_filled, M, N, dropout_p, dtype):  # noqa: F811
     x, residual, weight, bias = example(M, N, dtype)
     check(x, residual, weight, bias, dropout_p=dropout_p)
