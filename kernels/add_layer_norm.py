@@ -3,9 +3,10 @@
 Bytes: the forward reads x and residual and writes y, 3 * M * N * itemsize; for training it also writes their sum,
 which takes the place of x and residual, so that both can be freed and the backward reads one tensor in place of two.
 The backward reads dy and the sum and writes dx, which without dropout is dresidual too: 3 * M * N * itemsize, with
-dropout 4. Without dropout and residual x is the sum. Everything is computed in fp32; the sum is rounded to the
-dtype of y, as eager PyTorch rounds it, and in inference too, so that training computes the same y. dweight and dbias are summed by each program over the rows it owns, which the
-number of rows and of multiprocessors decides, and then over the programs: no atomics, the same bits each time.
+dropout 4. Without dropout and residual x is the sum. Everything is computed in fp32; the sum is rounded to the dtype
+of y, as eager PyTorch rounds it, and in inference too, so that training computes the same y. dweight and dbias are
+summed by each program over the rows it owns, which the number of rows and of multiprocessors decides, and then over
+the programs: no atomics, the same bits each time.
 """
 
 from __future__ import annotations

@@ -62,10 +62,10 @@ class SegmentTile:
 
 
 def segments(N: int, architecture: str) -> SegmentTile:
-    """32 elements a thread, rows of 128 bytes of bf16: 8 KB of loads a program, which is over in one go.
+    """16 elements a thread, rows of 128 bytes of bf16: 8 KB of loads a program, which is over in one go.
 
     The interpreter scans element by element, so there a small tile is quick, and rounds are many with few rows.
     """
     if architecture == "interpreter":
         return SegmentTile(8, 8, 1)
-    return SegmentTile(64, min(64, 1 << (N - 1).bit_length()), 4)
+    return SegmentTile(64, min(64, 1 << (N - 1).bit_length()), 8)

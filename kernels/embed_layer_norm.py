@@ -267,9 +267,9 @@ def embed_layer_norm_bwd(
     padding_idx: int | None = None,
     wanted: tuple[bool, bool, bool, bool, bool] = (True, True, True, True, True),
 ) -> tuple[Tensor | None, ...]:
-    """dy (T, N), columns contiguous, and what the forward had and kept -> dword, dtoken_type, dposition, dweight, dbias.
+    """dy (T, N), columns contiguous, and what the forward had and kept -> gradients of tables, weight and bias.
 
-    What is not `wanted` is None. Row `padding_idx` of dword is zero. The tables' gradients are slices of one tensor.
+    What is not `wanted` is None. Row `padding_idx` of word's is zero. The tables' gradients are slices of one tensor.
     """
     (T, N), device = dy.shape, dy.device
     wants_tables, wants_vectors = any(wanted[:3]), any(wanted[3:])

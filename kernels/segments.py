@@ -2,10 +2,10 @@
 
 A chunk of CHUNK sorted rows is one segmented scan. A segment inside it is done and goes to the table. One that
 crosses the chunk's first or last edge leaves a partial sum, at most two a chunk, and those, still in the order of
-their keys, are the rows of the next round: 32 times fewer each time, so that a million rows of one key need four
-rounds. The host knows the number of rounds from the number of rows. No atomics: the order of each sum is fixed.
+their keys, are the rows of the next round: 32 times fewer each time, so that a million rows need four rounds, whatever
+their keys. The host knows the number of rounds from the number of rows. No atomics: the order of each sum is fixed.
 
-Reads n * N * itemsize bytes once, in rows of BLOCK_N columns; partial sums are 1 / 16 of that in fp32 at worst.
+Reads n * N * itemsize bytes once; the partial sums that it writes are 1 / 32 as many elements, in fp32, at most.
 """
 
 from __future__ import annotations
@@ -51,10 +51,7 @@ def _segment_sums_kernel(
     before = tl.load(keys_ptr + i - 1, mask=mask_i & (i > 0), other=-1)
     after = tl.load(keys_ptr + i + 1, mask=i + 1 < n, other=-1)
     known = mask_i & (key >= 0) & (key < size)
-    if order_ptr is None:
-        row = i.to(tl.int64)
-    else:
-        row = tl.load(order_ptr + i, mask=mask_i, other=0) % modulus
+    row = i.to(tl.int64) if order_ptr is None else tl.load(order_ptr + i, mask=mask_i, other=0) % modulus
     values = tl.load(values_ptr + row * stride_v + columns, mask=known & mask_n, other=0.0).to(tl.float32)
 
     starts = tl.broadcast_to((key != before).to(tl.int32), (CHUNK, BLOCK_N))
@@ -85,7 +82,7 @@ def segment_sums(values: Tensor, order: Tensor, keys: Tensor, size: int) -> Tens
     """values (R, N), order (n,) int64, keys (n,) int32 ascending -> table (size, N) in the dtype of values.
 
     Row k of the table is the sum, in fp32, of values[order[i] % R] over the i with keys[i] == k; zero without any. A
-    negative key goes nowhere. N is a multiple of nothing in particular, values' columns are contiguous.
+    negative key goes nowhere. The columns of values are contiguous.
     """
     modulus, N = values.shape
     table = torch.zeros((size, N), dtype=values.dtype, device=values.device)

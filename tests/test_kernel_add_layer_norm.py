@@ -1,4 +1,4 @@
-"""The Triton version of add_layer_norm: values, every gradient, the dropout mask, what it keeps, what it compiles to."""
+"""The Triton version of add_layer_norm: values, every gradient, the dropout mask, what it keeps and compiles to."""
 
 import pytest
 import torch
@@ -65,9 +65,9 @@ def multiplier_of(seed, M, N, p):
     torch.manual_seed(seed)
     from fastbert.kernels.dropout import draw_seed
 
-    return add_layer_norm_fwd(
-        ones, None, vector, vector, draw_seed(ones.device), eps=EPS, dropout_p=p, training=True
-    )[1]
+    return add_layer_norm_fwd(ones, None, vector, vector, draw_seed(ones.device), eps=EPS, dropout_p=p, training=True)[
+        1
+    ]
 
 
 def check(x, residual, weight, bias, *, dropout_p=0.0, seed=0):
@@ -167,9 +167,7 @@ def test_what_is_not_wanted_is_not_computed():
     _, total, mean, rstd = add_layer_norm_fwd(x, residual, weight, bias, eps=EPS, training=True)
     for i in range(4):
         wanted = tuple(i == j for j in range(4))
-        got = add_layer_norm_bwd(
-            torch.ones_like(x), total, weight, mean, rstd, dtypes=(x.dtype,) * 3, wanted=wanted
-        )
+        got = add_layer_norm_bwd(torch.ones_like(x), total, weight, mean, rstd, dtypes=(x.dtype,) * 3, wanted=wanted)
         assert [g is not None for g in got] == list(wanted)
         assert torch.equal(got[i], full[i])
 

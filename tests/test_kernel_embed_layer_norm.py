@@ -92,7 +92,7 @@ def check(ids, tensors, *, dropout_p=0.0, padding_idx=None, seed=0):
 @runs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.4])
-@pytest.mark.parametrize(("T", "N"), [(0, 8), (1, 8), (63, 7), (7, 63), (111, 16), (3, 384), (1, 1000)])
+@pytest.mark.parametrize(("T", "N"), [(0, 8), (1, 8), (63, 7), (7, 63), (3, 96), (65, 2)])
 def test_embed_layer_norm(nan_filled, T, N, dropout_p, dtype):  # noqa: F811
     check(*example(T, N, dtype), dropout_p=dropout_p)
 
@@ -106,7 +106,7 @@ def test_ids_of_32_bits_and_strides(nan_filled):  # noqa: F811
 @runs
 @pytest.mark.parametrize("padding_idx", [3, -1])
 def test_the_padding_row_has_no_gradient(padding_idx):
-    ids, tensors = example(90, 16)
+    ids, tensors = example(30, 8)
     ids[0][::3] = padding_idx % SIZES[0]
     got = check(ids, tensors, padding_idx=padding_idx)
     assert (got[1][padding_idx] == 0).all() and (got[2] != 0).any()
@@ -150,12 +150,20 @@ def test_segment_sums(nan_filled, rows, keys):  # noqa: F811
 
 @runs
 def test_half_precision_is_summed_in_fp32():
-    """Ones in fp16: summed in fp16 they would stop at 2048."""
-    n = 2100
-    keys = torch.zeros(n, dtype=torch.int32, device=DEVICE)
-    order = torch.arange(n, device=DEVICE)
-    ones = torch.ones(n, 2, dtype=torch.float16, device=DEVICE)
-    assert (segment_sums(ones, order, keys, 1) == n).all()
+    """Ones after 2048 in fp16: there 2048 + 1 is 2048."""
+    keys, order = torch.zeros(21, dtype=torch.int32, device=DEVICE), torch.arange(21, device=DEVICE)
+    values = torch.ones(21, 2, dtype=torch.float16, device=DEVICE)
+    values[0] = 2048
+    assert (segment_sums(values, order, keys, 1) == 2068).all()
+
+
+@runs
+@pytest.mark.parametrize("N", [768, 1000])
+def test_wide_rows(nan_filled, N):  # noqa: F811
+    ids, (*tables, weight, bias) = example(5, N)
+    y = embed_layer_norm_fwd(ids, tables, weight, bias, eps=EPS)[0]
+    exact = naive(ids, *(t.double() for t in (*tables, weight, bias)))
+    assert_accurate(y, naive(ids, *tables, weight, bias), exact)
 
 
 @runs
@@ -192,16 +200,25 @@ def test_what_is_not_wanted_is_not_computed():
     for wanted in ([i == j for j in range(5)] for i in range(5)):
         got = embed_layer_norm_bwd(dy, ids, tables, weight, mean, rstd, wanted=wanted)
         assert [g is not None for g in got] == wanted
-        assert all(g is None or torch.equal(g, f) for g, f in zip(got, full, strict=True))
+        for g, f in zip(got, full, strict=True):  # the order of a sum depends on what else is sorted with it
+            assert g is None or torch.allclose(g, f, rtol=1e-5, atol=1e-5)
 
 
 @runs
 def test_many_programs(monkeypatch, nan_filled):  # noqa: F811
-    ids, tensors = example(80, 8)
-    few = check(ids, tensors, dropout_p=0.4)
+    """The grid decides in which order dweight and dbias are added, and nothing else."""
+    ids, tensors = example(80, 4)
+    dy = torch.randn(80, 4, device=DEVICE)
+
+    def op(*leaves):
+        torch.manual_seed(0)
+        return _triton(*ids, *leaves, eps=EPS, dropout_p=0.4, padding_idx=None)
+
+    few = run(op, tensors, dy)
     monkeypatch.setattr(architecture, "multiprocessors", lambda device: 5)
-    many = check(ids, tensors, dropout_p=0.4)
+    many = run(op, tensors, dy)
     assert all(torch.equal(a, b) for a, b in zip(few[:4], many[:4], strict=True))
+    torch.testing.assert_close(few[4:], many[4:], rtol=1e-4, atol=1e-5)
 
 
 @runs
@@ -224,9 +241,7 @@ def test_it_keeps_two_numbers_a_token():
 
 def test_reasons():
     ids, tensors = example(2, 4)
-    reason = _supports_triton(
-        *(t.cpu() for t in (*ids, *tensors)), eps=EPS, dropout_p=0.0, padding_idx=None
-    )
+    reason = _supports_triton(*(t.cpu() for t in (*ids, *tensors)), eps=EPS, dropout_p=0.0, padding_idx=None)
     assert "GPU" in reason
 
 

@@ -14,7 +14,6 @@ from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_probability, check_shape
 from fastbert.ops._triton import reason_against, rows_in_memory
 
-
 _MAX_COLUMNS = 8192  # a row in registers; more would spill
 
 
@@ -100,6 +99,8 @@ def _native(
 
 
 backend.implement("add_layer_norm", "triton", _triton, _supports_triton)
+
+
 def _supports_native(x: Tensor, residual: Tensor | None, *args: Tensor, **kwargs: float) -> str | None:
     if residual is not None and residual.dtype != x.dtype:  # `_native` widens the narrower to the other's dtype
         x = residual = x if torch.promote_types(x.dtype, residual.dtype) == x.dtype else residual

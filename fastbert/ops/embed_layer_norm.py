@@ -13,7 +13,6 @@ from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_ids, check_integer, check_probability, check_shape
 from fastbert.ops._triton import reason_against, rows_in_memory
 
-
 _MAX_COLUMNS = 8192  # a row in registers; more would spill
 
 
