@@ -239,4 +239,4 @@ def test_the_triton_version_says_why_not_without_a_gpu():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "triton" in done.stdout or torch.cuda.is_available()
+    assert done.stdout == "it runs on a GPU, not on cpu\n"

@@ -209,8 +209,8 @@ def attention(
     return run(qkv, cu_seqlens, max_seqlen, **kwargs)
 
 
-# What a compiled graph holds. `backend` is the one that was chosen when the graph was made; `saved` is what its backward
-# reads beside the output: see the launchers.
+# What a compiled graph holds. `backend` is the one that was chosen when the graph was made; `saved` is what its
+# backward reads beside the output: see the launchers.
 
 
 @torch.library.custom_op("fastbert::attention", mutates_args=())
