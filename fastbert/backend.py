@@ -24,7 +24,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "linear": {"cuda": ("reference",), "cpu": ("native", "reference")},
     "attention": {"cuda": ("reference",), "cpu": ("native", "reference")},
     "add_layer_norm": {"cuda": ("triton", "native", "reference"), "cpu": ("native", "reference")},
-    "linear_cross_entropy": {"cuda": ("reference",), "cpu": ("native", "reference")},
+    "linear_cross_entropy": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "encoder": {"cuda": ("reference",), "cpu": ("native", "reference")},
 }
 

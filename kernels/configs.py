@@ -123,3 +123,9 @@ def linear(M: int, N: int, architecture: str, itemsize: int, multiprocessors: in
         if -(-M // tile.block_m) * -(-N // tile.block_n) >= multiprocessors:
             return tile
     return fitting[-1]
+
+
+def cross_entropy(V: int) -> tuple[int, int]:
+    """(BLOCK_V, num_warps): a block of a row in registers, 16 logits a thread; several rows hide each other's waits."""
+    block = min(max(1 << (V - 1).bit_length(), 128), 4096)
+    return block, max(block // 512, 1)
