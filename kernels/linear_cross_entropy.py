@@ -28,55 +28,50 @@ _FP16_SCALE = 2.0**-4
 
 @triton.jit
 def _cross_entropy_kernel(
-    logits_ptr,  # (M, V), without bias; becomes its gradient if GRADIENT
-    bias_ptr,  # (V,), read if HAS_BIAS
+    logits_ptr,  # (M, P), without bias, zeros from V on; becomes its gradient if GRADIENT
+    bias_ptr,  # (P,), -inf from V on
     labels_ptr,  # (M,)
     loss_ptr,  # (M,)
-    stride_lm,
     V,
+    P,  # a multiple of 64, so that a mask splits no vector
     ignore_index,
     scale,
-    HAS_BIAS: tl.constexpr,
     GRADIENT: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     m = tl.program_id(0).to(tl.int64)
-    row_ptr = logits_ptr + m * stride_lm
+    row_ptr = logits_ptr + m * P
     label = tl.load(labels_ptr + m).to(tl.int64)
     offs = tl.arange(0, BLOCK_V)
     if label == ignore_index:
         tl.store(loss_ptr + m, 0.0)
         if GRADIENT:
             nothing = tl.zeros((BLOCK_V,), dtype=row_ptr.dtype.element_ty)
-            for start in range(0, V, BLOCK_V):
-                tl.store(row_ptr + start + offs, nothing, mask=start + offs < V)
+            for start in range(0, P, BLOCK_V):
+                tl.store(row_ptr + start + offs, nothing, mask=start + offs < P)
     else:
         # Not -inf, so that a block of -inf alone (a bias may hold it) is weighed with exp(-inf) and not NaN.
         largest = -3.0e38
         total = 0.0
-        for start in range(0, V, BLOCK_V):
-            mask = start + offs < V
-            z = tl.load(row_ptr + start + offs, mask=mask, other=-float("inf")).to(tl.float32)
-            if HAS_BIAS:
-                z += tl.load(bias_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+        for start in range(0, P, BLOCK_V):
+            mask = start + offs < P
+            z = tl.load(row_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+            z += tl.load(bias_ptr + start + offs, mask=mask, other=-float("inf")).to(tl.float32)
             before = largest
             largest = tl.maximum(largest, tl.max(z, axis=0))
             total = total * tl.exp(before - largest) + tl.sum(tl.exp(z - largest), axis=0)
-        lse = largest + tl.log(total)
         # A label outside the vocabulary reads nothing: loss and gradients are NaN.
         within = (label >= 0) & (label < V)
-        lse = tl.where(within, lse, float("nan"))
+        lse = tl.where(within, largest + tl.log(total), float("nan"))
         target = tl.load(row_ptr + label, mask=within, other=0.0).to(tl.float32)
-        if HAS_BIAS:
-            target += tl.load(bias_ptr + label, mask=within, other=0.0).to(tl.float32)
+        target += tl.load(bias_ptr + label, mask=within, other=0.0).to(tl.float32)
         tl.store(loss_ptr + m, lse - target)
         if GRADIENT:
             tl.debug_barrier()  # every warp has read the label's logit before one of them writes over it
-            for start in range(0, V, BLOCK_V):
-                mask = start + offs < V
+            for start in range(0, P, BLOCK_V):
+                mask = start + offs < P
                 z = tl.load(row_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-                if HAS_BIAS:
-                    z += tl.load(bias_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
+                z += tl.load(bias_ptr + start + offs, mask=mask, other=-float("inf")).to(tl.float32)
                 dz = (tl.exp(z - lse) - tl.where(start + offs == label, 1.0, 0.0)) * scale
                 tl.store(row_ptr + start + offs, dz.to(row_ptr.dtype.element_ty), mask=mask)
 
@@ -116,19 +111,21 @@ def linear_cross_entropy_fwd(
     """
     (M, E), V = x.shape, weight.shape[0]
     labels, gradient = labels.contiguous(), any(needed)
-    bias = None if bias is None else bias.contiguous()
     dx = torch.empty((M, E), dtype=x.dtype, device=x.device) if needed[0] else None
     dweight = dbias = None
     losses = torch.empty(M, dtype=torch.float32, device=x.device)
     chunk = _rows(M, V, x.element_size())
-    # Rows on 128 bytes: with an odd V, or 30522, the products could not load and store vectors.
-    pitch = triton.cdiv(V, 64) * 64
-    workspace = torch.empty((chunk, pitch), dtype=x.dtype, device=x.device)[:, :V]
+    # Rows on 128 bytes: with an odd V, or 30522, no product and no kernel could load and store vectors.
+    P = triton.cdiv(V, 64) * 64
+    workspace = torch.empty((chunk, P), dtype=x.dtype, device=x.device)
+    workspace[:, V:] = 0
+    padded_bias = torch.full((P,), -float("inf"), dtype=x.dtype, device=x.device)
+    padded_bias[:V] = 0 if bias is None else bias
     for first in range(0, M, chunk):
         rows = x[first : first + chunk]
-        logits = torch.mm(rows, weight.t(), out=workspace[: len(rows)])
         part = slice(first, first + len(rows))
-        _cross_entropy(logits, bias, labels[part], losses[part], ignore_index, gradient)
+        logits = torch.mm(rows, weight.t(), out=workspace[: len(rows), :V])
+        _cross_entropy(workspace, padded_bias, V, labels[part], losses[part], ignore_index, gradient)
         if needed[0]:
             torch.mm(logits, weight, out=dx[part])
         if needed[1]:
@@ -160,22 +157,21 @@ def _added(total: Tensor | None, part: Tensor, alone: bool) -> Tensor:
 
 
 def _cross_entropy(
-    logits: Tensor, bias: Tensor | None, labels: Tensor, losses: Tensor, ignore_index: int, gradient: bool
+    logits: Tensor, bias: Tensor, V: int, labels: Tensor, losses: Tensor, ignore_index: int, gradient: bool
 ) -> None:
-    """Fills the losses of logits (M, V) without bias, and makes logits their gradient if wanted."""
-    M, V = logits.shape
-    BLOCK_V, num_warps = configs.cross_entropy(V)
+    """Fills the losses (M,) of the first M rows of logits (_, P), and makes those their gradient if wanted."""
+    P = logits.shape[1]
+    BLOCK_V, num_warps = configs.cross_entropy(P)
     with architecture.on_device(logits.device):
-        _cross_entropy_kernel[(M,)](
+        _cross_entropy_kernel[(len(labels),)](
             logits,
-            logits if bias is None else bias,
+            bias,
             labels,
             losses,
-            logits.stride(0),
             V,
+            P,
             ignore_index,
             _scale_of(logits.dtype),
-            HAS_BIAS=bias is not None,
             GRADIENT=gradient,
             BLOCK_V=BLOCK_V,
             num_warps=num_warps,

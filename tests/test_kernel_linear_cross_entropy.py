@@ -164,7 +164,8 @@ def test_strided_inputs():
     loss = op(wide["x"][:, :64], wide["weight"][:, :64], bias[:, 0], labels)
     loss.backward()
     torch.testing.assert_close(loss.detach(), expected[0])
-    for got, want in zip((wide["x"].grad[:, :64], wide["weight"].grad[:, :64], bias.grad[:, 0]), expected[1:]):
+    gradients = wide["x"].grad[:, :64], wide["weight"].grad[:, :64], bias.grad[:, 0]
+    for got, want in zip(gradients, expected[1:], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
     columns_first = inputs["x"].t().contiguous().t()
     torch.testing.assert_close(op(columns_first, inputs["weight"], inputs["bias"], labels), expected[0])
