@@ -23,13 +23,58 @@ def sigmoid(x):
 
 
 @triton.jit
-def activate(z, ACTIVATION: tl.constexpr):
-    """act(z), z in fp32; None is the identity."""
-    tl.static_assert(z.dtype == tl.float32)
+def _gelu(z):
+    """z Phi(z) = (z + |z| E(|z|)) / 2 for 16 bits, E(a) = erf(a / sqrt 2) up to 5 as a times a polynomial of a^2.
+
+    Within 2e-6 everywhere, a hundredth of what rounding to fp16 costs, for 18 instructions; the library's erf makes
+    it 62, more than the product's own time in an epilogue and more than the memory's in a kernel of its own. The
+    coefficients are a minimax fit (Lawson's iteration) that is 1 at 5, in v = 2 a^2 / 25 - 1, where no digits cancel.
+    """
+    a = tl.minimum(tl.abs(z), 5.0)
+    v = 0.08 * a * a - 1.0
+    q = -0.0020896653
+    q = q * v + 0.0063474956
+    q = q * v - 0.008015871
+    q = q * v + 0.010311532
+    q = q * v - 0.020126978
+    q = q * v + 0.03376059
+    q = q * v - 0.047323756
+    q = q * v + 0.06273008
+    q = q * v - 0.08077329
+    q = q * v + 0.10304923
+    q = q * v - 0.14059688
+    q = q * v + 0.2827275
+    return 0.5 * (z + tl.abs(z) * (a * q))
+
+
+@triton.jit
+def _gelu_slope(z):
+    """Phi(z) + z Phi'(z) for 16 bits, within 8e-6: made as `_gelu`, of a fit of erf(a / sqrt 2) + 2 a Phi'(a)."""
+    a = tl.minimum(tl.maximum(z, -5.0), 5.0)
+    v = 0.08 * a * a - 1.0
+    q = 0.018309541
+    q = q * v - 0.048821524
+    q = q * v + 0.041513655
+    q = q * v - 0.037001565
+    q = q * v + 0.09657277
+    q = q * v - 0.15348125
+    q = q * v + 0.16416918
+    q = q * v - 0.16426699
+    q = q * v + 0.15982299
+    q = q * v - 0.14408956
+    q = q * v + 0.13320848
+    q = q * v - 0.15020253
+    q = q * v + 0.28426677
+    return 0.5 + 0.5 * (a * q)
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
+    """act(z), z in fp32; None is the identity. Unless EXACT the result is for 16 bits."""
     if ACTIVATION is None:
         y = z
     elif ACTIVATION == "gelu":
-        y = 0.5 * z * (1.0 + tl.math.erf(z * 0.7071067811865476))
+        y = 0.5 * z * (1.0 + tl.math.erf(z * 0.7071067811865476)) if EXACT else _gelu(z)
     elif ACTIVATION == "gelu_new" or ACTIVATION == "gelu_pytorch_tanh":  # (1 + tanh u) / 2 is sigmoid(2 u)
         y = z * sigmoid(z * (1.5957691216057308 + 0.07135481627159567 * z * z))
     elif ACTIVATION == "relu":
@@ -46,11 +91,14 @@ def activate(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def slope(z, ACTIVATION: tl.constexpr):
-    """act'(z), z in fp32."""
+def slope(z, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
+    """act'(z), z in fp32; as `activate`."""
     if ACTIVATION == "gelu":
-        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
-        y = 0.5 * (1.0 + tl.math.erf(z * 0.7071067811865476)) + z * density
+        if EXACT:
+            density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
+            y = 0.5 * (1.0 + tl.math.erf(z * 0.7071067811865476)) + z * density
+        else:
+            y = _gelu_slope(z)
     elif ACTIVATION == "gelu_new" or ACTIVATION == "gelu_pytorch_tanh":
         share = sigmoid(z * (1.5957691216057308 + 0.07135481627159567 * z * z))
         y = share + z * share * (1.0 - share) * (1.5957691216057308 + 0.21406444881478701 * z * z)
@@ -60,7 +108,7 @@ def slope(z, ACTIVATION: tl.constexpr):
         share = sigmoid(z)
         y = share * (1.0 + z * (1.0 - share))
     else:
-        tanh = activate(z, ACTIVATION)
+        tanh = activate(z, ACTIVATION, EXACT)
         y = 1.0 - tanh * tanh
     return y
 
@@ -81,7 +129,7 @@ def _activation_fwd_kernel(
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
     z = tl.load(z_ptr + offs_m[:, None] * stride_zm + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = activate(z, ACTIVATION).to(y_ptr.dtype.element_ty)
+    y = activate(z, ACTIVATION, y_ptr.dtype.element_ty == tl.float32).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + offs_m[:, None] * stride_ym + offs_n[None, :], y, mask=mask)
 
 
@@ -112,7 +160,7 @@ def _activation_bwd_kernel(
         dz = tl.load(dy_ptr + offs_m[:, None] * stride_dym + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
         if ACTIVATION is not None:
             z = tl.load(z_ptr + offs_m[:, None] * stride_zm + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
-            dz *= slope(z, ACTIVATION)
+            dz *= slope(z, ACTIVATION, dz_ptr.dtype.element_ty == tl.float32)
             rounded = dz.to(dz_ptr.dtype.element_ty)
             tl.store(dz_ptr + offs_m[:, None] * stride_dzm + offs_n[None, :], rounded, mask=mask)
         if HAS_SUMS:

@@ -59,6 +59,11 @@ class LinearTile:
         shared = (self.block_m + self.block_n) * self.block_k * 2 * self.num_stages
         return max(min(8 // self.num_warps, 227 * 1024 // shared), 1)
 
+    @property
+    def parts(self) -> int:
+        """In how many pieces bias, activation and store are done, so that their temporaries fit beside the sums."""
+        return 2 if self.block_m * self.block_n >= 64 * 128 * self.num_warps // 2 else 1
+
     @classmethod
     def parse(cls, text: str) -> LinearTile:
         """The reverse of str(); ValueError where it is none."""

@@ -1,9 +1,9 @@
 """y = act(x W^T + b), forward and backward: cuBLAS with a kernel for the activation, or one product with both in it.
 
-2 M N K FLOPs for (M K + N K + M N) elements, and M N more where z = x W^T + b is kept for the backward. In
-cuBLAS's way y = act(z) costs 2 M N elements more, about 45 % of the time of the product at K = 768 on an H200; here it
-costs arithmetic after the tile's last step. Which of them is faster depends on the shape: `linear_table` knows.
-Sums are fp32. fp32 operands are multiplied as torch.backends.cuda.matmul says, by cuBLAS, whatever the shape.
+2 M N K FLOPs for (M K + N K + M N) elements, and M N more where z = x W^T + b is kept for the backward. cuBLAS's way
+moves 2 M N elements more, which at K = 768 takes an H200 over 40 % of the product's time; the one kernel does about 20
+instructions an element after a tile's last step. Which is faster depends on the shape: `linear_table` knows. Sums are
+fp32. Operands in fp32 are cuBLAS's, multiplied as torch.backends.cuda.matmul says, and so is the backward.
 """
 
 from __future__ import annotations
@@ -30,17 +30,55 @@ def _corner(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     return first + tile % in_group % height, tile % in_group // height
 
 
+@triton.jit
+def _finish(
+    sums,  # (BLOCK_M, a part of BLOCK_N), whose first row and column are first_m and first_n
+    first_m,
+    first_n,
+    bias_ptr,
+    y,
+    z,
+    stride_ym,
+    M,
+    N,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """Bias, activation, store."""
+    dtype: tl.constexpr = bias_ptr.dtype.element_ty
+    if HAS_BIAS:
+        offs_n = first_n + tl.arange(0, sums.shape[1])
+        sums += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    if HAS_Z:  # y is made of what the backward will see
+        rounded = sums.to(dtype)
+        _store(rounded, z, stride_ym, first_m, first_n, M, N, TMA)
+        sums = rounded.to(tl.float32)
+    _store(activate(sums, ACTIVATION, dtype == tl.float32).to(dtype), y, stride_ym, first_m, first_n, M, N, TMA)
+
+
+@triton.jit
+def _store(block, y, stride_ym, first_m, first_n, M, N, TMA: tl.constexpr):
+    if TMA:
+        y.store([first_m, first_n], block)
+    else:
+        offs_m = first_m.to(tl.int64) + tl.arange(0, block.shape[0])
+        offs_n = first_n + tl.arange(0, block.shape[1])
+        mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+        tl.store(y + offs_m[:, None] * stride_ym + offs_n[None, :], block, mask=mask)
+
+
 @triton.jit(do_not_specialize=["M"])
 def _linear_fwd_kernel(
     x,  # (M, K): a pointer, or a descriptor of (BLOCK_M, BLOCK_K) if TMA
     weight,  # (N, K): a pointer, or a descriptor of (BLOCK_N, BLOCK_K) if TMA
     bias_ptr,  # (N,), read if HAS_BIAS
-    y_ptr,  # (M, N)
-    z_ptr,  # (M, N), written if HAS_Z
+    y,  # (M, N): likewise, of (BLOCK_M, BLOCK_N / PARTS)
+    z,  # (M, N): likewise, written if HAS_Z
     stride_xm,
     stride_wn,
-    stride_ym,
-    stride_zm,
+    stride_ym,  # of z too
     M,
     N,
     K,
@@ -54,6 +92,7 @@ def _linear_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     # Flattened, the loads of the next tile's first steps are in flight while this one is stored.
@@ -84,16 +123,13 @@ def _linear_fwd_kernel(
                 a_ptrs += BLOCK_K
                 b_ptrs += BLOCK_K
 
-        offs_m, offs_n = first_m.to(tl.int64) + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
-        mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-        if HAS_BIAS:
-            sums += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
-        if HAS_Z:  # y is made of what the backward will see
-            z = sums.to(z_ptr.dtype.element_ty)
-            tl.store(z_ptr + offs_m[:, None] * stride_zm + offs_n[None, :], z, mask=mask)
-            sums = z.to(tl.float32)
-        y = activate(sums, ACTIVATION).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + offs_m[:, None] * stride_ym + offs_n[None, :], y, mask=mask)
+        if PARTS == 1:
+            _finish(sums, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, HAS_BIAS, HAS_Z, TMA)
+        else:  # in halves, as whole it would not fit in the registers
+            left, right = tl.split(sums.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
+            _finish(left, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, HAS_BIAS, HAS_Z, TMA)
+            first_n += BLOCK_N // 2
+            _finish(right, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, HAS_BIAS, HAS_Z, TMA)
 
 
 def linear_fwd(
@@ -152,22 +188,19 @@ def linear_fused_fwd(
     arch, multiprocessors = architecture.architecture(x.device), architecture.multiprocessors(x.device)
     tile = tile or configs.linear(M, N, arch, x.element_size(), multiprocessors)
     tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n)
-    tma = arch == "sm_90" and all(_describable(t) for t in (x, weight))
-    operands = (x, weight)
+    operands = (x, weight, y, y if z is None else z)
+    tma = arch == "sm_90" and all(map(_describable, operands))
     if tma:
-        operands = (
-            TensorDescriptor.from_tensor(x, [tile.block_m, tile.block_k]),
-            TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]),
-        )
+        stored = (tile.block_m, tile.block_n // tile.parts)
+        blocks = ((tile.block_m, tile.block_k), (tile.block_n, tile.block_k), stored, stored)
+        operands = [TensorDescriptor.from_tensor(t, list(block)) for t, block in zip(operands, blocks, strict=True)]
     with architecture.on_device(x.device):
         _linear_fwd_kernel[(min(tiles, tile.resident * multiprocessors) if tma else tiles,)](
-            *operands,
+            *operands[:2],
             x if bias is None else bias,
-            y,
-            y if z is None else z,
+            *operands[2:],
             x.stride(0),
             weight.stride(0),
-            y.stride(0),
             y.stride(0),
             M,
             N,
@@ -182,6 +215,7 @@ def linear_fused_fwd(
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
+            PARTS=tile.parts,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
@@ -195,15 +229,15 @@ def _describable(t: Tensor) -> bool:
 
 def linear_bwd(
     dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
     z: Tensor | None,
     activation: str | None,
     wanted: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`.
+    """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`; z as `linear_fwd` kept it.
 
-    With dz = dy act'(z): dx = dz W and dW = dz^T x through cuBLAS, the sums of dz in fp32 beside dz itself.
+    x is read for that of weight and weight for that of x. With dz = dy act'(z): dx = dz W and dW = dz^T x through cuBLAS, the sums of dz in fp32 beside dz itself.
     """
     want_x, want_weight, want_bias = wanted
     dy = dy if dy.stride(1) == 1 else dy.contiguous()

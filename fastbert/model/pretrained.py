@@ -191,6 +191,15 @@ class BertPreTrainedModel(nn.Module):
         for layer in _base(self).encoder.layer:
             layer.gradient_checkpointing = False
 
+    def recompute_activations(self, enable: bool = True) -> None:
+        """Makes what each layer's activation yields, (T, F), once more in the backward instead of keeping it.
+
+        About a quarter of a layer's memory in training goes, for an elementwise pass: much less of both than with
+        `gradient_checkpointing_enable`. The gradients are the same.
+        """
+        for layer in _base(self).encoder.layer:
+            layer.recompute_activations = enable
+
     @staticmethod
     def _resize_decoder(decoder: nn.Linear, count: int) -> None:
         for name in ("weight", "bias"):

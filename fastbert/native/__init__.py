@@ -18,12 +18,13 @@ from fastbert.native.encoder import encoder, release, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
 from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
-from fastbert.native.linear_gradient import linear_backward, linear_training
+from fastbert.native.linear_gradient import activate, linear_backward, linear_training
 from fastbert.native.packed_weights import packed_bytes
 from fastbert.native.peak import peak
 from fastbert.native.precision import describe_precision
 
 __all__ = [
+    "activate",
     "add_layer_norm",
     "add_layer_norm_backward",
     "add_layer_norm_training",

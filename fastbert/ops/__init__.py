@@ -4,6 +4,7 @@ from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.embed_layer_norm import embed_layer_norm
 from fastbert.ops.encoder import LayerWeights, encoder, release
+from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -13,6 +14,7 @@ __all__ = [
     "attention",
     "embed_layer_norm",
     "encoder",
+    "feed_forward",
     "linear",
     "linear_cross_entropy",
     "release",
