@@ -52,7 +52,9 @@ def check_precision(setting: str | None, dtype: torch.dtype, device: torch.devic
         )
     kind = torch.device(device).type
     if setting in DEVICES and kind not in DEVICES[setting]:
-        raise ValueError(f"quantize is {setting!r} and the device is {kind}; it runs on {', '.join(DEVICES[setting])}")
+        needed = ".".join(map(str, _CAPABILITY[setting]))
+        known = f"{', '.join(DEVICES[setting])} from compute capability {needed}"
+        raise ValueError(f"quantize is {setting!r} and the device is {kind}; it runs on {known}")
     if setting in QUANTIZED and kind == "cuda" and (reason := quantized_reason(setting, torch.device(device))):
         raise ValueError(f"quantize is {setting!r} and {device} is {reason}")
 

@@ -41,11 +41,12 @@ def _finish(
 ):
     """Scales, bias, activation, store."""
     offs_m, offs_n = first_m + tl.arange(0, sums.shape[0]), first_n + tl.arange(0, sums.shape[1])
+    EXACT: tl.constexpr = DTYPE.primitive_bitwidth == 32
     z = sums.to(tl.float32) * tl.load(a_scale_ptr + offs_m, mask=offs_m < M, other=0.0)[:, None]
     z *= tl.load(b_scale_ptr + offs_n, mask=offs_n < N, other=0.0)[None, :]
     if HAS_BIAS:
         z += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
-    store(activate(z, ACTIVATION, DTYPE == tl.float32).to(DTYPE), y, stride_ym, first_m, first_n, M, N, TMA)
+    store(activate(z, ACTIVATION, EXACT).to(DTYPE), y, stride_ym, first_m, first_n, M, N, TMA)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -1,9 +1,9 @@
 """Rows of x as int8 or float8_e4m3fn times a scale each, and for int8 rotated before: reference.quantize_rows, rotate.
 
-One pass: reads M K elements and writes M K bytes, 3 M K bytes in all for 16-bit x. A program holds a row in registers as
-eight vectors: the i-th has columns 16 i to 16 i + 15 of every 128, so that the Hadamard transform over the eight, three
-steps of sums and differences, moves nothing between threads. All in fp32 and rounded as the reference rounds, the
-division too: the integers are the reference's.
+One pass: reads M K elements and writes M K bytes, 3 M K bytes in all for 16-bit x. A program holds a row in registers
+as eight vectors: the i-th has columns 16 i to 16 i + 15 of every 128, so that the Hadamard transform over the eight,
+three steps of sums and differences, moves nothing between threads. All in fp32 and rounded as the reference rounds,
+the division too: the integers are the reference's.
 """
 
 from __future__ import annotations
