@@ -42,16 +42,14 @@ def _finish(
     M,
     N,
     ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_Z: tl.constexpr,
     TMA: tl.constexpr,
 ):
     """Bias, activation, store."""
-    dtype: tl.constexpr = bias_ptr.dtype.element_ty
-    if HAS_BIAS:
+    dtype: tl.constexpr = y.dtype if TMA else y.dtype.element_ty
+    if bias_ptr is not None:
         offs_n = first_n + tl.arange(0, sums.shape[1])
         sums += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
-    if HAS_Z:  # y is made of what the backward will see
+    if z is not None:  # y is made of what the backward will see
         rounded = sums.to(dtype)
         store(rounded, z, stride_ym, first_m, first_n, M, N, TMA)
         sums = rounded.to(tl.float32)
@@ -73,9 +71,9 @@ def store(block, y, stride_ym, first_m, first_n, M, N, TMA: tl.constexpr):
 def _linear_fwd_kernel(
     x,  # (M, K): a pointer, or a descriptor of (BLOCK_M, BLOCK_K) if TMA
     weight,  # (N, K): a pointer, or a descriptor of (BLOCK_N, BLOCK_K) if TMA
-    bias_ptr,  # (N,), read if HAS_BIAS
+    bias_ptr,  # (N,), or None
     y,  # (M, N): likewise, of (BLOCK_M, BLOCK_N / PARTS)
-    z,  # (M, N): likewise, written if HAS_Z
+    z,  # (M, N): likewise, or None
     stride_xm,
     stride_wn,
     stride_ym,  # of z too
@@ -83,8 +81,6 @@ def _linear_fwd_kernel(
     N,
     K,
     ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_Z: tl.constexpr,
     TMA: tl.constexpr,
     EVEN_K: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
@@ -124,12 +120,12 @@ def _linear_fwd_kernel(
                 b_ptrs += BLOCK_K
 
         if PARTS == 1:
-            _finish(sums, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, HAS_BIAS, HAS_Z, TMA)
+            _finish(sums, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
         else:  # in halves, as whole it would not fit in the registers
             left, right = tl.split(sums.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
-            _finish(left, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, HAS_BIAS, HAS_Z, TMA)
+            _finish(left, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
             first_n += BLOCK_N // 2
-            _finish(right, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, HAS_BIAS, HAS_Z, TMA)
+            _finish(right, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
 
 
 def linear_fwd(
@@ -153,9 +149,9 @@ def _choice(x: Tensor, weight: Tensor, activation: str | None, keep_z: bool) -> 
     """The tile of the one kernel, or None for cuBLAS."""
     if activation is None or x.dtype == torch.float32 or not x.numel():
         return None
-    if x.stride(1) != 1 or weight.stride(1) != 1:
-        return None
     (M, K), N = x.shape, weight.shape[0]
+    if not (_on_16_bytes(x) and _on_16_bytes(weight)) or N % 8:  # single elements' pointers leave the sums no registers
+        return None
     arch = architecture.architecture(x.device)
     dtype = str(x.dtype).removeprefix("torch.")
     row = linear_table.find(arch, dtype, M, N, K, activation, keep_z)
@@ -188,16 +184,19 @@ def linear_fused_fwd(
     arch, multiprocessors = architecture.architecture(x.device), architecture.multiprocessors(x.device)
     tile = tile or configs.linear(M, N, arch, x.element_size(), multiprocessors)
     tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n)
-    operands = (x, weight, y, y if z is None else z)
-    tma = arch == "sm_90" and all(map(_describable, operands))
+    operands = [x, weight, y, z]
+    tma = arch == "sm_90" and all(_on_16_bytes(t) for t in operands if t is not None)
     if tma:
-        stored = (tile.block_m, tile.block_n // tile.parts)
-        blocks = ((tile.block_m, tile.block_k), (tile.block_n, tile.block_k), stored, stored)
-        operands = [TensorDescriptor.from_tensor(t, list(block)) for t, block in zip(operands, blocks, strict=True)]
+        stored = [tile.block_m, tile.block_n // tile.parts]
+        blocks = ([tile.block_m, tile.block_k], [tile.block_n, tile.block_k], stored, stored)
+        operands = [
+            t if t is None else TensorDescriptor.from_tensor(t, block)
+            for t, block in zip(operands, blocks, strict=True)
+        ]
     with architecture.on_device(x.device):
         _linear_fwd_kernel[(min(tiles, tile.resident * multiprocessors) if tma else tiles,)](
             *operands[:2],
-            x if bias is None else bias,
+            bias,
             *operands[2:],
             x.stride(0),
             weight.stride(0),
@@ -206,8 +205,6 @@ def linear_fused_fwd(
             N,
             K,
             ACTIVATION=activation,
-            HAS_BIAS=bias is not None,
-            HAS_Z=keep_z,
             TMA=tma,
             EVEN_K=K % tile.block_k == 0,
             INPUT_PRECISION=input_precision,
@@ -222,9 +219,9 @@ def linear_fused_fwd(
     return y, z
 
 
-def _describable(t: Tensor) -> bool:
-    """Whether a TMA descriptor can tell of it: base and rows on 16 bytes."""
-    return t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) > 0
+def _on_16_bytes(t: Tensor) -> bool:
+    """Whether every row of t begins on 16 bytes and lies in one piece: vectors can load it, descriptors tell of it."""
+    return t.stride(1) == 1 and t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) > 0
 
 
 def linear_bwd(
@@ -237,7 +234,8 @@ def linear_bwd(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`; z as `linear_fwd` kept it.
 
-    x is read for that of weight and weight for that of x. With dz = dy act'(z): dx = dz W and dW = dz^T x through cuBLAS, the sums of dz in fp32 beside dz itself.
+    x is read for that of weight and weight for that of x. With dz = dy act'(z): dx = dz W and dW = dz^T x through
+    cuBLAS, the sums of dz in fp32 beside dz itself.
     """
     want_x, want_weight, want_bias = wanted
     dy = dy if dy.stride(1) == 1 else dy.contiguous()
