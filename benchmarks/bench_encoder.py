@@ -42,6 +42,18 @@ TARGET_ROWS: tuple[tuple[str, tuple[int, int] | None, tuple[str, ...], tuple[str
     ("minilm", (32, 128), ("bf16",), ("bf16", "int8")),
     ("minilm", None, ("bf16",), ("bf16", "int8")),
 )
+# Models with random weights. That changes no speed in a dense precision; it does change the errors of int8 and fp8.
+RANDOM: dict[str, dict[str, int]] = {
+    "bert-base": {},
+    "bert-large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+    "bert-tiny": dict(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+    ),
+}
 LEFT_OUT = ("transformers-eager", "torch-compile-graphs", "fastbert-reference", "fastbert-accelerate")
 # Rounds that a ratio near 1 takes: medians of fewer calls wander by more than the 3 % in question.
 FULL_ROUNDS = 30
@@ -53,7 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="example: python benchmarks/bench_encoder.py --quick --model minilm --dtype fp32 bf16",
     )
     add = parser.add_argument
-    add("--model", help="minilm (real weights, the default), bert-base (random weights), or a folder")
+    add("--model", help="minilm (real weights, the default), bert-base, bert-large (random weights), or a folder")
     add("--targets", action="store_true", help="the rows that must hold, on both models or --model, and the verdict")
     add("--quick", action="store_true", help="the log-normal texts and 8x128 without pads, with a verdict")
     add("--batch", type=int, nargs="+", default=[1, 8, 32], help="batch sizes of the grid")
@@ -83,27 +95,29 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 @contextmanager
 def model_folder(name: str) -> Iterator[Path]:
-    """The folder of a model: MiniLM's from its package, a random BERT-base made for the occasion, or a given one."""
+    """The folder of a model: MiniLM's from its package, one of RANDOM made for the occasion, or a given one."""
     if name == "minilm":
         yield fetch("minilm")
-    elif name == "bert-base":
+    elif name in RANDOM:
         from transformers import BertConfig, BertModel
 
         with TemporaryDirectory() as folder:
             torch.manual_seed(SEED)
-            BertModel(BertConfig()).save_pretrained(folder)
+            BertModel(BertConfig(**RANDOM[name])).save_pretrained(folder)
             yield Path(folder)
     elif (Path(name) / "config.json").is_file():
         yield Path(name)
     else:
-        raise SystemExit(f"--model {name}: neither minilm, nor bert-base, nor a folder with a config.json")
+        raise SystemExit(
+            f"--model {name}: neither minilm, nor one of {', '.join(RANDOM)}, nor a folder with a config.json"
+        )
 
 
 class Cases:
     """Makes cases for one model and device."""
 
     def __init__(self, model: str, config: Any, device: torch.device) -> None:
-        self.model = model if model in ("minilm", "bert-base") else Path(model).name
+        self.model = Path(model).name
         self.config, self.device = config, device
 
     def case(self, name: str, lengths: list[int], *, with_mask: bool = True, **settings: Any) -> Case:
@@ -115,6 +129,7 @@ class Cases:
             shape=f"{len(lengths)}x{max(lengths)}",
             fill=sum(lengths) / batch.mask.numel(),
             tokens=sum(lengths),
+            texts=len(lengths),
             flops=forward_flops(self.config, lengths),
             payload=batch,
             **settings,

@@ -26,8 +26,8 @@ from torch import Tensor
 
 COLUMNS = (
     *("date", "op", "provider", "backend", "mode", "model", "case", "shape", "fill", "tokens", "dtype"),
-    *("status", "rounds", "p20_ms", "p50_ms", "p80_ms", "tokens_per_s"),
-    *("tflops", "ceiling_tflops", "ceiling_share", "ceiling"),
+    *("status", "rounds", "p20_ms", "p50_ms", "p80_ms", "tokens_per_s", "texts_per_s"),
+    *("tflops", "ceiling_tflops", "gb_per_s", "ceiling_gb_per_s", "ceiling_share", "ceiling"),
     "read_gb_s",
     *("peak_memory_mb", "peak_memory_kind", "memory_floor_mb"),
     *("max_error", "rms_error", "max_error_limit", "rms_error_limit", "relative_error", "pooled_cosine"),
@@ -47,8 +47,9 @@ class Unsupported(Exception):
 class Case:
     """One piece of work.
 
-    `tokens` are real tokens and `flops` what they need: pads count nowhere. `payload` is the provider's input. The
-    precision is the provider's: one case may hold several, so that they are compared within one run.
+    `tokens` are real tokens and `flops` what they need: pads count nowhere. Work that memory bounds has `bytes` in
+    their place. `payload` is the provider's input. The precision is the provider's: one case may hold several, so that
+    they are compared within one run. A mode other than forward runs with gradients.
     """
 
     op: str
@@ -62,6 +63,8 @@ class Case:
     payload: Any = None
     bar: float | None = None  # the tokens/s wanted, as a multiple of the baseline provider's
     min_rounds: int = 5
+    texts: int = 0
+    bytes: float = 0.0
 
     def columns(self) -> dict[str, Any]:
         names = ("op", "mode", "model", "shape", "tokens")
@@ -74,11 +77,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A provider made ready for one case: what to time, and how its result reads as the gate's tensor."""
+    """A provider made ready for one case: what to time, and how its result reads as the gate's tensor.
+
+    `resident` are MB held between two calls that count as the call's own: weights in training, say.
+    """
 
     run: Callable[[], Any]
     result: Callable[[Any], Tensor] = lambda output: output
     backend: str = ""
+    resident: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Provider:
     """A name, a precision, and what makes it ready for a case; `prepare` raises Unsupported with a reason where it
     cannot.
 
-    `dtype` is fp32, fp32-high (fp32 out of several bf16 products), bf16, fp16 or int8. `public` is a runtime with
+    `dtype` is fp32, fp32-high (fp32 out of several bf16 products), bf16, fp16, fp8 or int8. `public` is a runtime with
     rounding of its own, held to the limits of its class; `packages` are what it must import.
     """
 
@@ -206,6 +213,7 @@ class Harness:
     seconds: float = 15.0  # of timing for each case, once its min_rounds are done
     min_rounds: int = 0  # more than a case's own, where given
     max_rounds: int = 100
+    ceilings: bool = True  # whether they are measured
     clock: Callable[[Callable[[], Any], torch.device], float] = machine.time_call
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -213,11 +221,16 @@ class Harness:
         if self.output is not None:
             check_columns(self.output)
 
-    @torch.inference_mode()
     def run_case(
         self, case: Case, providers: Sequence[Provider], make_gate: Callable[[Provider], Gate]
     ) -> list[dict[str, Any]]:
         """Checks and times every provider on `case`; returns the rows, and appends them to the output file."""
+        with torch.inference_mode(case.mode == "forward"):
+            return self._run_case(case, providers, make_gate)
+
+    def _run_case(
+        self, case: Case, providers: Sequence[Provider], make_gate: Callable[[Provider], Gate]
+    ) -> list[dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
         ready: dict[str, Callable[[], Any]] = {}
         for provider in providers:
@@ -232,16 +245,21 @@ class Harness:
             if prepared is not None:
                 ready[provider.label] = prepared.run
         measured = self._measure(ready, case.min_rounds)
-        ceilings = {dtype: machine.ceiling(self.device, dtype) for dtype in {rows[label]["dtype"] for label in ready}}
+        ceilings = {dtype: self._ceiling(case, dtype) for dtype in {rows[label]["dtype"] for label in ready}}
         for label, times in measured.items():
             rows[label].update(_figures(case, times, ceilings[rows[label]["dtype"]]))
-        stamp = {"date": machine.now(), "read_gb_s": machine.read_bandwidth(self.device)}
+        stamp = {"date": machine.now(), "read_gb_s": machine.read_bandwidth(self.device) if self.ceilings else None}
         stamp |= machine.environment(self.device)
         done = [{**row, **stamp} for row in rows.values()]
         self.rows += done
         if self.output is not None:
             append_rows(self.output, done)
         return done
+
+    def _ceiling(self, case: Case, dtype: str) -> tuple[float, str] | None:
+        if not self.ceilings:
+            return None
+        return machine.copy_ceiling(self.device) if case.bytes else machine.ceiling(self.device, dtype)
 
     def _admit(
         self, provider: Provider, case: Case, make_gate: Callable[[Provider], Gate]
@@ -259,6 +277,9 @@ class Harness:
             if reason is not None:
                 return None, {**figures, "status": f"wrong: {reason}"}
             figures["peak_memory_mb"], figures["peak_memory_kind"] = machine.peak_memory(prepared.run, self.device)
+            if prepared.resident is not None:
+                figures["peak_memory_mb"] += prepared.resident()
+                figures["peak_memory_kind"] += ", and what is held between calls"
             prepared.run()  # warm again: measuring memory made the allocator start afresh
         except Unsupported as reason:
             return None, {"status": f"unsupported: {reason}"}
@@ -295,11 +316,13 @@ def _figures(case: Case, times: list[float], ceiling: tuple[float, str] | None) 
         "p50_ms": p50 * 1e3,
         "p80_ms": p80 * 1e3,
         "tokens_per_s": case.tokens / p50,
-        "tflops": case.flops / p50 / 1e12,
+        "texts_per_s": case.texts / p50 if case.texts else None,
     }
+    amount, column, unit = (case.bytes, "gb_per_s", 1e9) if case.bytes else (case.flops, "tflops", 1e12)
+    figures[column] = amount / p50 / unit
     if ceiling is not None:
         limit, what = ceiling
-        figures |= {"ceiling_tflops": limit / 1e12, "ceiling_share": case.flops / p50 / limit, "ceiling": what}
+        figures |= {f"ceiling_{column}": limit / unit, "ceiling_share": amount / p50 / limit, "ceiling": what}
     return figures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import os
 import platform
 import resource
 import subprocess
@@ -20,6 +21,7 @@ from fastbert import native
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+NARROW = ("fp8", "int8")  # what torch multiplies on a GPU by functions of their own
 _PACKAGES = (
     *("torch", "transformers", "fastbert-engine", "tokenizers", "triton"),
     *("onnxruntime", "openvino", "nncf", "ctranslate2"),
@@ -51,6 +53,39 @@ def time_call(run: Callable[[], Any], device: torch.device) -> float:
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3
+
+
+def time_on_device(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that the GPU takes for one call, the host's share left out; as `time_call` on a CPU.
+
+    Before it the GPU reads 1 GiB twice. That takes it half a millisecond, in which the host gets ahead of it, and
+    leaves its L2 full of other data, none of it still to be written back.
+    """
+    if device.type != "cuda":
+        return time_call(run, device)
+    torch.cuda.synchronize(device)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for _ in range(2):
+        _gigabyte(device).sum()
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+@cache
+def _gigabyte(device: torch.device) -> torch.Tensor:
+    return torch.zeros(1 << 28, device=device)
+
+
+def time_latency(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds by the wall clock from an idle device to an idle device: what a caller waits for one result."""
+    synchronize(device)
+    begin = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - begin
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[float, str]:
@@ -107,7 +142,7 @@ def ceiling(device: torch.device, dtype: str) -> tuple[float, str] | None:
     Without fastbert's extension, and on a GPU, it is a large torch matmul; None where torch has none for it.
     """
     if device.type != "cpu" or native.available() is not None:
-        return matmul_ceiling(device, dtype) if dtype in DTYPES else None
+        return matmul_ceiling(device, dtype) if dtype in DTYPES or (device.type == "cuda" and dtype in NARROW) else None
     threads = torch.get_num_threads()
     if dtype == "fp32-high":  # at least three products of bf16, or one of fp32
         peak = max(cpu_peak("fp32"), cpu_peak("bf16") / 3)
@@ -127,12 +162,27 @@ def read_bandwidth(device: torch.device) -> float | None:
 def matmul_ceiling(device: torch.device, dtype: str) -> tuple[float, str]:
     """FLOP/s of a large torch matmul on this machine, the best of several, and what it was."""
     size, repeats = (8192, 20) if device.type == "cuda" else (4096, 4)
-    a = torch.randn(size, size, device=device).to(DTYPES[dtype])
-    b = torch.randn(size, size, device=device).to(DTYPES[dtype])
+    product = matmul(torch.randn(size, size, device=device), torch.randn(size, size, device=device), dtype)
     for _ in range(2):
-        torch.mm(a, b)
-    best = min(time_call(lambda: torch.mm(a, b), device) for _ in range(repeats))
+        product()
+    best = min(time_on_device(product, device) for _ in range(repeats))
     return 2 * size**3 / best, f"torch matmul {size}^3 {dtype}, best of {repeats}"
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor, dtype: str) -> Callable[[], torch.Tensor]:
+    """What multiplies two matrices of torch.randn through torch in a precision; fp8 and int8 on a GPU, b as columns.
+
+    The product of int8 is of a and b times 32.
+    """
+    if dtype == "fp8":
+        a, b = a.to(torch.float8_e4m3fn), b.t().contiguous().to(torch.float8_e4m3fn).t()
+        one = torch.ones((), device=a.device)
+        return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+    if dtype == "int8":
+        a, b = ((x * 32).round().clamp(-127, 127).to(torch.int8) for x in (a, b.t().contiguous()))
+        return lambda: torch._int_mm(a, b.t())
+    a, b = a.to(DTYPES[dtype]), b.to(DTYPES[dtype])
+    return lambda: torch.mm(a, b)
 
 
 @cache
@@ -142,7 +192,7 @@ def copy_ceiling(device: torch.device) -> tuple[float, str]:
     source = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    best = min(time_call(lambda: target.copy_(source), device) for _ in range(7))
+    best = min(time_on_device(lambda: target.copy_(source), device) for _ in range(7))
     return 2 * source.numel() / best, f"torch copy of {megabytes} MiB, best of 7"
 
 
@@ -164,7 +214,17 @@ def environment(device: torch.device) -> dict[str, str]:
     return {
         "device": device_name(device),
         "versions": "; ".join([f"python {platform.python_version()}", *_versions()]),
-        "commit": _git("rev-parse", "--short=12", "HEAD") or "unknown",
+        **_revision(),
+    }
+
+
+def _revision() -> dict[str, str]:
+    """The commit; in a copy without its history, what FASTBERT_COMMIT says."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    if not commit:
+        return {"commit": os.environ.get("FASTBERT_COMMIT", "unknown"), "dirty": "unknown"}
+    return {
+        "commit": commit,
         "dirty": "yes" if _git("status", "--porcelain", "--", ".", ":!benchmarks/results") else "no",
     }
 

@@ -9,6 +9,7 @@ a case was run several times the last that has fastbert's row counts. A row with
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ ANY = ("fp32", "bf16", "fp16", "int8")
 class Target:
     """One line: fastbert's `figure` in the row that `where` describes, held to `wanted`.
 
-    Without `peers` the figure itself is held; with them (the precisions that count) its ratio to the best public one.
+    Without `peers` the figure itself is held; with them (the precisions that count) its ratio to the best public one:
+    the highest, or the lowest where less is better. `against` names the runtimes that count, by a pattern.
     `sorted_only` counts the runtimes that were given sorted small batches, and False those given the padded one.
     """
 
@@ -37,6 +39,8 @@ class Target:
     sorted_only: bool | None = None
     at_most: bool = False
     floor: str = ""  # the column that the figure is a multiple of
+    provider: str = "fastbert"
+    against: str = "*"
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def evaluate(rows: Sequence[Row], targets: Sequence[Target] | None = None) -> li
 
 
 def _evaluate(target: Target, rows: Sequence[Row]) -> Verdict:
-    ours = _ours(target.where, rows)
+    ours = _ours(target.where, rows, target.provider)
     if ours is None:
         return Verdict(target, notes=["no row"])
     figure = _number(ours, target.figure)
@@ -147,23 +151,25 @@ def _evaluate(target: Target, rows: Sequence[Row]) -> Verdict:
     return Verdict(target, figure, best, name, figure / best)
 
 
-def _ours(where: Mapping[str, str], rows: Sequence[Row]) -> Row | None:
-    found = [row for row in rows if row["provider"] == "fastbert" and all(row[k] == v for k, v in where.items())]
+def _ours(where: Mapping[str, str], rows: Sequence[Row], provider: str = "fastbert") -> Row | None:
+    found = [row for row in rows if row["provider"] == provider and all(row[k] == v for k, v in where.items())]
     return found[-1] if found else None
 
 
 def _best_public(target: Target, ours: Row, rows: Sequence[Row]) -> tuple[float | None, str]:
-    same = ("op", "model", "case", "shape", "date", "device")
+    same = ("op", "mode", "model", "case", "shape", "date", "device")
     best: tuple[float | None, str] = (None, "")
     for row in rows:
         if row["provider"].startswith("fastbert") or row["status"] != "ok" or row["dtype"] not in target.peers:
             continue
         if any(row[column] != ours[column] for column in same):
             continue
+        if not fnmatch.fnmatchcase(row["provider"], target.against):
+            continue
         if target.sorted_only not in (None, row["provider"].endswith("-sorted")):
             continue
         figure = _number(row, target.figure)
-        if figure is not None and (best[0] is None or figure > best[0]):
+        if figure is not None and (best[0] is None or (figure < best[0] if target.at_most else figure > best[0])):
             best = figure, f"{row['provider']} {row['dtype']}"
     return best
 

@@ -37,6 +37,12 @@ def log_normal_lengths(
     return lengths(high)
 
 
+def normal_lengths(count: int, mean: float, deviation: float, longest: int, shortest: int = 8) -> list[int]:
+    """Lengths drawn from a normal distribution, those past either end set to it; the same at each call."""
+    generator = random.Random(SEED)
+    return [min(max(round(generator.gauss(mean, deviation)), shortest), longest) for _ in range(count)]
+
+
 def filled_lengths(batch_size: int, seq_len: int, fill: float) -> list[int]:
     """Lengths up to `seq_len` whose mean is about `fill * seq_len`, shuffled; fill 1 has no pad.
 
@@ -47,6 +53,12 @@ def filled_lengths(batch_size: int, seq_len: int, fill: float) -> list[int]:
     lengths[-1] = seq_len
     random.Random(SEED).shuffle(lengths)
     return lengths
+
+
+def training_flops(config: Any, lengths: Sequence[int], labelled: int) -> float:
+    """Three times the forward's, and those of the masked-language-model head at the labelled tokens alone."""
+    width = config.hidden_size
+    return 3 * (forward_flops(config, lengths) + 2.0 * labelled * width * (width + config.vocab_size))
 
 
 def forward_flops(config: Any, lengths: Sequence[int]) -> float:

@@ -22,7 +22,7 @@ BACKENDS = ("triton", "native", "reference")
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "embed_layer_norm": {"cuda": ("reference",), "cpu": ("native", "reference")},
     "linear": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
-    "attention": {"cuda": ("reference",), "cpu": ("native", "reference")},
+    "attention": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "add_layer_norm": {"cuda": ("triton", "native", "reference"), "cpu": ("native", "reference")},
     "linear_cross_entropy": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "encoder": {"cuda": ("reference",), "cpu": ("native", "reference")},

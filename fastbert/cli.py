@@ -1,4 +1,4 @@
-"""The command `fastbert`: embed, fill-mask, doctor.
+"""The command `fastbert`: embed, fill-mask, prepare, doctor.
 
 Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the
 output went away. torch and all that needs it are imported by the commands that use them.
@@ -38,6 +38,16 @@ interruption:
 _FILL_MASK_EXAMPLES = """\
 example:
   fastbert fill-mask path/to/model "Paris is the [MASK] of France." --top-k 3
+"""
+_PREPARE_EXAMPLES = """\
+examples:
+  fastbert prepare books/ wiki.txt -o data --learn-vocab 30522 --processes 8 --held-out 0.01
+  fastbert prepare corpus.jsonl --field body -o data --vocab path/to/model --no-pairs --max-length 128
+  fastbert prepare part-*.parquet --column text -o data --vocab vocab.txt --no-lower --resume
+
+OUT is a folder: shards of examples for each split, the tokenizer, and index.json, which is written last. The same
+inputs, options and seed make the same bytes, with any number of processes. After Ctrl-C, a kill or a crash, the
+same command with --resume goes on with the shards that were not finished.
 """
 _DOCTOR_EXAMPLES = """\
 example:
@@ -82,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_embed(commands)
     _add_fill_mask(commands)
+    _add_prepare(commands)
     _add_doctor(commands)
     return parser
 
@@ -187,6 +198,74 @@ def _add_fill_mask(commands) -> None:
     _add_model_options(parser)
 
 
+def _add_prepare(commands) -> None:
+    parser = _command(commands, "prepare", _prepare, "turn text into examples to pre-train on", _PREPARE_EXAMPLES)
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, or folders of files")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to be made")
+    vocabulary = parser.add_mutually_exclusive_group(required=True)
+    vocabulary.add_argument("--vocab", metavar="PATH", help="a vocab.txt, or a folder with a tokenizer")
+    vocabulary.add_argument("--learn-vocab", metavar="N", type=_positive, help="learn N tokens from the text")
+    parser.add_argument(
+        "--lower",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="lower-case the text (default: yes, or as the tokenizer's folder says)",
+    )
+
+    reading = parser.add_argument_group("input")
+    reading.add_argument(
+        "--input-format",
+        choices=("auto", "text", "jsonl", "parquet"),
+        default="auto",
+        help="auto goes by the suffix: .jsonl, .ndjson, .parquet; text otherwise",
+    )
+    reading.add_argument(
+        "--documents",
+        choices=("blank-line", "line", "file"),
+        default="blank-line",
+        help="what ends a document of a text file (default: blank-line); a line end always ends a sentence",
+    )
+    reading.add_argument("--field", default="text", help="of a JSON object, the text (default: text)")
+    reading.add_argument("--column", default="text", help="of a parquet file, the text (default: text)")
+    reading.add_argument(
+        "--bad-documents",
+        choices=("fail", "skip"),
+        default="fail",
+        help="one that is not UTF-8, not JSON, without the field, empty: end the run (default) or skip it",
+    )
+
+    examples = parser.add_argument_group("examples")
+    examples.add_argument("--max-length", type=_positive, default=512, help="most tokens of one (default: 512)")
+    examples.add_argument(
+        "--pairs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="pairs for next-sentence prediction (default), or runs of sentences of one document",
+    )
+    examples.add_argument(
+        "--short-seq-prob",
+        type=float,
+        metavar="P",
+        help="share of documents cut to shorter examples (default: 0.1 for pairs, 0 for runs)",
+    )
+    examples.add_argument(
+        "--held-out",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of documents, kept for evaluation (default: 0)",
+    )
+    examples.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
+
+    running = parser.add_argument_group("run")
+    running.add_argument("--processes", type=_positive, default=1, help="how many work at once (default: 1)")
+    running.add_argument("--shard-mib", type=_positive, default=32, help="MiB of text in a shard (default: 32)")
+    again = running.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
+    again.add_argument("--restart", action="store_true", help="throw away what an earlier run made of OUT")
+    running.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+
+
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
     _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
@@ -226,6 +305,12 @@ def _fill_mask(args: argparse.Namespace) -> int:
             for token, probability, sequence in candidates:
                 print(f"  {probability:6.1%}  {token:<{width}}  {sequence}")
     return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from fastbert.training.prepare_command import run
+
+    return run(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

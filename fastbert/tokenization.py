@@ -252,6 +252,16 @@ class BertTokenizer:
         """Ids of one text or pair (of each, for a list); takes what calling the tokenizer takes."""
         return self(text, text_pair, **options)["input_ids"]
 
+    def encode_plain(self, texts: list[str]) -> list[list[int]]:
+        """Ids of texts as they stand: no special tokens are added, and none is read out of a text that spells one."""
+        backend = self._copy()
+        backend.encode_special_tokens = True
+        try:
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except BaseException:
+            check_unicode(texts)
+            raise
+
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """Tokens of one text or pair."""
         return self(text, pair, add_special_tokens=add_special_tokens).tokens()

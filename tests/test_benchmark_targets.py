@@ -74,6 +74,15 @@ def test_figures_and_upper_limits():
     assert verdict.held and verdict.value == 1.3
 
 
+def test_less_memory_than_the_leanest_and_other_providers():
+    rows = [row("transformers-sdpa", peak_memory_mb="100"), row("torch-compile", peak_memory_mb="50")]
+    rows += [row("fastbert", peak_memory_mb="40"), row("fastbert-graph", peak_memory_mb="60")]
+    settings = {"figure": "peak_memory_mb", "at_most": True}
+    assert judge(rows, **settings).value == 0.8
+    assert judge(rows, **settings, against="transformers-*").value == 0.4
+    assert judge(rows, **settings, provider="fastbert-graph").value == 1.2
+
+
 def test_streaming_bound():
     where, _ = targets.STREAMED
     rows = [row("fastbert", **{k: v for k, v in where.items() if k != "dtype"}, p50_ms="17", read_gb_s="20")]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import bench_encoder
 import bench_gemm
+import bench_gpu_models
+import bench_gpu_ops
+import bench_gpu_training
 import bench_import
 import bench_memory
 import bench_start
 import demo
+import gpu_targets
 import harness
 import machine
 import plot
@@ -18,6 +22,7 @@ import workload
 
 CPU = torch.device("cpu")
 SCRIPTS = [bench_encoder, bench_gemm, bench_import, bench_memory, bench_start, demo, plot, targets]
+SCRIPTS += [bench_gpu_ops, bench_gpu_models, bench_gpu_training, gpu_targets]
 
 
 def make_case(**settings) -> harness.Case:
@@ -117,6 +122,30 @@ def test_percentiles_and_figures():
     assert row["ceiling_share"] == pytest.approx(2e6 / 0.3 / 1e12)
 
 
+def test_memory_bound_work_has_bytes(monkeypatch):
+    monkeypatch.setattr(machine, "copy_ceiling", lambda device: (4e9, "a stand-in"))
+    bench = harness.Harness(CPU, seconds=0.0, clock=lambda run, device: 0.5)
+    case = make_case(flops=0.0, bytes=1e9, texts=4)
+    (row,) = bench.run_case(case, [provider("right", lambda x: x * 2)], gate)
+    assert (row["gb_per_s"], row["ceiling_gb_per_s"], row["ceiling_share"], row["tflops"]) == (2.0, 4.0, 0.5, None)
+    assert row["texts_per_s"] == 8.0
+
+
+def test_gradients_outside_the_forward_alone():
+    enabled = []
+
+    def prepare(case):
+        weight = torch.ones(4, requires_grad=True)
+        enabled.append(torch.is_grad_enabled())
+        return harness.Prepared(lambda: case.payload * 2 * weight, resident=lambda: 1000.0)
+
+    for mode in ("forward", "step"):
+        bench = harness.Harness(CPU, seconds=0.0)
+        (row,) = bench.run_case(make_case(mode=mode), [harness.Provider("right", prepare)], gate)
+        assert row["status"] == "ok" and row["peak_memory_mb"] >= 1000
+    assert enabled == [False, True]
+
+
 def test_rows_are_complete_and_appended(tmp_path):
     file = tmp_path / "results" / "rows.csv"
     providers = [provider("right", lambda x: x * 2), provider("wrong", lambda x: x)]
@@ -125,7 +154,8 @@ def test_rows_are_complete_and_appended(tmp_path):
     rows = harness.read_rows(file)
     assert [row["provider"] for row in rows] == ["right", "wrong"] * 2
     assert tuple(rows[0]) == harness.COLUMNS
-    assert {name for name, value in rows[0].items() if not value} == {"backend", "memory_floor_mb", "pooled_cosine"}
+    empty = {"backend", "memory_floor_mb", "pooled_cosine", "texts_per_s", "gb_per_s", "ceiling_gb_per_s"}
+    assert {name for name, value in rows[0].items() if not value} == empty
     assert list(file.parent.iterdir()) == [file]  # no temporary file is left
     with pytest.raises(ValueError, match="wrong columns: provider"):
         harness.append_rows(file, [{name: None for name in harness.COLUMNS if name != "provider"}])

@@ -76,6 +76,18 @@ def _compiled_with_graphs(source: Source, dtype: str, case: Case) -> Prepared:
     return _whole_batch(_compile(source, dtype, case, dynamic=False, mode="reduce-overhead"), case)
 
 
+def compile_layers(model: Any, **settings: Any) -> Any:
+    """Compiles the layers of a transformers model where they are, once for all of them, and returns it.
+
+    The kernels are those of the model compiled whole, as nothing is fused across a layer's last norm; compiling takes
+    a twelfth or a twenty-fourth of the time. Its layers are called one by one, which costs a small batch.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    for layer in model.base_model.encoder.layer:
+        layer.compile(dynamic=False, **settings)
+    return model
+
+
 def _options(source: Source) -> dict[str, Any] | None:
     """Frozen weights, which oneDNN packs, on a CPU."""
     if source.device.type != "cpu":

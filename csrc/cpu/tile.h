@@ -110,8 +110,8 @@ constexpr int64_t CHUNK = 128;
 template <>
 constexpr int64_t CHUNK<Bytes> = INT64_MAX / 2;
 
-// Steps along K that B is asked for ahead of its use.
-constexpr int64_t AHEAD = 16;
+// Steps along K that B is asked for ahead of its use: 8 KB of a panel that may come from memory.
+constexpr int64_t AHEAD = 64;
 
 // sums[m][v] += sum over k < words of A[m][k] * B[k][v]. `lda` in words.
 template <typename T, int M>

@@ -59,7 +59,7 @@ class Reading:
     allow_empty: bool = False
 
 
-class _Problem(Exception):
+class RecordProblem(Exception):
     """What is wrong with one record."""
 
 
@@ -81,13 +81,13 @@ class _Lines:
         if len(raw) > MAX_LINE and not raw.endswith(b"\n"):
             while raw and not raw.endswith(b"\n"):
                 raw = self._read()
-            raise _Problem(f"is longer than {MAX_LINE >> 20} MiB")
+            raise RecordProblem(f"is longer than {MAX_LINE >> 20} MiB")
         if self.number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise _Problem(f"is not UTF-8 (byte {raw[error.start]:#04x} at byte {error.start + 1})") from None
+            raise RecordProblem(f"is not UTF-8 (byte {raw[error.start]:#04x} at byte {error.start + 1})") from None
 
     def _read(self) -> bytes:
         raw = self._stream.readline(MAX_LINE + 1)
@@ -150,7 +150,7 @@ class Records:
         if kind == "csv":
             next_text = self._csv(name, lines, "\t" if suffix == ".tsv" else ",")
         elif kind == "jsonl":
-            next_text = lambda: _json_text(next(lines), self.reading.field)  # noqa: E731
+            next_text = lambda: json_text(next(lines), self.reading.field)  # noqa: E731
         else:
             next_text = lambda: next(lines).removesuffix("\n").removesuffix("\r")  # noqa: E731
         while True:
@@ -158,9 +158,9 @@ class Records:
             try:
                 text = next_text()
                 if not self.reading.allow_empty and (not text or text.isspace()):
-                    raise _Problem("has an empty text")
+                    raise RecordProblem("has an empty text")
                 yield Record(index, line, text)
-            except _Problem as problem:
+            except RecordProblem as problem:
                 yield Record(index, line, "", str(problem))
             except StopIteration:
                 return
@@ -179,7 +179,7 @@ class Records:
                 names = next(rows)
             except StopIteration:
                 return lambda: next(lines)
-            except (_Problem, csv.Error) as error:
+            except (RecordProblem, csv.Error) as error:
                 raise InputError(f"{_shown(name)}:1: cannot read the header line: {error}") from None
         column = self._column(name, names)
 
@@ -187,11 +187,11 @@ class Records:
             try:
                 row = next(rows)
             except csv.Error as error:
-                raise _Problem(f"is no csv: {error}") from None
+                raise RecordProblem(f"is no csv: {error}") from None
             if not row:
-                raise _Problem("is empty")
+                raise RecordProblem("is empty")
             if column >= len(row):
-                raise _Problem(f"has {len(row)} fields; the text is field {column + 1}")
+                raise RecordProblem(f"has {len(row)} fields; the text is field {column + 1}")
             return row[column]
 
         return next_text
@@ -207,22 +207,22 @@ class Records:
         raise InputError(f"{_shown(name)}:1: no column {wanted!r}; there are {', '.join(map(repr, names))}")
 
 
-def _json_text(line: str, field: str) -> str:
+def json_text(line: str, field: str) -> str:
     if not line.strip():
-        raise _Problem("is empty")
+        raise RecordProblem("is empty")
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _Problem(f"is not JSON: {error}") from None
+        raise RecordProblem(f"is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise _Problem(f"holds a JSON {type(value).__name__}, not an object")
+        raise RecordProblem(f"holds a JSON {type(value).__name__}, not an object")
     if field not in value:
-        raise _Problem(f"has no field {field!r}")
+        raise RecordProblem(f"has no field {field!r}")
     text = value[field]
     if not isinstance(text, str):
-        raise _Problem(f"has a field {field!r} of type {type(text).__name__}, not a string")
+        raise RecordProblem(f"has a field {field!r} of type {type(text).__name__}, not a string")
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise _Problem(f"has half a surrogate pair in field {field!r}")
+        raise RecordProblem(f"has half a surrogate pair in field {field!r}")
     return text
 
 

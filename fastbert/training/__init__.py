@@ -1,0 +1,1 @@
+"""Training: pre-training data, objectives and loops over the models."""

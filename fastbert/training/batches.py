@@ -1,0 +1,162 @@
+"""Batches of pre-training: packed to a budget of tokens, without padding, in a seeded order that can be gone on with.
+
+A batch follows from the shards, the seed and (epoch, position) alone. Every epoch has an order of its own, and in
+it every example once. A batch takes the next examples until one does not fit; that one begins the next batch, and
+where an epoch ends, the next one fills the batch up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastbert.training.counter_random import Permutation, draws, key_of
+from fastbert.training.masking import Masker, Masking
+from fastbert.training.shards import Shards
+
+_ORDER, _MASKS = 0, 1  # what a key is for
+
+
+@dataclass(frozen=True)
+class PretrainingBatch:
+    """B packed sequences of T tokens in all, masked."""
+
+    input_ids: Tensor  # (T,) int64
+    token_type_ids: Tensor  # (T,) int64
+    cu_seqlens: Tensor  # (B+1,) int32
+    max_seqlen: int
+    labels: Tensor  # (T,) int64, -100 where nothing is asked
+    next_sentence_label: Tensor | None  # (B,) int64: 0 the next sentences, 1 another document's; None without pairs
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PretrainingBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        return PretrainingBatch(**moved)
+
+
+class PackedBatches:
+    """An iterator over batches; endless unless `epochs` says otherwise, and then its last batch may be short.
+
+    Every rank iterates over the same global batches and takes its sequences of each: dealt out from the longest to
+    the shortest, back and forth, so that all have nearly the same number of tokens. The ranks' parts of a batch are
+    together the batch of a single process, with the same masks.
+
+    After a batch has been handed out, `state_dict()` says where the next one begins, whatever the number of ranks.
+
+    Args:
+        tokens_per_batch: most tokens of a global batch, all ranks together; at least the ranks' number times the
+            longest example, so that none is left without.
+        seed: of order and masks.
+        masking: what is masked.
+        epochs: how often to go over the examples; the last batch may leave a rank without a sequence.
+
+    Raises:
+        ValueError: no examples, or a budget that is too small.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        tokens_per_batch: int,
+        seed: int,
+        masking: Masking | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        epochs: int | None = None,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; it must be at least 0 and below world_size, {world_size}")
+        if not len(shards):
+            raise ValueError(f"{shards.folder}: split {shards.split!r} holds no examples")
+        if tokens_per_batch < (least := shards.max_length * world_size):
+            raise ValueError(
+                f"tokens_per_batch is {tokens_per_batch}; {world_size} process{'es' * (world_size > 1)} with examples "
+                f"of up to {shards.max_length} tokens take at least {least}"
+            )
+        self.shards, self.tokens_per_batch, self.seed = shards, tokens_per_batch, seed
+        self.rank, self.world_size, self.epochs = rank, world_size, epochs
+        self._mask = Masker(shards.tokenizer, masking or Masking())
+        self._usual = max(1, tokens_per_batch * len(shards) // shards.counts.tokens)  # examples in a batch
+        self._epoch = self._position = 0
+        self._order = self._order_of(0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch begins, for `load_state_dict`, and what that position is a position in."""
+        return {"epoch": self._epoch, "position": self._position, "seed": self.seed, "examples": len(self.shards)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from there. Raises ValueError for the state of another seed or other shards."""
+        for name, own in (("seed", self.seed), ("examples", len(self.shards))):
+            if state[name] != own:
+                raise ValueError(f"cannot go on with these batches: {name} was {state[name]} and is {own} now")
+        if state["epoch"] < 0 or not 0 <= state["position"] <= len(self.shards):
+            raise ValueError(f"epoch {state['epoch']}, position {state['position']} is no place in {self.shards!r}")
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._order = self._order_of(self._epoch)
+
+    def __iter__(self) -> Iterator[PretrainingBatch]:
+        return self
+
+    def __next__(self) -> PretrainingBatch:
+        numbers, lengths, epochs = self._fill()
+        if not len(numbers):
+            raise StopIteration
+        mine = self._deal(lengths)
+        return self._assemble(numbers[mine], epochs[mine])
+
+    def _order_of(self, epoch: int) -> Permutation:
+        return Permutation(len(self.shards), key_of(self.seed, _ORDER, epoch))
+
+    def _fill(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The next global batch, and a step forward: its examples' numbers, lengths and epochs."""
+        taken: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        room, want = self.tokens_per_batch, self._usual + self._usual // 8 + 1
+        while True:
+            if self._position == len(self.shards):
+                self._epoch, self._position = self._epoch + 1, 0
+                self._order = self._order_of(self._epoch)
+            if self._epoch == self.epochs:
+                break
+            stop = min(self._position + want, len(self.shards))
+            numbers = self._order(np.arange(self._position, stop))
+            lengths = self.shards.lengths(numbers)
+            count = int(np.searchsorted(lengths.cumsum(), room, side="right"))
+            taken.append((numbers[:count], lengths[:count], np.full(count, self._epoch)))
+            room -= int(lengths[:count].sum())
+            self._position += count
+            if count < len(numbers):
+                break
+        columns = zip(*taken, strict=True) if taken else [[np.zeros(0, dtype=np.int64)]] * 3
+        return tuple(np.concatenate(column) for column in columns)
+
+    def _deal(self, lengths: np.ndarray) -> np.ndarray:
+        """This rank's rows of a global batch, in its order."""
+        rank = np.arange(len(lengths)) % (2 * self.world_size)
+        rank = np.minimum(rank, 2 * self.world_size - 1 - rank)  # 0 1 2 2 1 0 0 1 2 ...
+        owner = np.empty_like(rank)
+        owner[np.argsort(-lengths, kind="stable")] = rank
+        return np.flatnonzero(owner == self.rank)
+
+    def _assemble(self, numbers: np.ndarray, epochs: np.ndarray) -> PretrainingBatch:
+        tokens, offsets, seconds, labels = self.shards.read(numbers)
+        lengths = np.diff(offsets)
+        keys = {epoch: key_of(self.seed, _MASKS, epoch) for epoch in set(epochs.tolist())}
+        key = np.array([keys[epoch] for epoch in epochs.tolist()], dtype=np.uint64)
+        seen, asked = self._mask(tokens, offsets, draws(key, numbers))
+        types = np.arange(len(tokens)) >= np.repeat(offsets[:-1] + seconds, lengths)
+        return PretrainingBatch(
+            input_ids=torch.from_numpy(seen),
+            token_type_ids=torch.from_numpy(types.astype(np.int64)),
+            cu_seqlens=torch.from_numpy(offsets.astype(np.int32)),
+            max_seqlen=int(lengths.max(initial=0)),
+            labels=torch.from_numpy(asked),
+            next_sentence_label=torch.from_numpy(labels) if self.shards.pairs else None,
+        )

@@ -1,0 +1,105 @@
+"""Masked language modelling: which tokens are to be predicted, and what the model sees in their place.
+
+Drawn anew each time an example is read, and by counter: what becomes of token p of example i in epoch e follows from
+(seed, e, i, p) alone, not from the batch, the rank or the steps before.
+
+Each token (or word) is chosen by a draw of its own, as in transformers' collator, rather than a fixed count of each
+sequence as in the BERT release. A fixed count has to pass over words that no longer fit, and so masks long words too
+rarely; and with it a token's fate hangs on the whole sequence. Of the release it keeps that each sequence has
+something to predict: where no draw falls below the probability, the lowest one is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastbert.tokenization import BertTokenizer
+from fastbert.training.counter_random import draws
+
+IGNORED = -100  # label where nothing is asked
+_CONTINUATION = "##"
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How tokens are masked. Of those chosen, `mask_share` become [MASK], `random_share` another token; the rest stay.
+
+    Args:
+        probability: of a token to be chosen. Special tokens never are.
+        whole_words: whether the WordPieces of a word are chosen together; what each becomes is drawn for each.
+    """
+
+    probability: float = 0.15
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    whole_words: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.probability <= 1:
+            raise ValueError(f"probability of masking is {self.probability}; it must be above 0 and at most 1")
+        if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
+            shares = f"mask_share {self.mask_share} and random_share {self.random_share}"
+            raise ValueError(f"{shares} must not be negative, nor above 1 together")
+
+
+class Masker:
+    """Masks packed batches over one vocabulary.
+
+    Args:
+        tokenizer: has a mask token; its special tokens are neither chosen nor put in another's place.
+
+    Raises:
+        ValueError: the tokenizer has no mask token.
+    """
+
+    def __init__(self, tokenizer: BertTokenizer, masking: Masking) -> None:
+        if tokenizer.mask_token_id is None:
+            raise ValueError("the tokenizer has no mask token")
+        vocab = tokenizer.get_vocab()
+        self.masking, self._mask_id = masking, tokenizer.mask_token_id
+        self._special = np.zeros(max(vocab.values()) + 1, dtype=bool)
+        self._special[tokenizer.all_special_ids] = True
+        self._continues = np.zeros_like(self._special)
+        self._continues[[index for token, index in vocab.items() if token.startswith(_CONTINUATION)]] = True
+        ordinary = np.zeros_like(self._special)
+        ordinary[list(vocab.values())] = True
+        self._ordinary = np.flatnonzero(ordinary & ~self._special)
+
+    def __call__(self, tokens: np.ndarray, offsets: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the model sees, and the labels: both (T,) int64.
+
+        Args:
+            tokens: (T,) int64, sequences one after another; not changed.
+            offsets: (B+1,) where each begins; none is empty.
+            keys: (B,) uint64, one for each sequence in each epoch.
+        """
+        starts, lengths = offsets[:-1], np.diff(offsets)
+        position = np.arange(len(tokens)) - np.repeat(starts, lengths)
+        draw = draws(np.repeat(keys, lengths), position)
+        # 32 bits choose, the other 32 say what becomes of a token; special tokens get a choice that is never made.
+        choice = (draw >> np.uint64(32)).astype(np.int64)
+        special = self._special[tokens]
+        if self.masking.whole_words:
+            begins = ~self._continues[tokens]
+            begins[starts] = True
+            # A segment cut within a word begins with the rest of it: that goes by the special token before it.
+            choice = choice[np.maximum.accumulate(np.where(begins, np.arange(len(tokens)), 0))]
+        never = np.int64(1) << 32
+        choice[special] = never
+        lowest = np.minimum.reduceat(choice, starts) if len(starts) else choice
+        limit = np.maximum(lowest + 1, round(self.masking.probability * 2**32))
+        chosen = np.flatnonzero(choice < np.minimum(np.repeat(limit, lengths), never))
+
+        labels = np.full_like(tokens, IGNORED)
+        labels[chosen] = tokens[chosen]
+        fate = (draw[chosen] & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2**32
+        masked = fate < self.masking.mask_share
+        replaced = ~masked & (fate < self.masking.mask_share + self.masking.random_share)
+        seen = tokens.copy()
+        seen[chosen[masked]] = self._mask_id
+        # A draw's own bits are the key of the next: which token comes in another's place.
+        pick = draws(draw[chosen[replaced]], np.zeros(int(replaced.sum()), dtype=np.int64))
+        seen[chosen[replaced]] = self._ordinary[(pick % np.uint64(len(self._ordinary))).astype(np.int64)]
+        return seen, labels

@@ -1,0 +1,100 @@
+"""Independent tasks over processes, with progress; they end with the process that began them, however it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+POLL_SECONDS = 0.2
+
+
+class Progress:
+    """What a run tells of itself; this one listens to nothing."""
+
+    def begin(self, total_bytes: int) -> None:
+        """Work begins, on so much text."""
+
+    def update(self, read_bytes: int, tokens: int) -> None:
+        """So much is done, in all."""
+
+
+class Stopped(Exception):
+    """Another task failed, or the run was interrupted."""
+
+
+Advance = Callable[[int, int], None]
+
+
+def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: int, progress: Progress) -> None:
+    """Calls `make(task, advance)` for each task; `make` calls `advance(bytes, tokens)` while it works.
+
+    With more than one process, each has a copy of `make`. The first task to fail ends the others.
+
+    Raises:
+        RuntimeError: a process was killed; and what a task raises.
+    """
+    if processes == 1 or len(tasks) < 2:
+        done = [0, 0]
+
+        def advance(read: int, tokens: int) -> None:
+            done[0] += read
+            done[1] += tokens
+            progress.update(*done)
+
+        for task in tasks:
+            make(task, advance)
+        return
+    # Not by fork: threads of torch and of the tokenizers, which do not survive one, may be running.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([make.__class__.__module__])
+    shared = context.Array("q", 3)  # bytes, tokens, whether to stop
+    with ProcessPoolExecutor(min(processes, len(tasks)), context, _start, (make, shared)) as pool:
+        pending = {pool.submit(_work, task) for task in tasks}
+        try:
+            while pending:
+                done, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
+                progress.update(*shared[:2])
+                for future in done:
+                    future.result()
+        except BaseException as error:
+            shared[2] = 1
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise RuntimeError(
+                    "a process was killed; was there too little memory? Fewer processes take less"
+                ) from None
+            raise
+
+
+_make: Callable | None = None
+_shared: Any = None
+
+
+def _start(make: Callable, shared: Any) -> None:
+    global _make, _shared
+    _make, _shared = make, shared
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _work(task: Any) -> None:
+    def advance(read: int, tokens: int) -> None:
+        with _shared.get_lock():
+            _shared[0] += read
+            _shared[1] += tokens
+        if _shared[2]:
+            raise Stopped
+
+    _make(task, advance)

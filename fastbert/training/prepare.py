@@ -1,0 +1,407 @@
+"""From text to shards of pre-training examples, over many processes; a run that was killed goes on.
+
+The inputs' sizes alone say which documents make which shard, and a shard follows from its documents, the vocabulary,
+the settings and the seed: so its bytes are the same for any number of processes and whether or not it was
+interrupted. A shard's file appears when it is whole, under its own name; what there is of them when a run begins
+anew is done. `prepare.journal.json` says what an unfinished run was asked, `index.json` ends it.
+
+Documents are held out by a hash of their text, so that no copy of one is in both splits. The held-out split has
+shards of its own, made by reading all text once more: reading costs little beside tokenizing, and so its pairs, too,
+are of held-out documents on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import accumulate, chain, islice
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbert.files import write_text
+from fastbert.inference.records import InputError
+from fastbert.tokenization import BertTokenizer
+from fastbert.training.documents import Document, DocumentReading, Piece, cut, documents, find_files, group
+from fastbert.training.examples import LEAST_LENGTH, TokenizedDocuments, assemble, pairs, runs
+from fastbert.training.pool import Advance, Progress, run_tasks
+from fastbert.training.sentences import split_sentences
+from fastbert.training.shards import (
+    INDEX,
+    SUFFIX,
+    Counts,
+    Shard,
+    ShardError,
+    Vocabulary,
+    token_dtype,
+    write_index,
+    write_shard,
+)
+from fastbert.training.vocabulary import learn_vocabulary
+
+JOURNAL, JOURNAL_VERSION = "prepare.journal.json", 1
+LEARN_BYTES = 256 << 20  # of text, spread over all of it, that a vocabulary is learned from
+TOKENIZED_TOGETHER = 1 << 19  # characters
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+class PrepareError(ValueError):
+    """An output that cannot be written, or a run that cannot be gone on with; the message says why."""
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What the examples follow from, beside text and vocabulary.
+
+    Args:
+        max_length: tokens of an example, special ones included, at most.
+        pairs: pairs for next-sentence prediction; else runs of a document's sentences.
+        short_seq_prob: of a document to be cut to shorter examples, so that short ones are seen in training, too;
+            None is 0.1 for pairs, as in BERT, and 0 for runs.
+        held_out: share of the documents that go to the split "held_out".
+        seed: of all that is drawn.
+        shard_bytes: of text in a shard, about: what a process holds, and what a kill may lose.
+        skip_bad: count documents that cannot be read or are empty, rather than fail.
+
+    Raises:
+        ValueError: a setting outside its limits.
+    """
+
+    max_length: int = 512
+    pairs: bool = True
+    short_seq_prob: float | None = None
+    held_out: float = 0.0
+    seed: int = 0
+    shard_bytes: int = 32 << 20
+    skip_bad: bool = False
+    reading: DocumentReading = field(default_factory=DocumentReading)
+
+    def __post_init__(self) -> None:
+        if self.max_length < LEAST_LENGTH:
+            raise ValueError(f"max_length is {self.max_length}; it must be at least {LEAST_LENGTH}")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}; it must be a share of at least 0 and below 1")
+        if self.short_seq_prob is None:
+            object.__setattr__(self, "short_seq_prob", 0.1 if self.pairs else 0.0)
+        if not 0 <= self.short_seq_prob <= 1:
+            raise ValueError(f"short_seq_prob is {self.short_seq_prob}; it must lie between 0 and 1")
+        if self.shard_bytes < 1:
+            raise ValueError(f"shard_bytes is {self.shard_bytes}; it must be at least 1")
+
+
+class Summary(NamedTuple):
+    """What a run made."""
+
+    splits: dict[str, Counts]
+    shards: int
+    resumed: int  # of them, by a run before
+    bytes: int  # of the shards
+    vocabulary: Vocabulary
+
+
+class _Task(NamedTuple):
+    """One shard to be made."""
+
+    path: Path
+    split: str
+    number: int
+    pieces: list[Piece]
+
+
+def prepare(
+    inputs: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    settings: PrepareSettings | None = None,
+    *,
+    vocab: str | os.PathLike | None = None,
+    learn_vocab: int | None = None,
+    lower: bool | None = None,
+    processes: int = 1,
+    resume: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Makes a folder of shards, with the tokenizer they were made with, from text files; `Shards` reads it.
+
+    Args:
+        inputs: files, or folders of files.
+        output: the folder to be.
+        vocab: a vocab.txt, or the folder of a tokenizer; or else
+        learn_vocab: how many tokens to learn from the text.
+        lower: whether text is lower-cased (default: it is); not for a tokenizer's folder, which says so itself.
+        processes: how many work at once; 1 is this one.
+        resume: go on with an interrupted run, where there is one.
+        restart: throw away what an earlier run made of this folder.
+        progress: is told how many bytes were read and tokens made.
+
+    Raises:
+        InputError: an input that cannot be read, is empty, or holds a bad document.
+        PrepareError: there is an earlier run and neither resume nor restart is asked, or it was asked otherwise;
+            the folder is not a run's; another process is writing it.
+        ValueError: settings that do not go together.
+    """
+    settings = settings or PrepareSettings()
+    if (vocab is None) == (learn_vocab is None):
+        raise ValueError("give a vocabulary, or the size of one to learn: one of vocab and learn_vocab")
+    given = None if vocab is None else _read_tokenizer(vocab, lower)
+    files = find_files(inputs)
+    pieces = [piece for path in files for piece in cut(path, settings.reading, settings.shard_bytes)]
+    asked = {
+        "inputs": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        **asdict(settings),
+        "vocabulary": Vocabulary.of(given).sha256 if given else f"learned, {learn_vocab} tokens",
+        "lower": given is None and lower is not False,
+    }
+    output = Path(output)
+    tasks = _plan(pieces, output, settings)
+    with _Run(output, asked, resume=resume, restart=restart) as run:
+        if run.vocabulary is None:
+            tokenizer = given or learn_vocabulary(
+                lambda: _sample(pieces, settings, LEARN_BYTES), learn_vocab, lower=lower is not False
+            )
+            tokenizer.save_pretrained(output)
+            run.commit(Vocabulary.of(tokenizer).sha256)
+        vocabulary = Vocabulary.of(BertTokenizer.from_pretrained(output))
+        if vocabulary.sha256 != run.vocabulary:
+            raise PrepareError(f"{output}: the tokenizer is not the interrupted run's; --restart begins anew")
+        left = [task for task in tasks if not _is_done(task.path, vocabulary)]
+        progress = progress or Progress()
+        progress.begin(sum(piece.bytes for task in left for piece in task.pieces))
+        run_tasks(_ShardMaker(output, settings), left, processes, progress)
+        totals: dict[str, Counts] = {}
+        for task in tasks:
+            totals[task.split] = totals.get(task.split, Counts()) + Shard(task.path).counts
+        _check_splits(totals, settings)
+        paths = {split: [task.path for task in tasks if task.split == split] for split in totals}
+        write_index(output, vocabulary, asdict(settings), paths)
+        run.finish()
+    size = sum(task.path.stat().st_size for task in tasks)
+    return Summary(totals, len(tasks), len(tasks) - len(left), size, vocabulary)
+
+
+def _read_tokenizer(vocab: str | os.PathLike, lower: bool | None) -> BertTokenizer:
+    if Path(vocab).is_dir():
+        if lower is not None:
+            raise ValueError(f"lower is {lower}; the tokenizer in {vocab} says itself whether it lower-cases")
+        return BertTokenizer.from_pretrained(vocab)
+    if not Path(vocab).is_file():
+        raise InputError(f"{vocab}: no such vocabulary")
+    return BertTokenizer(os.fspath(vocab), do_lower_case=lower is not False)
+
+
+def _plan(pieces: list[Piece], output: Path, settings: PrepareSettings) -> list[_Task]:
+    groups = {"train": group(pieces, settings.shard_bytes)}
+    if settings.held_out:
+        groups["held_out"] = group(pieces, round(settings.shard_bytes / settings.held_out))
+    return [
+        _Task(output / f"{split}-{number:05}{SUFFIX}", split, number, members)
+        for split, listed in groups.items()
+        for number, members in enumerate(listed)
+    ]
+
+
+def _split_of(document: Document, settings: PrepareSettings) -> str:
+    """Which split a document belongs to, wherever it stands; one that cannot be read, to the first."""
+    if not settings.held_out or document.problem:
+        return "train"
+    salt = settings.seed.to_bytes(16, "little", signed=True)
+    digest = hashlib.blake2b(document.text.encode(), digest_size=8, salt=salt).digest()
+    return "held_out" if int.from_bytes(digest, "little") < settings.held_out * 2**64 else "train"
+
+
+def _sample(pieces: list[Piece], settings: PrepareSettings, size: int) -> Iterator[str]:
+    """Documents of the training split, from pieces spread evenly over the text, about `size` bytes."""
+    step = max(1, round(sum(piece.bytes for piece in pieces) / size))
+    for piece in pieces[::step]:
+        for document in documents(piece, settings.reading):
+            if document.problem is not None and not settings.skip_bad:
+                raise InputError(f"{document.where()} {document.problem}")
+            if document.problem is None and _split_of(document, settings) == "train":
+                yield document.text
+
+
+def _is_done(path: Path, vocabulary: Vocabulary) -> bool:
+    """Whether an earlier run finished this shard; one that has come to harm since is made anew."""
+    if not path.exists():
+        return False
+    try:
+        shard = Shard(path)
+        shard.verify()
+    except ShardError:
+        return False
+    return shard.vocabulary == vocabulary
+
+
+class _ShardMaker:
+    """Makes one shard of one task; called in several processes."""
+
+    def __init__(self, output: Path, settings: PrepareSettings) -> None:
+        self._output, self._settings = output, settings
+
+    @cached_property
+    def _tokenizer(self) -> BertTokenizer:  # each process reads its own
+        return BertTokenizer.from_pretrained(self._output)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self._tokenizer)
+
+    def __call__(self, task: _Task, advance: Advance) -> None:
+        settings = self._settings
+        held, skipped = self._tokenize(task, advance)
+        rng = Random(f"{settings.seed} {task.split} {task.number}")
+        make = pairs if settings.pairs else runs
+        rows: Iterable = ()
+        if len(held.documents) > 1:
+            try:
+                rows = list(make(held, settings.max_length, settings.short_seq_prob, rng))
+            except ValueError as error:
+                where = f"{task.pieces[0].path}" + " and more" * (len(task.pieces) > 1)
+                raise InputError(
+                    f"{task.path.name} ({where}): {error}; separate documents by blank lines, put more text in a "
+                    "shard, hold out more, or make no pairs"
+                ) from None
+        examples = assemble(held, rows, self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
+        counts = Counts(len(held.documents) - 1, len(held.sentences) - 1, skipped)
+        write_shard(task.path, examples, self._vocabulary, counts)
+
+    def _tokenize(self, task: _Task, advance: Advance) -> tuple[TokenizedDocuments, int]:
+        """The task's documents, and how many were skipped."""
+        dtype = token_dtype(self._vocabulary)
+        blocks, skipped = [np.zeros(0, dtype)], 0
+        lengths, sizes = [], []  # tokens of each sentence, sentences of each document
+        for batch, read in self._batches(task):
+            split = [split_sentences(document.text) for document in batch]
+            ids = iter(self._tokenizer.encode_plain(list(chain.from_iterable(split))))
+            kept: list[list[int]] = []
+            for document, sentences in zip(batch, split, strict=True):
+                full = [sentence for sentence in islice(ids, len(sentences)) if sentence]
+                problem = document.problem or (None if full else "holds no token")
+                if problem and not self._settings.skip_bad:
+                    raise InputError(f"{document.where()} {problem}")
+                skipped += bool(problem)
+                if not problem:
+                    kept += full
+                    sizes.append(len(full))
+            lengths += map(len, kept)
+            blocks.append(np.fromiter(chain.from_iterable(kept), dtype))
+            advance(read, len(blocks[-1]))
+        return TokenizedDocuments(np.concatenate(blocks), [0, *accumulate(lengths)], [0, *accumulate(sizes)]), skipped
+
+    def _batches(self, task: _Task) -> Iterator[tuple[list[Document], int]]:
+        """The documents of the task's split, enough to tokenize together, and bytes read for them, more or less."""
+        batch: list[Document] = []
+        held = read = 0
+        for piece in task.pieces:
+            left = piece.bytes
+            for document in documents(piece, self._settings.reading):
+                read += (size := min(len(document.text), left))
+                left -= size
+                if _split_of(document, self._settings) == task.split:
+                    batch.append(document)
+                    held += len(document.text)
+                if held >= TOKENIZED_TOGETHER:
+                    yield batch, read
+                    batch, held, read = [], 0, 0
+            read += left
+        yield batch, read
+
+
+def _check_splits(totals: dict[str, Counts], settings: PrepareSettings) -> None:
+    if not totals["train"].examples:
+        raise InputError("no document of the inputs is left to train on")
+    if "held_out" in totals and not totals["held_out"].examples:
+        documents = totals["train"].documents
+        raise InputError(f"held_out is {settings.held_out}, which of {documents} documents holds out none")
+
+
+class _Run:
+    """A folder while it is being made: its lock, and the journal that says what it was asked."""
+
+    def __init__(self, output: Path, asked: dict[str, Any], *, resume: bool, restart: bool) -> None:
+        self._output, self._journal = output, output / JOURNAL
+        self._asked = asked
+        self.vocabulary: str | None = None  # sha256 of the saved tokenizer's; None until it is saved
+        self._made = not output.exists()
+        output.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(output)
+        try:
+            for stale in output.glob(".*.tmp"):  # of a run that was killed
+                stale.unlink()
+            if restart:
+                self._clear()
+            self.complete = (output / INDEX).exists()
+            self._begin(resume)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _clear(self) -> None:
+        ours = [self._output / name for name in (INDEX, JOURNAL, *_TOKENIZER_FILES)]
+        for path in (*ours, *self._output.glob(f"*{SUFFIX}")):
+            path.unlink(missing_ok=True)
+
+    def _begin(self, resume: bool) -> None:
+        if not self._journal.exists():
+            if self.complete:
+                raise PrepareError(f"{self._output} holds prepared data: --restart makes it anew")
+            if other := sorted(path.name for path in self._output.iterdir()):
+                raise PrepareError(f"{self._output} is not empty: it holds {other[0]}")
+            self.commit(None)
+            return
+        if not resume:
+            raise PrepareError(
+                f"{self._journal} is left of an interrupted run: --resume goes on with it, --restart throws it away"
+            )
+        try:
+            journal = json.loads(self._journal.read_bytes())
+            version, before, self.vocabulary = journal["version"], journal["asked"], journal["vocabulary"]
+        except (ValueError, KeyError, TypeError):
+            raise PrepareError(f"{self._journal} is no journal of a run; --restart throws it away") from None
+        if version != JOURNAL_VERSION:
+            raise PrepareError(f"{self._journal} is of another version of fastbert; --restart begins anew")
+        for name, value in self._asked.items():
+            if (was := before.get(name)) != value:
+                told = "" if name == "inputs" else f" was {was!r} and is {value!r} now"
+                raise PrepareError(
+                    f"cannot go on with {self._output}: {name}{told or ' have changed'}; give what was given before, "
+                    "or --restart to begin anew"
+                )
+
+    def commit(self, vocabulary: str | None) -> None:
+        """Says that the tokenizer is saved, or that nothing is yet."""
+        self.vocabulary = vocabulary
+        content = {"version": JOURNAL_VERSION, "vocabulary": vocabulary, "asked": self._asked}
+        write_text(self._journal, json.dumps(content, indent=1) + "\n")
+
+    def finish(self) -> None:
+        self._journal.unlink()
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None and self.vocabulary is None:
+            self._clear()  # nothing was made that is worth going on with
+            if self._made:
+                self._output.rmdir()
+        os.close(self._lock)
+
+
+def _lock(folder: Path) -> int:
+    """Keeps other processes from writing the folder until this one ends, however it ends."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise PrepareError(f"another process is writing {folder}") from None
+    return handle

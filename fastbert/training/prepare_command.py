@@ -1,0 +1,101 @@
+"""`fastbert prepare`: from its arguments to a run, with a bar and a summary."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from fastbert.training.documents import DocumentReading
+from fastbert.training.pool import Progress
+from fastbert.training.prepare import JOURNAL, PrepareSettings, Summary, prepare
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `fastbert prepare`; returns the exit code. Usage errors exit, others are raised."""
+    try:
+        settings = PrepareSettings(
+            max_length=args.max_length,
+            pairs=args.pairs,
+            short_seq_prob=args.short_seq_prob,
+            held_out=args.held_out,
+            seed=args.seed,
+            shard_bytes=args.shard_mib << 20,
+            skip_bad=args.bad_documents == "skip",
+            reading=DocumentReading(args.input_format, args.documents, args.field, args.column),
+        )
+    except ValueError as error:
+        args.parser.error(str(error))
+    meter = _Meter(quiet=args.quiet)
+    try:
+        summary = prepare(
+            args.inputs,
+            args.output,
+            settings,
+            vocab=args.vocab,
+            learn_vocab=args.learn_vocab,
+            lower=args.lower,
+            processes=args.processes,
+            resume=args.resume,
+            restart=args.restart,
+            progress=meter,
+        )
+    except KeyboardInterrupt:
+        if (Path(args.output) / JOURNAL).exists():
+            print(f"fastbert: {args.output} is not complete; --resume goes on with it", file=sys.stderr)
+        raise
+    finally:
+        meter.close()
+    meter.summary(summary, args.output)
+    return 0
+
+
+class _Meter(Progress):
+    """The bar while a run goes on, where stderr is a terminal and tqdm is installed, and the summary at its end."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._bar = quiet, None
+        self._tokens, self._start = 0, time.monotonic()
+
+    def begin(self, total_bytes: int) -> None:
+        self._start = time.monotonic()
+        if self._quiet or not sys.stderr.isatty():
+            return
+        try:
+            from tqdm import tqdm
+        except ModuleNotFoundError:
+            return
+        self._bar = tqdm(total=total_bytes, unit="B", unit_scale=True, file=sys.stderr, dynamic_ncols=True)
+
+    def update(self, read_bytes: int, tokens: int) -> None:
+        self._tokens = tokens
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self._rate():,.0f} tokens/s", refresh=False)
+            self._bar.update(read_bytes - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def summary(self, done: Summary, output: str) -> None:
+        """A line for each split, and one on the run; skipped documents are counted also for --quiet."""
+        say = lambda message: print(f"fastbert: {message}", file=sys.stderr)  # noqa: E731
+        if skipped := sum(counts.skipped for counts in done.splits.values()):
+            say(f"{skipped:,} documents skipped")
+        if self._quiet:
+            return
+        for split, counts in done.splits.items():
+            say(
+                f"{split}: {counts.documents:,} documents, {counts.sentences:,} sentences, "
+                f"{counts.examples:,} examples, {counts.tokens:,} tokens"
+            )
+        before = f", {done.resumed:,} of them by the run before" if done.resumed else ""
+        say(
+            f"{done.shards:,} shards, {done.bytes:,} bytes, vocabulary of {done.vocabulary.size:,} tokens to {output}"
+            f"{before}; {self._tokens:,} tokens of text in {time.monotonic() - self._start:.1f} s, "
+            f"{self._rate():,.0f} tokens/s"
+        )
+
+    def _rate(self) -> float:
+        return self._tokens / max(time.monotonic() - self._start, 1e-9)

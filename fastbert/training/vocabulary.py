@@ -1,0 +1,54 @@
+"""Learns a WordPiece vocabulary from text: the same for the same text, on any number of cores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from fastbert.tokenization import BertTokenizer
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ALPHABET = 1000  # characters that get a token; rarer ones become [UNK]
+MIN_FREQUENCY = 2
+
+
+def learn_vocabulary(texts: Callable[[], Iterable[str]], size: int, *, lower: bool = True) -> BertTokenizer:
+    """A tokenizer of at most `size` tokens, by the trainer of the `tokenizers` library.
+
+    Left to itself, that trainer numbers the characters inside words as a hash map has them, and breaks ties of
+    later merges by these numbers: each run ends at another vocabulary. So it is told all characters, in order.
+
+    Args:
+        texts: called twice, for all texts each time.
+        size: with the five special tokens; fewer come out where the text does not have that many.
+
+    Raises:
+        ValueError: `size` does not hold the special tokens and the text's characters.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.trainers import WordPieceTrainer
+
+    pattern = BertTokenizer(SPECIALS, do_lower_case=lower)._backend
+    backend = Tokenizer(WordPiece(unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = pattern.normalizer, pattern.pre_tokenizer
+
+    counts: Counter[str] = Counter()
+    for text in texts():
+        counts.update(backend.normalizer.normalize_str(text))
+    common = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    alphabet = sorted(common[:ALPHABET])
+    tokens = [*SPECIALS, *(f"##{c}" for c in alphabet)]
+    if (least := len(tokens) + len(alphabet)) > size:
+        raise ValueError(f"a vocabulary of {size} tokens has no room for the text's characters; it takes {least}")
+    trainer = WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=MIN_FREQUENCY,
+        special_tokens=tokens,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts(), trainer)
+    vocab = backend.get_vocab(with_added_tokens=True)
+    return BertTokenizer(sorted(vocab, key=vocab.__getitem__), do_lower_case=lower)
