@@ -254,3 +254,20 @@ def segments(N: int, architecture: str) -> SegmentTile:
     if architecture == "interpreter":
         return SegmentTile(8, 8, 1)
     return SegmentTile(64, min(64, 1 << (N - 1).bit_length()), 8)
+
+
+def cross_entropy(V: int) -> tuple[int, int]:
+    """(BLOCK_V, num_warps): a block of a row in registers, 16 logits a thread; several rows hide each other's waits."""
+    block = min(max(1 << (V - 1).bit_length(), 128), 4096)
+    return block, max(block // 512, 1)
+
+
+def quantize_rows(columns: int) -> tuple[int, int]:
+    """(BLOCK, num_warps): a row as eight vectors of BLOCK columns, 32 columns a thread."""
+    block = max(1 << (columns // 8 - 1).bit_length(), 32)
+    return block, min(max(block // 128, 1), 16)
+
+
+def quantized_columns(tile: LinearTile) -> int:
+    """Columns of K a step of an 8-bit product in one of `linear_tiles` of 16 bits: as many bytes, 128 at most."""
+    return min(2 * tile.block_k, 128)

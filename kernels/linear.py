@@ -18,11 +18,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastbert.kernels import architecture, configs, linear_table
 from fastbert.kernels.activation import activate, activation_bwd, activation_fwd, column_sum
 
-_GROUP_M = 8  # rows of tiles that are walked together, so that their x stays in the L2 cache
+GROUP_M = 8  # rows of tiles that are walked together, so that their x stays in the L2 cache
 
 
 @triton.jit
-def _corner(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+def corner(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     """Row and column of a tile: down GROUP_M rows, then one column to the right."""
     in_group = GROUP_M * tiles_n
     first = tile // in_group * GROUP_M
@@ -51,13 +51,13 @@ def _finish(
         sums += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
     if z is not None:  # y is made of what the backward will see
         rounded = sums.to(dtype)
-        _store(rounded, z, stride_ym, first_m, first_n, M, N, TMA)
+        store(rounded, z, stride_ym, first_m, first_n, M, N, TMA)
         sums = rounded.to(tl.float32)
-    _store(activate(sums, ACTIVATION, dtype == tl.float32).to(dtype), y, stride_ym, first_m, first_n, M, N, TMA)
+    store(activate(sums, ACTIVATION, dtype == tl.float32).to(dtype), y, stride_ym, first_m, first_n, M, N, TMA)
 
 
 @triton.jit
-def _store(block, y, stride_ym, first_m, first_n, M, N, TMA: tl.constexpr):
+def store(block, y, stride_ym, first_m, first_n, M, N, TMA: tl.constexpr):
     if TMA:
         y.store([first_m, first_n], block)
     else:
@@ -93,7 +93,7 @@ def _linear_fwd_kernel(
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     # Flattened, the loads of the next tile's first steps are in flight while this one is stored.
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=TMA):
-        tile_m, tile_n = _corner(tile, tiles_m, tiles_n, GROUP_M)
+        tile_m, tile_n = corner(tile, tiles_m, tiles_n, GROUP_M)
         first_m, first_n = tile_m * BLOCK_M, tile_n * BLOCK_N
         sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         if TMA:
@@ -208,7 +208,7 @@ def linear_fused_fwd(
             TMA=tma,
             EVEN_K=K % tile.block_k == 0,
             INPUT_PRECISION=input_precision,
-            GROUP_M=_GROUP_M,
+            GROUP_M=GROUP_M,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
