@@ -32,7 +32,6 @@ _ATTENTION = {
     ("gfx942", False): (Attention(64, 4, 1), Attention(64, 4, 1), Attention(64, 4, 1), Attention(64, 4, 1)),
     ("gfx942", True): (Attention(64, 4, 1), Attention(64, 4, 1), Attention(32, 4, 1), Attention(32, 4, 1)),
 }
-_INTERPRETED = Attention(16, 1, 1)
 
 
 def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> int:
@@ -53,7 +52,7 @@ def attention(
     Only the class of max_seqlen counts: up to 16, 32, 64, below 256, below 512, or more.
     """
     if architecture == "interpreter":
-        return _INTERPRETED
+        return Attention(16, 1, 1)
     block = attention_block(architecture, dtype, head_dim, max_seqlen)
     wide = head_dim > 64
     if dtype == torch.float32:
@@ -165,13 +164,12 @@ _LINEAR_TILES = {
         LinearTile(16, 32, 128, 4, 2),
     ),
 }
-_INTERPRETED = (LinearTile(32, 32, 32, 4, 1),)
 
 
 def linear_tiles(architecture: str, itemsize: int) -> tuple[LinearTile, ...]:
     """The tiles there are, from the largest down; in fp32 with half as much of K, and no more than 64 x 64."""
     if architecture == "interpreter":
-        return _INTERPRETED
+        return (LinearTile(32, 32, 32, 4, 1),)
     tiles = _LINEAR_TILES.get(architecture)
     if tiles is None:
         tiles = _LINEAR_TILES["gfx942" if architecture.startswith("gfx") else "sm_80"]

@@ -34,9 +34,14 @@ def rows_in_memory(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@cache
+@torch.compiler.assume_constant_result  # a compiled graph asks once
 def device_reason(device: torch.device) -> str | None:
     """Why Triton cannot run on `device`."""
+    return _device_reason(device)
+
+
+@cache
+def _device_reason(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"it runs on a GPU, not on {device.type}"
     if not _installed():

@@ -203,22 +203,23 @@ def attention(
     name, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
     if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
         # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
+        # max_seqlen is a number, and a graph that holds one is made anew for the next: T bounds it as well.
         seed = torch.randint(2**62, (1,), device=qkv.device) if dropout_p else None
         scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-        return torch.ops.fastbert.attention(name, qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed)[0]
+        return torch.ops.fastbert.attention(name, needs_gradient(qkv), qkv, cu_seqlens, scale, dropout_p, seed)[0]
     return run(qkv, cu_seqlens, max_seqlen, **kwargs)
 
 
 # What a compiled graph holds. `backend` is the one that was chosen when the graph was made; `saved` is what its
-# backward reads beside the output: see the launchers.
+# backward reads beside the output, where `training`: see the launchers.
 
 
 @torch.library.custom_op("fastbert::attention", mutates_args=())
 def _attention_op(
     backend: str,
+    training: bool,
     qkv: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
@@ -227,29 +228,34 @@ def _attention_op(
         from fastbert.kernels.attention import attention_fwd
 
         qkv = _rows(qkv)
-        arguments = _triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed)
-        return attention_fwd(qkv, cu_seqlens, max_seqlen, **arguments)
-    if backend == "native":
-        return native.attention_training(qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed))
-    return reference.attention(qkv, cu_seqlens, max_seqlen, scale=scale).contiguous(), _saved(backend, qkv)
+        arguments = _triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
+        out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), **arguments)
+    elif backend == "native" and (training or dropout_p):
+        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
+        out, saved = native.attention_training(qkv, cu_seqlens, **constants)
+    elif backend == "native":
+        out, saved = native.attention(qkv, cu_seqlens, len(qkv), scale=scale), None
+    else:
+        out, saved = reference.attention(qkv, cu_seqlens, len(qkv), scale=scale).contiguous(), None
+    return out, _saved(backend, training, qkv) if saved is None or not training else saved
 
 
 @_attention_op.register_fake
 def _(
     backend: str,
+    training: bool,
     qkv: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape[0], *qkv.shape[2:]), _saved(backend, qkv)
+    return qkv.new_empty(qkv.shape[0], *qkv.shape[2:]), _saved(backend, training, qkv)
 
 
-def _saved(backend: str, qkv: Tensor) -> Tensor:
+def _saved(backend: str, training: bool, qkv: Tensor) -> Tensor:
     T, _, H, _ = qkv.shape
-    shape = {"triton": (H, T), "native": (2, H, T), "reference": (0,)}[backend]
+    shape = {"triton": (H, T), "native": (2, H, T)}.get(backend, (0,)) if training else (0,)
     return qkv.new_empty(shape, dtype=torch.float32)
 
 
@@ -265,7 +271,6 @@ def _attention_backward_op(
     out: Tensor,
     saved: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
@@ -274,12 +279,12 @@ def _attention_backward_op(
         from fastbert.kernels.attention_backward import attention_bwd
 
         qkv = _rows(qkv)
-        arguments = _triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p, seed)
-        return attention_bwd(_rows(dout), qkv, out, saved, cu_seqlens, max_seqlen, **arguments)
+        arguments = _triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
+        return attention_bwd(_rows(dout), qkv, out, saved, cu_seqlens, len(qkv), **arguments)
     if backend == "native":
         constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
         return native.attention_backward(dout, qkv, cu_seqlens, out, saved, **constants)
-    return reference.attention_backward(dout, qkv, cu_seqlens, max_seqlen, scale=scale).contiguous()
+    return reference.attention_backward(dout, qkv, cu_seqlens, len(qkv), scale=scale).contiguous()
 
 
 @_attention_backward_op.register_fake
@@ -290,7 +295,6 @@ def _(
     out: Tensor,
     saved: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
@@ -299,16 +303,14 @@ def _(
 
 
 def _save(ctx, inputs, output) -> None:
-    ctx.backend, qkv, cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.backend, _, qkv, cu_seqlens, ctx.scale, ctx.dropout_p, seed = inputs
     ctx.save_for_backward(qkv, *output, cu_seqlens, seed)
 
 
 def _backward(ctx, dout, _):
     *saved, cu_seqlens, seed = ctx.saved_tensors
-    dqkv = torch.ops.fastbert.attention_backward(
-        ctx.backend, dout, *saved, cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.dropout_p, seed
-    )
-    return None, dqkv, None, None, None, None, None
+    dqkv = torch.ops.fastbert.attention_backward(ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed)
+    return None, None, dqkv, None, None, None, None
 
 
 _attention_op.register_autograd(_backward, setup_context=_save)

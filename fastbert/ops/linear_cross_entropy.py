@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,16 +69,23 @@ class _TritonLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        from fastbert.kernels.linear_cross_entropy import linear_cross_entropy_bwd
-
         x, _, _, _, kept = ctx.saved_tensors
         if ctx.made is None:
             _, *ctx.made = _triton_forward(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3])
         made, ctx.made = ctx.made, None  # the kernel writes over them
-        drows, dweight, dbias = linear_cross_entropy_bwd(dloss, *made, x.dtype)
-        if drows is not None and kept is not None:
-            drows = torch.zeros_like(x, memory_format=torch.contiguous_format).index_copy_(0, kept, drows)
-        return drows, dweight, dbias, None, None, None
+        return *_triton_gradients(dloss, x, kept, made), None, None, None
+
+
+def _triton_gradients(
+    dloss: Tensor, x: Tensor, kept: Tensor | None, made: list[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """dx, dweight and dbias, of what `linear_cross_entropy_fwd` made of the rows that were kept; writes over it."""
+    from fastbert.kernels.linear_cross_entropy import linear_cross_entropy_bwd
+
+    drows, dweight, dbias = linear_cross_entropy_bwd(dloss, *made, x.dtype)
+    if drows is not None and kept is not None:
+        drows = torch.zeros_like(x, memory_format=torch.contiguous_format).index_copy_(0, kept, drows)
+    return drows, dweight, dbias
 
 
 def _triton_forward(
@@ -171,7 +179,61 @@ def linear_cross_entropy(
     if bias is not None:
         check_shape(op, "bias", bias, (weight.shape[0],))
     args = (x, weight, bias, labels)
-    if torch.compiler.is_compiling():
+    name, run = backend.choose(op, x.device.type, *args, ignore_index=ignore_index)
+    if not torch.compiler.is_compiling() or name == "reference":
+        return run(*args, ignore_index=ignore_index)
+    if torch.is_autocast_enabled(x.device.type):  # which casts what a compiler traces, and no op of ours
         return reference.linear_cross_entropy(*args, ignore_index=ignore_index)
-    _, run = backend.choose(op, x.device.type, *args, ignore_index=ignore_index)
-    return run(*args, ignore_index=ignore_index)
+    needed = [needs_gradient(t) for t in (x, weight, bias)]
+    return torch.ops.fastbert.linear_cross_entropy(name, *args, ignore_index, needed)[0]
+
+
+# What a compiled graph holds: the loss and, as in eager mode, the gradients that are `needed`, made along with it.
+
+
+@torch.library.custom_op("fastbert::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy_op(
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if backend == "native":
+        loss, made = native.linear_cross_entropy(x, weight, bias, labels, ignore_index=ignore_index, needed=needed)
+    else:
+        kept = _labelled(labels, weight.shape[0], ignore_index)
+        loss, *made = _triton_forward(x, weight, bias, labels, kept, ignore_index, tuple(needed))
+        made = _triton_gradients(torch.ones_like(loss), x, kept, made)
+    return loss.to(x.dtype), *(x.new_empty(0) if gradient is None else gradient for gradient in made)
+
+
+@_linear_cross_entropy_op.register_fake
+def _(
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    made = (
+        t.new_empty(t.shape) if wanted else x.new_empty(0) for t, wanted in zip((x, weight, bias), needed, strict=True)
+    )
+    return x.new_empty(()), *made
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.needed = inputs[-1]
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx, dloss, *_):
+    gradients = (made * dloss if wanted else None for made, wanted in zip(ctx.saved_tensors, ctx.needed, strict=True))
+    return None, *gradients, None, None, None
+
+
+_linear_cross_entropy_op.register_autograd(_backward, setup_context=_save)
