@@ -1,7 +1,7 @@
-"""The command `fastbert`: embed, fill-mask, prepare, doctor.
+"""The command `fastbert`: embed, fill-mask, prepare, pretrain, doctor.
 
-Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the
-output went away. torch and all that needs it are imported by the commands that use them.
+Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the output
+went away; 143 stopped by SIGTERM. torch and all that needs it are imported by the commands that use them.
 """
 
 from __future__ import annotations
@@ -49,6 +49,16 @@ OUT is a folder: shards of examples for each split, the tokenizer, and index.jso
 inputs, options and seed make the same bytes, with any number of processes. After Ctrl-C, a kill or a crash, the
 same command with --resume goes on with the shards that were not finished.
 """
+_PRETRAIN_EXAMPLES = """\
+examples:
+  fastbert pretrain config.toml
+  fastbert pretrain config.toml --resume --set training.log_every=1
+  torchrun --nproc-per-node 8 -m fastbert.cli pretrain config.toml --resume
+
+interruption:
+  On SIGTERM and Ctrl-C the run ends with a checkpoint. After a kill or a crash, too, the same command with
+  --resume goes on with the newest checkpoint in output.folder, or begins where there is none.
+"""
 _DOCTOR_EXAMPLES = """\
 example:
   fastbert doctor
@@ -93,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_embed(commands)
     _add_fill_mask(commands)
     _add_prepare(commands)
+    _add_pretrain(commands)
     _add_doctor(commands)
     return parser
 
@@ -266,6 +277,20 @@ def _add_prepare(commands) -> None:
     running.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
 
 
+def _add_pretrain(commands) -> None:
+    parser = _command(commands, "pretrain", _pretrain, "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file; docs/pretrain.toml is one with every key")
+    parser.add_argument("--resume", action="store_true", help="go on with the newest checkpoint, if there is one")
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="in place of the file's; may be repeated",
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
+
+
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
     _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
@@ -313,6 +338,12 @@ def _prepare(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _pretrain(args: argparse.Namespace) -> int:
+    from fastbert.pretrain_command import run
+
+    return run(args)
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from fastbert.doctor import diagnosis
 
@@ -324,13 +355,24 @@ def placement(args: argparse.Namespace) -> dict:
     """What --dtype, --precision, --quantize and --device ask for, as from_pretrained takes it."""
     import torch
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return {"dtype": dtype, "precision": args.precision, "quantize": args.quantize, "device": device_of(args.device)}
+
+
+def device_of(name: str | None) -> str:
+    """The device of that name, or without one a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {device}: {_one_line(error)}") from error
-    dtype = getattr(torch, args.dtype) if args.dtype else None
-    return {"dtype": dtype, "precision": args.precision, "quantize": args.quantize, "device": device}
+    return device
 
 
 def _one_line(error: BaseException) -> str:

@@ -34,10 +34,13 @@ def rows_in_memory(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.compiler.assume_constant_result  # a compiled graph asks once
 def device_reason(device: torch.device) -> str | None:
     """Why Triton cannot run on `device`."""
     return _device_reason(device)
+
+
+# A compiled graph asks once. It is what torch.compiler.assume_constant_result does, which imports torch's compiler.
+device_reason._dynamo_marked_constant = True
 
 
 @cache

@@ -1,0 +1,164 @@
+"""`fastbert pretrain`: from its arguments to a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from signal import Signals
+
+import torch
+
+from fastbert import native
+from fastbert.cli import device_of
+from fastbert.config import BertConfig
+from fastbert.hub import resolve_file
+from fastbert.model import BertPreTrainedModel
+from fastbert.tokenization import BertTokenizer
+from fastbert.training.batches import PackedBatches, PretrainingBatch
+from fastbert.training.distributed import Processes, join, local_rank
+from fastbert.training.loop import Outcome, Pretraining, open_checkpoints
+from fastbert.training.masking import Masking
+from fastbert.training.objective import MODELS
+from fastbert.training.settings import Settings, SettingsError, load_settings
+from fastbert.training.shards import Shards, read_index
+
+# TFLOP/s of dense products on paper, (fp32 without TF32, bf16 and fp16): by a part of the GPU's name, the first that
+# fits. From NVIDIA's data sheets.
+GPU_PEAKS = {
+    "GB200": (80, 2500),
+    "B200": (80, 2250),
+    "H200": (67, 989),
+    "H100 PCIe": (51, 756),
+    "H100 NVL": (60, 835),
+    "H100": (67, 989),
+    "A100": (19.5, 312),
+    "A10G": (31, 70),
+    "A10": (31, 125),
+    "L40S": (92, 362),
+    "L4": (30, 121),
+    "V100": (15.7, 125),
+    "T4": (8.1, 65),
+    "RTX 4090": (83, 165),
+    "RTX 3090": (36, 71),
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `fastbert pretrain`; returns the exit code."""
+    settings = load_settings(args.config, args.set)
+    device = torch.device(_device(args.device))
+    with join(device) as processes:
+        outcome = _pretrain(settings, device, processes, resume=args.resume)
+    if processes.first:
+        _say(f"step {outcome.step:,}, checkpoint {outcome.checkpoint}")
+    if outcome.signal is None:
+        return 0
+    _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")
+    return 128 + outcome.signal
+
+
+def _pretrain(settings: Settings, device: torch.device, processes: Processes, *, resume: bool) -> Outcome:
+    newest = open_checkpoints(settings).newest()
+    processes.wait()  # all have looked before one may write
+    if newest is not None and not resume:
+        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another output.folder")
+    shards = Shards(settings.data.shards)
+    tokenizer = shards.tokenizer
+    if newest is None:
+        model = fresh_model(settings, tokenizer, shards)
+    else:
+        model = MODELS[settings.training.objective].from_pretrained(newest)
+    model.to(device)
+    shards.check_model(model.config)
+    masking = Masking(settings.data.mask_probability, whole_words=settings.data.whole_words)
+    places = {"rank": processes.rank, "world_size": processes.world_size}
+    options = {"tokens_per_batch": settings.data.tokens_per_batch, "masking": masking, **places}
+    trainer = Pretraining(
+        settings,
+        model,
+        tokenizer,
+        PackedBatches(shards, seed=settings.training.seed, **options),
+        _heldout(settings, model.config, options),
+        processes=processes,
+        peak_flops=peak_flops(settings, device),
+    )
+    if newest is not None:
+        trainer.resume(newest)
+        if processes.first:
+            _say(f"going on from {newest}")
+    return trainer.run()
+
+
+def _heldout(settings: Settings, config: BertConfig, options: dict) -> Callable[[], Iterator[PretrainingBatch]] | None:
+    """Makes the same batches for each evaluation; None where there is no held-out text, or none is wanted."""
+    folder = Path(settings.data.heldout or settings.data.shards)
+    if not settings.data.heldout_batches or (
+        settings.data.heldout is None and "held_out" not in read_index(folder)["splits"]
+    ):
+        return None
+    shards = Shards(folder, "held_out")
+    shards.check_model(config)
+    return lambda: islice(PackedBatches(shards, seed=0, epochs=1, **options), settings.data.heldout_batches)
+
+
+def fresh_model(settings: Settings, tokenizer: BertTokenizer, shards: Shards) -> BertPreTrainedModel:
+    """The model that training starts with, in float32 on the host, the same for the same seed.
+
+    Raises:
+        ValueError: a vocabulary or sizes that do not go with the shards.
+    """
+    wanted, training = settings.model, settings.training
+    overrides = wanted.sizes()
+    if training.dropout is not None:
+        overrides |= {"hidden_dropout_prob": training.dropout, "attention_probs_dropout_prob": training.dropout}
+    kind = MODELS[training.objective]
+    torch.manual_seed(training.seed)
+    if wanted.checkpoint is not None:
+        if any(resolve_file(wanted.checkpoint, name, required=False) for name in ("tokenizer.json", "vocab.txt")):
+            config = BertConfig.from_pretrained(wanted.checkpoint, **overrides)
+            shards.check_model(config, BertTokenizer.from_pretrained(wanted.checkpoint))
+        return kind.from_pretrained(wanted.checkpoint, dtype=torch.float32, **overrides)
+    if wanted.config is not None:
+        config = BertConfig.from_pretrained(_config_folder(wanted.config), **overrides)
+    else:
+        config = BertConfig(
+            **{"vocab_size": shards.vocabulary.size, "pad_token_id": tokenizer.pad_token_id, **overrides}
+        )
+    return kind(config)
+
+
+def _config_folder(path: str) -> Path:
+    """The folder of a config.json, named by itself or by its folder."""
+    file = Path(path)
+    if file.is_file() and file.name != "config.json":
+        raise SettingsError(f"model.config is {path!r}; it must be a file called config.json, or the folder with it")
+    return file.parent if file.is_file() else file
+
+
+def peak_flops(settings: Settings, device: torch.device) -> float | None:
+    """FLOP/s of one device at most in the run's precision: as the settings say, measured on a CPU, by a GPU's name."""
+    half = settings.training.precision != "fp32"
+    if settings.training.peak_tflops is not None:
+        return settings.training.peak_tflops * 1e12
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = next((peaks for part, peaks in GPU_PEAKS.items() if part in name), None)
+        return None if known is None else known[half] * 1e12
+    if device.type != "cpu" or native.available() is not None:
+        return None
+    # A slow multiplication in bf16 is no limit where one in fp32 does as well.
+    kinds = ("bf16", "fp32") if half else ("fp32",)
+    return max(native.peak(kind, native.isa(), torch.get_num_threads()) for kind in kinds)
+
+
+def _device(name: str | None) -> str:
+    """The device that is asked for; of several GPUs, each of torchrun's processes takes its own."""
+    number, device = local_rank(), device_of(name)
+    return f"cuda:{number}" if device == "cuda" and number is not None else device
+
+
+def _say(message: str) -> None:
+    print(f"fastbert: {message}", file=sys.stderr)

@@ -1,0 +1,142 @@
+"""What a run reports: log.jsonl, TensorBoard event files and a line of progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from fastbert.files import write_text
+from fastbert.training.objective import Counts
+
+LOG, EVENTS = "log.jsonl", "tensorboard"
+
+
+class Log:
+    """Takes figures by step. On resume, lines and events of steps after `step` are dropped: they come again.
+
+    Args:
+        folder: of the run's output.
+        step: steps done before.
+        tensorboard: whether event files are written, too.
+
+    Raises:
+        ModuleNotFoundError: tensorboard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, *, step: int, tensorboard: bool) -> None:
+        self._events = _event_writer(folder / EVENTS, step) if tensorboard else None
+        path = folder / LOG
+        kept = [line for line in _lines(path) if line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, step: int, kind: str, figures: dict[str, Any]) -> None:
+        """One line of the log, {"step": ..., "kind": "train" or "heldout", ...}, and a scalar for each number."""
+        self._file.write(json.dumps({"step": step, "kind": kind, **figures}) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in figures.items():
+                if value is not None:
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _event_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "output.tensorboard is true and tensorboard is not installed: pip install 'fastbert-engine[train]', "
+            "or set output.tensorboard=false"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None, flush_secs=30)
+
+
+def _lines(path: Path) -> list[dict]:
+    """The whole lines of a log; a kill may have torn the last."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+class ProgressLine:
+    """One line on stderr for each report; on a terminal it takes the place of the one before."""
+
+    def __init__(self, total_steps: int, stream: TextIO | None = None) -> None:
+        self._total, self._stream = total_steps, sys.stderr if stream is None else stream
+        self._open = False
+
+    def show(self, step: int, figures: dict[str, Any], seconds_left: float) -> None:
+        losses = [
+            f"{part.upper()} loss {figures[f'{part}_loss']:.4f}" for part in ("mlm", "nsp") if f"{part}_loss" in figures
+        ]
+        parts = [f"step {step:,}/{self._total:,}", *losses, f"lr {figures['learning_rate']:.2e}"]
+        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+        if figures.get("mfu") is not None:
+            parts.append(f"MFU {figures['mfu']:.1%}")
+        self._write(", ".join([*parts, f"{duration(seconds_left)} left"]), replaceable=True)
+
+    def say(self, message: str) -> None:
+        self._write(message, replaceable=False)
+
+    def _write(self, message: str, *, replaceable: bool) -> None:
+        terminal = self._stream.isatty()
+        start = "\r\x1b[K" if terminal and self._open else ""
+        self._open = terminal and replaceable
+        self._stream.write(f"{start}fastbert: {message}" + ("" if self._open else "\n"))
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._open:
+            self._stream.write("\n")
+            self._open = False
+
+
+class Meter:
+    """Speed since the last report; evaluations and checkpoints do not count."""
+
+    def __init__(self, peak_flops: float | None, devices: int) -> None:
+        self._peak = None if peak_flops is None else peak_flops * devices
+        self.seconds_per_step = 0.0
+        self._clear()
+
+    def add(self, whole: Counts) -> None:
+        """Notes a step of that much."""
+        self._whole += whole
+        self._steps += 1
+
+    def pause(self) -> None:
+        """What comes now, up to `restart`, is no training; the device has finished what was."""
+        self._seconds += time.perf_counter() - self._since
+
+    def restart(self) -> None:
+        self._since = time.perf_counter()
+
+    def figures(self) -> dict[str, float | None]:
+        """tokens/s, FLOP/s as a share of the peak, and seconds, since the last call."""
+        seconds = max(self._seconds + time.perf_counter() - self._since, 1e-9)
+        mfu = None if self._peak is None else self._whole.flops / seconds / self._peak
+        figures = {"tokens_per_second": self._whole.tokens / seconds, "mfu": mfu, "seconds": seconds}
+        self.seconds_per_step = seconds / max(1, self._steps)
+        self._clear()
+        return figures
+
+    def _clear(self) -> None:
+        self._whole, self._steps, self._seconds = Counts(), 0, 0.0
+        self._since = time.perf_counter()
+
+
+def duration(seconds: float) -> str:
+    """`3 h 05 min`, `4 min 10 s`, `12 s`."""
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600:,} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"

@@ -1,0 +1,141 @@
+"""What pre-training minimises: the losses of masked words and of next sentences, each alone or their sum.
+
+A step's loss is that of its whole batch, however many micro-batches it comes in (`accumulate` of them, in each of
+several processes): the mean over all its labelled tokens, plus the mean over all its sequences. A micro-batch
+therefore counts by its share of them, and not as one mean among others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbert.config import BertConfig
+from fastbert.model import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining, BertPreTrainedModel
+from fastbert.model.bert import pool, run_bert
+from fastbert.model.encoder import project
+from fastbert.model.heads import IGNORE
+from fastbert.training.batches import PretrainingBatch
+
+MODELS = {"mlm_nsp": BertForPreTraining, "mlm": BertForMaskedLM, "nsp": BertForNextSentencePrediction}
+_LOGIT_ROWS = 1024  # of an evaluation, at a time
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much there is in a batch, or in all batches of a step."""
+
+    labels: float = 0
+    sequences: float = 0
+    tokens: float = 0
+    flops: float = 0  # of its training: forward and backward
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A batch on its device, with what the host knew of it before: nothing has to wait for the device."""
+
+    batch: PretrainingBatch
+    labelled: Tensor  # (n,) the tokens with a label
+    counts: Counts
+
+    @classmethod
+    def of(cls, batch: PretrainingBatch, config: BertConfig, objective: str, device: torch.device | str) -> MicroBatch:
+        if objective != "mlm" and batch.next_sentence_label is None:
+            raise ValueError(f"training.objective is {objective!r}, and the shards hold no next-sentence pairs")
+        labelled = (batch.labels != IGNORE).nonzero().squeeze(1)
+        lengths = batch.cu_seqlens.diff().to(torch.float64)
+        labels, tokens = len(labelled), len(batch.input_ids)
+        flops = training_flops(config, objective, tokens, len(lengths), labels, lengths.square().sum().item())
+        counts = Counts(labels, len(lengths), tokens, flops)
+        return cls(batch.to(device, non_blocking=True), labelled.to(device, non_blocking=True), counts)
+
+
+class Objective(nn.Module):
+    """The model with its losses. (A module, so that what wraps modules, as DDP, can wrap it.)"""
+
+    def __init__(self, model: BertPreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, micro_batch: MicroBatch, whole: Counts) -> Tensor:
+        """(2,): the parts of the step's MLM and NSP losses that this micro-batch of the `whole` contributes."""
+        mlm, nsp = self._states(micro_batch)
+        zero = micro_batch.labelled.new_zeros((), dtype=torch.float32)
+        parts = [zero, zero]
+        if mlm is not None:
+            parts[0] = self._mlm_loss(mlm, micro_batch) * (micro_batch.counts.labels / max(1, whole.labels))
+        if nsp is not None:
+            parts[1] = (
+                F.cross_entropy(nsp.float(), micro_batch.batch.next_sentence_label, reduction="sum") / whole.sequences
+            )
+        return torch.stack([part.float() for part in parts])
+
+    @torch.no_grad()
+    def scores(self, micro_batch: MicroBatch) -> Tensor:
+        """(4,) float64: sums over the micro-batch of the MLM loss, right words, the NSP loss, right sentences."""
+        mlm, nsp = self._states(micro_batch)
+        sums = torch.zeros(4, dtype=torch.float64, device=micro_batch.labelled.device)
+        if mlm is not None:
+            labels = micro_batch.batch.labels.index_select(0, micro_batch.labelled)
+            for rows, targets in zip(mlm.split(_LOGIT_ROWS), labels.split(_LOGIT_ROWS), strict=True):
+                sums[:2] += _scores(self.model.cls.predictions(rows), targets)
+        if nsp is not None:
+            sums[2:] += _scores(nsp, micro_batch.batch.next_sentence_label)
+        return sums
+
+    def _states(self, micro_batch: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
+        """For the heads there are: last states of the labelled tokens (n, E), next-sentence logits (B, 2)."""
+        model, batch = self.model, micro_batch.batch
+        inputs, encoded = run_bert(
+            model.bert,
+            model.config,
+            batch.input_ids,
+            token_type_ids=batch.token_type_ids,
+            cu_seqlens=batch.cu_seqlens,
+            max_seqlen=batch.max_seqlen,
+            precision=model.matmul_precision,
+        )
+        mlm = nsp = None
+        if not isinstance(model, BertForNextSentencePrediction):
+            mlm = encoded.last_hidden_state.index_select(0, micro_batch.labelled)
+        if not isinstance(model, BertForMaskedLM):
+            pooled = pool(model.bert, model.config, inputs, encoded, precision=model.matmul_precision)
+            nsp = project(model.cls.seq_relationship, pooled)
+        return mlm, nsp
+
+    def _mlm_loss(self, states: Tensor, micro_batch: MicroBatch) -> Tensor:
+        """The mean at the labelled tokens; without any a 0 that every parameter has a gradient of, as DDP expects."""
+        head = self.model.cls.predictions
+        if not len(states):
+            return head(states).sum()
+        return head.loss(states, micro_batch.batch.labels.index_select(0, micro_batch.labelled))
+
+
+def _scores(logits: Tensor, labels: Tensor) -> Tensor:
+    """(2,) float64: the sum of the cross entropies, and how often the likeliest is right."""
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return torch.stack([loss.double(), (logits.argmax(dim=1) == labels).sum().double()])
+
+
+def training_flops(
+    config: BertConfig, objective: str, tokens: int, sequences: int, labels: int, squares: float
+) -> float:
+    """FLOPs of a step's products, forward and twice that backward; recomputed activations do not count.
+
+    Forward: 2 for each weight of a layer and token, and 4 L E for each pair of tokens that attend (`squares`, the
+    sum of the squared lengths); the MLM head where there is a label, pooler and NSP head once a sequence.
+    """
+    E, F_, L, V = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
+    forward = 2.0 * L * (4 * E * E + 2 * E * F_) * tokens + 4.0 * L * E * squares
+    if objective != "nsp":
+        forward += 2.0 * (E * E + E * V) * labels
+    if objective != "mlm":
+        forward += 2.0 * (E * E + 2 * E) * sequences
+    return 3.0 * forward

@@ -1,0 +1,121 @@
+"""AdamW by torch and LAMB, over groups with and without weight decay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from fastbert.training.settings import OptimizerSettings
+
+_FUSED = ("cpu", "cuda")  # where torch has AdamW as one kernel
+
+
+def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
+    """The optimizer that the settings name, over `decay_groups`; the loop sets its rate at each step."""
+    groups = decay_groups(model, settings.weight_decay)
+    options = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    if settings.name == "lamb":
+        return Lamb(groups, **options)
+    fused = next(model.parameters()).device.type in _FUSED
+    optimizer = AdamW(groups, **options, fused=fused)
+    if fused:
+        optimizer.register_step_post_hook(_count_writes)
+    return optimizer
+
+
+def _count_writes(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    """The fused kernel leaves the version counters as they are, by which a backend knows its packed weights stale."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameters that decay, and biases and LayerNorms, which do not (Devlin et al., 2018)."""
+    decayed, others = [], []
+    norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = name.endswith("bias") or id(parameter) in norms
+            (others if plain else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay, "trust_ratio": True},
+        {"params": others, "weight_decay": 0.0, "trust_ratio": False},
+    ]
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """The global norm of the gradients, which are scaled down to `max_norm` where it is more; 0 leaves them."""
+    parameters = list(parameters)
+    if max_norm:
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+class Lamb(Optimizer):
+    """LAMB: Adam's update of a tensor, scaled to the length of that tensor (You et al., 2020, algorithm 2).
+
+    Moments are corrected for their start at 0; the length phi(z) is z, and the ratio 1 where either length is 0.
+    As in the authors' code, groups may go without the ratio (`trust_ratio=False`): biases and LayerNorms do.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        trust_ratio: bool = True,
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "trust_ratio": trust_ratio}
+        super().__init__(params, options)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step(params, group)
+        return loss
+
+    def _step(self, params: list[Tensor], group: dict) -> None:
+        """One update of a group, an operation at a time over all its tensors."""
+        (beta1, beta2), decay = group["betas"], group["weight_decay"]
+        grads, states = [p.grad for p in params], [self._state(p) for p in params]
+        exp_avgs, exp_avg_sqs = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
+        for state in states:
+            state["step"] += 1
+        steps = [state["step"].item() for state in states]
+
+        torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+        torch._foreach_mul_(exp_avg_sqs, beta2)
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+        denominators = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_div_(denominators, [math.sqrt(1 - beta2**step) for step in steps])
+        torch._foreach_add_(denominators, group["eps"])
+        updates = torch._foreach_div(exp_avgs, [1 - beta1**step for step in steps])
+        torch._foreach_div_(updates, denominators)
+        if decay:
+            torch._foreach_add_(updates, params, alpha=decay)
+        if group["trust_ratio"]:
+            lengths, update_lengths = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates))
+            ratios = lengths / update_lengths
+            ratios = torch.where((lengths > 0) & (update_lengths > 0), ratios, torch.ones_like(ratios))
+            torch._foreach_mul_(updates, list(ratios))
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+    def _state(self, p: Tensor) -> dict[str, Tensor]:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros(())  # on the host, as torch's Adam has it
+            state["exp_avg"] = torch.zeros_like(p)
+            state["exp_avg_sq"] = torch.zeros_like(p)
+        return state

@@ -1,0 +1,248 @@
+"""The settings of a pre-training run: a TOML file read into frozen dataclasses, each key checked by name."""
+
+from __future__ import annotations
+
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+class SettingsError(ValueError):
+    """A key that is unknown, missing, of another type or out of range; the message names it."""
+
+
+def _limit(
+    default: Any = MISSING, *, least: float | None = None, most: float | None = None, above: float | None = None
+):
+    limits = {"least": least, "most": most, "above": above}
+    return field(default=default, metadata={name: value for name, value in limits.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is trained: a checkpoint to start from, or a config.json; sizes win over either's.
+
+    With neither, fresh weights of BertConfig's sizes, a vocabulary of the shards' and the sizes named here.
+    """
+
+    checkpoint: str | None = None  # a folder or hub id in Hugging Face layout
+    config: str | None = None  # a config.json, or the folder with it
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    max_position_embeddings: int | None = None
+    hidden_act: str | None = None
+
+    def sizes(self) -> dict[str, Any]:
+        """The fields of BertConfig that are named here."""
+        return {k: v for k, v in asdict(self).items() if k not in ("checkpoint", "config") and v is not None}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    shards: str  # a folder that `fastbert prepare` wrote
+    heldout: str | None = None  # another, whose held-out split is evaluated in place of this one's
+    tokens_per_batch: int = _limit(16384, least=1)  # of all processes together; a step takes `accumulate` of these
+    heldout_batches: int = _limit(32, least=0)  # of an evaluation, at most; 0: nothing is evaluated
+    mask_probability: float = _limit(0.15, above=0.0, most=1.0)
+    whole_words: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    name: Literal["adamw", "lamb"] = "adamw"
+    lr: float = _limit(1e-4, least=0.0)  # at the top of the schedule
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = _limit(1e-6, above=0.0)
+    weight_decay: float = _limit(0.01, least=0.0)  # of all but biases and LayerNorm
+    max_grad_norm: float = _limit(1.0, least=0.0)  # 0: gradients are not clipped
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    shape: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int | None = _limit(None, least=0)
+    warmup_share: float | None = _limit(None, least=0.0, most=1.0)  # of total_steps, in place of warmup_steps
+    total_steps: int | None = _limit(None, least=1)  # at which the rate is 0; training.steps without it
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    steps: int = _limit(least=1)
+    objective: Literal["mlm_nsp", "mlm", "nsp"] = "mlm_nsp"
+    accumulate: int = _limit(1, least=1)  # batches that make one step, one after another
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = False
+    dropout: float | None = _limit(None, least=0.0, most=0.99)  # in place of the config's, of states and attention
+    seed: int = _limit(0, least=0)
+    log_every: int = _limit(10, least=1)
+    evaluate_every: int = _limit(1000, least=1)
+    save_every: int = _limit(1000, least=1)
+    keep: int = _limit(2, least=1)  # the last checkpoints that stay
+    keep_best: bool = False  # and the one with the least loss on held-out text
+    peak_tflops: float | None = _limit(None, above=0.0)  # of one device in this precision, for MFU
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    folder: str
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: ModelSettings
+    data: DataSettings
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    training: TrainingSettings
+    output: OutputSettings
+
+    def __post_init__(self) -> None:
+        if self.model.checkpoint and self.model.config:
+            raise SettingsError("model.checkpoint and model.config are both given; a checkpoint has its own config")
+        if self.schedule.warmup_steps is not None and self.schedule.warmup_share is not None:
+            raise SettingsError("schedule.warmup_steps and schedule.warmup_share are both given; name one")
+        if self.warmup_steps > self.total_steps:
+            raise SettingsError(
+                f"schedule.warmup_steps is {self.warmup_steps}, more than the {self.total_steps} steps of the schedule"
+            )
+        if not all(0 <= beta < 1 for beta in self.optimizer.betas):
+            raise SettingsError(f"optimizer.betas is {list(self.optimizer.betas)}; each must be at least 0 and below 1")
+        training = self.training
+        if training.keep_best and training.save_every % training.evaluate_every:
+            raise SettingsError(
+                f"training.keep_best needs an evaluation at each checkpoint: training.save_every "
+                f"({training.save_every}) must be a multiple of training.evaluate_every ({training.evaluate_every})"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        return self.schedule.total_steps or self.training.steps
+
+    @property
+    def warmup_steps(self) -> int:
+        return self.schedule.warmup_steps or round((self.schedule.warmup_share or 0.0) * self.total_steps)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """By section and key, as in the file; JSON can hold it."""
+        values = asdict(self)
+        values["optimizer"]["betas"] = list(self.optimizer.betas)
+        return values
+
+    def decisive(self) -> dict[str, Any]:
+        """By `section.key`, what the weights of a step follow from: a run is gone on with by the same only.
+
+        Shards may move; whether they are the same is for the batches to say.
+        """
+        free = {
+            "training": _FREE_TO_CHANGE,
+            "output": set(vars(self.output)),
+            "data": {"shards", "heldout", "heldout_batches"},
+        }
+        values = {
+            f"{section}.{key}": value
+            for section, keys in self.to_dict().items()
+            for key, value in keys.items()
+            if key not in free.get(section, ())
+        }
+        return values | {"schedule.total_steps": self.total_steps, "schedule.warmup_steps": self.warmup_steps}
+
+
+_FREE_TO_CHANGE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "keep_best", "peak_tflops"}
+
+
+def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Reads a TOML file; each of `overrides`, as `training.steps=100`, wins over its key.
+
+    Raises:
+        SettingsError: naming the file and the key.
+        OSError: the file cannot be read.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # TOMLDecodeError and bad UTF-8 alike
+        raise SettingsError(f"{path} is not a TOML file: {error}") from error
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not (equals and dot and name):
+            raise SettingsError(f"--set {override!r} is not SECTION.KEY=VALUE")
+        keys = values.setdefault(section, {})
+        if isinstance(keys, dict):
+            keys[name] = _toml_value(text.strip())
+    try:
+        return read_settings(values)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def read_settings(values: Mapping[str, Any]) -> Settings:
+    """Builds settings from sections of keys; see `load_settings`."""
+    sections = get_type_hints(Settings)
+    _no_unknown("section", values, sections, "")
+    return Settings(**{name: _read_section(name, kind, values.get(name, {})) for name, kind in sections.items()})
+
+
+def _read_section(section: str, kind: type, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{section} is {values!r}; it must be a section, [{section}]")
+    hints = get_type_hints(kind)
+    _no_unknown("key", values, hints, f"{section}.")
+    read = {}
+    for entry in fields(kind):
+        key = f"{section}.{entry.name}"
+        if entry.name in values:
+            value = read[entry.name] = _typed(key, values[entry.name], hints[entry.name])
+            _check_limits(key, value, entry.metadata)
+        elif entry.default is MISSING:
+            raise SettingsError(f"{key} is missing")
+    return kind(**read)
+
+
+def _no_unknown(what: str, values: Mapping, known: Mapping, prefix: str) -> None:
+    for name in values:
+        if name not in known:
+            raise SettingsError(f"unknown {what} {prefix}{name}; there are {', '.join(known)}")
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """The value as the hint has it: an integer may stand for a float, and nothing else for anything else."""
+    if isinstance(hint, types.UnionType):  # `X | None`; TOML has no None
+        hint = next(option for option in get_args(hint) if option is not types.NoneType)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise SettingsError(f"{key} is {value!r}; it must be one of {', '.join(get_args(hint))}")
+        return value
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if not isinstance(value, list | tuple) or len(value) != len(kinds):
+            raise SettingsError(f"{key} is {value!r}; it must be a list of {len(kinds)}")
+        return tuple(_typed(f"{key}[{i}]", part, kind) for i, (part, kind) in enumerate(zip(value, kinds, strict=True)))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+        raise SettingsError(f"{key} is {value!r}; it must be {names[hint]}")
+    return value
+
+
+def _check_limits(key: str, value: Any, limits: Mapping[str, float]) -> None:
+    words = {"least": "at least", "most": "at most", "above": "above"}
+    fits = {"least": lambda a, b: a >= b, "most": lambda a, b: a <= b, "above": lambda a, b: a > b}
+    for name, limit in limits.items():
+        if not fits[name](value, limit):  # nan fits nowhere
+            raise SettingsError(f"{key} is {value!r}; it must be {words[name]} {limit:g}")
+
+
+def _toml_value(text: str) -> Any:
+    """The TOML value of a command-line text; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

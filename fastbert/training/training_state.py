@@ -1,0 +1,193 @@
+"""Checkpoints: folders in transformers' layout, with beside the weights all that a run needs to go on.
+
+    checkpoints/step-00001000/
+        config.json, model.safetensors, the vocabulary    what transformers loads
+        optimizer.safetensors                             NAME/exp_avg, NAME/exp_avg_sq and NAME/step
+        training_state.json                               see TrainingState
+
+A folder is written under a temporary name, flushed to the disk, and renamed: whatever has a checkpoint's name is
+complete, at any moment at which a process may be killed. The schedule is a function of the step, and every random
+number of a step follows from the seed, the step and the process (`seed_step`), so that neither has a state to keep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+
+VERSION = 1
+STATE, OPTIMIZER = "training_state.json", "optimizer.safetensors"
+_NAME = re.compile(r"step-(\d{8,})")
+_TEMPORARY = ".incomplete-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, read or gone on with; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What training_state.json holds."""
+
+    step: int  # steps done
+    settings: dict[str, Any]  # the decisive ones, by section.key
+    data: dict[str, Any]  # position in the shards
+    scaler: dict[str, Any]  # of fp16's loss scale; empty without
+    unlogged: list[list[float]]  # figures of the steps since the last line of the log
+    heldout_loss: float | None = None  # where this very step was evaluated
+    version: int = field(default=VERSION)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Sets the generators of Python, numpy and torch, on every device, to what step `step` of process `rank` has."""
+    words = np.random.SeedSequence((seed, step, rank)).generate_state(4)
+    value = int(words[0]) | int(words[1]) << 32
+    random.seed(value)
+    np.random.seed(words)
+    torch.manual_seed(value)
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last `keep`, and with `keep_best` the one of least held-out loss."""
+
+    def __init__(self, folder: Path, *, keep: int, keep_best: bool = False) -> None:
+        self.folder, self._keep, self._keep_best = folder, keep, keep_best
+
+    def tidy(self) -> None:
+        """Removes what a killed process left: checkpoints half written, or not removed yet."""
+        for path in self.folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(path)
+        self._remove_old()
+
+    def complete(self) -> list[Path]:
+        """All complete checkpoints, the newest last."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=step_of)
+
+    def newest(self) -> Path | None:
+        return self.complete()[-1] if self.complete() else None
+
+    def save(self, state: TrainingState, write: Callable[[Path], None]) -> Path:
+        """Makes a checkpoint of `state` and of what `write` puts into the folder it is given.
+
+        Raises:
+            CheckpointError: the disk is full or fails; what was complete before stays.
+        """
+        path = self.folder / f"step-{state.step:08d}"
+        if path.exists():
+            return path
+        temporary = self.folder / f"{_TEMPORARY}{path.name}"
+        try:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+            temporary.mkdir(parents=True)
+            write(temporary)
+            (temporary / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+            for file in (*temporary.iterdir(), temporary):
+                _flush(file)
+            os.rename(temporary, path)
+            _flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            good = self.newest()
+            raise CheckpointError(
+                f"{path} cannot be written: {_reason(error)}; "
+                + (f"the last good checkpoint is {good}" if good else "there is no checkpoint before it")
+            ) from error
+        self._remove_old()
+        return path
+
+    def _remove_old(self) -> None:
+        paths = self.complete()
+        kept = set(paths[-self._keep :])
+        if self._keep_best:
+            losses = {path: loss for path in paths if (loss := read_state(path).heldout_loss) is not None}
+            kept |= {min(losses, key=losses.__getitem__)} if losses else set()
+        for path in paths:
+            if path not in kept:  # renamed first, so that half a checkpoint never has a checkpoint's name
+                removed = path.with_name(f"{_TEMPORARY}{path.name}")
+                os.rename(path, removed)
+                shutil.rmtree(removed)
+
+
+def step_of(path: Path) -> int:
+    return int(_NAME.fullmatch(path.name)[1])
+
+
+def read_state(path: Path) -> TrainingState:
+    """The training_state.json of a checkpoint."""
+    file = path / STATE
+    try:
+        state = TrainingState(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
+    if state.version != VERSION:
+        raise CheckpointError(f"{file} has version {state.version}; this fastbert reads version {VERSION}")
+    return state
+
+
+def save_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
+    """Writes the optimizer's tensors by the names of their parameters."""
+    tensors = {
+        f"{name}/{key}": value.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    save_file(tensors, folder / OPTIMIZER)
+
+
+def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
+    """Gives the optimizer the tensors that `save_optimizer` wrote; rates and the like stay as they are.
+
+    Raises:
+        CheckpointError: the file is damaged or of another model.
+    """
+    file = folder / OPTIMIZER
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
+    parameters = dict(model.named_parameters())
+    index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None or (tensor.dim() and tensor.shape != parameter.shape):
+            raise CheckpointError(f"{file}: {full_name} of shape {tuple(tensor.shape)} fits no parameter of the model")
+        state.setdefault(index[id(parameter)], {})[key] = tensor
+    if missing := [name for name, p in parameters.items() if p.requires_grad and index[id(p)] not in state]:
+        raise CheckpointError(f"{file} holds nothing of {missing[0]}")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line; safetensors wraps the system's errors, and names them by their numbers."""
+    number = re.search(r"\b(?:os error|code:) (\d+)", str(error))
+    if number:
+        return os.strerror(int(number[1]))
+    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
