@@ -62,11 +62,11 @@ struct Linear {
     float* scales;
 };
 
-// y = softmax(scale q k^T) v within each sequence; scores, softmax and sums in fp32. bf16 wants D and the
-// token stride even.
+// y = softmax(scale q k^T) v within each sequence, zeros at a token of no sequence; scores, softmax and sums in fp32.
+// bf16 wants D and the token stride even.
 struct Attention {
     DType dtype;
-    int64_t B, H, D;
+    int64_t T, B, H, D;
     const void* qkv;            // (T, 3, H, D), the last two dimensions contiguous
     const int32_t* cu_seqlens;  // (B + 1,)
     void* y;                    // (T, H, D), contiguous
@@ -150,6 +150,28 @@ struct CrossEntropy {
     void* dbias;            // (V,) or null
 };
 
+// Where the real tokens of a (B, S) batch stand, at most 2^31 - 1 positions in all: what fastbert/packing.py's
+// `batch_from_mask` says, without the host knowing how many they are.
+struct PackMask {
+    int mask_bytes;        // of a value: 1, 4 or 8
+    int64_t B, S;
+    const void* mask;      // (B, S), contiguous integers: 1 at a real token, 0 at a pad
+    int32_t* cu_seqlens;   // (B + 1,)
+    int64_t* indices;      // (B * S,): the position of each packed token, then -1
+    int64_t* places;       // (B * S,): the packed row of each position, -1 at a pad
+    int32_t* bad;          // (1,): whether a value is neither 0 nor 1; it counts as a pad
+    int64_t* workspace;    // (pack_mask_workspace(B * S),)
+};
+
+// y[m] = x[index[m]], rows of bytes; zeros where the index is not one of x's rows.
+struct TakeRows {
+    int64_t M, rows, row_bytes;
+    const void* x;         // (rows, row_bytes)
+    const int64_t* index;  // (M,)
+    void* y;               // (M, row_bytes), contiguous
+    int64_t stride_x;      // bytes
+};
+
 // ---- CPU ----
 
 const char* isa_name(Isa isa);
@@ -192,6 +214,9 @@ double peak_cpu(PeakKind kind, Isa isa, int threads);
 // dtype f32, f16 or bf16; pointers on `device`; `stream` is a cudaStream_t. Launches and returns at once:
 // 0, or the code of a cudaError_t.
 int add_layer_norm_cuda(const AddLayerNorm& op, int device, void* stream);
+int64_t pack_mask_workspace(int64_t positions);
+int pack_mask_cuda(const PackMask& op, int device, void* stream);
+int take_rows_cuda(const TakeRows& op, int device, void* stream);
 
 const char* cuda_error_string(int code);
 

@@ -6,7 +6,7 @@ Importing fastbert needs torch only: no triton, no transformers, no GPU query.
 from fastbert.backend import BackendError, use_backend
 from fastbert.config import BertConfig
 from fastbert.explain import explain
-from fastbert.inference import Embedder, FillMask
+from fastbert.inference import CompiledModel, Embedder, FillMask, compile
 from fastbert.integrations.transformers import accelerate, restore
 from fastbert.model import (
     BertForMaskedLM,
@@ -35,10 +35,12 @@ __all__ = [
     "BertForTokenClassification",
     "BertModel",
     "BertTokenizer",
+    "CompiledModel",
     "Embedder",
     "FillMask",
     "PackedBatch",
     "accelerate",
+    "compile",
     "explain",
     "pack",
     "restore",

@@ -20,12 +20,14 @@ import torch
 
 BACKENDS = ("triton", "native", "reference")
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
-    "embed_layer_norm": {"cuda": ("reference",), "cpu": ("native", "reference")},
-    "linear": {"cuda": ("reference",), "cpu": ("native", "reference")},
-    "attention": {"cuda": ("reference",), "cpu": ("native", "reference")},
+    "embed_layer_norm": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
+    "linear": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
+    "attention": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "add_layer_norm": {"cuda": ("triton", "native", "reference"), "cpu": ("native", "reference")},
-    "linear_cross_entropy": {"cuda": ("reference",), "cpu": ("native", "reference")},
+    "linear_cross_entropy": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "encoder": {"cuda": ("reference",), "cpu": ("native", "reference")},
+    "pack_mask": {"cuda": ("native", "reference"), "cpu": ("reference",)},
+    "take_rows": {"cuda": ("native", "reference"), "cpu": ("reference",)},
 }
 
 
@@ -109,6 +111,11 @@ def use_backend(backend: str, *ops: str) -> Iterator[None]:
     finally:
         _demand.reset(token)
         _demand_when_compiling = before
+
+
+def demands() -> dict[str, str]:
+    """What is demanded where this is called: op -> backend. Not to be changed."""
+    return _current()
 
 
 def _demanded(op: str) -> str | None:

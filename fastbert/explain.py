@@ -11,7 +11,7 @@ from fastbert.backend import Explanation, explain_table
 from fastbert.integrations.transformers import explain_model
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.ops import LayerWeights
-from fastbert.precision import DEVICES, PRECISIONS, describe_setting
+from fastbert.precision import DEVICES, PRECISIONS, QUANTIZED, describe_setting, quantized_reason
 
 
 def explain(model: Any = None) -> Explanation:
@@ -42,7 +42,9 @@ def explain_precisions() -> list[tuple[str, str]]:
     lines = []
     for dtype, setting in asked:
         for device in _devices():
-            if device in DEVICES.get(setting, (device,)):
+            if device == "cuda" and setting in QUANTIZED and (why := quantized_reason(setting, torch.device(device))):
+                lines.append((describe_setting(dtype, setting), f"{device}: no, it is {why}"))
+            elif device in DEVICES.get(setting, (device,)):
                 rows = _explain_ops([device], dtype, setting).rows
                 backend, verdict = next(row[2:] for row in rows if row[0] == "linear" and row[3].startswith("yes"))
                 note = verdict.removeprefix("yes").removeprefix("; ").removeprefix(f"{setting}: ")
@@ -97,4 +99,6 @@ def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) ->
         "add_layer_norm": ((x, x, vector, vector), {"eps": 1e-12, "dropout_p": 0.0}),
         "linear_cross_entropy": ((x, weight(100, width), weight(100), ids), {"ignore_index": -100}),
         "encoder": ((x, [layer], cu_seqlens, tokens), {}),
+        "pack_mask": ((ids[None],), {}),
+        "take_rows": ((x, ids), {"fill": 0.0}),
     }[op]

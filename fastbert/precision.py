@@ -6,12 +6,15 @@ both. None multiplies the operands as they are, in their dtype.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 SPLIT = ("high", "highest")  # of precision=
-QUANTIZED = ("int8",)  # of quantize=
+QUANTIZED = ("int8", "fp8")  # of quantize=
 PRECISIONS = (*SPLIT, *QUANTIZED)
-DEVICES = {"int8": ("cpu",)}  # where a quantised product is more than a slow reference
+DEVICES = {"int8": ("cpu", "cuda"), "fp8": ("cuda",)}  # where a quantised product is more than a slow reference
+_CAPABILITY = {"int8": (8, 0), "fp8": (8, 9)}  # of an NVIDIA GPU that has the products
 
 
 def choose_precision(precision: str | None, quantize: str | None) -> str | None:
@@ -40,7 +43,7 @@ def check_precision(setting: str | None, dtype: torch.dtype, device: torch.devic
     """Holds weights of `dtype` on `device` to what a setting takes.
 
     Raises:
-        ValueError: precision= and weights that are not float32, or quantize= on another device than it runs on.
+        ValueError: precision= and weights that are not float32, or quantize= on a device that lacks its products.
     """
     if setting in SPLIT and dtype != torch.float32:
         raise ValueError(
@@ -49,4 +52,21 @@ def check_precision(setting: str | None, dtype: torch.dtype, device: torch.devic
         )
     kind = torch.device(device).type
     if setting in DEVICES and kind not in DEVICES[setting]:
-        raise ValueError(f"quantize is {setting!r} and the device is {kind}; it runs on {', '.join(DEVICES[setting])}")
+        needed = ".".join(map(str, _CAPABILITY[setting]))
+        known = f"{', '.join(DEVICES[setting])} from compute capability {needed}"
+        raise ValueError(f"quantize is {setting!r} and the device is {kind}; it runs on {known}")
+    if setting in QUANTIZED and kind == "cuda" and (reason := quantized_reason(setting, torch.device(device))):
+        raise ValueError(f"quantize is {setting!r} and {device} is {reason}")
+
+
+@cache
+def quantized_reason(setting: str, device: torch.device) -> str | None:
+    """Why a GPU has no products of this quantize=; None where it has."""
+    if torch.version.hip:
+        # AMD's float8 before gfx950 is e4m3fnuz: half the range, another bias; numbers would not be the reference's.
+        return None if setting == "int8" else "an AMD GPU; fp8 is NVIDIA's float8_e4m3fn, and int8 runs"
+    capability = torch.cuda.get_device_capability(device)
+    needed = _CAPABILITY[setting]
+    if capability >= needed:
+        return None
+    return f"of compute capability {capability[0]}.{capability[1]}; it needs {needed[0]}.{needed[1]}"

@@ -57,6 +57,8 @@ def linear(
 ) -> Tensor:  # (T, F)
     if precision == "int8":
         return linear_int8(x, weight, bias, activation=activation)
+    if precision == "fp8":
+        return linear_fp8(x, weight, bias, activation=activation)
     y = F.linear(x, weight, bias)  # "high" and "highest" allow less than fp32 and do not ask for it
     return y if activation is None else ACTIVATIONS[activation](y)
 
@@ -73,10 +75,22 @@ def linear_int8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activa
         return (y if activation is None else ACTIVATIONS[activation](y)).to(x.dtype)
 
 
+def linear_fp8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """x and weight rounded to float8_e4m3fn, a scale for each row of either; sums and the rest in fp32.
+
+    Without `rotate`: what a large column costs the others is digits of integers, and floats keep theirs.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        (x8, x_scale), (weight8, weight_scale) = (quantize_rows_fp8(t) for t in (x, weight))
+        y = F.linear(x8.float(), weight8.float()) * x_scale * weight_scale.mT
+        y = y if bias is None else y + bias.float()
+        return (y if activation is None else ACTIVATIONS[activation](y)).to(x.dtype)
+
+
 def describe_precision(precision: str | None) -> str | None:
     """What `linear` above makes of a precision, for `explain`."""
-    if precision == "int8":
-        return "int8: as it is defined, slower than fp32"
+    if precision in ("int8", "fp8"):
+        return f"{precision}: as it is defined, slower than fp32"
     return None if precision is None else f"{precision}: in full fp32"
 
 
@@ -100,11 +114,23 @@ def rotate(x: Tensor) -> Tensor:
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (M, K) as int8 (M, K) times a scale (M, 1) in fp32, amax / 127: symmetric, rounded half to even."""
+    scaled, scale = _scaled_rows(x, 127)
+    return scaled.round().to(torch.int8), scale
+
+
+def quantize_rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (M, K) as float8_e4m3fn (M, K) times a scale (M, 1) in fp32, amax / 448: rounded half to even."""
+    scaled, scale = _scaled_rows(x, 448)
+    return scaled.to(torch.float8_e4m3fn), scale
+
+
+def _scaled_rows(x: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """x in fp32 over a scale for each row, so that the largest of a row is `limit`; zeros stay zeros."""
     x = x.float()
-    scale = x.abs().amax(dim=1, keepdim=True) / 127
+    scale = x.abs().amax(dim=1, keepdim=True) / limit
     scale = scale.masked_fill(scale == 0, 1.0)
     # The clamp is for rows so small that their scale has lost its digits.
-    return (x / scale).round().clamp(-127, 127).to(torch.int8), scale
+    return (x / scale).clamp(-limit, limit), scale
 
 
 def attention(
@@ -115,12 +141,13 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:  # (T, H, D)
+    """A token behind the last sequence belongs to none and gets zeros."""
     contexts = []
     for run in _equal_length_runs(qkv, cu_seqlens):
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
         context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
         contexts.append(context.transpose(1, 2).flatten(0, 1))
-    return torch.cat(contexts) if contexts else qkv[:, 0].clone()
+    return _with_tail(torch.cat(contexts) if contexts else qkv[:0, 0].clone(), len(qkv))
 
 
 def attention_backward(
@@ -142,7 +169,7 @@ def attention_backward(
         ds = (p * (dp - (p * dp).sum(-1, keepdim=True)) * scale).to(q.dtype)
         dv = p.to(q.dtype).mT @ do
         dqkv.append(torch.stack([ds @ k, ds.mT @ q, dv]).permute(1, 3, 0, 2, 4).flatten(0, 1))
-    return torch.cat(dqkv) if dqkv else torch.empty_like(qkv)
+    return _with_tail(torch.cat(dqkv) if dqkv else torch.empty_like(qkv[:0]), len(qkv))
 
 
 def padded_attention(
@@ -221,5 +248,37 @@ def _equal_length_runs(x: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
     No score matrix ever spans two sequences, and a batch of one length is a single run.
     """
     runs = [(length, len(list(group))) for length, group in groupby(cu_seqlens.diff().tolist())]
-    parts = x.split([length * count for length, count in runs])
+    sizes = [length * count for length, count in runs]
+    parts = x[: sum(sizes)].split(sizes)
     return [part.unflatten(0, (count, length)) for part, (length, count) in zip(parts, runs, strict=True) if length]
+
+
+def _with_tail(x: Tensor, tokens: int) -> Tensor:
+    """x with rows of zeros up to `tokens`."""
+    tail = tokens - len(x)
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, tail)) if tail else x
+
+
+def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # (B, S)
+    """What `fastbert.packing.batch_from_mask` says, in tensors whose shapes do not depend on the mask's values."""
+    real = (mask == 1).reshape(-1)
+    bad = (mask != 0).reshape(-1) & ~real
+    position = torch.arange(mask.numel(), device=mask.device)
+    ends = F.pad(real.cumsum(0), (1, 0))  # real tokens before each position, and at the end T
+    before, total = ends[:-1], ends[-1]
+    places = torch.where(real, before, -1)
+    # Real tokens in their order, then the pads in theirs.
+    slots = torch.where(real, before, total + position - before)
+    indices = torch.empty_like(position).scatter_(0, slots, torch.where(real, position, -1))
+    rows = torch.arange(mask.shape[0] + 1, device=mask.device) * mask.shape[1]
+    return ends[rows].to(torch.int32), indices, places, bad.any().to(torch.int32)[None]
+
+
+def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:  # (N, ...), (M,)
+    if not len(x):
+        return x.new_full((len(index), *x.shape[1:]), fill)
+    inside = (index >= 0) & (index < len(x))
+    rows = x.index_select(0, index.clamp(0, len(x) - 1))
+    return torch.where(
+        inside.view(-1, *[1] * (x.dim() - 1)), rows, torch.full((), fill, dtype=x.dtype, device=x.device)
+    )

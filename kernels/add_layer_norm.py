@@ -1,7 +1,12 @@
-"""y = LayerNorm(x + residual) * weight + bias, a program per row.
+"""y = LayerNorm(dropout(x) + residual) * weight + bias, and its gradients.
 
-Moves each element of x, residual and y once over the memory bus: (2 or 3) * M * N * itemsize bytes. The sum
-x + residual and all that follows is fp32; mean, then squares about the mean, while the row is in registers.
+Bytes: the forward reads x and residual and writes y, 3 * M * N * itemsize; for training it also writes their sum,
+which takes the place of x and residual, so that both can be freed and the backward reads one tensor in place of two.
+The backward reads dy and the sum and writes dx, which without dropout is dresidual too: 3 * M * N * itemsize, with
+dropout 4. Without dropout and residual x is the sum. Everything is computed in fp32; the sum is rounded to the dtype
+of y, as eager PyTorch rounds it, and in inference too, so that training computes the same y. dweight and dbias are
+summed by each program over the rows it owns, which the number of rows and of multiprocessors decides, and then over
+the programs: no atomics, the same bits each time.
 """
 
 from __future__ import annotations
@@ -11,72 +16,259 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastbert.kernels import architecture, configs, dropout
+from fastbert.kernels.layer_norm import (
+    columns_of,
+    dropped,
+    gradient,
+    load_tile,
+    load_vector,
+    programs_for,
+    row_keys,
+    statistics,
+    store_partials,
+    store_tile,
+    sum_partials,
+)
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["M", "threshold"])
 def _add_layer_norm_fwd_kernel(
     x_ptr,  # (M, N)
-    residual_ptr,  # (M, N), not read unless HAS_RESIDUAL
+    residual_ptr,  # (M, N) or None
     weight_ptr,  # (N,)
     bias_ptr,  # (N,)
+    seed_ptr,  # (1,) or None: no dropout
     y_ptr,  # (M, N)
-    mean_ptr,  # (M,)
+    total_ptr,  # (M, N) or None: not kept
+    mean_ptr,  # (M,) or None: not kept
     rstd_ptr,  # (M,)
     stride_xm,
     stride_rm,
-    stride_ym,
-    N,
+    M,
+    threshold,
+    scale,
     eps,
-    HAS_RESIDUAL: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    m = tl.program_id(0).to(tl.int64)
-    offs_n = tl.arange(0, BLOCK_N)
-    mask_n = offs_n < N
-    x = tl.load(x_ptr + m * stride_xm + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    if HAS_RESIDUAL:
-        x += tl.load(residual_ptr + m * stride_rm + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    mean = tl.sum(x, axis=0) / N
-    centred = tl.where(mask_n, x - mean, 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=0) / N + eps)
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    y = centred * rstd * weight + bias
-    tl.store(y_ptr + m * stride_ym + offs_n, y.to(y_ptr.dtype.element_ty), mask=mask_n)
-    tl.store(mean_ptr + m, mean)
-    tl.store(rstd_ptr + m, rstd)
+    columns_a, columns_b = columns_of(BLOCK_A, BLOCK_B)
+    weight_a = load_vector(weight_ptr, columns_a, N)
+    weight_b = load_vector(weight_ptr, columns_b, N)
+    bias_a = load_vector(bias_ptr, columns_a, N)
+    bias_b = load_vector(bias_ptr, columns_b, N)
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+        keys_a = dropout.column_keys(seed, columns_a)
+        keys_b = dropout.column_keys(seed, columns_b)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
+        rows = (tile * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
+        mask_m = rows < M
+        mask_a = mask_m & (columns_a < N)
+        mask_b = mask_m & (columns_b < N)
+        x_a = load_tile(x_ptr, rows, stride_xm, columns_a, mask_a)
+        x_b = load_tile(x_ptr, rows, stride_xm, columns_b, mask_b)
+        if seed_ptr is not None:
+            keys_m = row_keys(seed, rows)
+            x_a = dropped(x_a, keys_m, keys_a, threshold, scale)
+            x_b = dropped(x_b, keys_m, keys_b, threshold, scale)
+        if residual_ptr is not None:
+            x_a += load_tile(residual_ptr, rows, stride_rm, columns_a, mask_a)
+            x_b += load_tile(residual_ptr, rows, stride_rm, columns_b, mask_b)
+        # Rounded, kept or not: statistics of another sum than the backward reads would not normalise that one.
+        x_a = x_a.to(y_ptr.dtype.element_ty).to(tl.float32)
+        x_b = x_b.to(y_ptr.dtype.element_ty).to(tl.float32)
+        if total_ptr is not None:
+            store_tile(total_ptr, rows, N, columns_a, mask_a, x_a)
+            store_tile(total_ptr, rows, N, columns_b, mask_b, x_b)
+        mean, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
+        if mean_ptr is not None:
+            tl.store(mean_ptr + rows, mean, mask=mask_m)
+            tl.store(rstd_ptr + rows, rstd, mask=mask_m)
+        store_tile(y_ptr, rows, N, columns_a, mask_a, (x_a - mean) * rstd * weight_a + bias_a)
+        store_tile(y_ptr, rows, N, columns_b, mask_b, (x_b - mean) * rstd * weight_b + bias_b)
+
+
+@triton.jit(do_not_specialize=["M", "threshold"])
+def _add_layer_norm_bwd_kernel(
+    dy_ptr,  # (M, N)
+    total_ptr,  # (M, N)
+    weight_ptr,  # (N,)
+    mean_ptr,  # (M,)
+    rstd_ptr,  # (M,)
+    seed_ptr,  # (1,) or None: no dropout
+    dx_ptr,  # (M, N) or None: not wanted
+    dresidual_ptr,  # (M, N) or None: not wanted, or what dx holds
+    partials_ptr,  # (programs, 2, N) fp32 or None: neither dweight nor dbias is wanted
+    stride_dym,
+    stride_tm,
+    M,
+    threshold,
+    scale,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    columns_a, columns_b = columns_of(BLOCK_A, BLOCK_B)
+    weight_a = load_vector(weight_ptr, columns_a, N)
+    weight_b = load_vector(weight_ptr, columns_b, N)
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+        keys_a = dropout.column_keys(seed, columns_a)
+        keys_b = dropout.column_keys(seed, columns_b)
+    # Sums stay apart for each row of the tile until the end: rows lie in different warps.
+    dweight_a = tl.zeros((ROWS, BLOCK_A), tl.float32)
+    dweight_b = tl.zeros((ROWS, BLOCK_B), tl.float32)
+    dbias_a = tl.zeros((ROWS, BLOCK_A), tl.float32)
+    dbias_b = tl.zeros((ROWS, BLOCK_B), tl.float32)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
+        rows = (tile * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
+        mask_m = rows < M
+        mask_a = mask_m & (columns_a < N)
+        mask_b = mask_m & (columns_b < N)
+        dy_a = load_tile(dy_ptr, rows, stride_dym, columns_a, mask_a)
+        dy_b = load_tile(dy_ptr, rows, stride_dym, columns_b, mask_b)
+        mean = tl.load(mean_ptr + rows, mask=mask_m, other=0.0)
+        rstd = tl.load(rstd_ptr + rows, mask=mask_m, other=0.0)
+        xhat_a = (load_tile(total_ptr, rows, stride_tm, columns_a, mask_a) - mean) * rstd
+        xhat_b = (load_tile(total_ptr, rows, stride_tm, columns_b, mask_b) - mean) * rstd
+        if partials_ptr is not None:
+            dweight_a += dy_a * xhat_a
+            dweight_b += dy_b * xhat_b
+            dbias_a += dy_a
+            dbias_b += dy_b
+        if dx_ptr is not None or dresidual_ptr is not None:
+            d_a, d_b = gradient(dy_a, dy_b, xhat_a, xhat_b, weight_a, weight_b, rstd, N)
+            if dresidual_ptr is not None:
+                store_tile(dresidual_ptr, rows, N, columns_a, mask_a, d_a)
+                store_tile(dresidual_ptr, rows, N, columns_b, mask_b, d_b)
+            if dx_ptr is not None:
+                if seed_ptr is not None:
+                    keys_m = row_keys(seed, rows)
+                    d_a = dropped(d_a, keys_m, keys_a, threshold, scale)
+                    d_b = dropped(d_b, keys_m, keys_b, threshold, scale)
+                store_tile(dx_ptr, rows, N, columns_a, mask_a, d_a)
+                store_tile(dx_ptr, rows, N, columns_b, mask_b, d_b)
+    if partials_ptr is not None:
+        store_partials(partials_ptr, columns_a, dweight_a, dbias_a, N)
+        store_partials(partials_ptr, columns_b, dweight_b, dbias_b, N)
 
 
 def add_layer_norm_fwd(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x, residual (M, N), weight, bias (N,), columns contiguous -> y (M, N), mean and rstd (M,) in fp32."""
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None = None,
+    *,
+    eps: float,
+    dropout_p: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """x, residual (M, N), weight, bias (N,), columns contiguous, floating dtypes each its own -> y and what is kept.
+
+    y (M, N) has the wider dtype of x and residual. For training: total = dropout(x) + residual (M, N) in that dtype,
+    or x where that is it; mean and rstd (M,) in fp32. Else None for the three. `seed` is read if dropout_p is above 0.
+    """
     M, N = x.shape
-    y = torch.empty((M, N), dtype=x.dtype, device=x.device)
-    mean = torch.empty(M, dtype=torch.float32, device=x.device)
-    rstd = torch.empty(M, dtype=torch.float32, device=x.device)
-    if M == 0:
-        return y, mean, rstd
-    BLOCK_N = triton.next_power_of_2(N)
-    _add_layer_norm_fwd_kernel[(M,)](
-        x,
-        x if residual is None else residual,
-        weight,
-        bias,
-        y,
-        mean,
-        rstd,
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        y.stride(0),
-        N,
-        eps,
-        HAS_RESIDUAL=residual is not None,
-        BLOCK_N=BLOCK_N,
-        num_warps=num_warps(BLOCK_N),
-    )
-    return y, mean, rstd
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    y = torch.empty((M, N), dtype=dtype, device=x.device)
+    total = mean = rstd = None
+    changed = residual is not None or dropout_p > 0
+    if training:
+        total = torch.empty((M, N), dtype=dtype, device=x.device) if changed else x
+        mean = torch.empty(M, dtype=torch.float32, device=x.device)
+        rstd = torch.empty(M, dtype=torch.float32, device=x.device)
+    if not y.numel():
+        return y, total, mean, rstd
+    tile = configs.layer_norm_forward(N, architecture.architecture(x.device), dropout=dropout_p > 0)
+    with architecture.on_device(x.device):
+        _add_layer_norm_fwd_kernel[(programs_for(M, tile, x.device),)](
+            x,
+            residual,
+            weight,
+            bias,
+            seed if dropout_p else None,
+            y,
+            total if changed else None,
+            mean,
+            rstd,
+            x.stride(0),
+            0 if residual is None else residual.stride(0),
+            M,
+            dropout.threshold(dropout_p),
+            1.0 / (1.0 - dropout_p),
+            eps,
+            N=N,
+            ROWS=tile.rows,
+            BLOCK_A=tile.block_a,
+            BLOCK_B=tile.block_b,
+            STAGES=tile.num_stages,
+            num_warps=tile.num_warps,
+        )
+    return y, total, mean, rstd
 
 
-def num_warps(BLOCK_N: int) -> int:
-    """About 8 elements a thread, 16 bytes of bf16. By reasoning, not tuned on a GPU yet."""
-    return min(max(BLOCK_N // 256, 1), 16)
+def add_layer_norm_bwd(
+    dy: Tensor,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    dtypes: tuple[torch.dtype, torch.dtype | None, torch.dtype],
+    wanted: tuple[bool, bool, bool, bool] = (True, True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """dy (M, N), columns contiguous, and what the forward kept -> dx, dresidual, dweight, dbias.
+
+    `dtypes` are those of x, residual (None: there was none) and bias. What is not `wanted` is None. dx and dresidual
+    are one tensor where they are equal.
+    """
+    M, N = total.shape
+    x_dtype, residual_dtype, bias_dtype = dtypes
+    wants_x, wants_residual = wanted[0], wanted[1] and residual_dtype is not None
+    shared = wants_x and wants_residual and not dropout_p and x_dtype == residual_dtype
+    device = total.device
+    dx = torch.empty((M, N), dtype=x_dtype, device=device) if wants_x else None
+    own_dresidual = wants_residual and not shared
+    dresidual = torch.empty((M, N), dtype=residual_dtype, device=device) if own_dresidual else None
+    tile = configs.layer_norm_backward(N, architecture.architecture(device))
+    programs = programs_for(M, tile, device)
+    partials = None
+    if wanted[2] or wanted[3]:
+        partials = torch.empty((programs, 2, N), dtype=torch.float32, device=device)
+    if total.numel() and any(t is not None for t in (dx, dresidual, partials)):
+        with architecture.on_device(device):
+            _add_layer_norm_bwd_kernel[(programs,)](
+                dy,
+                total,
+                weight,
+                mean,
+                rstd,
+                seed if dropout_p else None,
+                dx,
+                dresidual,
+                partials,
+                dy.stride(0),
+                total.stride(0),
+                M,
+                dropout.threshold(dropout_p),
+                1.0 / (1.0 - dropout_p),
+                N=N,
+                ROWS=tile.rows,
+                BLOCK_A=tile.block_a,
+                BLOCK_B=tile.block_b,
+                STAGES=tile.num_stages,
+                num_warps=tile.num_warps,
+            )
+    dweight = dbias = None
+    if partials is not None:
+        dweight, dbias = sum_partials(partials, weight.dtype, bias_dtype)
+    return dx, dx if shared else dresidual, dweight if wanted[2] else None, dbias if wanted[3] else None

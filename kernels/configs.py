@@ -5,3 +5,267 @@ every other was chosen by counting registers and shared memory, and waits for a 
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How a kernel of attention walks: `step` rows at a time, past the tile of `attention_block` rows that it owns."""
+
+    step: int
+    num_warps: int
+    num_stages: int
+    tma: bool = False  # whole steps are read by the tensor memory accelerator, where rows are aligned for it
+
+
+# By architecture and whether heads are wider than 64: forward, forward with dropout or bias, dQ, dK/dV; 16-bit, tiles
+# of 128 rows (64 for wide heads on gfx942). Those of NVIDIA start from what torch's flex attention takes on A100 and
+# H100 (torch/_inductor/template_heuristics/triton.py, 2.13), with fewer rows a step where registers would spill.
+_ATTENTION = {
+    ("sm_80", False): (Attention(64, 4, 3), Attention(64, 8, 3), Attention(64, 8, 2), Attention(32, 8, 2)),
+    ("sm_80", True): (Attention(64, 8, 3), Attention(64, 8, 3), Attention(32, 8, 2), Attention(16, 8, 2)),
+    ("sm_90", False): (Attention(128, 4, 3), Attention(64, 8, 3), Attention(64, 8, 3), Attention(64, 8, 3)),
+    ("sm_90", True): (Attention(64, 8, 3), Attention(64, 8, 3), Attention(64, 8, 2), Attention(32, 8, 2)),
+    ("gfx942", False): (Attention(64, 4, 1), Attention(64, 4, 1), Attention(64, 4, 1), Attention(64, 4, 1)),
+    ("gfx942", True): (Attention(64, 4, 1), Attention(64, 4, 1), Attention(32, 4, 1), Attention(32, 4, 1)),
+}
+
+
+def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> int:
+    """Rows of the tile that a program owns, one figure for forward and backward: they share a schedule."""
+    if architecture == "interpreter":
+        return 16
+    if dtype == torch.float32:  # its products are of scalars, unrolled: more rows spill, and compile for minutes
+        return 32 if head_dim <= 64 else 16
+    largest = 64 if head_dim > 64 and architecture.startswith("gfx") else 128
+    return next(block for block in (16, 32, 64, largest) if block >= min(max_seqlen, largest))
+
+
+def attention(
+    kernel: str, architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, *, plain: bool = True
+) -> Attention:
+    """For `fwd` (`plain`: without dropout and bias), `dq` or `dkdv`.
+
+    Only the class of max_seqlen counts: up to 16, 32, 64, below 256, below 512, or more.
+    """
+    if architecture == "interpreter":
+        return Attention(16, 1, 1)
+    block = attention_block(architecture, dtype, head_dim, max_seqlen)
+    wide = head_dim > 64
+    if dtype == torch.float32:
+        return Attention(16, block // 4, 2)
+    if max_seqlen <= 64:  # a single step
+        forward = kernel == "fwd"
+        return Attention(block if forward else min(block, 32), block // (16 if forward and not wide else 8), 1)
+    if not architecture.startswith("gfx") and architecture != "sm_90":
+        architecture = "sm_80"
+    plain_forward, forward, dq, dkdv = _ATTENTION[("gfx942" if architecture[0] == "g" else architecture), wide]
+    chosen = {"fwd": plain_forward if plain else forward, "dq": dq, "dkdv": dkdv}[kernel]
+    if architecture != "sm_90":
+        return chosen
+    if chosen.step == 128 and (max_seqlen < 512 or head_dim <= 32):  # half a step is lost at a sequence's end
+        chosen = Attention(64, chosen.num_warps, chosen.num_stages)
+    tma = max_seqlen >= 256 and head_dim in (16, 32, 64, 128)
+    return Attention(chosen.step, chosen.num_warps, chosen.num_stages, tma)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block of an elementwise kernel."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class StripTile(Tile):
+    """A strip of columns, whose rows `splits` programs share out, `rows` to each."""
+
+    splits: int
+    rows: int
+
+
+def activation_forward(N: int) -> Tile:
+    """32 elements a thread, as 16-byte vectors of bf16, four of them in flight."""
+    return Tile(8, 512, 4) if N >= 512 else Tile(32, 128, 4)
+
+
+def activation_backward(M: int, N: int, multiprocessors: int) -> StripTile:
+    """32 elements of each tensor a thread, and as many sums; four programs a multiprocessor, of 128 rows at least."""
+    block_m, block_n = 32, 128
+    strips = -(-N // block_n)
+    splits = max(min(-(-4 * multiprocessors // strips), M // 128), 1)
+    rows = -(-M // (splits * block_m)) * block_m
+    return StripTile(block_m, block_n, 4, -(-M // rows), rows)
+
+
+@dataclass(frozen=True)
+class LinearTile:
+    """A program of the matrix product makes block_m x block_n of y, block_k of K at a time."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def __str__(self) -> str:  # as the table spells it
+        return f"{self.block_m}x{self.block_n}x{self.block_k}-{self.num_warps}-{self.num_stages}"
+
+    @property
+    def resident(self) -> int:
+        """How many programs a Hopper multiprocessor holds in 16 bits: at 255 registers a thread, in 227 KB."""
+        shared = (self.block_m + self.block_n) * self.block_k * 2 * self.num_stages
+        return max(min(8 // self.num_warps, 227 * 1024 // shared), 1)
+
+    @property
+    def parts(self) -> int:
+        """In how many pieces bias, activation and store are done, so that their temporaries fit beside the sums."""
+        return 2 if self.block_m * self.block_n >= 64 * 128 * self.num_warps // 2 else 1
+
+    @classmethod
+    def parse(cls, text: str) -> LinearTile:
+        """The reverse of str(); ValueError where it is none."""
+        return cls(*map(int, text.replace("x", "-").split("-")))
+
+
+# From the largest down. A step's operands are (block_m + block_n) * block_k * 2 bytes in bf16, times the stages: 144 KB
+# of 227 with 128x256x64-8-3. The sums take block_m * block_n / (32 num_warps) registers a thread: 128 at the largest,
+# of 255. Tiles of fewer than 64 rows cannot use wgmma and use mma; they are for latency, with a deep pipeline along K.
+_LINEAR_TILES = {
+    "sm_90": (
+        LinearTile(128, 256, 64, 8, 3),
+        LinearTile(128, 128, 64, 4, 3),
+        LinearTile(64, 128, 64, 4, 4),
+        LinearTile(64, 64, 128, 4, 4),
+        LinearTile(64, 32, 128, 4, 6),
+        LinearTile(16, 64, 128, 4, 6),
+        LinearTile(16, 32, 128, 4, 6),
+    ),
+    "sm_80": (
+        LinearTile(128, 256, 32, 8, 3),
+        LinearTile(128, 128, 32, 4, 4),
+        LinearTile(64, 128, 32, 4, 4),
+        LinearTile(64, 64, 64, 4, 4),
+        LinearTile(64, 32, 64, 4, 5),
+        LinearTile(16, 64, 128, 4, 4),
+        LinearTile(16, 32, 128, 4, 5),
+    ),
+    "gfx942": (
+        LinearTile(128, 128, 64, 8, 2),
+        LinearTile(64, 128, 64, 4, 2),
+        LinearTile(64, 64, 64, 4, 2),
+        LinearTile(64, 32, 64, 4, 2),
+        LinearTile(16, 64, 128, 4, 2),
+        LinearTile(16, 32, 128, 4, 2),
+    ),
+}
+
+
+def linear_tiles(architecture: str, itemsize: int) -> tuple[LinearTile, ...]:
+    """The tiles there are, from the largest down; in fp32 with half as much of K, and no more than 64 x 64."""
+    if architecture == "interpreter":
+        return (LinearTile(32, 32, 32, 4, 1),)
+    tiles = _LINEAR_TILES.get(architecture)
+    if tiles is None:
+        tiles = _LINEAR_TILES["gfx942" if architecture.startswith("gfx") else "sm_80"]
+    if itemsize < 4:
+        return tiles
+    return tuple(
+        LinearTile(t.block_m, t.block_n, 32, t.num_warps, min(t.num_stages, 3))
+        for t in tiles
+        if t.block_m * t.block_n <= 64 * 64
+    )
+
+
+def linear(M: int, N: int, architecture: str, itemsize: int, multiprocessors: int) -> LinearTile:
+    """The largest tile that gives every multiprocessor one; no more than 16 rows a tile where there are no more."""
+    tiles = linear_tiles(architecture, itemsize)
+    fitting = [t for t in tiles if (t.block_m < 64) == (M <= 16)] or tiles
+    for tile in fitting:
+        if -(-M // tile.block_m) * -(-N // tile.block_n) >= multiprocessors:
+            return tile
+    return fitting[-1]
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """rows x (block_a + block_b) elements a step, by `programs` a multiprocessor that walk over them (0: as many as
+    there are tiles, a step each), the loads `num_stages` - 1 steps ahead."""
+
+    rows: int
+    block_a: int
+    block_b: int
+    num_warps: int
+    programs: int
+    num_stages: int
+
+
+def layer_norm_forward(N: int, architecture: str, *, dropout: bool) -> RowTile:
+    """A row a warp, if it has 1024 columns at most: nothing to share, 21 warps of 3 KB of loads each at N = 768.
+
+    Dropout's keys of the columns, 80 instructions each, are worth a walk over rows: fewer, larger programs.
+    """
+    if dropout:
+        return _row_tile(N, elements_a_warp=512, least_warps=4, registers=96, num_stages=3)
+    return _row_tile(N, elements_a_warp=1024, least_warps=1, registers=0, num_stages=1)
+
+
+def layer_norm_backward(N: int, architecture: str) -> RowTile:
+    """A thread holds dweight and dbias of its elements, so it has 16 of them; one step ahead are 32 KB in flight."""
+    return _row_tile(N, elements_a_warp=512, least_warps=4, registers=128, num_stages=2)
+
+
+def two_parts(N: int) -> tuple[int, int]:
+    """Two powers of two whose sum is N or little more: 768 is 512 + 256, 1024 is 512 + 512."""
+    block_a = 1 << max((N - 1).bit_length() - 1, 0)
+    return block_a, 1 << max(N - block_a - 1, 0).bit_length()
+
+
+def _row_tile(N: int, elements_a_warp: int, least_warps: int, registers: int, num_stages: int) -> RowTile:
+    block_a, block_b = two_parts(N)
+    width = 2 * block_a
+    num_warps = min(max(width // elements_a_warp, least_warps), 16)
+    rows = min(max(num_warps * elements_a_warp // width, 1), 16)
+    programs = max(65536 // (32 * num_warps * registers), 1) if registers else 0
+    return RowTile(rows, block_a, block_b, num_warps, programs, num_stages if width <= 2048 else 1)
+
+
+@dataclass(frozen=True)
+class SegmentTile:
+    """chunk rows x block_n columns a program."""
+
+    chunk: int
+    block_n: int
+    num_warps: int
+
+
+def segments(N: int, architecture: str) -> SegmentTile:
+    """16 elements a thread, rows of 128 bytes of bf16: 8 KB of loads a program, which is over in one go.
+
+    The interpreter scans element by element, so there a small tile is quick, and rounds are many with few rows.
+    """
+    if architecture == "interpreter":
+        return SegmentTile(8, 8, 1)
+    return SegmentTile(64, min(64, 1 << (N - 1).bit_length()), 8)
+
+
+def cross_entropy(V: int) -> tuple[int, int]:
+    """(BLOCK_V, num_warps): a block of a row in registers, 16 logits a thread; several rows hide each other's waits."""
+    block = min(max(1 << (V - 1).bit_length(), 128), 4096)
+    return block, max(block // 512, 1)
+
+
+def quantize_rows(columns: int) -> tuple[int, int]:
+    """(BLOCK, num_warps): a row as eight vectors of BLOCK columns, 32 columns a thread."""
+    block = max(1 << (columns // 8 - 1).bit_length(), 32)
+    return block, min(max(block // 128, 1), 16)
+
+
+def quantized_columns(tile: LinearTile) -> int:
+    """Columns of K a step of an 8-bit product in one of `linear_tiles` of 16 bits: as many bytes, 128 at most."""
+    return min(2 * tile.block_k, 128)

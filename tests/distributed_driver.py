@@ -1,40 +1,41 @@
-"""One of torchrun's processes: runs `fastbert pretrain` in them all, then counts what their gradients cost.
+"""One of torchrun's processes: runs `fastbert pretrain` and counts how often gradients travel.
 
-    distributed_driver.py CONFIG FOLDER ARGS...     ARGS go to the command line
+    distributed_driver.py FOLDER ARGS...     ARGS go to the command line
 
-Writes FOLDER/counts-RANK.json: how often buckets of gradients travelled, by batches accumulated.
+Writes FOLDER/travelled-RANK.json: the numbers of the buckets of gradients, in the order in which they were summed up.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from training_support import MadeUpBatches, make_run, make_settings
 
 from fastbert.cli import main
-from fastbert.training.distributed import join
+from fastbert.training.distributed import Processes
 
-config, folder, *arguments = sys.argv[1:]
+folder, *arguments = sys.argv[1:]
+travelled: list[int] = []
+replicate = Processes.replicate
+
+
+def summed_up(state, bucket):
+    travelled.append(bucket.index())
+    return allreduce_hook(state, bucket)
+
+
+def counted(processes, module):
+    replica = replicate(processes, module)
+    replica.register_comm_hook(None, summed_up)
+    return replica
+
+
+Processes.replicate = counted
 torch.set_num_threads(1)
-assert main(["pretrain", config, "--device", "cpu", *arguments]) == 0
-
-counts = {}
-with join(torch.device("cpu")) as processes:
-    places = {"rank": processes.rank, "world_size": processes.world_size}
-    for accumulate in (1, 3):
-        settings = make_settings(Path(folder) / f"made-up-{accumulate}", training__accumulate=accumulate)
-        run = make_run(settings, MadeUpBatches(**places), processes=processes)
-        travelled = []
-
-        def counted(state, bucket, travelled=travelled):
-            travelled.append(bucket.index())
-            return allreduce_hook(state, bucket)
-
-        run.replica.register_comm_hook(None, counted)
-        run.run()
-        counts[accumulate] = len(travelled)
-Path(folder, f"counts-{processes.rank}.json").write_text(json.dumps(counts))
+code = main(["pretrain", *arguments])
+Path(folder, f"travelled-{os.environ['RANK']}.json").write_text(json.dumps(travelled))
+sys.exit(code)

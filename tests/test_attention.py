@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch._dynamo.testing
-from support import assert_op_accurate
+from support import assert_op_accurate, require_native
 
 import fastbert
 from fastbert import native, ops, reference
@@ -81,6 +81,35 @@ def test_no_matrix_over_the_whole_row(monkeypatch):
     assert [tuple(s) for s in seen] == [(63, 3, 32, 16), (1, 3, 31, 16)]
 
 
+@pytest.mark.parametrize("backend", TABLE["attention"]["cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[5, 8], [0], [20, 0]], ids=str)
+def test_tokens_of_no_sequence_get_zeros(backend, dtype, lengths, monkeypatch):
+    if backend == "native" and native.available():
+        pytest.skip(native.available())
+    given = inputs_of(lengths, heads=2, dim=8)
+    tokens = sum(lengths)
+    qkv = torch.cat([given["qkv"], torch.full((7, 3, 2, 8), float("nan"))]).to(dtype)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
+    with fastbert.use_backend(backend, "attention"):
+        out = ops.attention(qkv, given["cu_seqlens"], max(lengths))
+        alone = ops.attention(qkv[:tokens], given["cu_seqlens"], max(lengths))
+    assert torch.equal(out[:tokens], alone)
+    assert torch.equal(out[tokens:], torch.zeros(7, 2, 8, dtype=dtype))
+
+
+def test_gradient_of_tokens_of_no_sequence():
+    given = inputs_of([5, 8], heads=2, dim=8)
+    qkv = torch.cat([given["qkv"], torch.randn(7, 3, 2, 8)]).double().requires_grad_()
+    dout = torch.randn(20, 2, 8, dtype=torch.float64)
+    out = reference.attention(qkv, given["cu_seqlens"], 8)
+    (expected,) = torch.autograd.grad(out, qkv, dout)
+    got = reference.attention_backward(dout, qkv.detach(), given["cu_seqlens"], 8)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    assert not got[13:].any()
+
+
 def test_non_contiguous_input():
     given = inputs_of([5, 8])
     wide = torch.randn(13, 3, 3, 32)
@@ -97,10 +126,16 @@ def test_dropout_drops_and_keeps_the_mean():
     assert abs(out.mean() - 1) < 0.01
 
 
-def test_registered_op():
+@pytest.mark.parametrize("chosen", ["native", "reference"])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_registered_op(chosen, dropout_p):
+    if chosen == "reference" and dropout_p:
+        pytest.skip("the reference's dropout breaks the graph")
     given = inputs_of([5, 8, 0, 2])
-    qkv = given["qkv"].requires_grad_()
-    torch.library.opcheck(torch.ops.fastbert.attention.default, (qkv, given["cu_seqlens"], 8, None))
+    qkv, seed = given["qkv"].requires_grad_(), torch.tensor([7]) if dropout_p else None
+    torch.library.opcheck(
+        torch.ops.fastbert.attention.default, (chosen, True, qkv, given["cu_seqlens"], 0.25, dropout_p, seed)
+    )
 
 
 def test_compiles_in_one_graph_for_any_lengths():
@@ -119,6 +154,31 @@ def test_compiles_in_one_graph_for_any_lengths():
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
         compilations.append(counter.frame_count)
     assert len(set(compilations)) == 1, "other lengths compiled anew"
+
+
+def test_another_longest_sequence_compiles_nothing_anew():
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ops.attention, fullgraph=True, backend=counter)
+    for lengths in ([5, 8, 2], [3, 11, 1], [2, 1, 12]):
+        given = inputs_of(lengths)
+        torch.testing.assert_close(
+            compiled(given["qkv"], given["cu_seqlens"], max(lengths)), naive(**given, max_seqlen=0)
+        )
+    assert counter.frame_count == 1
+
+
+def test_compiled_dropout_is_one_graph_whose_backward_has_its_mask():
+    require_native()
+    given = inputs_of([40], heads=2, dim=40)
+    v = torch.eye(40).expand(2, 40, 40).transpose(0, 1)  # (T, H, D): the output is the probabilities themselves
+    compiled = torch.compile(ops.attention, fullgraph=True, backend="aot_eager")
+    qkv = torch.stack([given["qkv"][:, 0], given["qkv"][:, 1], v], dim=1).requires_grad_()
+    out = compiled(qkv, given["cu_seqlens"], 40, dropout_p=0.3)
+    kept = out.detach() != 0
+    assert abs(kept.float().mean() - 0.7) < 0.03
+    (dqkv,) = torch.autograd.grad(out, qkv, torch.ones_like(out))
+    # dv of a key is the sum of the probabilities that reached it, in every column.
+    torch.testing.assert_close(dqkv[:, 2], out.detach().sum(0).T[:, :, None].expand(40, 2, 40), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def poison(run, step, value=math.nan):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_one_clear_error_and_never_saved(tmp_path, value):
     settings = make_settings(tmp_path, training__log_every=100)
-    run = make_run(settings)
+    run = make_run(settings, heldout=False)  # it is when a checkpoint is due that the loss is looked at
     poison(run, 2, value)
     with pytest.raises(
         TrainingError, match=r"^step 3: the MLM loss is (nan|inf).*; the last good checkpoint is .*0002$"
@@ -282,6 +282,15 @@ def test_evaluations_and_dropout_do_not_touch_each_other(tmp_path):
         run.run()
         states.append(run.model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_evaluation_has_no_dropout(tmp_path):
+    settings = make_settings(tmp_path, optimizer__lr=0.0)
+    run = make_run(settings, dropout=0.5)
+    run.run()
+    losses = {line["loss"] for line in read_log(tmp_path) if line["kind"] == "heldout"}
+    assert len(losses) == 1
+    assert run.replica.training is False and len({line["loss"] for line in read_log(tmp_path)}) > 2
 
 
 def test_a_process_without_a_held_out_sequence_is_left_out(tmp_path):

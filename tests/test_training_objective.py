@@ -177,6 +177,17 @@ def test_flops_of_bert_base():
     assert head == pytest.approx(3 * 77 * 2 * (768 * 768 + 768 * 30522), rel=1e-9)
 
 
+def test_counts_of_a_batch():
+    config, batch = fastbert.BertConfig(**SIZES), MadeUpBatches().batch(0)
+    lengths = batch.cu_seqlens.diff().tolist()
+    counts = MicroBatch.of(batch, config, "mlm_nsp", "cpu").counts
+    assert (counts.sequences, counts.tokens) == (len(lengths), sum(lengths))
+    assert counts.labels == sum(label != -100 for label in batch.labels.tolist()) > 0
+    squares = sum(length**2 for length in lengths)
+    sizes = {"tokens": sum(lengths), "sequences": len(lengths), "labels": counts.labels}
+    assert counts.flops == training_flops(config, "mlm_nsp", squares=squares, **sizes)
+
+
 def test_shards_without_pairs_cannot_train_next_sentences():
     batch = MadeUpBatches(pairs=False).batch(0)
     config = fastbert.BertConfig(**SIZES)

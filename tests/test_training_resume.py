@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 
+import numpy as np
 import pytest
 import torch
 from training_support import assert_same_weights, make_run, make_settings, resumed_run, weights
 
 from fastbert.training.loop import Pretraining
-from fastbert.training.training_state import CheckpointError
+from fastbert.training.training_state import CheckpointError, seed_step
 
 
 class Stop(Exception):
@@ -43,6 +45,7 @@ def stop_before(run: Pretraining, step: int) -> None:
     ids=str,
 )
 def test_resumed_is_uninterrupted(tmp_path, options):
+    options = {"training__log_every": 4, **options}  # a line's mean reaches over what interrupts
     whole = make_run(make_settings(tmp_path / "whole", **options)).run()
     settings = make_settings(tmp_path / "broken", **options)
     for step in (3, 5):  # after the checkpoint at 2, and that at 4
@@ -67,6 +70,17 @@ def test_dropout_takes_part_in_what_is_compared(tmp_path):
     ]
     a, b = (weights(outcome.checkpoint) for outcome in outcomes)
     assert not torch.equal(*(w["bert.encoder.layer.1.output.dense.weight"] for w in (a, b)))
+
+
+def test_each_step_of_each_process_has_random_numbers_of_its_own():
+    def drawn(*key):
+        seed_step(*key)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    keys = [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 10**6, 4095), (2**40, 0, 0)]
+    draws = [drawn(*key) for key in keys]
+    assert all(len(set(column)) == len(keys) for column in zip(*draws, strict=True))
+    assert drawn(*keys[1]) == draws[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])

@@ -100,7 +100,13 @@ def test_errors_of_the_file(file, tmp_path):
 
 def test_what_a_run_is_held_to_when_it_goes_on(file):
     one = load_settings(file).decisive()
-    free = ["training.log_every=3", "training.keep=7", "output.folder=elsewhere", "data.heldout_batches=1"]
+    free = [
+        "training.log_every=3",
+        "training.keep=7",
+        "output.folder=elsewhere",
+        "data.heldout_batches=1",
+        "data.shards=moved",
+    ]
     assert load_settings(file, free).decisive() == one
     for override in ("optimizer.lr=2", "data.tokens_per_batch=1", "training.steps=60", "training.seed=1"):
         assert load_settings(file, [override]).decisive() != one, override

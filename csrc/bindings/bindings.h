@@ -27,6 +27,7 @@ void bind_encoder(py::module_& m);
 void bind_embed_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_linear_cross_entropy(py::module_& m);
+void bind_packing(py::module_& m);
 void bind_peak(py::module_& m);
 void bind_training(py::module_& m);
 

@@ -98,6 +98,7 @@ PYBIND11_MODULE(_C, m) {
     bind_embed_layer_norm(m);
     bind_linear(m);
     bind_linear_cross_entropy(m);
+    bind_packing(m);
     bind_peak(m);
     bind_training(m);
 }

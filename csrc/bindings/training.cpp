@@ -93,7 +93,7 @@ Attention attention_of(int dtype, int64_t T, int64_t B, int64_t H, int64_t D, ui
         if (offsets[b] < (b ? offsets[b - 1] : 0) || offsets[b] > T)
             throw py::value_error("cu_seqlens[" + std::to_string(b) + "] is " + std::to_string(offsets[b]) +
                                   "; offsets must rise from 0 to the number of tokens, " + std::to_string(T));
-    return {static_cast<DType>(dtype), B, H, D, pointer(qkv), offsets, pointer(y), stride_t, stride_3, scale_log2};
+    return {static_cast<DType>(dtype), T, B, H, D, pointer(qkv), offsets, pointer(y), stride_t, stride_3, scale_log2};
 }
 
 void attention_training_binding(int dtype, int64_t T, int64_t B, int64_t H, int64_t D, uintptr_t qkv, int64_t stride_t,

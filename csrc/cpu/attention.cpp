@@ -1,15 +1,27 @@
 // Shares attention out over threads: one task a head of a sequence. Compiled for the base instruction set.
 #include <algorithm>
+#include <cstring>
 
 #include "kernels.h"
 #include "scratch.h"
 
 namespace fastbert {
 
+namespace {
+
+void zero_rows(const Attention& op, int64_t first, int64_t end) {
+    const int64_t bytes = op.H * op.D * (op.dtype == DType::f32 ? 4 : 2);
+    if (end > first) std::memset(static_cast<char*>(op.y) + first * bytes, 0, (end - first) * bytes);
+}
+
+}  // namespace
+
 void attention_cpu(const Attention& op, Isa isa, int threads) {
     const AttentionKernels& kernels = cpu_kernels(isa).attention;
     const bool wide = op.dtype == DType::f32;
     const auto run = wide ? kernels.f32 : kernels.bf16;
+    zero_rows(op, 0, op.cu_seqlens[0]);
+    zero_rows(op, op.cu_seqlens[op.B], op.T);
     int64_t longest = 0;
     for (int64_t b = 0; b < op.B; ++b)
         longest = std::max<int64_t>(longest, op.cu_seqlens[b + 1] - op.cu_seqlens[b]);

@@ -8,6 +8,7 @@
 #include <cuda_runtime.h>
 
 #include "../fastbert.h"
+#include "launch.h"
 
 namespace fastbert {
 namespace {
@@ -136,18 +137,13 @@ void launch(const AddLayerNorm& op, cudaStream_t stream) {
 int add_layer_norm_cuda(const AddLayerNorm& op, int device, void* stream) {
     if (op.M == 0 || op.N == 0) return cudaSuccess;
     if (op.M > INT32_MAX) return cudaErrorInvalidValue;  // the limit of a grid
-    int before;
-    cudaError_t error = cudaGetDevice(&before);
-    if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
-    if (error != cudaSuccess) return error;
-    switch (op.dtype) {
-        case DType::f32: launch<float>(op, static_cast<cudaStream_t>(stream)); break;
-        case DType::f16: launch<__half>(op, static_cast<cudaStream_t>(stream)); break;
-        case DType::bf16: launch<__nv_bfloat16>(op, static_cast<cudaStream_t>(stream)); break;
-    }
-    error = cudaGetLastError();
-    if (before != device) cudaSetDevice(before);
-    return error;
+    return on_device(device, [&] {
+        switch (op.dtype) {
+            case DType::f32: launch<float>(op, static_cast<cudaStream_t>(stream)); break;
+            case DType::f16: launch<__half>(op, static_cast<cudaStream_t>(stream)); break;
+            case DType::bf16: launch<__nv_bfloat16>(op, static_cast<cudaStream_t>(stream)); break;
+        }
+    });
 }
 
 const char* cuda_error_string(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }

@@ -1,6 +1,7 @@
-"""What a user does with a trained model: vectors of texts, and words for [MASK]."""
+"""What a user does with a trained model: vectors of texts, words for [MASK]; and small batches fast."""
 
+from fastbert.inference.cuda_graphs import CompiledModel, compile
 from fastbert.inference.embed import Embedder
 from fastbert.inference.fill_mask import Candidate, FillMask
 
-__all__ = ["Candidate", "Embedder", "FillMask"]
+__all__ = ["Candidate", "CompiledModel", "Embedder", "FillMask", "compile"]

@@ -40,7 +40,12 @@ _TAKEN = {
 
 
 def accelerate(
-    model: Model, *, dtype: torch.dtype | None = None, precision: str | None = None, quantize: str | None = None
+    model: Model,
+    *,
+    dtype: torch.dtype | None = None,
+    precision: str | None = None,
+    quantize: str | None = None,
+    recompute_activations: bool = False,
 ) -> Model:
     """Makes every transformers BERT encoder in `model` run packed, in place, and returns `model`.
 
@@ -50,8 +55,9 @@ def accelerate(
             `model.to(dtype)`: a head must be of the dtype of the states that it gets. What is rounded stays so:
             `restore` does not bring it back. None leaves them.
         precision: "high" or "highest", as for `BertModel.from_pretrained`.
-        quantize: "int8", likewise: for inference, under torch.no_grad() or inference_mode(). The parameters stay
-            as they are.
+        quantize: "int8" or "fp8", likewise: for inference, under torch.no_grad() or inference_mode(). The parameters
+            stay as they are.
+        recompute_activations: in training, as `BertModel.recompute_activations`.
 
     Queries, keys and values of a layer come to share one storage; the parameters stay the same objects.
     A decoder, a subclass with a forward of its own and an activation that fastbert lacks are left alone, with a
@@ -78,6 +84,8 @@ def accelerate(
         _root(model).to(dtype=dtype)
     for bert in able:
         PackedBert.put(bert).matmul_precision = setting
+        for layer in bert.encoder.layer:
+            layer.recompute_activations = recompute_activations
     for head in _modules(model):
         kind = next((packed for name, packed in _HEADS.items() if _is_bert(head, name)), None)
         if kind is not None and _packed(head.bert) is not None and type(head).forward is _forward_of(head):

@@ -35,9 +35,13 @@ def run_bert(
     max_seqlen: int | None = None,
     *,
     precision: str | None = None,
+    prepared: Inputs | None = None,
 ) -> tuple[Inputs, Encoded]:
-    """Checks, packs and encodes: what every model does first, on any module tree with transformers' names."""
-    inputs = prepare(
+    """Checks, packs and encodes: what every model does first, on any module tree with transformers' names.
+
+    `prepared` is in place of everything that says what the tokens are.
+    """
+    inputs = prepared or prepare(
         bert.embeddings,
         input_ids,
         attention_mask,
@@ -61,17 +65,15 @@ def run_bert(
 def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded, *, precision: str | None = None) -> Tensor:
     """tanh(W h + b) of each row's column 0, (B, E); zeros for a row without a real token."""
     batch, x = inputs.batch, encoded.last_hidden_state
-    if batch.indices is None and batch.seq_len:
+    if inputs.is_full and batch.seq_len:
         return project(bert.pooler.dense, x.unflatten(0, (batch.batch_size, batch.seq_len))[:, 0], "tanh")
-    mask = batch.mask()
-    some = mask.any(dim=1)
+    some = batch.lengths > 0
     starts = batch.cu_seqlens[:-1].long().clamp(max=x.shape[0] - 1)
     first = x[starts] if x.shape[0] else x.new_zeros(batch.batch_size, x.shape[1])
-    # A row that begins with a pad: transformers pools that pad's state, and so do we.
-    padded = (some & ~mask[:, :1].all(dim=1)).nonzero().squeeze(1)
-    if padded.numel():
-        rows = inputs.rows(padded)
-        states = encode_first_column(bert, rows, activation=config.hidden_act, precision=precision)
+    if batch.leading_pads and not inputs.came_packed:
+        # A row that begins with a pad: transformers pools that pad's state, and so do we.
+        padded = (some & ~batch.mask()[:, 0]).nonzero().squeeze(1)
+        states = encode_first_column(bert, inputs.rows(padded), activation=config.hidden_act, precision=precision)
         first = first.index_copy(0, padded, states.to(first.dtype))
     return project(bert.pooler.dense, first, "tanh") * some[:, None]
 
@@ -94,6 +96,7 @@ class BertModel(BertPreTrainedModel):
     """
 
     _constructor_keywords = ("add_pooling_layer",)
+    token_fields = ("last_hidden_state",)
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -114,6 +117,7 @@ class BertModel(BertPreTrainedModel):
         return_dict: bool | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        prepared: Inputs | None = None,
     ) -> BaseModelOutputWithPooling | tuple:
         """Encodes a batch.
 
@@ -123,6 +127,7 @@ class BertModel(BertPreTrainedModel):
             token_type_ids, position_ids: (B, S); None means 0, and the column.
             inputs_embeds: (B, S, E) in place of input_ids.
             cu_seqlens: int32 (B+1,), where each sequence of packed input starts; `max_seqlen` its longest.
+            prepared: in place of all these, from a caller who has checked and packed them.
 
         Returns:
             last_hidden_state (B, S, E), zeros at pads, or (T, E) for packed input; pooler_output (B, E);
@@ -145,6 +150,7 @@ class BertModel(BertPreTrainedModel):
             cu_seqlens,
             max_seqlen,
             precision=precision,
+            prepared=prepared,
         )
         pooled = None if self.pooler is None else pool(self, self.config, inputs, encoded, precision=precision)
         output = BaseModelOutputWithPooling(

@@ -126,14 +126,12 @@ def layer_forward(layer: nn.Module, x: Tensor, *, products: Products, attend: At
 
     Returns what `attend` returns beside the context, too, when it returns a pair.
     """
-    attention, activation, precision = layer.attention, products.activation, products.precision
+    attention, precision = layer.attention, products.precision
     attended = attend(project_qkv(attention.self, x, precision))
     context, probs = attended if isinstance(attended, tuple) else (attended, None)
     y = project(attention.output.dense, context.flatten(1), precision=precision)
     x = add_norm(attention.output, y, x)
-    y = project(layer.intermediate.dense, x, activation, precision)
-    y = project(layer.output.dense, y, precision=precision)
-    x = add_norm(layer.output, y, x)
+    x = add_norm(layer.output, feed_forward(layer, x, products), x)
     return x if probs is None else (x, probs)
 
 
@@ -167,6 +165,17 @@ def project(linear: nn.Module, x: Tensor, activation: str | None = None, precisi
         return ops.linear(x, linear.weight, linear.bias, activation=activation, precision=precision)
     y = linear(x)
     return y if activation is None else ACTIVATIONS[activation](y)
+
+
+def feed_forward(layer: nn.Module, x: Tensor, products: Products) -> Tensor:
+    """The two products of a layer's second half; the activation is recomputed in the backward where the layer asks."""
+    up, down = layer.intermediate.dense, layer.output.dense
+    if is_plain(up, nn.Linear) and is_plain(down, nn.Linear):
+        recompute = getattr(layer, "recompute_activations", False)
+        parameters = (up.weight, up.bias, down.weight, down.bias)
+        return ops.feed_forward(x, *parameters, **products._asdict(), recompute=recompute)
+    y = project(up, x, products.activation, products.precision)
+    return project(down, y, precision=products.precision)
 
 
 def project_qkv(attention: nn.Module, x: Tensor, precision: str | None = None) -> Tensor:
@@ -349,6 +358,7 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config, config.intermediate_size)
         self.gradient_checkpointing = False
+        self.recompute_activations = False
 
 
 class BertEncoder(nn.Module):

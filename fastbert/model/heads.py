@@ -132,6 +132,8 @@ class _LanguageModel(BertHeadModel):
 class BertForPreTraining(_LanguageModel):
     """Masked-language-model and next-sentence heads together."""
 
+    token_fields = ("prediction_logits",)
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.cls = BertPreTrainingHeads(config, predictions=True, seq_relationship=True)
@@ -169,6 +171,7 @@ class BertForMaskedLM(_LanguageModel):
     """The masked-language-model head."""
 
     has_pooler = False
+    token_fields = ("logits",)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -304,7 +307,8 @@ class BertForMultipleChoice(BertHeadModel):
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*(x if x is None else x.flatten(0, 1) for x in args), **options)
         scores = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
-        logits = scores.view(*tokens.shape[:2])
+        # `prepared` are texts without their questions: (B * C, 1), as the texts' caller can but tell
+        logits = scores if tokens is None else scores.view(*tokens.shape[:2])
         loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, logits.shape[1]))
         return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
 
@@ -313,6 +317,7 @@ class BertForTokenClassification(BertHeadModel):
     """A linear layer on every token: logits (B, S, num_labels), zeros at pads."""
 
     has_pooler = False
+    token_fields = ("logits",)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -350,11 +355,15 @@ class BertForQuestionAnswering(BertHeadModel):
     """
 
     has_pooler = False
+    token_fields = ("start_logits", "end_logits")
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
+
+    def pad_value(self, dtype: torch.dtype) -> float:
+        return torch.finfo(dtype).min
 
     def forward(
         self,
@@ -374,7 +383,7 @@ class BertForQuestionAnswering(BertHeadModel):
         logits = project(self.qa_outputs, encoded.last_hidden_state)
         if logits.shape[1] != 2:
             raise ValueError(f"config.num_labels is {logits.shape[1]}; question answering has 2 logits, start and end")
-        lowest = torch.finfo(logits.dtype).min
+        lowest = self.pad_value(logits.dtype)
         loss = None
         if start_positions is not None and end_positions is not None:
             padded = inputs.pad(logits, lowest)  # (B, S, 2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from fastbert import ops
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, batch_from_mask, full_batch, pack, unpack
 
 
@@ -32,6 +34,11 @@ class Inputs:
             token_type_ids=function(self.token_type_ids),
             position_ids=function(self.position_ids),
         )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no column is a pad, so that row b starts at token b * S."""
+        return self.batch.indices is None
 
     def packed(self) -> Inputs:
         """The real tokens alone: every field (T, ...)."""
@@ -59,18 +66,55 @@ class Inputs:
         return x if self.came_packed else pack(x, self.batch)
 
 
+class PackedInputs(Inputs):
+    """Tokens that somebody else has checked and packed, every field (T, ...): nothing made of them waits for a device.
+
+    Sequences may be empty, and tokens behind the last one belong to none, so that T and the number of sequences can
+    be those of a larger batch. `batch.max_seqlen` is a bound. Pads, and what asks for them, there are none.
+    """
+
+    @property
+    def is_full(self) -> bool:
+        return False
+
+    def packed(self) -> Inputs:
+        return self
+
+
 def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
     """Holds ids to 0..limit-1 and returns them as int64; `what` names the table in the message."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} has dtype {ids.dtype}; it must be int64 or int32")
-    if ids.numel() and not torch.compiler.is_compiling():  # a compiled graph cannot branch on values
-        low, high = ids.aminmax()
-        low, high = int(low), int(high)
+    check_ranges([(name, ids, limit, what)])
+    return ids.long()
+
+
+def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
+    """Holds the ids of each (name, ids, limit, what) to 0..limit-1; waits for their device once."""
+    several = [one for one in several if one[1].numel()]
+    if not several or torch.compiler.is_compiling():  # a compiled graph cannot branch on values
+        return
+    bounds = torch.stack([bound for _, ids, _, _ in several for bound in ids.aminmax()]).tolist()
+    for (name, _, limit, what), low, high in zip(several, bounds[::2], bounds[1::2], strict=True):
         if low < 0 or high >= limit:
             raise ValueError(
                 f"{name} holds {low if low < 0 else high}; {what} is {limit}, so 0 to {limit - 1} are valid"
             )
-    return ids.long()
+
+
+def batch_on_device(mask: Tensor) -> PackedBatch:
+    """`batch_from_mask` that waits for the mask's device once."""
+    if mask.dim() != 2 or not mask.numel():
+        return batch_from_mask(mask)
+    cu_seqlens, indices, _, bad = ops.pack_mask(mask)
+    lengths = cu_seqlens.diff()
+    leading = ((mask[:, 0] == 0) & (lengths > 0)).any().to(torch.int32)
+    total, longest, wrong, leads = torch.stack([cu_seqlens[-1], lengths.max(), bad[0], leading]).tolist()
+    if wrong:
+        return batch_from_mask(mask)  # which says what
+    if total == mask.numel():
+        return full_batch(*mask.shape, mask.device)
+    return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:total], bool(leads))
 
 
 def prepare(
@@ -119,18 +163,23 @@ def prepare(
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be that of {name}, {tuple(shape)}"
         )
-    else:
+    elif attention_mask.device.type == "cpu" or torch.compiler.is_compiling():
         batch = batch_from_mask(attention_mask)
+    else:
+        batch = batch_on_device(attention_mask)
+    ranges = []
 
     def per_token(name: str, x: Tensor | None, limit: int, what: str) -> Tensor | None:
         if x is None:
             return None
-        if name != "input_ids" and x.shape in ((1, *shape[1:]), shape[1:]) and cu_seqlens is None:
-            x = x.expand(shape)  # one row for all, as transformers has it
+        if name != "input_ids" and cu_seqlens is None and is_one_row(x, shape):
+            x = x.expand(shape)
         if x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
-        x = check_ids(name, x, limit, what)
-        return x if cu_seqlens is None else unpack(x, batch)
+        if x.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} has dtype {x.dtype}; it must be int64 or int32")
+        ranges.append((name, x, limit, what))
+        return x.long() if cu_seqlens is None else unpack(x.long(), batch)
 
     positions = embeddings.position_embeddings.weight.shape[0]
     if position_ids is None and batch.seq_len > positions:
@@ -140,6 +189,7 @@ def prepare(
         "token_type_ids", token_type_ids, embeddings.token_type_embeddings.weight.shape[0], "type_vocab_size"
     )
     places = per_token("position_ids", position_ids, positions, "max_position_embeddings")
+    check_ranges(ranges)
     padded = (batch.batch_size, batch.seq_len)
     if types is None:
         types = torch.zeros(padded, dtype=torch.int64, device=device)
@@ -147,6 +197,11 @@ def prepare(
         places = torch.arange(batch.seq_len, device=device).expand(padded)
     embeds = inputs_embeds if cu_seqlens is None or inputs_embeds is None else unpack(inputs_embeds, batch)
     return Inputs(batch, ids, embeds, types, places, came_packed=cu_seqlens is not None)
+
+
+def is_one_row(x: Tensor, shape: torch.Size) -> bool:
+    """Whether x is one row for all rows of `shape` (B, S), as transformers takes token types and positions."""
+    return x.shape in ((1, *shape[1:]), shape[1:])
 
 
 def vocab_rows(word_embeddings: nn.Module) -> int:

@@ -18,12 +18,14 @@ from fastbert.native.encoder import encoder, release, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
 from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
-from fastbert.native.linear_gradient import linear_backward, linear_training
+from fastbert.native.linear_gradient import activate, linear_backward, linear_training
 from fastbert.native.packed_weights import packed_bytes
+from fastbert.native.packing import pack_mask, supports_pack_mask, supports_take_rows, take_rows
 from fastbert.native.peak import peak
 from fastbert.native.precision import describe_precision
 
 __all__ = [
+    "activate",
     "add_layer_norm",
     "add_layer_norm_backward",
     "add_layer_norm_training",
@@ -44,6 +46,7 @@ __all__ = [
     "linear_backward",
     "linear_cross_entropy",
     "linear_training",
+    "pack_mask",
     "packed_bytes",
     "peak",
     "release",
@@ -53,4 +56,7 @@ __all__ = [
     "supports_encoder",
     "supports_linear",
     "supports_linear_cross_entropy",
+    "supports_pack_mask",
+    "supports_take_rows",
+    "take_rows",
 ]

@@ -32,11 +32,18 @@ def linear_training(
     if activation is None or activation in _FROM_OUTPUT:
         linear_into(y, x, weight, bias, activation)
         return y, None if activation is None else y
-    z = torch.empty_like(y)
-    linear_into(z, x, weight, bias, None)
-    code, isa, threads = CPU_DTYPES[x.dtype], chosen_isa()[1], torch.get_num_threads()
-    C.activate_cpu(code, z.numel(), z.data_ptr(), y.data_ptr(), ACTIVATIONS[activation], isa, threads)
-    return y, z
+    linear_into(y, x, weight, bias, None)
+    return activate(y, activation), y
+
+
+def activate(saved: Tensor, activation: str) -> Tensor:
+    """What `linear_training` returned with this `saved`, made of it once more."""
+    if activation in _FROM_OUTPUT:
+        return saved
+    y = torch.empty_like(saved)
+    code, isa, threads = CPU_DTYPES[saved.dtype], chosen_isa()[1], torch.get_num_threads()
+    C.activate_cpu(code, saved.numel(), saved.data_ptr(), y.data_ptr(), ACTIVATIONS[activation], isa, threads)
+    return y
 
 
 def linear_backward(

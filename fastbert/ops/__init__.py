@@ -1,11 +1,13 @@
-"""The five ops of a BERT, and the whole encoder as a sixth: packed tensors in, packed tensors out."""
+"""The five ops of a BERT, and the whole encoder as a sixth: packed tensors in and out; and packing itself."""
 
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.embed_layer_norm import embed_layer_norm
 from fastbert.ops.encoder import LayerWeights, encoder, release
+from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
+from fastbert.ops.packing import pack_mask, take_rows
 
 __all__ = [
     "LayerWeights",
@@ -13,7 +15,10 @@ __all__ = [
     "attention",
     "embed_layer_norm",
     "encoder",
+    "feed_forward",
     "linear",
     "linear_cross_entropy",
+    "pack_mask",
     "release",
+    "take_rows",
 ]

@@ -10,24 +10,41 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def reason_against(*tensors: Tensor | None) -> str | None:
-    """Why no Triton kernel can take these tensors; None where one can. The first says which device."""
+def reason_against(*tensors: Tensor | None, one_dtype: bool = True) -> str | None:
+    """Why no Triton kernel can take these tensors; None where one can. The first says which device.
+
+    `one_dtype` is False for a kernel that takes each in a dtype of its own.
+    """
     present = [t for t in tensors if t is not None]
     device, dtype = present[0].device, present[0].dtype
     reason = device_reason(device)
     if reason is not None:
         return reason
-    if dtype not in DTYPES or any(t.dtype != dtype for t in present):
+    if dtype not in DTYPES or any(t.dtype != dtype and (one_dtype or t.dtype not in DTYPES) for t in present):
         given = ", ".join(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in present))
-        return f"dtypes {given}; it takes one of float32, float16, bfloat16 for all"
+        taken = "float32, float16, bfloat16"
+        return f"dtypes {given}; it takes {f'one of {taken} for all' if one_dtype else taken}"
     if any(t.device != device for t in present):
         return f"tensors on {', '.join(dict.fromkeys(str(t.device) for t in present))}; it takes one device"
     return None
 
 
-@cache
+def rows_in_memory(x: Tensor) -> Tensor:
+    """x with its last dimension contiguous, as a kernel needs it; a gradient may be one number, expanded."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def device_reason(device: torch.device) -> str | None:
     """Why Triton cannot run on `device`."""
+    return _device_reason(device)
+
+
+# A compiled graph asks once. It is what torch.compiler.assume_constant_result does, which imports torch's compiler.
+device_reason._dynamo_marked_constant = True
+
+
+@cache
+def _device_reason(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"it runs on a GPU, not on {device.type}"
     if not _installed():

@@ -12,31 +12,60 @@ from fastbert import backend, native, reference
 from fastbert.ops._autocast import autocast_is_on, autocast_off
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_probability, check_shape
+from fastbert.ops._triton import reason_against, rows_in_memory
+
+_MAX_COLUMNS = 8192  # a row in registers; more would spill
+
+
+class _TritonAddLayerNorm(torch.autograd.Function):
+    """Keeps the sum dropout(x) + residual, so that both can be freed, and two numbers a row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dropout_p: float
+    ) -> Tensor:
+        from fastbert.kernels.add_layer_norm import add_layer_norm_fwd
+        from fastbert.kernels.dropout import draw_seed
+
+        seed = draw_seed(x.device) if dropout_p else None
+        y, total, mean, rstd = add_layer_norm_fwd(
+            x, residual, weight, bias, seed, eps=eps, dropout_p=dropout_p, training=True
+        )
+        ctx.save_for_backward(total, weight, mean, rstd, seed)
+        dtypes = (x.dtype, None if residual is None else residual.dtype, bias.dtype)
+        ctx.constants = {"dropout_p": dropout_p, "dtypes": dtypes}
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        from fastbert.kernels.add_layer_norm import add_layer_norm_bwd
+
+        wanted = ctx.needs_input_grad[:4]
+        return *add_layer_norm_bwd(rows_in_memory(dy), *ctx.saved_tensors, **ctx.constants, wanted=wanted), None, None
 
 
 def _triton(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
 ) -> Tensor:
     from fastbert.kernels.add_layer_norm import add_layer_norm_fwd
+    from fastbert.kernels.dropout import draw_seed
 
-    return add_layer_norm_fwd(x, residual, weight, bias, eps=eps)[0]
+    if needs_gradient(x, residual, weight, bias):
+        return _TritonAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p)
+    seed = draw_seed(x.device) if dropout_p else None
+    return add_layer_norm_fwd(x, residual, weight, bias, seed, eps=eps, dropout_p=dropout_p)[0]
 
 
 def _supports_triton(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
 ) -> str | None:
-    tensors = [t for t in (x, residual, weight, bias) if t is not None]
-    from torch.utils._triton import has_triton
-
-    if not has_triton():
-        return "triton is not installed, or knows no GPU here"
-    if dropout_p:
-        return "no dropout yet"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return "no backward yet"
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or any(t.dtype != x.dtype for t in tensors):
-        return f"dtypes {', '.join(str(t.dtype) for t in tensors)}; it takes one of float32, float16, bfloat16"
-    if any(t.stride(-1) != 1 for t in tensors):
+    reason = reason_against(x, residual, weight, bias, one_dtype=False)
+    if reason is not None:
+        return reason
+    if weight.shape[0] > _MAX_COLUMNS:
+        return f"{weight.shape[0]} columns; it takes {_MAX_COLUMNS} at most"
+    if any(t is not None and t.stride(-1) != 1 for t in (x, residual, weight, bias)):
         return "the last dimension is not contiguous"
     return None
 
@@ -61,13 +90,24 @@ class _NativeAddLayerNorm(torch.autograd.Function):
 def _native(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
 ) -> Tensor:
+    if residual is not None:
+        wide = torch.promote_types(x.dtype, residual.dtype)
+        x, residual = x.to(wide), residual.to(wide)
     if needs_gradient(x, residual, weight, bias):  # on a CPU: supports_add_layer_norm says so
         return _NativeAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p)
     return native.add_layer_norm(x, residual, weight, bias, eps=eps, dropout_p=dropout_p)
 
 
 backend.implement("add_layer_norm", "triton", _triton, _supports_triton)
-backend.implement("add_layer_norm", "native", _native, native.supports_add_layer_norm)
+
+
+def _supports_native(x: Tensor, residual: Tensor | None, *args: Tensor, **kwargs: float) -> str | None:
+    if residual is not None and residual.dtype != x.dtype:  # `_native` widens the narrower to the other's dtype
+        x = residual = x if torch.promote_types(x.dtype, residual.dtype) == x.dtype else residual
+    return native.supports_add_layer_norm(x, residual, *args, **kwargs)
+
+
+backend.implement("add_layer_norm", "native", _native, _supports_native)
 backend.implement("add_layer_norm", "reference", reference.add_layer_norm)
 
 
@@ -82,7 +122,8 @@ def add_layer_norm(
 ) -> Tensor:
     """LN(dropout(x) + residual) over the last dimension, (T, E); without a residual, a plain LayerNorm.
 
-    Mean and variance are taken in fp32 at least (Ba et al., 2016).
+    Mean and variance are taken in fp32 at least (Ba et al., 2016). Where dtypes differ, as under autocast, the result
+    has the wider one of x and residual.
 
     Raises:
         ValueError: a shape, dtype or probability that does not fit.
@@ -96,9 +137,7 @@ def add_layer_norm(
     check_probability("add_layer_norm", "dropout_p", dropout_p)
     kwargs = {"eps": eps, "dropout_p": dropout_p}
     if autocast_is_on(x):  # x comes from a product in the lower precision, the residual from a norm in fp32
-        wide = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
         with autocast_off(x):
-            x, residual = x.to(wide), None if residual is None else residual.to(wide)
             return add_layer_norm(x, residual, weight, bias, **kwargs)
     name, run = backend.choose("add_layer_norm", x.device.type, x, residual, weight, bias, **kwargs)
     if torch.compiler.is_compiling() and name != "reference":
@@ -117,4 +156,4 @@ def _add_layer_norm_op(x: Tensor, residual: Tensor | None, weight: Tensor, bias:
 
 @_add_layer_norm_op.register_fake
 def _(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return x.new_empty(x.shape, dtype=x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))

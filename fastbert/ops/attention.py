@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fastbert import backend, native, reference
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_integer, check_probability, check_shape
+from fastbert.ops._triton import reason_against
+
+if TYPE_CHECKING:
+    from fastbert.kernels.schedule import TileSchedule
 
 
 class _NativeAttention(torch.autograd.Function):
@@ -34,6 +42,131 @@ def _native(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | 
     return native.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
 
 
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None, dropout_p: float
+    ) -> Tensor:
+        from fastbert.kernels.attention import attention_fwd
+
+        qkv = _rows(qkv)
+        ctx.arguments = _triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+        ctx.max_seqlen = max_seqlen
+        out, lse = attention_fwd(qkv, cu_seqlens, max_seqlen, **ctx.arguments)
+        ctx.save_for_backward(qkv, out, lse, cu_seqlens)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        from fastbert.kernels.attention_backward import attention_bwd
+
+        dqkv = attention_bwd(_rows(dout), *ctx.saved_tensors, ctx.max_seqlen, **ctx.arguments)
+        return dqkv, None, None, None, None
+
+
+def _triton(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
+    from fastbert.kernels.attention import attention_fwd
+
+    if needs_gradient(qkv):
+        return _TritonAttention.apply(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+    qkv = _rows(qkv)
+    out, _ = attention_fwd(
+        qkv, cu_seqlens, max_seqlen, **_triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+    )
+    return out
+
+
+def _triton_arguments(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float | None,
+    dropout_p: float,
+    seed: Tensor | None = None,
+) -> dict[str, Any]:
+    """What the launchers of forward and backward are told alike; with dropout and no seed, one is drawn."""
+    from fastbert.kernels.dropout import draw_seed
+
+    return {
+        "scale": qkv.shape[-1] ** -0.5 if scale is None else scale,
+        "dropout_p": dropout_p,
+        "seed": draw_seed(qkv.device) if dropout_p and seed is None else seed,
+        "precision": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
+        "schedule": _schedules.get().of(qkv, cu_seqlens, max_seqlen),
+    }
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x as the kernels read it: each head's row contiguous, and 128 rows within an int32."""
+    return x if x.stride(-1) == 1 and x.stride(0) < 2**24 else x.contiguous()
+
+
+def _supports_triton(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float
+) -> str | None:
+    reason = reason_against(qkv)
+    if reason is not None:
+        return reason
+    if qkv.shape[-1] > 128:
+        return f"head dim {qkv.shape[-1]}; it takes up to 128"
+    if qkv.shape[2] > 65535:
+        return f"{qkv.shape[2]} heads; it takes up to 65535"
+    if cu_seqlens.device != qkv.device:
+        return f"cu_seqlens on {cu_seqlens.device}; it takes one device"
+    if scale is not None and not scale > 0:
+        return f"scale {scale}; it must be above 0"
+    return None
+
+
+class _Schedules:
+    """The schedules of the lengths at hand: the layers of a model ask for the same one, one after the other.
+
+    They are kept with the tensor cu_seqlens, as long as it lives and is not written. That cannot be known of an
+    inference tensor, and while a CUDA graph is captured no table from outside it may be used, nor one from inside it
+    outside: then they are kept within `shared_schedules` only.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self._shared = shared
+        self._kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def of(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> TileSchedule:
+        from fastbert.kernels.attention import attention_schedule
+
+        if not self._shared and (cu_seqlens.is_inference() or _capturing(cu_seqlens)):
+            return attention_schedule(qkv, cu_seqlens, max_seqlen)
+        version = None if cu_seqlens.is_inference() else cu_seqlens._version
+        stream = torch.cuda.current_stream(cu_seqlens.device).cuda_stream if cu_seqlens.is_cuda else 0
+        key = (version, stream, len(qkv), qkv.dtype, qkv.shape[-1], max_seqlen)
+        kept = self._kept.get(cu_seqlens)
+        if kept is None or kept[0] != key:
+            kept = self._kept[cu_seqlens] = (key, attention_schedule(qkv, cu_seqlens, max_seqlen))
+        return kept[1]
+
+
+_schedules: ContextVar[_Schedules] = ContextVar("fastbert_schedules", default=_Schedules())  # noqa: B039
+
+
+def _capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+@contextmanager
+def shared_schedules() -> Iterator[None]:
+    """Within it every attention over one cu_seqlens shares one schedule; nobody may write cu_seqlens meanwhile.
+
+    For the run through a model's layers, in inference mode or while a CUDA graph is captured: the schedule is made
+    by the first layer, in the graph too, and forgotten at the end.
+    """
+    token = _schedules.set(_Schedules(shared=True))
+    try:
+        yield
+    finally:
+        _schedules.reset(token)
+
+
+backend.implement("attention", "triton", _triton, _supports_triton)
 backend.implement("attention", "native", _native, native.supports_attention)
 backend.implement("attention", "reference", reference.attention)
 
@@ -66,51 +199,118 @@ def attention(
     if autocast_is_on(qkv):
         with autocast_off(qkv):
             return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
-    if torch.compiler.is_compiling():
-        # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
-        if dropout_p:
-            return reference.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
-        return torch.ops.fastbert.attention(qkv, cu_seqlens, max_seqlen, scale)
-    return _dispatch(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
-
-
-def _dispatch(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
     kwargs = {"scale": scale, "dropout_p": dropout_p}
-    _, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
+    name, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
+    if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
+        # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
+        # max_seqlen is a number, and a graph that holds one is made anew for the next: T bounds it as well.
+        seed = torch.randint(2**62, (1,), device=qkv.device) if dropout_p else None
+        scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+        return torch.ops.fastbert.attention(name, needs_gradient(qkv), qkv, cu_seqlens, scale, dropout_p, seed)[0]
     return run(qkv, cu_seqlens, max_seqlen, **kwargs)
 
 
+# What a compiled graph holds. `backend` is the one that was chosen when the graph was made; `saved` is what its
+# backward reads beside the output, where `training`: see the launchers.
+
+
 @torch.library.custom_op("fastbert::attention", mutates_args=())
-def _attention_op(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None) -> Tensor:
-    return _dispatch(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=0.0).contiguous()
+def _attention_op(
+    backend: str,
+    training: bool,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if backend == "triton":
+        from fastbert.kernels.attention import attention_fwd
+
+        qkv = _rows(qkv)
+        arguments = _triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
+        out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), **arguments)
+    elif backend == "native" and (training or dropout_p):
+        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
+        out, saved = native.attention_training(qkv, cu_seqlens, **constants)
+    elif backend == "native":
+        out, saved = native.attention(qkv, cu_seqlens, len(qkv), scale=scale), None
+    else:
+        out, saved = reference.attention(qkv, cu_seqlens, len(qkv), scale=scale).contiguous(), None
+    return out, _saved(backend, training, qkv) if saved is None or not training else saved
 
 
 @_attention_op.register_fake
-def _(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], *qkv.shape[2:])
+def _(
+    backend: str,
+    training: bool,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape[0], *qkv.shape[2:]), _saved(backend, training, qkv)
+
+
+def _saved(backend: str, training: bool, qkv: Tensor) -> Tensor:
+    T, _, H, _ = qkv.shape
+    shape = {"triton": (H, T), "native": (2, H, T)}.get(backend, (0,)) if training else (0,)
+    return qkv.new_empty(shape, dtype=torch.float32)
+
+
+def _number(seed: Tensor | None) -> int:
+    return 0 if seed is None else int(seed)
 
 
 @torch.library.custom_op("fastbert::attention_backward", mutates_args=())
 def _attention_backward_op(
-    dout: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None
+    backend: str,
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    saved: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
 ) -> Tensor:
-    return reference.attention_backward(dout, qkv, cu_seqlens, max_seqlen, scale=scale).contiguous()
+    if backend == "triton":
+        from fastbert.kernels.attention_backward import attention_bwd
+
+        qkv = _rows(qkv)
+        arguments = _triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
+        return attention_bwd(_rows(dout), qkv, out, saved, cu_seqlens, len(qkv), **arguments)
+    if backend == "native":
+        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
+        return native.attention_backward(dout, qkv, cu_seqlens, out, saved, **constants)
+    return reference.attention_backward(dout, qkv, cu_seqlens, len(qkv), scale=scale).contiguous()
 
 
 @_attention_backward_op.register_fake
-def _(dout: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None) -> Tensor:
+def _(
+    backend: str,
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    saved: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 def _save(ctx, inputs, output) -> None:
-    qkv, cu_seqlens, ctx.max_seqlen, ctx.scale = inputs
-    ctx.save_for_backward(qkv, cu_seqlens)
+    ctx.backend, _, qkv, cu_seqlens, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(qkv, *output, cu_seqlens, seed)
 
 
-def _backward(ctx, dout):
-    qkv, cu_seqlens = ctx.saved_tensors
-    dqkv = torch.ops.fastbert.attention_backward(dout, qkv, cu_seqlens, ctx.max_seqlen, ctx.scale)
-    return dqkv, None, None, None
+def _backward(ctx, dout, _):
+    *saved, cu_seqlens, seed = ctx.saved_tensors
+    dqkv = torch.ops.fastbert.attention_backward(ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed)
+    return None, None, dqkv, None, None, None, None
 
 
 _attention_op.register_autograd(_backward, setup_context=_save)

@@ -9,7 +9,70 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
-from fastbert.ops._checks import check_integer, check_probability, check_shape
+from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._checks import check_ids, check_integer, check_probability, check_shape
+from fastbert.ops._triton import reason_against, rows_in_memory
+
+_MAX_COLUMNS = 8192  # a row in registers; more would spill
+
+
+class _TritonEmbedLayerNorm(torch.autograd.Function):
+    """Keeps two numbers a token: the backward gathers the tables' rows again, and makes the mask again."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        from fastbert.kernels.dropout import draw_seed
+        from fastbert.kernels.embed_layer_norm import embed_layer_norm_fwd
+
+        *tensors, eps, dropout_p, padding_idx = args
+        ids, tables, weight, bias = tuple(tensors[:3]), tuple(tensors[3:6]), *tensors[6:]
+        seed = draw_seed(weight.device) if dropout_p else None
+        y, mean, rstd = embed_layer_norm_fwd(
+            ids, tables, weight, bias, seed, eps=eps, dropout_p=dropout_p, training=True
+        )
+        ctx.save_for_backward(*ids, *tables, weight, mean, rstd, seed)
+        ctx.constants = {"dropout_p": dropout_p, "padding_idx": padding_idx}
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        from fastbert.kernels.embed_layer_norm import embed_layer_norm_bwd
+
+        saved, wanted = ctx.saved_tensors, ctx.needs_input_grad[3:8]
+        gradients = embed_layer_norm_bwd(
+            rows_in_memory(dy), saved[:3], saved[3:6], *saved[6:], **ctx.constants, wanted=wanted
+        )
+        return None, None, None, *gradients, None, None, None
+
+
+def _triton(*tensors: Tensor, eps: float, dropout_p: float, padding_idx: int | None) -> Tensor:
+    from fastbert.kernels.dropout import draw_seed
+    from fastbert.kernels.embed_layer_norm import embed_layer_norm_fwd
+
+    tensors = (*(ids.contiguous() for ids in tensors[:3]), *tensors[3:])
+    if needs_gradient(*tensors):
+        return _TritonEmbedLayerNorm.apply(*tensors, eps, dropout_p, padding_idx)
+    *ids_and_tables, weight, bias = tensors
+    seed = draw_seed(weight.device) if dropout_p else None
+    return embed_layer_norm_fwd(
+        tuple(ids_and_tables[:3]), tuple(ids_and_tables[3:]), weight, bias, seed, eps=eps, dropout_p=dropout_p
+    )[0]
+
+
+def _supports_triton(*tensors: Tensor, eps: float, dropout_p: float, padding_idx: int | None) -> str | None:
+    floating = tensors[3:]
+    reason = reason_against(*floating)
+    if reason is not None:
+        return reason
+    for ids in tensors[:3]:
+        if ids.device != floating[0].device:
+            return f"ids on {ids.device}, tables on {floating[0].device}; it takes one device"
+    if floating[0].shape[1] > _MAX_COLUMNS:
+        return f"{floating[0].shape[1]} columns; it takes {_MAX_COLUMNS} at most"
+    if any(t.stride(-1) != 1 for t in floating):
+        return "the last dimension is not contiguous"
+    return None
 
 
 class _Native(torch.autograd.Function):
@@ -36,11 +99,12 @@ class _Native(torch.autograd.Function):
 
 def _native(*tensors: Tensor, eps: float, dropout_p: float, padding_idx: int | None) -> Tensor:
     seed = native.draw_seed(dropout_p)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if needs_gradient(*tensors):
         return _Native.apply(*tensors, eps, dropout_p, seed, padding_idx)
     return native.embed_layer_norm(*tensors, eps=eps, dropout_p=dropout_p, seed=seed)[0]
 
 
+backend.implement("embed_layer_norm", "triton", _triton, _supports_triton)
 backend.implement("embed_layer_norm", "native", _native, native.supports_embed_layer_norm)
 backend.implement("embed_layer_norm", "reference", reference.embed_layer_norm)
 
@@ -58,6 +122,7 @@ def embed_layer_norm(
     eps: float,
     dropout_p: float = 0.0,
     padding_idx: int | None = None,
+    validate_ids: bool = False,
 ) -> Tensor:
     """Gathers three tables, adds them, normalises: (T,) ids -> (T, E).
 
@@ -66,9 +131,15 @@ def embed_layer_norm(
         word, token_type, position: tables (V, E), (types, E), (P, E) of one dtype.
         weight, bias: the LayerNorm's, (E,).
         padding_idx: the row of `word` that receives no gradient.
+        validate_ids: look at the ids before anything runs. On a GPU the host then waits for them, which a CUDA graph
+            cannot; the models' own check of their input does the same.
+
+    An id outside its table is never read from there. Unless `validate_ids` or the native backend raises, its token's
+    row is NaN in the Triton version, which does not wait; the reference fails as torch's embedding does.
 
     Raises:
-        ValueError: a shape, dtype or probability that does not fit; on the native backend, an id outside its table.
+        ValueError: a shape, dtype or probability that does not fit; on the native backend, or with `validate_ids` on
+            any, an id outside its table.
     """
     op, width = "embed_layer_norm", word.shape[-1]
     check_shape(op, "input_ids", input_ids, (None,))
@@ -81,6 +152,10 @@ def embed_layer_norm(
         check_integer(op, name, ids)
     for name, table in (("word", word), ("token_type", token_type), ("position", position)):
         check_shape(op, name, table, (None, width))
+    if validate_ids:
+        check_ids(op, "input_ids", input_ids, word.shape[0])
+        check_ids(op, "token_type_ids", token_type_ids, token_type.shape[0])
+        check_ids(op, "position_ids", position_ids, position.shape[0])
     check_shape(op, "weight", weight, (width,))
     check_shape(op, "bias", bias, (width,))
     check_probability(op, "dropout_p", dropout_p)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastbert import backend, native
 from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops.add_layer_norm import add_layer_norm
-from fastbert.ops.attention import attention
+from fastbert.ops.attention import attention, shared_schedules
 from fastbert.ops.linear import linear
 
 
@@ -47,7 +47,7 @@ def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_s
         check_shape("encoder", "x", x, (None, weights.qkv_weight.shape[1]))
         check_precision("encoder", weights.precision, x, *weights[:12])
     if torch.compiler.is_compiling():  # each op knows what a compiled graph can hold
-        return _reference(x, layers, cu_seqlens, max_seqlen)
+        return _layers(x, layers, cu_seqlens, max_seqlen)
     _, run = backend.choose("encoder", x.device.type, x, layers, cu_seqlens, max_seqlen)
     return run(x, layers, cu_seqlens, max_seqlen)
 
@@ -64,6 +64,11 @@ def release(w: LayerWeights) -> LayerWeights:
 
 
 def _reference(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    with shared_schedules():
+        return _layers(x, layers, cu_seqlens, max_seqlen)
+
+
+def _layers(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     for w in layers:
         qkv = linear(x, w.qkv_weight, w.qkv_bias, precision=w.precision).unflatten(1, (3, w.num_heads, -1))
         context = attention(qkv, cu_seqlens, max_seqlen).flatten(1)

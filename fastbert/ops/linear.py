@@ -10,10 +10,54 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
+from fastbert.ops import _quantized_linear
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.ops._triton import reason_against
 from fastbert.precision import QUANTIZED
+
+
+class _TritonLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+        from fastbert.kernels.linear import linear_fwd
+
+        y, z = linear_fwd(x, weight, bias, activation, keep_z=True)
+        want_x, want_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if want_weight else None, weight if want_x else None, z)
+        ctx.activation = activation
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        from fastbert.kernels.linear import linear_bwd
+
+        return *linear_bwd(dy, *ctx.saved_tensors, ctx.activation, ctx.needs_input_grad[:3]), None
+
+
+def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None, precision: str | None) -> Tensor:
+    from fastbert.kernels.linear import linear_fwd
+
+    if precision in QUANTIZED:
+        return _quantized_linear.run(x, weight, bias, activation, precision)
+    if needs_gradient(x, weight, bias):
+        return _TritonLinear.apply(x, weight, bias, activation)
+    return linear_fwd(x, weight, bias, activation)[0]
+
+
+def _supports_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    precision: str | None = None,
+) -> str | None:
+    if precision in QUANTIZED:
+        return _quantized_linear.supports(x, weight, bias, precision)
+    return reason_against(x, weight, bias)
 
 
 class _NativeLinear(torch.autograd.Function):
@@ -40,6 +84,7 @@ def _describe(words: Callable[[str | None], str | None]) -> Callable[..., str | 
     return lambda *args, precision=None, **kwargs: words(precision)
 
 
+backend.implement("linear", "triton", _triton, _supports_triton, _describe(_quantized_linear.describe))
 backend.implement("linear", "native", _native, native.supports_linear, _describe(native.describe_precision))
 backend.implement("linear", "reference", reference.linear, describe=_describe(reference.describe_precision))
 
@@ -58,10 +103,11 @@ def linear(
         precision: how the operands are multiplied. None: as they are, in their dtype, sums in fp32. "high",
             "highest": in float32, which a backend may split into bf16 pieces, three or six products in place of
             one. "int8": x rounded to int8 by its rows, weight by its rows, sums in int32, without a gradient; see
-            `reference.linear_int8`.
+            `reference.linear_int8`. "fp8": likewise to float8_e4m3fn, sums in fp32; see `reference.linear_fp8`.
 
     Raises:
-        ValueError: a shape or dtype that does not fit, an unknown activation or precision, a gradient of int8.
+        ValueError: a shape or dtype that does not fit, an unknown activation or precision, a gradient of int8 or
+            fp8.
     """
     check_floating("linear", "x", x)
     check_shape("linear", "weight", weight, (None, x.shape[-1] if x.dim() else None))

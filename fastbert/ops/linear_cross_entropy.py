@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
+from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
+from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_integer, check_shape
+from fastbert.ops._triton import reason_against
 
 
 class _Native(torch.autograd.Function):
@@ -44,11 +48,109 @@ def _with_gradients(ctx: Any, tensors: tuple[Tensor | None, ...]) -> tuple[Tenso
 
 
 def _native(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int) -> Tensor:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    if needs_gradient(x, weight, bias):
         return _Native.apply(x, weight, bias, labels, ignore_index)
     return native.linear_cross_entropy(x, weight, bias, labels, ignore_index=ignore_index)[0]
 
 
+class _TritonLinearCrossEntropy(torch.autograd.Function):
+    """Likewise. What dloss is, no one asks before the backward's last kernel, which scales by it on the device."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor | None, ignore_index: int
+    ) -> Tensor:
+        tensors = x, weight, bias, labels, kept
+        ctx.save_for_backward(*tensors)
+        ctx.ignore_index = ignore_index
+        loss, *ctx.made = _triton_forward(*tensors, ignore_index, ctx.needs_input_grad[:3])
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        x, _, _, _, kept = ctx.saved_tensors
+        if ctx.made is None:
+            _, *ctx.made = _triton_forward(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3])
+        made, ctx.made = ctx.made, None  # the kernel writes over them
+        return *_triton_gradients(dloss, x, kept, made), None, None, None
+
+
+def _triton_gradients(
+    dloss: Tensor, x: Tensor, kept: Tensor | None, made: list[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """dx, dweight and dbias, of what `linear_cross_entropy_fwd` made of the rows that were kept; writes over it."""
+    from fastbert.kernels.linear_cross_entropy import linear_cross_entropy_bwd
+
+    drows, dweight, dbias = linear_cross_entropy_bwd(dloss, *made, x.dtype)
+    if drows is not None and kept is not None:
+        drows = torch.zeros_like(x, memory_format=torch.contiguous_format).index_copy_(0, kept, drows)
+    return drows, dweight, dbias
+
+
+def _triton_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    kept: Tensor | None,
+    ignore_index: int,
+    needed: tuple[bool, bool, bool] = (False, False, False),
+) -> tuple[Tensor | None, ...]:
+    """What `linear_cross_entropy_fwd` makes of the rows that are kept; None is all."""
+    from fastbert.kernels.linear_cross_entropy import linear_cross_entropy_fwd
+
+    if kept is not None:
+        x, labels = x.index_select(0, kept), labels.index_select(0, kept)
+    return linear_cross_entropy_fwd(x, weight, bias, labels, ignore_index=ignore_index, needed=needed)
+
+
+def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int) -> Tensor:
+    dtype = x.dtype
+    if autocast_is_on(x):
+        dtype = torch.float32  # of the loss, as torch.autocast has it
+        x, weight, bias = cast(x, weight, bias)
+    with autocast_off(x):
+        kept = _labelled(labels, weight.shape[0], ignore_index)
+        args = (x, weight, bias, labels, kept, ignore_index)
+        if needs_gradient(x, weight, bias):
+            return _TritonLinearCrossEntropy.apply(*args).to(dtype)
+        return _triton_forward(*args)[0].to(dtype)
+
+
+def _labelled(labels: Tensor, vocabulary: int, ignore_index: int) -> Tensor | None:
+    """The rows with a label, for one wait for the device; None, all, where a CUDA graph is captured, which cannot wait.
+
+    Of a row in seven with a label, as in pretraining, all others would be six sevenths of the products. A label outside
+    the vocabulary raises, for the same wait; a captured graph's loss is NaN then.
+    """
+    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    if not len(labels):
+        return None
+    kept = labels != ignore_index
+    inside = torch.where(kept, labels, 0)
+    count, low, high = torch.stack([kept.sum(), *inside.aminmax()]).tolist()
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"linear_cross_entropy: labels holds {low if low < 0 else high}; the weight has {vocabulary} rows, so 0 "
+            f"to {vocabulary - 1} are valid"
+        )
+    return None if count == len(labels) else kept.nonzero_static(size=count).squeeze(1)
+
+
+def _supports_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int
+) -> str | None:
+    # Autocast makes x, weight and bias of one dtype, whatever they are.
+    groups = [[t] for t in (x, weight, bias) if t is not None] if autocast_is_on(x) else [[x, weight, bias]]
+    reason = next((reason for group in groups if (reason := reason_against(*group))), None)
+    if reason is None and any(t is not None and t.device != x.device for t in (weight, bias, labels)):
+        return f"x on {x.device}, labels on {labels.device}, the weight on {weight.device}; it takes one device"
+    return reason
+
+
+backend.implement("linear_cross_entropy", "triton", _triton, _supports_triton)
 backend.implement("linear_cross_entropy", "native", _native, native.supports_linear_cross_entropy)
 backend.implement("linear_cross_entropy", "reference", reference.linear_cross_entropy)
 
@@ -77,7 +179,61 @@ def linear_cross_entropy(
     if bias is not None:
         check_shape(op, "bias", bias, (weight.shape[0],))
     args = (x, weight, bias, labels)
-    if torch.compiler.is_compiling():
+    name, run = backend.choose(op, x.device.type, *args, ignore_index=ignore_index)
+    if not torch.compiler.is_compiling() or name == "reference":
+        return run(*args, ignore_index=ignore_index)
+    if torch.is_autocast_enabled(x.device.type):  # which casts what a compiler traces, and no op of ours
         return reference.linear_cross_entropy(*args, ignore_index=ignore_index)
-    _, run = backend.choose(op, x.device.type, *args, ignore_index=ignore_index)
-    return run(*args, ignore_index=ignore_index)
+    needed = [needs_gradient(t) for t in (x, weight, bias)]
+    return torch.ops.fastbert.linear_cross_entropy(name, *args, ignore_index, needed)[0]
+
+
+# What a compiled graph holds: the loss and, as in eager mode, the gradients that are `needed`, made along with it.
+
+
+@torch.library.custom_op("fastbert::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy_op(
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if backend == "native":
+        loss, made = native.linear_cross_entropy(x, weight, bias, labels, ignore_index=ignore_index, needed=needed)
+    else:
+        kept = _labelled(labels, weight.shape[0], ignore_index)
+        loss, *made = _triton_forward(x, weight, bias, labels, kept, ignore_index, tuple(needed))
+        made = _triton_gradients(torch.ones_like(loss), x, kept, made)
+    return loss.to(x.dtype), *(x.new_empty(0) if gradient is None else gradient for gradient in made)
+
+
+@_linear_cross_entropy_op.register_fake
+def _(
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    made = (
+        t.new_empty(t.shape) if wanted else x.new_empty(0) for t, wanted in zip((x, weight, bias), needed, strict=True)
+    )
+    return x.new_empty(()), *made
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.needed = inputs[-1]
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx, dloss, *_):
+    gradients = (made * dloss if wanted else None for made, wanted in zip(ctx.saved_tensors, ctx.needed, strict=True))
+    return None, *gradients, None, None, None
+
+
+_linear_cross_entropy_op.register_autograd(_backward, setup_context=_save)

@@ -24,15 +24,17 @@ class Processes:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over the processes of a tensor on the host."""
+    def gather(self, values: Tensor) -> Tensor:
+        """A tensor on the host of each process, all of one shape, stacked by rank: (world_size, ...)."""
+        table = values.new_zeros(self.world_size, *values.shape)
+        table[self.rank] = values
         if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
+            dist.all_reduce(table)
+        return table
 
     def wait(self) -> None:
         """Until every process is here."""
-        self.total(torch.zeros(1))
+        self.gather(torch.zeros(1))
 
     def replicate(self, module: nn.Module) -> nn.Module:
         """The module, whose backward averages its gradients over the processes."""

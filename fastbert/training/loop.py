@@ -155,17 +155,8 @@ class Pretraining:
     def _agree(self, micro_batches: list[MicroBatch], stop: int) -> tuple[Counts, int]:
         """What all micro-batches of the step come to, and the signal on which all processes stop after it."""
         whole = sum((micro_batch.counts for micro_batch in micro_batches), Counts())
-        *counts, stop = self._maximum_last(torch.tensor([*astuple(whole), stop], dtype=torch.float64))
-        return Counts(*counts), int(stop)
-
-    def _maximum_last(self, values: Tensor) -> list[float]:
-        """Sums over the processes, of the last value the greatest: a signal's number is not to be added up."""
-        if self.processes.world_size == 1:
-            return values.tolist()
-        table = torch.zeros(self.processes.world_size, len(values), dtype=values.dtype)
-        table[self.processes.rank] = values
-        self.processes.total(table)
-        return [*table[:, :-1].sum(dim=0).tolist(), table[:, -1].max().item()]
+        table = self.processes.gather(torch.tensor([*astuple(whole), stop], dtype=torch.float64))
+        return Counts(*table[:, :-1].sum(dim=0).tolist()), int(table[:, -1].max())
 
     def _train(self, micro_batches: list[MicroBatch], whole: Counts) -> None:
         """One step of the optimizer on the micro-batches of all processes."""
@@ -217,9 +208,9 @@ class Pretraining:
         """
         fresh = [row for row in self._unlogged if isinstance(row, Tensor)]
         if fresh:
-            table = torch.stack(fresh).cpu().double()
-            table[:, 2] /= self.processes.world_size  # the norm is that of the whole already
-            self._unlogged[-len(fresh) :] = self.processes.total(table).tolist()
+            table = self.processes.gather(torch.stack(fresh).cpu().double())
+            rows = torch.cat([table[:, :, :2].sum(dim=0), table[0, :, 2:]], dim=1)  # the norm is of the whole already
+            self._unlogged[-len(fresh) :] = rows.tolist()
         first = self.step - len(self._unlogged)
         for step, row in enumerate(self._unlogged, start=first + 1):
             self._check_finite(step, row)
@@ -255,7 +246,7 @@ class Pretraining:
                 sums += self.objective.scores(micro_batch).cpu()
                 counts += micro_batch.counts
         totals = torch.tensor([counts.labels, counts.sequences], dtype=torch.float64)
-        *sums, labels, sequences = self.processes.total(torch.cat([sums, totals])).tolist()
+        *sums, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
         if not sequences:
             raise TrainingError("the held-out shards hold no batch")
         figures = self._losses(sums[0] / max(1, labels), sums[2] / sequences)
@@ -272,9 +263,9 @@ class Pretraining:
     def _save(self, position: dict[str, Any]) -> Path | None:
         """A checkpoint of this moment, at `position` of the data: its folder, in the process that writes."""
         unlogged = self._figures()  # weights after a loss that is not finite are never saved
-        self._meter.pause()
         if not self.processes.first:
             return None
+        self._meter.pause()
 
         def write(folder: Path) -> None:
             self.model.save_pretrained(folder)

@@ -83,8 +83,8 @@ class Masker:
         special = self._special[tokens]
         if self.masking.whole_words:
             begins = ~self._continues[tokens]
-            begins[starts] = True  # a segment may begin within a word, a word never reaches over a special token
-            begins[1:] |= special[:-1]
+            begins[starts] = True
+            # A segment cut within a word begins with the rest of it: that goes by the special token before it.
             choice = choice[np.maximum.accumulate(np.where(begins, np.arange(len(tokens)), 0))]
         never = np.int64(1) << 32
         choice[special] = never

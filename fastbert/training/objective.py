@@ -54,7 +54,7 @@ class MicroBatch:
         labels, tokens = len(labelled), len(batch.input_ids)
         flops = training_flops(config, objective, tokens, len(lengths), labels, lengths.square().sum().item())
         counts = Counts(labels, len(lengths), tokens, flops)
-        return cls(batch.to(device), labelled.to(device, non_blocking=True), counts)
+        return cls(batch.to(device, non_blocking=True), labelled.to(device, non_blocking=True), counts)
 
 
 class Objective(nn.Module):

@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from random import Random
@@ -38,6 +39,7 @@ from fastbert.training.shards import (
     Shard,
     ShardError,
     Vocabulary,
+    token_dtype,
     write_index,
     write_shard,
 )
@@ -241,13 +243,17 @@ class _ShardMaker:
 
     def __init__(self, output: Path, settings: PrepareSettings) -> None:
         self._output, self._settings = output, settings
-        self._tokenizer: BertTokenizer | None = None  # each process reads its own
+
+    @cached_property
+    def _tokenizer(self) -> BertTokenizer:  # each process reads its own
+        return BertTokenizer.from_pretrained(self._output)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self._tokenizer)
 
     def __call__(self, task: _Task, advance: Advance) -> None:
         settings = self._settings
-        if self._tokenizer is None:
-            self._tokenizer = BertTokenizer.from_pretrained(self._output)
-        tokenizer, vocabulary = self._tokenizer, Vocabulary.of(self._tokenizer)
         held, skipped = self._tokenize(task, advance)
         rng = Random(f"{settings.seed} {task.split} {task.number}")
         make = pairs if settings.pairs else runs
@@ -261,13 +267,13 @@ class _ShardMaker:
                     f"{task.path.name} ({where}): {error}; separate documents by blank lines, put more text in a "
                     "shard, hold out more, or make no pairs"
                 ) from None
-        examples = assemble(held, rows, tokenizer.cls_token_id, tokenizer.sep_token_id)
+        examples = assemble(held, rows, self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
         counts = Counts(len(held.documents) - 1, len(held.sentences) - 1, skipped)
-        write_shard(task.path, examples, vocabulary, counts)
+        write_shard(task.path, examples, self._vocabulary, counts)
 
     def _tokenize(self, task: _Task, advance: Advance) -> tuple[TokenizedDocuments, int]:
         """The task's documents, and how many were skipped."""
-        dtype = np.uint16 if Vocabulary.of(self._tokenizer).size <= 1 << 16 else np.uint32
+        dtype = token_dtype(self._vocabulary)
         blocks, skipped = [np.zeros(0, dtype)], 0
         lengths, sizes = [], []  # tokens of each sentence, sentences of each document
         for batch, read in self._batches(task):
@@ -322,6 +328,7 @@ class _Run:
         self._output, self._journal = output, output / JOURNAL
         self._asked = asked
         self.vocabulary: str | None = None  # sha256 of the saved tokenizer's; None until it is saved
+        self._made = not output.exists()
         output.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(output)
         try:
@@ -381,7 +388,9 @@ class _Run:
 
     def __exit__(self, *error: object) -> None:
         if error[0] is not None and self.vocabulary is None:
-            self._journal.unlink(missing_ok=True)  # nothing was made that is worth going on with
+            self._clear()  # nothing was made that is worth going on with
+            if self._made:
+                self._output.rmdir()
         os.close(self._lock)
 
 

@@ -15,7 +15,7 @@ import re
 _END = re.compile(r"""([.!?…]+)["'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*""")
 _OPENING = """"'“‘«([¿¡-–—"""
 # A full stop behind these, or behind single letters ("J.", "e.g.", "U.S."), ends no sentence.
-_LETTERS = re.compile(r"(?:^|[^\w.])(?:\w\.)+$")
+_LETTERS = re.compile(r"(?:^|[^\w.)\]])(?:\w\.)+$")
 _ABBREVIATIONS = """
     mr mrs ms dr prof st vs jr sr inc ltd co corp gen sen rep gov capt lt col sgt rev hon mt ft fig figs no nos vol
     pp ed eds approx ca cf al jan feb mar apr jun jul aug sep sept oct nov dec bzw nr mme mlle

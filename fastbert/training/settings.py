@@ -136,8 +136,15 @@ class Settings:
         return values
 
     def decisive(self) -> dict[str, Any]:
-        """By `section.key`, what the weights of a step follow from: a run is gone on with by the same only."""
-        free = {"training": _FREE_TO_CHANGE, "output": set(vars(self.output)), "data": {"heldout", "heldout_batches"}}
+        """By `section.key`, what the weights of a step follow from: a run is gone on with by the same only.
+
+        Shards may move; whether they are the same is for the batches to say.
+        """
+        free = {
+            "training": _FREE_TO_CHANGE,
+            "output": set(vars(self.output)),
+            "data": {"shards", "heldout", "heldout_batches"},
+        }
         values = {
             f"{section}.{key}": value
             for section, keys in self.to_dict().items()

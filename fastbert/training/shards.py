@@ -71,6 +71,10 @@ class Vocabulary(NamedTuple):
         return cls(max(vocab.values()) + 1, hashlib.sha256(lines.encode()).hexdigest())
 
 
+def token_dtype(vocabulary: Vocabulary) -> np.dtype:
+    return np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
+
+
 class Examples(NamedTuple):
     """Examples one after another, as a shard stores them."""
 
@@ -82,7 +86,7 @@ class Examples(NamedTuple):
 
 def write_shard(path: Path, examples: Examples, vocabulary: Vocabulary, counts: Counts) -> None:
     """Writes a shard, whole or not at all; of `counts`, examples and tokens are taken from the examples."""
-    dtype = np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
+    dtype = token_dtype(vocabulary)
     parts = [
         examples.offsets.astype("<i8", copy=False),
         examples.seconds.astype("<i4", copy=False),

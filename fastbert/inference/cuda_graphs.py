@@ -1,0 +1,420 @@
+"""compile: a model whose inference is captured in CUDA graphs, so that a small batch costs one launch.
+
+A graph is captured for a bucket of tokens and texts (static_batch.py) when a call needs it first. What a call brings is
+written into the graph's buffers (graph_calls.py), the graph is replayed, and its results are copied out into the
+caller's shape, which is where they are unpacked anyway. Nothing waits for the device. What the device finds wrong with
+a call (an id outside its table, say) is told at a later one, or by `check()`.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastbert import backend
+from fastbert.inference.graph_calls import Call, read_call
+from fastbert.inference.static_batch import COMPLAINTS, Bucket, StaticBatch, bucket_of, token_sizes
+from fastbert.model import BertForMultipleChoice, BertPreTrainedModel
+from fastbert.model.outputs import ModelOutput
+
+_WARM_UPS = 2  # kernels are compiled and loaded by the first run, and workspaces taken
+# Values of the arguments that a graph does not take which change nothing.
+_IDLE = {"output_logits": (None, True)}
+
+
+class Graphs(Protocol):
+    """What captures: CudaGraphs; or, in tests, something that needs no GPU."""
+
+    nbytes: int
+
+    def refuses(self, model: BertPreTrainedModel, static: StaticBatch) -> str | None:
+        """Why nothing can be captured; None where it can."""
+
+    def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """What does again what `run` does, in the same memory; and what `run` returned, in that memory."""
+
+    def in_order(self) -> AbstractContextManager:
+        """Within it, the device's work comes after all that was begun within it before."""
+
+    def settle(self) -> None:
+        """Waits for the device, so that a graph can be dropped."""
+
+    def clear(self) -> None:
+        """Forgets the memory of all that was captured."""
+
+
+class CudaGraphs:
+    """Graphs of one GPU. They share a pool of memory, so they run one after the other, whatever streams they are on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.nbytes = device, 0
+        self._pool: Any = None
+        self._done: torch.cuda.Event | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def refuses(self, model: BertPreTrainedModel, static: StaticBatch) -> str | None:
+        config = model.config
+        qkv = torch.empty(
+            (1, 3, config.num_attention_heads, config.hidden_size // config.num_attention_heads),
+            dtype=model.dtype,
+            device=self.device,
+        )
+        arguments = (qkv, static.cu_seqlens, static.bucket.tokens)
+        name, _ = backend.choose("attention", self.device.type, *arguments, scale=None, dropout_p=0.0)
+        return "attention runs as the reference here, which waits for the device" if name == "reference" else None
+
+    def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        with torch.cuda.device(self.device):
+            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UPS):
+                    run()
+            current.wait_stream(side)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            before, graph = torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
+            # thread_local: what other threads do meanwhile must not break the capture
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                results = run()
+            self.nbytes += max(0, torch.cuda.memory_reserved() - before)
+        return graph.replay, results
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        stream = torch.cuda.current_stream(self.device)
+        if self._done is not None and stream != self._stream:
+            stream.wait_event(self._done)
+        try:
+            yield
+        finally:
+            self._done, self._stream = self._done or torch.cuda.Event(), stream
+            self._done.record(stream)
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+    def clear(self) -> None:
+        self.nbytes, self._pool = 0, None
+
+
+@dataclass
+class _Graph:
+    static: StaticBatch
+    replay: Callable[[], None]
+    output: ModelOutput  # in the graph's memory, where the next replay writes again
+    replays: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiled model has done so far; prints as a few lines.
+
+    `graphs` are (tokens, texts, replays), the least recently used first; `outside` counts the calls that ran eagerly,
+    by reason; `nbytes` is the memory that the graphs share.
+    """
+
+    graphs: tuple[tuple[int, int, int], ...]
+    captured: int
+    dropped: int
+    outside: dict[str, int]
+    nbytes: int
+
+    def __str__(self) -> str:
+        count, size = len(self.graphs), self.nbytes / 2**20
+        lines = [f"{count} graphs in {size:.1f} MiB; {self.captured} captured, {self.dropped} dropped"]
+        lines += [f"{tokens:>7} tokens {texts:>5} texts: {replays} replays" for tokens, texts, replays in self.graphs]
+        lines += [f"outside: {calls} calls, {reason}" for reason, calls in self.outside.items()]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+class CompiledModel:
+    """A model that is called as it was, and replays graphs where it can: see `compile`, which makes one.
+
+    Attributes:
+        model: what it was made of; it stays as it is.
+        outside: how many calls ran eagerly, by reason. Of each reason a warning tells once.
+    """
+
+    def __init__(
+        self, model: BertPreTrainedModel, graphs: Graphs, *, max_tokens: int, max_graphs: int, max_bytes: int
+    ) -> None:
+        self.model = model
+        self.outside: Counter[str] = Counter()
+        self._graphs, self._max_tokens, self._max_graphs, self._max_bytes = graphs, max_tokens, max_graphs, max_bytes
+        self._sizes = token_sizes(max_tokens)
+        self._kept: OrderedDict[Bucket, _Graph] = OrderedDict()
+        self._too_large: set[Bucket] = set()
+        self._captured = self._dropped = 0
+        self._lock = threading.RLock()  # the graphs share memory: one call at a time
+        self._state = _State(model)
+        self._device = model.device
+        self._wrong = torch.zeros(1, dtype=torch.int32, device=self._device)  # bits, of all calls
+        # The device writes here and the host reads, without waiting.
+        self._told = torch.zeros(1, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *more: Any,
+        return_dict: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        **others: Any,
+    ) -> ModelOutput | tuple:
+        """As the model's forward; tensors may be on the model's device or on the CPU, and results are the caller's own.
+
+        With the mask on the CPU, or none, the graph is that of the real tokens; with a mask on the GPU that of B * S,
+        as nothing waits to learn how many are real. No gradient is recorded where a graph is replayed.
+
+        Raises:
+            ValueError: as the model's forward; or what the device found wrong with an earlier call.
+        """
+        tensors = (input_ids, attention_mask, token_type_ids, position_ids)
+        with self._lock:
+            self._raise_what_was_told()
+            with torch.inference_mode(False), torch.no_grad():
+                reason = "more than four positional arguments" if more else self._why_outside(others)
+                if reason is None:
+                    output = self._run(tensors, cu_seqlens, max_seqlen)
+                    if not isinstance(output, str):
+                        return self.model._returned(output, return_dict)
+                    reason = output
+            self._say_outside(reason)
+        others.update(return_dict=return_dict, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
+        device = self.model.device
+        tensors = [x.to(device) if isinstance(x, Tensor) else x for x in (*tensors, *more)]
+        others = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in others.items()}
+        return self.model(*tensors, **others)
+
+    def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Captures ahead what full batches of these (batch, sequence) shapes take; with pads, smaller graphs may do.
+
+        Raises:
+            ValueError: a shape with nothing in it, or of more than max_tokens tokens.
+        """
+        for batch_size, seq_len in shapes:
+            if not 0 < batch_size * seq_len <= self._max_tokens:
+                raise ValueError(f"shape is {(batch_size, seq_len)}; it must hold 1 to {self._max_tokens} tokens")
+            with self._lock, torch.inference_mode(False), torch.no_grad():
+                found = self._find(bucket_of(batch_size * seq_len, batch_size, self._sizes))
+            if isinstance(found, str):
+                self._say_outside(found)
+
+    def check(self) -> None:
+        """Waits for the device and raises what it found wrong with the calls so far.
+
+        Raises:
+            ValueError: a mask, an id or cu_seqlens of a call, on the GPU, that nobody has been told of yet.
+        """
+        with self._lock:
+            self._graphs.settle()
+            self._raise_what_was_told()
+
+    def clear(self) -> None:
+        """Drops all graphs and gives their memory back; what is needed again is captured again."""
+        with self._lock:
+            self._graphs.settle()
+            self._dropped += len(self._kept)
+            self._kept.clear()
+            self._too_large.clear()
+            self._graphs.clear()
+
+    def report(self) -> Report:
+        """What has been captured and replayed, and what ran eagerly, and why."""
+        with self._lock:
+            graphs = tuple((*bucket, graph.replays) for bucket, graph in self._kept.items())
+            return Report(graphs, self._captured, self._dropped, dict(self.outside), self._graphs.nbytes)
+
+    def _run(
+        self, tensors: tuple[Tensor | None, ...], cu_seqlens: Tensor | None, max_seqlen: int | None
+    ) -> ModelOutput | str:
+        """What a graph makes of a call; or why none can."""
+        choices = None
+        if isinstance(self.model, BertForMultipleChoice):
+            if tensors[0] is None or any(x is not None and x.dim() != 3 for x in tensors):
+                return "shapes do not match"
+            choices = tensors[0].shape[:2]
+            tensors = tuple(x if x is None else x.flatten(0, 1) for x in tensors)
+        call = read_call(self.model, *tensors, cu_seqlens, max_seqlen)
+        if isinstance(call, str):
+            return call
+        if call.tokens > self._max_tokens:
+            return f"more than max_tokens={self._max_tokens} tokens"
+        graph = self._find(bucket_of(call.tokens, call.texts, self._sizes))
+        if isinstance(graph, str):
+            return graph
+        with self._graphs.in_order():
+            places = call.load(graph.static)
+            graph.replay()
+            output = self._copied(graph.output, call, places)
+        graph.replays += 1
+        if choices is not None:
+            output = type(output)(logits=output.logits.view(choices))
+        return output
+
+    def _copied(self, output: ModelOutput, call: Call, places: Tensor | None) -> ModelOutput:
+        """The caller's own copy of a graph's output: what has a row a token in the shape of the tokens."""
+        fields = {}
+        for name, x in output.items():
+            per_token = name in self.model.token_fields
+            fill = self.model.pad_value(x.dtype) if per_token else 0.0
+            fields[name] = call.give_back(x, places, fill) if per_token else x[: call.texts].clone()
+        return type(output)(fields)
+
+    def _why_outside(self, others: dict[str, Any]) -> str | None:
+        """Why no graph can stand for a call, whatever its tokens; None where one can."""
+        for name, value in others.items():
+            if not any(value is idle for idle in _IDLE.get(name, (None, False))):
+                return f"{name} is given"
+        if self.model.config.output_attentions or self.model.config.output_hidden_states:
+            return "the config asks for attentions or hidden states"
+        if self._state.drops():
+            return "dropout is on"
+        if self.model.device != self._device:
+            return f"the model has left {self._device}"
+        if torch.is_autocast_enabled(self._device.type):
+            return "autocast is on"
+        return None
+
+    def _find(self, bucket: Bucket) -> _Graph | str:
+        """The graph of a bucket, captured now if need be; or why there can be none."""
+        if self._state.has_changed():
+            self.clear()
+            self._state = _State(self.model)
+        graph = self._kept.get(bucket)
+        if graph is not None:
+            self._kept.move_to_end(bucket)
+            return graph
+        too_large = f"a graph of its size takes more than max_bytes={self._max_bytes}"
+        if bucket in self._too_large:
+            return too_large
+        static = StaticBatch(self.model, bucket, self._device)
+        if reason := self._graphs.refuses(self.model, static):
+            return reason
+        while len(self._kept) >= self._max_graphs:
+            self._graphs.settle()
+            self._kept.popitem(last=False)
+            self._dropped += 1
+        graph = self._capture(static)
+        if self._graphs.nbytes > self._max_bytes and self._kept:
+            del graph  # a pool gives memory back with the last of its graphs only
+            self.clear()
+            graph = self._capture(static)
+        if self._graphs.nbytes > self._max_bytes:
+            del graph
+            self.clear()
+            self._dropped += 1
+            self._too_large.add(bucket)
+            return too_large
+        self._kept[bucket] = graph
+        return graph
+
+    def _capture(self, static: StaticBatch) -> _Graph:
+        def run() -> ModelOutput:
+            inputs, wrong = static.inputs()
+            output = self.model(prepared=inputs, return_dict=True)
+            self._wrong.bitwise_or_(wrong)
+            self._told.copy_(self._wrong, non_blocking=True)
+            return output
+
+        with self._graphs.in_order():
+            replay, output = self._graphs.capture(run)
+        self._captured += 1
+        # The first run of all lays queries, keys and values of a layer into one storage.
+        self._state = _State(self.model)
+        return _Graph(static, replay, output)
+
+    def _raise_what_was_told(self) -> None:
+        told = int(self._told)
+        if told:
+            with torch.inference_mode(False):
+                self._graphs.settle()
+                told |= int(self._told)
+                self._wrong.zero_()
+                self._told.zero_()
+                for graph in self._kept.values():
+                    graph.static.reset()
+            complaints = "; ".join(text for bit, text in COMPLAINTS.items() if told & bit)
+            raise ValueError(f"of an earlier call, whose results are not to be used: {complaints}")
+
+    def _say_outside(self, reason: str) -> None:
+        self.outside[reason] += 1
+        if self.outside[reason] == 1:
+            warnings.warn(f"compiled {type(self.model).__name__} runs eagerly: {reason}", stacklevel=3)
+
+
+class _State:
+    """What a graph depends on and does not read again when it is replayed: the tensors and modules of its model.
+
+    Values of weights are none of that: they may change in place.
+    """
+
+    def __init__(self, model: BertPreTrainedModel) -> None:
+        modules = list(model.modules())
+        self._model = model
+        self._dropouts = [m for m in modules if isinstance(m, nn.Dropout) and m.p]
+        self._tables = [table for m in modules for table in (m._modules, m._parameters) if table]
+        self._objects = self._all()  # held, so that no other object takes one's identity
+        self._parameters = [x for x in self._objects if isinstance(x, Tensor)]
+        self._known = self._now()
+
+    def drops(self) -> bool:
+        return any(m.training for m in self._dropouts)
+
+    def has_changed(self) -> bool:
+        return self._now() != self._known
+
+    def _all(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._tables)))
+
+    def _now(self) -> tuple:
+        addresses = list(map(Tensor.data_ptr, self._parameters))
+        return list(map(id, self._all())), addresses, self._model.matmul_precision, dict(backend.demands())
+
+
+def compile(
+    model: BertPreTrainedModel, *, max_tokens: int = 4096, max_graphs: int = 32, max_bytes: int = 2 << 30
+) -> CompiledModel:
+    """Makes small batches fast on a GPU: what `model` computes, captured in CUDA graphs and replayed.
+
+    Graphs are made when they are first needed, for the number of tokens rounded up (by a fifth at most from 256 on) and
+    the number of texts. Beyond `max_tokens` the GPU is busy enough without: such calls run eagerly, as do
+    calls that ask for a loss, attentions or hidden states, run under autocast or with dropout, or give anything but
+    ids. `report()` says which did. Weights may change in place; where one is replaced, the graphs are made anew.
+
+    Args:
+        model: a fastbert model on a GPU. It is not changed.
+        max_tokens: the most tokens that a graph is made for.
+        max_graphs: how many are kept; the one not used for longest goes.
+        max_bytes: the memory that they may share.
+
+    Raises:
+        TypeError: another kind of model.
+        ValueError: the model is not on a GPU, or a limit is less than 1.
+    """
+    if not isinstance(model, BertPreTrainedModel):
+        raise TypeError(f"compile: model is a {type(model).__name__}; it must be a fastbert model")
+    for name, limit in (("max_tokens", max_tokens), ("max_graphs", max_graphs), ("max_bytes", max_bytes)):
+        if limit < 1:
+            raise ValueError(f"compile: {name} is {limit}; it must be at least 1")
+    device = model.device
+    if device.type != "cuda":
+        raise ValueError(f"compile: model is on {device.type}; CUDA graphs need a GPU")
+    graphs = CudaGraphs(device)
+    return CompiledModel(model, graphs, max_tokens=max_tokens, max_graphs=max_graphs, max_bytes=max_bytes)

@@ -1,0 +1,200 @@
+"""How a call gets into a graph's buffers: what the host knows of it, and what only the device does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastbert import ops
+from fastbert.inference.static_batch import BAD_MASK, BAD_OFFSETS, BEGINS_WITH_PAD, StaticBatch, on_device
+from fastbert.model.inputs import Inputs, is_one_row, prepare
+from fastbert.packing import PackedBatch, batch_from_cu_seqlens, batch_from_mask, unpack
+
+NO_GRAPH_FOR_LEADING_PADS = "a text begins with a pad, whose state is what the pooler takes"
+
+
+class Call(NamedTuple):
+    """A call that a graph can stand for.
+
+    `tokens` is how many there are, or may be; `shape` that of the caller's tokens, (B, S) or (T,). `load` writes the
+    call into buffers and returns where each position went, (B * S,), or None where no position is a pad.
+    """
+
+    tokens: int
+    texts: int
+    shape: tuple[int, ...]
+    load: Callable[[StaticBatch], Tensor | None]
+
+    def give_back(self, x: Tensor, places: Tensor | None, fill: float) -> Tensor:
+        """A copy of what a graph made of the tokens, in the caller's shape: (T, ...) -> (*shape, ...)."""
+        flat = x[: self.tokens].clone() if places is None else ops.take_rows(x, places, fill=fill)
+        return flat.view(*self.shape, *x.shape[1:])
+
+
+def on_host(x: Tensor | None) -> bool:
+    """Whether the values of x, or that there is none, can be known without waiting for a device."""
+    return x is None or x.device.type == "cpu"
+
+
+def read_call(
+    model: nn.Module,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+) -> Call | str:
+    """The call that these arguments make, or why no graph can stand for it.
+
+    Raises:
+        ValueError: as the model does, where all of it is on the host.
+    """
+    bert = getattr(model, "bert", model)
+    has_pooler, most = getattr(bert, "pooler", None) is not None, bert.embeddings.position_embeddings.weight.shape[0]
+    tensors = (attention_mask, token_type_ids, position_ids, cu_seqlens)
+    if not isinstance(input_ids, Tensor) or not all(x is None or isinstance(x, Tensor) for x in tensors):
+        return "input_ids are not given as a tensor"
+    if not input_ids.numel():
+        return "there is no token"
+    if all(on_host(x) for x in (input_ids, *tensors)):
+        arguments = (attention_mask, token_type_ids, position_ids, None, cu_seqlens, max_seqlen)
+        return _host_call(prepare(bert.embeddings, input_ids, *arguments), has_pooler, most)
+    if cu_seqlens is not None and attention_mask is not None:
+        return "attention_mask and cu_seqlens are both given"
+    shape = input_ids.shape
+    if len(shape) != (2 if cu_seqlens is None else 1) or (attention_mask is not None and attention_mask.shape != shape):
+        return "shapes do not match"
+    if cu_seqlens is not None and (cu_seqlens.dim() != 1 or not len(cu_seqlens)):
+        return "shapes do not match"
+    if cu_seqlens is None and shape[1] > most:
+        return "a text is longer than max_position_embeddings"
+    fitted = []
+    for x in (input_ids, token_type_ids, position_ids):
+        if x is not None:
+            x = x.expand(shape) if cu_seqlens is None and is_one_row(x, shape) else x
+            if x.shape != shape:
+                return "shapes do not match"
+            if x.dtype not in (torch.int64, torch.int32):
+                return "ids are neither int64 nor int32"
+            x = x.reshape(-1)
+        fitted.append(x)
+    if cu_seqlens is not None:
+        if on_host(cu_seqlens) and batch_from_cu_seqlens(cu_seqlens, shape[0], max_seqlen).max_seqlen > most:
+            return "a text is longer than max_position_embeddings"
+        return _packed_call(*fitted, cu_seqlens, most if max_seqlen is None else min(most, max_seqlen))
+    if attention_mask is None:
+        return _full_call(*fitted, tuple(shape))
+    if on_host(attention_mask):
+        return _host_mask_call(*fitted, batch_from_mask(attention_mask), has_pooler)
+    return _device_mask_call(*fitted, attention_mask, has_pooler)
+
+
+def _host_call(inputs: Inputs, has_pooler: bool, most: int) -> Call | str:
+    """Everything is on the host, and checked there."""
+    batch, tokens = inputs.batch, inputs.packed()
+    if batch.max_seqlen > most:
+        return "a text is longer than max_position_embeddings"
+    if has_pooler and batch.leading_pads and not inputs.came_packed:
+        return NO_GRAPH_FOR_LEADING_PADS
+
+    def load(static: StaticBatch) -> Tensor | None:
+        static.load_host(tokens.ids, tokens.token_type_ids, tokens.position_ids, batch.cu_seqlens)
+        static.load_wrong(None)
+        return None if inputs.came_packed else _places(batch, static)
+
+    shape = (len(tokens.ids),) if inputs.came_packed else (batch.batch_size, batch.seq_len)
+    return Call(len(tokens.ids), batch.batch_size, shape, load)
+
+
+def _full_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, shape: tuple[int, ...]) -> Call:
+    """Without a mask: nothing is packed, and of a second batch of the shape nothing moves but its ids."""
+
+    def load(static: StaticBatch) -> None:
+        static.load_ids(ids)
+        static.load_types(types)
+        static.load_full(*shape)
+        if positions is not None:
+            static.load_positions(positions)
+        static.load_wrong(None)
+
+    return Call(len(ids), shape[0], shape, load)
+
+
+def _host_mask_call(
+    ids: Tensor, types: Tensor | None, positions: Tensor | None, batch: PackedBatch, has_pooler: bool
+) -> Call | str:
+    """The tokens are on the device, and the host knows which of them are real."""
+    shape = (batch.batch_size, batch.seq_len)
+    if batch.indices is None:
+        return _full_call(ids, types, positions, shape)
+    if has_pooler and batch.leading_pads:
+        return NO_GRAPH_FOR_LEADING_PADS
+
+    def load(static: StaticBatch) -> Tensor | None:
+        indices = on_device(batch.indices, ids.device)
+        static.load_ids(ops.take_rows(ids, indices))
+        static.load_types(None if types is None else ops.take_rows(types, indices))
+        columns = batch.indices % batch.seq_len
+        static.load_positions(columns if positions is None else ops.take_rows(positions, indices))
+        static.load_offsets(batch.cu_seqlens)
+        static.load_wrong(None)
+        return _places(batch, static)
+
+    return Call(len(batch.indices), batch.batch_size, shape, load)
+
+
+def _device_mask_call(
+    ids: Tensor, types: Tensor | None, positions: Tensor | None, mask: Tensor, has_pooler: bool
+) -> Call:
+    """Only the device knows which tokens are real: there may be B * S of them, and it packs them."""
+
+    def load(static: StaticBatch) -> Tensor:
+        cu_seqlens, indices, places, bad = ops.pack_mask(mask)
+        static.load_ids(ops.take_rows(ids, indices))
+        static.load_types(None if types is None else ops.take_rows(types, indices))
+        columns = indices % mask.shape[1]  # -1, of which nothing comes, is a column too
+        static.load_positions(columns if positions is None else ops.take_rows(positions, indices))
+        static.load_offsets(cu_seqlens)
+        wrong = bad * BAD_MASK
+        if has_pooler:
+            leading = (mask[:, 0] == 0) & (cu_seqlens.diff() > 0)
+            wrong = wrong + leading.any() * BEGINS_WITH_PAD
+        static.load_wrong(wrong)
+        return places
+
+    return Call(len(ids), mask.shape[0], tuple(mask.shape), load)
+
+
+def _packed_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, cu_seqlens: Tensor, longest: int) -> Call:
+    """The tokens came packed, with offsets that only the device knows."""
+
+    def load(static: StaticBatch) -> None:
+        offsets = on_device(cu_seqlens, ids.device)
+        lengths = offsets.diff()
+        static.load_ids(ids)
+        static.load_types(types)
+        static.load_positions(_columns(offsets, len(ids)) if positions is None else positions)
+        static.load_offsets(offsets)
+        wrong = (offsets[0] != 0) | (offsets[-1] != len(ids)) | ((lengths < 0) | (lengths > longest)).any()
+        static.load_wrong(wrong[None] * BAD_OFFSETS)
+
+    return Call(len(ids), len(cu_seqlens) - 1, (len(ids),), load)
+
+
+def _columns(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Each packed token's position in its text, (T,)."""
+    token = torch.arange(tokens, device=cu_seqlens.device)
+    text = torch.searchsorted(cu_seqlens, token, right=True) - 1
+    return token - cu_seqlens[text.clamp(min=0)]
+
+
+def _places(batch: PackedBatch, static: StaticBatch) -> Tensor | None:
+    """The packed row of each position of a batch on the host, (B * S,) on the device, -1 at a pad."""
+    if batch.indices is None:
+        return None
+    rows = unpack(torch.arange(len(batch.indices)), batch, fill=-1).flatten()
+    return on_device(rows, static.tokens.device)

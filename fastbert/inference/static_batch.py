@@ -1,0 +1,150 @@
+"""What a graph is made for: a number of tokens and of texts, rounded up, in tensors whose addresses never change.
+
+Tokens behind the last text belong to none: attention gives them zeros, everything else works on them by rows, and
+nobody reads what comes of it. Texts behind the last one are empty.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastbert.model.inputs import PackedInputs, vocab_rows
+from fastbert.packing import PackedBatch
+
+# What a device found wrong with a call, as bits.
+BAD_MASK, BEGINS_WITH_PAD, BAD_OFFSETS, BAD_ID = 1, 2, 4, 8
+COMPLAINTS = {
+    BAD_MASK: "attention_mask holds another value than 0 and 1",
+    BEGINS_WITH_PAD: "a text begins with a pad, whose state is what the pooler takes: give the mask on the CPU",
+    BAD_OFFSETS: "cu_seqlens does not rise from 0 to the number of tokens, or holds a sequence longer than max_seqlen "
+    "or max_position_embeddings",
+    BAD_ID: "an id in input_ids, token_type_ids or position_ids is outside its table",
+}
+
+
+class Bucket(NamedTuple):
+    """The sizes that a graph is captured for."""
+
+    tokens: int
+    texts: int
+
+
+def token_sizes(most: int) -> list[int]:
+    """16 to `most`: powers of two up to 256, from there four steps an octave, so that a fifth at most is in vain."""
+    sizes, size = [], 16
+    while size < most:
+        sizes.append(size)
+        size += size if size < 256 else 1 << (size.bit_length() - 3)
+    return [*sizes, most]
+
+
+def bucket_of(tokens: int, texts: int, sizes: list[int]) -> Bucket:
+    """The smallest bucket that holds so many; texts, which cost next to nothing, in powers of four."""
+    rounded = 1
+    while rounded < texts:
+        rounded *= 4
+    return Bucket(sizes[bisect_left(sizes, tokens)], rounded)
+
+
+class StaticBatch:
+    """The buffers of one bucket, and what a model takes of them.
+
+    `tokens` (3, T) int64 are input ids, token types and positions; `cu_seqlens` (B+1,) int32; `wrong` (1,) int32 what
+    was found wrong with the call before it was loaded. `full` is the (B, S) that positions and offsets stand for now,
+    where they are those of a batch without pads; `typed` whether a token type other than 0 may stand there, `suspect`
+    whether `wrong` may be other than 0.
+    """
+
+    def __init__(self, model: nn.Module, bucket: Bucket, device: torch.device) -> None:
+        tables = getattr(model, "bert", model).embeddings
+        places = tables.position_embeddings.weight.shape[0]
+        limits = (vocab_rows(tables.word_embeddings), tables.token_type_embeddings.weight.shape[0], places)
+        self.bucket = bucket
+        # One block, for what comes from the host in one copy: ids, types, positions, and the offsets in half words.
+        self._block = torch.zeros(3 * bucket.tokens + bucket.texts // 2 + 1, dtype=torch.int64, device=device)
+        self.tokens, self.cu_seqlens = self._parts(self._block)
+        self.wrong = torch.zeros(1, dtype=torch.int32, device=device)
+        self.full: tuple[int, int] | None = None
+        self.typed = self.suspect = False
+        self._lowest = torch.zeros((3, 1), dtype=torch.int64, device=device)
+        self._highest = torch.tensor(limits, device=device)[:, None] - 1
+        self._longest = min(bucket.tokens, places)
+
+    def _parts(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, texts = self.bucket
+        return block[: 3 * tokens].view(3, tokens), block[3 * tokens :].view(torch.int32)[: texts + 1]
+
+    def reset(self) -> None:
+        """Puts ids that are none out of the way of the next call, which may not write over them."""
+        self._block.zero_()
+        self.wrong.zero_()
+        self.full, self.typed, self.suspect = None, False, False
+
+    def inputs(self) -> tuple[PackedInputs, Tensor]:
+        """What a model is to run on, with ids held within their tables; and `wrong`, with what the ids add to it."""
+        held = self.tokens.clamp(self._lowest, self._highest)
+        wrong = self.wrong + (held != self.tokens).any().to(torch.int32) * BAD_ID
+        ids, token_types, positions = held.unbind()
+        batch = PackedBatch(self.bucket.texts, self._longest, self.cu_seqlens, self._longest, None)
+        return PackedInputs(batch, ids, None, token_types, positions, came_packed=True), wrong
+
+    def load_host(self, ids: Tensor, token_types: Tensor, positions: Tensor, cu_seqlens: Tensor) -> None:
+        """All of a call, from the CPU: (T,) three times, and (B+1,)."""
+        block = torch.zeros(self._block.shape, dtype=torch.int64, pin_memory=self._block.is_cuda)
+        tokens, offsets = self._parts(block)
+        for row, x in zip(tokens, (ids, token_types, positions), strict=True):
+            row[: len(x)] = x
+        offsets[: len(cu_seqlens)] = cu_seqlens
+        offsets[len(cu_seqlens) :] = cu_seqlens[-1]
+        self._block.copy_(block, non_blocking=True)
+        self.full, self.typed = None, True
+
+    def load_offsets(self, cu_seqlens: Tensor) -> None:
+        """cu_seqlens (B+1,) of this call, from any device; empty texts follow."""
+        empty = self.bucket.texts + 1 - len(cu_seqlens)
+        self._write(self.cu_seqlens, torch.cat([cu_seqlens.int(), cu_seqlens[-1:].int().expand(empty)]))
+        self.full = None
+
+    def load_full(self, batch_size: int, seq_len: int) -> None:
+        """Positions and offsets of B texts of S tokens each; nothing where they stand there already."""
+        if self.full != (batch_size, seq_len):
+            self.load_positions(torch.arange(seq_len).repeat(batch_size))
+            self.load_offsets(torch.arange(batch_size + 1) * seq_len)
+            self.full = (batch_size, seq_len)
+
+    def load_ids(self, ids: Tensor) -> None:
+        """Input ids (N,)."""
+        self._write(self.tokens[0, : len(ids)], ids)
+
+    def load_positions(self, positions: Tensor) -> None:
+        """Positions (N,)."""
+        self._write(self.tokens[2, : len(positions)], positions)
+        self.full = None
+
+    def load_types(self, token_types: Tensor | None) -> None:
+        """Token types (N,), 0 where there are none."""
+        if token_types is not None:
+            self._write(self.tokens[1, : len(token_types)], token_types)
+        elif self.typed:
+            self.tokens[1].zero_()
+        self.typed = token_types is not None
+
+    def load_wrong(self, wrong: Tensor | None) -> None:
+        """What is wrong with the call, (1,) int32 on the device; None where the host has looked."""
+        if wrong is not None:
+            self.wrong.copy_(wrong)
+        elif self.suspect:
+            self.wrong.zero_()
+        self.suspect = wrong is not None
+
+    def _write(self, buffer: Tensor, x: Tensor) -> None:
+        buffer.copy_(x.to(buffer.dtype).pin_memory() if buffer.is_cuda and not x.is_cuda else x, non_blocking=True)
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """x there, without waiting: from the CPU through pinned memory, which torch keeps until it has been read."""
+    return x.pin_memory().to(device, non_blocking=True) if x.device.type == "cpu" != device.type else x

@@ -1,0 +1,100 @@
+"""Packing on the device by the extension: checks, then pointers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastbert.native.extension import C, available, tracing_reason
+
+_MASKS = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
+_MOST = 2**31 - 1  # positions of a batch, rows of a result
+
+
+def supports_pack_mask(mask: Tensor) -> str | None:
+    """None where `pack_mask` takes this mask, else the reason why not."""
+    if reason := _cuda_reason(mask):
+        return reason
+    if mask.dtype not in _MASKS:
+        return f"dtype {mask.dtype}"
+    return "more than 2^31 - 1 positions" if mask.numel() > _MOST else None
+
+
+def supports_take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> str | None:
+    """None where `take_rows` takes these arguments, else the reason why not."""
+    if reason := _cuda_reason(x):
+        return reason
+    if torch.is_grad_enabled() and x.requires_grad:
+        return "no backward"
+    if fill:
+        return "it fills with zeros only"
+    if index.dtype != torch.int64 or index.device != x.device or not index.is_contiguous():
+        return f"index is no contiguous int64 tensor on {x.device}"
+    if x.numel() and not x[0].is_contiguous():
+        return "rows not contiguous"
+    return "more than 2^31 - 1 rows" if index.numel() > _MOST else None
+
+
+def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the real tokens of a (B, S) mask on a GPU stand, in one to three launches; see `ops.pack_mask`.
+
+    Raises:
+        ValueError: a mask it does not take, with the reason of `supports_pack_mask`.
+        RuntimeError: a CUDA launch failed.
+    """
+    reason = supports_pack_mask(mask)
+    if reason is not None:
+        raise ValueError(f"native.pack_mask: {reason}")
+    (batch_size, seq_len), mask = mask.shape, mask.contiguous()
+    positions = batch_size * seq_len
+    offsets = torch.empty(batch_size + 2, dtype=torch.int32, device=mask.device)
+    cu_seqlens, bad = offsets[:-1], offsets[-1:]
+    found = torch.empty(2 * positions + C.pack_mask_workspace(positions), dtype=torch.int64, device=mask.device)
+    indices, places, workspace = found[:positions], found[positions : 2 * positions], found[2 * positions :]
+    C.pack_mask_cuda(
+        mask.element_size(),
+        batch_size,
+        seq_len,
+        mask.data_ptr(),
+        cu_seqlens.data_ptr(),
+        indices.data_ptr(),
+        places.data_ptr(),
+        bad.data_ptr(),
+        workspace.data_ptr(),
+        *_where(mask),
+    )
+    return cu_seqlens, indices, places, bad
+
+
+def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
+    """x[index], rows of zeros where the index is not one of x's rows: (N, ...), (M,) int64 -> (M, ...), on a GPU.
+
+    Raises:
+        ValueError: arguments it does not take, with the reason of `supports_take_rows`.
+        RuntimeError: a CUDA launch failed.
+    """
+    reason = supports_take_rows(x, index, fill=fill)
+    if reason is not None:
+        raise ValueError(f"native.take_rows: {reason}")
+    y = torch.empty((len(index), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    size = x.element_size()
+    row_bytes = y.stride(0) * size if x.dim() > 1 else size
+    C.take_rows_cuda(
+        len(index), len(x), row_bytes, x.data_ptr(), x.stride(0) * size, index.data_ptr(), y.data_ptr(), *_where(x)
+    )
+    return y
+
+
+def _cuda_reason(x: Tensor) -> str | None:
+    if C is None:
+        return available()
+    if x.device.type != "cuda":
+        return f"device {x.device.type}"
+    if not C.has_cuda:
+        return "built without CUDA"
+    return tracing_reason()
+
+
+def _where(x: Tensor) -> tuple[int, int]:
+    """The device and the stream of a launch."""
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream

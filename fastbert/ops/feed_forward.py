@@ -1,0 +1,159 @@
+"""feed_forward: linear with activation, then linear; what lies between kept for the backward, or made again there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastbert import backend, native
+from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
+from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.ops.linear import linear
+from fastbert.precision import QUANTIZED
+from fastbert.reference import ACTIVATIONS
+
+Wanted = tuple[bool, bool, bool]
+
+
+class _Parts(NamedTuple):
+    """What a backend's linear is made of in training.
+
+    `forward(x, weight, bias, activation)` returns y and what the backward keeps in place of y, `activate` makes y of
+    that again, and `backward(dy, x, weight, kept, activation, wanted)` returns the gradients of x, weight and bias.
+    """
+
+    forward: Callable[[Tensor, Tensor, Tensor | None, str | None], tuple[Tensor, Tensor | None]]
+    activate: Callable[[Tensor, str], Tensor]
+    backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
+
+
+class _Recomputed(torch.autograd.Function):
+    """Keeps x and what `up` keeps, (T, E) and (T, F); without it, what the activation makes, (T, F), is kept too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        up_weight: Tensor,
+        up_bias: Tensor | None,
+        down_weight: Tensor,
+        down_bias: Tensor | None,
+        activation: str,
+        up: _Parts,
+        down: _Parts,
+    ) -> Tensor:
+        inner, kept = up.forward(x, up_weight, up_bias, activation)
+        y, _ = down.forward(inner, down_weight, down_bias, None)
+        ctx.save_for_backward(x, up_weight, kept, down_weight)
+        ctx.constants = activation, up, down
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x, up_weight, kept, down_weight), (activation, up, down) = ctx.saved_tensors, ctx.constants
+        wanted_up, wanted_down = ctx.needs_input_grad[:3], (any(ctx.needs_input_grad[:3]), *ctx.needs_input_grad[3:5])
+        inner = up.activate(kept, activation)
+        dinner, *of_down = down.backward(dy, inner, down_weight, None, None, wanted_down)
+        del inner
+        of_up = (None, None, None)
+        if dinner is not None:
+            of_up = up.backward(dinner, x, up_weight, kept, activation, wanted_up)
+        return *of_up, *of_down, None, None, None
+
+
+def _parts(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, precision: str | None) -> _Parts:
+    """The parts of the backend that runs this product."""
+    name, _ = backend.choose("linear", x.device.type, x, weight, bias, activation=activation, precision=precision)
+    if name == "triton":
+        from fastbert.kernels.activation import activation_fwd
+        from fastbert.kernels.linear import linear_bwd, linear_fwd
+
+        return _Parts(partial(linear_fwd, keep_z=True), activation_fwd, linear_bwd)
+    if name == "native":
+        return _Parts(native.linear_training, native.activate, native.linear_backward)
+    return _Parts(_reference_forward, _reference_activate, _reference_backward)
+
+
+def _reference_forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> tuple[Tensor, Tensor]:
+    z = F.linear(x, weight, bias)
+    return (z if activation is None else ACTIVATIONS[activation](z)), z
+
+
+def _reference_activate(z: Tensor, activation: str) -> Tensor:
+    return ACTIVATIONS[activation](z)
+
+
+def _reference_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, z: Tensor | None, activation: str | None, wanted: Wanted
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if activation is not None:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            (dy,) = torch.autograd.grad(ACTIVATIONS[activation](z), z, dy)
+    want_x, want_weight, want_bias = wanted
+    return dy @ weight if want_x else None, dy.T @ x if want_weight else None, dy.sum(0) if want_bias else None
+
+
+def feed_forward(
+    x: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor | None,
+    down_weight: Tensor,
+    down_bias: Tensor | None,
+    *,
+    activation: str,
+    precision: str | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """linear(linear(x, up, activation), down): (T, E), (F, E), (F,), (E, F), (E,) -> (T, E).
+
+    Args:
+        precision: as of `linear`.
+        recompute: keep one tensor of (T, F) for the backward in place of two, and apply the activation once more
+            there. Under torch.compile the compiler decides what it makes again.
+
+    Raises:
+        ValueError: as `linear`.
+    """
+    tensors = (x, up_weight, up_bias, down_weight, down_bias)
+    # A quantised product, which has no gradient, is refused by linear.
+    if not recompute or not needs_gradient(*tensors) or torch.compiler.is_compiling() or precision in QUANTIZED:
+        inner = linear(x, up_weight, up_bias, activation=activation, precision=precision)
+        return linear(inner, down_weight, down_bias, precision=precision)
+    _check(*tensors, activation, precision)
+    if autocast_is_on(x):
+        with autocast_off(x):
+            return feed_forward(*cast(*tensors), activation=activation, recompute=True)
+    inner = x.new_empty((0, up_weight.shape[0]))  # what the second product's backend is to take
+    up = _parts(x, up_weight, up_bias, activation, precision)
+    down = _parts(inner, down_weight, down_bias, None, precision)
+    return _Recomputed.apply(*tensors, activation, up, down)
+
+
+def _check(
+    x: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor | None,
+    down_weight: Tensor,
+    down_bias: Tensor | None,
+    activation: str,
+    precision: str | None,
+) -> None:
+    check_floating("feed_forward", "x", x)
+    check_shape("feed_forward", "up_weight", up_weight, (None, None))
+    check_shape("feed_forward", "x", x, (None, up_weight.shape[1]))
+    check_shape("feed_forward", "down_weight", down_weight, (None, up_weight.shape[0]))
+    for name, bias, weight in (("up_bias", up_bias, up_weight), ("down_bias", down_bias, down_weight)):
+        if bias is not None:
+            check_shape("feed_forward", name, bias, (weight.shape[0],))
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"feed_forward: activation is {activation!r}; known are {', '.join(ACTIVATIONS)}")
+    check_precision("feed_forward", precision, x, up_weight, up_bias, down_weight, down_bias)

@@ -1,0 +1,260 @@
+"""out = dropout(softmax(scale q k^T + bias)) v within each sequence of a packed row; flash attention, forward.
+
+A program owns one tile of queries of one head of one sequence and walks that sequence's keys (Dao, 2023, algorithm
+1): 4 L^2 D FLOPs a head, K and V read L / BLOCK_M times, mostly from L2. Scores, their running maximum and sum, and
+the output's accumulator are fp32; products take the input's dtype. Logarithms and exponentials are base 2 throughout:
+`lse` is log2 of the sum of 2^(score log2 e).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastbert.kernels import architecture, configs, dropout
+from fastbert.kernels.schedule import TileSchedule, tile_schedule
+
+LOG2E = math.log2(math.e)
+_LOG2E = tl.constexpr(LOG2E)
+
+
+@triton.jit
+def load_rows(ptr, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """(len(rows), BLOCK_D) from row 0 at `ptr`, zeros beyond column D and, if MASKED, from row `limit` on.
+
+    `rows` are int32 and within one tile: `ptr` has the sequence's and the tile's rows in it already.
+    """
+    offs_d = tl.arange(0, BLOCK_D)
+    ptrs = ptr + rows[:, None] * stride + offs_d[None, :]
+    if MASKED and D < BLOCK_D:
+        x = tl.load(ptrs, mask=(rows[:, None] < limit) & (offs_d[None, :] < D), other=0.0)
+    elif MASKED:
+        x = tl.load(ptrs, mask=rows[:, None] < limit, other=0.0)
+    elif D < BLOCK_D:
+        x = tl.load(ptrs, mask=offs_d[None, :] < D, other=0.0)
+    else:
+        x = tl.load(ptrs)
+    return x
+
+
+@triton.jit
+def store_rows(ptr, x, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """What `load_rows` reads, written."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = rows[:, None] < limit
+    if D < BLOCK_D:
+        mask &= offs_d[None, :] < D
+    tl.store(ptr + rows[:, None] * stride + offs_d[None, :], x.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _attention_step(
+    q,  # (BLOCK_M, BLOCK_D)
+    top,  # (BLOCK_M,) highest score so far
+    total,  # (BLOCK_M,) sum of 2^(score - top)
+    acc,  # (BLOCK_M, BLOCK_D)
+    qkv,  # descriptor of the rows, or None
+    k_ptr,
+    v_ptr,
+    k_column,  # where the head's keys begin in a row
+    v_column,
+    bias_ptr,
+    stride,
+    first,  # packed row of the block's first key
+    left,  # keys from there to the sequence's end
+    scale,  # in base 2
+    seed,
+    query_keys,
+    threshold,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    offs_n = tl.arange(0, BLOCK_N)
+    if qkv is None or MASKED:
+        k = load_rows(k_ptr + first.to(tl.int64) * stride, offs_n, stride, left, D, BLOCK_D, MASKED)
+    else:
+        k = qkv.load([first, k_column])
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + first + offs_n, mask=offs_n < left, other=float("-inf"))
+        scores = scores * scale + (bias * _LOG2E)[None, :]
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        # Of a row whose keys are all at minus infinity, every probability is 0.
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        p = tl.exp2(scores - shift[:, None])
+    else:
+        if MASKED:
+            scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale)
+        shift = new_top
+        p = tl.exp2(scores * scale - shift[:, None])  # one fused multiply-add and one exponential a score
+    correction = tl.exp2(top - shift)
+    total = total * correction + tl.sum(p, 1)
+    if HAS_DROPOUT:
+        keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
+        p = tl.where(keep, p, 0.0)
+    if qkv is None or MASKED:
+        v = load_rows(v_ptr + first.to(tl.int64) * stride, offs_n, stride, left, D, BLOCK_D, MASKED)
+    else:
+        v = qkv.load([first, v_column])
+    acc = tl.dot(p.to(v.dtype), v, acc * correction[:, None], input_precision=PRECISION)
+    return new_top, total, acc
+
+
+@triton.jit(do_not_specialize=["T"])
+def _attention_fwd_kernel(
+    qkv_ptr,  # (T, 3, H, D)
+    qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
+    bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
+    out_ptr,  # (T, H, D)
+    lse_ptr,  # (H, T) fp32
+    table_ptr,  # (slots, 4) of the schedule
+    seed_ptr,  # (1,), not read unless HAS_DROPOUT
+    stride_qt,
+    stride_qc,
+    stride_qh,
+    stride_ot,
+    stride_oh,
+    T,
+    scale,
+    threshold,
+    keep_scale,  # 1 / (1 - dropout_p)
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    entry = table_ptr + tl.program_id(0) * 4
+    start, rows, keys, begins = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
+    if rows == 0:
+        return
+    h = tl.program_id(1)
+    tile = (start + begins).to(tl.int64)
+    offs_m = tl.arange(0, BLOCK_M)
+    q_ptr = qkv_ptr + h * stride_qh
+    k_ptr = q_ptr + stride_qc
+    v_ptr = k_ptr + stride_qc
+    k_column = h * stride_qh + stride_qc
+    v_column = k_column + stride_qc
+    q = load_rows(q_ptr + tile * stride_qt, offs_m, stride_qt, rows - begins, D, BLOCK_D, True)
+    seed = tile
+    query_keys = offs_m
+    if HAS_DROPOUT:
+        seed = tl.load(seed_ptr)
+        query_keys = dropout.row_keys(seed, tile + offs_m, h)
+
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    full = keys // BLOCK_N * BLOCK_N
+    for n in range(0, full, BLOCK_N):
+        top, total, acc = _attention_step(
+            q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + n,
+            BLOCK_N, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT,
+            False, PRECISION,
+        )  # fmt: skip
+    if full < keys:
+        top, total, acc = _attention_step(
+            q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + full,
+            keys - full, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT,
+            True, PRECISION,
+        )  # fmt: skip
+
+    # A row without a key: zeros, and a logarithm that makes every probability 0 in the backward.
+    some = total > 0
+    out = acc * (keep_scale / tl.where(some, total, 1.0))[:, None]
+    store_rows(out_ptr + tile * stride_ot + h * stride_oh, out, offs_m, stride_ot, rows - begins, D, BLOCK_D)
+    lse = tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("inf"))
+    tl.store(lse_ptr + h.to(tl.int64) * T + tile + offs_m, lse, mask=offs_m < rows - begins)
+
+
+def attention_fwd(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float,
+    key_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    precision: str = "ieee",
+    schedule: TileSchedule | None = None,
+) -> tuple[Tensor, Tensor]:
+    """qkv (T, 3, H, D) -> out (T, H, D), lse (H, T) in fp32 and base 2; rows of no sequence get zeros.
+
+    Args:
+        qkv: D at most 128 and contiguous; other strides are free.
+        cu_seqlens: (B+1,) int32 or int64, from 0 to at most T.
+        max_seqlen: at least the longest sequence; chooses the tiles, shapes nothing.
+        scale: above 0.
+        key_bias: (T,) fp32, added to the scores of a key; -inf leaves it out.
+        dropout_p: the share of probabilities dropped, by `seed` (1,) int64.
+        precision: of products of fp32: `ieee` or `tf32`.
+        schedule: `attention_schedule` of these sequences, where it is there already.
+    """
+    T, _, H, D = qkv.shape
+    out = torch.empty((T, H, D), dtype=qkv.dtype, device=qkv.device)
+    lse = torch.empty((H, T), dtype=torch.float32, device=qkv.device)
+    if qkv.numel() == 0:
+        return out, lse
+    arch = architecture.architecture(qkv.device)
+    plain = key_bias is None and not dropout_p
+    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=plain)
+    schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
+    with architecture.on_device(qkv.device):
+        _attention_fwd_kernel[(len(schedule.table), H)](
+            qkv,
+            descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
+            qkv if key_bias is None else key_bias,
+            out,
+            lse,
+            schedule.table,
+            qkv if seed is None else seed,
+            *qkv.stride()[:3],
+            *out.stride()[:2],
+            T,
+            scale,
+            dropout.threshold(dropout_p),
+            1 / (1 - dropout_p),
+            D=D,
+            BLOCK_D=max(triton.next_power_of_2(D), 16),
+            BLOCK_M=schedule.block,
+            BLOCK_N=config.step,
+            HAS_BIAS=key_bias is not None,
+            HAS_DROPOUT=dropout_p > 0,
+            PRECISION=precision,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+    return out, lse
+
+
+def describable(x: Tensor) -> bool:
+    """Whether the tensor memory accelerator can read rows of x: 16 bytes are its unit."""
+    return x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+
+
+def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    """Of x (T, ..., D), whose rows the tensor memory accelerator shall read `rows` at a time, D columns wide."""
+    columns = 1 + sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return TensorDescriptor(x, [x.shape[0], columns], [x.stride(0), 1], [rows, x.shape[-1]])
+
+
+def attention_schedule(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> TileSchedule:
+    """The tiles that `attention_fwd` and `attention_bwd` take of these sequences, the same for each layer."""
+    T, _, _, D = qkv.shape
+    arch = architecture.architecture(qkv.device)
+    return tile_schedule(cu_seqlens, T, configs.attention_block(arch, qkv.dtype, D, max_seqlen))

@@ -1,0 +1,409 @@
+"""dqkv of attention, by kernels that own what they write: no atomics, a fixed order of every sum.
+
+With P = 2^(scores - lse), keep the dropout mask over 1 - p, and delta = rowsum(dout * out), which dropout leaves as it
+is (Dao et al., 2022, appendix B; Dao, 2023, algorithm 2):
+
+    dV = (keep P)^T dout    dP = keep (dout V^T)    dS = P (dP - delta)    dQ = scale dS K    dK = scale dS^T Q
+
+The dQ kernel owns queries and walks keys: S, dP, dQ, and delta by the way. The dK/dV kernel owns keys and walks
+queries: S^T, dP^T, dV, dK. So 7 products of 2 L^2 D FLOPs a head are made, of which 5 would do; the two made again
+are the price of owning dQ. Where every sequence fits into one tile of keys, the dK/dV kernel has all of dQ's terms: it
+writes dQ as well, with 5 products in one launch. P and dS are rounded to the input's dtype for their products, all
+else is fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastbert.kernels import architecture, configs, dropout
+from fastbert.kernels.attention import LOG2E, attention_schedule, describable, descriptor, load_rows, store_rows
+from fastbert.kernels.schedule import TileSchedule
+
+_LOG2E = tl.constexpr(LOG2E)
+
+
+@triton.jit
+def _dq_step(
+    q,  # (BLOCK_M, BLOCK_D)
+    dout,  # (BLOCK_M, BLOCK_D)
+    lse,  # (BLOCK_M,)
+    delta,  # (BLOCK_M,)
+    dq,  # (BLOCK_M, BLOCK_D)
+    qkv,  # descriptor of the rows, or None
+    k_ptr,
+    v_ptr,
+    k_column,  # where the head's keys begin in a row
+    v_column,
+    bias_ptr,
+    stride,
+    first,  # packed row of the block's first key
+    left,  # keys from there to the sequence's end
+    scale,  # in base 2
+    seed,
+    query_keys,
+    threshold,
+    keep_scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    offs_n = tl.arange(0, BLOCK_N)
+    if qkv is None or MASKED:
+        k = load_rows(k_ptr + first.to(tl.int64) * stride, offs_n, stride, left, D, BLOCK_D, MASKED)
+        v = load_rows(v_ptr + first.to(tl.int64) * stride, offs_n, stride, left, D, BLOCK_D, MASKED)
+    else:
+        k = qkv.load([first, k_column])
+        v = qkv.load([first, v_column])
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + first + offs_n, mask=offs_n < left, other=float("-inf"))
+        scores += (bias * _LOG2E)[None, :]
+    elif MASKED:
+        scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
+    p = tl.exp2(scores - lse[:, None])
+    dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+    if HAS_DROPOUT:
+        keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
+        dp = tl.where(keep, dp * keep_scale, 0.0)
+    ds = p * (dp - delta[:, None])
+    return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _attention_bwd_dq_kernel(
+    qkv_ptr,  # (T, 3, H, D)
+    qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
+    bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
+    out_ptr,  # (T, H, D)
+    dout_ptr,  # (T, H, D)
+    lse_ptr,  # (H, T) fp32
+    delta_ptr,  # (H, T) fp32, written
+    dqkv_ptr,  # (T, 3, H, D), of which dq is written
+    table_ptr,  # (slots, 4) of the schedule
+    seed_ptr,  # (1,), not read unless HAS_DROPOUT
+    stride_qt,
+    stride_qc,
+    stride_qh,
+    stride_ot,
+    stride_oh,
+    stride_dot,
+    stride_doh,
+    stride_dqt,
+    stride_dqh,
+    T,
+    scale,
+    threshold,
+    keep_scale,  # 1 / (1 - dropout_p)
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    entry = table_ptr + tl.program_id(0) * 4
+    start, rows, keys, begins = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
+    if rows == 0:
+        return
+    h = tl.program_id(1)
+    tile = (start + begins).to(tl.int64)
+    rows -= begins
+    offs_m = tl.arange(0, BLOCK_M)
+    q_ptr = qkv_ptr + h * stride_qh
+    k_ptr = q_ptr + stride_qc
+    v_ptr = k_ptr + stride_qc
+    k_column = h * stride_qh + stride_qc
+    v_column = k_column + stride_qc
+    out = load_rows(out_ptr + tile * stride_ot + h * stride_oh, offs_m, stride_ot, rows, D, BLOCK_D, True)
+    dout = load_rows(dout_ptr + tile * stride_dot + h * stride_doh, offs_m, stride_dot, rows, D, BLOCK_D, True)
+    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+    statistics = h.to(tl.int64) * T + tile + offs_m
+    tl.store(delta_ptr + statistics, delta, mask=offs_m < rows)
+    lse = tl.load(lse_ptr + statistics, mask=offs_m < rows, other=float("inf"))
+    q = load_rows(q_ptr + tile * stride_qt, offs_m, stride_qt, rows, D, BLOCK_D, True)
+    seed = tile
+    query_keys = offs_m
+    if HAS_DROPOUT:
+        seed = tl.load(seed_ptr)
+        query_keys = dropout.row_keys(seed, tile + offs_m, h)
+
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    full = keys // BLOCK_N * BLOCK_N
+    for n in range(0, full, BLOCK_N):
+        dq = _dq_step(
+            q, dout, lse, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + n, BLOCK_N,
+            scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, False,
+            PRECISION,
+        )  # fmt: skip
+    if full < keys:
+        dq = _dq_step(
+            q, dout, lse, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + full,
+            keys - full, scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS,
+            HAS_DROPOUT, True, PRECISION,
+        )  # fmt: skip
+    store_rows(dqkv_ptr + tile * stride_dqt + h * stride_dqh, dq * scale, offs_m, stride_dqt, rows, D, BLOCK_D)
+
+
+@triton.jit
+def _dkdv_step(
+    k,  # (BLOCK_N, BLOCK_D)
+    v,  # (BLOCK_N, BLOCK_D)
+    bias,  # (BLOCK_N,), in base 2
+    dk,  # (BLOCK_N, BLOCK_D)
+    dv,  # (BLOCK_N, BLOCK_D)
+    qkv,  # descriptor of the rows, or None
+    douts,  # descriptor of theirs
+    q_ptr,
+    out_ptr,
+    dout_ptr,
+    dq_ptr,
+    q_column,  # where the head's queries begin in a row
+    dout_column,
+    lse_ptr,  # the head's
+    delta_ptr,
+    stride_q,
+    stride_o,
+    stride_do,
+    stride_dq,
+    first,  # packed row of the block's first query
+    left,  # queries from there to the sequence's end
+    scale,  # in base 2
+    seed,
+    plane,
+    key_keys,
+    threshold,
+    keep_scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    WITH_DQ: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    offs_m = tl.arange(0, BLOCK_M)
+    row = first.to(tl.int64)
+    if qkv is None or MASKED:
+        q = load_rows(q_ptr + row * stride_q, offs_m, stride_q, left, D, BLOCK_D, MASKED)
+        dout = load_rows(dout_ptr + row * stride_do, offs_m, stride_do, left, D, BLOCK_D, MASKED)
+    else:
+        q = qkv.load([first, q_column])
+        dout = douts.load([first, dout_column])
+    if MASKED:  # a logarithm of infinity: rows beyond the sequence have no probabilities
+        lse = tl.load(lse_ptr + row + offs_m, mask=offs_m < left, other=float("inf"))
+    else:
+        lse = tl.load(lse_ptr + row + offs_m)
+    if WITH_DQ:
+        out = load_rows(out_ptr + row * stride_o, offs_m, stride_o, left, D, BLOCK_D, MASKED)
+        delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+    elif MASKED:
+        delta = tl.load(delta_ptr + row + offs_m, mask=offs_m < left, other=0.0)
+    else:
+        delta = tl.load(delta_ptr + row + offs_m)
+    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+    if HAS_BIAS:
+        scores += bias[:, None]
+    p = tl.exp2(scores - lse[None, :])
+    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+    if HAS_DROPOUT:
+        keep = dropout.kept(dropout.row_keys(seed, row + offs_m, plane)[None, :], key_keys[:, None], threshold)
+        dv = tl.dot(tl.where(keep, p, 0.0).to(dout.dtype), dout, dv, input_precision=PRECISION)
+        dp = tl.where(keep, dp * keep_scale, 0.0)
+    else:
+        dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+    ds = (p * (dp - delta[None, :])).to(q.dtype)
+    dk = tl.dot(ds, q, dk, input_precision=PRECISION)
+    if WITH_DQ:
+        dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * (scale / _LOG2E)
+        store_rows(dq_ptr + row * stride_dq, dq, offs_m, stride_dq, left, D, BLOCK_D)
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=["T"])
+def _attention_bwd_dkdv_kernel(
+    qkv_ptr,  # (T, 3, H, D)
+    qkv,  # descriptor of the same in blocks of (BLOCK_M, D), or None
+    bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
+    out_ptr,  # (T, H, D), not read unless WITH_DQ
+    dout_ptr,  # (T, H, D)
+    douts,  # descriptor of the same in blocks of (BLOCK_M, D), or None
+    lse_ptr,  # (H, T) fp32
+    delta_ptr,  # (H, T) fp32, not read if WITH_DQ
+    dqkv_ptr,  # (T, 3, H, D), of which dk and dv are written, and dq if WITH_DQ
+    table_ptr,  # (slots, 4) of the schedule
+    seed_ptr,  # (1,), not read unless HAS_DROPOUT
+    stride_qt,
+    stride_qc,
+    stride_qh,
+    stride_ot,
+    stride_oh,
+    stride_dot,
+    stride_doh,
+    stride_dqt,
+    stride_dqc,
+    stride_dqh,
+    T,
+    scale,
+    threshold,
+    keep_scale,  # 1 / (1 - dropout_p)
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
+    WITH_DQ: tl.constexpr,  # this tile has all keys of its sequence
+    PRECISION: tl.constexpr,
+):
+    entry = table_ptr + tl.program_id(0) * 4
+    start, rows, queries, begins = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
+    if rows == 0:
+        return
+    h = tl.program_id(1)
+    tile = (start + begins).to(tl.int64)
+    rows -= begins
+    offs_n = tl.arange(0, BLOCK_N)
+    q_ptr = qkv_ptr + h * stride_qh
+    k_ptr = q_ptr + stride_qc + tile * stride_qt
+    k = load_rows(k_ptr, offs_n, stride_qt, rows, D, BLOCK_D, True)
+    v = load_rows(k_ptr + stride_qc, offs_n, stride_qt, rows, D, BLOCK_D, True)
+    out_ptr += h * stride_oh
+    dout_ptr += h * stride_doh
+    dq_ptr = dqkv_ptr + h * stride_dqh
+    lse_ptr += h.to(tl.int64) * T
+    delta_ptr += h.to(tl.int64) * T
+    bias = offs_n
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + tile + offs_n, mask=offs_n < rows, other=0.0) * _LOG2E
+    seed = tile
+    key_keys = offs_n
+    if HAS_DROPOUT:
+        seed = tl.load(seed_ptr)
+        key_keys = dropout.column_keys(seed, start + begins + offs_n)
+
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    full = queries // BLOCK_M * BLOCK_M
+    for m in range(0, full, BLOCK_M):
+        dk, dv = _dkdv_step(
+            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh, lse_ptr,
+            delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, start + m, BLOCK_M, scale * _LOG2E, seed, h,
+            key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, False, PRECISION,
+        )  # fmt: skip
+    if full < queries:
+        dk, dv = _dkdv_step(
+            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh, lse_ptr,
+            delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, start + full, queries - full, scale * _LOG2E,
+            seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, True,
+            PRECISION,
+        )  # fmt: skip
+    if HAS_DROPOUT:
+        dv *= keep_scale
+    if WITH_DQ and queries == 0:  # no query has come by, yet these rows have a gradient
+        store_rows(dq_ptr + tile * stride_dqt, dk, offs_n, stride_dqt, rows, D, BLOCK_D)
+    dk_ptr = dqkv_ptr + tile * stride_dqt + h * stride_dqh + stride_dqc
+    store_rows(dk_ptr, dk * scale, offs_n, stride_dqt, rows, D, BLOCK_D)
+    store_rows(dk_ptr + stride_dqc, dv, offs_n, stride_dqt, rows, D, BLOCK_D)
+
+
+def attention_bwd(
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float,
+    key_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    precision: str = "ieee",
+    schedule: TileSchedule | None = None,
+) -> Tensor:
+    """dout (T, H, D), its last dimension contiguous, and what `attention_fwd` took and gave -> dqkv (T, 3, H, D).
+
+    Rows of no sequence get zeros, whatever `dout` holds there.
+    """
+    T, _, H, D = qkv.shape
+    dqkv = torch.empty((T, 3, H, D), dtype=qkv.dtype, device=qkv.device)
+    if qkv.numel() == 0:
+        return dqkv
+    arch = architecture.architecture(qkv.device)
+    schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
+    one_tile = max_seqlen <= schedule.block
+    delta = lse if one_tile else torch.empty_like(lse)
+    grid = (len(schedule.table), H)
+    bias, seeds = (qkv if x is None else x for x in (key_bias, seed))
+    constants = {
+        "T": T,
+        "scale": scale,
+        "threshold": dropout.threshold(dropout_p),
+        "keep_scale": 1 / (1 - dropout_p),
+        "D": D,
+        "BLOCK_D": max(triton.next_power_of_2(D), 16),
+        "HAS_BIAS": key_bias is not None,
+        "HAS_DROPOUT": dropout_p > 0,
+        "PRECISION": precision,
+    }
+    with architecture.on_device(qkv.device):
+        if not one_tile:
+            config = configs.attention("dq", arch, qkv.dtype, D, max_seqlen)
+            _attention_bwd_dq_kernel[grid](
+                qkv,
+                descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
+                bias,
+                out,
+                dout,
+                lse,
+                delta,
+                dqkv,
+                schedule.table,
+                seeds,
+                *qkv.stride()[:3],
+                *out.stride()[:2],
+                *dout.stride()[:2],
+                dqkv.stride(0),
+                dqkv.stride(2),
+                BLOCK_M=schedule.block,
+                BLOCK_N=config.step,
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
+                **constants,
+            )
+        config = configs.attention("dkdv", arch, qkv.dtype, D, max_seqlen)
+        tma = config.tma and describable(qkv) and describable(dout)
+        _attention_bwd_dkdv_kernel[grid](
+            qkv,
+            descriptor(qkv, config.step) if tma else None,
+            bias,
+            out,
+            dout,
+            descriptor(dout, config.step) if tma else None,
+            lse,
+            delta,
+            dqkv,
+            schedule.table,
+            seeds,
+            *qkv.stride()[:3],
+            *out.stride()[:2],
+            *dout.stride()[:2],
+            *dqkv.stride()[:3],
+            BLOCK_N=schedule.block,
+            BLOCK_M=config.step,
+            WITH_DQ=one_tile,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            **constants,
+        )
+    return dqkv

@@ -1,0 +1,248 @@
+"""y = act(x W^T + b), forward and backward: cuBLAS with a kernel for the activation, or one product with both in it.
+
+2 M N K FLOPs for (M K + N K + M N) elements, and M N more where z = x W^T + b is kept for the backward. cuBLAS's way
+moves 2 M N elements more, which at K = 768 takes an H200 over 40 % of the product's time; the one kernel does about 20
+instructions an element after a tile's last step. Which is faster depends on the shape: `linear_table` knows. Sums are
+fp32. Operands in fp32 are cuBLAS's, multiplied as torch.backends.cuda.matmul says, and so is the backward.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastbert.kernels import architecture, configs, linear_table
+from fastbert.kernels.activation import activate, activation_bwd, activation_fwd, column_sum
+
+GROUP_M = 8  # rows of tiles that are walked together, so that their x stays in the L2 cache
+
+
+@triton.jit
+def corner(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """Row and column of a tile: down GROUP_M rows, then one column to the right."""
+    in_group = GROUP_M * tiles_n
+    first = tile // in_group * GROUP_M
+    height = tl.minimum(tiles_m - first, GROUP_M)
+    return first + tile % in_group % height, tile % in_group // height
+
+
+@triton.jit
+def _finish(
+    sums,  # (BLOCK_M, a part of BLOCK_N), whose first row and column are first_m and first_n
+    first_m,
+    first_n,
+    bias_ptr,
+    y,
+    z,
+    stride_ym,
+    M,
+    N,
+    ACTIVATION: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """Bias, activation, store."""
+    dtype: tl.constexpr = y.dtype if TMA else y.dtype.element_ty
+    if bias_ptr is not None:
+        offs_n = first_n + tl.arange(0, sums.shape[1])
+        sums += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    if z is not None:  # y is made of what the backward will see
+        rounded = sums.to(dtype)
+        store(rounded, z, stride_ym, first_m, first_n, M, N, TMA)
+        sums = rounded.to(tl.float32)
+    store(activate(sums, ACTIVATION, dtype == tl.float32).to(dtype), y, stride_ym, first_m, first_n, M, N, TMA)
+
+
+@triton.jit
+def store(block, y, stride_ym, first_m, first_n, M, N, TMA: tl.constexpr):
+    if TMA:
+        y.store([first_m, first_n], block)
+    else:
+        offs_m = first_m.to(tl.int64) + tl.arange(0, block.shape[0])
+        offs_n = first_n + tl.arange(0, block.shape[1])
+        mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+        tl.store(y + offs_m[:, None] * stride_ym + offs_n[None, :], block, mask=mask)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _linear_fwd_kernel(
+    x,  # (M, K): a pointer, or a descriptor of (BLOCK_M, BLOCK_K) if TMA
+    weight,  # (N, K): a pointer, or a descriptor of (BLOCK_N, BLOCK_K) if TMA
+    bias_ptr,  # (N,), or None
+    y,  # (M, N): likewise, of (BLOCK_M, BLOCK_N / PARTS)
+    z,  # (M, N): likewise, or None
+    stride_xm,
+    stride_wn,
+    stride_ym,  # of z too
+    M,
+    N,
+    K,
+    ACTIVATION: tl.constexpr,
+    TMA: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    # Flattened, the loads of the next tile's first steps are in flight while this one is stored.
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=TMA):
+        tile_m, tile_n = corner(tile, tiles_m, tiles_n, GROUP_M)
+        first_m, first_n = tile_m * BLOCK_M, tile_n * BLOCK_N
+        sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        if TMA:
+            for step in range(tl.cdiv(K, BLOCK_K)):
+                a = x.load([first_m, step * BLOCK_K])
+                b = weight.load([first_n, step * BLOCK_K])
+                sums = tl.dot(a, b.T, sums, input_precision=INPUT_PRECISION)
+        else:
+            offs_k = tl.arange(0, BLOCK_K)
+            # Rows past the end read the last one, and are not stored.
+            rows_x = tl.minimum(first_m + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
+            rows_w = tl.minimum(first_n + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
+            a_ptrs = x + rows_x[:, None] * stride_xm + offs_k[None, :]
+            b_ptrs = weight + rows_w[None, :] * stride_wn + offs_k[:, None]
+            for step in range(tl.cdiv(K, BLOCK_K)):
+                if EVEN_K:
+                    a, b = tl.load(a_ptrs), tl.load(b_ptrs)
+                else:
+                    left = offs_k < K - step * BLOCK_K
+                    a = tl.load(a_ptrs, mask=left[None, :], other=0.0)
+                    b = tl.load(b_ptrs, mask=left[:, None], other=0.0)
+                sums = tl.dot(a, b, sums, input_precision=INPUT_PRECISION)
+                a_ptrs += BLOCK_K
+                b_ptrs += BLOCK_K
+
+        if PARTS == 1:
+            _finish(sums, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
+        else:  # in halves, as whole it would not fit in the registers
+            left, right = tl.split(sums.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
+            _finish(left, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
+            first_n += BLOCK_N // 2
+            _finish(right, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
+
+
+def linear_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, keep_z: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """act(x weight^T + bias) of x (M, K), weight (N, K), bias (N,), and z of (M, N) if it is to be kept.
+
+    z is what the activation is applied to; without an activation there is none to keep.
+    """
+    keep_z = keep_z and activation is not None
+    tile = _choice(x, weight, activation, keep_z)
+    if tile is not None:
+        return linear_fused_fwd(x, weight, bias, activation, keep_z, tile=tile)
+    z = F.linear(x, weight, bias)
+    if activation is None:
+        return z, None
+    return activation_fwd(z, activation, None if keep_z else z), z if keep_z else None
+
+
+def _choice(x: Tensor, weight: Tensor, activation: str | None, keep_z: bool) -> configs.LinearTile | None:
+    """The tile of the one kernel, or None for cuBLAS."""
+    if activation is None or x.dtype == torch.float32 or not x.numel():
+        return None
+    (M, K), N = x.shape, weight.shape[0]
+    if not (_on_16_bytes(x) and _on_16_bytes(weight)) or N % 8:  # single elements' pointers leave the sums no registers
+        return None
+    arch = architecture.architecture(x.device)
+    dtype = str(x.dtype).removeprefix("torch.")
+    row = linear_table.find(arch, dtype, M, N, K, activation, keep_z)
+    if row is not None:
+        return row.tile
+    if M > linear_table.FUSED_ROWS:
+        return None
+    return configs.linear(M, N, arch, x.element_size(), architecture.multiprocessors(x.device))
+
+
+def linear_fused_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    keep_z: bool = False,
+    *,
+    tile: configs.LinearTile | None = None,
+    input_precision: str = "ieee",
+) -> tuple[Tensor, Tensor | None]:
+    """`linear_fwd` as one kernel, whatever the table says; columns of x and weight contiguous.
+
+    `input_precision` is for fp32: "ieee", or "tf32" where the tensor cores are to round the operands to 10 bits.
+    """
+    (M, K), N = x.shape, weight.shape[0]
+    y = torch.empty((M, N), dtype=x.dtype, device=x.device)
+    z = torch.empty_like(y) if keep_z else None
+    if not y.numel():
+        return y, z
+    arch, multiprocessors = architecture.architecture(x.device), architecture.multiprocessors(x.device)
+    tile = tile or configs.linear(M, N, arch, x.element_size(), multiprocessors)
+    tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n)
+    operands = [x, weight, y, z]
+    tma = arch == "sm_90" and all(_on_16_bytes(t) for t in operands if t is not None)
+    if tma:
+        stored = [tile.block_m, tile.block_n // tile.parts]
+        blocks = ([tile.block_m, tile.block_k], [tile.block_n, tile.block_k], stored, stored)
+        operands = [
+            t if t is None else TensorDescriptor.from_tensor(t, block)
+            for t, block in zip(operands, blocks, strict=True)
+        ]
+    with architecture.on_device(x.device):
+        _linear_fwd_kernel[(min(tiles, tile.resident * multiprocessors) if tma else tiles,)](
+            *operands[:2],
+            bias,
+            *operands[2:],
+            x.stride(0),
+            weight.stride(0),
+            y.stride(0),
+            M,
+            N,
+            K,
+            ACTIVATION=activation,
+            TMA=tma,
+            EVEN_K=K % tile.block_k == 0,
+            INPUT_PRECISION=input_precision,
+            GROUP_M=GROUP_M,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k,
+            PARTS=tile.parts,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+    return y, z
+
+
+def _on_16_bytes(t: Tensor) -> bool:
+    """Whether every row of t begins on 16 bytes and lies in one piece: vectors can load it, descriptors tell of it."""
+    return t.stride(1) == 1 and t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) > 0
+
+
+def linear_bwd(
+    dy: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    z: Tensor | None,
+    activation: str | None,
+    wanted: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`; z as `linear_fwd` kept it.
+
+    x is read for that of weight and weight for that of x. With dz = dy act'(z): dx = dz W and dW = dz^T x through
+    cuBLAS, the sums of dz in fp32 beside dz itself.
+    """
+    want_x, want_weight, want_bias = wanted
+    dy = dy if dy.stride(1) == 1 else dy.contiguous()
+    if activation is None:
+        dz, dbias = dy, column_sum(dy) if want_bias else None
+    else:
+        dz, dbias = activation_bwd(dy, z, activation, sums=want_bias)
+    dx = torch.mm(dz, weight) if want_x else None
+    dweight = torch.mm(dz.T, x) if want_weight else None
+    return dx, dweight, dbias

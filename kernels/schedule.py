@@ -1,0 +1,81 @@
+"""Which rows each program of attention takes: a table of tiles, made on the device, the longest sequences first.
+
+A grid of (longest sequence / block) x B programs would be mostly idle where lengths differ. The table has a slot for
+each tile that there is, so its length, T // block + B + 1, is known to the host without reading cu_seqlens. One
+launch, O(B) work a program and no sort: a sequence's rank is the number of those longer, or as long and before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastbert.kernels import architecture
+
+_SEQUENCES = 256  # whose lengths a program reads at a time
+
+
+@dataclass(frozen=True)
+class TileSchedule:
+    """`table` (slots, 4) int32: a tile's sequence begins at row [0] and has [1] rows and [2] keys; it begins at [3].
+
+    Rows that belong to no sequence, behind the last, are tiles of one without keys; unused slots have no rows.
+    """
+
+    table: Tensor
+    block: int  # rows of a tile
+
+
+@triton.jit(do_not_specialize=["total", "slots", "B"])
+def _tile_schedule_kernel(
+    cu_seqlens_ptr,  # (B+1,)
+    table_ptr,  # (slots, 4)
+    total,  # T
+    slots,
+    B,
+    BLOCK: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+):
+    # Program b < B writes the tiles of sequence b, program B those of the rows behind the last and the unused slots.
+    b = tl.program_id(0)
+    start = tl.load(cu_seqlens_ptr + b).to(tl.int32)
+    end = tl.load(cu_seqlens_ptr + b + 1, mask=b < B, other=total).to(tl.int32)
+    rows = end - start
+    keys = tl.where(b < B, rows, 0)
+    before = tl.zeros((SEQUENCES,), tl.int32)
+    for first in range(0, B, SEQUENCES):
+        others = first + tl.arange(0, SEQUENCES)
+        mask = others < B
+        left = tl.load(cu_seqlens_ptr + others, mask=mask, other=0)
+        right = tl.load(cu_seqlens_ptr + others + 1, mask=mask, other=0)
+        length = (right - left).to(tl.int32)
+        ahead = (length > rows) | ((length == rows) & (others < b)) | (b == B)
+        before += tl.where(ahead, tl.cdiv(length, BLOCK), 0)
+    slot = tl.sum(before, axis=0)
+    # A tile, and then for program B all slots that are left: rows = 0 tells an attention program to leave.
+    last = tl.where(b == B, slots, slot + tl.cdiv(rows, BLOCK))
+    for first in range(slot, last, SEQUENCES):
+        tiles = first + tl.arange(0, SEQUENCES)
+        begins = (tiles - slot) * BLOCK
+        mask = tiles < last
+        entry = table_ptr + tiles * 4
+        tl.store(entry, tl.zeros_like(tiles) + start, mask=mask)
+        tl.store(entry + 1, tl.where(begins < rows, rows, 0), mask=mask)
+        tl.store(entry + 2, tl.zeros_like(tiles) + keys, mask=mask)
+        tl.store(entry + 3, begins, mask=mask)
+
+
+def tile_schedule(cu_seqlens: Tensor, total: int, block: int) -> TileSchedule:
+    """cu_seqlens (B+1,), from 0 to at most `total` (T) -> the tiles of `block` rows, without waiting for the device."""
+    B = len(cu_seqlens) - 1
+    slots = total // block + B + 1
+    table = torch.empty((slots, 4), dtype=torch.int32, device=cu_seqlens.device)
+    with architecture.on_device(cu_seqlens.device):
+        _tile_schedule_kernel[(B + 1,)](
+            cu_seqlens, table, total, slots, B, BLOCK=block, SEQUENCES=_SEQUENCES, num_warps=4
+        )
+    return TileSchedule(table, block)

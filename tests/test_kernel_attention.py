@@ -1,0 +1,379 @@
+"""attention in Triton: schedule, forward, every gradient, dropout's mask; what its kernels take of a GPU."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+from support import assert_accurate
+from triton_support import (
+    ALL_DTYPES,
+    DEVICE,
+    DTYPES,
+    TARGETS,
+    check_resources,
+    compiles,
+    compiling_for,
+    in_the_interpreter,
+    nan_filled,
+    run_in_the_interpreter,
+    runs,
+)
+
+import fastbert.ops
+from fastbert.kernels import attention, attention_backward, configs, dropout, schedule
+
+LENGTHS = [33, 0, 1, 20]
+TAIL = 3  # rows behind the last sequence
+assert nan_filled  # a fixture, used by name
+op = sys.modules["fastbert.ops.attention"]
+
+
+@in_the_interpreter
+def test_in_the_interpreter():
+    run_in_the_interpreter(__file__)
+
+
+def cu_seqlens_of(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).int().to(DEVICE)
+
+
+def rows_of(lengths=LENGTHS, heads=2, dim=16, tail=TAIL, scale=1.0):
+    generator = torch.Generator().manual_seed(dim)
+    return scale * torch.randn(sum(lengths) + tail, 3, heads, dim, generator=generator).to(DEVICE)
+
+
+def naive(qkv, lengths, scale, bias=None, keep=None):
+    """One sequence at a time; `keep` (H, T, T) holds what dropout multiplies probabilities by."""
+    out, start = [], 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        q, k, v = qkv[rows].unbind(1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+        if bias is not None:
+            scores = scores + bias[rows].to(scores.dtype)
+        p = torch.softmax(scores, dim=-1)
+        if bias is not None:  # a row without a key
+            p = torch.where((scores == -torch.inf).all(-1, keepdim=True), torch.zeros_like(p), p)
+        if keep is not None:
+            p = p * keep[:, rows, rows].to(p.dtype)
+        out.append(torch.einsum("hqk,khd->qhd", p, v))
+        start += length
+    return torch.cat([*out, 0.0 * qkv[start:, 0]])
+
+
+def naive_gradient(qkv, dout, *args, **kwargs):
+    qkv = qkv.clone().requires_grad_()
+    out = naive(qkv, *args, **kwargs)
+    return out.detach(), torch.autograd.grad(out, qkv, dout)[0]
+
+
+def kernels(qkv, dout, lengths, **kwargs):
+    cu_seqlens, longest = cu_seqlens_of(lengths), max(lengths, default=0)
+    out, lse = attention.attention_fwd(qkv, cu_seqlens, longest, **kwargs)
+    return out, attention_backward.attention_bwd(dout, qkv, out, lse, cu_seqlens, longest, **kwargs)
+
+
+def check(dtype, qkv, lengths=LENGTHS, scale=0.3, bias=None, keep=None, **kwargs):
+    qkv = qkv.to(dtype)
+    dout = torch.linspace(-1, 1, qkv[:, 0].numel(), device=DEVICE).view(qkv[:, 0].shape).to(dtype)
+    before = qkv.clone(), dout.clone()
+    got = kernels(qkv, dout, lengths, scale=scale, key_bias=bias, **kwargs)
+    again = kernels(qkv, dout, lengths, scale=scale, key_bias=bias, **kwargs)
+    eager = naive_gradient(qkv, dout, lengths, scale, bias, keep)
+    exact = naive_gradient(qkv.double(), dout.double(), lengths, scale, bias, keep)
+    for name, *values in zip(("out", "dqkv"), got, eager, exact, strict=True):
+        assert_accurate(*values, name)
+    assert all(map(torch.equal, got, again)), "it differs on a repeat"
+    assert torch.equal(qkv, before[0]) and torch.equal(dout, before[1]), "an input was changed"
+    return got
+
+
+@runs
+@pytest.mark.parametrize("lengths", [[], [0], [7], [40, 64, 8, 0, 64, 65], [5] * 300], ids=lambda x: str(x[:6]))
+@pytest.mark.parametrize("tail", [0, 40])
+def test_schedule(nan_filled, lengths, tail):
+    total = sum(lengths) + tail
+    table = schedule.tile_schedule(cu_seqlens_of(lengths), total, 32).table.tolist()
+    starts = [sum(lengths[:b]) for b in range(len(lengths))]
+    longest_first = sorted(range(len(lengths)), key=lambda b: -lengths[b])
+    wanted = [[starts[b], lengths[b], lengths[b], row] for b in longest_first for row in range(0, lengths[b], 32)]
+    wanted += [[sum(lengths), tail, 0, row] for row in range(0, tail, 32)]
+    assert table[: len(wanted)] == wanted
+    assert all(rows == 0 for _, rows, _, _ in table[len(wanted) :])
+
+
+@runs
+@pytest.mark.parametrize("dim", [16, 32, 40, 64, 80, 128, 6])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_accuracy(nan_filled, dtype, dim):
+    check(dtype, rows_of(dim=dim, heads=1 if dim > 64 else 2), scale=dim**-0.5)
+
+
+@runs
+@pytest.mark.parametrize("lengths", [[], [0], [63, 111], [16, 1, 13], [17]], ids=str)
+@pytest.mark.parametrize("tail", [0, 20])
+def test_lengths(nan_filled, lengths, tail):
+    out, dqkv = check(torch.float32, rows_of(lengths, heads=1, tail=tail), lengths)
+    assert not out[sum(lengths) :].any() and not dqkv[sum(lengths) :].any()
+
+
+@runs
+def test_rows_of_no_sequence_are_not_read(nan_filled):
+    qkv = rows_of()
+    dout = torch.ones_like(qkv[:, 0])
+    wanted = kernels(qkv, dout, LENGTHS, scale=0.3)
+    qkv[-TAIL:], dout[-TAIL:] = torch.nan, torch.nan
+    assert all(map(torch.equal, kernels(qkv, dout, LENGTHS, scale=0.3), wanted))
+
+
+@runs
+def test_neighbours_do_not_matter():
+    qkv = rows_of([33, 20, 9], tail=0)
+    dout = torch.ones_like(qkv[:, 0])
+    qkv[:33], qkv[53:] = torch.nan, torch.nan
+    together = kernels(qkv, dout, [33, 20, 9], scale=0.3)
+    alone = kernels(qkv[33:53], dout[33:53], [20], scale=0.3)
+    assert all(torch.equal(x[33:53], y) for x, y in zip(together, alone, strict=True))
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strided(dtype):
+    qkv = rows_of().to(dtype)
+    wide = torch.full((len(qkv) * 2, 4, 3, 24), torch.nan, dtype=dtype, device=DEVICE)
+    view = wide[::2, :3, 1:, 3:19]
+    view.copy_(qkv)
+    dout = torch.ones_like(wide)[::2, 0, 1:, 3:19]
+    wanted = kernels(qkv, dout.contiguous(), LENGTHS, scale=0.3)
+    assert all(map(torch.equal, kernels(view, dout, LENGTHS, scale=0.3), wanted))
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_key_bias(nan_filled, dtype):
+    qkv = rows_of()
+    bias = torch.linspace(-3, 3, len(qkv), device=DEVICE)
+    bias[4:9] = -torch.inf
+    check(dtype, qkv, bias=bias)
+    bias[:33] = -torch.inf  # the first sequence has no key left
+    with torch.no_grad():
+        out, dqkv = kernels(qkv.to(dtype), torch.ones_like(qkv[:, 0]).to(dtype), LENGTHS, scale=0.3, key_bias=bias)
+    assert not out[:33].any() and not dqkv[:33].any()
+    assert out.isfinite().all() and dqkv.isfinite().all()
+
+
+@triton.jit
+def _keep_kernel(keep_ptr, seed_ptr, threshold, T, BLOCK: tl.constexpr):
+    h = tl.program_id(0)
+    seed = tl.load(seed_ptr)
+    offs = tl.arange(0, BLOCK)
+    rows = dropout.row_keys(seed, offs.to(tl.int64), h)
+    keep = dropout.kept(rows[:, None], dropout.column_keys(seed, offs)[None, :], threshold)
+    offsets = offs[:, None] * T + offs[None, :]
+    tl.store(keep_ptr + h * T * T + offsets, keep, mask=(offs < T)[:, None] & (offs < T)[None, :])
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.1, 0.6])
+def test_dropout(nan_filled, dtype, p):
+    qkv = rows_of()
+    T = len(qkv)
+    seed = torch.tensor([2**40 + 5], device=DEVICE)
+    keep = torch.zeros((2, T, T), dtype=torch.bool, device=DEVICE)
+    _keep_kernel[(2,)](keep, seed, dropout.threshold(p), T, BLOCK=triton.next_power_of_2(T))
+    assert not torch.equal(keep[0], keep[1])
+    check(dtype, qkv, keep=keep / (1 - p), dropout_p=p, seed=seed)
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_scores(nan_filled, dtype):
+    """Of hundreds, which a sum of exponentials overflows; one-hot softmaxes, whose gradients nearly vanish."""
+    qkv = rows_of(scale=20.0)
+    out, dqkv = kernels(qkv.to(dtype), torch.ones_like(qkv[:, 0]).to(dtype), LENGTHS, scale=1.0)
+    assert dqkv.isfinite().all()
+    exact = naive(qkv.to(dtype).double(), LENGTHS, 1.0)
+    assert_accurate(out, naive(qkv.to(dtype), LENGTHS, 1.0), exact)
+
+
+@runs
+def test_descriptors_read_the_same(monkeypatch):
+    """The tensor memory accelerator's path; rows not 16 bytes apart take the other one."""
+    qkv, dout = rows_of().half(), torch.ones(sum(LENGTHS) + TAIL, 2, 16, device=DEVICE).half()
+    wanted = kernels(qkv, dout, LENGTHS, scale=0.3)
+    real, made = configs.attention, []
+    monkeypatch.setattr(configs, "attention", lambda *args, **kwargs: replace(real(*args, **kwargs), tma=True))
+    for module in (attention, attention_backward):
+        descriptor = module.descriptor
+        monkeypatch.setattr(module, "descriptor", lambda *args, make=descriptor: made.append(make(*args)) or made[-1])
+    assert all(map(torch.equal, kernels(qkv, dout, LENGTHS, scale=0.3), wanted))
+    assert len(made) == 4
+    odd = torch.zeros(len(qkv), 3 * 2 * 16 + 1, device=DEVICE).half()[:, :96].view(qkv.shape)
+    odd.copy_(qkv)
+    assert all(map(torch.equal, kernels(odd, dout, LENGTHS, scale=0.3), wanted))
+    assert len(made) == 4
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_op(dtype):
+    qkv = rows_of(tail=0).to(dtype).requires_grad_()
+    cu_seqlens = cu_seqlens_of(LENGTHS)
+    out = op._triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0)
+    with torch.no_grad():
+        assert torch.equal(op._triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0), out)
+    dout = torch.ones(1, 1, 1, dtype=dtype, device=DEVICE).expand(out.shape)
+    (dqkv,) = torch.autograd.grad(out, qkv, dout)
+    eager = naive_gradient(qkv.detach(), dout, LENGTHS, 0.25)
+    exact = naive_gradient(qkv.detach().double(), dout.double(), LENGTHS, 0.25)
+    assert_accurate(out, eager[0], exact[0])
+    assert_accurate(dqkv, eager[1], exact[1])
+
+
+@runs
+def test_op_dropout_follows_torchs_seed():
+    qkv = rows_of(tail=0).requires_grad_()
+
+    def run(seed):
+        torch.manual_seed(seed)
+        out = op._triton(qkv, cu_seqlens_of(LENGTHS), 33, scale=None, dropout_p=0.3)
+        return out, torch.autograd.grad(out.sum(), qkv)[0]
+
+    assert all(map(torch.equal, run(1), run(1)))
+    assert not torch.equal(run(1)[0], run(2)[0])
+
+
+@runs
+def test_layers_share_a_schedule(monkeypatch):
+    made = []
+    real = attention.tile_schedule
+    monkeypatch.setattr(attention, "tile_schedule", lambda *args: made.append(1) or real(*args))
+    qkv = rows_of(tail=0)
+
+    def layers(cu_seqlens):
+        made.clear()
+        outs = [op._triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0) for _ in range(3)]
+        assert all(torch.equal(outs[0], out) for out in outs)
+        return len(made)
+
+    cu_seqlens = cu_seqlens_of(LENGTHS)
+    kept = op._schedules.get()._kept
+    entries = len(kept)
+    assert layers(cu_seqlens) == 1
+    assert layers(cu_seqlens) == 0
+    assert len(kept) == entries + 1
+    cu_seqlens.copy_(cu_seqlens_of([20, 1, 33, 0]))
+    assert layers(cu_seqlens) == 1, "it was written, so its schedule must be made anew"
+    with torch.inference_mode():
+        inference = cu_seqlens.clone()
+        assert layers(inference) == 3, "nobody can say whether an inference tensor was written"
+        with op.shared_schedules():
+            assert layers(inference) == 1
+    monkeypatch.setattr(op, "_capturing", lambda x: True)
+    assert layers(cu_seqlens) == 3, "a graph must not hold a table from outside it"
+    with op.shared_schedules():
+        assert layers(cu_seqlens) == 1
+    del cu_seqlens
+    assert len(kept) == entries
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"qkv": torch.empty(4, 3, 1, 136)}, "head dim 136"),
+        ({"qkv": torch.empty(1, 3, 70000, 1)}, "70000 heads"),
+        ({"cu_seqlens": torch.empty(3, device="meta")}, "cu_seqlens on meta"),
+        ({"scale": 0.0}, "scale 0.0"),
+        ({"scale": float("nan")}, "scale nan"),
+    ],
+)
+def test_says_what_it_cannot_take(monkeypatch, change, reason):
+    call = {"qkv": torch.empty(4, 3, 1, 16), "cu_seqlens": torch.empty(3), "max_seqlen": 4, "scale": None}
+    assert "not on cpu" in op._supports_triton(**call, dropout_p=0.0)
+    monkeypatch.setattr(op, "reason_against", lambda *tensors: None)
+    assert op._supports_triton(**call, dropout_p=0.0) is None
+    assert reason in op._supports_triton(**call | change, dropout_p=0.0)
+
+
+def test_dispatched_on_a_gpu():
+    assert fastbert.backend.TABLE["attention"]["cuda"][0] == "triton"
+
+
+# Bytes of stack a thread that were seen and let pass, by target, dtype, head dim, kernel; 0 elsewhere. Products of fp32
+# in scalars keep whole rows in registers; dK and dV of 128 columns are half of what a thread has.
+SPILLS = {
+    ("sm_80", torch.float32, 64, "bwd_dq"): 192,
+    ("sm_80", torch.float32, 64, "bwd_dkdv"): 256,
+    ("sm_80", torch.bfloat16, 128, "bwd_dkdv"): 8,
+}
+
+
+def compiled(target, dtype, dim=64, max_seqlen=512, p=0.0, bias=False, precision="ieee"):
+    qkv = torch.empty(1000, 3, 12, dim, dtype=dtype)
+    cu_seqlens = torch.zeros(5, dtype=torch.int32)
+    kwargs = {"scale": 0.1, "dropout_p": p, "seed": torch.zeros(1, dtype=torch.int64), "precision": precision}
+    kwargs |= {"key_bias": torch.empty(1000) if bias else None}
+    with compiling_for(target) as kernels:
+        out, lse = attention.attention_fwd(qkv, cu_seqlens, max_seqlen, **kwargs)
+        attention_backward.attention_bwd(torch.empty_like(out), qkv, out, lse, cu_seqlens, max_seqlen, **kwargs)
+    names = [kernel.name.strip("_").removesuffix("_kernel").removeprefix("attention_") for kernel in kernels]
+    one_tile = max_seqlen <= 128  # then dK and dV have dQ with them
+    assert names == ["tile_schedule", "fwd", "tile_schedule", *([] if one_tile else ["bwd_dq"]), "bwd_dkdv"]
+    return {name: kernel for name, kernel in zip(names, kernels, strict=True)}
+
+
+def check_all(target, dtype, dim=64, **kwargs):
+    kernels = compiled(target, dtype, dim, **kwargs)
+    for name, kernel in kernels.items():
+        check_resources(kernel, SPILLS.get((target, dtype, dim, name), 0))
+    return kernels
+
+
+@compiles
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles(target, dtype, p):
+    check_all(target, dtype, 64 if dtype == torch.bfloat16 else 32, p=p)
+
+
+@compiles
+def test_compiles_in_scalars_and_in_tf32():
+    for precision in ("ieee", "tf32"):
+        check_all("sm_80", torch.float32, precision=precision)
+
+
+@compiles
+@pytest.mark.parametrize("dim", [80, 128])
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles_for_head_dims(target, dim):
+    check_all(target, torch.bfloat16, dim)
+
+
+@compiles
+@pytest.mark.parametrize("max_seqlen", [16, 32, 64, 128, 200])
+def test_compiles_for_short_sequences(max_seqlen):
+    check_all("sm_90", torch.bfloat16, max_seqlen=max_seqlen)
+
+
+@compiles
+def test_compiles_with_key_bias():
+    check_all("sm_90", torch.bfloat16, bias=True)
+
+
+@compiles
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_hopper_runs_on_its_tensor_cores(p):
+    """wgmma for every product, and operands that arrive by the tensor memory accelerator while it works."""
+    kernels = compiled("sm_90", torch.bfloat16, p=p)
+    for name in ("fwd", "bwd_dq", "bwd_dkdv"):
+        assembly = kernels[name].assembly
+        assert "wgmma.mma_async" in assembly and "mma.sync" not in assembly, name
+        assert "cp.async.bulk.tensor.2d" in assembly, name

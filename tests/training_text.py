@@ -1,0 +1,48 @@
+"""Made-up documents, the same each time, for tests of pre-training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+from fastbert.training.prepare import prepare
+
+SYLLABLES = ("ba", "ke", "di", "lo", "mu", "ra", "se", "ti", "no", "pu", "ga", "vi")
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# Each syllable begins a word and goes on with one, so that words of several WordPieces abound.
+VOCAB = [
+    *SPECIALS,
+    *SYLLABLES,
+    *(f"##{s}" for s in SYLLABLES),
+    ".",
+    *map(str, range(10)),
+    *(f"##{i}" for i in range(10)),
+]
+
+
+def make_documents(count: int, seed: int = 0, sentences: tuple[int, int] = (1, 12)) -> list[str]:
+    """Documents of lines of a sentence each; document 7's sentence 3 begins with "7 3", so that each is known again."""
+    rng = Random(seed)
+
+    def sentence(document: int, number: int) -> str:
+        words = ("".join(rng.choice(SYLLABLES) for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(2, 12)))
+        return f"{document} {number} {' '.join(words)} ."
+
+    return ["\n".join(sentence(d, s) for s in range(rng.randint(*sentences))) for d in range(count)]
+
+
+def write_documents(path: Path, documents: list[str]) -> Path:
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+def write_vocab(path: Path) -> Path:
+    path.write_text("".join(f"{token}\n" for token in VOCAB), encoding="utf-8")
+    return path
+
+
+def prepared(folder: Path, settings, *, count: int = 60, **options) -> Path:
+    """A folder of shards made of `count` documents."""
+    source = write_documents(folder / "text.txt", make_documents(count))
+    prepare([source], folder / "data", settings, vocab=write_vocab(folder / "vocab.txt"), **options)
+    return folder / "data"
