@@ -9,7 +9,8 @@ import transformers
 from finetune_support import READING, save_model, sentence, write, write_csv, write_jsonl
 
 import fastbert
-from fastbert.cli import FINETUNE_TASKS, main
+from fastbert.cli import main
+from fastbert.finetune_arguments import FINETUNE_TASKS
 from fastbert.training.finetune.tasks import TASKS
 
 OPTIONS = ["--epochs", "4", "--tokens", "128", "--lr", "2e-3", "--stride", "4", "--max-question", "8"]
@@ -172,3 +173,10 @@ def test_a_pipeline_answers_questions_with_the_model(tmp_path, model):
     rows = [json.loads(line) for line in (out / "report" / "predictions-dev.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in rows] == [row["answers"][0] if row["answers"] else "" for row in rows]
     assert fastbert.BertConfig.from_pretrained(out).num_labels == 2
+
+
+def test_questions_without_an_answer_may_be_ruled_out(tmp_path, model):
+    data, out = write(tmp_path, "question-answering"), tmp_path / "out"
+    assert finetune(model, "question-answering", data, out, "--epochs", "1", "--no-unanswerable") == 0
+    rows = [json.loads(line) for line in (out / "report" / "predictions-dev.jsonl").read_text().splitlines()]
+    assert all(row["answer"] for row in rows)
