@@ -18,8 +18,8 @@ from torch import Tensor, nn
 def shard(objective: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
     """Spreads the parameters of an objective and its model over all processes; they may come from the host.
 
-    In the `dtype` of autocast the layers' weights travel and multiply (norms and biases as well), while parameters,
-    gradients' sums and the optimizer stay in float32; embeddings and heads travel as they are.
+    The layers' weights travel in `dtype`, that of autocast, in which they multiply anyway; norms are rounded with them.
+    Parameters, sums of gradients and moments stay in float32. Embeddings and heads travel as they are.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -126,4 +126,4 @@ def shapes_of_shards(folder: Path) -> dict[str, torch.Size]:
 
 def _first_failure(error: BaseException) -> OSError:
     failure = next(iter(error.failures.values()))[0]
-    return failure if isinstance(failure, OSError) else OSError(str(failure))
+    return failure if isinstance(failure, OSError) else OSError(f"{type(failure).__name__}: {failure}")
