@@ -160,21 +160,21 @@ def alone():
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("where", ["bert.encoder.layer.1.output.dense.weight", "cls.predictions.decoder.weight"])
-def test_a_weight_changed_a_little_is_never_stale(tmp_path, alone, where):
-    """One number of it, as no sample of a backend that packs weights would show; training and evaluation see it."""
+@pytest.mark.parametrize("where", ["attention.self.query", "output.dense"])
+def test_a_gathered_weight_that_has_changed_is_seen(tmp_path, alone, where):
+    """By its values, and by its version counter, by which a backend knows the form it keeps of it for stale."""
     trainer = make_run(make_settings(tmp_path), dropout=0.0)
-    objective, batches = trainer.objective, iter(trainer.batches)
-    micro_batch = trainer._micro_batch(next(batches))
+    objective, micro_batch = trainer.objective, trainer._micro_batch(next(iter(trainer.batches)))
     shard(objective, torch.device("cpu"), None)
-    weight = objective.model.get_parameter(where)
-    losses = []
-    for row in range(3):
+    layer = objective.model.bert.encoder.layer[1]
+    linear, losses, versions = layer.get_submodule(where), [], []
+    layer.register_forward_pre_hook(lambda *args: versions.append(linear.weight._version))
+    for _ in range(3):
         with torch.no_grad():
             losses.append(objective(micro_batch).sum().item())
             objective.reshard()
-            local(weight)[10 + row, 17] += 1.0
-    assert len(set(losses)) == 3
+            local(linear.weight).mul_(1.5)
+    assert len(set(losses)) == 3 and versions == sorted(set(versions))
 
 
 def test_between_steps_every_parameter_is_sharded(tmp_path, alone):
