@@ -192,8 +192,9 @@ def feed_forward(layer: nn.Module, x: Tensor, products: Products) -> Tensor:
 def project_qkv(attention: nn.Module, x: Tensor, precision: str | None = None) -> Tensor:
     """Queries, keys and values of every token: (T, E) -> (T, 3, H, D)."""
     projections = (attention.query, attention.key, attention.value)
-    if getattr(attention, "fuse_qkv", True) and fusable(projections):
-        qkv = ops.linear(x, *qkv_parameters(*projections), precision=precision)
+    if fusable(projections):
+        parameters = qkv_parameters(*projections, move=getattr(attention, "may_move_qkv", True))
+        qkv = ops.linear(x, *parameters, precision=precision)
     else:
         qkv = torch.cat([project(p, x, precision=precision) for p in projections], dim=1)
     return qkv.unflatten(1, (3, attention.num_attention_heads, -1))
@@ -333,7 +334,7 @@ class BertSelfAttention(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.num_attention_heads = config.num_attention_heads
-        self.fuse_qkv = True  # one product for all three; False where their storages belong to somebody else
+        self.may_move_qkv = True  # into one storage; False where that of each belongs to somebody else
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
