@@ -1,4 +1,4 @@
-"""Full sharding: two processes with half of the parameters each, over gloo, do what one process does with all of them."""
+"""Full sharding: two processes with half of the parameters each, over gloo, do what one does with all of them."""
 
 from __future__ import annotations
 

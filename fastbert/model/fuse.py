@@ -19,9 +19,9 @@ def qkv_parameters(
 ) -> tuple[Tensor, Tensor | None]:
     """The stacked weight (3E, E) and bias (3E,) of three linear layers, for one call of ops.linear.
 
-    Where a gradient is wanted, or the parameters may not be moved, they are concatenated, which is differentiable. Elsewhere the three
-    parameters are laid into one storage, once, and every call gets a view of it: no copy is kept, so a
-    weight changed in place by whatever means is never stale. The parameters stay the same objects.
+    Where a gradient is wanted, or they may not `move`, they are concatenated, which is differentiable. Elsewhere the
+    three parameters are laid into one storage, once, and every call gets a view of it: no copy is kept, so a weight
+    changed in place by whatever means is never stale. The parameters stay the same objects.
     """
     tables = [linear._parameters for linear in (query, key, value)]  # attributes of a module are slow
     weights = [table["weight"] for table in tables]

@@ -55,8 +55,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """The tensor, which every process has, sharded as the parameter is."""
-    if not is_sharded(parameter):
+    """The tensor, which every process has, sharded as the parameter is; a number stays as it is."""
+    if not (is_sharded(parameter) and tensor.dim()):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

@@ -175,33 +175,29 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None
     Raises:
         CheckpointError: the file is damaged or of another model.
     """
-    shards = folder / OPTIMIZER_SHARDS
-    file = shards if shards.is_dir() else folder / OPTIMIZER
-    try:
-        whole = None if file is shards else load_file(file)
-        shapes = shapes_of_shards(file) if whole is None else {name: tensor.shape for name, tensor in whole.items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
+    file = folder / (OPTIMIZER_SHARDS if (folder / OPTIMIZER_SHARDS).is_dir() else OPTIMIZER)
     parameters = dict(model.named_parameters())
-    index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for full_name, shape in shapes.items():
-        name, _, key = full_name.rpartition("/")
-        parameter = parameters.get(name)
+
+    def owner(full_name: str, shape: torch.Size) -> nn.Parameter:
+        parameter = parameters.get(full_name.rpartition("/")[0])
         if parameter is None or (shape and shape != parameter.shape):
             raise CheckpointError(f"{file}: {full_name} of shape {tuple(shape)} fits no parameter of the model")
-        if whole is None:
-            tensor = torch.empty_like(parameter.detach()) if shape else torch.empty(())
+        return parameter.detach()
+
+    try:
+        if file.is_dir():
+            shapes = shapes_of_shards(file)
+            tensors = {k: torch.empty_like(owner(k, size)) if size else torch.empty(()) for k, size in shapes.items()}
+            load_shards(tensors, file)
         else:
-            tensor = shard_like(whole[full_name], parameter) if shape else whole[full_name]
-        state.setdefault(index[id(parameter)], {})[key] = tensor
-    if whole is None:
-        names = {index[id(p)]: name for name, p in parameters.items()}
-        like = {f"{names[i]}/{key}": tensor for i, tensors in state.items() for key, tensor in tensors.items()}
-        try:
-            load_shards(like, file)
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
+            tensors = {name: shard_like(tensor, owner(name, tensor.shape)) for name, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
+    index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        state.setdefault(index[id(parameters[name])], {})[key] = tensor
     if missing := [name for name, p in parameters.items() if p.requires_grad and index[id(p)] not in state]:
         raise CheckpointError(f"{file} holds nothing of {missing[0]}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
