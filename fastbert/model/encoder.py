@@ -116,7 +116,9 @@ def _packed_attend(layer: nn.Module, inputs: Inputs) -> Attend:
 
 def _run_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
     """One layer, through its hooks where it has any."""
-    return (layer if _is_called(layer) else partial(_recomputed_layer, layer))(x, products, attend)
+    if _is_called(layer):
+        return layer(x, products, attend)
+    return _recomputed_layer(layer, x, products, attend)
 
 
 def _is_called(layer: nn.Module) -> bool:
