@@ -136,9 +136,10 @@ def test_two_processes_go_on_where_two_stopped_bit_for_bit(two):
     assert_same_weights(*(two[name] / "checkpoints/step-00000008" for name in ("plain", "again")))
 
 
-def test_one_process_goes_on_where_two_stopped(config, one, two, tmp_path):
+def test_one_process_goes_on_where_two_stopped(config, one, two, tmp_path, capsys):
     at_four(two["plain"], tmp_path)
     assert main(["pretrain", *arguments(config, tmp_path, {}, resume=True)]) == 0
+    assert "warning" not in capsys.readouterr().err
     assert_close_weights(*(run / "checkpoints/step-00000008" for run in (one["plain"], tmp_path)))
 
 

@@ -8,6 +8,7 @@ is a DTensor, whose `to_local` is this process's part.
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -104,7 +105,9 @@ def load_shards(like: dict[str, Tensor], folder: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
     try:
-        dcp.load(like, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as `no_dist` says it may be
+            dcp.load(like, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
     except dcp.api.CheckpointException as error:
         raise _first_failure(error) from error
 
