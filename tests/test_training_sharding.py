@@ -33,7 +33,8 @@ from fastbert.training.training_state import OPTIMIZER_SHARDS, CheckpointError
 FULL = {"training.sharding": "full"}
 # The last held-out batch has one sequence, so that one of two processes has none.
 HARD = {"data.tokens_per_batch": 176, "optimizer.name": "lamb", "training.activation_checkpointing": "true"}
-HALF = {"training.precision": "bf16", "optimizer.max_grad_norm": 0}
+HARD |= {"training.steps": 4}
+HALF = {"training.precision": "bf16", "optimizer.max_grad_norm": 0, "training.steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def at_four(run: Path, out: Path) -> None:
     shutil.copytree(run / "checkpoints/step-00000004", out / "checkpoints/step-00000004")
 
 
-@pytest.mark.parametrize(("name", "step", "atol"), [("plain", 2, 1e-6), ("plain", 8, 1e-6), ("hard", 8, 1e-6)])
+@pytest.mark.parametrize(("name", "step", "atol"), [("plain", 2, 1e-6), ("plain", 8, 1e-6), ("hard", 4, 1e-6)])
 def test_two_sharded_processes_train_as_one(one, two, name, step, atol):
     assert_close_weights(*(runs[name] / f"checkpoints/step-{step:08d}" for runs in (one, two)), atol)
 
@@ -97,7 +98,7 @@ def test_bf16_is_that_of_one_process_up_to_its_rounding(one, two):
     """Norms are rounded, too, before they travel."""
     first, *lasts = (
         torch.cat([t.flatten() for _, t in sorted(weights(run / f"checkpoints/step-{step:08d}").items())])
-        for run, step in ((one["half"], 2), (one["half"], 8), (two["half"], 8))
+        for run, step in ((one["half"], 2), (one["half"], 4), (two["half"], 4))
     )
     assert 0 < (lasts[0] - lasts[1]).norm() < 0.1 * (lasts[0] - first).norm()
 
