@@ -71,7 +71,6 @@ def _pretrain(settings: Settings, device: torch.device, processes: Processes, *,
         model = fresh_model(settings, tokenizer, shards)
     else:
         model = MODELS[settings.training.objective].from_pretrained(newest)
-    model.to(device)
     shards.check_model(model.config)
     masking = Masking(settings.data.mask_probability, whole_words=settings.data.whole_words)
     places = {"rank": processes.rank, "world_size": processes.world_size}
@@ -82,6 +81,7 @@ def _pretrain(settings: Settings, device: torch.device, processes: Processes, *,
         tokenizer,
         PackedBatches(shards, seed=settings.training.seed, **options),
         _heldout(settings, model.config, options),
+        device=device,
         processes=processes,
         peak_flops=peak_flops(settings, device),
     )

@@ -213,6 +213,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """
     if torch.is_grad_enabled() and weight.requires_grad and x.dtype in (torch.bfloat16, torch.float16):
         return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
+    if torch.promote_types(weight.dtype, x.dtype) != weight.dtype:  # narrower than x, which F.layer_norm refuses
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 

@@ -1,30 +1,37 @@
-"""One of torchrun's processes: runs `fastbert pretrain` and counts how often gradients travel.
+"""One of torchrun's processes: runs `fastbert pretrain`, once or more, and counts how often gradients travel.
 
-    distributed_driver.py FOLDER ARGS...     ARGS go to the command line
+    distributed_driver.py FOLDER ARGS... [-- ARGS...]     ARGS go to the command line, a run each
 
-Writes FOLDER/travelled-RANK.json: the numbers of the buckets of gradients, in the order in which they were summed up.
+Writes FOLDER/travelled-RANK.json, for each run: the numbers of DDP's buckets of gradients, in the order in which they
+were summed up, and of FSDP's, how many there were.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+import fastbert.pretrain_command
 from fastbert.cli import main
-from fastbert.training.distributed import Processes
+from fastbert.training.distributed import Processes, join
 
 folder, *arguments = sys.argv[1:]
-travelled: list[int] = []
+travelled: list[dict] = []
 replicate = Processes.replicate
+SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"  # before 2.13
+reduce_scatter = getattr(dist, SCATTER)
 
 
 def summed_up(state, bucket):
-    travelled.append(bucket.index())
+    travelled[-1]["buckets"].append(bucket.index())
     return allreduce_hook(state, bucket)
 
 
@@ -34,8 +41,20 @@ def counted(processes, module):
     return replica
 
 
+def counted_reduce_scatter(*args, **kwargs):
+    travelled[-1]["shards"] += 1
+    return reduce_scatter(*args, **kwargs)
+
+
 Processes.replicate = counted
+setattr(dist, SCATTER, counted_reduce_scatter)
 torch.set_num_threads(1)
-code = main(["pretrain", *arguments])
+code = 0
+with join(torch.device("cpu")) as processes:
+    fastbert.pretrain_command.join = lambda device: contextlib.nullcontext(processes)  # for all runs, one rendezvous
+    for separator, run in itertools.groupby(arguments, lambda argument: argument == "--"):
+        if not separator:
+            travelled.append({"buckets": [], "shards": 0})
+            code = code or main(["pretrain", *run])
 Path(folder, f"travelled-{os.environ['RANK']}.json").write_text(json.dumps(travelled))
 sys.exit(code)

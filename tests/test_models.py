@@ -429,6 +429,22 @@ def test_compiles(dtype, tmp_path):
         torch.testing.assert_close(compiled(tokens())[0], mine(tokens())[0], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("options", [{}, {"output_attentions": True}], ids=["packed", "padded"])
+def test_hooks_of_a_layer_fire(options):
+    """In inference, where one op would run all layers, and in training with recomputation, once."""
+    mine = fastbert.BertModel(fastbert.BertConfig(**TINY)).eval()
+    with torch.no_grad():
+        plain = mine(tokens(), **options).last_hidden_state
+    calls = []
+    mine.encoder.layer[1].register_forward_hook(lambda module, args, output: calls.append(module))
+    with torch.no_grad():
+        hooked = mine(tokens(), **options).last_hidden_state
+    torch.testing.assert_close(hooked, plain, rtol=0, atol=1e-5)
+    mine.train().gradient_checkpointing_enable()
+    mine(tokens(), **options).last_hidden_state.sum().backward()
+    assert calls == [mine.encoder.layer[1]] * 2
+
+
 def test_sequences_of_length_zero(tmp_path):
     """Rows without a token: as many rows come out, of zeros."""
     _, mine = pair("BertModel", tmp_path)

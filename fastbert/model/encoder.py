@@ -68,7 +68,8 @@ def encode(
 
     x = embed(bert.embeddings, inputs.packed())
     layers = bert.encoder.layer
-    weights = None if output_hidden_states or _needs_grad(x, bert) else _all_weights(layers, products)
+    whole = not (output_hidden_states or _needs_grad(x, bert) or any(map(_is_called, layers)))
+    weights = _all_weights(layers, products) if whole else None
     if weights is not None:
         return Encoded(ops.encoder(x, weights, batch.cu_seqlens, batch.max_seqlen))
     states = [x]
@@ -114,6 +115,18 @@ def _packed_attend(layer: nn.Module, inputs: Inputs) -> Attend:
 
 
 def _run_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
+    """One layer, through its hooks where it has any."""
+    if _is_called(layer):
+        return layer(x, products, attend)
+    return _recomputed_layer(layer, x, products, attend)
+
+
+def _is_called(layer: nn.Module) -> bool:
+    """Whether a layer is one of ours with hooks, as FSDP hangs on it: it is called as the module it is."""
+    return isinstance(layer, BertLayer) and _hooked(layer)
+
+
+def _recomputed_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
     """One layer, recomputed in the backward where gradient checkpointing is on."""
     run = partial(layer_forward, layer, products=products, attend=attend)
     if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
@@ -182,7 +195,8 @@ def project_qkv(attention: nn.Module, x: Tensor, precision: str | None = None) -
     """Queries, keys and values of every token: (T, E) -> (T, 3, H, D)."""
     projections = (attention.query, attention.key, attention.value)
     if fusable(projections):
-        qkv = ops.linear(x, *qkv_parameters(*projections), precision=precision)
+        parameters = qkv_parameters(*projections, move=getattr(attention, "may_move_qkv", True))
+        qkv = ops.linear(x, *parameters, precision=precision)
     else:
         qkv = torch.cat([project(p, x, precision=precision) for p in projections], dim=1)
     return qkv.unflatten(1, (3, attention.num_attention_heads, -1))
@@ -298,7 +312,7 @@ def release_weights(layer: nn.Module, activation: str, precision: str | None) ->
 
 
 # The modules below hold parameters under transformers' names. Their work is in the functions above: these
-# containers are never called, so a hook on one of them does not fire (one on a linear layer or norm does).
+# containers are not called, so a hook on one of them does not fire (one on a layer, a linear layer or norm does).
 
 
 class BertEmbeddings(nn.Module):
@@ -322,6 +336,7 @@ class BertSelfAttention(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.num_attention_heads = config.num_attention_heads
+        self.may_move_qkv = True  # into one storage; False where that of each belongs to somebody else
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -359,6 +374,10 @@ class BertLayer(nn.Module):
         self.output = BertOutput(config, config.intermediate_size)
         self.gradient_checkpointing = False
         self.recompute_activations = False
+
+    def forward(self, x: Tensor, products: Products, attend: Attend):
+        """What `encode` does with this layer; it comes this way where the layer has hooks."""
+        return _recomputed_layer(self, x, products, attend)
 
 
 class BertEncoder(nn.Module):

@@ -14,19 +14,22 @@ _fusing = Lock()
 _views: WeakKeyDictionary[nn.Linear, tuple[tuple, Tensor, Tensor | None]] = WeakKeyDictionary()
 
 
-def qkv_parameters(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def qkv_parameters(
+    query: nn.Linear, key: nn.Linear, value: nn.Linear, *, move: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """The stacked weight (3E, E) and bias (3E,) of three linear layers, for one call of ops.linear.
 
-    Where a gradient is wanted they are concatenated, which is differentiable. Elsewhere the three
-    parameters are laid into one storage, once, and every call gets a view of it: no copy is kept, so a
-    weight changed in place by whatever means is never stale. The parameters stay the same objects.
+    Where a gradient is wanted, or they may not `move`, they are concatenated, which is differentiable. Elsewhere the
+    three parameters are laid into one storage, once, and every call gets a view of it: no copy is kept, so a weight
+    changed in place by whatever means is never stale. The parameters stay the same objects.
     """
     tables = [linear._parameters for linear in (query, key, value)]  # attributes of a module are slow
     weights = [table["weight"] for table in tables]
     biases = [] if tables[0]["bias"] is None else [table["bias"] for table in tables]
     parameters = weights + biases  # with a bias or without: the three are alike, see project_qkv
     if (
-        torch.compiler.is_compiling()
+        not move
+        or torch.compiler.is_compiling()
         or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters))
         or any(p.is_inference() for p in parameters)  # these do not say when they change
     ):

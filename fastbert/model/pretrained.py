@@ -106,9 +106,18 @@ class BertPreTrainedModel(nn.Module):
             raise ValueError(f"matmul_precision is {value!r}; it must be None or one of {', '.join(PRECISIONS)}")
         _base(self)._matmul_precision = value
 
-    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
-        """Writes config.json and the weights, which transformers and fastbert load bit for bit."""
-        state = self.state_dict()
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        max_shard_size: int | str = "5GB",
+        state_dict: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Writes config.json and the weights, which transformers and fastbert load bit for bit.
+
+        `state_dict` is in place of the model's own, whose parameters may be shards.
+        """
+        state = self.state_dict() if state_dict is None else state_dict
         if any(tensor.is_meta for tensor in state.values()):
             raise ValueError(f"{type(self).__name__} was loaded with inference_only=True; load it without, to save it")
         if self.config.tie_word_embeddings:  # what is tied is written once, under the name it has first

@@ -1,4 +1,4 @@
-"""The processes of one run: alone, or as many as `torchrun` started, each with a copy of the model (DDP)."""
+"""The processes of one run: alone, or as many as `torchrun` started, each with a copy of the model (DDP) or a part."""
 
 from __future__ import annotations
 
@@ -37,13 +37,16 @@ class Processes:
         self.gather(torch.zeros(1))
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """The module, whose backward averages its gradients over the processes."""
+        """The module, on its device, whose backward averages its gradients over the processes."""
         if self.world_size == 1:
             return module
         return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def backward(self, module: nn.Module, *, last: bool) -> AbstractContextManager:
         """Around the forward and backward of a micro-batch: gradients travel with the last of a step only."""
+        if hasattr(module, "set_requires_gradient_sync"):  # FSDP's
+            module.set_requires_gradient_sync(last)
+            return nullcontext()
         return nullcontext() if self.world_size == 1 or last else module.no_sync()
 
 

@@ -23,6 +23,7 @@ from fastbert.training.objective import Counts, MicroBatch, Objective
 from fastbert.training.optimizer import clip_gradients, make_optimizer
 from fastbert.training.schedule import make_schedule
 from fastbert.training.settings import Settings
+from fastbert.training.sharding import gather_state, shard
 from fastbert.training.training_state import (
     CheckpointError,
     Checkpoints,
@@ -64,10 +65,11 @@ class Pretraining:
 
     Args:
         settings: all of them; the output's folder is where checkpoints and logs go.
-        model: of the class that the objective asks for, on its device, in float32.
+        model: of the class that the objective asks for, in float32.
         tokenizer: saved with each checkpoint.
         batches: of this process, at the start; `resume` moves them.
         heldout: makes the batches of an evaluation, the same each time; None where there is no held-out text.
+        device: where to train; None where the model is. One that is to be sharded may then stay on the host.
         processes: which one this is.
         peak_flops: of one device, for MFU; None leaves MFU out.
     """
@@ -80,13 +82,14 @@ class Pretraining:
         batches: Batches,
         heldout: Callable[[], Iterable[PretrainingBatch]] | None = None,
         *,
+        device: torch.device | None = None,
         processes: Processes | None = None,
         peak_flops: float | None = None,
     ) -> None:
         self.settings, self.model, self.tokenizer = settings, model, tokenizer
         self.batches, self.heldout, self.peak_flops = batches, heldout, peak_flops
         self.processes = processes or Processes()
-        self.device = model.device
+        self.device = device or model.device
         training = settings.training
         if training.precision == "fp16" and self.device.type != "cuda":
             raise ValueError(f"training.precision is 'fp16', which needs a CUDA device; {self.device} takes 'bf16'")
@@ -95,7 +98,12 @@ class Pretraining:
         if training.activation_checkpointing:
             model.gradient_checkpointing_enable()
         self.objective = Objective(model)
-        self.replica = self.processes.replicate(self.objective)
+        self.sharded = training.sharding == "full" and self.processes.world_size > 1
+        if self.sharded:
+            shard(self.objective, self.device, AUTOCAST[training.precision])
+            self.replica = self.objective
+        else:
+            self.replica = self.processes.replicate(self.objective.to(self.device))
         self.optimizer = make_optimizer(model, settings.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
         self.schedule = make_schedule(
@@ -105,7 +113,7 @@ class Pretraining:
             total_steps=settings.total_steps,
         )
         self.checkpoints = open_checkpoints(settings)
-        self.step = 0  # steps done
+        self.step, self._saved = 0, -1  # steps done; at the newest checkpoint
         self._unlogged: list[Tensor] = []  # (mlm loss, nsp loss, gradient norm) of each step since the last log line
         self._heldout_loss: float | None = None  # of the weights as they are now
 
@@ -240,11 +248,11 @@ class Pretraining:
         sums, counts = torch.zeros(4, dtype=torch.float64), Counts()
         with torch.no_grad(), self._autocast():
             for batch in self.heldout():
-                if not len(batch.input_ids):  # the last batch may leave a process without a sequence
-                    continue
-                micro_batch = self._micro_batch(batch)
-                sums += self.objective.scores(micro_batch).cpu()
+                micro_batch = self._micro_batch(batch)  # the last one may leave a process without a sequence
+                sums += self.objective(micro_batch).cpu()
                 counts += micro_batch.counts
+        if self.sharded:
+            self.objective.reshard()  # which a backward does otherwise
         totals = torch.tensor([counts.labels, counts.sequences], dtype=torch.float64)
         *sums, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
         if not sequences:
@@ -262,16 +270,25 @@ class Pretraining:
 
     def _save(self, position: dict[str, Any]) -> Path | None:
         """A checkpoint of this moment, at `position` of the data: its folder, in the process that writes."""
-        unlogged = self._figures()  # weights after a loss that is not finite are never saved
-        if not self.processes.first:
-            return None
+        unlogged, first = self._figures(), self.processes.first  # weights after a loss that is not finite are not saved
+        if self._saved == self.step or not (first or self.sharded):
+            return self.checkpoints.newest() if first else None
         self._meter.pause()
+        self._saved = self.step
+        weights = gather_state(self.model, keep=first) if self.sharded else None
 
         def write(folder: Path) -> None:
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+            if self.sharded:
+                self.processes.wait()  # the folder is there
             save_optimizer(self.optimizer, self.model, folder)
+            if first:
+                self.model.save_pretrained(folder, state_dict=weights)
+                self.tokenizer.save_pretrained(folder)
 
+        if not first:
+            write(self.checkpoints.temporary(self.step))
+            self._meter.restart()
+            return None
         state = TrainingState(
             step=self.step,
             settings=self.settings.decisive(),
@@ -297,6 +314,7 @@ class Pretraining:
             self.scaler.load_state_dict(state.scaler)
         self.batches.load_state_dict(state.data)
         self.step, self._unlogged, self._heldout_loss = state.step, list(state.unlogged), state.heldout_loss
+        self._saved = self.step
 
 
 def open_checkpoints(settings: Settings) -> Checkpoints:

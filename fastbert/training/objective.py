@@ -64,8 +64,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, micro_batch: MicroBatch, whole: Counts) -> Tensor:
-        """(2,): the parts of the step's MLM and NSP losses that this micro-batch of the `whole` contributes."""
+    def forward(self, micro_batch: MicroBatch, whole: Counts | None = None) -> Tensor:
+        """(2,): the parts of the step's MLM and NSP losses that this micro-batch of the `whole` contributes.
+
+        Without a whole, its `scores`: what wraps the module, wraps them too.
+        """
+        if whole is None:
+            return self.scores(micro_batch)
         mlm, nsp = self._states(micro_batch)
         zero = micro_batch.labelled.new_zeros((), dtype=torch.float32)
         parts = [zero, zero]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from fastbert.training.settings import OptimizerSettings
+from fastbert.training.sharding import is_sharded, local, total_squares, whole
 
 _FUSED = ("cpu", "cuda")  # where torch has AdamW as one kernel
 
@@ -49,10 +50,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """The global norm of the gradients, which are scaled down to `max_norm` where it is more; 0 leaves them."""
-    parameters = list(parameters)
+    parameters = [p for p in parameters if p.grad is not None]
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))
     if max_norm:
-        return nn.utils.clip_grad_norm_(parameters, max_norm)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 class Lamb(Optimizer):
@@ -94,6 +96,8 @@ class Lamb(Optimizer):
         for state in states:
             state["step"] += 1
         steps = [state["step"].item() for state in states]
+        sharded = is_sharded(params[0])
+        params, grads, exp_avgs, exp_avg_sqs = (list(map(local, ts)) for ts in (params, grads, exp_avgs, exp_avg_sqs))
 
         torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
@@ -106,7 +110,10 @@ class Lamb(Optimizer):
         if decay:
             torch._foreach_add_(updates, params, alpha=decay)
         if group["trust_ratio"]:
-            lengths, update_lengths = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates))
+            lengths = torch.stack(torch._foreach_norm([*params, *updates]))
+            if sharded:  # of the whole tensors, not of this process's parts
+                lengths = total_squares(lengths.square()).sqrt()
+            lengths, update_lengths = lengths.chunk(2)
             ratios = lengths / update_lengths
             ratios = torch.where((lengths > 0) & (update_lengths > 0), ratios, torch.ones_like(ratios))
             torch._foreach_mul_(updates, list(ratios))

@@ -78,6 +78,7 @@ class TrainingSettings:
     accumulate: int = _limit(1, least=1)  # batches that make one step, one after another
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
+    sharding: Literal["none", "full"] = "none"  # full: parameters, gradients and moments over all processes (FSDP2)
     dropout: float | None = _limit(None, least=0.0, most=0.99)  # in place of the config's, of states and attention
     seed: int = _limit(0, least=0)
     log_every: int = _limit(10, least=1)
@@ -154,7 +155,10 @@ class Settings:
         return values | {"schedule.total_steps": self.total_steps, "schedule.warmup_steps": self.warmup_steps}
 
 
-_FREE_TO_CHANGE = {"steps", "log_every", "evaluate_every", "save_every", "keep", "keep_best", "peak_tflops"}
+_FREE_TO_CHANGE = {
+    *("steps", "log_every", "evaluate_every", "save_every", "keep", "keep_best", "peak_tflops"),
+    "sharding",  # as is the number of processes: sums are taken in another order
+}
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:

@@ -2,7 +2,8 @@
 
     checkpoints/step-00001000/
         config.json, model.safetensors, the vocabulary    what transformers loads
-        optimizer.safetensors                             NAME/exp_avg, NAME/exp_avg_sq and NAME/step
+        optimizer.safetensors                             NAME/exp_avg, NAME/exp_avg_sq and NAME/step; or
+        optimizer/                                        the same in shards, of torch.distributed.checkpoint
         training_state.json                               see TrainingState
 
 A folder is written under a temporary name, flushed to the disk, and renamed: whatever has a checkpoint's name is
@@ -29,8 +30,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from fastbert.training.sharding import is_sharded, load_shards, save_shards, shapes_of_shards, shard_like
+
 VERSION = 1
-STATE, OPTIMIZER = "training_state.json", "optimizer.safetensors"
+STATE, OPTIMIZER, OPTIMIZER_SHARDS = "training_state.json", "optimizer.safetensors", "optimizer"
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = ".incomplete-"
 
@@ -88,17 +91,16 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk is full or fails; what was complete before stays.
         """
-        path = self.folder / f"step-{state.step:08d}"
+        path, temporary = self._path(state.step), self.temporary(state.step)
         if path.exists():
             return path
-        temporary = self.folder / f"{_TEMPORARY}{path.name}"
         try:
             if temporary.exists():
                 shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
             write(temporary)
             (temporary / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
-            for file in (*temporary.iterdir(), temporary):
+            for file in (*temporary.rglob("*"), temporary):
                 _flush(file)
             os.rename(temporary, path)
             _flush(self.folder)
@@ -111,6 +113,13 @@ class Checkpoints:
             ) from error
         self._remove_old()
         return path
+
+    def temporary(self, step: int) -> Path:
+        """The folder that `save` fills; other processes may put files into it while its `write` waits for them."""
+        return self.folder / f"{_TEMPORARY}{self._path(step).name}"
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def _remove_old(self) -> None:
         paths = self.complete()
@@ -142,35 +151,53 @@ def read_state(path: Path) -> TrainingState:
 
 
 def save_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
-    """Writes the optimizer's tensors by the names of their parameters."""
+    """Writes the optimizer's tensors by the names of their parameters; where they are sharded, each process its part.
+
+    Raises:
+        OSError, SafetensorError: the disk is full or fails.
+    """
     tensors = {
         f"{name}/{key}": value.detach().contiguous()
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    save_file(tensors, folder / OPTIMIZER)
+    if any(map(is_sharded, model.parameters())):
+        save_shards(tensors, folder / OPTIMIZER_SHARDS)
+    else:
+        save_file(tensors, folder / OPTIMIZER)
 
 
 def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
-    """Gives the optimizer the tensors that `save_optimizer` wrote; rates and the like stay as they are.
+    """Gives the optimizer the tensors that `save_optimizer` wrote, in any number of processes.
+
+    Rates and the like stay as they are.
 
     Raises:
         CheckpointError: the file is damaged or of another model.
     """
-    file = folder / OPTIMIZER
+    file = folder / (OPTIMIZER_SHARDS if (folder / OPTIMIZER_SHARDS).is_dir() else OPTIMIZER)
+    parameters = dict(model.named_parameters())
+
+    def owner(full_name: str, shape: torch.Size) -> nn.Parameter:
+        parameter = parameters.get(full_name.rpartition("/")[0])
+        if parameter is None or (shape and shape != parameter.shape):
+            raise CheckpointError(f"{file}: {full_name} of shape {tuple(shape)} fits no parameter of the model")
+        return parameter.detach()
+
     try:
-        tensors = load_file(file)
+        if file.is_dir():
+            shapes = shapes_of_shards(file)
+            tensors = {k: torch.empty_like(owner(k, size)) if size else torch.empty(()) for k, size in shapes.items()}
+            load_shards(tensors, file)
+        else:
+            tensors = {name: shard_like(tensor, owner(name, tensor.shape)) for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
-    parameters = dict(model.named_parameters())
     index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
-        parameter = parameters.get(name)
-        if parameter is None or (tensor.dim() and tensor.shape != parameter.shape):
-            raise CheckpointError(f"{file}: {full_name} of shape {tuple(tensor.shape)} fits no parameter of the model")
-        state.setdefault(index[id(parameter)], {})[key] = tensor
+        state.setdefault(index[id(parameters[name])], {})[key] = tensor
     if missing := [name for name, p in parameters.items() if p.requires_grad and index[id(p)] not in state]:
         raise CheckpointError(f"{file} holds nothing of {missing[0]}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
