@@ -110,6 +110,19 @@ def test_schedule(nan_filled, lengths, tail):
 
 
 @runs
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("offsets", [[0, 2**31 - 1], [-70, 5, 100], [100, 0, 100, 0, 100], [0, -(2**31), 300, 40]])
+def test_schedule_of_offsets_that_are_none(nan_filled, offsets, dtype):
+    """As a graph is replayed with, whose caller is told of them afterwards."""
+    table = schedule.tile_schedule(torch.tensor(offsets, dtype=dtype, device=DEVICE), 100, 32).table
+    start, rows, keys, begins = table.long().unbind(1)
+    used = rows > 0
+    assert len(table) == 100 // 32 + len(offsets)
+    assert (start >= 0).all() and (rows >= 0).all() and (start + rows <= 100).all()
+    assert ((keys == rows) | (keys == 0))[used].all() and (begins < rows)[used].all()
+
+
+@runs
 @pytest.mark.parametrize("dim", [16, 32, 40, 64, 80, 128, 6])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_accuracy(nan_filled, dtype, dim):
