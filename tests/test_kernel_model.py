@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from triton_support import DEVICE, DTYPES, INTERPRETED, in_the_interpreter, run_in_the_interpreter, runs
 
 import fastbert
-from fastbert import backend
+from fastbert import backend, ops
 from fastbert.ops import _triton
 
 OPS = [op for op, order in backend.TABLE.items() if "triton" in order["cuda"]]
@@ -159,3 +159,21 @@ def test_training_repeats_bit_for_bit(change):
     assert expected.keys() == results.keys()
     for name, x in expected.items():
         assert torch.equal(x, results[name]), name
+
+
+@runs
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_what_transforms_tensors_gets_the_reference():
+    """torch.func and torch.jit.trace call with tensors that have no memory of their own."""
+    x, weight, bias = torch.randn(3, 5, 8, device=DEVICE), torch.ones(8, device=DEVICE), torch.zeros(8, device=DEVICE)
+
+    def norm(x):
+        return ops.add_layer_norm(x, None, weight, bias, eps=1e-6)
+
+    expected = torch.stack([norm(row) for row in x])
+    torch.testing.assert_close(torch.func.vmap(norm)(x), expected)
+    torch.testing.assert_close(
+        torch.func.grad(lambda x: norm(x).pow(3).sum())(x[0]).sum(1), torch.zeros_like(x[0, :, 0])
+    )
+    traced = torch.jit.trace(norm, x[0])
+    torch.testing.assert_close(traced(x[1]), expected[1])
