@@ -1,4 +1,4 @@
-"""The command `fastbert`: embed, fill-mask, prepare, pretrain, doctor.
+"""The command `fastbert`: embed, fill-mask, prepare, pretrain, finetune, doctor.
 
 Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the output
 went away; 143 stopped by SIGTERM. torch and all that needs it are imported by the commands that use them.
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_finetune_arguments
 from fastbert.precision import QUANTIZED, SPLIT
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
@@ -104,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fill_mask(commands)
     _add_prepare(commands)
     _add_pretrain(commands)
+    _add_finetune(commands)
     _add_doctor(commands)
     return parser
 
@@ -291,6 +293,11 @@ def _add_pretrain(commands) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
 
 
+def _add_finetune(commands) -> None:
+    parser = _command(commands, "finetune", _finetune, "train a model for a task", FINETUNE_EXAMPLES)
+    add_finetune_arguments(parser, _positive)
+
+
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
     _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
@@ -340,6 +347,12 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _pretrain(args: argparse.Namespace) -> int:
     from fastbert.pretrain_command import run
+
+    return run(args)
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    from fastbert.finetune_command import run
 
     return run(args)
 
