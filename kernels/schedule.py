@@ -82,7 +82,7 @@ def tile_schedule(cu_seqlens: Tensor, total: int, block: int) -> TileSchedule:
 
     Of offsets that descend or lie outside, which nobody has looked at, comes some table of rows below `total`.
     """
-    B = len(cu_seqlens) - 1
+    cu_seqlens, B = cu_seqlens.contiguous(), len(cu_seqlens) - 1
     slots = total // block + B + 1
     table = torch.empty((slots, 4), dtype=torch.int32, device=cu_seqlens.device)
     with architecture.on_device(cu_seqlens.device):

@@ -107,6 +107,8 @@ def test_schedule(nan_filled, lengths, tail):
     wanted += [[sum(lengths), tail, 0, row] for row in range(0, tail, 32)]
     assert table[: len(wanted)] == wanted
     assert all(rows == 0 for _, rows, _, _ in table[len(wanted) :])
+    apart = cu_seqlens_of(lengths).repeat_interleave(2)[::2]
+    assert schedule.tile_schedule(apart, total, 32).table.tolist()[: len(wanted)] == wanted
 
 
 @runs

@@ -114,6 +114,7 @@ def test_the_gpus_own_tiles(number, dtype):
 def test_fused_forward_with_strides():
     x, weight, bias = operands(40, 100, 66)
     check_fused(x[::2, 3:-1], weight[1:, 4:], bias[1:], "gelu", keep_z=True)
+    check_fused(x, weight, draw(2 * 66)[::2], "gelu")
 
 
 @runs
