@@ -103,11 +103,11 @@ raise SystemExit(reason is not None)'
 gpu_tests() {
   local parallel=()
   "$python" -c 'import pytest' || { echo "pytest is not installed: the GPU tests did not run"; return 1; }
-  "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8)
+  "$python" -c 'import xdist' 2>/dev/null && parallel=(-n "$(nproc)") # compiling kernels takes most of the time
   shopt -s nullglob
   # Compiling for other GPUs needs none: that is the ordinary test run's.
   "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" -k "not compiles" \
-    "$root"/tests/test_kernel*.py "$root"/tests/test_cuda*.py "$root/tests/test_native.py::test_cuda"
+    "$root"/tests/test_kernel*.py "$root"/tests/test_{cuda_graphs,device_packing}.py "$root/tests/test_native.py::test_cuda"
 }
 
 export -f build_extension gpu_tests

@@ -8,8 +8,8 @@ is (Dao et al., 2022, appendix B; Dao, 2023, algorithm 2):
 The dQ kernel owns queries and walks keys: S, dP, dQ, and delta by the way. The dK/dV kernel owns keys and walks
 queries: S^T, dP^T, dV, dK. So 7 products of 2 L^2 D FLOPs a head are made, of which 5 would do; the two made again
 are the price of owning dQ. Where every sequence fits into one tile of keys, the dK/dV kernel has all of dQ's terms: it
-writes dQ as well, with 5 products in one launch. P and dS are rounded to the input's dtype for their products, all
-else is fp32.
+writes dQ as well, with 5 products in one launch, if registers allow. P and dS are rounded to the input's dtype for
+their products, all else is fp32.
 """
 
 from __future__ import annotations
@@ -341,8 +341,8 @@ def attention_bwd(
         return dqkv
     arch = architecture.architecture(qkv.device)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
-    one_tile = max_seqlen <= schedule.block
-    delta = lse if one_tile else torch.empty_like(lse)
+    one_launch = configs.attention_in_one_launch(arch, qkv.dtype, D, max_seqlen)
+    delta = lse if one_launch else torch.empty_like(lse)
     grid = (len(schedule.table), H)
     bias, seeds = (qkv if x is None else x for x in (key_bias, seed))
     constants = {
@@ -357,7 +357,7 @@ def attention_bwd(
         "PRECISION": precision,
     }
     with architecture.on_device(qkv.device):
-        if not one_tile:
+        if not one_launch:
             config = configs.attention("dq", arch, qkv.dtype, D, max_seqlen)
             _attention_bwd_dq_kernel[grid](
                 qkv,
@@ -401,7 +401,7 @@ def attention_bwd(
             *dqkv.stride()[:3],
             BLOCK_N=schedule.block,
             BLOCK_M=config.step,
-            WITH_DQ=one_tile,
+            WITH_DQ=one_launch,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             **constants,

@@ -72,6 +72,17 @@ def attention(
     return Attention(chosen.step, chosen.num_warps, chosen.num_stages, tma)
 
 
+def attention_in_one_launch(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> bool:
+    """Whether the dK/dV kernel writes dQ too: a tile has all keys of its sequence, and registers hold what that takes.
+
+    Before Hopper each warp has all keys in registers for dQ's product: beyond 64 of 64 columns hundreds of bytes spill.
+    """
+    block = attention_block(architecture, dtype, head_dim, max_seqlen)
+    if architecture.startswith("sm_") and architecture != "sm_90":
+        block = min(block, 16 if head_dim > 64 else 64)
+    return max_seqlen <= block
+
+
 @dataclass(frozen=True)
 class Tile:
     """A block of an elementwise kernel."""

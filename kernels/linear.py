@@ -177,6 +177,7 @@ def linear_fused_fwd(
     `input_precision` is for fp32: "ieee", or "tf32" where the tensor cores are to round the operands to 10 bits.
     """
     (M, K), N = x.shape, weight.shape[0]
+    bias = None if bias is None else bias.contiguous()
     y = torch.empty((M, N), dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if keep_z else None
     if not y.numel():

@@ -30,6 +30,12 @@ class TileSchedule:
     block: int  # rows of a tile
 
 
+@triton.jit
+def _offset(ptr, mask, total, other):
+    """Held to 0..total: attention reads nowhere else, whatever cu_seqlens says."""
+    return tl.minimum(tl.maximum(tl.load(ptr, mask=mask, other=other), 0), total).to(tl.int32)
+
+
 @triton.jit(do_not_specialize=["total", "slots", "B"])
 def _tile_schedule_kernel(
     cu_seqlens_ptr,  # (B+1,)
@@ -42,17 +48,19 @@ def _tile_schedule_kernel(
 ):
     # Program b < B writes the tiles of sequence b, program B those of the rows behind the last and the unused slots.
     b = tl.program_id(0)
-    start = tl.load(cu_seqlens_ptr + b).to(tl.int32)
-    end = tl.load(cu_seqlens_ptr + b + 1, mask=b < B, other=total).to(tl.int32)
-    rows = end - start
+    start = _offset(cu_seqlens_ptr + b, b <= B, total, 0)
+    end = _offset(cu_seqlens_ptr + b + 1, b < B, total, total)
+    rows = tl.maximum(end - start, 0)
     keys = tl.where(b < B, rows, 0)
     before = tl.zeros((SEQUENCES,), tl.int32)
     for first in range(0, B, SEQUENCES):
         others = first + tl.arange(0, SEQUENCES)
         mask = others < B
-        left = tl.load(cu_seqlens_ptr + others, mask=mask, other=0)
-        right = tl.load(cu_seqlens_ptr + others + 1, mask=mask, other=0)
-        length = (right - left).to(tl.int32)
+        left, right = (
+            _offset(cu_seqlens_ptr + others, mask, total, 0),
+            _offset(cu_seqlens_ptr + others + 1, mask, total, 0),
+        )
+        length = tl.maximum(right - left, 0)
         ahead = (length > rows) | ((length == rows) & (others < b)) | (b == B)
         before += tl.where(ahead, tl.cdiv(length, BLOCK), 0)
     slot = tl.sum(before, axis=0)
@@ -61,7 +69,7 @@ def _tile_schedule_kernel(
     for first in range(slot, last, SEQUENCES):
         tiles = first + tl.arange(0, SEQUENCES)
         begins = (tiles - slot) * BLOCK
-        mask = tiles < last
+        mask = (tiles < last) & (tiles < slots)
         entry = table_ptr + tiles * 4
         tl.store(entry, tl.zeros_like(tiles) + start, mask=mask)
         tl.store(entry + 1, tl.where(begins < rows, rows, 0), mask=mask)
@@ -70,8 +78,11 @@ def _tile_schedule_kernel(
 
 
 def tile_schedule(cu_seqlens: Tensor, total: int, block: int) -> TileSchedule:
-    """cu_seqlens (B+1,), from 0 to at most `total` (T) -> the tiles of `block` rows, without waiting for the device."""
-    B = len(cu_seqlens) - 1
+    """cu_seqlens (B+1,), from 0 to at most `total` (T) -> the tiles of `block` rows, without waiting for the device.
+
+    Of offsets that descend or lie outside, which nobody has looked at, comes some table of rows below `total`.
+    """
+    cu_seqlens, B = cu_seqlens.contiguous(), len(cu_seqlens) - 1
     slots = total // block + B + 1
     table = torch.empty((slots, 4), dtype=torch.int32, device=cu_seqlens.device)
     with architecture.on_device(cu_seqlens.device):

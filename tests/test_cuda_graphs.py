@@ -344,6 +344,19 @@ def test_weights_that_change_in_place_are_seen():
     assert compiled.report().captured == 1
 
 
+def test_quantised_weights_that_change_in_place_are_captured_anew():
+    """A graph reads 8-bit copies, which are made anew elsewhere when a weight changes, and the old ones given back."""
+    model = tiny()
+    model.matmul_precision = "int8"
+    compiled = pretended(model)
+    for captured in (1, 1, 2, 2):
+        if captured > compiled.report().captured > 0:
+            with torch.no_grad():
+                model.encoder.layer[1].attention.self.value.weight.add_(0.1)
+        compiled(tokens())
+        assert compiled.report().captured == captured
+
+
 def replace_parameter(model):
     dense = model.encoder.layer[1].output.dense
     dense.weight = torch.nn.Parameter(dense.weight.detach() * 2)

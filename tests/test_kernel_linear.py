@@ -99,9 +99,22 @@ def test_fused_forward_whatever_the_tile(tile):
 
 
 @runs
+@pytest.mark.skipif(INTERPRETED, reason="products that fill a GPU take the interpreter minutes")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("number", range(len(configs.linear_tiles("sm_90", 2))))
+def test_the_gpus_own_tiles(number, dtype):
+    """Each that this GPU has, over more of them than run at once, and a rest of rows, columns and K."""
+    tiles = configs.linear_tiles(architecture.architecture(torch.device(DEVICE)), 2)
+    if number < len(tiles):
+        check_fused(*operands(1111, 776, 2056, dtype), "gelu", keep_z=True, tile=tiles[number])
+        check_fused(*operands(1111, 776, 2056, dtype), "gelu", tile=tiles[number])
+
+
+@runs
 def test_fused_forward_with_strides():
     x, weight, bias = operands(40, 100, 66)
     check_fused(x[::2, 3:-1], weight[1:, 4:], bias[1:], "gelu", keep_z=True)
+    check_fused(x, weight, draw(2 * 66)[::2], "gelu")
 
 
 @runs
@@ -394,7 +407,7 @@ def test_every_tile_compiles(target, dtype):
 
 @compiles
 @pytest.mark.parametrize("target", TARGETS)
-def test_other_ways_compile(target):
+def test_compiles_in_other_ways(target):
     """Without z, bias or activation, of rows that no descriptor can tell of, in fp32 as IEEE has it."""
     tile = configs.linear_tiles(target, 2)[0]
     compiled_linear(target, torch.bfloat16, tile, None, False, bias=False)

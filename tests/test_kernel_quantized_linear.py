@@ -23,7 +23,7 @@ from triton_support import (
 )
 
 from fastbert import precision, reference
-from fastbert.kernels import configs
+from fastbert.kernels import architecture, configs
 from fastbert.kernels.linear_quantized import linear_quantized_fwd
 from fastbert.kernels.quantize import quantize_rows_fwd
 from fastbert.ops import _quantized_linear
@@ -154,6 +154,21 @@ def test_fp8_from_end_to_end(dtype):
 
 
 @runs
+@needs_fp8
+@pytest.mark.skipif(INTERPRETED, reason="products that fill a GPU take the interpreter minutes")
+@pytest.mark.parametrize("kind", precision.QUANTIZED)
+@pytest.mark.parametrize("number", range(len(configs.linear_tiles("sm_90", 2))))
+def test_the_gpus_own_tiles(number, kind):
+    """Each that this GPU has, over more of them than run at once, and a rest of rows and columns."""
+    tiles = configs.linear_tiles(architecture.architecture(torch.device(DEVICE)), 2)
+    if number < len(tiles):
+        (a, a_scale), (b, b_scale) = (quantize_rows_fwd(random(rows, 768), kind) for rows in (1111, 2056))
+        got = linear_quantized_fwd(a, a_scale, b, b_scale, None, None, torch.float32, tile=tiles[number]).double()
+        expected = (a.double() * a_scale[:, None].double()) @ (b.double() * b_scale[:, None].double()).mT
+        assert (got - expected).norm() <= (1e-6 if kind == "int8" else 1e-3) * expected.norm()
+
+
+@runs
 def test_a_row_does_not_depend_on_its_neighbours_and_strides_do_not_matter():
     wide, weight, bias = random(40, 512), random(50, 512)[:, ::2], random(100)[::2]
     x = wide[:, :256]
@@ -254,7 +269,7 @@ def test_every_tile_compiles(target):
 
 @compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_other_outputs_compile(dtype):
+def test_compiles_for_other_outputs(dtype):
     for target in TARGETS:
         with compiling_for(target) as compiled:
             linear_quantized_fwd(*operands("int8"), torch.zeros(1024, dtype=dtype), "gelu", dtype)

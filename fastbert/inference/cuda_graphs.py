@@ -25,6 +25,7 @@ from fastbert.inference.graph_calls import Call, read_call
 from fastbert.inference.static_batch import COMPLAINTS, Bucket, StaticBatch, bucket_of, token_sizes
 from fastbert.model import BertForMultipleChoice, BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
+from fastbert.precision import QUANTIZED
 
 _WARM_UPS = 2  # kernels are compiled and loaded by the first run, and workspaces taken
 # Values of the arguments that a graph does not take which change nothing.
@@ -362,7 +363,7 @@ class CompiledModel:
 class _State:
     """What a graph depends on and does not read again when it is replayed: the tensors and modules of its model.
 
-    Values of weights are none of that: they may change in place.
+    Values of weights are none of that: they may change in place, but for those of which it reads quantised copies.
     """
 
     def __init__(self, model: BertPreTrainedModel) -> None:
@@ -384,8 +385,10 @@ class _State:
         return list(chain.from_iterable(map(dict.values, self._tables)))
 
     def _now(self) -> tuple:
-        addresses = list(map(Tensor.data_ptr, self._parameters))
-        return list(map(id, self._all())), addresses, self._model.matmul_precision, dict(backend.demands())
+        addresses, precision = list(map(Tensor.data_ptr, self._parameters)), self._model.matmul_precision
+        # An inference tensor does not say when it changes, and so is not quantised ahead.
+        versions = [p._version for p in self._parameters if not p.is_inference()] if precision in QUANTIZED else None
+        return list(map(id, self._all())), addresses, versions, precision, dict(backend.demands())
 
 
 def compile(
@@ -396,7 +399,8 @@ def compile(
     Graphs are made when they are first needed, for the number of tokens rounded up (by a fifth at most from 256 on) and
     the number of texts. Beyond `max_tokens` the GPU is busy enough without: such calls run eagerly, as do
     calls that ask for a loss, attentions or hidden states, run under autocast or with dropout, or give anything but
-    ids. `report()` says which did. Weights may change in place; where one is replaced, the graphs are made anew.
+    ids. `report()` says which did. Weights may change in place; where one is replaced, or a quantised one changes, the
+    graphs are made anew.
 
     Args:
         model: a fastbert model on a GPU. It is not changed.

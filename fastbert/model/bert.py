@@ -68,7 +68,7 @@ def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded, *, prec
     if inputs.is_full and batch.seq_len:
         return project(bert.pooler.dense, x.unflatten(0, (batch.batch_size, batch.seq_len))[:, 0], "tanh")
     some = batch.lengths > 0
-    starts = batch.cu_seqlens[:-1].long().clamp(max=x.shape[0] - 1)
+    starts = batch.cu_seqlens[:-1].long().clamp(0, x.shape[0] - 1)
     first = x[starts] if x.shape[0] else x.new_zeros(batch.batch_size, x.shape[1])
     if batch.leading_pads and not inputs.came_packed:
         # A row that begins with a pad: transformers pools that pad's state, and so do we.

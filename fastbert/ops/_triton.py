@@ -7,6 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fastbert.native.extension import tracing_reason
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -18,6 +20,8 @@ def reason_against(*tensors: Tensor | None, one_dtype: bool = True) -> str | Non
     present = [t for t in tensors if t is not None]
     device, dtype = present[0].device, present[0].dtype
     reason = device_reason(device)
+    if reason is None and not torch.compiler.is_compiling():  # the ops know what a compiled graph can hold
+        reason = tracing_reason()
     if reason is not None:
         return reason
     if dtype not in DTYPES or any(t.dtype != dtype and (one_dtype or t.dtype not in DTYPES) for t in present):

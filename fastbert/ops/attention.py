@@ -98,8 +98,11 @@ def _triton_arguments(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x as the kernels read it: each head's row contiguous, and 128 rows within an int32."""
-    return x if x.stride(-1) == 1 and x.stride(0) < 2**24 else x.contiguous()
+    """x as the kernels read it: heads' columns contiguous, token behind token, 128 of them within an int32."""
+    if x.is_contiguous():
+        return x
+    width = 1 + sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return x if x.stride(-1) == 1 and width <= x.stride(0) < 2**24 else x.contiguous()
 
 
 def _supports_triton(
