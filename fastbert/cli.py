@@ -1,4 +1,4 @@
-"""The command `fastbert`: embed, fill-mask, prepare, pretrain, doctor.
+"""The command `fastbert`: embed, fill-mask, prepare, pretrain, finetune, doctor.
 
 Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the output
 went away; 143 stopped by SIGTERM. torch and all that needs it are imported by the commands that use them.
@@ -16,6 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from fastbert.precision import QUANTIZED, SPLIT
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
+FINETUNE_TASKS = (
+    "classification",
+    "multi-label",
+    "regression",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 _EMBED_EXAMPLES = """\
@@ -58,6 +66,17 @@ examples:
 interruption:
   On SIGTERM and Ctrl-C the run ends with a checkpoint. After a kill or a crash, too, the same command with
   --resume goes on with the newest checkpoint in output.folder, or begins where there is none.
+"""
+_FINETUNE_EXAMPLES = """\
+examples:
+  fastbert finetune --task classification --model path/to/model --train train.csv --dev dev.csv -o out
+  fastbert finetune --task regression --model path/to/model --train pairs.tsv --dev dev.tsv --text-column first \\
+      --pair-column second --label-column score -o out
+  fastbert finetune --task token-classification --model path/to/model --train train.conll --dev dev.conll -o out
+  fastbert finetune --task question-answering --model path/to/model --train squad.json --dev dev.json -o out
+
+DIR holds a model that transformers loads, and report/: metrics.json, learning-curves.png, predictions-dev.jsonl
+and, for classification, a confusion matrix. Scores are shares (0 to 1). docs/recipes.md has whole recipes.
 """
 _DOCTOR_EXAMPLES = """\
 example:
@@ -104,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fill_mask(commands)
     _add_prepare(commands)
     _add_pretrain(commands)
+    _add_finetune(commands)
     _add_doctor(commands)
     return parser
 
@@ -291,6 +311,87 @@ def _add_pretrain(commands) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
 
 
+def _add_finetune(commands) -> None:
+    parser = _command(commands, "finetune", _finetune, "train a model for a task", _FINETUNE_EXAMPLES)
+    parser.add_argument("--task", choices=FINETUNE_TASKS, required=True)
+    parser.add_argument("--model", metavar="MODEL", required=True, help="a folder in Hugging Face layout, or a hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--train", metavar="FILE", required=True, help="examples to learn from")
+    parser.add_argument("--dev", metavar="FILE", required=True, help="examples to choose the best checkpoint by")
+    parser.add_argument("--test", metavar="FILE", help="examples for the report")
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the model, and its report in DIR/report")
+    parser.add_argument("--resume", action="store_true", help="go on with the newest checkpoint, if there is one")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
+
+    reading = parser.add_argument_group("input", "columns are names, in csv also numbers from 1; in jsonl, keys")
+    reading.add_argument(
+        "--format", choices=("auto", "csv", "jsonl", "conll", "squad"), help="(default: by the suffix)"
+    )
+    reading.add_argument("--text-column", dest="text", metavar="NAME", help="(default: text)")
+    reading.add_argument("--pair-column", dest="pair", metavar="NAME", help="the second text of a pair")
+    reading.add_argument(
+        "--label-column", dest="label", metavar="NAME", help="class, number or classes (default: label)"
+    )
+    reading.add_argument("--label-separator", metavar="TEXT", help="between several classes (default: a comma)")
+    reading.add_argument(
+        "--choice-columns",
+        dest="choices",
+        type=lambda text: tuple(text.split(",")),
+        metavar="A,B,...",
+        help="a column each, or one of lists (default: choices)",
+    )
+    reading.add_argument("--words-column", dest="words", metavar="NAME", help="in jsonl, a list (default: words)")
+    reading.add_argument("--tags-column", dest="tags", metavar="NAME", help="in jsonl, a list (default: tags)")
+    reading.add_argument("--question-column", dest="question", metavar="NAME", help="(default: question)")
+    reading.add_argument("--context-column", dest="context", metavar="NAME", help="(default: context)")
+    reading.add_argument("--answers-column", dest="answers", metavar="NAME", help="(default: answers)")
+    reading.add_argument("--delimiter", help="between csv fields (default: a comma, or a tab for .tsv)")
+    reading.add_argument("--no-header", dest="header", action="store_false", help="the csv has no line of column names")
+    reading.add_argument("--unquoted", dest="quoted", action="store_false", help='" has no meaning in the csv file')
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=_positive, help="(default: 3)")
+    training.add_argument("--batch-size", type=_positive, metavar="N", help="examples (default: as --tokens says)")
+    training.add_argument("--tokens", type=_positive, metavar="N", help="in a batch, at most (default: 2048)")
+    training.add_argument("--accumulate", type=_positive, metavar="N", help="batches in a step (default: 1)")
+    training.add_argument("--order", choices=("random", "length"), help="length: like lengths together, shuffled")
+    training.add_argument("--lr", type=float, help="at the top of the schedule (default: 5e-5)")
+    training.add_argument("--schedule", choices=("linear", "cosine", "constant"), help="(default: linear)")
+    training.add_argument("--warmup-share", type=float, metavar="SHARE", help="of all steps (default: 0.1)")
+    training.add_argument("--weight-decay", type=float, help="of all but biases and LayerNorm (default: 0.01)")
+    training.add_argument("--max-grad-norm", type=float, help="0: gradients are not clipped (default: 1)")
+    training.add_argument(
+        "--layer-decay", type=float, metavar="FACTOR", help="of the rate, from layer to layer downwards (default: 1)"
+    )
+    training.add_argument("--freeze-embeddings", action="store_true", default=None, help="leave them as they are")
+    training.add_argument("--freeze-layers", type=int, metavar="N", help="leave the first N layers as they are")
+    training.add_argument("--dropout", type=float, help="in place of the model's")
+    training.add_argument(
+        "--class-weights", choices=("none", "balanced"), help="balanced: rare classes count as much as frequent ones"
+    )
+    training.add_argument("--precision", choices=("fp32", "bf16"), help="of the products (default: fp32)")
+    training.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
+    training.add_argument("--evaluate-every", type=_positive, metavar="STEPS", help="(default: each epoch)")
+    training.add_argument("--best", metavar="SCORE", help="by which the best checkpoint is known; loss, too")
+    training.add_argument("--patience", type=_positive, metavar="N", help="end after N evaluations without a better")
+
+    texts = parser.add_argument_group("texts")
+    texts.add_argument("--max-length", type=_positive, help="tokens (default: as the model takes; 384 for questions)")
+    texts.add_argument("--stride", type=int, help="tokens that windows of a context share (default: 128)")
+    texts.add_argument("--max-question", type=_positive, help="tokens of a question (default: 64)")
+    texts.add_argument("--n-best", type=_positive, help="starts and ends of answers to try (default: 20)")
+    texts.add_argument("--max-answer", type=_positive, help="tokens of an answer (default: 30)")
+    texts.add_argument(
+        "--no-answer",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether a question may have no answer (default: as in the training data)",
+    )
+    texts.add_argument(
+        "--null-threshold", type=float, help="by which no answer must be better than the best (default: 0)"
+    )
+
+
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
     _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
@@ -340,6 +441,12 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _pretrain(args: argparse.Namespace) -> int:
     from fastbert.pretrain_command import run
+
+    return run(args)
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    from fastbert.finetune_command import run
 
     return run(args)
 

@@ -49,6 +49,7 @@ MAY_IMPORT = {
 PART_OF = {
     "doctor": "cli",
     "embed_command": "cli",
+    "finetune_command": "cli",
     "pretrain_command": "cli",
     "safetensors_file": "checkpoint",
 }  # modules that are one layer together

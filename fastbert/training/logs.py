@@ -78,6 +78,8 @@ class ProgressLine:
         losses = [
             f"{part.upper()} loss {figures[f'{part}_loss']:.4f}" for part in ("mlm", "nsp") if f"{part}_loss" in figures
         ]
+        if not losses and "loss" in figures:
+            losses = [f"loss {figures['loss']:.4f}"]
         parts = [f"step {step:,}/{self._total:,}", *losses, f"lr {figures['learning_rate']:.2e}"]
         parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
         if figures.get("mfu") is not None:

@@ -14,9 +14,9 @@ from fastbert.training.settings import OptimizerSettings
 _FUSED = ("cpu", "cuda")  # where torch has AdamW as one kernel
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
-    """The optimizer that the settings name, over `decay_groups`; the loop sets its rate at each step."""
-    groups = decay_groups(model, settings.weight_decay)
+def make_optimizer(model: nn.Module, settings: OptimizerSettings, groups: list[dict] | None = None) -> Optimizer:
+    """The optimizer that the settings name, over `groups` or `decay_groups`; the loop sets its rate at each step."""
+    groups = decay_groups(model, settings.weight_decay) if groups is None else groups
     options = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "lamb":
         return Lamb(groups, **options)

@@ -1,0 +1,125 @@
+"""`fastbert finetune`: from its arguments to a model and a report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+import torch
+
+from fastbert import __version__
+from fastbert.cli import device_of
+from fastbert.training.finetune.examples import DataError, Reading
+from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe, open_checkpoints
+from fastbert.training.finetune.report import draw_confusion, draw_curves, read_log, write_report
+from fastbert.training.finetune.settings import FinetuneSettings
+
+REPORT = "report"
+NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "matplotlib": "matplotlib"}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `fastbert finetune`; returns the exit code."""
+    settings = FinetuneSettings(**_given(args, FinetuneSettings))
+    reading = Reading(**_given(args, Reading))
+    folder = Path(args.output)
+    paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
+    _check(folder, paths)
+    newest = open_checkpoints(folder).newest()
+    if (folder / REPORT / "metrics.json").exists():
+        raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
+    if newest is not None and not args.resume:
+        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
+    device = torch.device(device_of(args.device))
+    recipe = Recipe.read(settings, args.model, paths, reading, revision=args.revision)
+    _say_data(recipe)
+    run = Finetuning(recipe, recipe.fresh_model(args.model, revision=args.revision).to(device), folder)
+    if newest is not None:
+        run.resume(newest)
+        _say(f"going on from {newest}")
+    outcome = run.run()
+    if outcome.signal is not None:
+        _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")
+        return 128 + outcome.signal
+    _finish(run, folder, args.model)
+    return 0
+
+
+def _given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The arguments that are fields of `kind` and were given; the others keep their defaults."""
+    values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check(folder: Path, paths: dict[str, Path]) -> None:
+    """Finds out before anything is loaded what would fail after it."""
+    for path in paths.values():
+        if not path.is_file():
+            raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {folder} is a file; it must be a folder")
+    if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
+        raise ModuleNotFoundError(
+            f"fine-tuning needs {', '.join(missing)}: pip install 'fastbert-engine[train]'", name=missing[0]
+        )
+
+
+def _finish(run: Finetuning, folder: Path, start: str) -> None:
+    """The best weights become the model, with a report; then the checkpoints go."""
+    recipe = run.recipe
+    run.load_best()
+    evaluations = {"dev": run.evaluate(recipe.dev)}
+    if recipe.test is not None:
+        evaluations["test"] = run.evaluate(recipe.test)
+    run.model.save_pretrained(folder)
+    recipe.tokenizer.save_pretrained(folder)
+    train_log, dev_log = read_log(folder, "train"), read_log(folder, "dev")
+    report = folder / REPORT
+    draw_curves(report / "learning-curves.png", train_log, dev_log, run.best_score, run.best_step)
+    name, last = list(evaluations.items())[-1]
+    if recipe.settings.task == "classification":
+        gold, predicted = ([p[side] for p in last.predictions] for side in ("gold", "predicted"))
+        draw_confusion(report / f"confusion-matrix-{name}.png", gold, predicted, recipe.labels)
+    write_report(report, _metrics(run, evaluations, start, sum(line["seconds"] for line in train_log)), evaluations)
+    run.remove_checkpoints()
+    for name, evaluation in evaluations.items():
+        _say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))
+    _say(f"the model of step {run.best_step:,} is in {folder}, its report in {report}")
+
+
+def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, seconds: float) -> dict[str, Any]:
+    recipe = run.recipe
+    data = {"train": recipe.train, "dev": recipe.dev, "test": recipe.test}
+    return {
+        **{name: evaluation.scores for name, evaluation in evaluations.items()},
+        "best": {"score": run.best_score, "step": run.best_step},
+        "steps": run.step,
+        "training_seconds": seconds,
+        "model": start,
+        "settings": asdict(recipe.settings),
+        "labels": recipe.labels,
+        "data": {
+            name: {"file": str(d.path), "examples": len(d.examples), "truncated": d.truncated}
+            for name, d in data.items()
+            if d is not None
+        },
+        "versions": {"fastbert": __version__, "torch": torch.__version__},
+    }
+
+
+def _say_data(recipe: Recipe) -> None:
+    train, dev, test = (None if d is None else len(d.examples) for d in (recipe.train, recipe.dev, recipe.test))
+    labels = f", {len(recipe.labels)} labels" if recipe.labels else ""
+    _say(f"{train:,} examples to train on, {dev:,} dev" + (f", {test:,} test" if test else "") + labels)
+    for data in (recipe.train, recipe.dev, recipe.test):
+        if data is not None and data.truncated:
+            _say(f"{data.path}: {data.truncated:,} examples are cut to {recipe.settings.max_length} tokens")
+
+
+def _say(message: str) -> None:
+    print(f"fastbert: {message}", file=sys.stderr)

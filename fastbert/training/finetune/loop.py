@@ -1,0 +1,412 @@
+"""The fine-tuning loop, read top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastbert.config import BertConfig
+from fastbert.inference.batching import token_budget_batches
+from fastbert.model import BertPreTrainedModel
+from fastbert.tokenization import BertTokenizer
+from fastbert.training.finetune.examples import DataError, Reading
+from fastbert.training.finetune.features import Feature, plan_epoch
+from fastbert.training.finetune.layers import freeze, layer_groups
+from fastbert.training.finetune.settings import FinetuneSettings
+from fastbert.training.finetune.tasks import TASKS, Predictions, Task, class_counts, loss_of
+from fastbert.training.logs import Log, Meter, ProgressLine
+from fastbert.training.loop import AUTOCAST, TrainingError, check_resumable, signals
+from fastbert.training.objective import Counts
+from fastbert.training.optimizer import clip_gradients, make_optimizer
+from fastbert.training.schedule import make_schedule
+from fastbert.training.training_state import (
+    Checkpoints,
+    TrainingState,
+    load_optimizer,
+    read_state,
+    save_optimizer,
+    seed_step,
+)
+
+EVALUATION_TOKENS = 8192  # in a batch
+LOG_EVERY = 20  # steps
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled examples, and their features."""
+
+    path: Path
+    examples: list
+    features: list[Feature]
+
+    @property
+    def truncated(self) -> int:
+        return sum(feature.truncated for feature in self.features)
+
+    def digest(self) -> str:
+        """A hash of the features, by which a run that is gone on with knows its data."""
+        digest = hashlib.sha256()
+        for feature in self.features:
+            for ids, types in feature.sequences:
+                digest.update(ids.tobytes() + types.tobytes())
+            digest.update(repr(feature.label).encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a data set, `loss` among them, and what was predicted for each example."""
+
+    scores: dict[str, float]
+    predictions: Predictions
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run begins with, from files to tensors: the same in any framework."""
+
+    settings: FinetuneSettings
+    task: Task
+    tokenizer: BertTokenizer
+    labels: list[str]
+    train: Dataset
+    dev: Dataset
+    test: Dataset | None
+
+    @classmethod
+    def read(
+        cls,
+        settings: FinetuneSettings,
+        model: str | Path,
+        paths: dict[str, Path | None],  # train, dev and test
+        reading: Reading | None = None,
+        *,
+        revision: str | None = None,
+    ) -> Self:
+        """Reads and encodes the data; settings that follow from it and the model are filled in.
+
+        Raises:
+            DataError: naming file and line.
+            ValueError: no such task, or a setting that does not go with the task or the model.
+        """
+        task = task_of(settings)
+        config = BertConfig.from_pretrained(model, revision=revision)
+        tokenizer = BertTokenizer.from_pretrained(model, revision=revision)
+        most = config.max_position_embeddings
+        limit = min(tokenizer.model_max_length, most, task.max_length or most)
+        if settings.max_length is not None and settings.max_length > most:
+            raise ValueError(f"max_length is {settings.max_length}; the model takes {most} tokens")
+        settings = replace(settings, max_length=settings.max_length or limit)
+        examples = {name: _read(task, path, reading or Reading()) for name, path in paths.items() if path is not None}
+        if settings.no_answer is None:
+            settings = replace(settings, no_answer=any(getattr(e, "answers", None) == [] for e in examples["train"]))
+        labels = task.labels(examples["train"])
+        data = {
+            name: Dataset(paths[name], found, task.encode(found, tokenizer, labels, settings))
+            for name, found in examples.items()
+        }
+        return cls(settings, task, tokenizer, labels, data["train"], data["dev"], data.get("test"))
+
+    def fresh_model(self, path: str | Path, *, revision: str | None = None) -> BertPreTrainedModel:
+        """The checkpoint in float32 under a head of the task, whose weights follow from the seed."""
+        config = BertConfig.from_pretrained(path, revision=revision)
+        if self.task.problem_type is not None or self.labels:
+            names = self.labels or ["LABEL_0"]
+            config.id2label = dict(enumerate(names))
+            config.label2id = {name: i for i, name in enumerate(names)}
+            config.problem_type = self.task.problem_type
+        else:
+            config.num_labels = 2
+        if self.settings.dropout is not None:
+            config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.settings.dropout
+        torch.manual_seed(self.settings.seed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="newly initialised")  # that is what training is for
+            return self.task.model.from_pretrained(path, config=config, dtype=torch.float32, revision=revision)
+
+    def class_weights(self) -> Tensor | None:
+        """For "balanced": of each class, all examples over the number of classes and its own (King and Zeng, 2001)."""
+        if self.settings.class_weights == "none":
+            return None
+        counts = class_counts(self.train.features, len(self.labels))
+        weights = counts.sum() / (len(self.labels) * np.maximum(counts, 1))
+        return torch.tensor(weights, dtype=torch.float32)
+
+    def plan(self) -> list[list[list[list[int]]]]:
+        """For each epoch its steps, for each step its batches, for each batch its features of the training data."""
+        return [self._epoch(epoch) for epoch in range(self.settings.epochs)]
+
+    def _epoch(self, epoch: int) -> list[list[list[int]]]:
+        settings = self.settings
+        batches = plan_epoch(
+            [feature.length for feature in self.train.features],
+            seed=settings.seed,
+            epoch=epoch,
+            order=settings.order,
+            batch_size=settings.batch_size,
+            tokens=settings.tokens,
+        )
+        return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
+
+    def decisive(self) -> dict[str, Any]:
+        """What a run is gone on with by the same only."""
+        data = {"training data": self.train.digest(), "dev data": self.dev.digest(), "labels": self.labels}
+        return asdict(self.settings) | data
+
+    def evaluate(self, data: Dataset, logits: Sequence[np.ndarray]) -> Evaluation:
+        """Predictions and scores from the logits of each feature."""
+        predictions = self.task.decode(data.examples, data.features, logits, self.labels, self.settings)
+        return Evaluation(self.task.score(data.examples, predictions, self.labels), predictions)
+
+
+def task_of(settings: FinetuneSettings) -> Task:
+    """The task that the settings name, if they go with it."""
+    if settings.task not in TASKS:
+        raise ValueError(f"task is {settings.task!r}; it must be one of {', '.join(TASKS)}")
+    task = TASKS[settings.task]
+    if settings.class_weights != "none" and not task.weighable:
+        raise ValueError(f"class_weights is {settings.class_weights!r}; {settings.task} has no classes to weigh")
+    if settings.best not in (None, "loss", *task.scores):
+        raise ValueError(f"best is {settings.best!r}; {settings.task} has the scores {', '.join(task.scores)} and loss")
+    return task
+
+
+def _read(task: Task, path: Path, reading: Reading) -> list:
+    examples = task.read(path, reading)
+    if not examples:
+        raise DataError(f"{path}:1: the file holds no example")
+    return examples
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: after which step, at which one the model was best, the signal that stopped it if one did."""
+
+    step: int
+    best_step: int | None
+    signal: int | None = None
+
+
+class Finetuning:
+    """One run.
+
+    Args:
+        recipe: its data and settings.
+        model: of the task's class, on its device, in float32.
+        folder: where checkpoints and the log go.
+    """
+
+    def __init__(self, recipe: Recipe, model: BertPreTrainedModel, folder: Path) -> None:
+        self.recipe, self.settings, self.task = recipe, recipe.settings, recipe.task
+        self.model, self.device, self.folder = model, model.device, folder
+        settings = self.settings
+        self.best_score = settings.best or self.task.scores[0]
+        freeze(model, embeddings=settings.freeze_embeddings, layers=settings.freeze_layers)
+        groups = layer_groups(model, settings.weight_decay, settings.layer_decay)
+        self.optimizer = make_optimizer(model, settings.optimizer, groups)
+        epochs = recipe.plan()
+        self.plan = [step for epoch in epochs for step in epoch]
+        self.epoch_ends = set(accumulate(map(len, epochs)))
+        self.schedule = make_schedule(
+            settings.schedule,
+            settings.lr,
+            warmup_steps=round(settings.warmup_share * len(self.plan)),
+            total_steps=len(self.plan),
+        )
+        weights = recipe.class_weights()
+        self.class_weights = None if weights is None else weights.to(self.device)
+        self.checkpoints = open_checkpoints(folder)
+        self.step = 0  # steps done
+        self.scores: list[list[float]] = []  # [step, score] of each evaluation
+        self._unlogged: list[Tensor] = []  # (loss, gradient norm) of each step since the last line of the log
+
+    def run(self) -> Outcome:
+        """Trains to the last step, to the patience's end, or to the end of the step in which a signal arrives.
+
+        Each evaluation ends with a checkpoint; the newest and the best are kept.
+
+        Raises:
+            TrainingError: a loss that is not finite.
+            CheckpointError: a checkpoint cannot be written.
+        """
+        self.checkpoints.tidy()
+        self._log = Log(self.folder, step=self.step, tensorboard=False)
+        self._progress, self._meter = ProgressLine(len(self.plan)), Meter(None, 1)
+        try:
+            with signals() as received:
+                while self.step < len(self.plan) and not self._out_of_patience():
+                    if received():
+                        self._save()
+                        return Outcome(self.step, self.best_step, received())
+                    self._train(self.plan[self.step])
+                    if self.step % LOG_EVERY == 0 or self._evaluation_is_due():
+                        self._report()
+                    if self._evaluation_is_due():
+                        self._evaluate()
+                        self._save()
+            return Outcome(self.step, self.best_step)
+        finally:
+            self._progress.close()
+            self._log.close()
+
+    @property
+    def best_step(self) -> int | None:
+        """The first of those with the best score."""
+        return int(max(self.scores, key=lambda entry: entry[1])[0]) if self.scores else None
+
+    def _out_of_patience(self) -> bool:
+        since = sum(step > self.best_step for step, _ in self.scores)
+        return self.settings.patience is not None and since >= self.settings.patience
+
+    def _evaluation_is_due(self) -> bool:
+        every = self.settings.evaluate_every
+        due = self.step in self.epoch_ends if every is None else self.step % every == 0
+        return due or self.step == len(self.plan)
+
+    def _train(self, batches: list[list[int]]) -> None:
+        """One step of the optimizer; its loss is the mean over all the decisions of its batches."""
+        seed_step(self.settings.seed, self.step, 0)
+        self.model.train()
+        micro_batches = [[self.recipe.train.features[i] for i in batch] for batch in batches]
+        weights = [self._weight(features) for features in micro_batches]
+        total = sum(weights)
+        loss = torch.zeros((), device=self.device)
+        for features, weight in zip(micro_batches, weights, strict=True):
+            if weight:
+                part = self._loss(features)[0] * (weight / total)
+                part.backward()
+                loss += part.detach()
+        norm = clip_gradients([p for p in self.model.parameters() if p.requires_grad], self.settings.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(self.step) * group["rate"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._unlogged.append(torch.stack([loss, norm]))  # stays on the device: nobody waits for it
+        self._meter.add(Counts(tokens=sum(feature.length for batch in micro_batches for feature in batch)))
+
+    def _weight(self, features: Sequence[Feature]) -> float:
+        """What a batch's mean loss counts: its decisions, or the weights of their classes."""
+        if self.class_weights is None:
+            return sum(feature.weight for feature in features)
+        return float(class_counts(features, len(self.class_weights)) @ self.class_weights.cpu().numpy())
+
+    def _loss(self, features: Sequence[Feature]) -> tuple[Tensor, Any]:
+        arguments = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in self.task.collate(features).items()
+        }
+        dtype = AUTOCAST[self.settings.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            output = self.model(**arguments)
+            return loss_of(output, arguments, self.class_weights).float(), output
+
+    def _report(self) -> None:
+        loss, norm = np.mean(self._figures(), axis=0).tolist()
+        self._unlogged = []
+        figures: dict[str, Any] = {"loss": loss, "gradient_norm": norm}
+        figures["learning_rate"] = self.schedule(self.step - 1)
+        figures |= self._meter.figures()
+        self._log.write(self.step, "train", {k: v for k, v in figures.items() if v is not None})
+        self._progress.show(self.step, figures, (len(self.plan) - self.step) * self._meter.seconds_per_step)
+
+    def _figures(self) -> list[list[float]]:
+        """Those of the steps since the last line of the log.
+
+        Raises:
+            TrainingError: one is not finite.
+        """
+        rows = [row.tolist() for row in self._unlogged]
+        for step, (loss, norm) in enumerate(rows, self.step - len(rows) + 1):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise TrainingError(f"step {step}: the loss is {loss} and the gradient norm {norm}")
+        return rows
+
+    @torch.no_grad()
+    def evaluate(self, data: Dataset) -> Evaluation:
+        """Loss, scores and predictions of the model as it is, without dropout."""
+        self.model.eval()
+        features = data.features
+        logits: list[np.ndarray] = [np.empty(0)] * len(features)
+        loss = total = 0.0
+        for batch in token_budget_batches([feature.length for feature in features], EVALUATION_TOKENS):
+            chosen = [features[i] for i in batch]
+            part, output = self._loss(chosen)
+            if weight := self._weight(chosen):
+                loss, total = loss + float(part) * weight, total + weight
+            for i, rows in zip(batch, self.task.logits(output, chosen), strict=True):
+                logits[i] = rows
+        evaluation = self.recipe.evaluate(data, logits)
+        return replace(evaluation, scores={"loss": loss / max(total, 1e-9), **evaluation.scores})
+
+    def _evaluate(self) -> None:
+        self._meter.pause()
+        scores = self.evaluate(self.recipe.dev).scores
+        lower_is_better = self.best_score in ("loss", "mse")
+        self.scores.append([self.step, -scores[self.best_score] if lower_is_better else scores[self.best_score]])
+        self._log.write(self.step, "dev", scores)
+        words = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
+        self._progress.say(f"step {self.step:,}, dev: {words}")
+        self._meter.restart()
+
+    def _save(self) -> None:
+        def write(folder: Path) -> None:
+            self.model.save_pretrained(folder)
+            self.recipe.tokenizer.save_pretrained(folder)
+            save_optimizer(self.optimizer, self.model, folder)
+
+        self._meter.pause()
+        evaluated = bool(self.scores) and self.scores[-1][0] == self.step
+        state = TrainingState(
+            step=self.step,
+            settings=self.recipe.decisive(),
+            data={"scores": self.scores},
+            scaler={},
+            unlogged=self._figures(),
+            # What the best checkpoint has the least of; of equals, the first is kept.
+            heldout_loss=-self.scores[-1][1] if evaluated else None,
+        )
+        self.checkpoints.save(state, write)
+        self._meter.restart()
+
+    def resume(self, checkpoint: Path) -> None:
+        """Goes back to the moment of a checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be read, or was made under other settings or from other data.
+        """
+        state = read_state(checkpoint)
+        check_resumable(state, self.recipe, checkpoint)
+        self.load_weights(checkpoint)
+        load_optimizer(self.optimizer, self.model, checkpoint)
+        self.step, self.scores = state.step, state.data["scores"]
+        self._unlogged = [torch.tensor(row, device=self.device) for row in state.unlogged]
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Those of a checkpoint of this run."""
+        self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict())
+
+    def load_best(self) -> None:
+        """The weights of the best checkpoint."""
+        self.load_weights(next(p for p in self.checkpoints.complete() if read_state(p).step == self.best_step))
+
+    def remove_checkpoints(self) -> None:
+        """They are of no use once the model itself is written."""
+        shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
+
+
+def open_checkpoints(folder: Path) -> Checkpoints:
+    """Those of an output folder."""
+    return Checkpoints(folder / "checkpoints", keep=1, keep_best=True)

@@ -1,0 +1,101 @@
+"""Scores, each a share (0 to 1) or a correlation: by scikit-learn, seqeval and scipy, and SQuAD's own."""
+
+from __future__ import annotations
+
+import re
+import string
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def classification(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
+    """Accuracy, F1 (the mean over the classes, and over all decisions), Matthews' correlation."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    return {
+        "accuracy": float(accuracy_score(gold, predicted)),
+        "f1_macro": float(f1_score(gold, predicted, average="macro", zero_division=0)),
+        "f1_micro": float(f1_score(gold, predicted, average="micro", zero_division=0)),
+        "matthews": float(matthews_corrcoef(gold, predicted)),
+    }
+
+
+def multi_label(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Of 0/1 tables (N, labels): F1, micro and macro, and the share of examples with every label right."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    return {
+        "f1_micro": float(f1_score(gold, predicted, average="micro", zero_division=0)),
+        "f1_macro": float(f1_score(gold, predicted, average="macro", zero_division=0)),
+        "accuracy": float(accuracy_score(gold, predicted)),
+    }
+
+
+def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
+    """Pearson's and Spearman's correlations, 0 where either side does not vary, and the mean squared error."""
+    from scipy.stats import pearsonr, spearmanr
+
+    def correlation(function) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one side is constant
+            value = float(function(gold, predicted).statistic)
+        return value if np.isfinite(value) else 0.0
+
+    enough = len(gold) > 1
+    return {
+        "pearson": correlation(pearsonr) if enough else 0.0,
+        "spearman": correlation(spearmanr) if enough else 0.0,
+        "mse": float(np.mean((np.asarray(gold) - np.asarray(predicted)) ** 2)),
+    }
+
+
+def entities(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Precision, recall and F1 of whole entities, strictly: an I- tag that nothing begins is no entity."""
+    from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
+    from seqeval.scheme import IOB2
+
+    strict = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
+    gold, predicted = [list(tags) for tags in gold], [list(tags) for tags in predicted]
+    return {
+        "f1": float(f1_score(gold, predicted, **strict)),
+        "precision": float(precision_score(gold, predicted, **strict)),
+        "recall": float(recall_score(gold, predicted, **strict)),
+        "accuracy": float(accuracy_score(gold, predicted)),
+    }
+
+
+def squad(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
+    """Exact match and F1 as SQuAD's own evaluation has them; a question without answers is answered by ''."""
+    exact, f1, has_answer = [], [], []
+    for answers, prediction in zip(gold, predicted, strict=True):
+        kept = [answer for answer in answers if normalize_answer(answer)] or [""]
+        exact.append(max(float(normalize_answer(answer) == normalize_answer(prediction)) for answer in kept))
+        f1.append(max(answer_f1(answer, prediction) for answer in kept))
+        has_answer.append(kept != [""])
+    scores = {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
+    if not all(has_answer):
+        for name, chosen in (("has_answer", np.array(has_answer)), ("no_answer", ~np.array(has_answer))):
+            if chosen.any():
+                scores[f"{name}_f1"] = float(np.mean(np.array(f1)[chosen]))
+    return scores
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and superfluous white space."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def answer_f1(gold: str, predicted: str) -> float:
+    """F1 of the words that both hold; of no words at all, whether neither holds any."""
+    gold_words, words = normalize_answer(gold).split(), normalize_answer(predicted).split()
+    if not gold_words or not words:
+        return float(gold_words == words)
+    common = sum((Counter(gold_words) & Counter(words)).values())
+    if not common:
+        return 0.0
+    precision, recall = common / len(words), common / len(gold_words)
+    return 2 * precision * recall / (precision + recall)

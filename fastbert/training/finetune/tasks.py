@@ -1,0 +1,390 @@
+"""The tasks, as data: for each its model, its files, and the way from examples to tensors and from logits to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastbert.model import (
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertPreTrainedModel,
+)
+from fastbert.model.outputs import ModelOutput
+from fastbert.tokenization import BertTokenizer
+from fastbert.training.finetune import answers, metrics
+from fastbert.training.finetune import examples as files
+from fastbert.training.finetune.examples import (
+    ChoiceExample,
+    DataError,
+    QuestionExample,
+    Reading,
+    TextExample,
+    WordsExample,
+)
+from fastbert.training.finetune.features import IGNORE, Feature, on_host, packed, padded, per_feature
+from fastbert.training.finetune.settings import FinetuneSettings
+
+_TOKENIZED_TOGETHER = 256
+Predictions = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of fine-tuning."""
+
+    model: type[BertPreTrainedModel]
+    problem_type: str | None  # config.problem_type, by which the head knows its loss
+    scores: tuple[str, ...]  # names of the scores; the first says which checkpoint is best
+    read: Callable[[Path, Reading], list]
+    labels: Callable[[list], list[str]]  # the label set of training examples, in the order of its ids; may be empty
+    encode: Callable[[Sequence, BertTokenizer, list[str], FinetuneSettings], list[Feature]]
+    collate: Callable[[Sequence[Feature]], dict[str, Any]]  # the model's arguments, labels among them
+    logits: Callable[[ModelOutput, Sequence[Feature]], list[np.ndarray]]  # of each feature
+    decode: Callable[[Sequence, Sequence[Feature], Sequence[np.ndarray], list[str], FinetuneSettings], Predictions]
+    score: Callable[[Sequence, Predictions, list[str]], dict[str, float]]
+    weighable: bool = False  # whether its classes can be given weights
+    max_length: int | None = None  # in place of as many tokens as the model takes
+
+
+# Texts: one class, several, or a number.
+
+
+def _encode_texts(
+    examples: Sequence[TextExample],
+    tokenizer: BertTokenizer,
+    labels: list[str],
+    settings: FinetuneSettings,
+    *,
+    target: Callable[[TextExample, dict[str, int]], Any],
+) -> list[Feature]:
+    ids = {label: i for i, label in enumerate(labels)}
+    targets = [target(example, ids) for example in examples]  # first: what is wrong shows before the long work
+    texts = [(example.text, example.pair) for example in examples]
+    sequences = _sequences(texts, tokenizer, settings.max_length)
+    return [
+        Feature(i, (sequence,), wanted, truncated=truncated)
+        for i, ((sequence, truncated), wanted) in enumerate(zip(sequences, targets, strict=True))
+    ]
+
+
+def _sequences(
+    texts: Sequence[tuple[str, str | None]], tokenizer: BertTokenizer, max_length: int
+) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
+    """Ids and types of each text or pair, and whether it was cut; all are pairs or none is."""
+    for start in range(0, len(texts), _TOKENIZED_TOGETHER):
+        firsts, seconds = map(list, zip(*texts[start : start + _TOKENIZED_TOGETHER], strict=True))
+        seconds = None if seconds[0] is None else seconds
+        for encoding in tokenizer(firsts, seconds, truncation=True, max_length=max_length).encodings:
+            yield _arrays(encoding), bool(encoding.overflowing)
+
+
+def _arrays(encoding: Any) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.int8)
+
+
+def _label_id(where: str, label: str, ids: dict[str, int]) -> int:
+    if label not in ids:
+        shown = ", ".join(map(repr, list(ids)[:20])) + (", ..." if len(ids) > 20 else "")
+        raise DataError(f"{where}: label {label!r} is none of the training data's {len(ids)}: {shown}")
+    return ids[label]
+
+
+def _in_order(labels: set[str]) -> list[str]:
+    """By number where all are, else by name."""
+    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
+    return sorted(labels, key=int) if numbers else sorted(labels)
+
+
+def _class_names(examples: Sequence[TextExample]) -> list[str]:
+    labels = _in_order({example.label for example in examples})
+    if len(labels) < 2:
+        raise DataError(f"{examples[0].where}: all labels are {labels[0]!r}; classification needs two or more")
+    return labels
+
+
+def _multi_label_names(examples: Sequence[TextExample]) -> list[str]:
+    labels = _in_order({label for example in examples for label in example.label})
+    if not labels:
+        raise DataError(f"{examples[0].where}: no example has a label")
+    return labels
+
+
+def _class_target(example: TextExample, ids: dict[str, int]) -> int:
+    return _label_id(example.where, example.label, ids)
+
+
+def _multi_label_target(example: TextExample, ids: dict[str, int]) -> list[float]:
+    wanted = {_label_id(example.where, label, ids) for label in example.label}
+    return [float(i in wanted) for i in range(len(ids))]
+
+
+def _collate_texts(features: Sequence[Feature], dtype: torch.dtype) -> dict[str, Any]:
+    return packed(features) | {"labels": torch.tensor([feature.label for feature in features], dtype=dtype)}
+
+
+def _logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.ndarray]:
+    return list(on_host(output.logits).numpy())
+
+
+def _decode_classes(examples, features, logits, labels, settings) -> Predictions:
+    predictions = []
+    for example, row in zip(examples, logits, strict=True):
+        exponents = np.exp(row - row.max())
+        probabilities = exponents / exponents.sum()
+        best = int(row.argmax())
+        predictions.append(
+            {"gold": example.label, "predicted": labels[best], "probability": float(probabilities[best])}
+        )
+    return predictions
+
+
+def _decode_multi_label(examples, features, logits, labels, settings) -> Predictions:
+    """Every label whose probability is above a half."""
+    return [
+        {
+            "gold": example.label,
+            "predicted": [label for label, logit in zip(labels, row, strict=True) if logit > 0],
+            "probabilities": {label: float(p) for label, p in zip(labels, 1 / (1 + np.exp(-row)), strict=True)},
+        }
+        for example, row in zip(examples, logits, strict=True)
+    ]
+
+
+def _decode_scores(examples, features, logits, labels, settings) -> Predictions:
+    return [{"gold": e.label, "predicted": float(row.item())} for e, row in zip(examples, logits, strict=True)]
+
+
+def _score_classes(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
+    return metrics.classification([p["gold"] for p in predictions], [p["predicted"] for p in predictions])
+
+
+def _score_multi_label(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
+    tables = [np.array([[label in p[side] for label in labels] for p in predictions]) for side in ("gold", "predicted")]
+    return metrics.multi_label(*(table.astype(int) for table in tables))
+
+
+def _score_numbers(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
+    return metrics.regression([p["gold"] for p in predictions], [p["predicted"] for p in predictions])
+
+
+# Words: a tag for each.
+
+
+def _encode_words(
+    examples: Sequence[WordsExample], tokenizer: BertTokenizer, labels: list[str], settings: FinetuneSettings
+) -> list[Feature]:
+    """A word's tag stands at its first token; the other tokens, and the special ones, have none."""
+    ids = {label: i for i, label in enumerate(labels)}
+    targets = [[_label_id(example.where, tag, ids) for tag in example.tags] for example in examples]
+    features = []
+    for start in range(0, len(examples), _TOKENIZED_TOGETHER):
+        words = [example.words for example in examples[start : start + _TOKENIZED_TOGETHER]]
+        batch = tokenizer(words, is_split_into_words=True, truncation=True, max_length=settings.max_length)
+        for i, encoding in enumerate(batch.encodings, start):
+            places = first_tokens(encoding.word_ids)
+            tags = [IGNORE if word < 0 else targets[i][word] for word in places]
+            features.append(
+                Feature(
+                    i,
+                    (_arrays(encoding),),
+                    tags,
+                    weight=float((places >= 0).sum()),
+                    places=places,
+                    truncated=bool(encoding.overflowing),
+                )
+            )
+    return features
+
+
+def first_tokens(word_ids: Sequence[int | None]) -> np.ndarray:
+    """For each token the number of its word where it is the first of it, else -1."""
+    before = [None, *word_ids[:-1]]
+    numbers = [-1 if word is None or word == last else word for word, last in zip(word_ids, before, strict=True)]
+    return np.array(numbers, dtype=np.int32)
+
+
+def _tag_names(examples: Sequence[WordsExample]) -> list[str]:
+    tags = {tag for example in examples for tag in example.tags} | {"O"}
+    if len(tags) < 2:
+        raise DataError(f"{examples[0].where}: all tags are 'O'; there must be entities")
+    return sorted(tags, key=lambda tag: (tag != "O", tag[2:], tag))
+
+
+def _collate_words(features: Sequence[Feature]) -> dict[str, Any]:
+    return packed(features) | {"labels": torch.tensor([tag for feature in features for tag in feature.label])}
+
+
+def _token_logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.ndarray]:
+    return per_feature(output.logits, features)
+
+
+def _decode_words(examples, features, logits, labels, settings) -> Predictions:
+    """Tags of words; one that was cut off, or has no token, is 'O'."""
+    predictions = []
+    for example, feature, rows in zip(examples, features, logits, strict=True):
+        tags = ["O"] * len(example.words)
+        for word, best in zip(feature.places, rows.argmax(axis=1), strict=True):
+            if word >= 0:
+                tags[word] = labels[best]
+        predictions.append({"words": example.words, "gold": example.tags, "predicted": tags})
+    return predictions
+
+
+def _score_words(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
+    return metrics.entities([p["gold"] for p in predictions], [p["predicted"] for p in predictions])
+
+
+# Questions: where the context answers them.
+
+
+def _no_labels(examples: Sequence) -> list[str]:
+    return []
+
+
+def _collate_questions(features: Sequence[Feature]) -> dict[str, Any]:
+    starts, ends = (torch.tensor(column) for column in zip(*(feature.label for feature in features), strict=True))
+    return packed(features) | {"start_positions": starts, "end_positions": ends}
+
+
+def _span_logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.ndarray]:
+    return per_feature(torch.stack([output.start_logits, output.end_logits], dim=-1), features)
+
+
+def _score_answers(
+    examples: Sequence[QuestionExample], predictions: Predictions, labels: list[str]
+) -> dict[str, float]:
+    return metrics.squad([p["answers"] for p in predictions], [p["answer"] for p in predictions])
+
+
+# Choices: which of several texts goes with one.
+
+
+def _encode_choices(
+    examples: Sequence[ChoiceExample], tokenizer: BertTokenizer, labels: list[str], settings: FinetuneSettings
+) -> list[Feature]:
+    pairs = [(example.text, choice) for example in examples for choice in example.choices]
+    sequences = _sequences(pairs, tokenizer, settings.max_length)
+    features = []
+    for i, example in enumerate(examples):
+        own = [next(sequences) for _ in example.choices]
+        truncated = any(cut for _, cut in own)
+        features.append(Feature(i, tuple(sequence for sequence, _ in own), example.label, truncated=truncated))
+    return features
+
+
+def _collate_choices(features: Sequence[Feature]) -> dict[str, Any]:
+    return padded(features) | {"labels": torch.tensor([feature.label for feature in features])}
+
+
+def _decode_choices(examples, features, logits, labels, settings) -> Predictions:
+    return [
+        {"gold": example.label, "predicted": int(row.argmax()), "scores": row.tolist()}
+        for example, row in zip(examples, logits, strict=True)
+    ]
+
+
+def _score_choices(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
+    return {"accuracy": float(np.mean([p["gold"] == p["predicted"] for p in predictions]))}
+
+
+def class_counts(features: Sequence[Feature], classes: int) -> np.ndarray:
+    """How often each class is the label of an example, or of a word."""
+    labels = np.concatenate([np.atleast_1d(feature.label) for feature in features])
+    return np.bincount(labels[labels != IGNORE], minlength=classes)
+
+
+def loss_of(output: ModelOutput, arguments: dict[str, Any], class_weights: Tensor | None) -> Tensor:
+    """The head's own loss; with weights, the mean of the cross entropies by the weights of their labels."""
+    if class_weights is None:
+        return output.loss
+    logits, labels = output.logits, arguments["labels"]
+    return torch.nn.functional.cross_entropy(logits.float(), labels, class_weights, ignore_index=IGNORE)
+
+
+TASKS: dict[str, Task] = {
+    "classification": Task(
+        model=BertForSequenceClassification,
+        problem_type="single_label_classification",
+        scores=("accuracy", "f1_macro", "f1_micro", "matthews"),
+        read=files.read_texts,
+        labels=_class_names,
+        encode=partial(_encode_texts, target=_class_target),
+        collate=partial(_collate_texts, dtype=torch.int64),
+        logits=_logits,
+        decode=_decode_classes,
+        score=_score_classes,
+        weighable=True,
+    ),
+    "multi-label": Task(
+        model=BertForSequenceClassification,
+        problem_type="multi_label_classification",
+        scores=("f1_micro", "f1_macro", "accuracy"),
+        read=files.read_label_lists,
+        labels=_multi_label_names,
+        encode=partial(_encode_texts, target=_multi_label_target),
+        collate=partial(_collate_texts, dtype=torch.float32),
+        logits=_logits,
+        decode=_decode_multi_label,
+        score=_score_multi_label,
+    ),
+    "regression": Task(
+        model=BertForSequenceClassification,
+        problem_type="regression",
+        scores=("spearman", "pearson", "mse"),
+        read=files.read_scores,
+        labels=_no_labels,
+        encode=partial(_encode_texts, target=lambda example, ids: example.label),
+        collate=partial(_collate_texts, dtype=torch.float32),
+        logits=_logits,
+        decode=_decode_scores,
+        score=_score_numbers,
+    ),
+    "token-classification": Task(
+        model=BertForTokenClassification,
+        problem_type=None,
+        scores=("f1", "precision", "recall", "accuracy"),
+        read=files.read_words,
+        labels=_tag_names,
+        encode=_encode_words,
+        collate=_collate_words,
+        logits=_token_logits,
+        decode=_decode_words,
+        score=_score_words,
+        weighable=True,
+    ),
+    "question-answering": Task(
+        model=BertForQuestionAnswering,
+        problem_type=None,
+        scores=("f1", "exact_match"),
+        read=files.read_questions,
+        labels=_no_labels,
+        encode=answers.encode,
+        collate=_collate_questions,
+        logits=_span_logits,
+        decode=answers.decode,
+        score=_score_answers,
+        max_length=384,
+    ),
+    "multiple-choice": Task(
+        model=BertForMultipleChoice,
+        problem_type=None,
+        scores=("accuracy",),
+        read=files.read_choices,
+        labels=_no_labels,
+        encode=_encode_choices,
+        collate=_collate_choices,
+        logits=_logits,
+        decode=_decode_choices,
+        score=_score_choices,
+    ),
+}
