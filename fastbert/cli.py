@@ -1,4 +1,4 @@
-"""The command `fastbert`: embed, fill-mask, prepare, pretrain, finetune, doctor.
+"""The command `fastbert`: embed, fill-mask, prepare, pretrain, finetune, distill, doctor.
 
 Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the output
 went away; 143 stopped by SIGTERM. torch and all that needs it are imported by the commands that use them.
@@ -78,6 +78,19 @@ examples:
 DIR holds a model that transformers loads, and report/: metrics.json, learning-curves.png, predictions-dev.jsonl
 and, for classification, a confusion matrix. Scores are shares (0 to 1). docs/recipes.md has whole recipes.
 """
+_DISTILL_EXAMPLES = """\
+examples:
+  fastbert distill --task classification --teacher path/to/teacher --num-layers 3 --train train.csv --dev dev.csv -o out
+  fastbert distill --task classification --teacher path/to/teacher --layers 0,2,4 --hidden-size 192 --alpha 0.2 \\
+      --temperature 4 --train train.csv --dev dev.csv -o out
+  fastbert distill distill.toml
+
+For a task, the teacher is a model trained for it, and DIR holds what `fastbert finetune` writes. On plain text, a
+file such as docs/distill.toml says everything, and the run is one of `fastbert pretrain`.
+
+loss:
+  output-weight (alpha labels + (1 - alpha) soft targets) + hidden-weight states + relation-weight relations
+"""
 _DOCTOR_EXAMPLES = """\
 example:
   fastbert doctor
@@ -124,6 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_pretrain(commands)
     _add_finetune(commands)
+    _add_distill(commands)
     _add_doctor(commands)
     return parser
 
@@ -316,10 +330,17 @@ def _add_finetune(commands) -> None:
     parser.add_argument("--task", choices=FINETUNE_TASKS, required=True)
     parser.add_argument("--model", metavar="MODEL", required=True, help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--train", metavar="FILE", required=True, help="examples to learn from")
-    parser.add_argument("--dev", metavar="FILE", required=True, help="examples to choose the best checkpoint by")
+    _add_task_options(parser, required=True)
+
+
+def _add_task_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """What training for a task takes beside the models; `required`: there is no other way to train."""
+    parser.add_argument("--train", metavar="FILE", required=required, help="examples to learn from")
+    parser.add_argument("--dev", metavar="FILE", required=required, help="examples to choose the best checkpoint by")
     parser.add_argument("--test", metavar="FILE", help="examples for the report")
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the model, and its report in DIR/report")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", required=required, help="the model, and its report in DIR/report"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the newest checkpoint, if there is one")
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
 
@@ -392,6 +413,52 @@ def _add_finetune(commands) -> None:
     )
 
 
+def _add_distill(commands) -> None:
+    parser = _command(
+        commands, "distill", _distill, "make a smaller model that does as a larger one", _DISTILL_EXAMPLES
+    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="for plain text: a TOML file as docs/distill.toml")
+    parser.add_argument(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="in place of the CONFIG's; may be repeated",
+    )
+    parser.add_argument("--task", choices=FINETUNE_TASKS)
+    parser.add_argument("--teacher", metavar="MODEL", help="a folder or hub id, trained for the task")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    _add_task_options(parser, required=False)
+
+    student = parser.add_argument_group("student", "sizes are the teacher's without; layers are counted from 0")
+    student.add_argument("--num-layers", type=_positive, metavar="N", help="of the teacher's, spread evenly")
+    student.add_argument("--layers", type=_numbers, metavar="A,B,...", help="of the teacher's, which they begin as")
+    student.add_argument("--hidden-size", type=_positive, metavar="N")
+    student.add_argument("--intermediate-size", type=_positive, metavar="N", help="(default: in proportion)")
+    student.add_argument("--num-attention-heads", type=_positive, metavar="N", help="(default: of the same width)")
+    student.add_argument("--student", metavar="MODEL", help="in place of all these, a model to begin with")
+
+    losses = parser.add_argument_group("distillation")
+    losses.add_argument("--temperature", type=float, help="of the soft targets (default: 2)")
+    losses.add_argument("--alpha", type=float, help="share of the labels beside the soft targets (default: 0.5)")
+    losses.add_argument("--output-weight", type=float, help="of both (default: 1)")
+    losses.add_argument("--hidden-weight", type=float, help="of the states after each layer (default: 1)")
+    losses.add_argument("--hidden-loss", choices=("mse", "cosine"), help="(default: mse)")
+    losses.add_argument(
+        "--hidden-layers", type=_numbers, metavar="A,B,...", help="of the teacher's, one for each of the student's"
+    )
+    losses.add_argument("--relation-weight", type=float, help="of how tokens relate in the last layer (default: 0)")
+    losses.add_argument(
+        "--relations",
+        type=lambda text: tuple(text.split(",")),
+        metavar="qq,kk,vv",
+        help="of queries, keys and values; qk is the attention (default: qq,kk,vv)",
+    )
+    losses.add_argument("--relation-heads", type=_positive, metavar="N", help="(default: as many as the teacher has)")
+    losses.add_argument("--relation-layer", type=int, metavar="N", help="of the teacher (default: its last)")
+    losses.add_argument("--teacher-precision", choices=("fp32", "bf16"), help="(default: fp32)")
+
+
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
     _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
@@ -405,6 +472,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, as 0,2,4") from None
 
 
 def _embed(args: argparse.Namespace) -> int:
@@ -447,6 +521,12 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 def _finetune(args: argparse.Namespace) -> int:
     from fastbert.finetune_command import run
+
+    return run(args)
+
+
+def _distill(args: argparse.Namespace) -> int:
+    from fastbert.distill_command import run
 
     return run(args)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -25,32 +25,54 @@ NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "ma
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert finetune`; returns the exit code."""
-    settings = FinetuneSettings(**_given(args, FinetuneSettings))
-    reading = Reading(**_given(args, Reading))
-    folder = Path(args.output)
-    paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
-    _check(folder, paths)
-    newest = open_checkpoints(folder).newest()
-    if (folder / REPORT / "metrics.json").exists():
-        raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
-    if newest is not None and not args.resume:
-        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
-    device = torch.device(device_of(args.device))
-    recipe = Recipe.read(settings, args.model, paths, reading, revision=args.revision)
-    _say_data(recipe)
-    run = Finetuning(recipe, recipe.fresh_model(args.model, revision=args.revision).to(device), folder)
-    if newest is not None:
-        run.resume(newest)
-        _say(f"going on from {newest}")
+    plan = Plan.of(args)
+    recipe = Recipe.read(plan.settings, args.model, plan.paths, plan.reading, revision=args.revision)
+    model = recipe.fresh_model(args.model, revision=args.revision)
+    return carry_out(Finetuning(recipe, model.to(plan.device), plan.folder), plan, args.model)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the arguments ask for; `newest` is the checkpoint to go on with."""
+
+    settings: FinetuneSettings
+    reading: Reading
+    folder: Path
+    paths: dict[str, Path]  # train, dev and test
+    newest: Path | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Raises ValueError or OSError, before anything is loaded, where something would fail after it."""
+        settings = FinetuneSettings(**given(args, FinetuneSettings))
+        reading = Reading(**given(args, Reading))
+        folder = Path(args.output)
+        paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
+        _check(folder, paths)
+        newest = open_checkpoints(folder).newest()
+        if (folder / REPORT / "metrics.json").exists():
+            raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
+        if newest is not None and not args.resume:
+            raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
+        return cls(settings, reading, folder, paths, newest, torch.device(device_of(args.device)))
+
+
+def carry_out(run: Finetuning, plan: Plan, start: str) -> int:
+    """Trains and reports; `start` is the model it began with. Returns the exit code."""
+    _say_data(run.recipe)
+    if plan.newest is not None:
+        run.resume(plan.newest)
+        _say(f"going on from {plan.newest}")
     outcome = run.run()
     if outcome.signal is not None:
         _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")
         return 128 + outcome.signal
-    _finish(run, folder, args.model)
+    _finish(run, plan.folder, start)
     return 0
 
 
-def _given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     """The arguments that are fields of `kind` and were given; the others keep their defaults."""
     values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
     return {name: value for name, value in values.items() if value is not None}
