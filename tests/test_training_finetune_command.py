@@ -1,0 +1,174 @@
+"""`fastbert finetune`: the model that comes out, its report, and what it says of bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from finetune_support import READING, save_model, sentence, write, write_csv, write_jsonl
+
+import fastbert
+from fastbert.cli import FINETUNE_TASKS, main
+from fastbert.training.finetune.tasks import TASKS
+
+OPTIONS = ["--epochs", "4", "--tokens", "128", "--lr", "2e-3", "--stride", "4", "--max-question", "8"]
+AUTO = {
+    "classification": "AutoModelForSequenceClassification",
+    "multi-label": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "multiple-choice": "AutoModelForMultipleChoice",
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def finetune(model, task, data, out, *more, test=None):
+    files = ["--train", str(data), "--dev", str(data), *(["--test", str(test)] if test else [])]
+    pair = ["--pair-column", READING[task].pair] if task in READING else []
+    return main(["finetune", "--task", task, "--model", str(model), *files, "-o", str(out), *pair, *OPTIONS, *more])
+
+
+def test_the_command_offers_every_task():
+    assert set(FINETUNE_TASKS) == set(TASKS)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_transformers_loads_the_model_and_predicts_the_same(tmp_path, model, task, capsys):
+    data, out = write(tmp_path, task), tmp_path / "out"
+    test = write(tmp_path, task, "test", n=17)
+    assert finetune(model, task, data, out, test=test) == 0
+    report = out / "report"
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert (
+        set(metrics["dev"])
+        == set(metrics["test"])
+        == {"loss", *TASKS[task].scores}
+        | ({"has_answer_f1", "no_answer_f1"} if task == "question-answering" else set())
+    )
+    assert metrics["data"]["test"]["examples"] == 17 and metrics["settings"]["epochs"] == 4
+    lines = {name: (report / f"predictions-{name}.jsonl").read_text().splitlines() for name in ("dev", "test")}
+    assert (len(lines["dev"]), len(lines["test"])) == (20, 17)
+    assert {path.name for path in report.iterdir()} == {
+        "metrics.json",
+        "learning-curves.png",
+        "predictions-dev.jsonl",
+        "predictions-test.jsonl",
+        *(["confusion-matrix-test.png"] if task == "classification" else []),
+    }
+    for picture in report.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not (out / "checkpoints").exists()
+    assert "the model of step" in capsys.readouterr().err
+
+    theirs = getattr(transformers, AUTO[task]).from_pretrained(out)
+    mine = TASKS[task].model.from_pretrained(out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert theirs.config.problem_type == TASKS[task].problem_type
+    inputs = tokenizer(["anna saw rome", "bob left oslo today"], padding=True, return_tensors="pt")
+    if task == "multiple-choice":
+        inputs = {name: tensor[None] for name, tensor in inputs.items()}
+    with torch.no_grad():
+        a, b = mine(**inputs), theirs.eval()(**inputs)
+    first = "start_logits" if task == "question-answering" else "logits"
+    real = inputs["attention_mask"].bool() if first == "start_logits" or task == "token-classification" else ...
+    torch.testing.assert_close(a[first][real], b[first][real], rtol=1e-4, atol=1e-5)
+    if task == "classification":
+        assert theirs.config.id2label == {0: "a", 1: "b", 2: "c"} and theirs.config.label2id == {"a": 0, "b": 1, "c": 2}
+        predicted = [json.loads(line)["predicted"] for line in lines["dev"]]
+        texts = [" ".join(sentence(i)) for i in range(20)]
+        classify = transformers.pipeline("text-classification", model=theirs, tokenizer=tokenizer, device="cpu")
+        assert [entry["label"] for entry in classify(texts)] == predicted
+        right = np.mean([json.loads(line)["gold"] == p for line, p in zip(lines["dev"], predicted, strict=True)])
+        assert metrics["dev"]["accuracy"] == pytest.approx(right)
+    if task == "token-classification":
+        assert theirs.config.id2label == {0: "O", 1: "B-LOC", 2: "B-PER", 3: "I-PER"}
+    if task == "regression":
+        assert theirs.config.num_labels == 1
+
+
+def test_a_run_is_neither_overwritten_nor_silently_gone_on_with(tmp_path, model, capsys):
+    data, out = write(tmp_path, "classification"), tmp_path / "out"
+    assert finetune(model, "classification", data, out) == 0
+    before = (out / "model.safetensors").read_bytes()
+    assert finetune(model, "classification", data, out, "--resume") == 1
+    assert "holds a model that is fine-tuned already" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_cut_short_before_its_model_is_written_goes_on(tmp_path, model, capsys, monkeypatch):
+    from fastbert import finetune_command
+
+    data, out = write(tmp_path, "classification"), tmp_path / "out"
+
+    def fail(*args):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune_command, "draw_curves", fail)
+        assert finetune(model, "classification", data, out) == 1
+    assert finetune(model, "classification", data, out) == 1
+    assert "is there already: --resume goes on with it" in capsys.readouterr().err
+    assert finetune(model, "classification", data, out, "--resume") == 0
+    assert "going on from" in capsys.readouterr().err
+    other = tmp_path / "other"
+    assert finetune(model, "classification", data, other) == 0
+    assert (out / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def error_of(capsys, *arguments, **options):
+    capsys.readouterr()
+    assert finetune(*arguments, **options) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    return line.removeprefix("fastbert: error: ")
+
+
+def test_errors_are_one_line_with_file_and_line(tmp_path, model, capsys):
+    good = write(tmp_path, "classification")
+    out = tmp_path / "out"
+    bad = write_csv(tmp_path / "dev.csv", [("anna", "a"), ("bob", "d")])
+    message = error_of(capsys, model, "classification", good, out, "--dev", str(bad))
+    assert message == f"{bad}:3: label 'd' is none of the training data's 3: 'a', 'b', 'c'"
+    assert error_of(capsys, model, "classification", good, out, test=bad) == message
+    empty = tmp_path / "empty.csv"
+    for text in ("", "text,label\n"):
+        empty.write_text(text)
+        assert error_of(capsys, model, "classification", empty, out) == f"{empty}:1: the file holds no example"
+    message = error_of(capsys, model, "classification", good, out, "--label-column", "stars")
+    assert message == f"{good}:2: no column 'stars'; there are '1', '2', 'text', 'label'"
+    assert error_of(capsys, model, "classification", tmp_path / "none.csv", out) == f"{tmp_path}/none.csv: no such file"
+    message = error_of(capsys, model, "classification", good, out, "--freeze-layers", "9")
+    assert message == "freeze_layers is 9; the model has 2 layers"
+    message = error_of(capsys, model, "classification", good, out, "--max-length", "65")
+    assert message == "max_length is 65; the model takes 64 tokens"
+    words = write_jsonl(tmp_path / "words.jsonl", [{"words": ["anna", "saw"], "tags": ["B-PER"]}])
+    message = error_of(capsys, model, "token-classification", words, out)
+    assert message == f"{words}:1: 2 words and 1 tags; each word has one"
+    message = error_of(capsys, model, "classification", good, out, "--best", "f1")
+    assert message.startswith("best is 'f1'; classification has the scores accuracy, f1_macro")
+    assert not out.exists()
+
+
+def test_a_label_set_may_have_many_classes_of_long_names(tmp_path):
+    """The picture has to hold them; a class that the dev data lack is a row of zeros."""
+    from fastbert.training.finetune.report import draw_confusion
+
+    labels = [f"class number {i} of a long name" for i in range(30)]
+    draw_confusion(tmp_path / "many.png", labels[:9] * 3, labels[1:10] * 3, labels)
+    assert (tmp_path / "many.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_pipeline_answers_questions_with_the_model(tmp_path, model):
+    """Trained on 20 questions by heart, with windows; transformers' own decoding finds the same answers."""
+    data, out = write(tmp_path, "question-answering"), tmp_path / "out"
+    assert finetune(model, "question-answering", data, out, "--epochs", "40", "--max-length", "32") == 0
+    metrics = json.loads((out / "report" / "metrics.json").read_text())
+    assert metrics["dev"]["exact_match"] == 1 and metrics["settings"]["no_answer"] is True
+    rows = [json.loads(line) for line in (out / "report" / "predictions-dev.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in rows] == [row["answers"][0] if row["answers"] else "" for row in rows]
+    assert fastbert.BertConfig.from_pretrained(out).num_labels == 2
