@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -121,7 +121,7 @@ def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, se
         "steps": run.step,
         "training_seconds": seconds,
         "model": start,
-        "settings": asdict(recipe.settings),
+        "settings": run.all_settings(),
         "labels": recipe.labels,
         "data": {
             name: {"file": str(d.path), "examples": len(d.examples), "truncated": d.truncated}

@@ -60,10 +60,15 @@ def make_student(
     layers = list(layers) if layers is not None else spread(num_layers or count, count)
     check_layers("layers", layers, count)
     width = config.hidden_size if hidden_size is None else hidden_size
+    if num_attention_heads is None and width % config.head_dim:
+        raise ValueError(
+            f"hidden_size is {width}, no multiple of the {config.head_dim} units that a head of the teacher has; "
+            "num_attention_heads must say how many heads there are"
+        )
     sizes = {
         "hidden_size": width,
         "intermediate_size": intermediate_size or max(1, config.intermediate_size * width // config.hidden_size),
-        "num_attention_heads": num_attention_heads or max(1, width // config.head_dim),
+        "num_attention_heads": num_attention_heads or width // config.head_dim,
     }
     for name in ("hidden_size", "intermediate_size"):
         if sizes[name] > getattr(config, name):
@@ -91,7 +96,8 @@ def check_vocabularies(teacher: BertTokenizer, student: BertTokenizer) -> None:
     theirs, own = teacher.get_vocab(), student.get_vocab()
     if theirs == own:
         return
-    token = next(token for token in (*theirs, *own) if theirs.get(token) != own.get(token))
+    by_number = (*sorted(theirs, key=theirs.get), *sorted(own, key=own.get))
+    token = next(token for token in by_number if theirs.get(token) != own.get(token))
     sides = [f"{vocabulary[token]}" if token in vocabulary else "none" for vocabulary in (theirs, own)]
     raise ValueError(
         f"teacher and student have different vocabularies, of {len(theirs)} and {len(own)} tokens: {token!r} has "

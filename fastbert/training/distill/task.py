@@ -114,10 +114,14 @@ class TaskDistillation(Finetuning):
             loss = loss + sum(weights[name] * part for name, part in between.items()) / len(states[0])
         return loss, student
 
+    def all_settings(self) -> dict[str, Any]:
+        distillation = asdict(self.distillation)
+        lists = {name: list(value) if isinstance(value, tuple) else value for name, value in distillation.items()}
+        return {**super().all_settings(), "distillation": lists}
+
     def decisive(self) -> dict[str, Any]:
-        values = {f"distillation.{name}": value for name, value in asdict(self.distillation).items()}
-        lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {**super().decisive(), **lists, "student": self.model.config.to_dict()}
+        distillation = {f"distillation.{name}": value for name, value in self.all_settings()["distillation"].items()}
+        return {**super().decisive(), **distillation, "student": self.model.config.to_dict()}
 
     def write(self, folder: Path) -> None:
         super().write(folder)

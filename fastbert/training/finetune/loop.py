@@ -401,6 +401,10 @@ class Finetuning:
         self.recipe.tokenizer.save_pretrained(folder)
         save_optimizer(self.optimizer, self.trained, folder)
 
+    def all_settings(self) -> dict[str, Any]:
+        """By name; JSON can hold it."""
+        return asdict(self.settings)
+
     def decisive(self) -> dict[str, Any]:
         """What the run is gone on with by the same only."""
         return self.recipe.decisive()
