@@ -70,6 +70,17 @@ def test_fetch_takes_the_members_and_nothing_else(made):
     assert folder.is_relative_to(made.cache_root()) and not leftovers(made)
 
 
+def test_fetch_takes_folders_whole(made):
+    members = {"m/": "all/", "m/a.txt": "a.txt"}
+    made.ASSETS = {"made": (made.ASSETS["made"][0]._replace(members=members),)}
+    folder = made.fetch("made")
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert files == {"all/a.txt", "all/sub/b.txt", "all/code.py", "a.txt"}
+    made.ASSETS = {"other": (made.ASSETS["made"][0]._replace(members={"n/": "all/"}),)}
+    with pytest.raises(made.AssetUnavailable, match="the package has no n/"):
+        made.fetch("other")
+
+
 def test_command_never_takes_dependencies_or_source(made):
     made.fetch("made")
     (command,) = made.downloads

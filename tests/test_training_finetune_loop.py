@@ -227,6 +227,15 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         run.run()
 
 
+def test_dropout_is_there_in_training_and_not_in_evaluation(tmp_path):
+    run = make_run(tmp_path, "classification", epochs=2, batch_size=10, evaluate_every=1, dropout=0.5)
+    modes = []
+    run.model.dropout.register_forward_hook(lambda module, args, out: modes.append((module.training, module.p)))
+    run.run()
+    assert modes == [(True, 0.5), (False, 0.5)] * 4
+    assert run.evaluate(run.recipe.dev).scores == run.evaluate(run.recipe.dev).scores
+
+
 def test_bf16_runs_by_autocast_and_keeps_weights_in_fp32(tmp_path):
     run = make_run(tmp_path, "classification", precision="bf16", epochs=2)
     seen = set()
@@ -258,6 +267,11 @@ def test_an_epoch_takes_each_feature_once_in_an_order_of_its_own(order, batch_si
     assert spread < 8 if order == "length" else spread > 30
     firsts = [LENGTHS[batch[0]] for batch in batches]
     assert firsts != sorted(firsts) and firsts != sorted(firsts, reverse=True)
+
+
+def test_a_batch_may_be_full_to_the_last_token():
+    batches = plan_epoch([5, 5, 5], seed=0, epoch=0, order="random", batch_size=None, tokens=10)
+    assert list(map(len, batches)) == [2, 1]
 
 
 def test_a_feature_above_the_budget_has_a_batch_of_its_own():

@@ -19,6 +19,7 @@ from fastbert.training.finetune import metrics
         ([], "", 1, 1),
         ([], "cat", 0, 0),
         (["the"], "", 1, 1),  # nothing is left of it
+        (["the", "cat"], "", 0, 0),  # which is left out, where there is another
         (["U.S."], "US", 1, 1),
         (["well-known"], "wellknown", 1, 1),  # punctuation is dropped, not replaced
         (["Saint Bernadette  Soubirous"], "saint\tbernadette soubirous", 1, 1),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastbert.native.attention_gradient import attention_inputs, attention_training
 from fastbert.native.dropout import draw_seed
-from fastbert.native.extension import C, available, chosen_isa, cpu_reason
+from fastbert.native.extension import C, available, chosen_isa, cpu_reason, misaligned
 
 
 def supports_attention(
@@ -23,7 +23,7 @@ def supports_attention(
     heads, width = qkv.shape[2:]
     if qkv.stride(3) != 1 or qkv.stride(2) != width:
         return "heads not contiguous"
-    if qkv.dtype == torch.bfloat16 and (width % 2 or qkv.stride(0) % 2 or qkv.stride(1) % 2 or qkv.data_ptr() % 4):
+    if qkv.dtype == torch.bfloat16 and (width % 2 or qkv.stride(0) % 2 or qkv.stride(1) % 2 or misaligned(qkv, 4)):
         return "odd head width or stride in bf16"
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.device.type != "cpu" or not cu_seqlens.is_contiguous():
         return "cu_seqlens is no contiguous int32 tensor on the CPU"

@@ -92,6 +92,11 @@ def chosen_isa() -> tuple[str, int]:
         raise ValueError(f"FASTBERT_ISA={name}: {error}") from None
 
 
+def misaligned(x: Tensor, size: int) -> bool:
+    """Whether x begins elsewhere than on a multiple of so many bytes; what a compiler traces has no address yet."""
+    return not torch.compiler.is_compiling() and x.data_ptr() % size != 0
+
+
 def tracing_reason() -> str | None:
     """Why pointers will not do, whatever the tensors: somebody records or transforms what is called."""
     if torch.jit.is_tracing():

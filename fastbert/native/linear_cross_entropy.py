@@ -12,7 +12,7 @@ import threading
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason
+from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason, misaligned
 
 # Bytes of logits at a time: so few stay in the cache, where nothing but the loss is wanted. With gradients, logits of
 # the whole vocabulary are not made twice if they fit in that many.
@@ -33,7 +33,7 @@ def supports_linear_cross_entropy(
         return f"shapes {tuple(x.shape)} and {tuple(weight.shape)}"
     if weight.stride(1) != 1 and weight.shape[1] > 1:
         return "last dimension not contiguous"
-    if x.dtype == torch.bfloat16 and (weight.shape[1] % 2 or weight.stride(0) % 2 or weight.data_ptr() % 4):
+    if x.dtype == torch.bfloat16 and (weight.shape[1] % 2 or weight.stride(0) % 2 or misaligned(weight, 4)):
         return "odd width or row stride in bf16"
     if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
         return f"bias of shape {tuple(bias.shape)}"

@@ -14,7 +14,7 @@ from fastbert.model import BertModel, BertPreTrainedModel
 from fastbert.model.encoder import project, project_qkv
 from fastbert.training.distill.losses import relation_loss, state_loss
 from fastbert.training.distill.settings import DistillationSettings
-from fastbert.training.distill.student import check_layers, matched
+from fastbert.training.distill.student import check_layers, spread
 from fastbert.training.training_state import CheckpointError
 
 PROJECTIONS = "projections.safetensors"
@@ -43,7 +43,7 @@ class LayerLosses(nn.Module):
                 f"the student's vocab_size is {own.vocab_size} and the teacher's {theirs.vocab_size}; "
                 "both read the same tokens"
             )
-        self.of_states = list(settings.hidden_layers or matched(layers, count))
+        self.of_states = list(spread(layers, count) if settings.hidden_layers is None else settings.hidden_layers)
         check_layers("hidden_layers", self.of_states, count)
         if len(self.of_states) != layers:
             raise ValueError(

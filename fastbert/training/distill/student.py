@@ -16,12 +16,7 @@ _LAYER = re.compile(r"(^|\.)encoder\.layer\.(\d+)\.")
 
 
 def spread(layers: int, teacher_layers: int) -> list[int]:
-    """Teacher layers to begin with, from the first to the last: of 12, DistilBERT's 0, 2, 4, 7, 9, 11."""
-    return [round(i * (teacher_layers - 1) / max(1, layers - 1)) for i in range(layers)]
-
-
-def matched(layers: int, teacher_layers: int) -> list[int]:
-    """Teacher layers whose states to come close to, the last one last: of 12, TinyBERT's 2, 5, 8, 11 for 4."""
+    """The teacher's layers that the student's stand for, the last one last: of 12, TinyBERT's 2, 5, 8, 11 for 4."""
     return [(i + 1) * teacher_layers // layers - 1 for i in range(layers)]
 
 

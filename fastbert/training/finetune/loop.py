@@ -41,7 +41,8 @@ from fastbert.training.training_state import (
 )
 
 EVALUATION_TOKENS = 8192  # in a batch
-LOG_EVERY = 20  # steps
+LOGGED = 50  # times a run, at least where it has as many steps
+LOG_EVERY = 20  # steps, at least
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,7 @@ class Finetuning:
         self.optimizer = make_optimizer(model, settings.optimizer, groups)
         epochs = recipe.plan()
         self.plan = [step for epoch in epochs for step in epoch]
+        self.log_every = max(1, min(LOG_EVERY, len(self.plan) // LOGGED))
         self.epoch_ends = set(accumulate(map(len, epochs)))
         self.schedule = make_schedule(
             settings.schedule,
@@ -266,7 +268,7 @@ class Finetuning:
                         self._save()
                         return Outcome(self.step, self.best_step, received())
                     self._train(self.plan[self.step])
-                    if self.step % LOG_EVERY == 0 or self._evaluation_is_due():
+                    if self.step % self.log_every == 0 or self._evaluation_is_due():
                         self._report()
                     if self._evaluation_is_due():
                         self._evaluate()
