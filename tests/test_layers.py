@@ -50,6 +50,7 @@ PART_OF = {
     "doctor": "cli",
     "embed_command": "cli",
     "finetune_command": "cli",
+    "distill_command": "cli",
     "pretrain_command": "cli",
     "safetensors_file": "checkpoint",
 }  # modules that are one layer together

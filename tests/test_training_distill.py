@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ import fastbert
 from fastbert.cli import main
 from fastbert.training.distill.losses import choice_loss
 from fastbert.training.distill.settings import DistillationSettings, TextSettings
-from fastbert.training.distill.student import make_student
+from fastbert.training.distill.student import make_student, spread
 from fastbert.training.distill.task import SOFT, TaskDistillation
 from fastbert.training.distill.text import TextDistillation
 from fastbert.training.finetune.tasks import TASKS
@@ -415,6 +417,28 @@ def test_settings_of_text_are_pretrainings_and_more():
         read_settings(values, TextSettings)
     with pytest.raises(SettingsError, match=r"model\.config is given"):
         read_settings({**values, "model": {"config": "c"}, "distillation": {"teacher": "t"}}, TextSettings)
+
+
+def test_the_documented_settings_are_all_there_are_at_their_defaults():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "distill.toml").read_text()
+    given = load_settings_of(text)
+    section = text[text.index("\n[distillation]") : text.index("\n[model]")]
+    commented = load_settings_of(text.replace(section, re.sub(r"(?m)^# (?=\w+ = )", "", section))).distillation
+    names = set(re.findall(r"(?m)^(?:# )?(\w+) = ", section))
+    assert names == set(vars(commented))
+    free = ("layers", "hidden_layers", "relation_heads", "relation_layer")  # their defaults depend on the teacher
+    for name in names:
+        assert getattr(given.distillation, name) == getattr(commented, name) or name in free, name
+    assert list(commented.layers) == list(commented.hidden_layers) == spread(6, 12)
+
+
+def load_settings_of(text):
+    return read_settings(tomllib.loads(text), TextSettings)
+
+
+def test_the_recipe_is_the_one_that_is_tested():
+    recipes = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text()
+    assert f"fastbert distill --task classification --teacher out/rotten-tomatoes \\\n    {STUDENT} \\\n" in recipes
 
 
 def distill(*arguments):
