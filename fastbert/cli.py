@@ -1,4 +1,4 @@
-"""The command `fastbert`: embed, fill-mask, prepare, pretrain, finetune, doctor.
+"""The command `fastbert`: embed, fill-mask, prepare, pretrain, finetune, distill, doctor.
 
 Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the output
 went away; 143 stopped by SIGTERM. torch and all that needs it are imported by the commands that use them.
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from fastbert.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
 from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_finetune_arguments
 from fastbert.precision import QUANTIZED, SPLIT
 
@@ -106,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_pretrain(commands)
     _add_finetune(commands)
+    _add_distill(commands)
     _add_doctor(commands)
     return parser
 
@@ -298,6 +300,11 @@ def _add_finetune(commands) -> None:
     add_finetune_arguments(parser, _positive)
 
 
+def _add_distill(commands) -> None:
+    what = "make a smaller model that does as a larger one"
+    add_distill_arguments(_command(commands, "distill", _distill, what, DISTILL_EXAMPLES), _positive)
+
+
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
     _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
@@ -353,6 +360,12 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 def _finetune(args: argparse.Namespace) -> int:
     from fastbert.finetune_command import run
+
+    return run(args)
+
+
+def _distill(args: argparse.Namespace) -> int:
+    from fastbert.distill_command import run
 
     return run(args)
 

@@ -31,10 +31,17 @@ def add_finetune_arguments(parser: argparse.ArgumentParser, positive: Callable[[
     parser.add_argument("--task", choices=FINETUNE_TASKS, required=True)
     parser.add_argument("--model", metavar="MODEL", required=True, help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--train", metavar="FILE", required=True, help="examples to learn from")
-    parser.add_argument("--dev", metavar="FILE", required=True, help="examples to choose the best checkpoint by")
+    add_task_arguments(parser, positive, required=True)
+
+
+def add_task_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int], *, required: bool) -> None:
+    """What training for a task takes beside the models; `required`: there is no other way to train."""
+    parser.add_argument("--train", metavar="FILE", required=required, help="examples to learn from")
+    parser.add_argument("--dev", metavar="FILE", required=required, help="examples to choose the best checkpoint by")
     parser.add_argument("--test", metavar="FILE", help="examples for the report")
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the model, and its report in DIR/report")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", required=required, help="the model, and its report in DIR/report"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the newest checkpoint, if there is one")
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -25,6 +25,19 @@ NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "ma
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert finetune`; returns the exit code."""
+    folder, newest = prepare_output(args)
+    device = torch.device(device_of(args.device))
+    recipe = read_recipe(args)
+    model = recipe.fresh_model(args.model, revision=args.revision).to(device)
+    return carry_out(Finetuning(recipe, model, folder), newest, args.model)
+
+
+def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The folder, and the checkpoint in it to go on with.
+
+    Raises:
+        ValueError: it is a file, or holds what the arguments would overwrite.
+    """
     folder = Path(args.output)
     _check(folder)
     newest = open_checkpoints(folder).newest()
@@ -32,10 +45,23 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
     if newest is not None and not args.resume:
         raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
-    device = torch.device(device_of(args.device))
-    recipe = read_recipe(args)
-    _say_data(recipe)
-    run = Finetuning(recipe, recipe.fresh_model(args.model, revision=args.revision).to(device), folder)
+    return folder, newest
+
+
+def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list[str] | None = None) -> Recipe:
+    """The data and settings that the arguments name, for their model or another, with labels if it has them."""
+    settings = FinetuneSettings(**given(args, FinetuneSettings))
+    reading = Reading(**given(args, Reading))
+    paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
+    for path in paths.values():
+        if not path.is_file():
+            raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    return Recipe.read(settings, model or args.model, paths, reading, revision=args.revision, labels=labels)
+
+
+def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
+    """Trains, from the checkpoint `newest` if there is one, and reports; `start` is the model that was begun with."""
+    _say_data(run.recipe)
     if newest is not None:
         run.resume(newest)
         _say(f"going on from {newest}")
@@ -43,22 +69,11 @@ def run(args: argparse.Namespace) -> int:
     if outcome.signal is not None:
         _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")
         return 128 + outcome.signal
-    _finish(run, folder, args.model)
+    _finish(run, run.folder, start)
     return 0
 
 
-def read_recipe(args: argparse.Namespace) -> Recipe:
-    """The data and settings that the arguments name."""
-    settings = FinetuneSettings(**_given(args, FinetuneSettings))
-    reading = Reading(**_given(args, Reading))
-    paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
-    for path in paths.values():
-        if not path.is_file():
-            raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    return Recipe.read(settings, args.model, paths, reading, revision=args.revision)
-
-
-def _given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     """The arguments that are fields of `kind` and were given; the others keep their defaults."""
     values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
     return {name: value for name, value in values.items() if value is not None}
@@ -106,7 +121,7 @@ def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, se
         "steps": run.step,
         "training_seconds": seconds,
         "model": start,
-        "settings": asdict(recipe.settings),
+        "settings": run.all_settings(),
         "labels": recipe.labels,
         "data": {
             name: {"file": str(d.path), "examples": len(d.examples), "truncated": d.truncated}

@@ -21,7 +21,7 @@ from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes, join, local_rank
 from fastbert.training.loop import Outcome, Pretraining, open_checkpoints
 from fastbert.training.masking import Masking
-from fastbert.training.objective import MODELS
+from fastbert.training.objective import MODELS, Objective
 from fastbert.training.settings import Settings, SettingsError, load_settings
 from fastbert.training.shards import Shards, read_index
 
@@ -48,10 +48,26 @@ GPU_PEAKS = {
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert pretrain`; returns the exit code."""
-    settings = load_settings(args.config, args.set)
-    device = torch.device(_device(args.device))
+    return train(load_settings(args.config, args.set), args.device, resume=args.resume)
+
+
+def train(
+    settings: Settings,
+    device: str | None,
+    *,
+    resume: bool,
+    begin: Callable[[Settings, BertTokenizer, Shards], BertPreTrainedModel] | None = None,
+    objective: Callable[[BertPreTrainedModel], Objective] | None = None,
+) -> int:
+    """Runs the loop in all of torchrun's processes; returns the exit code.
+
+    Args:
+        begin: makes the model that training starts with; None: fresh_model.
+        objective: makes what is minimised, of the model on its device; None: the losses of its own heads.
+    """
+    device = torch.device(_device(device))
     with join(device) as processes:
-        outcome = _pretrain(settings, device, processes, resume=args.resume)
+        outcome = _pretrain(settings, device, processes, begin or fresh_model, objective, resume=resume)
     if processes.first:
         _say(f"step {outcome.step:,}, checkpoint {outcome.checkpoint}")
     if outcome.signal is None:
@@ -60,7 +76,15 @@ def run(args: argparse.Namespace) -> int:
     return 128 + outcome.signal
 
 
-def _pretrain(settings: Settings, device: torch.device, processes: Processes, *, resume: bool) -> Outcome:
+def _pretrain(
+    settings: Settings,
+    device: torch.device,
+    processes: Processes,
+    begin: Callable[[Settings, BertTokenizer, Shards], BertPreTrainedModel],
+    objective: Callable[[BertPreTrainedModel], Objective] | None,
+    *,
+    resume: bool,
+) -> Outcome:
     newest = open_checkpoints(settings).newest()
     processes.wait()  # all have looked before one may write
     if newest is not None and not resume:
@@ -68,7 +92,7 @@ def _pretrain(settings: Settings, device: torch.device, processes: Processes, *,
     shards = Shards(settings.data.shards)
     tokenizer = shards.tokenizer
     if newest is None:
-        model = fresh_model(settings, tokenizer, shards)
+        model = begin(settings, tokenizer, shards)
     else:
         model = MODELS[settings.training.objective].from_pretrained(newest)
     shards.check_model(model.config)
@@ -84,6 +108,7 @@ def _pretrain(settings: Settings, device: torch.device, processes: Processes, *,
         device=device,
         processes=processes,
         peak_flops=peak_flops(settings, device),
+        objective=None if objective is None else objective(model.to(device)),
     )
     if newest is not None:
         trainer.resume(newest)

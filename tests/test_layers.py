@@ -49,8 +49,10 @@ MAY_IMPORT = {
 PART_OF = {
     "doctor": "cli",
     "embed_command": "cli",
+    "distill_arguments": "cli",
     "finetune_arguments": "cli",
     "finetune_command": "cli",
+    "distill_command": "cli",
     "pretrain_command": "cli",
     "safetensors_file": "checkpoint",
 }  # modules that are one layer together

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -72,6 +72,7 @@ class Pretraining:
         device: where to train; None where the model is. One that is to be sharded may then stay on the host.
         processes: which one this is.
         peak_flops: of one device, for MFU; None leaves MFU out.
+        objective: of this model; None: the losses of the model's own heads.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Pretraining:
         device: torch.device | None = None,
         processes: Processes | None = None,
         peak_flops: float | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.settings, self.model, self.tokenizer = settings, model, tokenizer
         self.batches, self.heldout, self.peak_flops = batches, heldout, peak_flops
@@ -97,14 +99,18 @@ class Pretraining:
             raise ValueError("training.keep_best is true, and there is no held-out text to know the best by")
         if training.activation_checkpointing:
             model.gradient_checkpointing_enable()
-        self.objective = Objective(model)
+        self.objective = objective or Objective(model)
         self.sharded = training.sharding == "full" and self.processes.world_size > 1
+        if self.sharded and objective is not None:
+            raise ValueError(
+                "training.sharding is 'full', which is for the losses of the model's own heads; use 'none'"
+            )
         if self.sharded:
             shard(self.objective, self.device, AUTOCAST[training.precision])
             self.replica = self.objective
         else:
             self.replica = self.processes.replicate(self.objective.to(self.device))
-        self.optimizer = make_optimizer(model, settings.optimizer)
+        self.optimizer = make_optimizer(self.objective, settings.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
         self.schedule = make_schedule(
             settings.schedule.shape,
@@ -114,7 +120,7 @@ class Pretraining:
         )
         self.checkpoints = open_checkpoints(settings)
         self.step, self._saved = 0, -1  # steps done; at the newest checkpoint
-        self._unlogged: list[Tensor] = []  # (mlm loss, nsp loss, gradient norm) of each step since the last log line
+        self._unlogged: list[Tensor] = []  # (the losses, gradient norm) of each step since the last log line
         self._heldout_loss: float | None = None  # of the weights as they are now
 
     def run(self) -> Outcome:
@@ -170,7 +176,7 @@ class Pretraining:
         """One step of the optimizer on the micro-batches of all processes."""
         seed_step(self.settings.training.seed, self.step, self.processes.rank)
         self.replica.train()
-        losses = torch.zeros(2, device=self.device)
+        losses = torch.zeros(len(self.objective.parts), device=self.device)
         for micro_batch in micro_batches:
             with self.processes.backward(self.replica, last=micro_batch is micro_batches[-1]):
                 with self._autocast():
@@ -179,7 +185,7 @@ class Pretraining:
                 self.scaler.scale(parts.sum() * self.processes.world_size).backward()
             losses += parts.detach()
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), self.settings.optimizer.max_grad_norm)
+        norm = clip_gradients(self.objective.parameters(), self.settings.optimizer.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step)
         self.scaler.step(self.optimizer)
@@ -197,8 +203,8 @@ class Pretraining:
         """The mean of the losses since the last report, with speed and time left."""
         rows = [row for row in self._figures() if all(map(math.isfinite, row))]
         skipped, self._unlogged = len(self._unlogged) - len(rows), []
-        mlm, nsp, norm = torch.tensor(rows or [[0.0] * 3], dtype=torch.float64).mean(dim=0).tolist()
-        figures: dict[str, Any] = self._losses(mlm, nsp) if rows else {}
+        *losses, norm = torch.tensor(rows or [[0.0]], dtype=torch.float64).mean(dim=0).tolist()
+        figures: dict[str, Any] = self._losses(losses) if rows else {}
         figures |= {"learning_rate": self.schedule(self.step - 1), "gradient_norm": norm}
         if self.scaler.is_enabled():
             figures |= {"loss_scale": self.scaler.get_scale(), "skipped_steps": skipped}
@@ -217,7 +223,7 @@ class Pretraining:
         fresh = [row for row in self._unlogged if isinstance(row, Tensor)]
         if fresh:
             table = self.processes.gather(torch.stack(fresh).cpu().double())
-            rows = torch.cat([table[:, :, :2].sum(dim=0), table[0, :, 2:]], dim=1)  # the norm is of the whole already
+            rows = torch.cat([table[:, :, :-1].sum(dim=0), table[0, :, -1:]], dim=1)  # the norm is of the whole already
             self._unlogged[-len(fresh) :] = rows.tolist()
         first = self.step - len(self._unlogged)
         for step, row in enumerate(self._unlogged, start=first + 1):
@@ -225,7 +231,8 @@ class Pretraining:
         return self._unlogged
 
     def _check_finite(self, step: int, row: list[float]) -> None:
-        names = ("MLM loss", "next-sentence loss", "norm of the gradients")
+        told = {"mlm_loss": "MLM loss", "nsp_loss": "next-sentence loss"}
+        names = [*(told.get(name, name.replace("_", " ")) for name in self.objective.parts), "norm of the gradients"]
         bad = [f"{name} is {value}" for name, value in zip(names, row, strict=True) if not math.isfinite(value)]
         if self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0:
             return
@@ -234,10 +241,10 @@ class Pretraining:
             kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
             raise TrainingError(f"step {step}: the {' and the '.join(bad)}; {kept}")
 
-    def _losses(self, mlm: float, nsp: float) -> dict[str, float]:
-        parts = {"mlm_loss": mlm, "nsp_loss": nsp}
-        objective = self.settings.training.objective
-        named = {name: value for name, value in parts.items() if name.split("_")[0] in objective}
+    def _losses(self, values: Sequence[float]) -> dict[str, float]:
+        """The first parts by name, without that of a head which the model has not, and their sum."""
+        missing = {"mlm": "nsp_loss", "nsp": "mlm_loss"}.get(self.settings.training.objective)
+        named = {n: value for n, value in zip(self.objective.parts, values, strict=False) if n != missing}
         return {"loss": sum(named.values()), **named}
 
     def _evaluate(self) -> None:
@@ -257,7 +264,7 @@ class Pretraining:
         *sums, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
         if not sequences:
             raise TrainingError("the held-out shards hold no batch")
-        figures = self._losses(sums[0] / max(1, labels), sums[2] / sequences)
+        figures = self._losses([sums[0] / max(1, labels), sums[2] / sequences])
         objective = self.settings.training.objective
         figures |= {"mlm_accuracy": sums[1] / max(1, labels)} if "mlm" in objective else {}
         figures |= {"nsp_accuracy": sums[3] / sequences} if "nsp" in objective else {}
@@ -280,10 +287,11 @@ class Pretraining:
         def write(folder: Path) -> None:
             if self.sharded:
                 self.processes.wait()  # the folder is there
-            save_optimizer(self.optimizer, self.model, folder)
+            save_optimizer(self.optimizer, self.objective.trained, folder)
             if first:
                 self.model.save_pretrained(folder, state_dict=weights)
                 self.tokenizer.save_pretrained(folder)
+                self.objective.save(folder)
 
         if not first:
             write(self.checkpoints.temporary(self.step))
@@ -309,7 +317,8 @@ class Pretraining:
         """
         state = read_state(checkpoint)
         check_resumable(state, self.settings, checkpoint)
-        load_optimizer(self.optimizer, self.model, checkpoint)
+        self.objective.load(checkpoint)
+        load_optimizer(self.optimizer, self.objective.trained, checkpoint)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.scaler)
         self.batches.load_state_dict(state.data)

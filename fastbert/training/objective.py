@@ -8,6 +8,7 @@ therefore counts by its share of them, and not as one mean among others.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -57,12 +58,59 @@ class MicroBatch:
         return cls(batch.to(device, non_blocking=True), labelled.to(device, non_blocking=True), counts)
 
 
+@dataclass(frozen=True)
+class States:
+    """What the losses are made of: a part is None where the model has not its head."""
+
+    mlm: Tensor | None  # last states of the labelled tokens (n, E)
+    nsp: Tensor | None  # next-sentence logits (B, 2)
+    hidden: tuple[Tensor, ...] | None = None  # where wanted, the L + 1 states (T, E)
+
+
+def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hidden_states: bool = False) -> States:
+    """Runs a model of MODELS on a micro-batch."""
+    batch = micro_batch.batch
+    inputs, encoded = run_bert(
+        model.bert,
+        model.config,
+        batch.input_ids,
+        token_type_ids=batch.token_type_ids,
+        cu_seqlens=batch.cu_seqlens,
+        max_seqlen=batch.max_seqlen,
+        output_hidden_states=output_hidden_states,
+        precision=model.matmul_precision,
+    )
+    mlm = nsp = None
+    if not isinstance(model, BertForNextSentencePrediction):
+        mlm = encoded.last_hidden_state.index_select(0, micro_batch.labelled)
+    if not isinstance(model, BertForMaskedLM):
+        pooled = pool(model.bert, model.config, inputs, encoded, precision=model.matmul_precision)
+        nsp = project(model.cls.seq_relationship, pooled)
+    return States(mlm, nsp, encoded.hidden_states)
+
+
 class Objective(nn.Module):
-    """The model with its losses. (A module, so that what wraps modules, as DDP, can wrap it.)"""
+    """The model with its losses. (A module, so that what wraps modules, as DDP, can wrap it.)
+
+    An objective that learns more than the model overrides `trained`, of which the optimizer's state is saved, and
+    `save` and `load`, which keep beside a checkpoint's model what it has not.
+    """
+
+    parts: tuple[str, ...] = ("mlm_loss", "nsp_loss")  # what `forward` returns; their sum is minimised
 
     def __init__(self, model: BertPreTrainedModel) -> None:
         super().__init__()
         self.model = model
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.model
+
+    def save(self, folder: Path) -> None:
+        """Writes what is not the model's."""
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote."""
 
     def forward(self, micro_batch: MicroBatch, whole: Counts | None = None) -> Tensor:
         """(2,): the parts of the step's MLM and NSP losses that this micro-batch of the `whole` contributes.
@@ -71,7 +119,8 @@ class Objective(nn.Module):
         """
         if whole is None:
             return self.scores(micro_batch)
-        mlm, nsp = self._states(micro_batch)
+        states = states_of(self.model, micro_batch)
+        mlm, nsp = states.mlm, states.nsp
         zero = micro_batch.labelled.new_zeros((), dtype=torch.float32)
         parts = [zero, zero]
         if mlm is not None:
@@ -85,7 +134,8 @@ class Objective(nn.Module):
     @torch.no_grad()
     def scores(self, micro_batch: MicroBatch) -> Tensor:
         """(4,) float64: sums over the micro-batch of the MLM loss, right words, the NSP loss, right sentences."""
-        mlm, nsp = self._states(micro_batch)
+        states = states_of(self.model, micro_batch)
+        mlm, nsp = states.mlm, states.nsp
         sums = torch.zeros(4, dtype=torch.float64, device=micro_batch.labelled.device)
         if mlm is not None:
             labels = micro_batch.batch.labels.index_select(0, micro_batch.labelled)
@@ -94,26 +144,6 @@ class Objective(nn.Module):
         if nsp is not None:
             sums[2:] += _scores(nsp, micro_batch.batch.next_sentence_label)
         return sums
-
-    def _states(self, micro_batch: MicroBatch) -> tuple[Tensor | None, Tensor | None]:
-        """For the heads there are: last states of the labelled tokens (n, E), next-sentence logits (B, 2)."""
-        model, batch = self.model, micro_batch.batch
-        inputs, encoded = run_bert(
-            model.bert,
-            model.config,
-            batch.input_ids,
-            token_type_ids=batch.token_type_ids,
-            cu_seqlens=batch.cu_seqlens,
-            max_seqlen=batch.max_seqlen,
-            precision=model.matmul_precision,
-        )
-        mlm = nsp = None
-        if not isinstance(model, BertForNextSentencePrediction):
-            mlm = encoded.last_hidden_state.index_select(0, micro_batch.labelled)
-        if not isinstance(model, BertForMaskedLM):
-            pooled = pool(model.bert, model.config, inputs, encoded, precision=model.matmul_precision)
-            nsp = project(model.cls.seq_relationship, pooled)
-        return mlm, nsp
 
     def _mlm_loss(self, states: Tensor, micro_batch: MicroBatch) -> Tensor:
         """The mean at the labelled tokens; without any a 0 that every parameter has a gradient of, as DDP expects."""

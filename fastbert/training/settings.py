@@ -7,14 +7,14 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 
 class SettingsError(ValueError):
     """A key that is unknown, missing, of another type or out of range; the message names it."""
 
 
-def _limit(
+def limited(
     default: Any = MISSING, *, least: float | None = None, most: float | None = None, above: float | None = None
 ):
     limits = {"least": least, "most": most, "above": above}
@@ -47,46 +47,46 @@ class ModelSettings:
 class DataSettings:
     shards: str  # a folder that `fastbert prepare` wrote
     heldout: str | None = None  # another, whose held-out split is evaluated in place of this one's
-    tokens_per_batch: int = _limit(16384, least=1)  # of all processes together; a step takes `accumulate` of these
-    heldout_batches: int = _limit(32, least=0)  # of an evaluation, at most; 0: nothing is evaluated
-    mask_probability: float = _limit(0.15, above=0.0, most=1.0)
+    tokens_per_batch: int = limited(16384, least=1)  # of all processes together; a step takes `accumulate` of these
+    heldout_batches: int = limited(32, least=0)  # of an evaluation, at most; 0: nothing is evaluated
+    mask_probability: float = limited(0.15, above=0.0, most=1.0)
     whole_words: bool = False
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
     name: Literal["adamw", "lamb"] = "adamw"
-    lr: float = _limit(1e-4, least=0.0)  # at the top of the schedule
+    lr: float = limited(1e-4, least=0.0)  # at the top of the schedule
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = _limit(1e-6, above=0.0)
-    weight_decay: float = _limit(0.01, least=0.0)  # of all but biases and LayerNorm
-    max_grad_norm: float = _limit(1.0, least=0.0)  # 0: gradients are not clipped
+    eps: float = limited(1e-6, above=0.0)
+    weight_decay: float = limited(0.01, least=0.0)  # of all but biases and LayerNorm
+    max_grad_norm: float = limited(1.0, least=0.0)  # 0: gradients are not clipped
 
 
 @dataclass(frozen=True)
 class ScheduleSettings:
     shape: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int | None = _limit(None, least=0)
-    warmup_share: float | None = _limit(None, least=0.0, most=1.0)  # of total_steps, in place of warmup_steps
-    total_steps: int | None = _limit(None, least=1)  # at which the rate is 0; training.steps without it
+    warmup_steps: int | None = limited(None, least=0)
+    warmup_share: float | None = limited(None, least=0.0, most=1.0)  # of total_steps, in place of warmup_steps
+    total_steps: int | None = limited(None, least=1)  # at which the rate is 0; training.steps without it
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    steps: int = _limit(least=1)
+    steps: int = limited(least=1)
     objective: Literal["mlm_nsp", "mlm", "nsp"] = "mlm_nsp"
-    accumulate: int = _limit(1, least=1)  # batches that make one step, one after another
+    accumulate: int = limited(1, least=1)  # batches that make one step, one after another
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
     sharding: Literal["none", "full"] = "none"  # full: parameters, gradients and moments over all processes (FSDP2)
-    dropout: float | None = _limit(None, least=0.0, most=0.99)  # in place of the config's, of states and attention
-    seed: int = _limit(0, least=0)
-    log_every: int = _limit(10, least=1)
-    evaluate_every: int = _limit(1000, least=1)
-    save_every: int = _limit(1000, least=1)
-    keep: int = _limit(2, least=1)  # the last checkpoints that stay
+    dropout: float | None = limited(None, least=0.0, most=0.99)  # in place of the config's, of states and attention
+    seed: int = limited(0, least=0)
+    log_every: int = limited(10, least=1)
+    evaluate_every: int = limited(1000, least=1)
+    save_every: int = limited(1000, least=1)
+    keep: int = limited(2, least=1)  # the last checkpoints that stay
     keep_best: bool = False  # and the one with the least loss on held-out text
-    peak_tflops: float | None = _limit(None, above=0.0)  # of one device in this precision, for MFU
+    peak_tflops: float | None = limited(None, above=0.0)  # of one device in this precision, for MFU
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,10 @@ class Settings:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """By section and key, as in the file; JSON can hold it."""
-        values = asdict(self)
-        values["optimizer"]["betas"] = list(self.optimizer.betas)
-        return values
+        return {
+            section: {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()}
+            for section, keys in asdict(self).items()
+        }
 
     def decisive(self) -> dict[str, Any]:
         """By `section.key`, what the weights of a step follow from: a run is gone on with by the same only.
@@ -155,14 +156,15 @@ class Settings:
         return values | {"schedule.total_steps": self.total_steps, "schedule.warmup_steps": self.warmup_steps}
 
 
+_S = TypeVar("_S", bound=Settings)
 _FREE_TO_CHANGE = {
     *("steps", "log_every", "evaluate_every", "save_every", "keep", "keep_best", "peak_tflops"),
     "sharding",  # as is the number of processes: sums are taken in another order
 }
 
 
-def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
-    """Reads a TOML file; each of `overrides`, as `training.steps=100`, wins over its key.
+def load_settings(path: str | Path, overrides: Sequence[str] = (), kind: type[_S] = Settings) -> _S:
+    """Reads a TOML file; each of `overrides`, as `training.steps=100`, wins over its key. `kind` has the sections.
 
     Raises:
         SettingsError: naming the file and the key.
@@ -181,19 +183,20 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
         if isinstance(keys, dict):
             keys[name] = _toml_value(text.strip())
     try:
-        return read_settings(values)
+        return read_settings(values, kind)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
 
 
-def read_settings(values: Mapping[str, Any]) -> Settings:
+def read_settings(values: Mapping[str, Any], kind: type[_S] = Settings) -> _S:
     """Builds settings from sections of keys; see `load_settings`."""
-    sections = get_type_hints(Settings)
+    sections = get_type_hints(kind)
     _no_unknown("section", values, sections, "")
-    return Settings(**{name: _read_section(name, kind, values.get(name, {})) for name, kind in sections.items()})
+    return kind(**{name: read_section(name, section, values.get(name, {})) for name, section in sections.items()})
 
 
-def _read_section(section: str, kind: type, values: Any) -> Any:
+def read_section(section: str, kind: type, values: Any) -> Any:
+    """Builds one section of a dataclass, each key checked."""
     if not isinstance(values, Mapping):
         raise SettingsError(f"{section} is {values!r}; it must be a section, [{section}]")
     hints = get_type_hints(kind)
@@ -225,7 +228,11 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         return value
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
-        if not isinstance(value, list | tuple) or len(value) != len(kinds):
+        if not isinstance(value, list | tuple):
+            raise SettingsError(f"{key} is {value!r}; it must be a list")
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(value) != len(kinds):
             raise SettingsError(f"{key} is {value!r}; it must be a list of {len(kinds)}")
         return tuple(_typed(f"{key}[{i}]", part, kind) for i, (part, kind) in enumerate(zip(value, kinds, strict=True)))
     if hint is float and type(value) is int:

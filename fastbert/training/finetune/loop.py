@@ -14,11 +14,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastbert.config import BertConfig
 from fastbert.inference.batching import token_budget_batches
 from fastbert.model import BertPreTrainedModel
+from fastbert.model.outputs import ModelOutput
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.features import Feature, plan_epoch
@@ -95,8 +96,11 @@ class Recipe:
         reading: Reading | None = None,
         *,
         revision: str | None = None,
+        labels: list[str] | None = None,
     ) -> Self:
         """Reads and encodes the data; settings that follow from it and the model are filled in.
+
+        The label set is that of the training data, or, where a model has one already, `labels`.
 
         Raises:
             DataError: naming file and line.
@@ -113,7 +117,7 @@ class Recipe:
         examples = {name: _read(task, path, reading or Reading()) for name, path in paths.items() if path is not None}
         if settings.no_answer is None:
             settings = replace(settings, no_answer=any(getattr(e, "answers", None) == [] for e in examples["train"]))
-        labels = task.labels(examples["train"])
+        labels = _label_set(task.labels(examples["train"]), labels, paths["train"])
         data = {
             name: Dataset(paths[name], found, task.encode(found, tokenizer, labels, settings))
             for name, found in examples.items()
@@ -192,6 +196,15 @@ def _read(task: Task, path: Path, reading: Reading) -> list:
     return examples
 
 
+def _label_set(found: list[str], known: list[str] | None, path: Path) -> list[str]:
+    """Those of the training data; or those that are known, if they are among them. A task may have none."""
+    if known is None or not found:
+        return found
+    if unknown := [label for label in found if label not in known]:
+        raise DataError(f"{path}: label {unknown[0]!r} is none of the model's {len(known)}: {', '.join(known[:20])}")
+    return known
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended: after which step, at which one the model was best, the signal that stopped it if one did."""
@@ -213,6 +226,7 @@ class Finetuning:
     def __init__(self, recipe: Recipe, model: BertPreTrainedModel, folder: Path) -> None:
         self.recipe, self.settings, self.task = recipe, recipe.settings, recipe.task
         self.model, self.device, self.folder = model, model.device, folder
+        self.trained: nn.Module = model  # what the optimizer's state is saved of
         settings = self.settings
         self.best_score = settings.best or self.task.scores[0]
         freeze(model, embeddings=settings.freeze_embeddings, layers=settings.freeze_layers)
@@ -291,7 +305,7 @@ class Finetuning:
                 part = self._loss(features)[0] * (weight / total)
                 part.backward()
                 loss += part.detach()
-        norm = clip_gradients([p for p in self.model.parameters() if p.requires_grad], self.settings.max_grad_norm)
+        norm = clip_gradients([p for p in self.trained.parameters() if p.requires_grad], self.settings.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step) * group["rate"]
         self.optimizer.step()
@@ -306,15 +320,19 @@ class Finetuning:
             return sum(feature.weight for feature in features)
         return float(class_counts(features, len(self.class_weights)) @ self.class_weights.cpu().numpy())
 
-    def _loss(self, features: Sequence[Feature]) -> tuple[Tensor, Any]:
+    def _loss(self, features: Sequence[Feature]) -> tuple[Tensor, ModelOutput]:
         arguments = {
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in self.task.collate(features).items()
         }
         dtype = AUTOCAST[self.settings.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            output = self.model(**arguments)
-            return loss_of(output, arguments, self.class_weights).float(), output
+            return self._forward(arguments)
+
+    def _forward(self, arguments: dict[str, Any]) -> tuple[Tensor, ModelOutput]:
+        """The loss of a batch, in float32, and the model's output."""
+        output = self.model(**arguments)
+        return loss_of(output, arguments, self.class_weights).float(), output
 
     def _report(self) -> None:
         loss, norm = np.mean(self._figures(), axis=0).tolist()
@@ -365,24 +383,33 @@ class Finetuning:
         self._meter.restart()
 
     def _save(self) -> None:
-        def write(folder: Path) -> None:
-            self.model.save_pretrained(folder)
-            self.recipe.tokenizer.save_pretrained(folder)
-            save_optimizer(self.optimizer, self.model, folder)
-
         self._meter.pause()
         evaluated = bool(self.scores) and self.scores[-1][0] == self.step
         state = TrainingState(
             step=self.step,
-            settings=self.recipe.decisive(),
+            settings=self.decisive(),
             data={"scores": self.scores},
             scaler={},
             unlogged=self._figures(),
             # What the best checkpoint has the least of; of equals, the first is kept.
             heldout_loss=-self.scores[-1][1] if evaluated else None,
         )
-        self.checkpoints.save(state, write)
+        self.checkpoints.save(state, self.write)
         self._meter.restart()
+
+    def write(self, folder: Path) -> None:
+        """What a checkpoint holds beside its state."""
+        self.model.save_pretrained(folder)
+        self.recipe.tokenizer.save_pretrained(folder)
+        save_optimizer(self.optimizer, self.trained, folder)
+
+    def all_settings(self) -> dict[str, Any]:
+        """By name; JSON can hold it."""
+        return asdict(self.settings)
+
+    def decisive(self) -> dict[str, Any]:
+        """What the run is gone on with by the same only."""
+        return self.recipe.decisive()
 
     def resume(self, checkpoint: Path) -> None:
         """Goes back to the moment of a checkpoint.
@@ -391,9 +418,9 @@ class Finetuning:
             CheckpointError: it cannot be read, or was made under other settings or from other data.
         """
         state = read_state(checkpoint)
-        check_resumable(state, self.recipe, checkpoint)
+        check_resumable(state, self, checkpoint)
         self.load_weights(checkpoint)
-        load_optimizer(self.optimizer, self.model, checkpoint)
+        load_optimizer(self.optimizer, self.trained, checkpoint)
         self.step, self.scores = state.step, state.data["scores"]
         self._unlogged = [torch.tensor(row, device=self.device) for row in state.unlogged]
 

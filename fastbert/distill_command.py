@@ -1,0 +1,103 @@
+"""`fastbert distill`: from its arguments to a student, for a task or on plain text."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import torch
+
+from fastbert.cli import device_of
+from fastbert.finetune_command import carry_out, given, prepare_output, read_recipe
+from fastbert.model import BertPreTrainedModel
+from fastbert.pretrain_command import fresh_model, train
+from fastbert.tokenization import BertTokenizer
+from fastbert.training.distill.settings import DistillationSettings, TextSettings
+from fastbert.training.distill.student import check_vocabularies, make_student
+from fastbert.training.distill.task import TaskDistillation
+from fastbert.training.distill.teacher import in_precision, labels_of, load_teacher
+from fastbert.training.distill.text import TextDistillation
+from fastbert.training.finetune.tasks import TASKS
+from fastbert.training.objective import MODELS
+from fastbert.training.settings import SettingsError, load_settings, read_section
+from fastbert.training.shards import Shards
+
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `fastbert distill`; returns the exit code."""
+    if args.config is not None:
+        if args.task is not None:
+            raise ValueError("CONFIG and --task are both given; a CONFIG is for plain text, where there is no task")
+        return _on_text(args)
+    if missing := [name for name in ("task", "teacher", "train", "dev", "output") if getattr(args, name) is None]:
+        raise ValueError(f"--{missing[0]} is missing; without a CONFIG, distillation is for a task")
+    return _for_task(args)
+
+
+def _for_task(args: argparse.Namespace) -> int:
+    folder, newest = prepare_output(args)
+    device = torch.device(device_of(args.device))
+    distillation = read_section("distillation", DistillationSettings, given(args, DistillationSettings))
+    task = TASKS[args.task]
+    teacher = load_teacher(task.model, args.teacher, revision=args.revision)
+    if task.problem_type is not None:
+        teacher.config.problem_type = task.problem_type
+    recipe = read_recipe(args, args.teacher, labels_of(teacher.config))
+    sizes = {name: getattr(args, name) for name in SIZES}
+    if args.student is None:
+        student = make_student(
+            teacher,
+            layers=distillation.layers,
+            num_layers=args.num_layers,
+            dropout=recipe.settings.dropout,
+            **sizes,
+        )
+    else:
+        named = {"layers": distillation.layers, "num_layers": args.num_layers, **sizes}
+        if clash := [name for name, value in named.items() if value is not None]:
+            raise ValueError(f"--student has sizes of its own; --{clash[0].replace('_', '-')} is for one made anew")
+        check_vocabularies(recipe.tokenizer, BertTokenizer.from_pretrained(args.student))
+        student = recipe.fresh_model(args.student)
+    teacher = in_precision(teacher.to(device), distillation.teacher_precision)
+    distilling = TaskDistillation(recipe, student.to(device), teacher, distillation, folder)
+    return carry_out(distilling, newest, args.student or args.teacher)
+
+
+def _on_text(args: argparse.Namespace) -> int:
+    settings = load_settings(args.config, args.set, TextSettings)
+    distillation = settings.distillation
+    teacher = load_teacher(
+        MODELS[settings.training.objective], distillation.teacher, head=distillation.output_weight > 0
+    )
+
+    def objective(student: BertPreTrainedModel) -> TextDistillation:
+        own = in_precision(teacher.to(student.device), distillation.teacher_precision)
+        return TextDistillation(student, own, distillation)
+
+    return train(settings, args.device, resume=args.resume, begin=partial(text_student, teacher), objective=objective)
+
+
+def text_student(
+    teacher: BertPreTrainedModel, settings: TextSettings, tokenizer: BertTokenizer, shards: Shards
+) -> BertPreTrainedModel:
+    """The student that training starts with: cut from the teacher, or of a checkpoint.
+
+    Raises:
+        ValueError: a vocabulary or sizes that do not go with the teacher or the shards.
+    """
+    wanted = settings.model
+    shards.check_model(teacher.config, BertTokenizer.from_pretrained(settings.distillation.teacher))
+    if wanted.checkpoint is not None:
+        return fresh_model(settings, tokenizer, shards)
+    for name in ("vocab_size", "max_position_embeddings", "hidden_act"):
+        if getattr(wanted, name) is not None:
+            raise SettingsError(f"model.{name} is given; a student made of its teacher has the teacher's")
+    return make_student(
+        teacher,
+        layers=settings.distillation.layers,
+        num_layers=wanted.num_hidden_layers,
+        dropout=settings.training.dropout,
+        **{name: getattr(wanted, name) for name in SIZES},
+    )

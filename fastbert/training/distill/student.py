@@ -1,0 +1,108 @@
+"""Students: models of their teacher's kind with fewer or narrower layers, which begin with some of its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+
+from fastbert.model import BertModel, BertPreTrainedModel
+from fastbert.tokenization import BertTokenizer
+
+_LAYER = re.compile(r"(^|\.)encoder\.layer\.(\d+)\.")
+
+
+def spread(layers: int, teacher_layers: int) -> list[int]:
+    """The teacher's layers that the student's stand for, the last one last: of 12, TinyBERT's 2, 5, 8, 11 for 4."""
+    return [(i + 1) * teacher_layers // layers - 1 for i in range(layers)]
+
+
+def make_student(
+    teacher: BertPreTrainedModel,
+    *,
+    layers: Sequence[int] | None = None,
+    num_layers: int | None = None,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_attention_heads: int | None = None,
+    dropout: float | None = None,
+) -> BertPreTrainedModel:
+    """A model of the teacher's class, in float32, with its config but for the sizes; transformers loads it, too.
+
+    Layer i of the student has the weights of the teacher's layer `layers[i]`; embeddings, pooler and head are the
+    teacher's. Of tensors that are wider than the student's, the leading rows and columns are taken: the first units
+    of each layer, and with heads of the teacher's width the first heads. Nothing is drawn at random.
+
+    Args:
+        layers: of the teacher, from 0; without them, `num_layers` spread evenly (all of them without either).
+        hidden_size: the teacher's or less.
+        intermediate_size: the teacher's or less; without it, in the proportion that the teacher has.
+        num_attention_heads: without it, as many as have the teacher's width.
+        dropout: of states and attention, in place of the teacher's.
+
+    Raises:
+        ValueError: a layer that the teacher has not, a size that is more than its, heads that do not divide a width.
+    """
+    config = teacher.config
+    count = config.num_hidden_layers
+    if layers is not None and num_layers not in (None, len(layers)):
+        raise ValueError(f"layers are {len(layers)} and num_layers is {num_layers}; one of them is enough")
+    if num_layers is not None and not 1 <= num_layers <= count:
+        raise ValueError(f"num_layers is {num_layers}; it must be 1 to {count}, which the teacher has")
+    layers = list(layers) if layers is not None else spread(num_layers or count, count)
+    check_layers("layers", layers, count)
+    width = config.hidden_size if hidden_size is None else hidden_size
+    if num_attention_heads is None and width % config.head_dim:
+        raise ValueError(
+            f"hidden_size is {width}, no multiple of the {config.head_dim} units that a head of the teacher has; "
+            "num_attention_heads must say how many heads there are"
+        )
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": intermediate_size or max(1, config.intermediate_size * width // config.hidden_size),
+        "num_attention_heads": num_attention_heads or width // config.head_dim,
+    }
+    for name in ("hidden_size", "intermediate_size"):
+        if sizes[name] > getattr(config, name):
+            raise ValueError(f"{name} is {sizes[name]}; the teacher has {getattr(config, name)}, a student no more")
+    if dropout is not None:
+        sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    options = {"add_pooling_layer": teacher.pooler is not None} if isinstance(teacher, BertModel) else {}
+    student = type(teacher)(replace(deepcopy(config), num_hidden_layers=len(layers), **sizes), **options)
+    _copy(teacher, student, layers)
+    student.matmul_precision = teacher.matmul_precision
+    return student.eval()
+
+
+def check_layers(name: str, layers: Sequence[int], count: int) -> None:
+    """Raises ValueError where there is none, or one that a teacher of `count` layers has not."""
+    if not layers:
+        raise ValueError(f"{name} is empty; there must be at least one")
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise ValueError(f"{name}: {layer} is no layer of the teacher, which has 0 to {count - 1}")
+
+
+def check_vocabularies(teacher: BertTokenizer, student: BertTokenizer) -> None:
+    """Raises ValueError where a token has not the same number on both sides."""
+    theirs, own = teacher.get_vocab(), student.get_vocab()
+    if theirs == own:
+        return
+    by_number = (*sorted(theirs, key=theirs.get), *sorted(own, key=own.get))
+    token = next(token for token in by_number if theirs.get(token) != own.get(token))
+    sides = [f"{vocabulary[token]}" if token in vocabulary else "none" for vocabulary in (theirs, own)]
+    raise ValueError(
+        f"teacher and student have different vocabularies, of {len(theirs)} and {len(own)} tokens: {token!r} has "
+        f"number {sides[0]} in the teacher's and {sides[1]} in the student's"
+    )
+
+
+@torch.no_grad()
+def _copy(teacher: BertPreTrainedModel, student: BertPreTrainedModel, layers: Sequence[int]) -> None:
+    theirs = dict(teacher.named_parameters())
+    for name, parameter in student.named_parameters():
+        source = theirs[_LAYER.sub(lambda found: f"{found[1]}encoder.layer.{layers[int(found[2])]}.", name)]
+        parameter.copy_(source[tuple(map(slice, parameter.shape))])
