@@ -3,7 +3,8 @@
     distributed_driver.py FOLDER ARGS... [-- ARGS...]     ARGS go to the command line, a run each
 
 Writes FOLDER/travelled-RANK.json, for each run: the numbers of DDP's buckets of gradients, in the order in which they
-were summed up, and of FSDP's, how many there were.
+were summed up, and of FSDP's, how many there were; and FOLDER/left-RANK.json, whether the group of all processes
+is still there when they have parted, and the names of the threads that are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 import json
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -51,10 +53,14 @@ setattr(dist, SCATTER, counted_reduce_scatter)
 torch.set_num_threads(1)
 code = 0
 with join(torch.device("cpu")) as processes:
+    group = weakref.ref(dist.group.WORLD)
     fastbert.pretrain_command.join = lambda device: contextlib.nullcontext(processes)  # for all runs, one rendezvous
     for separator, run in itertools.groupby(arguments, lambda argument: argument == "--"):
         if not separator:
             travelled.append({"buckets": [], "shards": 0})
             code = code or main(["pretrain", *run])
 Path(folder, f"travelled-{os.environ['RANK']}.json").write_text(json.dumps(travelled))
+names = sorted(comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm"))
+left = {"group": group() is not None, "threads": names}
+Path(folder, f"left-{os.environ['RANK']}.json").write_text(json.dumps(left))
 sys.exit(code)

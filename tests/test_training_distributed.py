@@ -54,6 +54,13 @@ def test_gradients_travel_once_a_step(two):
         assert json.loads((two.parent / f"travelled-{rank}.json").read_text()) == [{"buckets": [0] * 8, "shards": 0}]
 
 
+def test_the_group_ends_with_its_threads(two):
+    """One that still lets go of a tensor while the interpreter ends aborts the process."""
+    for rank in (0, 1):
+        left = json.loads((two.parent / f"left-{rank}.json").read_text())
+        assert not left["group"] and not [name for name in left["threads"] if "gloo" in name], left
+
+
 def test_one_process_goes_on_where_two_stopped(config, one, two, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (two / "checkpoints/step-00000004").rename(tmp_path / "checkpoints/step-00000004")

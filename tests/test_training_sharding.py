@@ -120,6 +120,12 @@ def test_gradients_travel_once_a_step(two):
         assert travelled[0] == {"buckets": [], "shards": 8 * 3}
 
 
+def test_the_group_of_all_ends(two):
+    """Torch's caches keep the mesh's own group alone."""
+    for rank in (0, 1):
+        assert not json.loads((two["plain"].parents[1] / f"left-{rank}.json").read_text())["group"]
+
+
 def test_a_checkpoint_is_one_of_transformers_and_its_moments_are_in_halves(one, two):
     ours, theirs = (runs["plain"] / "checkpoints/step-00000008" for runs in (two, one))
     names = [sorted(p.name for p in folder.iterdir()) for folder in (ours, theirs)]

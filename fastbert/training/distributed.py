@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -57,14 +58,21 @@ def local_rank() -> int | None:
 
 @contextmanager
 def join(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say so), or this one alone."""
+    """The processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say so), or this one alone.
+
+    Its threads end with it: one that still lets go of a tensor while the interpreter ends would abort the process.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Torch's DDP imports it, and for good its functions' defaults hold the group that there is at that time.
+    from torch.distributed.nn import functional  # noqa: F401
+
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
+        gc.collect()  # replicas are cycles, and each holds the group
         dist.destroy_process_group()

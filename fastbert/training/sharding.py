@@ -22,10 +22,11 @@ def shard(objective: nn.Module, device: torch.device, dtype: torch.dtype | None)
     The layers' weights travel in `dtype`, that of autocast, in which they multiply anyway; norms are rounded with them.
     Parameters, sums of gradients and moments stay in float32. Embeddings and heads travel as they are.
     """
-    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # Torch keeps the mesh for good, in its caches, and with it a group of its own: `join` can end all others.
+    mesh = DeviceMesh.from_group(dist.new_group(), device.type)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = objective.model.bert.encoder.layer
     for layer in layers:
