@@ -1,4 +1,4 @@
-"""The ops of a BERT on a GPU beside torch's: ceilings, attention, add_layer_norm, linear; forward and backward.
+"""The ops of a BERT on a GPU beside torch's, and the ceilings: forward and backward.
 
     python benchmarks/bench_gpu_ops.py
     python benchmarks/bench_gpu_ops.py --subjects attention --peers
@@ -30,6 +30,9 @@ ATTENTION_TOKENS, ATTENTION_HEADS, HEAD_DIM = 16384, 32, 64
 ATTENTION_LENGTHS = (512, 2048, 16384)
 NORM_ROWS, NORMS = 32768, ((768, 0.0), (1024, 0.0), (1024, 0.1))  # width, dropout
 LINEAR_ROWS, WIDTHS = 16384, (768, 1024)
+VOCABULARY, POSITIONS, TYPES = 30522, 512, 2
+EMBEDDED = 32768  # tokens
+LABELLED = (2457, 4915)  # 15 % of 16,384 and of 32,768
 SDPA = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
 # Errors of a whole product against fp32, relative: e4m3 keeps 4 bits of each operand, int8 at 32 steps a unit 7.
 MATMUL_LIMITS = {"bf16": 0.01, "fp16": 0.01, "fp8": 0.06, "int8": 0.03}
@@ -91,7 +94,7 @@ class Call:
 
     def values(self, dtype: torch.dtype, mode: str) -> Sequence[Tensor]:
         """The output, or the gradients, by plain PyTorch in `dtype`."""
-        leaves = [t.detach().to(dtype).requires_grad_(mode == "backward") for t in self.leaves]
+        leaves = [t.detach().to(dtype).requires_grad_(mode != "forward") for t in self.leaves]
         output = self.plain(*leaves)
         return [output] if mode == "forward" else self.gradients(output, leaves, self.dy.to(dtype))
 
@@ -112,13 +115,13 @@ class Way:
     backend: Callable[[Sequence[Tensor]], str] = lambda leaves: ""
 
 
-def own(call: Call, *rest: Any, **constants: Any) -> Way:
-    """fastbert's op on the leaves, with `rest` behind them."""
+def own(call: Call, *rest: Any, before: Sequence[Tensor] = (), **constants: Any) -> Way:
+    """fastbert's op on the leaves, with `before` in front of them and `rest` behind."""
     device = call.leaves[0].device.type
     return Way(
         "fastbert",
-        lambda *leaves: getattr(ops, call.op)(*leaves, *rest, **constants),
-        backend=lambda leaves: backend.choose(call.op, device, *leaves, *rest, **constants)[0],
+        lambda *leaves: getattr(ops, call.op)(*before, *leaves, *rest, **constants),
+        backend=lambda leaves: backend.choose(call.op, device, *before, *leaves, *rest, **constants)[0],
     )
 
 
@@ -134,12 +137,14 @@ def work(call: Call, ways: Sequence[Way], **columns: Any) -> Work:
         if case.mode == "forward":
             return Prepared(lambda: way.function(*leaves), lambda y: joined([way.out(y)], scales), way.backend(leaves))
         leaves = [t.detach().requires_grad_() for t in leaves]
-        output, dy, runs = way.function(*leaves), way.into(call.dy), way.backend(leaves)
-        return Prepared(
-            lambda: torch.autograd.grad(output, leaves, dy, retain_graph=True),
-            lambda gradients: joined(call.comparable(way.joins(gradients)), scales),
-            runs,
-        )
+        dy, runs = way.into(call.dy), way.backend(leaves)
+        made = way.function(*leaves) if case.mode == "backward" else None
+
+        def gradients() -> Sequence[Tensor]:
+            output = way.function(*leaves) if made is None else made
+            return torch.autograd.grad(output, leaves, dy, retain_graph=made is not None)
+
+        return Prepared(gradients, lambda found: joined(call.comparable(way.joins(found)), scales), runs)
 
     providers = [Provider(way.name, lambda _, w=way: prepare(w), "bf16") for way in ways]
     return Work(case, providers, lambda _: gate, machine.time_on_device)
@@ -276,6 +281,49 @@ def linear(settings: Settings) -> Iterator[Work]:
                 yield work(call, ways, shape=f"{rows}x{inner}x{out}", **columns)
 
 
+def embed_layer_norm(settings: Settings) -> Iterator[Work]:
+    tokens, rows = settings.pick((EMBEDDED, (VOCABULARY, TYPES, POSITIONS)), (64, (100, 2, 16)))
+    for width in settings.pick(WIDTHS, (32,)):
+        torch.manual_seed(SEED)
+        places = torch.arange(tokens, device=settings.device) % rows[2]  # in texts of every position
+        ids = [torch.randint(rows[0], (tokens,), device=settings.device), (places * 2 >= rows[2]).long(), places]
+        tables, dy = [normal(settings, size, width) for size in rows], normal(settings, tokens, width)
+        vectors = [1 + normal(settings, width, scale=0.1), normal(settings, width, scale=0.1)]
+
+        def plain(*leaves: Tensor, ids: Sequence[Tensor] = ids) -> Tensor:
+            word, token_type, position = map(F.embedding, ids, leaves[:3])
+            return F.layer_norm(word + token_type + position, leaves[0].shape[1:], *leaves[3:], 1e-12)
+
+        call = Call("embed_layer_norm", [*tables, *vectors], plain, dy)
+        ways = [own(call, before=ids, eps=1e-12), Way("torch-eager", plain)]
+        # What has to pass: the ids; each row that occurs, once; y, or dy and the gradients, which are of whole tables.
+        read = tokens + sum(len(x.unique()) for x in ids)
+        for mode, passed in (("forward", read), ("backward", read + sum(rows))):
+            columns = {"name": f"N {width}", "mode": mode, "shape": f"{tokens}x{width}", "tokens": tokens, "model": ""}
+            yield work(call, ways, flops=0.0, bytes=2.0 * passed * width + 3.0 * 8 * tokens, **columns)
+
+
+def linear_cross_entropy(settings: Settings) -> Iterator[Work]:
+    vocabulary = settings.pick(VOCABULARY, 100)
+    for width in settings.pick(WIDTHS, (32,)):
+        for rows in settings.pick(LABELLED, (24,)):
+            torch.manual_seed(SEED)
+            x, bias = normal(settings, rows, width), normal(settings, vocabulary)
+            weight = normal(settings, vocabulary, width, scale=width**-0.5)
+            labels = torch.randint(vocabulary, (rows,), device=settings.device)
+
+            def plain(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor = labels) -> Tensor:
+                return F.cross_entropy(F.linear(x, weight, bias).float(), labels).to(x.dtype)  # as transformers has it
+
+            call = Call("linear_cross_entropy", [x, weight, bias], plain, x.new_ones(()))
+            ways = [own(call, labels, ignore_index=-100), Way("torch-eager", plain)]
+            forward = 2.0 * rows * vocabulary * width
+            # Gradients beside the loss: fastbert makes them along with it, so that a backward alone is no figure.
+            for mode, flops in (("forward", forward), ("forward+backward", 3 * forward)):
+                columns = {"name": f"{rows} labels", "mode": mode, "model": f"E {width}", "tokens": rows}
+                yield work(call, ways, shape=f"{rows}x{width}x{vocabulary}", flops=flops, **columns)
+
+
 def torch_ways(settings: Settings, plain: Callable[..., Tensor]) -> list[Way]:
     import torch._functorch.config
 
@@ -283,7 +331,15 @@ def torch_ways(settings: Settings, plain: Callable[..., Tensor]) -> list[Way]:
     return [Way("torch-eager", plain), Way("torch-compile", compiled(plain, settings.device))]
 
 
-SUBJECTS = {"ceilings": ceilings, "attention": attention, "add_layer_norm": add_layer_norm, "linear": linear}
+# Those with targets first: a stage that runs out of its time loses the others.
+SUBJECTS = {
+    "ceilings": ceilings,
+    "attention": attention,
+    "add_layer_norm": add_layer_norm,
+    "linear": linear,
+    "linear_cross_entropy": linear_cross_entropy,
+    "embed_layer_norm": embed_layer_norm,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -53,11 +53,16 @@ def test_ops(tmp_path, capsys):
     assert statuses(rows) == {"ok", "unsupported"}
     assert {row["provider"] for row in rows if row["status"] != "ok"} == {"torch-varlen"}
     cases = {(row["op"], row["mode"]) for row in rows if row["provider"] == "fastbert"}
-    assert cases == {(op, mode) for op in ("attention", "add_layer_norm", "linear") for mode in ("forward", "backward")}
-    assert {row["op"] for row in rows} == {"copy", "matmul", "attention", "add_layer_norm", "linear"}
+    apart = ("attention", "add_layer_norm", "linear", "embed_layer_norm")
+    assert cases == {
+        *((op, mode) for op in apart for mode in ("forward", "backward")),
+        *(("linear_cross_entropy", mode) for mode in ("forward", "forward+backward")),
+    }
+    assert {row["op"] for row in rows} == {"copy", "matmul", "linear_cross_entropy", *apart}
     for row in rows:
         if row["status"] == "ok":
-            assert float(row["gb_per_s" if row["op"] in ("copy", "add_layer_norm") else "tflops"]) > 0
+            by_memory = row["op"] in ("copy", "add_layer_norm", "embed_layer_norm")
+            assert float(row["gb_per_s" if by_memory else "tflops"]) > 0
             assert not row["ceiling_share"]  # a tiny run measures none
 
 
@@ -101,6 +106,27 @@ def test_planted_bugs_are_caught(tmp_path, monkeypatch):
             file = tmp_path / f"{name}.csv"
             status, rows = run_tiny(bench_gpu_training, file, "--subjects", "determinism")
             assert status == 1 and statuses(rows) == {"wrong"}, name
+
+
+@pytest.mark.parametrize("op", ["embed_layer_norm", "linear_cross_entropy"])
+def test_op_that_is_off_by_little_is_caught(tmp_path, monkeypatch, op):
+    right = getattr(reference, op)
+    broken = backend.Implementation(lambda *a, **k: right(*a, **k) * 1.03, backend.always)
+    monkeypatch.setitem(backend._implementations, (op, "reference"), broken)
+    with use_backend("reference"):
+        status, rows = run_tiny(bench_gpu_ops, tmp_path / "ops.csv", "--subjects", op)
+    assert status == 1 and len(rows) == 4
+    assert all(row["status"].startswith("wrong") == (row["provider"] == "fastbert") for row in rows)
+
+
+def test_embeddings_count_each_row_that_occurs_once(monkeypatch):
+    """2 bytes an element of y and of the rows read, 24 a token of ids; backward the gradients of whole tables."""
+    monkeypatch.setattr(torch, "randint", lambda high, size, **kwargs: torch.arange(size[0]) % 7)
+    forward, backward = (
+        work.case.bytes for work in bench_gpu_ops.embed_layer_norm(Settings(torch.device("cpu"), tiny=True))
+    )
+    assert forward == 2 * 32 * (64 + 7 + 2 + 16) + 24 * 64
+    assert backward - forward == 2 * 32 * (100 + 2 + 16)
 
 
 def test_dropout_that_drops_too_much_is_caught(tmp_path, monkeypatch):
