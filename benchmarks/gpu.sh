@@ -4,26 +4,32 @@
 #
 #     benchmarks/gpu.sh [FOLDER]              results go to FOLDER ($OUT, else benchmarks/results)
 #     benchmarks/gpu.sh --peers [FOLDER]      the ceilings and the public runtimes alone
-#     benchmarks/gpu.sh --stages 'build ops'  some of: build tests ops models training targets
+#     benchmarks/gpu.sh --stages 'build ops'  some of: build tests ops models training targets tune
 #     benchmarks/gpu.sh --tiny [FOLDER]       shows on any machine that all of it runs; measures nothing
 #
 # Environment: PYTHON (python3), BUDGET (570 seconds for everything), BUILD (the folder build/gpu), FASTBERT_COMMIT (for
 # the rows, in a copy without its git history). A stage that fails or runs out of its time does not stop the next; the
-# exit status is 0 where all passed and every target holds.
+# exit status is 0 where all passed and every target holds. `tune` runs where it is named: it measures tiles for
+# kernels/linear_table.csv and kernels/configs.py, eight minutes by itself.
 
 set -uo pipefail
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
 stages="build tests ops models training targets"
 flags=()
+tiny=()
+interpreted=()
 results=
 while [ $# -gt 0 ]; do
   case $1 in
     --peers) flags+=(--peers) stages="ops models training" ;;
-    --tiny) flags+=(--tiny --seconds 0) stages="build ops models training" ;;
+    --tiny)
+      flags+=(--tiny --seconds 0) tiny=(--tiny) stages="build ops models training tune"
+      interpreted=(env TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES=)
+      ;;
     --stages) stages=${2:?--stages needs a list}; shift ;;
     -h | --help) usage; exit 0 ;;
     -*) echo "gpu.sh: unknown option $1" >&2; usage >&2; exit 2 ;;
@@ -33,7 +39,7 @@ while [ $# -gt 0 ]; do
 done
 for name in $stages; do
   case $name in
-    build | tests | ops | models | training | targets) ;;
+    build | tests | ops | models | training | targets | tune) ;;
     *) echo "gpu.sh: unknown stage $name" >&2; exit 2 ;;
   esac
 done
@@ -61,11 +67,11 @@ summary=()
 failures=0
 deadline=$((SECONDS + ${BUDGET:-570}))
 
-# stage NAME SECONDS COMMAND...: runs it within its time and what is left of the whole.
+# stage NAME SECONDS COMMAND...: runs it within its time and what is left of the whole. NAME-PART is part of stage NAME.
 stage() {
   local name=$1 limit=$2 left=$((deadline - SECONDS)) begin=$SECONDS status verdict
   shift 2
-  case " $stages " in *" $name "*) ;; *) return ;; esac
+  case " $stages " in *" ${name%%-*} "*) ;; *) return ;; esac
   [ "$name" = targets ] || left=$((left - 10)) # the verdict comes in any case
   [ "$limit" -lt "$left" ] || limit=$left
   printf '\n== %s\n' "$name" | tee -a "$log"
@@ -81,7 +87,7 @@ stage() {
     *) verdict="failed ($status)" ;;
   esac
   [ "$status" -eq 0 ] || failures=$((failures + 1))
-  summary+=("$(printf '%-10s %5d s  %s' "$name" $((SECONDS - begin)) "$verdict")")
+  summary+=("$(printf '%-14s %5d s  %s' "$name" $((SECONDS - begin)) "$verdict")")
 }
 
 # The CPU's code too, and of the GPUs the one that is here.
@@ -128,6 +134,10 @@ stage tests 120 bash -c gpu_tests
 suite ops 140
 suite models 170
 suite training 140
+stage tune-linear 250 "${interpreted[@]}" "$python" "$root/benchmarks/tune_linear.py" \
+  --output "$results/linear_table.csv" "${tiny[@]}"
+stage tune-attention 320 "${interpreted[@]}" "$python" "$root/benchmarks/tune_attention.py" \
+  --output "$results/tune-attention.csv" "${flags[@]}"
 stage targets 30 "$python" "$root/benchmarks/gpu_targets.py" "$results"/gpu-*.csv
 
 printf '\n== stages, %d s in all; rows in %s\n' "$SECONDS" "$results" | tee -a "$log"

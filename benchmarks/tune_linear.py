@@ -1,22 +1,26 @@
 """Which products with GELU are one Triton kernel: measures every shape both ways and writes kernels/linear_table.csv.
 
     python benchmarks/tune_linear.py --models base large --rows 128 4096
+    benchmarks/gpu.sh --stages tune FOLDER && cp FOLDER/linear_table.csv kernels/
 
 For each shape cuBLAS with an elementwise kernel and every tile of the Triton kernel are first held to fp64, then timed
-in turns, the L2 cache flushed before each call as the layers between would. Rows of other shapes and GPUs stay; a row
-is for inference, or for training, where z is kept.
+in turns, the L2 cache flushed before each call as the layers between would. Rows of other shapes and GPUs stay, in a
+new file those of the committed one; a row is for inference, or for training, where z is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 
+import machine
 import torch
 import torch.nn.functional as F
 from harness import rotated, twice_eager_gate
@@ -26,9 +30,9 @@ from fastbert.kernels import activation, architecture, configs, linear, linear_t
 
 MODELS = {"minilm": (1536, 384), "base": (3072, 768), "large": (4096, 1024)}  # N, K of the product with GELU
 ROWS = tuple(2**i for i in range(4, 17))
+TINY = (32, 48)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CUBLAS = "cublas"
-_FLUSH_BYTES = 1 << 30  # so much that the next call is launched before it has ended: no launch is timed
 
 Run = Callable[[], tuple[Tensor, Tensor | None]]
 
@@ -47,20 +51,13 @@ def ways(x: Tensor, weight: Tensor, bias: Tensor, keeps_z: bool) -> dict[str, Ru
     return {CUBLAS: two_kernels, **{str(tile): partial(fused, tile=tile) for tile in fitting}}
 
 
-def milliseconds(runs: dict[str, Run], rounds: int = 40) -> dict[str, float]:
+def seconds(runs: dict[str, Run], device: torch.device, rounds: int = 40) -> dict[str, float]:
     """The median time of each, called in turns."""
-    flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    times: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds):
         for name in rotated(list(runs), turn):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flush.zero_()
-            start.record()
-            runs[name]()
-            end.record()
-            times[name].append((start, end))
-    torch.cuda.synchronize()
-    return {name: median(start.elapsed_time(end) for start, end in pairs) for name, pairs in times.items()}
+            times[name].append(machine.time_on_device(runs[name], device))
+    return {name: median(found) for name, found in times.items()}
 
 
 def measure(
@@ -70,9 +67,9 @@ def measure(
     dtype: torch.dtype,
     keeps_z: bool,
     device: torch.device,
-    clock: Callable[[dict[str, Run]], dict[str, float]] = milliseconds,
+    clock: Callable[[dict[str, Run], torch.device], dict[str, float]] = seconds,
 ) -> tuple[linear_table.Row, dict[str, float]]:
-    """The table's row for one product, and the milliseconds of each way.
+    """The table's row for one product, and the microseconds of each way.
 
     Raises:
         RuntimeError: a way's result is wrong.
@@ -87,7 +84,7 @@ def measure(
         reason = gate.reason(run()[0])
         if reason is not None:
             raise RuntimeError(f"{name} is wrong at {M} x {K} -> {N}: {reason}")
-    times = clock(runs)
+    times = {name: round(1e6 * time, 2) for name, time in clock(runs, device).items()}
     best = min((name for name in times if name != CUBLAS), key=times.__getitem__)
     row = linear_table.Row(
         architecture=architecture.architecture(device),
@@ -98,17 +95,17 @@ def measure(
         activation="gelu",
         keeps_z=keeps_z,
         tile=None if times[CUBLAS] <= times[best] else configs.LinearTile.parse(best),
-        cublas_us=round(1e3 * times[CUBLAS], 2),
-        triton_us=round(1e3 * times[best], 2),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter",
+        cublas_us=times[CUBLAS],
+        triton_us=times[best],
+        device=machine.device_name(device),
         date=datetime.date.today().isoformat(),
     )
     return row, times
 
 
 def merge(path: Path, new: Sequence[linear_table.Row]) -> None:
-    """Puts `new` into the table at `path`, in place of rows for the same products."""
-    rows = {row.key: row for row in (linear_table.read(path) if path.exists() else [])}
+    """Puts `new` into the table at `path`, in place of rows for the same products; it begins as the committed one."""
+    rows = {row.key: row for row in linear_table.read(path if path.exists() else linear_table.FILE)}
     rows |= {row.key: row for row in new}
     linear_table.write(path, [rows[key] for key in sorted(rows)])
 
@@ -119,27 +116,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), help="M, each taken as its bucket")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--output", type=Path, default=linear_table.FILE)
+    parser.add_argument(
+        "--tiny", action="store_true", help="one tiny product, with TRITON_INTERPRET=1: measures nothing"
+    )
     chosen = parser.parse_args(arguments)
     if min(chosen.rows) < 1:
         parser.error("--rows must be at least 1")
-    if not torch.cuda.is_available():
+    models, dtypes, buckets = chosen.models, chosen.dtype, dict.fromkeys(map(linear_table.bucket, chosen.rows))
+    if chosen.tiny:
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            parser.error("--tiny needs TRITON_INTERPRET=1")
+        models, dtypes, buckets = ["tiny"], ["fp16"], [16]
+    elif not torch.cuda.is_available():
         print("tune_linear: there is no GPU here, and the table is measured on one", file=sys.stderr)
         return 1
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = machine.pick_device("cpu" if chosen.tiny else "cuda:0")
+    failures = 0
     print(f"{'M x K -> N':22}{'dtype':6}{'':10}microseconds of each way")
-    for model in chosen.models:
-        N, K = MODELS[model]
-        for dtype in chosen.dtype:
-            rows = []
-            for M in dict.fromkeys(map(linear_table.bucket, chosen.rows)):
-                for keeps_z in (False, True):
-                    row, times = measure(M, N, K, DTYPES[dtype], keeps_z, device)
-                    rows.append(row)
-                    words = (f"{name} {1e3 * time:.1f}" for name, time in sorted(times.items(), key=lambda i: i[1]))
-                    mode = "training" if keeps_z else "inference"
-                    print(f"{f'{M} x {K} -> {N}':22}{dtype:6}{mode:10}{', '.join(words)}", flush=True)
-            merge(chosen.output, rows)
-    return 0
+    for model, dtype, M, keeps_z in itertools.product(models, dtypes, buckets, (False, True)):
+        N, K = MODELS.get(model, TINY)
+        line = f"{f'{M} x {K} -> {N}':22}{dtype:6}{'training' if keeps_z else 'inference':10}"
+        try:
+            row, times = measure(M, N, K, DTYPES[dtype], keeps_z, device)
+        except Exception as error:  # the other products are measured all the same
+            failures += 1
+            print(f"{line}{type(error).__name__}: {error}", flush=True)
+            continue
+        ordered = sorted(times.items(), key=lambda item: item[1])
+        print(line + ", ".join(f"{name} {time:.1f}" for name, time in ordered), flush=True)
+        merge(chosen.output, [row])
+    return int(failures > 0)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import gpu_targets
 import harness
 import pytest
 import torch
+import tune_attention
 from gpu_suite import Settings
 
 from fastbert import backend, reference, use_backend
@@ -247,6 +248,38 @@ def test_command_judges_and_lays_out_a_package(tmp_path, capsys):
     harness.append_rows(missed, [row for row in rows if row["op"] != "determinism"])
     assert gpu_targets.main([str(missed)]) == 1
     assert f"{count - 1} of {count} held" in capsys.readouterr().out
+
+
+def test_command_tunes(tmp_path):
+    """Its table is one that kernels/linear_table.py reads; of attention every candidate is right and timed."""
+    pytest.importorskip("triton")
+    from fastbert.kernels import configs, linear_table
+
+    environment = os.environ | {"PYTHON": sys.executable, "BUILD": str(tmp_path / "build")}
+    command = [COMMAND, "--tiny", "--stages", "tune", tmp_path / "results"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    committed = {row.key for row in linear_table.read(linear_table.FILE)}
+    new = [row for row in linear_table.read(tmp_path / "results/linear_table.csv") if row.key not in committed]
+    assert {row.keeps_z for row in new} == {False, True} and len(new) == 2
+    for row in new:
+        (tile,) = configs.linear_tiles(row.architecture, 2)
+        assert row.tile == (tile if row.triton_us < row.cublas_us else None)
+    rows = harness.read_rows(tmp_path / "results/tune-attention.csv")
+    assert statuses(rows) == {"ok"}
+    found = {(row["model"], row["mode"], row["provider"].split()[0]) for row in rows}
+    kernels = {"forward": ("configs.py", "fwd"), "backward": ("configs.py", "dq", "dkdv", "one")}
+    assert found == {(f"H1 D{d}", mode, kernel) for d in (32, 64) for mode in kernels for kernel in kernels[mode]}
+
+
+def test_candidates_suit_their_lengths():
+    assert len(tune_attention.LENGTHS) == 4
+    for head_dim in (32, 64):
+        for length in tune_attention.LENGTHS:
+            found = tune_attention.candidates(head_dim, length)
+            assert len({str(c) for c in found}) == len(found)
+            assert {c.kernel for c in found} == {"fwd", "dq", "dkdv", *(["one"] if length == 128 else [])}
+            assert {c.config.tma for c in found} == {length > 128} and max(c.block for c in found) <= length
 
 
 def test_command_goes_on_after_a_stage_that_fails(tmp_path):

@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
+import tune_attention
 from support import assert_accurate
 from triton_support import (
     ALL_DTYPES,
@@ -442,3 +443,29 @@ def test_hopper_runs_on_its_tensor_cores(p):
         assembly = kernels[name].assembly
         assert "wgmma.mma_async" in assembly and "mma.sync" not in assembly, name
         assert "cp.async.bulk.tensor.2d" in assembly, name
+
+
+def compiled_candidate(candidate, dim, max_seqlen):
+    with candidate.taken():
+        kernels = compiled("sm_90", torch.bfloat16, dim, max_seqlen)
+    return kernels[{"fwd": "fwd", "dq": "bwd_dq"}.get(candidate.kernel, "bwd_dkdv")]
+
+
+@compiles
+def test_tuner_takes_its_candidates():
+    """Of each kernel the first: the launchers compile it, and afterwards their own again."""
+    before = configs.attention("fwd", "sm_90", torch.bfloat16, 64, 128)
+    for name in tune_attention.CANDIDATES:
+        candidate = next(c for c in tune_attention.candidates(64, 128) if c.kernel == name)
+        kernel = compiled_candidate(candidate, 64, 128)
+        assert (kernel.num_warps, kernel.num_stages) == (candidate.config.num_warps, candidate.config.num_stages)
+        assert configs.attention("fwd", "sm_90", torch.bfloat16, 64, 128) == before
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("max_seqlen", [128, 512])
+@pytest.mark.parametrize("dim", [32, 64])
+def test_no_candidate_of_the_tuner_spills(dim, max_seqlen):
+    for candidate in tune_attention.candidates(dim, max_seqlen):
+        check_resources(compiled_candidate(candidate, dim, max_seqlen))

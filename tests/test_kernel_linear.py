@@ -335,15 +335,18 @@ def test_the_committed_table():
 @runs
 @pytest.mark.parametrize("slower", ["cublas", "32x32x32-4-1"])
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU the tuner times what the GPU's own tiles are")
-def test_tuning(slower, tmp_path):
+def test_tuning(slower, tmp_path, monkeypatch):
     """The faster way comes into the table, in place of an older row, beside those of other products."""
-    clock = lambda ways: {name: 2.0 if name == slower else 1.0 for name in ways}  # noqa: E731
+    clock = lambda ways, device: {name: 2e-6 if name == slower else 1e-6 for name in ways}  # noqa: E731
     other, _ = tune_linear.measure(16, 32, 48, torch.float16, True, torch.device("cpu"), clock)
     row, times = tune_linear.measure(16, 32, 48, torch.float16, False, torch.device("cpu"), clock)
     assert set(times) == {"cublas", "32x32x32-4-1"}
-    assert (row.tile is None) == (slower != "cublas") and 1000.0 * times["cublas"] == row.cublas_us
-    path = tmp_path / "table.csv"
-    tune_linear.merge(path, [replace(row, cublas_us=9.0), other])
+    assert (row.tile is None) == (slower != "cublas") and times["cublas"] == row.cublas_us
+    committed, path = tmp_path / "committed.csv", tmp_path / "table.csv"
+    linear_table.write(committed, [replace(row, cublas_us=9.0)])
+    monkeypatch.setattr(linear_table, "FILE", committed)
+    tune_linear.merge(path, [other])
+    assert len(linear_table.read(committed)) == 1 and len(linear_table.read(path)) == 2
     tune_linear.merge(path, [row])
     assert linear_table.read(path) == [row, other]
 
@@ -353,7 +356,7 @@ def test_tuning_holds_each_way_to_the_truth_first(monkeypatch):
     real = gemm.linear_fused_fwd
     monkeypatch.setattr(gemm, "linear_fused_fwd", lambda *a, **k: (real(*a, **k)[0] + 0.1, None))
     with pytest.raises(RuntimeError, match=r"-\d is wrong at 16 x 48 -> 32"):
-        tune_linear.measure(16, 32, 48, torch.float16, False, torch.device(DEVICE), lambda ways: {})
+        tune_linear.measure(16, 32, 48, torch.float16, False, torch.device(DEVICE), lambda *args: {})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
