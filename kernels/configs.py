@@ -40,6 +40,8 @@ def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_se
         return 16
     if dtype == torch.float32:  # its products are of scalars, unrolled: more rows spill, and compile for minutes
         return 32 if head_dim <= 64 else 16
+    if head_dim > 64 and max_seqlen <= 64 and _as_sm_80(architecture):
+        return 16 if max_seqlen <= 16 else 32  # a backward of 64 rows in four warps spills a thousand bytes
     largest = 64 if head_dim > 64 and architecture.startswith("gfx") else 128
     return next(block for block in (16, 32, 64, largest) if block >= min(max_seqlen, largest))
 
@@ -56,11 +58,13 @@ def attention(
     block = attention_block(architecture, dtype, head_dim, max_seqlen)
     wide = head_dim > 64
     if dtype == torch.float32:
-        return Attention(16, block // 4, 2)
+        return Attention(16, 8, 2)
     if max_seqlen <= 64:  # a single step
         forward = kernel == "fwd"
+        if wide and not forward and architecture.startswith("sm_"):  # a row's columns in twice as many threads
+            return Attention(min(block, 32), min(block // 4, 8), 2)
         return Attention(block if forward else min(block, 32), block // (16 if forward and not wide else 8), 1)
-    if not architecture.startswith("gfx") and architecture != "sm_90":
+    if _as_sm_80(architecture):
         architecture = "sm_80"
     plain_forward, forward, dq, dkdv = _ATTENTION[("gfx942" if architecture[0] == "g" else architecture), wide]
     chosen = {"fwd": plain_forward if plain else forward, "dq": dq, "dkdv": dkdv}[kernel]
@@ -68,6 +72,8 @@ def attention(
         return chosen
     if chosen.step == 128 and (max_seqlen < 512 or head_dim <= 32):  # half a step is lost at a sequence's end
         chosen = Attention(64, chosen.num_warps, chosen.num_stages)
+    if wide and kernel == "dkdv" and attention_in_one_launch(architecture, dtype, head_dim, max_seqlen):
+        chosen = Attention(16, chosen.num_warps, chosen.num_stages)
     tma = max_seqlen >= 256 and head_dim in (16, 32, 64, 128)
     return Attention(chosen.step, chosen.num_warps, chosen.num_stages, tma)
 
@@ -75,12 +81,20 @@ def attention(
 def attention_in_one_launch(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> bool:
     """Whether the dK/dV kernel writes dQ too: a tile has all keys of its sequence, and registers hold what that takes.
 
-    Before Hopper each warp has all keys in registers for dQ's product: beyond 64 of 64 columns hundreds of bytes spill.
+    Hopper apart, each warp has all keys in registers for dQ's product: beyond 64 of 64 columns hundreds of bytes spill.
+    In fp32 it is a thousand beyond 32 columns.
     """
+    if dtype == torch.float32 and head_dim > 32:
+        return False
     block = attention_block(architecture, dtype, head_dim, max_seqlen)
-    if architecture.startswith("sm_") and architecture != "sm_90":
+    if _as_sm_80(architecture):
         block = min(block, 16 if head_dim > 64 else 64)
     return max_seqlen <= block
+
+
+def _as_sm_80(architecture: str) -> bool:
+    """NVIDIA's, Hopper apart: products by mma, whose operands lie in registers."""
+    return architecture.startswith("sm_") and architecture != "sm_90"
 
 
 @dataclass(frozen=True)

@@ -365,13 +365,18 @@ def test_dispatched_on_a_gpu():
     assert fastbert.backend.TABLE["attention"]["cuda"][0] == "triton"
 
 
-# What spilled by triton 3.6 or 3.7 and was let pass, by target, dtype, head dim, kernel (see Compiled.spilled); 0
-# elsewhere. Products of fp32 in scalars keep whole rows in registers; dK and dV of 128 columns are half of what a
-# thread has, and triton 3.6 leaves AMD's a few registers short.
+# What spilled by triton 3.6 or 3.7 and was let pass, by target, dtype, head dim, kernel (see Compiled.spilled): most at
+# any length, with dropout or bias; 0 elsewhere. Products of fp32 in scalars keep whole rows in registers; dK and dV of
+# 128 columns are half of what a thread has, and dQ beside them more; triton 3.6 leaves AMD's a few short.
 SPILLS = {
-    ("sm_80", torch.float32, 64, "bwd_dq"): 192,
-    ("sm_80", torch.float32, 64, "bwd_dkdv"): 272,
+    **{(target, torch.float32, dim, "bwd_dq"): 208 for target in ("sm_80", "sm_90") for dim in (64, 80, 96, 128)},
+    **{(target, torch.float32, dim, "bwd_dkdv"): 296 for target in ("sm_80", "sm_90") for dim in (64, 80, 96, 128)},
+    ("sm_80", torch.float32, 16, "bwd_dkdv"): 8,
+    ("sm_80", torch.bfloat16, 16, "fwd"): 8,
     ("sm_80", torch.bfloat16, 128, "bwd_dkdv"): 8,
+    ("sm_90", torch.bfloat16, 80, "bwd_dkdv"): 56,
+    ("sm_90", torch.bfloat16, 96, "bwd_dkdv"): 56,
+    ("sm_90", torch.bfloat16, 128, "bwd_dkdv"): 56,
     ("gfx942", torch.bfloat16, 64, "bwd_dkdv"): 30,
     ("gfx942", torch.bfloat16, 80, "bwd_dkdv"): 2,
     ("gfx942", torch.bfloat16, 128, "bwd_dkdv"): 2,
@@ -418,6 +423,30 @@ def test_compiles_in_scalars_and_in_tf32():
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiles_for_head_dims(target, dim):
     check_all(target, torch.bfloat16, dim)
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("target", "dtype", "dim", "max_seqlen"),
+    [
+        *(("sm_90", torch.bfloat16, dim, n) for dim, n in ((80, 32), (128, 128), (128, 512))),
+        ("sm_80", torch.bfloat16, 128, 64),
+        ("sm_90", torch.float32, 128, 512),
+    ],
+)
+def test_compiles_for_wide_heads_with_dropout(target, dtype, dim, max_seqlen):
+    check_all(target, dtype, dim, max_seqlen=max_seqlen, p=0.1)
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [16, 32, 64, 80, 96, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_spills(target, dtype, dim):
+    for max_seqlen in (16, 32, 64, 128, 512) if dtype == torch.bfloat16 else (16, 512):
+        for options in ({}, {"p": 0.1}, {"bias": True}):
+            check_all(target, dtype, dim, max_seqlen=max_seqlen, **options)
 
 
 @compiles
