@@ -114,6 +114,22 @@ def test_what_is_not_finite_is_one_clear_error_and_never_saved(tmp_path, value):
         run.run()
 
 
+def test_weights_that_the_last_step_made_not_finite_are_never_saved(tmp_path):
+    settings = make_settings(tmp_path)
+    run = make_run(settings)
+    train = run._train
+
+    def poisoned(*args):
+        train(*args)
+        if run.step == settings.training.steps:
+            run.model.cls.predictions.bias.data[3] = math.nan
+
+    run._train = poisoned
+    with pytest.raises(TrainingError, match=r"^step 6: the loss on held-out text is nan; the last good .*0004$"):
+        run.run()
+    assert [p.name for p in run.checkpoints.complete()][-1] == "step-00000004"
+
+
 def test_steps_left_out_by_a_loss_scale_are_no_error_until_it_is_used_up(tmp_path):
     """GradScaler on a CPU stands for the one on a GPU: the loop asks it alone."""
     run = make_run(make_settings(tmp_path, training__steps=6, training__save_every=3, training__log_every=3))
@@ -133,7 +149,8 @@ def test_steps_left_out_by_a_loss_scale_are_no_error_until_it_is_used_up(tmp_pat
     assert [line["skipped_steps"] for line in lines] == [2, 0]
     assert [line["loss_scale"] for line in lines] == [1024.0, 1024.0]
     assert all(math.isfinite(line["gradient_norm"]) and line["mlm_loss"] > 1 for line in lines)
-    run = make_run(make_settings(tmp_path / "hopeless", training__steps=40, training__log_every=5))
+    settings = make_settings(tmp_path / "hopeless", training__steps=40, training__log_every=5, training__evaluate_every=40)
+    run = make_run(settings)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     poison(run, 2)
     with pytest.raises(TrainingError, match=r"step 3: .* is nan"):
