@@ -149,7 +149,9 @@ def test_steps_left_out_by_a_loss_scale_are_no_error_until_it_is_used_up(tmp_pat
     assert [line["skipped_steps"] for line in lines] == [2, 0]
     assert [line["loss_scale"] for line in lines] == [1024.0, 1024.0]
     assert all(math.isfinite(line["gradient_norm"]) and line["mlm_loss"] > 1 for line in lines)
-    settings = make_settings(tmp_path / "hopeless", training__steps=40, training__log_every=5, training__evaluate_every=40)
+    settings = make_settings(
+        tmp_path / "hopeless", training__steps=40, training__log_every=5, training__evaluate_every=40
+    )
     run = make_run(settings)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     poison(run, 2)

@@ -10,7 +10,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-
 MOST_SEED = 2**63 - 1  # torch's generators take no more
 
 
@@ -254,7 +253,8 @@ def _check_limits(key: str, value: Any, limits: Mapping[str, float]) -> None:
     fits = {"least": lambda a, b: a >= b, "most": lambda a, b: a <= b, "above": lambda a, b: a > b}
     for name, limit in limits.items():
         if not fits[name](value, limit):  # nan fits nowhere
-            raise SettingsError(f"{key} is {value!r}; it must be {words[name]} {limit if type(limit) is int else f'{limit:g}'}")
+            shown = limit if type(limit) is int else f"{limit:g}"
+            raise SettingsError(f"{key} is {value!r}; it must be {words[name]} {shown}")
 
 
 def _toml_value(text: str) -> Any:
