@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -36,9 +37,11 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
     """The folder, and the checkpoint in it to go on with.
 
     Raises:
-        ValueError: it is a file, or holds what the arguments would overwrite.
+        ValueError: it is a file, or holds what the arguments would overwrite; or torchrun started several processes.
     """
     folder = Path(args.output)
+    if (number := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "RANK" in os.environ:
+        raise ValueError(f"WORLD_SIZE is {number}; training for a task takes one process, without torchrun")
     _check(folder)
     newest = open_checkpoints(folder).newest()
     if (folder / REPORT / "metrics.json").exists():

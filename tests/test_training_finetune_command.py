@@ -155,6 +155,14 @@ def test_errors_are_one_line_with_file_and_line(tmp_path, model, capsys):
     assert not out.exists()
 
 
+def test_several_processes_are_refused(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = error_of(capsys, model, "classification", write(tmp_path, "classification"), tmp_path / "out")
+    assert message == "WORLD_SIZE is 2; training for a task takes one process, without torchrun"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_label_set_may_have_many_classes_of_long_names(tmp_path):
     """The picture has to hold them; a class that the dev data lack is a row of zeros."""
     from fastbert.training.finetune.report import draw_confusion
