@@ -190,6 +190,24 @@ def state_of(step, loss=None):
     return TrainingState(step=step, settings={}, data={}, scaler={}, unlogged=[], heldout_loss=loss)
 
 
+def test_activation_checkpointing_keeps_a_part_of_the_activations(tmp_path):
+    kept = {}
+    for name in (False, True):
+        run = make_run(make_settings(tmp_path / str(name), training__activation_checkpointing=name))
+        weights = {parameter.data_ptr() for parameter in run.model.parameters()}
+        held: dict[int, torch.Tensor] = {}  # the tensors themselves, so that no memory is used twice
+
+        def hold(tensor, held=held):
+            held[tensor.data_ptr()] = tensor
+            return tensor
+
+        micro_batch = run._micro_batch(next(iter(run.batches)))
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            run.replica.train()(micro_batch, micro_batch.counts)
+        kept[name] = sum(tensor.nbytes for at, tensor in held.items() if at not in weights)
+    assert kept[True] < kept[False] / 2
+
+
 def test_the_last_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2, keep_best=True)
     for step, loss in enumerate((5.0, 2.0, 3.0, None, 4.0), start=1):
@@ -242,6 +260,10 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path):
     log.write(3, "train", {"loss": 30})
     log.close()
     assert [(line["step"], line["loss"]) for line in read_log(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+    for damaged in ('{"step": 1', '{"kind": "train"}', "[1]"):
+        (tmp_path / "log.jsonl").write_text(f'{{"step": 1}}\n{damaged}\n{{"step": 2}}\n')
+        with pytest.raises(ValueError, match=r"log\.jsonl:2 is damaged: .* is no line of a log"):
+            Log(tmp_path, step=2, tensorboard=False)
 
 
 def test_tensorboard_events(tmp_path):

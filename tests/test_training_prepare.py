@@ -316,6 +316,8 @@ def test_settings_that_do_not_go_together(tmp_path):
         with pytest.raises(ValueError, match=message):
             prepare([source], tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
+    with pytest.raises(PrepareError, match=r"a\.txt is a file; it must be a folder"):
+        prepare([source], source, vocab=vocab)
 
 
 # The command line

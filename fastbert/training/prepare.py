@@ -330,6 +330,8 @@ class _Run:
         self._output, self._journal = output, output / JOURNAL
         self._asked = asked
         self.vocabulary: str | None = None  # sha256 of the saved tokenizer's; None until it is saved
+        if output.exists() and not output.is_dir():
+            raise PrepareError(f"{output} is a file; it must be a folder")
         self._made = not output.exists()
         output.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(output)
