@@ -48,6 +48,8 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
         raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
     if newest is not None and not args.resume:
         raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
+    if newest is None and (folder / "config.json").exists():  # the model to begin with, say
+        raise ValueError(f"{folder} holds a model already; a new run takes another --output")
     return folder, newest
 
 

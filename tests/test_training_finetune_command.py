@@ -102,6 +102,15 @@ def test_a_run_is_neither_overwritten_nor_silently_gone_on_with(tmp_path, model,
     assert (out / "model.safetensors").read_bytes() == before
 
 
+def test_a_model_that_is_there_is_not_overwritten(tmp_path, capsys):
+    model = save_model(tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for more in ((), ("--resume",)):
+        message = error_of(capsys, model, "classification", write(tmp_path, "classification"), model, *more)
+        assert message == f"{model} holds a model already; a new run takes another --output"
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
 def test_a_run_cut_short_before_its_model_is_written_goes_on(tmp_path, model, capsys, monkeypatch):
     from fastbert import finetune_command
 
