@@ -22,18 +22,30 @@ from fastbert.training.objective import MODELS
 from fastbert.training.settings import SettingsError, load_settings, read_section
 from fastbert.training.shards import Shards
 
+WITH_CONFIG = ("set", "resume", "device", "debug")
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert distill`; returns the exit code."""
     if args.config is not None:
-        if args.task is not None:
-            raise ValueError("CONFIG and --task are both given; a CONFIG is for plain text, where there is no task")
+        if others := [option for name, option in _given_options(args) if name not in WITH_CONFIG]:
+            raise ValueError(
+                f"CONFIG and {others[0]} are both given; a CONFIG, for plain text, says everything: --set changes it"
+            )
         return _on_text(args)
+    if args.set:
+        raise ValueError(f"--set {args.set[0]} is given and no CONFIG, in whose place it is")
     if missing := [name for name in ("task", "teacher", "train", "dev", "output") if getattr(args, name) is None]:
         raise ValueError(f"--{missing[0]} is missing; without a CONFIG, distillation is for a task")
     return _for_task(args)
+
+
+def _given_options(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Names and spellings of the options that have not their default."""
+    options = {action.dest: action.option_strings[-1] for action in args.parser._actions if action.option_strings}
+    given = {name: value for name, value in vars(args).items() if value != args.parser.get_default(name)}
+    return [(name, options[name]) for name in options if name in given]
 
 
 def _for_task(args: argparse.Namespace) -> int:

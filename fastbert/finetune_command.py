@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -36,15 +37,19 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
     """The folder, and the checkpoint in it to go on with.
 
     Raises:
-        ValueError: it is a file, or holds what the arguments would overwrite.
+        ValueError: it is a file, or holds what the arguments would overwrite; or torchrun started several processes.
     """
     folder = Path(args.output)
+    if (number := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "RANK" in os.environ:
+        raise ValueError(f"WORLD_SIZE is {number}; training for a task takes one process, without torchrun")
     _check(folder)
     newest = open_checkpoints(folder).newest()
     if (folder / REPORT / "metrics.json").exists():
         raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
     if newest is not None and not args.resume:
         raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
+    if newest is None and (folder / "config.json").exists():  # the model to begin with, say
+        raise ValueError(f"{folder} holds a model already; a new run takes another --output")
     return folder, newest
 
 

@@ -85,6 +85,9 @@ def _pretrain(
     *,
     resume: bool,
 ) -> Outcome:
+    folder = Path(settings.output.folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output.folder {folder} is a file; it must be a folder")
     newest = open_checkpoints(settings).newest()
     processes.wait()  # all have looked before one may write
     if newest is not None and not resume:

@@ -192,7 +192,9 @@ def test_errors(shards):
     for change, message in (
         ({"seed": 4}, "seed was 4 and is 3 now"),
         ({"examples": 1}, f"examples was 1 and is {len(shards)} now"),
+        ({"crc32": 1}, f"crc32 was 1 and is {shards.crc32} now"),
         ({"position": len(shards) + 1}, "is no place in"),
     ):
         with pytest.raises(ValueError, match=message):
             batches(shards).load_state_dict(state | change)
+    assert shards.crc32 != Shards(shards.folder, "held_out").crc32

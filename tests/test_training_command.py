@@ -117,6 +117,13 @@ def test_errors_are_one_line(pretrain, override, message):
     assert said.startswith("fastbert: error: ") and message in said and len(said.splitlines()) == 1
 
 
+def test_an_output_that_is_a_file_is_left_alone(pretrain, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    code, said, _ = pretrain(f"output.folder={tmp_path / 'notes'}")
+    assert code == 1 and said == f"fastbert: error: output.folder {tmp_path / 'notes'} is a file; it must be a folder\n"
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_a_vocabulary_of_another_order_is_refused(pretrain, tmp_path):
     from tiny_bert import TINY
 

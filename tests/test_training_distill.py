@@ -513,6 +513,9 @@ def test_what_the_command_says_of_bad_input(tmp_path, capsys):
     strange = write_csv(tmp_path / "strange.csv", [("anna saw rome", "a"), ("bob left oslo", "z")])
     assert "label 'z' is none of the model's 3: a, b, c" in said(*with_teacher, "--train", strange)
     assert "CONFIG and --task are both given" in said("some.toml", *with_teacher)
+    for option in ("--teacher", "--epochs", "--output", "--text-column", "--alpha"):
+        assert f"CONFIG and {option} are both given" in said("some.toml", option, "1")
+    assert "--set training.steps=1 is given and no CONFIG" in said(*with_teacher, "--set", "training.steps=1")
     assert not (tmp_path / "out" / "report").exists()
 
 

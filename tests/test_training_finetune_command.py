@@ -102,6 +102,15 @@ def test_a_run_is_neither_overwritten_nor_silently_gone_on_with(tmp_path, model,
     assert (out / "model.safetensors").read_bytes() == before
 
 
+def test_a_model_that_is_there_is_not_overwritten(tmp_path, capsys):
+    model = save_model(tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for more in ((), ("--resume",)):
+        message = error_of(capsys, model, "classification", write(tmp_path, "classification"), model, *more)
+        assert message == f"{model} holds a model already; a new run takes another --output"
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
 def test_a_run_cut_short_before_its_model_is_written_goes_on(tmp_path, model, capsys, monkeypatch):
     from fastbert import finetune_command
 
@@ -153,6 +162,14 @@ def test_errors_are_one_line_with_file_and_line(tmp_path, model, capsys):
     message = error_of(capsys, model, "classification", good, out, "--best", "f1")
     assert message.startswith("best is 'f1'; classification has the scores accuracy, f1_macro")
     assert not out.exists()
+
+
+def test_several_processes_are_refused(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = error_of(capsys, model, "classification", write(tmp_path, "classification"), tmp_path / "out")
+    assert message == "WORLD_SIZE is 2; training for a task takes one process, without torchrun"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_label_set_may_have_many_classes_of_long_names(tmp_path):

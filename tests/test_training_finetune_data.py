@@ -1,5 +1,6 @@
 """Files of labelled examples, their alignment with tokens, and every way in which they can be wrong."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -105,6 +106,8 @@ def squad_file(tmp_path, **changes):
 
 BAD_TEXTS = [
     (read_texts, "text,label\na,x\nb\n", "bad.csv:3: 1 fields; the header line names 2"),
+    (read_texts, "text,label\none, two,x\n", "bad.csv:2: 3 fields; the header line names 2"),
+    (read_texts, "text,label,text\na,x,b\n", "bad.csv:1: the header line names 'text' twice"),
     (read_texts, "words,label\na,x\n", "bad.csv:2: no column 'text'; there are '1', '2', 'words', 'label'"),
     (read_texts, 'text,label\na,x\n"b,y\n', "bad.csv:3: is no csv: unexpected end of data"),
     (read_texts, "text,label\n  ,x\n", "bad.csv:2: text is '  '; it must be a text, not empty"),
@@ -133,11 +136,16 @@ def test_a_bad_jsonl_file(tmp_path):
         '{"text": "a"}': "no column 'label'; there are 'text'",
         '{"text": 1, "label": "x"}': "text is 1; it must be a text, not empty",
         '{"text": "a", "label": null}': "label is None; it must be a name or a number",
+        '{"text": "a", "label": "\\ud800"}': "has half a surrogate pair, which is no character",
     }.items():
         path.write_text('{"text": "a", "label": "x"}\n' + line + "\n")
         with pytest.raises(DataError) as error:
             read_texts(path, Reading())
         assert str(error.value) == f"{path}:2: {message}"
+    for labels in ([None], [{"x": 1}], 3):
+        path = write_jsonl(path, [{"text": "a", "label": labels}])
+        with pytest.raises(DataError, match=r"bad.jsonl:1: label is .*; it must be a list of labels, names or numbers"):
+            read_label_lists(path, Reading())
     path.write_bytes(b'{"text": "a", "label": "x"}\n{"text": "\xff"}\n')
     with pytest.raises(DataError, match=r"bad.jsonl:2: is not UTF-8 \(byte 0xff\)"):
         read_texts(path, Reading())
@@ -188,6 +196,41 @@ def test_a_bad_file_of_questions(tmp_path):
         read_questions(squad_file(tmp_path, id="a"), Reading())
     with pytest.raises(DataError, match="question 'b' has no 'answer_start'"):
         read_questions(squad_file(tmp_path, answers=[{"text": "saw"}]), Reading())
+    listed = "question 'b': answers is .*; it must be a list of objects, each with a text and a whole number answer_s"
+    for start in ("5", 5.0, None, True):
+        with pytest.raises(DataError, match=listed):
+            read_questions(squad_file(tmp_path, answers=[{"text": "saw", "answer_start": start}]), Reading())
+    for given in (None, {"text": ["saw"], "answer_start": [5]}, [{"text": 3, "answer_start": 5}]):
+        with pytest.raises(DataError, match=listed):
+            read_questions(squad_file(tmp_path, answers=given), Reading())
+    for change, message in (
+        ({"question": 5}, r"bad.json:\d+: question is 5; it must be a text, not empty"),
+        ({"context": ""}, r"bad.json:\d+: context is ''; it must be a text, not empty"),
+        ({"question": "\ud800"}, r"bad.json:\d+: has half a surrogate pair, which is no character"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_questions(squad_file(tmp_path, **change), Reading())
+    for qas, message in (
+        ([3], "bad.json:1: a question is 3; it must be an object"),
+        (3, "bad.json:1: is not SQuAD's JSON: data, paragraphs and qas must be lists of objects"),
+    ):
+        path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "anna", "qas": qas}]}]}))
+        with pytest.raises(DataError, match=message):
+            read_questions(path, Reading())
+    for given in ({"text": ["saw"], "answer_start": ["5"]}, {"text": "s", "answer_start": [5]}):
+        row = {"question": "who?", "context": "anna saw", "answers": given}
+        with pytest.raises(DataError, match=r"bad.jsonl:1: answers is .*; it must be two lists"):
+            read_questions(write_jsonl(tmp_path / "bad.jsonl", [row]), Reading())
+
+
+def test_readings_that_cannot_be():
+    for options, message in (
+        ({"delimiter": ";;"}, "delimiter is ';;'; it must be one character"),
+        ({"delimiter": ""}, "delimiter is ''; it must be one character"),
+        ({"label_separator": ""}, "label_separator is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Reading(**options)
 
 
 # Words

@@ -227,6 +227,20 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         run.run()
 
 
+def test_a_dev_loss_that_is_not_finite_ends_the_run(tmp_path):
+    run = make_run(tmp_path, "classification", epochs=1, evaluate_every=None)
+    train = run._train
+
+    def poisoned(batches):
+        train(batches)
+        run.model.classifier.bias.data[0] = float("nan")
+
+    run._train, run.plan = poisoned, run.plan[:1]
+    with pytest.raises(finetune_loop.TrainingError, match="step 1: the dev loss is nan"):
+        run.run()
+    assert run.checkpoints.newest() is None
+
+
 def test_dropout_is_there_in_training_and_not_in_evaluation(tmp_path):
     run = make_run(tmp_path, "classification", epochs=2, batch_size=10, evaluate_every=1, dropout=0.5)
     modes = []
@@ -289,6 +303,9 @@ def test_a_feature_above_the_budget_has_a_batch_of_its_own():
         ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
         ({"class_weights": "heavy"}, "class_weights is 'heavy'"),
         ({"warmup_share": 1.1}, "warmup_share is 1.1; it must be at most 1"),
+        ({"weight_decay": float("inf")}, "weight_decay is inf; it must be finite"),
+        ({"null_threshold": float("nan")}, "null_threshold is nan; it must be finite"),
+        ({"seed": 2**63}, f"seed is {2**63}; it must be at most {2**63 - 1}"),
     ],
 )
 def test_settings_out_of_range(settings, message):

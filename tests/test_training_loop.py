@@ -114,6 +114,22 @@ def test_what_is_not_finite_is_one_clear_error_and_never_saved(tmp_path, value):
         run.run()
 
 
+def test_weights_that_the_last_step_made_not_finite_are_never_saved(tmp_path):
+    settings = make_settings(tmp_path)
+    run = make_run(settings)
+    train = run._train
+
+    def poisoned(*args):
+        train(*args)
+        if run.step == settings.training.steps:
+            run.model.cls.predictions.bias.data[3] = math.nan
+
+    run._train = poisoned
+    with pytest.raises(TrainingError, match=r"^step 6: the loss on held-out text is nan; the last good .*0004$"):
+        run.run()
+    assert [p.name for p in run.checkpoints.complete()][-1] == "step-00000004"
+
+
 def test_steps_left_out_by_a_loss_scale_are_no_error_until_it_is_used_up(tmp_path):
     """GradScaler on a CPU stands for the one on a GPU: the loop asks it alone."""
     run = make_run(make_settings(tmp_path, training__steps=6, training__save_every=3, training__log_every=3))
@@ -133,7 +149,10 @@ def test_steps_left_out_by_a_loss_scale_are_no_error_until_it_is_used_up(tmp_pat
     assert [line["skipped_steps"] for line in lines] == [2, 0]
     assert [line["loss_scale"] for line in lines] == [1024.0, 1024.0]
     assert all(math.isfinite(line["gradient_norm"]) and line["mlm_loss"] > 1 for line in lines)
-    run = make_run(make_settings(tmp_path / "hopeless", training__steps=40, training__log_every=5))
+    settings = make_settings(
+        tmp_path / "hopeless", training__steps=40, training__log_every=5, training__evaluate_every=40
+    )
+    run = make_run(settings)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     poison(run, 2)
     with pytest.raises(TrainingError, match=r"step 3: .* is nan"):
@@ -169,6 +188,24 @@ def test_activation_checkpointing_changes_no_bit(tmp_path):
 
 def state_of(step, loss=None):
     return TrainingState(step=step, settings={}, data={}, scaler={}, unlogged=[], heldout_loss=loss)
+
+
+def test_activation_checkpointing_keeps_a_part_of_the_activations(tmp_path):
+    kept = {}
+    for name in (False, True):
+        run = make_run(make_settings(tmp_path / str(name), training__activation_checkpointing=name))
+        weights = {parameter.data_ptr() for parameter in run.model.parameters()}
+        held: dict[int, torch.Tensor] = {}  # the tensors themselves, so that no memory is used twice
+
+        def hold(tensor, held=held):
+            held[tensor.data_ptr()] = tensor
+            return tensor
+
+        micro_batch = run._micro_batch(next(iter(run.batches)))
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            run.replica.train()(micro_batch, micro_batch.counts)
+        kept[name] = sum(tensor.nbytes for at, tensor in held.items() if at not in weights)
+    assert kept[True] < kept[False] / 2
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
@@ -223,6 +260,10 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path):
     log.write(3, "train", {"loss": 30})
     log.close()
     assert [(line["step"], line["loss"]) for line in read_log(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+    for damaged in ('{"step": 1', '{"kind": "train"}', "[1]"):
+        (tmp_path / "log.jsonl").write_text(f'{{"step": 1}}\n{damaged}\n{{"step": 2}}\n')
+        with pytest.raises(ValueError, match=r"log\.jsonl:2 is damaged: .* is no line of a log"):
+            Log(tmp_path, step=2, tensorboard=False)
 
 
 def test_tensorboard_events(tmp_path):

@@ -301,6 +301,7 @@ def test_settings_that_do_not_go_together(tmp_path):
         ({"held_out": 1.0}, "held_out is 1.0; it must be a share"),
         ({"short_seq_prob": 2.0}, "short_seq_prob is 2.0; it must lie between 0 and 1"),
         ({"shard_bytes": 0}, "shard_bytes is 0; it must be at least 1"),
+        ({"seed": 2**200}, f"seed is {2**200}; it must be at least .* and at most {2**63 - 1}"),
     ):
         with pytest.raises(ValueError, match=message):
             PrepareSettings(**settings)
@@ -315,6 +316,8 @@ def test_settings_that_do_not_go_together(tmp_path):
         with pytest.raises(ValueError, match=message):
             prepare([source], tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
+    with pytest.raises(PrepareError, match=r"a\.txt is a file; it must be a folder"):
+        prepare([source], source, vocab=vocab)
 
 
 # The command line

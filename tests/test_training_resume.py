@@ -113,6 +113,11 @@ def test_other_settings_do_not_go_on(tmp_path):
 def test_damaged_checkpoints_are_named(tmp_path):
     settings = make_settings(tmp_path)
     newest = make_run(settings).run().checkpoint
+    state = json.loads((newest / "training_state.json").read_text())
+    for name, value in (("step", "6"), ("settings", []), ("data", None), ("unlogged", {})):
+        (newest / "training_state.json").write_text(json.dumps({**state, name: value}))
+        with pytest.raises(CheckpointError, match=rf"step-00000006/training_state\.json is damaged: {name} is"):
+            resumed_run(settings)
     (newest / "training_state.json").write_text('{"step": 6}')
     with pytest.raises(CheckpointError, match=r"step-00000006/training_state\.json cannot be read"):
         resumed_run(settings)

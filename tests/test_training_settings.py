@@ -71,6 +71,9 @@ def test_a_file_and_what_wins_over_it(file):
         ("output=3", r"--set 'output=3' is not SECTION\.KEY=VALUE"),
         ("optimizer=3", r"--set 'optimizer=3' is not"),
         ("schedule.total_steps=0", r"schedule\.total_steps is 0; it must be at least 1"),
+        ("optimizer.lr=inf", r"optimizer\.lr is inf; it must be finite"),
+        ("optimizer.betas=[inf, 0.9]", r"optimizer\.betas\[0\] is inf; it must be finite"),
+        (f"training.seed={2**63}", rf"training\.seed is {2**63}; it must be at most {2**63 - 1}"),
     ],
 )
 def test_errors_name_the_key(file, override, message):

@@ -90,13 +90,16 @@ class PackedBatches:
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch begins, for `load_state_dict`, and what that position is a position in."""
-        return {"epoch": self._epoch, "position": self._position, "seed": self.seed, "examples": len(self.shards)}
+        return {"epoch": self._epoch, "position": self._position, **self._source()}
+
+    def _source(self) -> dict[str, int]:
+        return {"seed": self.seed, "examples": len(self.shards), "crc32": self.shards.crc32}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on from there. Raises ValueError for the state of another seed or other shards."""
-        for name, own in (("seed", self.seed), ("examples", len(self.shards))):
-            if state[name] != own:
-                raise ValueError(f"cannot go on with these batches: {name} was {state[name]} and is {own} now")
+        for name, own in self._source().items():
+            if (was := state.get(name)) != own:
+                raise ValueError(f"cannot go on with {self.shards.folder}: {name} was {was} and is {own} now")
         if state["epoch"] < 0 or not 0 <= state["position"] <= len(self.shards):
             raise ValueError(f"epoch {state['epoch']}, position {state['position']} is no place in {self.shards!r}")
         self._epoch, self._position = state["epoch"], state["position"]

@@ -23,6 +23,7 @@ class Log:
         tensorboard: whether event files are written, too.
 
     Raises:
+        ValueError: a line of the log is damaged.
         ModuleNotFoundError: tensorboard is asked for and not installed.
     """
 
@@ -63,8 +64,16 @@ def _lines(path: Path) -> list[dict]:
     """The whole lines of a log; a kill may have torn the last."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    found = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+            if type(line["step"]) is not int:
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}:{number} is damaged: {text[:80]!r} is no line of a log") from None
+        found.append(line)
+    return found
 
 
 class ProgressLine:

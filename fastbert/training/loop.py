@@ -127,7 +127,7 @@ class Pretraining:
         """Trains to the last step, or to the end of the step in which SIGTERM or SIGINT arrives, and saves.
 
         Raises:
-            TrainingError: a loss or gradient that is not finite.
+            TrainingError: a loss, in training or on held-out text, or a gradient that is not finite.
             CheckpointError: a checkpoint cannot be written.
         """
         training, first = self.settings.training, self.processes.first
@@ -237,9 +237,11 @@ class Pretraining:
         if self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0:
             return
         if bad:
-            good = self.checkpoints.newest()
-            kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
-            raise TrainingError(f"step {step}: the {' and the '.join(bad)}; {kept}")
+            raise TrainingError(f"step {step}: the {' and the '.join(bad)}; {self._kept()}")
+
+    def _kept(self) -> str:
+        good = self.checkpoints.newest()
+        return f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
 
     def _losses(self, values: Sequence[float]) -> dict[str, float]:
         """The first parts by name, without that of a head which the model has not, and their sum."""
@@ -269,6 +271,8 @@ class Pretraining:
         figures |= {"mlm_accuracy": sums[1] / max(1, labels)} if "mlm" in objective else {}
         figures |= {"nsp_accuracy": sums[3] / sequences} if "nsp" in objective else {}
         self._heldout_loss = figures["loss"]
+        if not math.isfinite(self._heldout_loss):
+            raise TrainingError(f"step {self.step}: the loss on held-out text is {self._heldout_loss}; {self._kept()}")
         if self._log is not None:
             self._log.write(self.step, "heldout", figures)
             words = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())

@@ -91,6 +91,8 @@ class PrepareSettings:
             object.__setattr__(self, "short_seq_prob", 0.1 if self.pairs else 0.0)
         if not 0 <= self.short_seq_prob <= 1:
             raise ValueError(f"short_seq_prob is {self.short_seq_prob}; it must lie between 0 and 1")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be at least {-(2**63)} and at most {2**63 - 1}")
         if self.shard_bytes < 1:
             raise ValueError(f"shard_bytes is {self.shard_bytes}; it must be at least 1")
 
@@ -328,6 +330,8 @@ class _Run:
         self._output, self._journal = output, output / JOURNAL
         self._asked = asked
         self.vocabulary: str | None = None  # sha256 of the saved tokenizer's; None until it is saved
+        if output.exists() and not output.is_dir():
+            raise PrepareError(f"{output} is a file; it must be a folder")
         self._made = not output.exists()
         output.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(output)

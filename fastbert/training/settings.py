@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+MOST_SEED = 2**63 - 1  # torch's generators take no more
 
 
 class SettingsError(ValueError):
@@ -80,7 +83,7 @@ class TrainingSettings:
     activation_checkpointing: bool = False
     sharding: Literal["none", "full"] = "none"  # full: parameters, gradients and moments over all processes (FSDP2)
     dropout: float | None = limited(None, least=0.0, most=0.99)  # in place of the config's, of states and attention
-    seed: int = limited(0, least=0)
+    seed: int = limited(0, least=0, most=MOST_SEED)
     log_every: int = limited(10, least=1)
     evaluate_every: int = limited(1000, least=1)
     save_every: int = limited(1000, least=1)
@@ -240,6 +243,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     if type(value) is not hint:
         names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
         raise SettingsError(f"{key} is {value!r}; it must be {names[hint]}")
+    if hint is float and math.isinf(value):
+        raise SettingsError(f"{key} is {value!r}; it must be finite")
     return value
 
 
@@ -248,7 +253,8 @@ def _check_limits(key: str, value: Any, limits: Mapping[str, float]) -> None:
     fits = {"least": lambda a, b: a >= b, "most": lambda a, b: a <= b, "above": lambda a, b: a > b}
     for name, limit in limits.items():
         if not fits[name](value, limit):  # nan fits nowhere
-            raise SettingsError(f"{key} is {value!r}; it must be {words[name]} {limit:g}")
+            shown = limit if type(limit) is int else f"{limit:g}"
+            raise SettingsError(f"{key} is {value!r}; it must be {words[name]} {shown}")
 
 
 def _toml_value(text: str) -> Any:

@@ -198,6 +198,11 @@ class Shards:
             raise ShardError(f"{path} is foreign: {self.folder / INDEX} speaks of another file of this name")
         return shard
 
+    @property
+    def crc32(self) -> int:
+        """Of all shards' checksums, in their order."""
+        return zlib.crc32(np.array([shard.crc32 for shard in self._shards], dtype="<u4"))
+
     def __reduce__(self) -> tuple:
         return Shards, (self.folder, self.split)
 

@@ -147,6 +147,10 @@ def read_state(path: Path) -> TrainingState:
         raise CheckpointError(f"{file} cannot be read: {_reason(error)}") from error
     if state.version != VERSION:
         raise CheckpointError(f"{file} has version {state.version}; this fastbert reads version {VERSION}")
+    kinds = {"step": int, "settings": dict, "data": dict, "scaler": dict, "unlogged": list}
+    for name, kind in kinds.items():
+        if type(value := getattr(state, name)) is not kind:
+            raise CheckpointError(f"{file} is damaged: {name} is {value!r}")
     return state
 
 

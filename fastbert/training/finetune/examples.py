@@ -37,6 +37,12 @@ class Reading:
     context: str = "context"
     answers: str = "answers"
 
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(f"delimiter is {self.delimiter!r}; it must be one character, no quote or line end")
+        if not self.label_separator:
+            raise ValueError("label_separator is empty; it must be at least one character")
+
 
 @dataclass(frozen=True)
 class TextExample:
@@ -203,30 +209,51 @@ def _squad(path: Path, reading: Reading) -> Iterator[QuestionExample]:
         questions = [(p["context"], question) for a in articles for p in a["paragraphs"] for question in p["qas"]]
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg}") from None
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise DataError(f"{path}:1: is not SQuAD's JSON: no {error} where it should be") from None
+    except TypeError:
+        raise DataError(f"{path}:1: is not SQuAD's JSON: data, paragraphs and qas must be lists of objects") from None
     place = line = 0
     for context, question in questions:
+        if not isinstance(question, dict):
+            raise DataError(f"{path}:{line + 1}: a question is {question!r}; it must be an object")
         id = str(question.get("id"))
         if (found := text.find(json.dumps(id), place)) >= 0:
             line, place = line + text.count("\n", place, found), found
-        where = f"{path}:{line + 1}"
+        row = _Row(f"{path}:{line + 1}", {**question, "context": context})
+        if "\\u" in text:
+            _check_characters(row.where, row.values)
         try:
             answers = [] if question.get("is_impossible") else question["answers"]
-            answers = [Answer(answer["text"], answer["answer_start"]) for answer in answers]
-            yield QuestionExample(where, id, question["question"], context, answers)
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{where}: question {id!r} has no {error}") from None
+            answers = [_answer(answer["text"], answer["answer_start"]) for answer in answers]
+        except KeyError as error:
+            raise DataError(f"{row.where}: question {id!r} has no {error}") from None
+        except TypeError:
+            raise DataError(
+                f"{row.where}: question {id!r}: answers is {question['answers']!r}; it must be a list of objects, each "
+                "with a text and a whole number answer_start"
+            ) from None
+        yield QuestionExample(row.where, id, row.text("question"), row.text("context"), answers)
+
+
+def _answer(text: Any, start: Any) -> Answer:
+    if not isinstance(text, str) or type(start) is not int:
+        raise TypeError
+    return Answer(text, start)
 
 
 def _question_rows(path: Path, reading: Reading) -> Iterator[QuestionExample]:
     for row in _rows(path, reading):
         value = row.value(reading.answers)
         try:
-            answers = [Answer(t, s) for t, s in zip(value["text"], value["answer_start"], strict=True)]
+            texts, starts = value["text"], value["answer_start"]
+            if not (isinstance(texts, list) and isinstance(starts, list)):
+                raise TypeError
+            answers = [_answer(text, start) for text, start in zip(texts, starts, strict=True)]
         except (KeyError, TypeError, ValueError):
             raise DataError(
-                f"{row.where}: {reading.answers} is {value!r}; it must be two lists, text and answer_start"
+                f"{row.where}: {reading.answers} is {value!r}; it must be two lists, text and answer_start (of whole "
+                "numbers)"
             ) from None
         id = str(row.values.get(reading.id, row.where))
         yield QuestionExample(row.where, id, row.text(reading.question), row.text(reading.context), answers)
@@ -266,7 +293,9 @@ class _Row:
         return str(value).strip()
 
     def names(self, column: str, separator: str) -> list[str]:
-        value = self._typed(column, lambda value: isinstance(value, str | list), "a list of labels")
+        is_label = lambda v: isinstance(v, str | int)  # noqa: E731
+        is_list = lambda v: isinstance(v, str) or (isinstance(v, list) and all(map(is_label, v)))  # noqa: E731
+        value = self._typed(column, is_list, "a list of labels, names or numbers")
         parts = value.split(separator) if isinstance(value, str) else value
         return list(dict.fromkeys(str(part).strip() for part in parts if str(part).strip()))
 
@@ -299,7 +328,17 @@ def _json_rows(path: Path) -> Iterator[_Row]:
             raise DataError(f"{where}: is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise DataError(f"{where}: holds a JSON {type(values).__name__}, not an object")
+        if "\\u" in line:
+            _check_characters(where, values)
         yield _Row(where, values)
+
+
+def _check_characters(where: str, values: dict[str, Any]) -> None:
+    """Escapes can spell half a surrogate pair, which a Python string holds and no report's UTF-8."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: has half a surrogate pair, which is no character") from None
 
 
 def _csv_rows(path: Path, reading: Reading) -> Iterator[_Row]:
@@ -319,13 +358,15 @@ def _csv_rows(path: Path, reading: Reading) -> Iterator[_Row]:
             where, start = f"{path}:{start}", rows.line_num + 1
             if names is None and reading.header:
                 names = [name.strip() for name in fields]
+                if twice := [name for name in names if name and names.count(name) > 1]:
+                    raise DataError(f"{where}: the header line names {twice[0]!r} twice")
                 continue
             if not fields:
                 continue
-            if names is not None and len(fields) < len(names):
+            if names is not None and len(fields) != len(names):
                 raise DataError(f"{where}: {len(fields)} fields; the header line names {len(names)}")
             numbered = {str(i): value for i, value in enumerate(fields, start=1)}
-            yield _Row(where, numbered if names is None else numbered | dict(zip(names, fields, strict=False)))
+            yield _Row(where, numbered if names is None else numbered | dict(zip(names, fields, strict=True)))
     except csv.Error as error:
         raise DataError(f"{path}:{start}: is no csv: {error}") from None
 

@@ -255,7 +255,7 @@ class Finetuning:
         Each evaluation ends with a checkpoint; the newest and the best are kept.
 
         Raises:
-            TrainingError: a loss that is not finite.
+            TrainingError: a loss, in training or on the dev set, that is not finite.
             CheckpointError: a checkpoint cannot be written.
         """
         self.checkpoints.tidy()
@@ -375,6 +375,8 @@ class Finetuning:
     def _evaluate(self) -> None:
         self._meter.pause()
         scores = self.evaluate(self.recipe.dev).scores
+        if not math.isfinite(scores["loss"]):
+            raise TrainingError(f"step {self.step}: the dev loss is {scores['loss']}")
         lower_is_better = self.best_score in ("loss", "mse")
         self.scores.append([self.step, -scores[self.best_score] if lower_is_better else scores[self.best_score]])
         self._log.write(self.step, "dev", scores)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import Literal
 
-from fastbert.training.settings import OptimizerSettings
+from fastbert.training.settings import MOST_SEED, OptimizerSettings
 
 CLASS_WEIGHTS = ("none", "balanced")
 
@@ -56,6 +57,11 @@ class FinetuneSettings:
             value = getattr(self, name)
             if value is not None and not value >= limit:  # nan is nowhere
                 raise ValueError(f"{name} is {value}; it must be at least {limit}")
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; it must be finite")
+        if self.seed > MOST_SEED:
+            raise ValueError(f"seed is {self.seed}; it must be at most {MOST_SEED}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
         if self.warmup_share > 1:
