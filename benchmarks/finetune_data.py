@@ -131,7 +131,7 @@ REAL_TASKS = {
         "--epochs 4 --batch-size 32 --lr 5e-5 --dropout 0",
         stsb,
     ),
-    "squad": RealTask(".json", "--task question-answering --epochs 3 --batch-size 16 --lr 1e-4 --dropout 0", squad),
+    "squad": RealTask(".json", "--task question-answering --epochs 2 --batch-size 16 --lr 1e-4 --dropout 0", squad),
 }
 
 

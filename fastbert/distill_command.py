@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from fastbert.cli import device_of
-from fastbert.finetune_command import carry_out, given, prepare_output, read_recipe
+from fastbert.finetune_command import carry_out, given, given_options, prepare_output, read_recipe
 from fastbert.model import BertPreTrainedModel
 from fastbert.pretrain_command import fresh_model, train
 from fastbert.tokenization import BertTokenizer
@@ -29,7 +29,7 @@ SIZES = ("hidden_size", "intermediate_size", "num_attention_heads")
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert distill`; returns the exit code."""
     if args.config is not None:
-        if others := [option for name, option in _given_options(args) if name not in WITH_CONFIG]:
+        if others := [option for name, option in given_options(args) if name not in WITH_CONFIG]:
             raise ValueError(
                 f"CONFIG and {others[0]} are both given; a CONFIG, for plain text, says everything: --set changes it"
             )
@@ -39,13 +39,6 @@ def run(args: argparse.Namespace) -> int:
     if missing := [name for name in ("task", "teacher", "train", "dev", "output") if getattr(args, name) is None]:
         raise ValueError(f"--{missing[0]} is missing; without a CONFIG, distillation is for a task")
     return _for_task(args)
-
-
-def _given_options(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Names and spellings of the options that have not their default."""
-    options = {action.dest: action.option_strings[-1] for action in args.parser._actions if action.option_strings}
-    given = {name: value for name, value in vars(args).items() if value != args.parser.get_default(name)}
-    return [(name, options[name]) for name in options if name in given]
 
 
 def _for_task(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe, open_checkpoints
 from fastbert.training.finetune.report import draw_confusion, draw_curves, read_log, write_report
 from fastbert.training.finetune.settings import FinetuneSettings
+from fastbert.training.finetune.tasks import TASKS
 
 REPORT = "report"
 NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "matplotlib": "matplotlib"}
@@ -54,7 +55,14 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
 
 
 def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list[str] | None = None) -> Recipe:
-    """The data and settings that the arguments name, for their model or another, with labels if it has them."""
+    """The data and settings that the arguments name, for their model or another, with labels if it has them.
+
+    Raises:
+        ValueError: an option that the task does not read; what settings, files or the model find wrong.
+    """
+    others = {name for task in TASKS.values() for name in task.options} - {*TASKS[args.task].options}
+    if idle := [option for name, option in given_options(args) if name in others]:
+        raise ValueError(f"{idle[0]} is given; --task {args.task} has no use for it")
     settings = FinetuneSettings(**given(args, FinetuneSettings))
     reading = Reading(**given(args, Reading))
     paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
@@ -82,6 +90,16 @@ def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     """The arguments that are fields of `kind` and were given; the others keep their defaults."""
     values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def given_options(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Names and spellings of the options that have not their default."""
+    found = []
+    for action in args.parser._actions:
+        long = [option for option in action.option_strings if option.startswith("--")]
+        if long and getattr(args, action.dest, action.default) != action.default:
+            found.append((action.dest, long[0]))
+    return found
 
 
 def _check(folder: Path) -> None:

@@ -13,7 +13,8 @@ from fastbert.cli import main
 from fastbert.finetune_arguments import FINETUNE_TASKS
 from fastbert.training.finetune.tasks import TASKS
 
-OPTIONS = ["--epochs", "4", "--tokens", "128", "--lr", "2e-3", "--stride", "4", "--max-question", "8"]
+OPTIONS = ["--epochs", "4", "--tokens", "128", "--lr", "2e-3"]
+OWN = {"question-answering": ["--stride", "4", "--max-question", "8"]}
 AUTO = {
     "classification": "AutoModelForSequenceClassification",
     "multi-label": "AutoModelForSequenceClassification",
@@ -32,7 +33,7 @@ def model(tmp_path_factory):
 def finetune(model, task, data, out, *more, test=None):
     files = ["--train", str(data), "--dev", str(data), *(["--test", str(test)] if test else [])]
     pair = ["--pair-column", READING[task].pair] if task in READING else []
-    return main(["finetune", "--task", task, "--model", str(model), *files, "-o", str(out), *pair, *OPTIONS, *more])
+    return main(["finetune", "--task", task, "--model", str(model), *files, "-o", str(out), *pair, *OPTIONS, *OWN.get(task, []), *more])
 
 
 def test_the_command_offers_every_task():
@@ -162,6 +163,23 @@ def test_errors_are_one_line_with_file_and_line(tmp_path, model, capsys):
     message = error_of(capsys, model, "classification", good, out, "--best", "f1")
     assert message.startswith("best is 'f1'; classification has the scores accuracy, f1_macro")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "task, option",
+    [
+        ("classification", ["--stride", "4"]),
+        ("classification", ["--label-separator", ";"]),
+        ("regression", ["--no-unanswerable"]),
+        ("token-classification", ["--pair-column", "text"]),
+        ("question-answering", ["--label-column", "label"]),
+        ("multiple-choice", ["--pair-column", "text"]),
+    ],
+)
+def test_options_of_other_tasks_are_refused(tmp_path, model, capsys, task, option):
+    message = error_of(capsys, model, task, write(tmp_path, task), tmp_path / "out", *option)
+    assert message == f"{option[0].replace('no-', '')} is given; --task {task} has no use for it"
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_processes_are_refused(tmp_path, model, capsys, monkeypatch):

@@ -35,6 +35,7 @@ from fastbert.training.finetune.features import IGNORE, Feature, on_host, packed
 from fastbert.training.finetune.settings import FinetuneSettings
 
 _TOKENIZED_TOGETHER = 256
+TEXTS = ("text", "pair", "label")  # columns
 Predictions = list[dict[str, Any]]
 
 
@@ -54,6 +55,7 @@ class Task:
     score: Callable[[Sequence, Predictions, list[str]], dict[str, float]]
     weighable: bool = False  # whether its classes can be given weights
     max_length: int | None = None  # in place of as many tokens as the model takes
+    options: tuple[str, ...] = TEXTS  # fields of FinetuneSettings and Reading that not every task reads
 
 
 # Texts: one class, several, or a number.
@@ -336,6 +338,7 @@ TASKS: dict[str, Task] = {
         logits=_logits,
         decode=_decode_multi_label,
         score=_score_multi_label,
+        options=(*TEXTS, "label_separator"),
     ),
     "regression": Task(
         model=BertForSequenceClassification,
@@ -361,6 +364,7 @@ TASKS: dict[str, Task] = {
         decode=_decode_words,
         score=_score_words,
         weighable=True,
+        options=("words", "tags"),
     ),
     "question-answering": Task(
         model=BertForQuestionAnswering,
@@ -374,6 +378,10 @@ TASKS: dict[str, Task] = {
         decode=answers.decode,
         score=_score_answers,
         max_length=384,
+        options=(
+            *("question", "context", "answers"),
+            *("stride", "max_question", "n_best", "max_answer", "no_answer", "null_threshold"),
+        ),
     ),
     "multiple-choice": Task(
         model=BertForMultipleChoice,
@@ -386,5 +394,6 @@ TASKS: dict[str, Task] = {
         logits=_logits,
         decode=_decode_choices,
         score=_score_choices,
+        options=("text", "label", "choices"),
     ),
 }
