@@ -94,7 +94,7 @@ def test_a_real_task_reaches_the_score_of_transformers(tmp_path, minilm, name, s
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_cores")
-def test_similarity_is_not_below_where_it_began(tmp_path, minilm):
+def test_stsb_is_not_below_where_it_began(tmp_path, minilm):
     """That of the sentence vectors' cosines, before any training on pairs."""
     import csv
 
