@@ -32,8 +32,8 @@ def model(tmp_path_factory):
 
 def finetune(model, task, data, out, *more, test=None):
     files = ["--train", str(data), "--dev", str(data), *(["--test", str(test)] if test else [])]
-    pair = ["--pair-column", READING[task].pair] if task in READING else []
-    return main(["finetune", "--task", task, "--model", str(model), *files, "-o", str(out), *pair, *OPTIONS, *OWN.get(task, []), *more])
+    own = ["--pair-column", READING[task].pair] if task in READING else OWN.get(task, [])
+    return main(["finetune", "--task", task, "--model", str(model), *files, "-o", str(out), *OPTIONS, *own, *more])
 
 
 def test_the_command_offers_every_task():
