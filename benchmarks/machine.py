@@ -130,7 +130,7 @@ def cpu_peak(kind: str) -> float:
     """
     threads = torch.get_num_threads()
     best = _peaks.get((kind, threads))
-    isas = [best[1]] if best else native.isas()[: 1 if kind == "read" else None]
+    isas = [best[1]] if best else native.real_isas()[: 1 if kind == "read" else None]
     measured = [(native.peak(kind, isa, threads), isa) for isa in isas]
     _peaks[kind, threads] = max([*measured, best] if best else measured)
     return _peaks[kind, threads][0]

@@ -35,7 +35,7 @@ def diagnosis() -> str:
     lines += [_row("threads", f"{torch.get_num_threads()} (torch.get_num_threads())")]
     reason = native.available()
     if reason is None:
-        real = [isa for isa in native.isas() if not isa.endswith("_emulated")]  # those are for tests
+        real = native.real_isas()
         lines += [
             _row("native", "built" + (", with CUDA" if native.has_cuda() else ", without CUDA")),
             _row("features", " ".join(native.cpu_features()) or "none that matter"),

@@ -260,12 +260,22 @@ def test_peak_is_positive_and_wider_is_no_slower():
         native.peak("fp32", best, 0)
 
 
+def test_no_peak_is_beyond_what_the_multipliers_do():
+    """A multiply-add is one product of fp32 a word and at most four of bytes; without VNNI two, and a sum apart."""
+    require_native()
+    products = {"amx": 64, "avx512_bf16": 4, "avx512_vnni": 4}
+    for isa in native.real_isas():
+        fp32, int8 = max(native.peak("fp32", isa, 1) for _ in range(2)), native.peak("int8", isa, 1)
+        assert int8 < 1.3 * products.get(isa, 2) * fp32, (isa, fp32, int8)
+    assert machine.cpu_peak("int8") < 1.3 * products.get(native.real_isas()[0], 2) * machine.cpu_peak("fp32")
+
+
 def test_ceiling_only_grows(monkeypatch):
     require_native()
     monkeypatch.undo()  # the stand-ins
     monkeypatch.setattr(machine, "_peaks", {})
     measured = iter([2.0, 3.0, 1.0, 5.0])
-    monkeypatch.setattr(machine.native, "isas", lambda: ["fast", "slow"])
+    monkeypatch.setattr(machine.native, "real_isas", lambda: ["fast", "slow"])
     monkeypatch.setattr(machine.native, "peak", lambda kind, isa, threads: next(measured))
     assert machine.cpu_peak("fp32") == 3.0  # the better of the two instruction sets, which alone is asked again
     assert machine.cpu_peak("fp32") == 3.0

@@ -37,11 +37,12 @@ double multiply_vectors(int64_t rounds) {
     const Vec b = set(0.001f);
     Sum<T> sums[SUMS] = {};
     for (Sum<T>& sum : sums) renew(sum);
-    for (int64_t r = 0; r < rounds; ++r) {
-        renew(a);
+    for (int64_t r = 0; r < rounds; ++r)
 #pragma GCC unroll 16
-        for (int i = 0; i < SUMS; ++i) sums[i] = dot(sums[i], a, b, static_cast<const T*>(nullptr));
-    }
+        for (int i = 0; i < SUMS; ++i) {
+            renew(a);  // each time: where a product and its sum are two instructions, it would serve all sums
+            sums[i] = dot(sums[i], a, b, static_cast<const T*>(nullptr));
+        }
     keep(sums);
     return 2.0 * PER_WORD<T> * WIDTH * SUMS * static_cast<double>(rounds);
 }

@@ -15,7 +15,7 @@ from fastbert.native.embed_layer_norm import (
     supports_embed_layer_norm,
 )
 from fastbert.native.encoder import encoder, release, supports_encoder
-from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas
+from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas, real_isas
 from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
 from fastbert.native.linear_gradient import activate, linear_backward, linear_training
@@ -49,6 +49,7 @@ __all__ = [
     "pack_mask",
     "packed_bytes",
     "peak",
+    "real_isas",
     "release",
     "supports_add_layer_norm",
     "supports_attention",

@@ -68,8 +68,13 @@ def cpu_features() -> list[str]:
 
 
 def isas() -> list[str]:
-    """The instruction sets that can run here, best first."""
+    """The instruction sets that can run here, best first, and last what only emulates one, for tests."""
     return [] if C is None else C.isas()
+
+
+def real_isas() -> list[str]:
+    """Those of them that this machine's processor has."""
+    return [isa for isa in isas() if not isa.endswith("_emulated")]
 
 
 def isa() -> str:
