@@ -52,8 +52,10 @@ void linear_cpu(const Linear& given, Isa isa, int threads) {
     const int64_t blocks = divide_up(op.M, block);
     const int64_t rows = divide_up(divide_up(op.M, blocks), kernel.tile_m) * kernel.tile_m;
 
-    // Some tasks a thread, handed out as they come, so that a slow core does not hold up the others.
-    const int64_t ranges = std::min(panels, divide_up(8 * threads, blocks));
+    // Some tasks a thread, handed out as they come, so that a slow core does not hold up the others. Where rows are
+    // few, a task's first weights are waited for, which nobody asked for ahead: then fewer.
+    const int64_t a_thread = op.M <= 2 * kernel.tile_m ? 4 : 8;
+    const int64_t ranges = std::min(panels, divide_up(a_thread * threads, blocks));
     const int64_t tasks = divide_up(op.M, rows) * ranges;
     if (kernel.prepare) {
         struct Prepared;

@@ -337,22 +337,35 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     // Tiles of one height, or nearly: a last one of few rows would cost as much as a full one.
     const int64_t tiles = (row_end - row_begin + VECTOR_ROWS - 1) / VECTOR_ROWS;
     const int64_t height = tiles ? (row_end - row_begin + tiles - 1) / tiles : 0;
+    // Two tiles and no more have no time to wait for weights from memory: they take turns with pieces of a panel that
+    // stay in the L1 cache, and while each multiplies one it asks for half of the next.
+    constexpr int64_t STEP = 192;
+    const bool taking_turns = tiles == 2;
+    const int64_t group = taking_turns ? row_end - row_begin : height, step = taking_turns ? STEP : words;
     for (int64_t p = panel_begin; p < panel_end; ++p) {
         const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
         const int64_t first = p * TILE_N;
         const Finish<Kind> finish{op, panel, first, op.N - first < TILE_N ? op.N - first : TILE_N};
-        for (int64_t m = row_begin; m < row_end; m += height) {
-            with_rows(row_end - m < height ? row_end - m : height, [&](auto rows) {
-                constexpr int M = decltype(rows)::value;
-                Sum<Operand> sums[M][NV];
-                for (int i = 0; i < M; ++i)
-                    for (int v = 0; v < NV; ++v) sums[i][v] = Sum<Operand>{};
-                for (const auto& pair : Kind::PAIRS)
-                    multiply<Operand>(x.begin + m * x.stride + pair[0] * padded, x.stride,
-                                      panel + (Kind::HEADER + pair[1] * padded) * TILE_N, words, sums);
-                for (int i = 0; i < M; ++i)
-                    for (int v = 0; v < NV; ++v) finish(m + i, v, sums[i][v]);
-            });
+        for (int64_t m = row_begin; m < row_end; m += group) {
+            const int64_t rows = row_end - m < group ? row_end - m : group;
+            Sum<Operand> sums[2 * VECTOR_ROWS][NV];
+            for (int64_t i = 0; i < rows; ++i)
+                for (int v = 0; v < NV; ++v) sums[i][v] = Sum<Operand>{};
+            for (const auto& pair : Kind::PAIRS)
+                for (int64_t k = 0; k < words; k += step) {
+                    const int64_t count = words - k < step ? words - k : step;
+                    const uint32_t* b = panel + (Kind::HEADER + pair[1] * padded + k) * TILE_N;
+                    for (int64_t i = 0; i < rows; i += height) {
+                        const uint32_t* a = x.begin + (m + i) * x.stride + pair[0] * padded + k;
+                        const Ahead half = {b + count * TILE_N + (i ? count * WIDTH : 0), 1};
+                        with_rows(rows - i < height ? rows - i : height, [&](auto some) {
+                            multiply<Operand, decltype(some)::value>(a, x.stride, b, count, sums + i,
+                                                                     taking_turns ? half : ahead_in(b));
+                        });
+                    }
+                }
+            for (int64_t i = 0; i < rows; ++i)
+                for (int v = 0; v < NV; ++v) finish(m + i, v, sums[i][v]);
         }
     }
 }

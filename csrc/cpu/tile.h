@@ -110,12 +110,19 @@ constexpr int64_t CHUNK = 128;
 template <>
 constexpr int64_t CHUNK<Bytes> = INT64_MAX / 2;
 
-// Steps along K that B is asked for ahead of its use: 8 KB of a panel that may come from memory.
-constexpr int64_t AHEAD = 64;
+// What is asked for while something else is multiplied: so many vectors a step along K, from `next`.
+struct Ahead {
+    const uint32_t* next;
+    int vectors;
+};
 
-// sums[m][v] += sum over k < words of A[m][k] * B[k][v]. `lda` in words.
+// Of B itself, 64 steps before its use: 8 KB of a panel that may come from memory.
+static inline Ahead ahead_in(const uint32_t* b) { return {b + 64 * TILE_N, NV}; }
+
+// sums[m][v] += sum over k < words of A[m][k] * B[k][v], m < M. `lda` in words.
 template <typename T, int M>
-static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (&sums)[M][NV]) {
+static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (*sums)[NV],
+                            Ahead ahead) {
     for (int64_t start = 0; start < words; start += CHUNK<T>) {
         const int64_t end = start + CHUNK<T> < words ? start + CHUNK<T> : words;
         Sum<T> part[M][NV];
@@ -123,10 +130,8 @@ static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, i
             for (int v = 0; v < NV; ++v) part[m][v] = Sum<T>{};
         for (int64_t k = start; k < end; ++k) {
             Vec columns[NV];
-            for (int v = 0; v < NV; ++v) {
-                columns[v] = load_word(b + (k * NV + v) * WIDTH);
-                __builtin_prefetch(b + ((k + AHEAD) * NV + v) * WIDTH);
-            }
+            for (int v = 0; v < NV; ++v) columns[v] = load_word(b + (k * NV + v) * WIDTH);
+            for (int v = 0; v < ahead.vectors; ++v) __builtin_prefetch(ahead.next + (k * ahead.vectors + v) * WIDTH);
             for (int m = 0; m < M; ++m) {
                 const Vec row = broadcast(a + m * lda + k);
                 for (int v = 0; v < NV; ++v)
@@ -170,7 +175,7 @@ static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint
         Sum<T> sums[M][NV];
         for (int i = 0; i < M; ++i)
             for (int v = 0; v < NV; ++v) sums[i][v] = Sum<T>{};
-        multiply<T>(a, lda, b, words, sums);
+        multiply<T, M>(a, lda, b, words, sums, ahead_in(b));
         for (int i = 0; i < M; ++i)
             for (int v = 0; v < NV; ++v) store(i, v, sums[i][v]);
     });

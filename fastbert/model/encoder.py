@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.model.fuse import qkv_parameters, replace_qkv
 from fastbert.model.inputs import Inputs
+from fastbert.model.reads import Reads, is_hooked, is_plain
 from fastbert.packing import pack
 from fastbert.precision import QUANTIZED, check_precision
 from fastbert.reference import ACTIVATIONS, padded_attention
@@ -123,7 +125,7 @@ def _run_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
 
 def _is_called(layer: nn.Module) -> bool:
     """Whether a layer is one of ours with hooks, as FSDP hangs on it: it is called as the module it is."""
-    return isinstance(layer, BertLayer) and _hooked(layer)
+    return isinstance(layer, BertLayer) and is_hooked(layer)
 
 
 def _recomputed_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
@@ -217,21 +219,6 @@ def fusable(projections: Sequence[nn.Module]) -> bool:
     return len({p._parameters["bias"] is None for p in projections}) == 1
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `module` does what `kind` does and nothing else: no subclass, no hook, no forward of its own."""
-    return type(module) is kind and not _hooked(module)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
-
-
 def _active_dropout(dropout: nn.Dropout) -> float:
     return dropout.p if dropout.training else 0.0
 
@@ -256,29 +243,55 @@ def _check_products(bert: nn.Module, inputs: Inputs, precision: str | None) -> N
             )
 
 
+# layers -> (what their products have in common, what was read of them, their weights).
+_known: WeakKeyDictionary[nn.ModuleList, tuple[Products, Reads, list[ops.LayerWeights]]] = WeakKeyDictionary()
+
+
 def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWeights] | None:
     """The weights of every layer for ops.encoder; None where one has a wrapped part or drops anything."""
-    weights = [_layer_weights(layer, products) for layer in layers]
-    return None if None in weights else weights
+    compiling = torch.compiler.is_compiling()
+    known = None if compiling else _known.get(layers)
+    if known is not None and known[0] == products and len(known[2]) == len(layers) and known[1].hold():
+        return known[2]
+    reads, found = Reads(), []
+    for name in layers._modules:
+        weights = _layer_weights(reads.child(layers, name), products, reads)
+        if weights is None:
+            return None
+        found.append(weights)
+    if not compiling and _share_memory(found, layers) and reads.settle():
+        _known[layers] = products, reads, found
+    return found
 
 
-def _layer_weights(layer: nn.Module, products: Products) -> ops.LayerWeights | None:
-    """One layer's weights, by the modules' own tables: attributes of a module cost as much as a small product."""
-    attention, intermediate, output = (layer._modules[name] for name in ("attention", "intermediate", "output"))
-    self_attention, attention_output = attention._modules["self"], attention._modules["output"]
-    projections = tuple(self_attention._modules[name] for name in ("query", "key", "value"))
-    linears = tuple(m._modules["dense"] for m in (attention_output, intermediate, output))
-    norms = tuple(m._modules["LayerNorm"] for m in (attention_output, output))
-    dropouts = (m._modules["dropout"] for m in (self_attention, attention_output, output))
+def _share_memory(found: list[ops.LayerWeights], layers: nn.ModuleList) -> bool:
+    """Whether queries, keys and values are multiplied where they lie: a copy would miss what is written to them."""
+    queries = [layer.attention.self.query for layer in layers]
+    pairs = [(w.qkv_weight, q.weight) for w, q in zip(found, queries, strict=True)]
+    pairs += [(w.qkv_bias, q.bias) for w, q in zip(found, queries, strict=True)]
+    return all(a is b or a.data_ptr() == b.data_ptr() for a, b in pairs)
+
+
+def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.LayerWeights | None:
+    """One layer's weights; None where it has a wrapped part or drops anything."""
+    child, attribute = reads.child, reads.attribute
+    attention, intermediate, output = (child(layer, name) for name in ("attention", "intermediate", "output"))
+    self_attention, attention_output = child(attention, "self"), child(attention, "output")
+    projections = tuple(child(self_attention, name) for name in ("query", "key", "value"))
+    linears = tuple(child(m, "dense") for m in (attention_output, intermediate, output))
+    norms = tuple(child(m, "LayerNorm") for m in (attention_output, output))
+    dropouts = (child(m, "dropout") for m in (self_attention, attention_output, output))
     if (
-        any(_active_dropout(d) for d in dropouts)
-        or not fusable(projections)
-        or not all(is_plain(m, nn.Linear) for m in linears)
-        or not all(is_plain(m, nn.LayerNorm) and m._parameters["bias"] is not None for m in norms)
-        or norms[0].eps != norms[1].eps
+        any(attribute(d, "training") and attribute(d, "p") for d in dropouts)
+        or not all(reads.is_plain(m, nn.Linear) for m in (*projections, *linears))
+        or not all(reads.is_plain(m, nn.LayerNorm) for m in norms)
+        or attribute(norms[0], "eps") != attribute(norms[1], "eps")
     ):
         return None
-    (out, up, down), (attention_norm, norm) = ((_weight_and_bias(m) for m in ms) for ms in (linears, norms))
+    pairs = [(reads.parameter(m, "weight"), reads.parameter(m, "bias")) for m in (*projections, *linears, *norms)]
+    out, up, down, attention_norm, norm = pairs[3:]
+    if attention_norm[1] is None or norm[1] is None or len({bias is None for _, bias in pairs[:3]}) > 1:
+        return None
     return ops.LayerWeights(
         *qkv_parameters(*projections),
         *out,
@@ -286,21 +299,17 @@ def _layer_weights(layer: nn.Module, products: Products) -> ops.LayerWeights | N
         *up,
         *down,
         *norm,
-        num_heads=self_attention.num_attention_heads,
+        num_heads=attribute(self_attention, "num_attention_heads"),
         activation=products.activation,
         eps=norms[0].eps,
         precision=products.precision,
     )
 
 
-def _weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    return module._parameters["weight"], module._parameters["bias"]
-
-
 @torch.no_grad()
 def release_weights(layer: nn.Module, activation: str, precision: str | None) -> None:
     """Lets the backend that runs this layer keep its own form of the weights alone, for inference: see ops.release."""
-    weights = _layer_weights(layer, Products(activation, precision))
+    weights = _layer_weights(layer, Products(activation, precision), Reads())
     released = weights and ops.release(weights)
     if released is weights:
         return

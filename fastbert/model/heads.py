@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.model.bert import BertModel, output_states, pool, run_bert
-from fastbert.model.encoder import Encoded, is_plain, project
+from fastbert.model.encoder import Encoded, project
 from fastbert.model.inputs import Inputs, check_ids
 from fastbert.model.outputs import (
     BertForPreTrainingOutput,
@@ -23,6 +23,7 @@ from fastbert.model.outputs import (
     QuestionAnsweringModelOutput,
 )
 from fastbert.model.pretrained import BertPreTrainedModel
+from fastbert.model.reads import is_plain
 
 IGNORE = -100
 

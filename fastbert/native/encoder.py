@@ -45,12 +45,10 @@ def _remembered(memory: dict[int, _Known], layers: Sequence[Any], key: tuple, fi
 
 def _state(layers: Sequence[Any]) -> list[Any]:
     """Changes when a layer's tensors are others, or are written to."""
-    state: list[Any] = []
-    for w in layers:
-        for t in w[:_TENSORS]:
-            state += (id(t), None if t is None or t.is_inference() else (t.data_ptr(), t._version))
-        state += w[_TENSORS:]
-    return state
+    tensors = [t for w in layers for t in w[:_TENSORS]]
+    known = [t for t in tensors if t is not None and not t.is_inference()]  # the others do not count
+    state = [*map(id, tensors), *[t.data_ptr() for t in known], *[t._version for t in known]]
+    return [*state, *[constant for w in layers for constant in w[_TENSORS:]]]
 
 
 def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: int) -> str | None:

@@ -53,10 +53,10 @@ def check_precision(op: str, precision: str | None, x: Tensor, *weights: Tensor 
         return
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision is {precision!r}; known are {', '.join(PRECISIONS)}")
-    tensors = [x, *(t for t in weights if t is not None)]
     if precision in SPLIT and not torch.is_autocast_enabled(x.device.type):  # autocast has the last word, as in torch
-        for t in tensors:
-            if t.dtype != torch.float32:
+        for t in (x, *weights):
+            if t is not None and t.dtype != torch.float32:
                 raise ValueError(f"{op}: precision is {precision!r} and an operand is {t.dtype}; it is for float32")
-    if precision in QUANTIZED and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        raise ValueError(f"{op}: precision is {precision!r}, which has no gradient, and an operand requires one")
+    if precision in QUANTIZED and torch.is_grad_enabled():
+        if any(t is not None and t.requires_grad for t in (x, *weights)):
+            raise ValueError(f"{op}: precision is {precision!r}, which has no gradient, and an operand requires one")
