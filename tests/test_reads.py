@@ -1,0 +1,222 @@
+"""What a model remembers of its layers between calls: whatever changes in them, the next call sees it."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from support import TINY
+from torch import nn
+
+import fastbert
+from fastbert.model import encoder
+from fastbert.model.reads import Reads, is_plain
+
+IDS = torch.randint(1, TINY["vocab_size"], (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+class Doubled(nn.Linear):
+    """A linear layer by another name."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hook(module):
+    module.register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def hook_in_another_table(module):
+    module._forward_hooks = copy.copy(module._forward_hooks)
+    hook(module)
+
+
+def own_forward(module):
+    forward = module.forward
+    module.forward = lambda *args: 2 * forward(*args)
+
+
+def become_doubled(module):
+    module.__class__ = Doubled
+
+
+def written_in_place(module):
+    with torch.no_grad():
+        module.weight.mul_(2)
+
+
+def written_through_data(module):
+    module.weight.data.mul_(2)
+
+
+def other_data(module):
+    module.weight.data = 2 * module.weight.data
+
+
+def other_parameter(module):
+    module.weight = nn.Parameter(2 * module.weight.detach())
+
+
+def no_bias(module):
+    module.register_parameter("bias", None)
+
+
+# For linear layers: each doubles what the layer makes, or nearly.
+LINEAR = [
+    *(hook, hook_in_another_table, own_forward, become_doubled, written_in_place),
+    *(written_through_data, other_data, other_parameter, no_bias),
+]
+NAMES = ["attention.self.query", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense"]
+
+
+def replace_linear(layers):
+    old = layers[1].intermediate.dense
+    new = layers[1].intermediate.dense = Doubled(old.in_features, old.out_features)
+    new.load_state_dict(old.state_dict())
+
+
+def replace_container(layers):
+    layers[0].attention = copy.deepcopy(layers[1].attention)
+
+
+def swap_layers(layers):
+    layers[0], layers[1] = layers[1], layers[0]
+
+
+def drop_a_layer(layers):
+    del layers[1]
+
+
+def append_a_layer(layers):
+    layers.append(copy.deepcopy(layers[0]))
+
+
+def other_eps(layers):
+    for layer in layers:
+        layer.output.LayerNorm.eps = layer.attention.output.LayerNorm.eps = 0.1
+
+
+def different_eps(layers):
+    layers[0].output.LayerNorm.eps = 0.1
+
+
+def scaled_norm(layers):
+    with torch.no_grad():
+        layers[0].attention.output.LayerNorm.bias += 1
+
+
+def other_heads(layers):
+    for layer in layers:
+        layer.attention.self.num_attention_heads //= 2
+
+
+def all_biases_away(layers):
+    for name in ("query", "key", "value"):
+        no_bias(getattr(layers[0].attention.self, name))
+
+
+TREE = [
+    *(replace_linear, replace_container, swap_layers, drop_a_layer, append_a_layer, other_eps, different_eps),
+    *(scaled_norm, other_heads, all_biases_away),
+]
+
+
+@pytest.fixture
+def model():
+    model = fastbert.BertModel(fastbert.BertConfig(**TINY)).eval()
+    for parameter in model.encoder.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))  # so that biases matter, too
+    return model
+
+
+def changes():
+    for name in NAMES:
+        for change in LINEAR:
+            yield pytest.param(
+                lambda layers, name=name, change=change: change(layers[1].get_submodule(name)),
+                id=f"{change.__name__}-{name}",
+            )
+    for change in TREE:
+        yield pytest.param(change, id=change.__name__)
+
+
+@pytest.mark.parametrize("change", changes())
+@torch.inference_mode()
+def test_a_change_counts_at_the_next_call(model, change):
+    model(IDS)
+    before = model(IDS).last_hidden_state
+    assert model.encoder.layer in encoder._known
+    with torch.inference_mode(False):
+        change(model.encoder.layer)
+    after = model(IDS).last_hidden_state
+    encoder._known.clear()
+    torch.testing.assert_close(after, model(IDS).last_hidden_state, rtol=0, atol=0)
+    assert (after - before).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_dropout_counts_at_the_next_call(model):
+    before = model(IDS).last_hidden_state
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.embeddings.dropout.p = 0.0
+    torch.testing.assert_close(model(IDS).last_hidden_state, before, rtol=1e-5, atol=1e-5)
+    model.encoder.layer[0].output.dropout.p = 0.5
+    assert (model(IDS).last_hidden_state - before).abs().max() > 1e-3
+    model.eval()
+    torch.testing.assert_close(model(IDS).last_hidden_state, before, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_an_activation_counts_at_the_next_call(model):
+    before = model(IDS).last_hidden_state
+    model.config.hidden_act = "relu"
+    assert (model(IDS).last_hidden_state - before).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+def test_the_same_weights_come_again(model):
+    model(IDS)
+    _, _, weights = encoder._known[model.encoder.layer]
+    model(IDS)
+    assert encoder._known[model.encoder.layer][2] is weights
+
+
+def test_nothing_outlives_the_model():
+    model = fastbert.BertModel(fastbert.BertConfig(**TINY)).eval()
+    with torch.inference_mode():
+        model(IDS)
+    parameter, layers = weakref.ref(model.encoder.layer[0].output.dense.weight), weakref.ref(model.encoder.layer)
+    assert layers() in encoder._known
+    del model
+    gc.collect()
+    assert parameter() is None and layers() is None
+
+
+def test_copies_of_queries_keys_and_values_are_not_remembered(model):
+    """Where the three must not be moved into one storage, a write that no counter sees is seen all the same."""
+    query = model.encoder.layer[0].attention.self.query
+    flat = torch.cat([query.weight.detach().flatten(), torch.zeros(1)])
+    query.weight.data = flat[:-1].view_as(query.weight)  # a slice of somebody's buffer
+    with torch.inference_mode():
+        before = model(IDS).last_hidden_state
+        assert model.encoder.layer not in encoder._known
+        flat *= 2
+        assert (model(IDS).last_hidden_state - before).abs().max() > 1e-3
+
+
+def test_reads_settle_for_parameters_that_say_when_they_change():
+    plain = nn.Linear(2, 2)
+    reads = Reads()
+    assert reads.parameter(plain, "weight") is plain.weight and reads.settle() and reads.hold()
+    with torch.inference_mode():
+        silent = nn.Linear(2, 2)
+    reads = Reads()
+    reads.parameter(silent, "weight")
+    assert not reads.settle()
+    with pytest.raises(AttributeError):
+        reads.parameter(None, "weight")
+    assert is_plain(plain, nn.Linear) and not is_plain(Doubled(2, 2), nn.Linear)
