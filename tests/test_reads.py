@@ -211,12 +211,12 @@ def test_copies_of_queries_keys_and_values_are_not_remembered(model):
 def test_reads_settle_for_parameters_that_say_when_they_change():
     plain = nn.Linear(2, 2)
     reads = Reads()
-    assert reads.parameter(plain, "weight") is plain.weight and reads.settle() and reads.hold()
+    assert reads.parameters(plain) == (plain.weight, plain.bias) and reads.settle() and reads.hold()
+    del plain._parameters["bias"]
+    assert not reads.hold()
     with torch.inference_mode():
         silent = nn.Linear(2, 2)
     reads = Reads()
-    reads.parameter(silent, "weight")
+    reads.parameters(silent)
     assert not reads.settle()
-    with pytest.raises(AttributeError):
-        reads.parameter(None, "weight")
     assert is_plain(plain, nn.Linear) and not is_plain(Doubled(2, 2), nn.Linear)

@@ -244,7 +244,7 @@ def _check_products(bert: nn.Module, inputs: Inputs, precision: str | None) -> N
 
 
 # layers -> (what their products have in common, what was read of them, their weights).
-_known: WeakKeyDictionary[nn.ModuleList, tuple[Products, Reads, list[ops.LayerWeights]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.ModuleList, tuple[Products, Reads, ops.WatchedLayers]] = WeakKeyDictionary()
 
 
 def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWeights] | None:
@@ -253,9 +253,9 @@ def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWei
     known = None if compiling else _known.get(layers)
     if known is not None and known[0] == products and len(known[2]) == len(layers) and known[1].hold():
         return known[2]
-    reads, found = Reads(), []
-    for name in layers._modules:
-        weights = _layer_weights(reads.child(layers, name), products, reads)
+    reads, found = Reads(), ops.WatchedLayers()
+    for layer in reads.children(layers, *layers._modules):
+        weights = _layer_weights(layer, products, reads)
         if weights is None:
             return None
         found.append(weights)
@@ -274,23 +274,23 @@ def _share_memory(found: list[ops.LayerWeights], layers: nn.ModuleList) -> bool:
 
 def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.LayerWeights | None:
     """One layer's weights; None where it has a wrapped part or drops anything."""
-    child, attribute = reads.child, reads.attribute
-    attention, intermediate, output = (child(layer, name) for name in ("attention", "intermediate", "output"))
-    self_attention, attention_output = child(attention, "self"), child(attention, "output")
-    projections = tuple(child(self_attention, name) for name in ("query", "key", "value"))
-    linears = tuple(child(m, "dense") for m in (attention_output, intermediate, output))
-    norms = tuple(child(m, "LayerNorm") for m in (attention_output, output))
-    dropouts = (child(m, "dropout") for m in (self_attention, attention_output, output))
-    if (
-        any(attribute(d, "training") and attribute(d, "p") for d in dropouts)
-        or not all(reads.is_plain(m, nn.Linear) for m in (*projections, *linears))
-        or not all(reads.is_plain(m, nn.LayerNorm) for m in norms)
-        or attribute(norms[0], "eps") != attribute(norms[1], "eps")
+    attention, intermediate, output = reads.children(layer, "attention", "intermediate", "output")
+    self_attention, attention_output = reads.children(attention, "self", "output")
+    *projections, dropout = reads.children(self_attention, "query", "key", "value", "dropout")
+    out, attention_norm, attention_dropout = reads.children(attention_output, "dense", "LayerNorm", "dropout")
+    (up,) = reads.children(intermediate, "dense")
+    down, norm, output_dropout = reads.children(output, "dense", "LayerNorm", "dropout")
+    linears, norms = (*projections, out, up, down), (attention_norm, norm)
+    if not all(reads.is_plain(m, nn.Linear) for m in linears) or not all(
+        reads.is_plain(m, nn.LayerNorm) for m in norms
     ):
         return None
-    pairs = [(reads.parameter(m, "weight"), reads.parameter(m, "bias")) for m in (*projections, *linears, *norms)]
-    out, up, down, attention_norm, norm = pairs[3:]
-    if attention_norm[1] is None or norm[1] is None or len({bias is None for _, bias in pairs[:3]}) > 1:
+    for drop in (dropout, attention_dropout, output_dropout):
+        if reads.attributes(drop, "training")[0] and reads.attributes(drop, "p")[0]:
+            return None
+    (eps,), (other_eps,) = (reads.attributes(m, "eps") for m in norms)
+    *qkv, out, up, down, attention_norm, norm = (reads.parameters(m) for m in (*linears, *norms))
+    if eps != other_eps or attention_norm[1] is None or norm[1] is None or len({bias is None for _, bias in qkv}) > 1:
         return None
     return ops.LayerWeights(
         *qkv_parameters(*projections),
@@ -299,9 +299,9 @@ def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.La
         *up,
         *down,
         *norm,
-        num_heads=attribute(self_attention, "num_attention_heads"),
+        num_heads=reads.attributes(self_attention, "num_attention_heads")[0],
         activation=products.activation,
-        eps=norms[0].eps,
+        eps=eps,
         precision=products.precision,
     )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from operator import is_
+from collections.abc import Callable
+from itertools import chain, repeat
+from operator import call, contains, is_, itemgetter
 from typing import Any
 
 from torch import Tensor, nn
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_OF = itemgetter(*_HOOKS)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -23,59 +26,65 @@ class Reads:
     """Reads modules by their own tables, and remembers what it read.
 
     Attributes of a module are slow: to look at all that a BERT's layers have to say takes as long as the products of a
-    short text. To see, in one sweep, that nothing of it has changed takes a tenth of that.
+    short text. To see, in one sweep, that nothing of it has changed takes a fifth of that.
     """
 
     def __init__(self) -> None:
         self._tables: list[dict[str, Any]] = []
-        self._names: list[str] = []
-        self._values: list[Any] = []
+        self._getters: list[Callable[[dict[str, Any]], tuple]] = []  # of several entries of a table at once
+        self._values: list[Any] = []  # all that they returned, one behind the other
         self._plain: list[nn.Module] = []
         self._kinds: list[type[nn.Module]] = []
-        self._hooks: list[tuple[dict[str, Any], str]] = []
         self._parameters: list[Tensor] = []
-        self._state: list[int] | None = None
+        self._own: list[dict[str, Any]] = []  # of the plain ones
+        self._state: list[int] = []
 
-    def attribute(self, module: nn.Module, name: str) -> Any:
-        """An instance's own attribute; None where it has none."""
-        return self._read(module.__dict__, name)
+    def attributes(self, module: nn.Module, *names: str) -> tuple:
+        """An instance's own attributes."""
+        return self._read(module.__dict__, names)
 
-    def child(self, module: nn.Module, name: str) -> nn.Module:
-        return self._read(module._modules, name)
+    def children(self, module: nn.Module, *names: str) -> tuple[nn.Module, ...]:
+        return self._read(module._modules, names)
 
-    def parameter(self, module: nn.Module, name: str) -> Tensor | None:
-        parameter = self._read(module._parameters, name)
-        if parameter is not None:
-            self._parameters.append(parameter)
-        return parameter
+    def parameters(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """Its weight and bias."""
+        found = self._read(module._parameters, ("weight", "bias"))
+        self._parameters += [p for p in found if p is not None]
+        return found
 
     def is_plain(self, module: nn.Module, kind: type[nn.Module]) -> bool:
         self._plain.append(module)
         self._kinds.append(kind)
         return is_plain(module, kind)
 
-    def _read(self, table: dict[str, Any], name: str) -> Any:
-        value = table.get(name)
+    def _read(self, table: dict[str, Any], names: tuple[str, ...]) -> tuple:
+        # A getter of one name returns it bare, so it is asked for twice.
+        get = itemgetter(*names) if len(names) > 1 else itemgetter(*names, *names)
+        values = get(table)
         self._tables.append(table)
-        self._names.append(name)
-        self._values.append(value)
-        return value
+        self._getters.append(get)
+        self._values += values
+        return values[: len(names)]
 
     def settle(self) -> bool:
         """Notes the state of all that was read; False where some of it does not say when it changes."""
         if any(type(p) is not nn.Parameter or p.is_inference() for p in self._parameters):
             return False
-        own = [module.__dict__ for module in self._plain]
-        self._hooks = [(table, name) for table in own for name in (*_HOOKS, "forward")]
+        self._own = [module.__dict__ for module in self._plain]
         self._state = self._parameter_state()
         return True
 
     def hold(self) -> bool:
         """Whether everything is as it was when it settled: the same objects, plain as before, parameters unwritten."""
+        try:
+            same = all(map(is_, chain.from_iterable(map(call, self._getters, self._tables)), self._values))
+        except KeyError:  # something is gone
+            return False
         return (
-            all(map(is_, map(dict.get, self._tables, self._names), self._values))
+            same
             and all(map(is_, map(type, self._plain), self._kinds))
-            and not any([table.get(name) for table, name in self._hooks])
+            and not any(map(any, map(_HOOKS_OF, self._own)))
+            and not any(map(contains, self._own, repeat("forward")))
             and self._parameter_state() == self._state
         )
 

@@ -15,30 +15,49 @@ from fastbert.native.add_layer_norm import supports_add_layer_norm
 from fastbert.native.attention import supports_attention
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason
 from fastbert.native.linear import supports_linear
-from fastbert.native.packed_weights import packed, sample
+from fastbert.native.packed_weights import extents, packed
 from fastbert.native.workspace import workspace
 
 _TENSORS = 12  # the first so many fields of ops.LayerWeights
 
 
 class _Known(NamedTuple):
-    """What was found out about layers, and what their tensors were then; it goes with the first of their weights."""
+    """What was found out about layers, and what their tensors were then; it goes with its owner."""
 
-    owner: weakref.ref[Tensor]
+    owner: weakref.ref
     key: tuple
     found: Any
 
 
+class _Plan(NamedTuple):
+    """What C++ takes of layers: pointers into packed weights, which it holds, made when the originals had a sample."""
+
+    words: list[int]
+    packed: list[Tensor]
+    extents: tuple[list[int], list[int]]
+    sample: int
+
+
 _reasons: dict[int, _Known] = {}  # found: why the layers cannot be run, or None
-_plans: dict[int, _Known] = {}  # found: the packed weights, and the pointers that C++ takes
+_plans: dict[int, _Known] = {}  # found: a _Plan
 
 
-def _remembered(memory: dict[int, _Known], layers: Sequence[Any], key: tuple, find: Callable[[], Any]) -> Any:
-    """find(), or what it returned for the same layers in the same state."""
-    identity = id(layers[0].qkv_weight)
+def _remembered(
+    memory: dict[int, _Known],
+    layers: Sequence[Any],
+    key: tuple,
+    find: Callable[[], Any],
+    holds: Callable[[Any], bool] = lambda found: True,
+) -> Any:
+    """find(), or what it returned for the same layers in the same state, where that still `holds`."""
+    if getattr(layers, "watched", False):  # see ops.WatchedLayers
+        of = layers
+    else:
+        of, key = layers[0].qkv_weight, (*key, *_state(layers))
+    identity = id(of)
     known = memory.get(identity)
-    if known is None or known.key != key:
-        owner = weakref.ref(layers[0].qkv_weight, lambda _: memory.pop(identity, None))
+    if known is None or known.key != key or not holds(known.found):
+        owner = weakref.ref(of, lambda _: memory.pop(identity, None))
         memory[identity] = known = _Known(owner, key, find())
     return known.found
 
@@ -67,8 +86,7 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
     qkv = x.new_empty((1, 3, heads, width // heads))
     if reason := supports_attention(qkv, cu_seqlens, max_seqlen):
         return f"attention: {reason}"
-    key = (x.dtype, width, *_state(layers))
-    return _remembered(_reasons, layers, key, lambda: _why_not(x, layers))
+    return _remembered(_reasons, layers, (x.dtype, width), lambda: _why_not(x, layers))
 
 
 def _why_not(x: Tensor, layers: Sequence[Any]) -> str | None:
@@ -97,16 +115,23 @@ def _products(w: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
     )
 
 
-def _plan(layers: Sequence[Any]) -> tuple[list[Tensor], list[int]]:
-    """The packed weights of all layers, and for each layer what csrc/bindings/encoder.cpp takes of it."""
-    held, words = [], []
+def _plan(layers: Sequence[Any]) -> _Plan:
+    """For each layer what csrc/bindings/encoder.cpp takes of it."""
+    lying = extents(t for w in layers for product in _products(w) for t in product)
+    before = C.sample(*lying)
+    words, held = [], []
     for w in layers:
         weights = [packed(weight, bias, w.precision) for weight, bias in _products(w)]
         norms = (w.attention_norm_weight, w.attention_norm_bias, w.norm_weight, w.norm_bias)
         words += [t.data_ptr() for t in (*weights, *norms)]
         words.append(w.up_weight.shape[0])
         held += weights
-    return held, words
+    return _Plan(words, held, lying, before)
+
+
+def _unwritten(plan: _Plan) -> bool:
+    """Whether the originals of its weights have the sample they had: not every write is counted."""
+    return C.sample(*plan.extents) == plan.sample
 
 
 def release(w: Any) -> Any:
@@ -122,18 +147,17 @@ def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: in
     What is written into fresh memory costs a page fault every 4 KiB, up to half the time of a product.
     """
     (T, E), first, (_, isa), threads = x.shape, layers[0], chosen_isa(), torch.get_num_threads()
-    key = (isa, sample([t for w in layers for product in _products(w) for t in product]), *_state(layers))
     # Held until the call is over: another thread may pack a weight anew meanwhile.
-    _held, words = _remembered(_plans, layers, key, lambda: _plan(layers))
+    plan = _remembered(_plans, layers, (isa,), lambda: _plan(layers), _unwritten)
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
-    (memory,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, words, isa, threads),)))
+    (memory,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, plan.words, isa, threads),)))
     y = torch.empty_like(x)
     C.encoder_cpu(
         *kind,
         ACTIVATIONS[first.activation],
         *shape,
         len(cu_seqlens) - 1,
-        words,
+        plan.words,
         cu_seqlens.data_ptr(),
         x.data_ptr(),
         y.data_ptr(),

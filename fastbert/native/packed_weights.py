@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -64,14 +64,15 @@ def stands_in(weight: Tensor, precision: str | None) -> bool:
     return entry is not None and entry[1] == (chosen_isa()[1],)
 
 
-def sample(tensors: list[Tensor | None]) -> int:
+def sample(tensors: Iterable[Tensor | None]) -> int:
     """A hash of some of the words of each: changes, all but surely, when one is written to."""
-    addresses, sizes = [], []
-    for t in tensors:
-        if t is not None and t.is_contiguous() and not t.is_meta:
-            addresses.append(t.data_ptr())
-            sizes.append(t.nbytes)
-    return C.sample(addresses, sizes)
+    return C.sample(*extents(tensors))
+
+
+def extents(tensors: Iterable[Tensor | None]) -> tuple[list[int], list[int]]:
+    """Where those that can be sampled lie, and how many bytes each has."""
+    lying = [t for t in tensors if t is not None and t.is_contiguous() and not t.is_meta]
+    return [t.data_ptr() for t in lying], [t.nbytes for t in lying]
 
 
 def kept_transpose(weight: Tensor, pack: Callable[[], Tensor]) -> Tensor:

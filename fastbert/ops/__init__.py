@@ -3,7 +3,7 @@
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.embed_layer_norm import embed_layer_norm
-from fastbert.ops.encoder import LayerWeights, encoder, release
+from fastbert.ops.encoder import LayerWeights, WatchedLayers, encoder, release
 from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
@@ -11,6 +11,7 @@ from fastbert.ops.packing import pack_mask, take_rows
 
 __all__ = [
     "LayerWeights",
+    "WatchedLayers",
     "add_layer_norm",
     "attention",
     "embed_layer_norm",

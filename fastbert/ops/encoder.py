@@ -36,6 +36,16 @@ class LayerWeights(NamedTuple):
     precision: str | None = None  # of the four products: see ops.linear
 
 
+class WatchedLayers(list[LayerWeights]):
+    """Layers that somebody watches, who makes another list when one of their tensors is another or has been written to.
+
+    So what was found out about them holds for as long as the list does, and is not found out again at each call. What
+    no version counter sees, a write through `.data`, he need not see either.
+    """
+
+    watched = True  # by which backends know
+
+
 def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
@@ -44,8 +54,10 @@ def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_s
     """
     check_floating("encoder", "x", x)
     for weights in layers:
-        check_shape("encoder", "x", x, (None, weights.qkv_weight.shape[1]))
-        check_precision("encoder", weights.precision, x, *weights[:12])
+        if x.shape[1:] != weights.qkv_weight.shape[1:]:
+            check_shape("encoder", "x", x, (None, weights.qkv_weight.shape[1]))
+        if weights.precision is not None:
+            check_precision("encoder", weights.precision, x, *weights[:12])
     if torch.compiler.is_compiling():  # each op knows what a compiled graph can hold
         return _layers(x, layers, cu_seqlens, max_seqlen)
     _, run = backend.choose("encoder", x.device.type, x, layers, cu_seqlens, max_seqlen)
