@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace fastbert {
 
@@ -17,28 +18,29 @@ void zero_rows(const Attention& op, int64_t first, int64_t end) {
 }  // namespace
 
 void attention_cpu(const Attention& op, Isa isa, int threads) {
+    Team::run(threads, [&](Team& team) { attention_cpu(op, isa, team); });
+}
+
+void attention_cpu(const Attention& op, Isa isa, Team& team) {
     const AttentionKernels& kernels = cpu_kernels(isa).attention;
     const bool wide = op.dtype == DType::f32;
     const auto run = wide ? kernels.f32 : kernels.bf16;
-    zero_rows(op, 0, op.cu_seqlens[0]);
-    zero_rows(op, op.cu_seqlens[op.B], op.T);
+    if (team.number() == 0) {
+        zero_rows(op, 0, op.cu_seqlens[0]);
+        zero_rows(op, op.cu_seqlens[op.B], op.T);
+    }
     int64_t longest = 0;
     for (int64_t b = 0; b < op.B; ++b)
         longest = std::max<int64_t>(longest, op.cu_seqlens[b + 1] - op.cu_seqlens[b]);
     if (longest == 0) return;
     const int64_t bytes = (wide ? kernels.scratch_f32 : kernels.scratch_bf16)(longest, op.D);
-
-#pragma omp parallel num_threads(threads)
-    {
-        struct HeadMemory;
-        void* memory = scratch<HeadMemory>(bytes);
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < op.B * op.H; ++task) {
-            const int64_t b = task / op.H, start = op.cu_seqlens[b];
-            const int64_t length = op.cu_seqlens[b + 1] - start;
-            if (length > 0) run(op, start, length, task % op.H, memory);
-        }
-    }
+    struct HeadMemory;
+    void* memory = scratch<HeadMemory>(bytes);  // this thread's
+    team.each(op.B * op.H, [&](int64_t task) {
+        const int64_t b = task / op.H, start = op.cu_seqlens[b];
+        const int64_t length = op.cu_seqlens[b + 1] - start;
+        if (length > 0) run(op, start, length, task % op.H, memory);
+    });
 }
 
 }  // namespace fastbert

@@ -7,23 +7,12 @@
 #include <cstring>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "kernels.h"
 #include "linear.h"
+#include "team.h"
 
 namespace fastbert {
 namespace {
-
-int thread_number() {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 int64_t lines(int64_t bytes) { return (bytes + 63) / 64; }
 
@@ -120,7 +109,7 @@ Attention attention_of(const Encoder& op, const Plan& plan) {
     return {op.dtype, op.T, op.B, op.H, D, all.qkv(), op.cu_seqlens, all.context(), 3 * plan.E, plan.E, op.scale_log2};
 }
 
-void run_in_blocks(const Encoder& op, const Plan& plan, Isa isa, int threads) {
+void run_in_blocks(const Encoder& op, const Plan& plan, Isa isa, Team& team) {
     const CpuKernels& kernels = cpu_kernels(isa);
     const LinearKernel& kernel = linear_kernel(op.dtype, op.precision, isa);
     const auto norm = op.dtype == DType::f32 ? kernels.add_layer_norm.f32 : kernels.add_layer_norm.bf16;
@@ -132,12 +121,11 @@ void run_in_blocks(const Encoder& op, const Plan& plan, Isa isa, int threads) {
 
     // Layer -1 has no tail: only what layer 0 starts with.
     for (int64_t l = -1; l < op.L; ++l) {
-        if (l >= 0) attention_cpu(attention_of(op, plan), isa, threads);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-        for (int64_t task = 0; task < plan.blocks; ++task) {
+        if (l >= 0) attention_cpu(attention_of(op, plan), isa, team);
+        team.each(plan.blocks, [&](int64_t task) {
             const int64_t first = plan.tiles * task / plan.blocks * plan.tile_m;
             const int64_t end = std::min(op.T, plan.tiles * (task + 1) / plan.blocks * plan.tile_m);
-            const Block block{op, plan, static_cast<char*>(op.workspace) + thread_number() * plan.thread_bytes, first,
+            const Block block{op, plan, static_cast<char*>(op.workspace) + team.number() * plan.thread_bytes, first,
                               end - first};
             if (l >= 0) {
                 multiply(block.attention_output(l));
@@ -147,20 +135,20 @@ void run_in_blocks(const Encoder& op, const Plan& plan, Isa isa, int threads) {
                 norm(block.output_norm(l), 0, block.count);
             }
             if (l + 1 < op.L) multiply(block.project_qkv(l + 1));
-        }
+        });
     }
 }
 
-void run_op_by_op(const Encoder& op, const Plan& plan, Isa isa, int threads) {
+void run_op_by_op(const Encoder& op, const Plan& plan, Isa isa, Team& team) {
     const Block all{op, plan, static_cast<char*>(op.workspace), 0, op.T};
     for (int64_t l = 0; l < op.L; ++l) {
-        linear_cpu(all.project_qkv(l), isa, threads);
-        attention_cpu(attention_of(op, plan), isa, threads);
-        linear_cpu(all.attention_output(l), isa, threads);
-        add_layer_norm_cpu(all.attention_norm(l), isa, threads);
-        linear_cpu(all.up(l), isa, threads);
-        linear_cpu(all.down(l), isa, threads);
-        add_layer_norm_cpu(all.output_norm(l), isa, threads);
+        linear_cpu(all.project_qkv(l), isa, team);
+        attention_cpu(attention_of(op, plan), isa, team);
+        linear_cpu(all.attention_output(l), isa, team);
+        add_layer_norm_cpu(all.attention_norm(l), isa, team);
+        linear_cpu(all.up(l), isa, team);
+        linear_cpu(all.down(l), isa, team);
+        add_layer_norm_cpu(all.output_norm(l), isa, team);
     }
 }
 
@@ -171,8 +159,10 @@ int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads) { retur
 void encoder_cpu(const Encoder& op, Isa isa, int threads) {
     if (op.T == 0) return;
     const Plan plan(op, isa, threads);
-    if (plan.blocks) run_in_blocks(op, plan, isa, threads);
-    else run_op_by_op(op, plan, isa, threads);
+    Team::run(threads, [&](Team& team) {
+        if (plan.blocks) run_in_blocks(op, plan, isa, team);
+        else run_op_by_op(op, plan, isa, team);
+    });
 }
 
 }  // namespace fastbert

@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "linear.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace fastbert {
 namespace {
@@ -39,8 +40,15 @@ void place_prepared(Linear& op, void* memory) {
 }
 
 void linear_cpu(const Linear& given, Isa isa, int threads) {
-    if (given.M == 0 || given.N == 0) return;
     Linear op = given;
+    const int64_t bytes = prepared_bytes(op.dtype, op.precision, op.M, op.K, isa);
+    struct Prepared;
+    if (bytes && !op.prepared) place_prepared(op, scratch<Prepared>(bytes));
+    Team::run(threads, [&](Team& team) { linear_cpu(op, isa, team); });
+}
+
+void linear_cpu(const Linear& op, Isa isa, Team& team) {
+    if (op.M == 0 || op.N == 0) return;
     const LinearKernel& kernel = linear_kernel(op.dtype, op.precision, isa);
     const int64_t panels = divide_up(op.N, cpu_kernels(isa).linear.tile_n);
 
@@ -55,20 +63,18 @@ void linear_cpu(const Linear& given, Isa isa, int threads) {
     // Some tasks a thread, handed out as they come, so that a slow core does not hold up the others. Where rows are
     // few, a task's first weights are waited for, which nobody asked for ahead: then fewer.
     const int64_t a_thread = op.M <= 2 * kernel.tile_m ? 4 : 8;
-    const int64_t ranges = std::min(panels, divide_up(a_thread * threads, blocks));
+    const int64_t ranges = std::min(panels, divide_up(a_thread * team.size(), blocks));
     const int64_t tasks = divide_up(op.M, rows) * ranges;
     if (kernel.prepare) {
-        struct Prepared;
-        if (!op.prepared) place_prepared(op, scratch<Prepared>(prepared_bytes(op.dtype, op.precision, op.M, op.K, isa)));
         constexpr int64_t ROWS = 8;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-        for (int64_t m = 0; m < op.M; m += ROWS) kernel.prepare(op, m, std::min(op.M, m + ROWS));
+        team.each(divide_up(op.M, ROWS), [&](int64_t task) {
+            kernel.prepare(op, task * ROWS, std::min(op.M, (task + 1) * ROWS));
+        });
     }
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t task = 0; task < tasks; ++task) {
+    team.each(tasks, [&](int64_t task) {
         const int64_t first = task / ranges * rows, range = task % ranges;
         kernel.run(op, first, std::min(op.M, first + rows), panels * range / ranges, panels * (range + 1) / ranges);
-    }
+    });
 }
 
 }  // namespace fastbert
