@@ -30,6 +30,17 @@ def test_linear_accuracy(isa, activation, dtype):
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("precision", [None, "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_comes_out_the_same_whatever_rows_go_with_it(isa, dtype, precision):
+    """The same bits: a text's vector does not depend on its batch, nor on how rows are cut for threads and caches."""
+    for inner in (384, 1200):
+        x, weight, bias = linear_inputs(100, inner, 70, dtype)
+        all_rows = native.linear(x, weight, bias, precision=precision)
+        for rows in (1, 8, 12, 13, 16, 24, 25, 37):
+            assert torch.equal(native.linear(x[:rows], weight, bias, precision=precision), all_rows[:rows])
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "silu", "tanh"])
 def test_activations_over_their_whole_range(isa, activation):
     """Through an identity weight; large, small, infinite and NaN arguments."""

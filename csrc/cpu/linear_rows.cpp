@@ -339,9 +339,11 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     const int64_t height = tiles ? (row_end - row_begin + tiles - 1) / tiles : 0;
     // Two tiles and no more have no time to wait for weights from memory: they take turns with pieces of a panel that
     // stay in the L1 cache, and while each multiplies one it asks for half of the next.
-    constexpr int64_t STEP = 192;
+    // Pieces end where sums are cut in any case: a row comes out the same, whatever rows go with it.
+    constexpr int64_t PIECE = CHUNK<float>;
     const bool taking_turns = tiles == 2;
-    const int64_t group = taking_turns ? row_end - row_begin : height, step = taking_turns ? STEP : words;
+    const int64_t group = taking_turns ? row_end - row_begin : height;
+    const int64_t step = taking_turns && words > 2 * PIECE ? PIECE : words;
     for (int64_t p = panel_begin; p < panel_end; ++p) {
         const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
         const int64_t first = p * TILE_N;
