@@ -163,3 +163,15 @@ def test_numbers_that_would_crash_are_refused():
     with pytest.raises(ValueError, match="no precision of number 9"):
         extension.C.packed_weight_bytes(0, 9, 4, 4, extension.chosen_isa()[1])
     assert reference.ACTIVATIONS.keys() <= {name for name in extension.ACTIVATIONS if name}
+
+
+def test_tokens_outside_all_sequences_are_zeros_for_every_thread():
+    """Where no sequence has a token, no thread goes on before the context of the call before has been cleared."""
+    layers, x = make_layers(64, 144, 2, torch.float32), torch.randn(20, 64)
+    everything = torch.tensor([0, 20], dtype=torch.int32)
+    for cu_seqlens in ([0, 0], [0], [0, 3]):
+        offsets = torch.tensor(cu_seqlens, dtype=torch.int32)
+        exact = by_reference(x, layers, offsets, cu_seqlens[-1])
+        for _ in range(100):
+            native.encoder(x, layers, everything, 20)
+            torch.testing.assert_close(native.encoder(x, layers, offsets, cu_seqlens[-1]), exact, rtol=1e-5, atol=1e-5)

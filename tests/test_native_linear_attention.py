@@ -168,6 +168,26 @@ def test_reasons_of_linear_and_attention(call, reason):
     assert reason in call()
 
 
+def test_weights_that_do_not_say_when_they_change_are_refused():
+    require_native()
+    x, weight, bias = linear_inputs(2, 4, 3, torch.float32)
+    with torch.inference_mode():
+        silent = [weight.clone(), bias.clone()]
+    assert native.supports_linear(x, weight, bias) is None
+    for given in ((silent[0], bias), (weight, silent[1])):
+        assert "made in inference mode" in native.supports_linear(x, *given)
+
+
+def test_a_weight_with_another_stride_is_packed_anew():
+    """The same tensor object at the same address, other numbers."""
+    require_native()
+    x, memory = torch.randn(2, 4), torch.randn(64)
+    weight = memory.as_strided((3, 4), (8, 1))
+    native.linear(x, weight)
+    weight.data = memory.as_strided((3, 4), (9, 1))
+    torch.testing.assert_close(native.linear(x, weight), x @ weight.t())
+
+
 def test_the_kernels_know_nothing_of_autocast():
     """The ops cast, and call them with it off: see test_native_training.py."""
     require_native()

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -21,6 +22,10 @@ class Doubled(nn.Linear):
 
     def forward(self, x):
         return 2 * super().forward(x)
+
+
+def remembered(model):
+    return vars(model.encoder.layer).get(encoder._KNOWN)
 
 
 def hook(module):
@@ -58,6 +63,23 @@ def other_parameter(module):
     module.weight = nn.Parameter(2 * module.weight.detach())
 
 
+def transposed(module):
+    if module.in_features == module.out_features:
+        module.weight.data = module.weight.data.t()
+    else:
+        other_data(module)
+
+
+def other_table(module):
+    module._parameters = {**module._parameters, "weight": nn.Parameter(2 * module.weight.detach())}
+
+
+def other_state(module):
+    other = copy.deepcopy(module)
+    other_data(other)
+    module.__setstate__(other.__dict__)
+
+
 def no_bias(module):
     module.register_parameter("bias", None)
 
@@ -65,7 +87,7 @@ def no_bias(module):
 # For linear layers: each doubles what the layer makes, or nearly.
 LINEAR = [
     *(hook, hook_in_another_table, own_forward, become_doubled, written_in_place),
-    *(written_through_data, other_data, other_parameter, no_bias),
+    *(written_through_data, other_data, other_parameter, transposed, other_table, other_state, no_bias),
 ]
 NAMES = ["attention.self.query", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense"]
 
@@ -111,6 +133,22 @@ def other_heads(layers):
         layer.attention.self.num_attention_heads //= 2
 
 
+def narrower(layers):
+    """Leading slices: the same memory, less of it."""
+    for layer in layers:
+        up, down = layer.intermediate.dense, layer.output.dense
+        half = len(up.weight) // 2
+        up.weight.data, up.bias.data, down.weight.data = (
+            up.weight.data[:half],
+            up.bias.data[:half],
+            down.weight.data[:, :half],
+        )
+
+
+def no_layers(layers):
+    del layers[:]
+
+
 def all_biases_away(layers):
     for name in ("query", "key", "value"):
         no_bias(getattr(layers[0].attention.self, name))
@@ -118,7 +156,7 @@ def all_biases_away(layers):
 
 TREE = [
     *(replace_linear, replace_container, swap_layers, drop_a_layer, append_a_layer, other_eps, different_eps),
-    *(scaled_norm, other_heads, all_biases_away),
+    *(scaled_norm, other_heads, all_biases_away, narrower, no_layers),
 ]
 
 
@@ -146,11 +184,11 @@ def changes():
 def test_a_change_counts_at_the_next_call(model, change):
     model(IDS)
     before = model(IDS).last_hidden_state
-    assert model.encoder.layer in encoder._known
+    assert remembered(model)
     with torch.inference_mode(False):
         change(model.encoder.layer)
     after = model(IDS).last_hidden_state
-    encoder._known.clear()
+    vars(model.encoder.layer).pop(encoder._KNOWN, None)
     torch.testing.assert_close(after, model(IDS).last_hidden_state, rtol=0, atol=0)
     assert (after - before).abs().max() > 1e-3
 
@@ -180,9 +218,9 @@ def test_an_activation_counts_at_the_next_call(model):
 @torch.inference_mode()
 def test_the_same_weights_come_again(model):
     model(IDS)
-    _, _, weights = encoder._known[model.encoder.layer]
+    weights = remembered(model).weights
     model(IDS)
-    assert encoder._known[model.encoder.layer][2] is weights
+    assert remembered(model).weights is weights
 
 
 def test_nothing_outlives_the_model():
@@ -190,10 +228,48 @@ def test_nothing_outlives_the_model():
     with torch.inference_mode():
         model(IDS)
     parameter, layers = weakref.ref(model.encoder.layer[0].output.dense.weight), weakref.ref(model.encoder.layer)
-    assert layers() in encoder._known
+    assert remembered(model)
     del model
     gc.collect()
     assert parameter() is None and layers() is None
+
+
+def test_hooks_that_refer_to_the_model_keep_nothing():
+    model = fastbert.BertModel(fastbert.BertConfig(**TINY)).eval()
+    with torch.inference_mode():
+        model(IDS)
+        layers = model.encoder.layer
+        layers[0].output.dense.register_forward_hook(lambda *_, model=model: None)
+        layers[0].register_forward_hook(lambda *_, model=model: None)
+        layers[0].attention.self.owner = [model]
+        model(IDS)
+    gone = weakref.ref(layers[0].output.dense.weight)
+    del model, layers
+    gc.collect()
+    assert gone() is None
+
+
+@torch.inference_mode()
+def test_what_was_replaced_goes_at_the_next_call(model):
+    model(IDS)
+    gone = weakref.ref(model.encoder.layer[0].intermediate.dense.weight)
+    with torch.inference_mode(False):
+        replace_linear([None, model.encoder.layer[0]])
+    model(IDS)
+    gc.collect()
+    assert gone() is None and not remembered(model)
+
+
+@torch.inference_mode()
+def test_copies_remember_nothing_of_the_original(model):
+    model(IDS)
+    assert remembered(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not remembered(other)
+        torch.testing.assert_close(other(IDS).last_hidden_state, model(IDS).last_hidden_state)
+    replica = copy.copy(model.encoder.layer)  # as DataParallel makes them: the same __dict__, other modules in it
+    replica.__dict__ = dict(replica.__dict__)
+    assert not vars(replica)[encoder._KNOWN].holds(replica, remembered(model).products)
 
 
 def test_copies_of_queries_keys_and_values_are_not_remembered(model):
@@ -203,7 +279,7 @@ def test_copies_of_queries_keys_and_values_are_not_remembered(model):
     query.weight.data = flat[:-1].view_as(query.weight)  # a slice of somebody's buffer
     with torch.inference_mode():
         before = model(IDS).last_hidden_state
-        assert model.encoder.layer not in encoder._known
+        assert not remembered(model)
         flat *= 2
         assert (model(IDS).last_hidden_state - before).abs().max() > 1e-3
 

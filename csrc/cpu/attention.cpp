@@ -32,11 +32,11 @@ void attention_cpu(const Attention& op, Isa isa, Team& team) {
     int64_t longest = 0;
     for (int64_t b = 0; b < op.B; ++b)
         longest = std::max<int64_t>(longest, op.cu_seqlens[b + 1] - op.cu_seqlens[b]);
-    if (longest == 0) return;
     const int64_t bytes = (wide ? kernels.scratch_f32 : kernels.scratch_bf16)(longest, op.D);
     struct HeadMemory;
     void* memory = scratch<HeadMemory>(bytes);  // this thread's
-    team.each(op.B * op.H, [&](int64_t task) {
+    // Without a token, too: nobody goes on before the rows beside the sequences are zeros.
+    team.each(longest ? op.B * op.H : 0, [&](int64_t task) {
         const int64_t b = task / op.H, start = op.cu_seqlens[b];
         const int64_t length = op.cu_seqlens[b + 1] - start;
         if (length > 0) run(op, start, length, task % op.H, memory);

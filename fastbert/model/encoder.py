@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -243,24 +243,45 @@ def _check_products(bert: nn.Module, inputs: Inputs, precision: str | None) -> N
             )
 
 
-# layers -> (what their products have in common, what was read of them, their weights).
-_known: WeakKeyDictionary[nn.ModuleList, tuple[Products, Reads, ops.WatchedLayers]] = WeakKeyDictionary()
+class _Known:
+    """What was found of layers, kept in their own __dict__: it may refer back to them (a hook may, say) and yet goes
+    with them. A copy of them, pickled or not, has nothing."""
+
+    def __init__(self, layers: nn.ModuleList, products: Products, reads: Reads, weights: ops.WatchedLayers) -> None:
+        self.owner = ref(layers)  # DataParallel copies a __dict__ as it is
+        self.products, self.reads, self.weights = products, reads, weights
+
+    def holds(self, layers: nn.ModuleList, products: Products) -> bool:
+        same = self.owner() is layers and self.products == products and len(self.weights) == len(layers)
+        return same and self.reads.hold()
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None
+
+
+_KNOWN = "_fastbert_known"
 
 
 def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWeights] | None:
     """The weights of every layer for ops.encoder; None where one has a wrapped part or drops anything."""
     compiling = torch.compiler.is_compiling()
-    known = None if compiling else _known.get(layers)
-    if known is not None and known[0] == products and len(known[2]) == len(layers) and known[1].hold():
-        return known[2]
-    reads, found = Reads(), ops.WatchedLayers()
+    if not compiling:
+        known = vars(layers).get(_KNOWN)
+        if known is not None and known.holds(layers, products):
+            return known.weights
+        vars(layers).pop(_KNOWN, None)  # and with it what is held of modules that may have gone
+    reads, found = Reads(), []
     for layer in reads.children(layers, *layers._modules):
         weights = _layer_weights(layer, products, reads)
         if weights is None:
             return None
         found.append(weights)
     if not compiling and _share_memory(found, layers) and reads.settle():
-        _known[layers] = products, reads, found
+        found = ops.WatchedLayers(found)
+        vars(layers)[_KNOWN] = _Known(layers, products, reads, found)
     return found
 
 
@@ -293,7 +314,7 @@ def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.La
     if eps != other_eps or attention_norm[1] is None or norm[1] is None or len({bias is None for _, bias in qkv}) > 1:
         return None
     return ops.LayerWeights(
-        *qkv_parameters(*projections),
+        *qkv_parameters(*projections, move=getattr(self_attention, "may_move_qkv", True)),
         *out,
         *attention_norm,
         *up,

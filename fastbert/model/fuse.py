@@ -55,7 +55,7 @@ def replace_qkv(query: nn.Linear, key: nn.Linear, value: nn.Linear, weight: Tens
 
 
 def _state(parameters: list[Tensor]) -> tuple:
-    return tuple((p.data_ptr(), p._version) for p in parameters)
+    return tuple((p.data_ptr(), p._version, p.shape, p.stride()) for p in parameters)
 
 
 def _fuse(parts: list[Tensor]) -> Tensor:

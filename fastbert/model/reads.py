@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain, repeat
-from operator import call, contains, is_, itemgetter
+from operator import call, contains, getitem, is_, itemgetter
 from typing import Any
 
 from torch import Tensor, nn
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOKS_OF = itemgetter(*_HOOKS)
+_Getter = Callable[[dict[str, Any]], tuple]
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -30,25 +31,33 @@ class Reads:
     """
 
     def __init__(self) -> None:
-        self._tables: list[dict[str, Any]] = []
-        self._getters: list[Callable[[dict[str, Any]], tuple]] = []  # of several entries of a table at once
-        self._values: list[Any] = []  # all that they returned, one behind the other
+        # Of the modules' own dictionaries, and of one of the tables in each: where, which, and by what getter.
+        self._owners: list[nn.Module] = []
+        self._own_getters: list[_Getter] = []
+        self._holders: list[nn.Module] = []
+        self._tables: list[str] = []
+        self._getters: list[_Getter] = []
+        self._own_values: list[Any] = []  # all that the getters returned, one behind the other
+        self._values: list[Any] = []
         self._plain: list[nn.Module] = []
         self._kinds: list[type[nn.Module]] = []
         self._parameters: list[Tensor] = []
-        self._own: list[dict[str, Any]] = []  # of the plain ones
-        self._state: list[int] = []
+        self._state: list[Any] = []
 
     def attributes(self, module: nn.Module, *names: str) -> tuple:
         """An instance's own attributes."""
-        return self._read(module.__dict__, names)
+        get = _getter(names)
+        self._owners.append(module)
+        self._own_getters.append(get)
+        self._own_values += get(vars(module))
+        return get(vars(module))[: len(names)]
 
     def children(self, module: nn.Module, *names: str) -> tuple[nn.Module, ...]:
-        return self._read(module._modules, names)
+        return self._read(module, "_modules", names)
 
     def parameters(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Its weight and bias."""
-        found = self._read(module._parameters, ("weight", "bias"))
+        found = self._read(module, "_parameters", ("weight", "bias"))
         self._parameters += [p for p in found if p is not None]
         return found
 
@@ -57,10 +66,10 @@ class Reads:
         self._kinds.append(kind)
         return is_plain(module, kind)
 
-    def _read(self, table: dict[str, Any], names: tuple[str, ...]) -> tuple:
-        # A getter of one name returns it bare, so it is asked for twice.
-        get = itemgetter(*names) if len(names) > 1 else itemgetter(*names, *names)
-        values = get(table)
+    def _read(self, module: nn.Module, table: str, names: tuple[str, ...]) -> tuple:
+        get = _getter(names)
+        values = get(vars(module)[table])
+        self._holders.append(module)
         self._tables.append(table)
         self._getters.append(get)
         self._values += values
@@ -70,24 +79,36 @@ class Reads:
         """Notes the state of all that was read; False where some of it does not say when it changes."""
         if any(type(p) is not nn.Parameter or p.is_inference() for p in self._parameters):
             return False
-        self._own = [module.__dict__ for module in self._plain]
         self._state = self._parameter_state()
         return True
 
     def hold(self) -> bool:
         """Whether everything is as it was when it settled: the same objects, plain as before, parameters unwritten."""
+        plain = list(map(vars, self._plain))
         try:
-            same = all(map(is_, chain.from_iterable(map(call, self._getters, self._tables)), self._values))
+            own = chain.from_iterable(map(call, self._own_getters, map(vars, self._owners)))
+            tables = map(getitem, map(vars, self._holders), self._tables)
+            read = chain.from_iterable(map(call, self._getters, tables))
+            same = all(map(is_, own, self._own_values)) and all(map(is_, read, self._values))
         except KeyError:  # something is gone
             return False
         return (
             same
             and all(map(is_, map(type, self._plain), self._kinds))
-            and not any(map(any, map(_HOOKS_OF, self._own)))
-            and not any(map(contains, self._own, repeat("forward")))
+            and not any(map(any, map(_HOOKS_OF, plain)))
+            and not any(map(contains, plain, repeat("forward")))
             and self._parameter_state() == self._state
         )
 
-    def _parameter_state(self) -> list[int]:
-        """Where each parameter lies and how often it was written to, by what counts that."""
-        return [p.data_ptr() for p in self._parameters] + [p._version for p in self._parameters]
+    def _parameter_state(self) -> list[Any]:
+        """What part of which memory each parameter is, and how often it was written to, by what counts that."""
+        state: list[Any] = [p.data_ptr() for p in self._parameters]
+        state += [p._version for p in self._parameters]
+        state += [p.numel() for p in self._parameters]
+        state += [p.stride() for p in self._parameters]
+        return state
+
+
+def _getter(names: tuple[str, ...]) -> _Getter:
+    """Takes several entries of a table at once, as a tuple; itemgetter returns one alone bare, so it is taken twice."""
+    return itemgetter(*names, *names[:1]) if names else lambda table: ()

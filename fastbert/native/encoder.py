@@ -66,7 +66,7 @@ def _state(layers: Sequence[Any]) -> list[Any]:
     """Changes when a layer's tensors are others, or are written to."""
     tensors = [t for w in layers for t in w[:_TENSORS]]
     known = [t for t in tensors if t is not None and not t.is_inference()]  # the others do not count
-    state = [*map(id, tensors), *[t.data_ptr() for t in known], *[t._version for t in known]]
+    state = [*map(id, tensors), *[(t.data_ptr(), t._version, t.shape, t.stride()) for t in known]]
     return [*state, *[constant for w in layers for constant in w[_TENSORS:]]]
 
 

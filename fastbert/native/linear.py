@@ -37,7 +37,7 @@ def supports_linear(
             return "odd width or row stride in bf16"
     if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
         return f"bias of shape {tuple(bias.shape)}"
-    if weight.is_inference():
+    if weight.is_inference() or (bias is not None and bias.is_inference()):
         return "a weight made in inference mode does not say when it changes"
     return None
 

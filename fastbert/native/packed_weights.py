@@ -29,6 +29,8 @@ def packed(weight: Tensor, bias: Tensor | None, precision: str | None = None) ->
     address, bias_address = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
     key = (
         address,
+        weight.shape,
+        weight.stride(),
         weight._version,
         bias_address,
         None if bias is None else bias._version,
@@ -79,6 +81,8 @@ def kept_transpose(weight: Tensor, pack: Callable[[], Tensor]) -> Tensor:
     """What `pack` makes of the weight's transpose, kept and made again as `packed` does."""
     key = (
         weight.data_ptr(),
+        weight.shape,
+        weight.stride(),
         weight._version,
         chosen_isa()[1],
         sample([weight]),
