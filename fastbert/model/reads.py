@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain, repeat
-from operator import call, contains, getitem, is_, itemgetter
+from operator import call, contains, is_, itemgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,14 +31,10 @@ class Reads:
     """
 
     def __init__(self) -> None:
-        # Of the modules' own dictionaries, and of one of the tables in each: where, which, and by what getter.
-        self._owners: list[nn.Module] = []
-        self._own_getters: list[_Getter] = []
-        self._holders: list[nn.Module] = []
-        self._tables: list[str] = []
+        self._modules: list[nn.Module] = []
+        self._tables: list[str] = []  # which of the module's was read
         self._getters: list[_Getter] = []
-        self._own_values: list[Any] = []  # all that the getters returned, one behind the other
-        self._values: list[Any] = []
+        self._values: list[Any] = []  # all that the getters returned, one behind the other
         self._plain: list[nn.Module] = []
         self._kinds: list[type[nn.Module]] = []
         self._parameters: list[Tensor] = []
@@ -46,11 +42,7 @@ class Reads:
 
     def attributes(self, module: nn.Module, *names: str) -> tuple:
         """An instance's own attributes."""
-        get = _getter(names)
-        self._owners.append(module)
-        self._own_getters.append(get)
-        self._own_values += get(vars(module))
-        return get(vars(module))[: len(names)]
+        return self._read(module, "__dict__", names)
 
     def children(self, module: nn.Module, *names: str) -> tuple[nn.Module, ...]:
         return self._read(module, "_modules", names)
@@ -68,8 +60,8 @@ class Reads:
 
     def _read(self, module: nn.Module, table: str, names: tuple[str, ...]) -> tuple:
         get = _getter(names)
-        values = get(vars(module)[table])
-        self._holders.append(module)
+        values = get(getattr(module, table))
+        self._modules.append(module)
         self._tables.append(table)
         self._getters.append(get)
         self._values += values
@@ -86,10 +78,8 @@ class Reads:
         """Whether everything is as it was when it settled: the same objects, plain as before, parameters unwritten."""
         plain = list(map(vars, self._plain))
         try:
-            own = chain.from_iterable(map(call, self._own_getters, map(vars, self._owners)))
-            tables = map(getitem, map(vars, self._holders), self._tables)
-            read = chain.from_iterable(map(call, self._getters, tables))
-            same = all(map(is_, own, self._own_values)) and all(map(is_, read, self._values))
+            read = chain.from_iterable(map(call, self._getters, map(getattr, self._modules, self._tables)))
+            same = all(map(is_, read, self._values))
         except KeyError:  # something is gone
             return False
         return (

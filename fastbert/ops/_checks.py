@@ -57,6 +57,6 @@ def check_precision(op: str, precision: str | None, x: Tensor, *weights: Tensor 
         for t in (x, *weights):
             if t is not None and t.dtype != torch.float32:
                 raise ValueError(f"{op}: precision is {precision!r} and an operand is {t.dtype}; it is for float32")
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights))
-    if precision in QUANTIZED and wants_grad:
+    no_gradient = precision in QUANTIZED and torch.is_grad_enabled()
+    if no_gradient and any(t is not None and t.requires_grad for t in (x, *weights)):
         raise ValueError(f"{op}: precision is {precision!r}, which has no gradient, and an operand requires one")

@@ -54,10 +54,8 @@ def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_s
     """
     check_floating("encoder", "x", x)
     for weights in layers:
-        if x.shape[1:] != weights.qkv_weight.shape[1:]:
-            check_shape("encoder", "x", x, (None, weights.qkv_weight.shape[1]))
-        if weights.precision is not None:
-            check_precision("encoder", weights.precision, x, *weights[:12])
+        check_shape("encoder", "x", x, (None, weights.qkv_weight.shape[1]))
+        check_precision("encoder", weights.precision, x, *weights[:12])
     if torch.compiler.is_compiling():  # each op knows what a compiled graph can hold
         return _layers(x, layers, cu_seqlens, max_seqlen)
     _, run = backend.choose("encoder", x.device.type, x, layers, cu_seqlens, max_seqlen)
