@@ -36,8 +36,9 @@ $(STAMP): pyproject.toml $(shell find csrc -type f ! -name '*.md')
 demo: $(STAMP)
 	@$(PY) benchmarks/demo.py $(ARGS)
 
+# A process for each core, each with one thread (tests/conftest.py).
 test: $(STAMP)
-	@$(PY) -m pytest -q $(ARGS)
+	@$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP)
 	@$(PY) -m pytest -q -m slow $(ARGS)

@@ -265,9 +265,13 @@ def test_no_peak_is_beyond_what_the_multipliers_do():
     require_native()
     products = {"amx": 64, "avx512_bf16": 4, "avx512_vnni": 4}
     for isa in native.real_isas():
-        fp32, int8 = max(native.peak("fp32", isa, 1) for _ in range(2)), native.peak("int8", isa, 1)
-        assert int8 < 1.3 * products.get(isa, 2) * fp32, (isa, fp32, int8)
-    assert machine.cpu_peak("int8") < 1.3 * products.get(native.real_isas()[0], 2) * machine.cpu_peak("fp32")
+        int8, most = native.peak("int8", isa, 1), 1.3 * products.get(isa, 2)
+        fp32 = [native.peak("fp32", isa, 1)]
+        while int8 >= most * max(fp32) and len(fp32) < 8:  # a busy machine may have halved it
+            fp32.append(native.peak("fp32", isa, 1))
+        assert int8 < most * max(fp32), (isa, fp32, int8)
+    best, most = native.real_isas()[0], 1.3 * products.get(native.real_isas()[0], 2)
+    assert machine.cpu_peak("int8") < most * max(machine.cpu_peak("fp32") for _ in range(4)), best
 
 
 def test_ceiling_only_grows(monkeypatch):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Parts of the package, and what they may import of it besides themselves. A part is a module or folder of
 # fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
-LEAVES = {"files", "hub", "config", "packing", "backend", "reference", "precision"}
+LEAVES = {"files", "hub", "config", "packing", "backend", "reference", "precision", "reads"}
 TEXT = {"encoding", "tokenizer_files", "tokenization"}
 BELOW_MODEL = LEAVES | {"ops", "checkpoint"}
 ALL_OF_MODEL = BELOW_MODEL | TEXT | {"model", "explain"}
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "packing": set(),
     "backend": set(),
     "precision": set(),
+    "reads": {"native"},
     "reference": {"packing"},
     "encoding": set(),
     "tokenizer_files": {"files", "hub"},

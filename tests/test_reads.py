@@ -7,12 +7,14 @@ import weakref
 
 import pytest
 import torch
-from support import TINY
+from support import TINY, require_native
 from torch import nn
 
 import fastbert
+from fastbert import reads
 from fastbert.model import encoder
-from fastbert.model.reads import Reads, is_plain
+from fastbert.native import extension
+from fastbert.reads import Reads, is_plain
 
 IDS = torch.randint(1, TINY["vocab_size"], (2, 7), generator=torch.Generator().manual_seed(0))
 
@@ -106,6 +108,10 @@ def swap_layers(layers):
     layers[0], layers[1] = layers[1], layers[0]
 
 
+def hook_a_layer(layers):
+    hook(layers[1])
+
+
 def drop_a_layer(layers):
     del layers[1]
 
@@ -155,8 +161,8 @@ def all_biases_away(layers):
 
 
 TREE = [
-    *(replace_linear, replace_container, swap_layers, drop_a_layer, append_a_layer, other_eps, different_eps),
-    *(scaled_norm, other_heads, all_biases_away, narrower, no_layers),
+    *(replace_linear, replace_container, swap_layers, hook_a_layer, drop_a_layer, append_a_layer, other_eps),
+    *(different_eps, scaled_norm, other_heads, all_biases_away, narrower, no_layers),
 ]
 
 
@@ -179,7 +185,18 @@ def changes():
         yield pytest.param(change, id=change.__name__)
 
 
-@pytest.mark.parametrize("change", changes())
+@pytest.fixture(params=["native", "python"])
+def sweep(request, monkeypatch):
+    """Either way to read a second time."""
+    if request.param == "native":
+        require_native()
+        assert reads._unchanged is extension.C.unchanged
+    else:
+        monkeypatch.setattr(reads, "_unchanged", reads._unchanged_in_python)
+
+
+@pytest.mark.usefixtures("sweep")
+@pytest.mark.parametrize("change", list(changes()))
 @torch.inference_mode()
 def test_a_change_counts_at_the_next_call(model, change):
     model(IDS)
@@ -284,6 +301,7 @@ def test_copies_of_queries_keys_and_values_are_not_remembered(model):
         assert (model(IDS).last_hidden_state - before).abs().max() > 1e-3
 
 
+@pytest.mark.usefixtures("sweep")
 def test_reads_settle_for_parameters_that_say_when_they_change():
     plain = nn.Linear(2, 2)
     reads = Reads()
@@ -296,3 +314,14 @@ def test_reads_settle_for_parameters_that_say_when_they_change():
     reads.parameters(silent)
     assert not reads.settle()
     assert is_plain(plain, nn.Linear) and not is_plain(Doubled(2, 2), nn.Linear)
+
+
+@pytest.mark.usefixtures("sweep")
+@pytest.mark.parametrize("table", ["_parameters", "_forward_hooks"])
+def test_a_module_without_its_tables_does_not_hold(table):
+    plain = nn.Linear(2, 2)
+    reads = Reads()
+    reads.parameters(plain)
+    assert reads.is_plain(plain, nn.Linear) and reads.settle() and reads.hold()
+    del plain.__dict__[table]
+    assert not reads.hold()

@@ -2,30 +2,22 @@
 #include <algorithm>
 
 #include "scratch.h"
+#include "team.h"
 #include "training_kernels.h"
 
 namespace fastbert {
-namespace {
-
-// Waking a thread costs some microseconds, the time of about 16 thousand elements.
-int team(int threads, int64_t tasks, int64_t elements) {
-    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({threads, tasks, elements / 16384 + 1})));
-}
-
-}  // namespace
 
 void add_layer_norm_training_cpu(const AddLayerNormTraining& op, Isa isa, int threads) {
     const auto& kernels = training_kernels(isa).add_layer_norm;
     const auto rows = op.op.dtype == DType::f32 ? kernels.forward_f32 : kernels.forward_bf16;
     const int64_t bytes = 2 * kernels.scratch(op.op.N) * sizeof(float), M = op.op.M;
     const int64_t blocks = (M + PARTIAL_ROWS - 1) / PARTIAL_ROWS;
-#pragma omp parallel num_threads(team(threads, blocks, M * op.op.N))
-    {
+    Team::run(worth(threads, blocks, M * op.op.N), [&](Team& team) {
         float* memory = static_cast<float*>(scratch<struct TaskMemory>(bytes));
-#pragma omp for schedule(static)
-        for (int64_t block = 0; block < blocks; ++block)
+        team.each(blocks, [&](int64_t block) {
             rows(op, block * PARTIAL_ROWS, std::min(M, (block + 1) * PARTIAL_ROWS), memory);
-    }
+        });
+    });
 }
 
 void add_layer_norm_backward_cpu(const AddLayerNormBackward& op, Isa isa, int threads) {
@@ -34,12 +26,10 @@ void add_layer_norm_backward_cpu(const AddLayerNormBackward& op, Isa isa, int th
     const auto rows = wide ? table.add_layer_norm.backward_f32 : table.add_layer_norm.backward_bf16;
     const int64_t N = op.op.N, bytes = 2 * table.add_layer_norm.scratch(N) * sizeof(float);
     const int64_t blocks = (op.op.M + PARTIAL_ROWS - 1) / PARTIAL_ROWS;
-#pragma omp parallel num_threads(team(threads, blocks, op.op.M * N))
-    {
+    Team::run(worth(threads, blocks, op.op.M * N), [&](Team& team) {
         float* memory = static_cast<float*>(scratch<struct TaskMemory>(bytes));
-#pragma omp for schedule(dynamic)
-        for (int64_t block = 0; block < blocks; ++block) rows(op, block, memory);
-    }
+        team.each(blocks, [&](int64_t block) { rows(op, block, memory); });
+    });
     const auto sum = wide ? table.linear.sum_f32 : table.linear.sum_bf16;
     if (op.dweight) sum(op.partials, blocks, 2 * N, N, op.dweight);
     if (op.dbias) sum(op.partials + N, blocks, 2 * N, N, op.dbias);

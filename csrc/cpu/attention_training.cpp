@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "scratch.h"
+#include "team.h"
 #include "training_kernels.h"
 
 namespace fastbert {
@@ -16,15 +17,13 @@ void each_head(const Op& op, int64_t (*bytes_for)(int64_t, int64_t),
     for (int64_t b = 0; b < op.op.B; ++b) longest = std::max<int64_t>(longest, offsets[b + 1] - offsets[b]);
     if (longest == 0) return;
     const int64_t bytes = bytes_for(longest, op.op.D);
-#pragma omp parallel num_threads(threads)
-    {
+    Team::run(threads, [&](Team& team) {
         void* memory = scratch<struct TaskMemory>(bytes);
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < op.op.B * op.op.H; ++task) {
+        team.each(op.op.B * op.op.H, [&](int64_t task) {
             const int64_t b = task / op.op.H, length = offsets[b + 1] - offsets[b];
             if (length > 0) run(op, offsets[b], length, task % op.op.H, memory);
-        }
-    }
+        });
+    });
 }
 
 }  // namespace

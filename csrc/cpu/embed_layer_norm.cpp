@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace fastbert {
 namespace {
@@ -43,14 +44,13 @@ void table_gradient(const EmbedTable& table, int64_t M, int64_t N, const float* 
     const int64_t columns = table.count < 256 ? COLUMNS : N;
     const int64_t ranges = (N + columns - 1) / columns;
     const int64_t tasks = (table.count + rows - 1) / rows * ranges;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t task = 0; task < tasks; ++task) {
+    Team::share(threads, tasks, [&](int64_t task) {
         const int64_t first = task / ranges * rows, begin = task % ranges * columns, end = std::min(begin + columns, N);
         for (int64_t r = first; r < std::min(first + rows, table.count); ++r) {
             const int64_t count = r == skipped ? 0 : starts[r + 1] - starts[r];
             sum_rows({dsums, N, order + starts[r], count, out + r * N * bytes}, begin, end);
         }
-    }
+    });
 }
 
 }  // namespace
@@ -59,19 +59,12 @@ void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads) {
     check_all_ids(op);
     const EmbedLayerNormKernels& kernels = cpu_kernels(isa).embed_layer_norm;
     const auto rows = op.dtype == DType::f32 ? kernels.f32 : kernels.bf16;
-    // As in add_layer_norm: what it costs to wake a thread.
-    constexpr int64_t GRAIN = 16384;
-    const int64_t parts = std::min<int64_t>({threads, op.M, op.M * op.N / GRAIN + 1});
-    if (parts <= 0) return;
+    const int parts = worth(threads, op.M, op.M * op.N);
     const int64_t stride = part_bytes<float>(op.N) / 4;
     float* sums = static_cast<float*>(scratch<struct Rows>(parts * part_bytes<float>(op.N)));
-    if (parts == 1) {
-        rows(op, 0, op.M, sums);
-        return;
-    }
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
-    for (int64_t part = 0; part < parts; ++part)
+    Team::share(parts, parts, [&](int64_t part) {
         rows(op, op.M * part / parts, op.M * (part + 1) / parts, sums + part * stride);
+    });
 }
 
 void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, int threads) {
@@ -94,11 +87,10 @@ void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, in
     int64_t* starts = take_part<int64_t>(memory, longest + 2);
     int64_t* order = take_part<int64_t>(memory, M);
 
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t b = 0; b < blocks; ++b) {
+    Team::share(threads, blocks, [&](int64_t b) {
         float* own = partial + 3 * b * N;
         rows(op, b * BLOCK, std::min(M, (b + 1) * BLOCK), dsums, own, own + N, own + 2 * N);
-    }
+    });
     if (op.dweight) sum_rows({partial + N, 3 * N, nullptr, blocks, op.dweight}, 0, N);
     if (op.dbias) sum_rows({partial + 2 * N, 3 * N, nullptr, blocks, op.dbias}, 0, N);
     const struct {

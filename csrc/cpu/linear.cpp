@@ -25,8 +25,7 @@ int64_t packed_weight_bytes(DType dtype, Precision precision, int64_t N, int64_t
 void pack_weight_cpu(const PackWeight& op, Isa isa, int threads) {
     const auto pack = linear_kernel(op.dtype, op.precision, isa).pack;
     const int64_t panels = divide_up(op.N, cpu_kernels(isa).linear.tile_n);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t p = 0; p < panels; ++p) pack(op, p, p + 1);
+    Team::share(threads, panels, [&](int64_t p) { pack(op, p, p + 1); });
 }
 
 int64_t prepared_bytes(DType dtype, Precision precision, int64_t M, int64_t K, Isa isa) {

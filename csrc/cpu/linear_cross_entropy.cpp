@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "team.h"
 
 namespace fastbert {
 namespace {
@@ -30,11 +31,10 @@ void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads) 
     const CrossEntropyKernels& kernels = cpu_kernels(isa).cross_entropy;
     const auto statistics = op.dtype == DType::f32 ? kernels.statistics_f32 : kernels.statistics_bf16;
     const int64_t blocks = cross_entropy_blocks(op.V);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t b = 0; b < blocks; ++b) {
+    Team::share(threads, blocks, [&](int64_t b) {
         float* top = op.partial + 2 * b * op.K;
         statistics(op, b * BLOCK, std::min(op.V, (b + 1) * BLOCK), top, top + op.K);
-    }
+    });
     for (int64_t k = 0; k < op.K; ++k) {
         const int64_t v = op.labels[k] - op.first;
         if (op.labels[k] < 0 || v < 0 || v >= op.V) continue;
@@ -45,16 +45,17 @@ void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads) 
 void cross_entropy_lse_cpu(const float* partial, int64_t blocks, int64_t K, float* lse, Isa isa, int threads) {
     constexpr int64_t TOKENS = 32;  // a multiple of any vector
     const auto combine = cpu_kernels(isa).cross_entropy.combine;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t k = 0; k < K; k += TOKENS) combine(partial, blocks, K, lse, k, std::min(K, k + TOKENS));
+    Team::share(threads, (K + TOKENS - 1) / TOKENS, [&](int64_t task) {
+        const int64_t k = task * TOKENS;
+        combine(partial, blocks, K, lse, k, std::min(K, k + TOKENS));
+    });
 }
 
 void cross_entropy_gradient_cpu(const CrossEntropy& op, Isa isa, int threads) {
     const CrossEntropyKernels& kernels = cpu_kernels(isa).cross_entropy;
     const auto gradient = op.dtype == DType::f32 ? kernels.gradient_f32 : kernels.gradient_bf16;
     const int64_t blocks = cross_entropy_blocks(op.V);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t b = 0; b < blocks; ++b) gradient(op, b * BLOCK, std::min(op.V, (b + 1) * BLOCK));
+    Team::share(threads, blocks, [&](int64_t b) { gradient(op, b * BLOCK, std::min(op.V, (b + 1) * BLOCK)); });
 }
 
 }  // namespace fastbert

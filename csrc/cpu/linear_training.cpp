@@ -1,6 +1,7 @@
 // Shares what surrounds the products of linear's backward out over threads. Compiled for the base instruction set.
 #include <algorithm>
 
+#include "team.h"
 #include "training_kernels.h"
 
 namespace fastbert {
@@ -8,28 +9,23 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Waking a thread costs some microseconds, the time of about 16 thousand elements.
-int team(int threads, int64_t elements) {
-    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, elements / 16384 + 1)));
-}
-
 }  // namespace
 
 void activate_cpu(const Activate& op, Isa isa, int threads) {
     const LinearTrainingKernels& kernels = training_kernels(isa).linear;
     const auto run = op.dtype == DType::f32 ? kernels.activate_f32 : kernels.activate_bf16;
     constexpr int64_t PART = 8192;
-#pragma omp parallel for num_threads(team(threads, op.n)) schedule(dynamic)
-    for (int64_t part = 0; part < divide_up(op.n, PART); ++part)
+    const int64_t parts = divide_up(op.n, PART);
+    Team::share(worth(threads, parts, op.n), parts, [&](int64_t part) {
         run(op, part * PART, std::min(op.n, (part + 1) * PART));
+    });
 }
 
 void activation_backward_cpu(const ActivationBackward& op, Isa isa, int threads) {
     const LinearTrainingKernels& kernels = training_kernels(isa).linear;
     const auto run = op.dtype == DType::f32 ? kernels.backward_f32 : kernels.backward_bf16;
-    const int64_t blocks = divide_up(op.M, PARTIAL_ROWS), strips = divide_up(op.N, kernels.strip_columns);
-#pragma omp parallel for num_threads(team(threads, op.M * op.N)) schedule(dynamic)
-    for (int64_t task = 0; task < blocks * strips; ++task) run(op, task / strips, task % strips);
+    const int64_t strips = divide_up(op.N, kernels.strip_columns), tasks = divide_up(op.M, PARTIAL_ROWS) * strips;
+    Team::share(worth(threads, tasks, op.M * op.N), tasks, [&](int64_t task) { run(op, task / strips, task % strips); });
 }
 
 void sum_partials_cpu(const SumPartials& op, Isa isa) {
@@ -51,11 +47,10 @@ void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads) {
     const int64_t rows = divide_up(divide_up(op.N, blocks), kernels.tile_m) * kernels.tile_m;
     const int64_t ranges = std::min(panels, divide_up(8 * threads, blocks));
     const int64_t tasks = divide_up(op.N, rows) * ranges;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t task = 0; task < tasks; ++task) {
+    Team::share(threads, tasks, [&](int64_t task) {
         const int64_t first = task / ranges * rows, range = task % ranges;
         run(op, first, std::min(op.N, first + rows), panels * range / ranges, panels * (range + 1) / ranges);
-    }
+    });
 }
 
 void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads) {
@@ -63,8 +58,9 @@ void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads) {
     const auto run = op.dtype == DType::f32 ? kernels.pack_f32 : kernels.pack_bf16;
     constexpr int64_t PART = 64;
     const int64_t parts = std::max<int64_t>(1, divide_up(op.rows, PART));
-#pragma omp parallel for num_threads(team(threads, op.rows * op.N)) schedule(dynamic)
-    for (int64_t part = 0; part < parts; ++part) run(op, part * PART, std::min(op.rows, (part + 1) * PART));
+    Team::share(worth(threads, parts, op.rows * op.N), parts, [&](int64_t part) {
+        run(op, part * PART, std::min(op.rows, (part + 1) * PART));
+    });
 }
 
 }  // namespace fastbert

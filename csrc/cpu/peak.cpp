@@ -2,8 +2,11 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <numeric>
+#include <vector>
 
 #include "kernels.h"
+#include "team.h"
 
 namespace fastbert {
 namespace {
@@ -25,9 +28,8 @@ double multiply_peak(double (*loop)(int64_t rounds), int threads) {
     while (std::min(seconds_of([&] { loop(rounds); }), seconds_of([&] { loop(rounds); })) < SECONDS) {
         rounds *= 2;
     }
-    double sum = 0;
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : sum)
-    for (int thread = 0; thread < threads; ++thread) {
+    std::vector<double> reached(threads);
+    Team::run(threads, [&](Team& team) {
         double rates[TIMINGS];
         for (double& rate : rates) {
             double done = 0;
@@ -35,9 +37,9 @@ double multiply_peak(double (*loop)(int64_t rounds), int threads) {
             rate = done / taken;
         }
         std::sort(rates, rates + TIMINGS);
-        sum += rates[TIMINGS - 1 - COUNTED];
-    }
-    return sum;
+        reached[team.number()] = rates[TIMINGS - 1 - COUNTED];
+    });
+    return std::accumulate(reached.begin(), reached.end(), 0.0);
 }
 
 double read_peak(double (*read)(const float* memory, int64_t count), int threads) {
@@ -46,16 +48,15 @@ double read_peak(double (*read)(const float* memory, int64_t count), int threads
     const int64_t each = COUNT / threads / 1024 * 1024;
     double rates[TIMINGS];
     for (int timing = -1; timing < TIMINGS; ++timing) {
-        double done = 0;
+        std::vector<double> done(threads);
         const double taken = seconds_of([&] {
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : done)
-            for (int thread = 0; thread < threads; ++thread) {
-                float* mine = memory.get() + thread * each;
+            Team::run(threads, [&](Team& team) {
+                float* mine = memory.get() + team.number() * each;
                 if (timing < 0) std::fill(mine, mine + each, 0.0f);  // by the thread that reads it
-                else done += read(mine, each);
-            }
+                else done[team.number()] = read(mine, each);
+            });
         });
-        if (timing >= 0) rates[timing] = done / taken;
+        if (timing >= 0) rates[timing] = std::accumulate(done.begin(), done.end(), 0.0) / taken;
     }
     std::sort(rates, rates + TIMINGS);
     return rates[TIMINGS - 1 - COUNTED];

@@ -4,6 +4,7 @@
 // its threads wherever OpenMP lets them sleep in between, as libgomp does once a process has more threads than cores.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -15,6 +16,12 @@
 #include "kernels.h"
 
 namespace fastbert {
+
+// How many of the threads `tasks` of together so many elements are worth: to wake one costs some microseconds, the time of
+// about 16 thousand elements.
+inline int worth(int threads, int64_t tasks, int64_t elements) {
+    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({threads, tasks, elements / 16384 + 1})));
+}
 
 class Team {
 public:
@@ -34,6 +41,12 @@ public:
 #endif
         Team alone(shared, 0, 1);
         body(alone);
+    }
+
+    // One loop, and no more.
+    template <typename Task>
+    static void share(int threads, int64_t tasks, const Task& task) {
+        run(threads, [&](Team& team) { team.each(tasks, task); });
     }
 
     int number() const { return number_; }  // of this thread

@@ -21,9 +21,9 @@ from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.model.fuse import qkv_parameters, replace_qkv
 from fastbert.model.inputs import Inputs
-from fastbert.model.reads import Reads, is_hooked, is_plain
 from fastbert.packing import pack
 from fastbert.precision import QUANTIZED, check_precision
+from fastbert.reads import Reads, is_hooked, is_plain
 from fastbert.reference import ACTIVATIONS, padded_attention
 
 # Queries, keys and values (T, 3, H, D) -> context (T, H, D).
@@ -70,7 +70,7 @@ def encode(
 
     x = embed(bert.embeddings, inputs.packed())
     layers = bert.encoder.layer
-    whole = not (output_hidden_states or _needs_grad(x, bert) or any(map(_is_called, layers)))
+    whole = not (output_hidden_states or _needs_grad(x, bert))
     weights = _all_weights(layers, products) if whole else None
     if weights is not None:
         return Encoded(ops.encoder(x, weights, batch.cu_seqlens, batch.max_seqlen))
@@ -117,15 +117,10 @@ def _packed_attend(layer: nn.Module, inputs: Inputs) -> Attend:
 
 
 def _run_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
-    """One layer, through its hooks where it has any."""
-    if _is_called(layer):
+    """One layer; one of ours with hooks, as FSDP hangs on it, is called as the module it is."""
+    if isinstance(layer, BertLayer) and is_hooked(layer):
         return layer(x, products, attend)
     return _recomputed_layer(layer, x, products, attend)
-
-
-def _is_called(layer: nn.Module) -> bool:
-    """Whether a layer is one of ours with hooks, as FSDP hangs on it: it is called as the module it is."""
-    return isinstance(layer, BertLayer) and is_hooked(layer)
 
 
 def _recomputed_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
@@ -266,7 +261,7 @@ _KNOWN = "_fastbert_known"
 
 
 def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWeights] | None:
-    """The weights of every layer for ops.encoder; None where one has a wrapped part or drops anything."""
+    """The weights of every layer for ops.encoder; None where one of them has to be run by itself."""
     compiling = torch.compiler.is_compiling()
     if not compiling:
         known = vars(layers).get(_KNOWN)
@@ -294,7 +289,9 @@ def _share_memory(found: list[ops.LayerWeights], layers: nn.ModuleList) -> bool:
 
 
 def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.LayerWeights | None:
-    """One layer's weights; None where it has a wrapped part or drops anything."""
+    """One layer's weights; None where it has a wrapped part, is to be called as a module, or drops anything."""
+    if isinstance(layer, BertLayer) and not reads.is_plain(layer, type(layer)):
+        return None
     attention, intermediate, output = reads.children(layer, "attention", "intermediate", "output")
     self_attention, attention_output = reads.children(attention, "self", "output")
     *projections, dropout = reads.children(self_attention, "query", "key", "value", "dropout")

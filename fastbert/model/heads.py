@@ -23,7 +23,7 @@ from fastbert.model.outputs import (
     QuestionAnsweringModelOutput,
 )
 from fastbert.model.pretrained import BertPreTrainedModel
-from fastbert.model.reads import is_plain
+from fastbert.reads import is_plain
 
 IGNORE = -100
 
