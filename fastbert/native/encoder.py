@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class _Known(NamedTuple):
 class _Plan(NamedTuple):
     """What C++ takes of layers: pointers into packed weights, which it holds, made when the originals had a sample."""
 
-    words: list[int]
+    words: array  # of 64 bits
     packed: list[Tensor]
     extents: tuple[list[int], list[int]]
     sample: int
@@ -119,12 +120,11 @@ def _plan(layers: Sequence[Any]) -> _Plan:
     """For each layer what csrc/bindings/encoder.cpp takes of it."""
     lying = extents(t for w in layers for product in _products(w) for t in product)
     before = C.sample(*lying)
-    words, held = [], []
+    words, held = array("Q"), []
     for w in layers:
         weights = [packed(weight, bias, w.precision) for weight, bias in _products(w)]
         norms = (w.attention_norm_weight, w.attention_norm_bias, w.norm_weight, w.norm_bias)
-        words += [t.data_ptr() for t in (*weights, *norms)]
-        words.append(w.up_weight.shape[0])
+        words.extend([*(t.data_ptr() for t in (*weights, *norms)), w.up_weight.shape[0]])
         held += weights
     return _Plan(words, held, lying, before)
 
@@ -150,14 +150,15 @@ def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: in
     # Held until the call is over: another thread may pack a weight anew meanwhile.
     plan = _remembered(_plans, layers, (isa,), lambda: _plan(layers), _unwritten)
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
-    (memory,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, plan.words, isa, threads),)))
+    where = len(layers), plan.words.buffer_info()[0]
+    (memory,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads),)))
     y = torch.empty_like(x)
     C.encoder_cpu(
         *kind,
         ACTIVATIONS[first.activation],
         *shape,
         len(cu_seqlens) - 1,
-        plan.words,
+        *where,
         cu_seqlens.data_ptr(),
         x.data_ptr(),
         y.data_ptr(),
