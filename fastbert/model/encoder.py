@@ -192,8 +192,7 @@ def project_qkv(attention: nn.Module, x: Tensor, precision: str | None = None) -
     """Queries, keys and values of every token: (T, E) -> (T, 3, H, D)."""
     projections = (attention.query, attention.key, attention.value)
     if fusable(projections):
-        parameters = qkv_parameters(*projections, move=getattr(attention, "may_move_qkv", True))
-        qkv = ops.linear(x, *parameters, precision=precision)
+        qkv = ops.linear(x, *qkv_parameters(attention), precision=precision)
     else:
         qkv = torch.cat([project(p, x, precision=precision) for p in projections], dim=1)
     return qkv.unflatten(1, (3, attention.num_attention_heads, -1))
@@ -311,7 +310,7 @@ def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.La
     if eps != other_eps or attention_norm[1] is None or norm[1] is None or len({bias is None for _, bias in qkv}) > 1:
         return None
     return ops.LayerWeights(
-        *qkv_parameters(*projections, move=getattr(self_attention, "may_move_qkv", True)),
+        *qkv_parameters(self_attention),
         *out,
         *attention_norm,
         *up,
@@ -331,8 +330,7 @@ def release_weights(layer: nn.Module, activation: str, precision: str | None) ->
     released = weights and ops.release(weights)
     if released is weights:
         return
-    attention = layer.attention.self
-    replace_qkv(attention.query, attention.key, attention.value, released.qkv_weight)
+    replace_qkv(layer.attention.self, released.qkv_weight)
     layer.attention.output.dense.weight = released.attention_weight
     layer.intermediate.dense.weight = released.up_weight
     layer.output.dense.weight = released.down_weight

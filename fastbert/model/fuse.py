@@ -14,21 +14,20 @@ _fusing = Lock()
 _views: WeakKeyDictionary[nn.Linear, tuple[tuple, Tensor, Tensor | None]] = WeakKeyDictionary()
 
 
-def qkv_parameters(
-    query: nn.Linear, key: nn.Linear, value: nn.Linear, *, move: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """The stacked weight (3E, E) and bias (3E,) of three linear layers, for one call of ops.linear.
+def qkv_parameters(attention: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The stacked weight (3E, E) and bias (3E,) of a self-attention's linear layers, for one call of ops.linear.
 
-    Where a gradient is wanted, or they may not `move`, they are concatenated, which is differentiable. Elsewhere the
-    three parameters are laid into one storage, once, and every call gets a view of it: no copy is kept, so a weight
-    changed in place by whatever means is never stale. The parameters stay the same objects.
+    Where a gradient is wanted, or `attention.may_move_qkv` is False, they are concatenated, which is differentiable.
+    Elsewhere the three parameters are laid into one storage, once, and every call gets a view of it: no copy is kept,
+    so a weight changed in place by whatever means is never stale. The parameters stay the same objects.
     """
-    tables = [linear._parameters for linear in (query, key, value)]  # attributes of a module are slow
+    query, *_ = projections = _projections(attention)
+    tables = [linear._parameters for linear in projections]  # attributes of a module are slow
     weights = [table["weight"] for table in tables]
     biases = [] if tables[0]["bias"] is None else [table["bias"] for table in tables]
     parameters = weights + biases  # with a bias or without: the three are alike, see project_qkv
     if (
-        not move
+        not getattr(attention, "may_move_qkv", True)
         or torch.compiler.is_compiling()
         or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters))
         or any(p.is_inference() for p in parameters)  # these do not say when they change
@@ -45,13 +44,18 @@ def qkv_parameters(
     return weight, bias
 
 
-def replace_qkv(query: nn.Linear, key: nn.Linear, value: nn.Linear, weight: Tensor) -> None:
+def replace_qkv(attention: nn.Module, weight: Tensor) -> None:
     """Puts `weight` (3E, E), which has no memory, in place of the three: from now on `qkv_parameters` returns it."""
-    _, bias = qkv_parameters(query, key, value)
-    for linear in (query, key, value):
+    _, bias = qkv_parameters(attention)
+    projections = _projections(attention)
+    for linear in projections:
         linear.weight = nn.Parameter(torch.empty_like(linear.weight, device="meta"), requires_grad=False)
-    weights, biases = zip(*((p.weight, p.bias) for p in (query, key, value)), strict=True)
-    _views[query] = (_state([*weights, *(b for b in biases if b is not None)]), weight, bias)
+    weights, biases = zip(*((p.weight, p.bias) for p in projections), strict=True)
+    _views[projections[0]] = (_state([*weights, *(b for b in biases if b is not None)]), weight, bias)
+
+
+def _projections(attention: nn.Module) -> list[nn.Linear]:
+    return [attention._modules[name] for name in ("query", "key", "value")]
 
 
 def _state(parameters: list[Tensor]) -> tuple:
