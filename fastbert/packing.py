@@ -115,5 +115,5 @@ def unpack(x: Tensor, batch: PackedBatch, fill: float = 0.0) -> Tensor:
     """Puts the real tokens back: (T, ...) -> (B, S, ...), `fill` at the pads."""
     if batch.indices is not None:
         flat = x.new_full((batch.batch_size * batch.seq_len, *x.shape[1:]), fill)
-        x = flat.index_copy(0, batch.indices, x)
+        x = flat.index_copy_(0, batch.indices, x)
     return x.reshape(batch.batch_size, batch.seq_len, *x.shape[1:])
