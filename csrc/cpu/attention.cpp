@@ -1,4 +1,5 @@
-// Shares attention out over threads: one task a head of a sequence. Compiled for the base instruction set.
+// Shares attention out over threads: a task is some heads of a sequence, neighbours, whose rows lie side by side. Compiled
+// for the base instruction set.
 #include <algorithm>
 #include <cstring>
 
@@ -35,11 +36,14 @@ void attention_cpu(const Attention& op, Isa isa, Team& team) {
     const int64_t bytes = (wide ? kernels.scratch_f32 : kernels.scratch_bf16)(longest, op.D);
     struct HeadMemory;
     void* memory = scratch<HeadMemory>(bytes);  // this thread's
+    const int64_t group = std::max<int64_t>(1, std::min(op.H, op.B * op.H / (8 * team.size())));
+    const int64_t groups = (op.H + group - 1) / group;
     // Without a token, too: nobody goes on before the rows beside the sequences are zeros.
-    team.each(longest ? op.B * op.H : 0, [&](int64_t task) {
-        const int64_t b = task / op.H, start = op.cu_seqlens[b];
+    team.each(longest ? op.B * groups : 0, [&](int64_t task) {
+        const int64_t b = task / groups, first = task % groups * group, start = op.cu_seqlens[b];
         const int64_t length = op.cu_seqlens[b + 1] - start;
-        if (length > 0) run(op, start, length, task % op.H, memory);
+        for (int64_t head = first; length > 0 && head < std::min(first + group, op.H); ++head)
+            run(op, start, length, head, memory);
     });
 }
 

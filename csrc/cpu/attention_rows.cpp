@@ -39,13 +39,10 @@ float exponentials(float* scores, int64_t L, int64_t padded, float scale) {
     Vec top = set(scores[0]);
     int64_t n = 0;
     for (; n + WIDTH <= L; n += WIDTH) top = max(top, load(scores + n));
-    float lanes[WIDTH];
-    store(lanes, top);
-    float highest = lanes[0];
-    for (int i = 1; i < WIDTH; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
-    for (int64_t i = n; i < L; ++i) highest = scores[i] > highest ? scores[i] : highest;
+    float most = highest(top);
+    for (int64_t i = n; i < L; ++i) most = scores[i] > most ? scores[i] : most;
 
-    const Vec factor = set(scale), shift = set(-highest * scale);
+    const Vec factor = set(scale), shift = set(-most * scale);
     Vec total = set(0.0f);
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read
     for (n = 0; n + WIDTH <= L; n += WIDTH) {
@@ -98,6 +95,9 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
     uint32_t* keys = static_cast<uint32_t*>(memory);
     uint32_t* values = keys + sizes.keys;
     float* scores = reinterpret_cast<float*>(values + sizes.values);
+    // The next head's rows lie beside these, but far from each other: no processor guesses that they are next.
+    for (int64_t t = 0; t < L && head + 1 < op.H; ++t)
+        for (const T* part : {q, k, v}) __builtin_prefetch(part + t * op.stride_t + op.D);
 
     for (int64_t p = 0; p < panels(L); ++p) {
         const int64_t first = p * TILE_N, n = L - first < TILE_N ? L - first : TILE_N;
@@ -109,8 +109,10 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
         pack_values(v + first, op.stride_t, L, n, sizes.key_words, values + p * TILE_N * sizes.key_words);
     }
 
-    for (int64_t m = 0; m < L; m += TILE_M<T>) {
-        const int64_t rows = L - m < TILE_M<T> ? L - m : TILE_M<T>;
+    // Tiles of one height, or nearly: a last one of few rows would cost as much as a full one.
+    const int64_t count = (L + TILE_M<T> - 1) / TILE_M<T>, height = (L + count - 1) / count;
+    for (int64_t m = 0; m < L; m += height) {
+        const int64_t rows = L - m < height ? L - m : height;
         const uint32_t* queries = reinterpret_cast<const uint32_t*>(q + m * op.stride_t);
         for (int64_t p = 0; p < panels(L); ++p)
             product<T>(queries, stride, rows, keys + p * TILE_N * sizes.head_words, words, [&](int i, int j, Vec score) {

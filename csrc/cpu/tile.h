@@ -103,12 +103,13 @@ static inline Vec broadcast(const uint32_t* p) {
     return set(word);
 }
 
-// Floating sums are taken over so many words, and then added up: one running sum over all of K would lose digits as
-// K grows (an error of sqrt(K) roundings, against sqrt(CHUNK) + sqrt(K / CHUNK)).
+// Sums of fp32 are taken over so many words, and then added up: one running sum over all of K would lose digits as K
+// grows (an error of sqrt(K) roundings, against sqrt(CHUNK) + sqrt(K / CHUNK)). What is made of bf16 has digits enough,
+// and of integers, all.
 template <typename T>
-constexpr int64_t CHUNK = 128;
+constexpr int64_t CHUNK = INT64_MAX / 2;
 template <>
-constexpr int64_t CHUNK<Bytes> = INT64_MAX / 2;
+constexpr int64_t CHUNK<float> = 128;
 
 // What is asked for while something else is multiplied: so many vectors a step along K, from `next`.
 struct Ahead {
@@ -123,11 +124,12 @@ static inline Ahead ahead_in(const uint32_t* b) { return {b + 64 * TILE_N, NV}; 
 template <typename T, int M>
 static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (*sums)[NV],
                             Ahead ahead) {
+    constexpr bool RUNNING = CHUNK<T> > CHUNK<float>;
     for (int64_t start = 0; start < words; start += CHUNK<T>) {
         const int64_t end = start + CHUNK<T> < words ? start + CHUNK<T> : words;
         Sum<T> part[M][NV];
         for (int m = 0; m < M; ++m)
-            for (int v = 0; v < NV; ++v) part[m][v] = Sum<T>{};
+            for (int v = 0; v < NV; ++v) part[m][v] = RUNNING ? sums[m][v] : Sum<T>{};
         for (int64_t k = start; k < end; ++k) {
             Vec columns[NV];
             for (int v = 0; v < NV; ++v) columns[v] = load_word(b + (k * NV + v) * WIDTH);
@@ -139,7 +141,7 @@ static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, i
             }
         }
         for (int m = 0; m < M; ++m)
-            for (int v = 0; v < NV; ++v) sums[m][v] = sums[m][v] + part[m][v];
+            for (int v = 0; v < NV; ++v) sums[m][v] = RUNNING ? part[m][v] : sums[m][v] + part[m][v];
     }
 }
 
@@ -216,9 +218,14 @@ static inline void pack_panel(const uint32_t* src, int64_t stride, int64_t n, in
     int64_t k = 0;
 #if defined(__AVX512F__)
     static_assert(TILE_N == 32);
-    for (; n == TILE_N && k + 16 <= words; k += 16) {
-        transpose(src + k, stride, panel + k * TILE_N, TILE_N);
-        transpose(src + 16 * stride + k, stride, panel + k * TILE_N + 16, TILE_N);
+    alignas(64) uint32_t some[TILE_N * 16];  // the columns that are there, and zeros
+    if (n < TILE_N) std::memset(some, 0, sizeof some);
+    for (; k + 16 <= words; k += 16) {
+        for (int64_t j = 0; n < TILE_N && j < n; ++j) std::memcpy(some + j * 16, src + j * stride + k, 64);
+        const uint32_t* from = n < TILE_N ? some : src + k;
+        const int64_t apart = n < TILE_N ? 16 : stride;
+        transpose(from, apart, panel + k * TILE_N, TILE_N);
+        transpose(from + 16 * apart, apart, panel + k * TILE_N + 16, TILE_N);
     }
 #endif
     for (; k < padded; ++k)

@@ -29,6 +29,7 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(b, a); }
 static inline Vec min(Vec a, Vec b) { return _mm512_min_ps(b, a); }
 static inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
+static inline float highest(Vec v) { return _mm512_reduce_max_ps(v); }
 
 static inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 static inline Vec widen(__m256i raw) {
@@ -74,6 +75,11 @@ static inline float sum(Vec v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline float highest(Vec v) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
 static inline __m256i first(int n) {
@@ -125,6 +131,10 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 static inline Vec max(Vec a, Vec b) { return b > a ? b : a; }
 static inline Vec min(Vec a, Vec b) { return b < a ? b : a; }
 static inline float sum(Vec v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+static inline float highest(Vec v) {
+    const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+    return a > b ? a : b;
+}
 
 static inline Vec widen(Halves raw) { return (Vec)(__builtin_convertvector(raw, Bits) << 16); }
 // Round to nearest even; a NaN stays a NaN instead of carrying into infinity.
