@@ -91,16 +91,14 @@ float exponentials(float* scores, int64_t L, int64_t padded, float scale, const 
     along(L, [&](int64_t n, int lanes) {
         if (lanes == WIDTH) top = max(top, load(scores + n));
     });
-    float lanes[WIDTH], highest = scores[0];
-    store(lanes, top);
-    for (int i = 0; i < WIDTH; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
-    for (int64_t i = L / WIDTH * WIDTH; i < L; ++i) highest = scores[i] > highest ? scores[i] : highest;
-    *largest = highest;
+    float most = highest(top);
+    for (int64_t i = L / WIDTH * WIDTH; i < L; ++i) most = scores[i] > most ? scores[i] : most;
+    *largest = most;
     const Words a = fill(key.a), b = fill(key.b);
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read
     Vec total = set(0.0f);
     along(L, [&](int64_t n, int lanes) {
-        const Vec e = exp2(mul(sub(load_part(scores + n, lanes), set(highest)), set(scale)));  // 1 at the maximum
+        const Vec e = exp2(mul(sub(load_part(scores + n, lanes), set(most)), set(scale)));  // 1 at the maximum
         const Vec kept = lanes == WIDTH ? e : keep_n(e, lanes);
         total = add(total, kept);
         const Words column = count_from(static_cast<uint32_t>(n));
