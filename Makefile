@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml $(shell find csrc -type f ! -name '*.md')
 demo: $(STAMP)
 	@$(PY) benchmarks/demo.py $(ARGS)
 
-# A process for each core, each with one thread (tests/conftest.py).
+# A process for each core, each with one thread but for tests of real models (tests/conftest.py).
 test: $(STAMP)
 	@$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 

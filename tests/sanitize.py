@@ -39,7 +39,11 @@ def build(kind: str) -> Path:
     ]
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "CXX": "g++"})
     subprocess.run(["cmake", "--build", folder, "--parallel", str(os.cpu_count())], check=True)
-    return next(folder.glob("_C.*.so"))
+    extension = next(folder.glob("_C.*.so"))
+    if kind == "thread":
+        wanted = [name for name in output("nm", "-uD", str(extension)).split() if name.startswith(("GOMP_", "omp_"))]
+        assert not wanted, f"tests/openmp_threads.cpp lacks {', '.join(wanted)}: libgomp itself would be taken"
+    return extension
 
 
 def output(*command: str) -> str:

@@ -133,6 +133,28 @@ def test_attention_accuracy(isa, heads, width, dtype):
         assert_accurate(got, reference.attention(qkv, cu_seqlens, 130, scale=scale), exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_scores_however_large(isa, dtype):
+    """Scores up to 1e12: values of one come out as ones, since probabilities add up to one."""
+    qkv = torch.randn(40, 3, 2, 64)
+    qkv[:, :2] *= 1e5
+    qkv[:, 2] = 1
+    got = native.attention(qkv.to(dtype), torch.tensor([0, 23, 40], dtype=torch.int32), 23)
+    torch.testing.assert_close(got.float(), torch.ones(40, 2, 64), rtol=1e-2, atol=0)
+
+
+def test_attention_of_one_long_text_among_short_ones():
+    """The results are those of each text alone, however its heads are shared out."""
+    lengths = [300, *[3] * 40]
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    qkv = torch.randn(sum(lengths), 3, 12, 32)
+    torch.set_num_threads(2)
+    got = native.attention(qkv, cu_seqlens, 300)
+    for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+        alone = native.attention(qkv[start:end], torch.tensor([0, end - start], dtype=torch.int32), end - start)
+        assert torch.equal(got[start:end], alone)
+
+
 def test_attention_of_large_scores(isa):
     """Scores of thousands: the largest alone counts, and nothing overflows."""
     qkv = torch.randn(20, 3, 2, 16) * 60

@@ -325,3 +325,39 @@ def test_a_module_without_its_tables_does_not_hold(table):
     assert reads.is_plain(plain, nn.Linear) and reads.settle() and reads.hold()
     del plain.__dict__[table]
     assert not reads.hold()
+
+
+class Answering(dict):
+    """A table with a say of its own in what it returns."""
+
+    def __getitem__(self, name):
+        return self.get("other", super().__getitem__(name))
+
+
+@pytest.mark.usefixtures("sweep")
+def test_a_table_that_answers_otherwise_does_not_hold():
+    plain = nn.Linear(2, 2)
+    plain.__dict__["_parameters"] = Answering(plain._parameters)
+    reads = Reads()
+    reads.parameters(plain)
+    assert reads.settle()
+    plain._parameters["other"] = nn.Parameter(torch.ones(2, 2))
+    assert not reads.hold()
+
+
+class Undecided(dict):
+    def __bool__(self):
+        raise RuntimeError("neither")
+
+    def __len__(self):
+        raise RuntimeError("neither")
+
+
+@pytest.mark.usefixtures("sweep")
+def test_an_error_on_the_way_is_the_callers():
+    plain = nn.Linear(2, 2)
+    reads = Reads()
+    assert reads.is_plain(plain, nn.Linear) and reads.settle() and reads.hold()
+    plain._forward_hooks = Undecided()
+    with pytest.raises(RuntimeError, match="neither"):
+        reads.hold()

@@ -5,11 +5,20 @@
 namespace fastbert::bindings {
 namespace {
 
-// An entry of a dict, borrowed; null where there is none.
+// An entry of a dict, borrowed; null where there is none. What else is a table may have a say of its own in what it
+// returns: it has no entry here.
 PyObject* entry(PyObject* table, PyObject* name) {
-    PyObject* value = PyDict_Check(table) ? PyDict_GetItemWithError(table, name) : nullptr;
+    PyObject* value = PyDict_CheckExact(table) ? PyDict_GetItemWithError(table, name) : nullptr;
     if (!value && PyErr_Occurred()) throw py::error_already_set();
     return value;
+}
+
+// Python's bool(object).
+bool is_true(PyObject* object) {
+    const py::object held = py::reinterpret_borrow<py::object>(object);
+    const int answer = PyObject_IsTrue(held.ptr());
+    if (answer < 0) throw py::error_already_set();
+    return answer;
 }
 
 // The __dict__ of an object; nothing where it has none.
@@ -50,7 +59,7 @@ bool unchanged(const py::list& owners, const py::list& tables, const py::list& n
         PyObject* table = found[owners.size() + i].ptr();
         for (const py::handle hook : hooks) {
             PyObject* hung = entry(table, hook.ptr());
-            if (!hung || PyObject_IsTrue(hung)) return false;
+            if (!hung || is_true(hung)) return false;
         }
         if (entry(table, forward)) return false;
     }

@@ -30,13 +30,18 @@ void attention_cpu(const Attention& op, Isa isa, Team& team) {
         zero_rows(op, 0, op.cu_seqlens[0]);
         zero_rows(op, op.cu_seqlens[op.B], op.T);
     }
-    int64_t longest = 0;
-    for (int64_t b = 0; b < op.B; ++b)
-        longest = std::max<int64_t>(longest, op.cu_seqlens[b + 1] - op.cu_seqlens[b]);
+    int64_t longest = 0, work = 0;
+    for (int64_t b = 0; b < op.B; ++b) {
+        const int64_t length = op.cu_seqlens[b + 1] - op.cu_seqlens[b];
+        longest = std::max(longest, length);
+        work += length * length;
+    }
     const int64_t bytes = (wide ? kernels.scratch_f32 : kernels.scratch_bf16)(longest, op.D);
     struct HeadMemory;
     void* memory = scratch<HeadMemory>(bytes);  // this thread's
-    const int64_t group = std::max<int64_t>(1, std::min(op.H, op.B * op.H / (8 * team.size())));
+    // Of the longest sequence so many that they are an eighth of a thread's share, or less.
+    const int64_t most = longest ? op.H * work / (8 * team.size() * longest * longest) : 0;
+    const int64_t group = std::max<int64_t>(1, std::min(op.H, most));
     const int64_t groups = (op.H + group - 1) / group;
     // Without a token, too: nobody goes on before the rows beside the sequences are zeros.
     team.each(longest ? op.B * groups : 0, [&](int64_t task) {

@@ -42,17 +42,17 @@ float exponentials(float* scores, int64_t L, int64_t padded, float scale) {
     float most = highest(top);
     for (int64_t i = n; i < L; ++i) most = scores[i] > most ? scores[i] : most;
 
-    const Vec factor = set(scale), shift = set(-most * scale);
+    const Vec factor = set(scale), top_score = set(most);  // their difference first: 0 at the maximum, however large
     Vec total = set(0.0f);
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read
     for (n = 0; n + WIDTH <= L; n += WIDTH) {
-        const Vec e = power<T>(fma(load(scores + n), factor, shift));
+        const Vec e = power<T>(mul(sub(load(scores + n), top_score), factor));
         total = add(total, e);
         store(out + n, e);
     }
     if (n < L) {
         const int rest = static_cast<int>(L - n);
-        const Vec e = keep_n(power<T>(fma(load_n(scores + n, rest), factor, shift)), rest);
+        const Vec e = keep_n(power<T>(mul(sub(load_n(scores + n, rest), top_score), factor)), rest);
         total = add(total, e);
         store(out + n, e);
         n += WIDTH;
@@ -95,9 +95,11 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
     uint32_t* keys = static_cast<uint32_t*>(memory);
     uint32_t* values = keys + sizes.keys;
     float* scores = reinterpret_cast<float*>(values + sizes.values);
-    // The next head's rows lie beside these, but far from each other: no processor guesses that they are next.
+    // The next head's rows lie beside these, but far from each other: no processor guesses that they are next. (Their
+    // second line it does guess; to ask for it, too, gained nothing.)
+    const T* const parts[] = {q, k, v};
     for (int64_t t = 0; t < L && head + 1 < op.H; ++t)
-        for (const T* part : {q, k, v}) __builtin_prefetch(part + t * op.stride_t + op.D);
+        for (const T* part : parts) __builtin_prefetch(part + t * op.stride_t + op.D);
 
     for (int64_t p = 0; p < panels(L); ++p) {
         const int64_t first = p * TILE_N, n = L - first < TILE_N ? L - first : TILE_N;

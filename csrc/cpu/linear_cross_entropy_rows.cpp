@@ -23,7 +23,7 @@ template <typename T>
 void statistics(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total) {
     const T *logits = static_cast<const T*>(op.logits), *bias = static_cast<const T*>(op.bias);
     for (int64_t k = 0; k < op.K; k += WIDTH) {
-        // Rows come in groups that share one look at the maximum; the sum is cut as long sums are everywhere.
+        // Rows come in groups that share one look at the maximum; the sum is cut as long sums of fp32 are.
         constexpr int64_t GROUP = 8;
         Vec highest = set(-__builtin_inff()), sums = set(0.0f);
         for (int64_t first = begin; first < end; first += GROUP) {

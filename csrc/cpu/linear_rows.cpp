@@ -339,7 +339,7 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     const int64_t height = tiles ? (row_end - row_begin + tiles - 1) / tiles : 0;
     // Two tiles and no more have no time to wait for weights from memory: they take turns with pieces of a panel that
     // stay in the L1 cache, and while each multiplies one it asks for half of the next.
-    // Pieces end where sums are cut in any case: a row comes out the same, whatever rows go with it.
+    // Pieces end where sums are cut in any case, or sums run on: a row comes out the same, whatever rows go with it.
     constexpr int64_t PIECE = CHUNK<float>;
     const bool taking_turns = tiles == 2;
     const int64_t group = taking_turns ? row_end - row_begin : height;

@@ -8,7 +8,7 @@ namespace fastbert::FASTBERT_ISA {
 
 using Ints = int32_t __attribute__((vector_size(sizeof(Vec))));
 
-// 2^x = p(f) 2^n, x = n + f with n whole and f in [-0.5, 0.5], for x <= 127; 0 below -126. NaN stays NaN.
+// 2^x = p(f) 2^n, x = n + f with n whole and f in [-0.5, 0.5], for x <= 127; 0 below -126.5 or -126. NaN stays NaN.
 #if defined(__AVX512F__)
 template <typename Polynomial>
 static inline Vec power(Vec x, const Polynomial& p) {

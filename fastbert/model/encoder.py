@@ -325,7 +325,10 @@ def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.La
 
 @torch.no_grad()
 def release_weights(layer: nn.Module, activation: str, precision: str | None) -> None:
-    """Lets the backend that runs this layer keep its own form of the weights alone, for inference: see ops.release."""
+    """Lets the backend that runs this layer keep its own form of the weights alone, for inference: see ops.release.
+
+    A layer that the backend does not run whole, one with a hook say, keeps its weights.
+    """
     weights = _layer_weights(layer, Products(activation, precision), Reads())
     released = weights and ops.release(weights)
     if released is weights:
