@@ -22,7 +22,9 @@ def native_and_poisoned(monkeypatch):
 
     def poisoned(*args, **kwargs):
         out = real_empty(*args, **kwargs)
-        return out.fill_(255 if out.dtype == torch.uint8 else float("nan")) if out.dtype != torch.int64 else out
+        if out.dtype != torch.int64:
+            out.detach().fill_(255 if out.dtype == torch.uint8 else float("nan"))
+        return out
 
     def poisoned_workspace(*parts):
         return [t.fill_(255 if t.dtype == torch.uint8 else float("nan")) for t in real_workspace(*parts)]

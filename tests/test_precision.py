@@ -54,7 +54,7 @@ def test_every_class_takes_quantize(name, dtype, tiny):
     with torch.inference_mode():
         for x, y in zip(quantized(ids).to_tuple(), plain(ids).to_tuple(), strict=True):
             assert x.dtype == dtype
-            assert_close_not_equal(x, y, 0.2)
+            assert_close_not_equal(x, y, 0.25)
     a = quantized.state_dict()
     assert all(torch.equal(a[n], b[n]) for n in a)
 

@@ -144,10 +144,12 @@ def _supports_triton(
 ) -> str | None:
     # Autocast makes x, weight and bias of one dtype, whatever they are.
     groups = [[t] for t in (x, weight, bias) if t is not None] if autocast_is_on(x) else [[x, weight, bias]]
-    reason = next((reason for group in groups if (reason := reason_against(*group))), None)
-    if reason is None and any(t is not None and t.device != x.device for t in (weight, bias, labels)):
+    for group in groups:
+        if reason := reason_against(*group):
+            return reason
+    if any(t is not None and t.device != x.device for t in (weight, bias, labels)):
         return f"x on {x.device}, labels on {labels.device}, the weight on {weight.device}; it takes one device"
-    return reason
+    return None
 
 
 backend.implement("linear_cross_entropy", "triton", _triton, _supports_triton)
