@@ -70,7 +70,7 @@ def encode(
 
     x = embed(bert.embeddings, inputs.packed())
     layers = bert.encoder.layer
-    whole = not (output_hidden_states or _needs_grad(x, bert))
+    whole = not (output_hidden_states or _needs_grad(x, bert) or ops.pointer_reason())
     weights = _all_weights(layers, products) if whole else None
     if weights is not None:
         return Encoded(ops.encoder(x, weights, batch.cu_seqlens, batch.max_seqlen))

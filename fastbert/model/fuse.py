@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fastbert import ops
+
 _fusing = Lock()
 # query -> (state of the six parameters, the views of their storages): the same tensors come back for as long
 # as nothing has changed, so that a backend can keep a packed copy by them.
@@ -29,6 +31,7 @@ def qkv_parameters(attention: nn.Module) -> tuple[Tensor, Tensor | None]:
     if (
         not getattr(attention, "may_move_qkv", True)
         or torch.compiler.is_compiling()
+        or ops.pointer_reason()
         or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters))
         or any(p.is_inference() for p in parameters)  # these do not say when they change
     ):

@@ -94,12 +94,19 @@ def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
     several = [one for one in several if one[1].numel()]
     if not several or torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         return
-    bounds = torch.stack([bound for _, ids, _, _ in several for bound in ids.aminmax()]).tolist()
+    bounds = torch.stack([bound for _, ids, _, _ in several for bound in _unwrapped(ids).aminmax()]).tolist()
     for (name, _, limit, what), low, high in zip(several, bounds[::2], bounds[1::2], strict=True):
         if low < 0 or high >= limit:
             raise ValueError(
                 f"{name} holds {low if low < 0 else high}; {what} is {limit}, so 0 to {limit - 1} are valid"
             )
+
+
+def _unwrapped(x: Tensor) -> Tensor:
+    """All that is behind a tensor of torch.func: of torch.vmap, the whole batch."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 def batch_on_device(mask: Tensor) -> PackedBatch:

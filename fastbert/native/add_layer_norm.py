@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastbert.native.add_layer_norm_gradient import add_layer_norm_training
 from fastbert.native.dropout import draw_seed
-from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa, tracing_reason
+from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa, pointer_reason
 
 
 def supports_add_layer_norm(
@@ -16,7 +16,7 @@ def supports_add_layer_norm(
     """None where `add_layer_norm` takes these arguments, else the reason why not."""
     if C is None:
         return available()
-    if reason := tracing_reason():
+    if reason := pointer_reason():
         return reason
     device, dtype = x.device, x.dtype
     if device.type == "cpu":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def _load() -> tuple[Any, str | None]:
@@ -102,13 +103,16 @@ def misaligned(x: Tensor, size: int) -> bool:
     return not torch.compiler.is_compiling() and x.data_ptr() % size != 0
 
 
-def tracing_reason() -> str | None:
+def pointer_reason() -> str | None:
     """Why pointers will not do, whatever the tensors: somebody records or transforms what is called."""
     if torch.jit.is_tracing():
         return "a trace cannot hold pointers"
-    # A compiler is at work in a transform of its own; the ops know what it can hold.
-    if torch._C._functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # in a transform of its own; the ops know what it can hold
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         return "torch.func cannot see through pointers"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation cannot see through pointers"
     return None
 
 
@@ -121,7 +125,7 @@ def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
         return f"dtype {first.dtype}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    if reason := tracing_reason():
+    if reason := pointer_reason():
         return reason
     for t in tensors:
         if t.dtype != first.dtype:

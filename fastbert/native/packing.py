@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import C, available, tracing_reason
+from fastbert.native.extension import C, available, pointer_reason
 
 _MASKS = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
 _MOST = 2**31 - 1  # positions of a batch, rows of a result
@@ -92,7 +92,7 @@ def _cuda_reason(x: Tensor) -> str | None:
         return f"device {x.device.type}"
     if not C.has_cuda:
         return "built without CUDA"
-    return tracing_reason()
+    return pointer_reason()
 
 
 def _where(x: Tensor) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The five ops of a BERT, and the whole encoder as a sixth: packed tensors in and out; and packing itself."""
 
+from fastbert.native.extension import pointer_reason
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.embed_layer_norm import embed_layer_norm
@@ -20,6 +21,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "pack_mask",
+    "pointer_reason",
     "release",
     "take_rows",
 ]

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import tracing_reason
+from fastbert.native.extension import pointer_reason
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -21,7 +21,7 @@ def reason_against(*tensors: Tensor | None, one_dtype: bool = True) -> str | Non
     device, dtype = present[0].device, present[0].dtype
     reason = device_reason(device)
     if reason is None and not torch.compiler.is_compiling():  # the ops know what a compiled graph can hold
-        reason = tracing_reason()
+        reason = pointer_reason()
     if reason is not None:
         return reason
     if dtype not in DTYPES or any(t.dtype != dtype and (one_dtype or t.dtype not in DTYPES) for t in present):
