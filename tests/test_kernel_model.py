@@ -10,7 +10,17 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton_support import DEVICE, DTYPES, INTERPRETED, in_the_interpreter, run_in_the_interpreter, runs
+from triton_support import (
+    DEVICE,
+    DTYPES,
+    INTERPRETED,
+    TARGETS,
+    compiles,
+    compiling_for,
+    in_the_interpreter,
+    run_in_the_interpreter,
+    runs,
+)
 
 import fastbert
 from fastbert import backend, ops
@@ -37,13 +47,42 @@ def test_in_the_interpreter():
     run_in_the_interpreter(__file__)
 
 
+@pytest.fixture
+def triton_on_any_device(monkeypatch):
+    monkeypatch.setattr(_triton, "_device_reason", lambda device: None)
+    for op in OPS:
+        order = backend.TABLE[op]
+        monkeypatch.setitem(backend.TABLE, op, {**order, "cpu": order["cuda"]})
+
+
 @pytest.fixture(autouse=True)
-def _triton_on_any_device(monkeypatch):
+def _triton_where_it_runs(request):
     if INTERPRETED:
-        monkeypatch.setattr(_triton, "_device_reason", lambda device: None)
-        for op in OPS:
-            order = backend.TABLE[op]
-            monkeypatch.setitem(backend.TABLE, op, {**order, "cpu": order["cuda"]})
+        request.getfixturevalue("triton_on_any_device")
+
+
+@compiles
+@pytest.mark.usefixtures("triton_on_any_device")
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_smallest_model_compiles(target):
+    """What the ops launch, forward and backward. A size of 1 is a constant to Triton's compiler, so that each of these
+    is a program of its own. Nothing runs."""
+    torch.manual_seed(0)
+    config = fastbert.BertConfig(
+        vocab_size=2, hidden_size=1, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1
+    )
+    ids = torch.ones(1, 1, dtype=torch.long)
+    launched = set()
+    for dtype in (torch.bfloat16, torch.float32):
+        model = fastbert.BertForMaskedLM(config).to(dtype).train()
+        with compiling_for(target) as compiled, fastbert.use_backend("triton", *OPS):
+            model(ids, labels=ids, output_logits=False).loss.backward()
+            with torch.no_grad():
+                model.eval()(ids)
+        launched |= {kernel.name for kernel in compiled}
+    parts = ("embed_layer_norm", "attention", "add_layer_norm", "activation", "cross_entropy")
+    assert [part for part in parts if not any(part in name for name in launched)] == []
+    assert sum("_bwd" in name for name in launched) >= 4, launched
 
 
 def model_of(kind=fastbert.BertForPreTraining, dropout=0.0, dtype=torch.float32):
