@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from fastbert.native.extension import C
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_WEIGHTED = (nn.Linear, nn.LayerNorm)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `module` does what `kind` does and nothing else: no subclass, no hook, no forward of its own."""
-    return type(module) is kind and not is_hooked(module)
+    """Whether calling `module` does what `kind` does and nothing else: no subclass, no hook, no forward of its own; nor
+    a weight that is a buffer or no parameter at all."""
+    if type(module) is not kind or is_hooked(module):
+        return False
+    return kind not in _WEIGHTED or ("weight" in module._parameters and "bias" in module._parameters)
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -1,6 +1,5 @@
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,17 +22,19 @@ void pack_weight_cpu_binding(int dtype, int precision, int64_t N, int64_t K, uin
     pack_weight_cpu(op, checked, threads);
 }
 
-// A hash of some words spread over each of several pieces of memory.
-uint64_t sample(const std::vector<uintptr_t>& addresses, const std::vector<int64_t>& sizes) {
-    constexpr int64_t SAMPLES = 16;
+// A hash of 16 words of each of several matrices of `rows` rows of `widths` 32-bit words: one in each sixteenth of the
+// rows and one in each sixteenth of the columns, in an order that keeps them apart.
+uint64_t sample(const std::vector<uintptr_t>& addresses, const std::vector<int64_t>& rows,
+                const std::vector<int64_t>& widths) {
+    constexpr int64_t SAMPLES = 16, APART = 7;  // no divisor in common
+    if (addresses.size() != rows.size() || rows.size() != widths.size()) throw py::value_error("sizes differ");
     uint64_t hash = 1469598103934665603u;
-    for (size_t piece = 0; piece < addresses.size() && piece < sizes.size(); ++piece) {
-        const int64_t words = sizes[piece] / 4;
-        for (int64_t i = 0; i < SAMPLES && words > 0; ++i) {
-            uint32_t word;
-            const void* place = static_cast<const char*>(pointer(addresses[piece])) + (words - 1) * i / (SAMPLES - 1) * 4;
-            std::memcpy(&word, place, sizeof word);
-            hash = (hash ^ word) * 1099511628211u;
+    for (size_t piece = 0; piece < addresses.size(); ++piece) {
+        const auto* words = static_cast<const uint32_t*>(pointer(addresses[piece]));
+        for (int64_t i = 0; i < SAMPLES && rows[piece] * widths[piece] > 0; ++i) {
+            const int64_t row = (2 * i + 1) * rows[piece] / (2 * SAMPLES);
+            const int64_t column = (2 * (i * APART % SAMPLES) + 1) * widths[piece] / (2 * SAMPLES);
+            hash = (hash ^ words[row * widths[piece] + column]) * 1099511628211u;
         }
     }
     return hash;

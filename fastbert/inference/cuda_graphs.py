@@ -164,7 +164,7 @@ class CompiledModel:
         self._device = model.device
         self._wrong = torch.zeros(1, dtype=torch.int32, device=self._device)  # bits, of all calls
         # The device writes here and the host reads, without waiting.
-        self._told = torch.zeros(1, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        self._told = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=self._device.type == "cuda")
 
     def __call__(
         self,

@@ -150,8 +150,8 @@ class Embedder:
             ValueError: an id outside the vocabulary, a text over max_position_embeddings.
         """
         device = self.model.device
-        lengths = torch.tensor([len(ids) for ids in batch], dtype=torch.int64)
-        cu_seqlens = torch.zeros(len(batch) + 1, dtype=torch.int32)
+        lengths = torch.tensor([len(ids) for ids in batch], dtype=torch.int64, device="cpu")
+        cu_seqlens = torch.zeros(len(batch) + 1, dtype=torch.int32, device="cpu")
         torch.cumsum(lengths, dim=0, out=cu_seqlens[1:])
         ids = torch.tensor([i for text in batch for i in text], dtype=torch.int64, device=device)
         longest = int(lengths.max()) if len(batch) else 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastbert import ops
 from fastbert.inference.static_batch import BAD_MASK, BAD_OFFSETS, BEGINS_WITH_PAD, StaticBatch, on_device
-from fastbert.model.inputs import Inputs, is_one_row, prepare
+from fastbert.model.inputs import Inputs, is_spread, prepare
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, batch_from_mask, unpack
 
 NO_GRAPH_FOR_LEADING_PADS = "a text begins with a pad, whose state is what the pooler takes"
@@ -75,7 +75,7 @@ def read_call(
     fitted = []
     for x in (input_ids, token_type_ids, position_ids):
         if x is not None:
-            x = x.expand(shape) if cu_seqlens is None and is_one_row(x, shape) else x
+            x = x.expand(shape) if cu_seqlens is None and is_spread(x, shape) else x
             if x.shape != shape:
                 return "shapes do not match"
             if x.dtype not in (torch.int64, torch.int32):
@@ -196,5 +196,5 @@ def _places(batch: PackedBatch, static: StaticBatch) -> Tensor | None:
     """The packed row of each position of a batch on the host, (B * S,) on the device, -1 at a pad."""
     if batch.indices is None:
         return None
-    rows = unpack(torch.arange(len(batch.indices)), batch, fill=-1).flatten()
+    rows = unpack(torch.arange(len(batch.indices), device="cpu"), batch, fill=-1).flatten()
     return on_device(rows, static.tokens.device)

@@ -94,7 +94,7 @@ class StaticBatch:
 
     def load_host(self, ids: Tensor, token_types: Tensor, positions: Tensor, cu_seqlens: Tensor) -> None:
         """All of a call, from the CPU: (T,) three times, and (B+1,)."""
-        block = torch.zeros(self._block.shape, dtype=torch.int64, pin_memory=self._block.is_cuda)
+        block = torch.zeros(self._block.shape, dtype=torch.int64, device="cpu", pin_memory=self._block.is_cuda)
         tokens, offsets = self._parts(block)
         for row, x in zip(tokens, (ids, token_types, positions), strict=True):
             row[: len(x)] = x
@@ -112,8 +112,8 @@ class StaticBatch:
     def load_full(self, batch_size: int, seq_len: int) -> None:
         """Positions and offsets of B texts of S tokens each; nothing where they stand there already."""
         if self.full != (batch_size, seq_len):
-            self.load_positions(torch.arange(seq_len).repeat(batch_size))
-            self.load_offsets(torch.arange(batch_size + 1) * seq_len)
+            self.load_positions(torch.arange(seq_len, device="cpu").repeat(batch_size))
+            self.load_offsets(torch.arange(batch_size + 1, device="cpu") * seq_len)
             self.full = (batch_size, seq_len)
 
     def load_ids(self, ids: Tensor) -> None:

@@ -13,12 +13,15 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from types import CodeType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastbert.model.bert import output_states, pool, run_bert
+from fastbert.model.encoder import is_plain_table
+from fastbert.model.fuse import separate_qkv
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.precision import check_precision, choose_precision, describe_setting
 from fastbert.reference import ACTIVATIONS
@@ -96,13 +99,15 @@ def accelerate(
 def restore(model: Model) -> Model:
     """Undoes `accelerate`: every call runs the original code again, without precision or quantize; returns `model`.
 
-    A dtype that accelerate has given the parameters stays.
+    Queries, keys and values have memory of their own again. A dtype that accelerate has given the parameters stays.
     """
     for module in _modules(model):
         packed = _packed(module)
         if packed is not None:
             packed.active = False  # for a wrapper around it, which goes on calling it
             module.__dict__.pop("_replicate_for_data_parallel", None)
+            for layer in module.encoder.layer if isinstance(packed, PackedBert) else ():
+                separate_qkv(layer.attention.self)
             if module.__dict__.get("forward") is packed:
                 del module.forward
                 if packed.own_forward is not None:
@@ -171,6 +176,11 @@ class _Packed:
         # Trainer reads it to choose the columns that it feeds.
         return _signature(type(self.module))
 
+    @property
+    def __code__(self) -> CodeType:
+        # torch.export reads it to say where a dynamic shape comes from.
+        return inspect.unwrap(type(self.module).forward).__code__
+
     def original(self, *args: Any, **kwargs: Any) -> Any:
         if self.own_forward is not None:
             return self.own_forward(*args, **kwargs)
@@ -189,6 +199,8 @@ class PackedBert(_Packed):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.declined: Counter[str] = Counter()
+        # Buffers that stand in for arguments, as they were when looked at: tensor, version, whether the usual one.
+        self._usual: dict[str, tuple[Tensor, int | None, bool]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
@@ -196,7 +208,7 @@ class PackedBert(_Packed):
             return self.original(*args, **kwargs)
         given = {name: value for name, value in self._given(args, kwargs).items() if value is not None}
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
-        reason = _declines(bert, given)
+        reason = _declines(bert, given) or self._buffer_reason(given)
         if reason is not None:
             self.declined[reason] += 1
             return self.original(*args, **kwargs)
@@ -212,6 +224,21 @@ class PackedBert(_Packed):
             cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
         )
         return output if return_dict else output.to_tuple()
+
+    def _buffer_reason(self, given: dict[str, Any]) -> str | None:
+        """Why what transformers takes in place of missing arguments is not what is taken here; None where it is."""
+        for name, usual in (("position_ids", torch.arange), ("token_type_ids", torch.zeros)):
+            buffer = self.module.embeddings._buffers.get(name)
+            if name in given or buffer is None or torch.compiler.is_compiling():
+                continue
+            version = None if buffer.is_inference() else buffer._version
+            seen = self._usual.get(name)
+            if seen is None or seen[0] is not buffer or seen[1] != version:
+                expected = usual(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)
+                self._usual[name] = seen = buffer, version, torch.equal(buffer[0], expected)
+            if not seen[2]:
+                return f"embeddings.{name} holds other values than transformers gives it"
+        return None
 
 
 class PackedTokenHead(_Packed):
@@ -308,26 +335,47 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         return f"attention_mask has shape {tuple(mask.shape)}"
     if not isinstance(given.get("output_hidden_states", bert.config.output_hidden_states), bool):
         return "output_hidden_states selects layers"
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "it is being traced"
+    if tokens is not None and tokens.is_meta:
+        return "its tensors are on the meta device"
+    if reason := _attention_reason(bert.config):
+        return reason
     if bert.config.is_decoder or getattr(bert.config, "is_causal", None):
         return "attention is causal"
     return _foreign_part(bert)
 
 
+def _attention_reason(config: Any) -> str | None:
+    """Why attention is not to be computed here: somebody has put one of their own in its place."""
+    name = getattr(config, "_attn_implementation", None) or "eager"
+    if name == "eager":
+        return None
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    module = getattr(ALL_ATTENTION_FUNCTIONS.get(name), "__module__", None)
+    return None if module and module.startswith("transformers.") else f"its attention is {name!r}, of {module}"
+
+
 def _foreign_part(bert: nn.Module) -> str | None:
     """Which part that fastbert would pass over is not what transformers puts there, or has a hook."""
     for name, module, kind in _passed_over(bert):
-        if type(module) is not kind and (kind is not None or type(module).__module__ != _BERT):
-            return f"{name} is a {type(module).__module__}.{type(module).__name__}"
+        own = type(module)
+        if own is not kind and (kind is not None or own.__module__ != _BERT):
+            return f"{name} is a {own.__module__}.{own.__name__}"
+        if kind is None and own.forward.__module__ != _BERT:
+            return f"{own.__name__}.forward is {own.forward.__module__}'s"
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         # transformers leaves its output recorders on the layers once it has used them; they are idle here.
         hooks = [h for h in hooks if getattr(h, "__module__", "") != "transformers.utils.output_capturing"]
         if hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__:
             return f"{name} has a hook"
-    norm = bert.embeddings.LayerNorm
-    if norm.weight is None or norm.bias is None:
+    embeddings = bert.embeddings
+    if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
         return "embeddings.LayerNorm has no weight or no bias"
+    for name in ("position_embeddings", "token_type_embeddings"):
+        if not is_plain_table(embeddings._modules[name]):
+            return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
     for i, layer in enumerate(bert.encoder.layer):
         attention = layer.attention.self
         if attention.scaling != attention.attention_head_size**-0.5:

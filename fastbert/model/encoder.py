@@ -147,26 +147,37 @@ def layer_forward(layer: nn.Module, x: Tensor, *, products: Products, attend: At
 
 def embed(embeddings: nn.Module, tokens: Inputs) -> Tensor:
     """The bottom of the model over flat tokens, (T,) -> (T, E); given embeddings serve as a table of their own."""
-    word = embeddings.word_embeddings
-    if tokens.embeds is None and is_plain(word, nn.Embedding):
+    word, norm = embeddings.word_embeddings, embeddings.LayerNorm
+    tables = embeddings.token_type_embeddings, embeddings.position_embeddings
+    dropout_p = _active_dropout(embeddings.dropout)
+    if not all(map(is_plain_table, tables)) or not is_plain(norm, nn.LayerNorm) or norm.bias is None:
+        x = word(tokens.ids) if tokens.embeds is None else tokens.embeds
+        x = x + tables[0](tokens.token_type_ids) + tables[1](tokens.position_ids)
+        return F.dropout(norm(x), dropout_p)
+    if tokens.embeds is None and is_plain_table(word):
         ids, table, padding_idx = tokens.ids, word.weight, word.padding_idx
     else:
         table = word(tokens.ids) if tokens.embeds is None else tokens.embeds
         ids, padding_idx = torch.arange(table.shape[0], device=table.device), None
-    norm, dropout_p = embeddings.LayerNorm, _active_dropout(embeddings.dropout)
     return ops.embed_layer_norm(
         ids,
         tokens.token_type_ids,
         tokens.position_ids,
         table,
-        embeddings.token_type_embeddings.weight,
-        embeddings.position_embeddings.weight,
+        *(table.weight for table in tables),
         norm.weight,
         norm.bias,
         eps=norm.eps,
         dropout_p=dropout_p,
         padding_idx=padding_idx,
     )
+
+
+def is_plain_table(table: nn.Module) -> bool:
+    """Whether rows of its weight, and their plain gradient, are all there is to an embedding."""
+    if not is_plain(table, nn.Embedding):
+        return False
+    return table.max_norm is None and not table.sparse and not table.scale_grad_by_freq
 
 
 def project(linear: nn.Module, x: Tensor, activation: str | None = None, precision: str | None = None) -> Tensor:

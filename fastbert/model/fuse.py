@@ -57,6 +57,16 @@ def replace_qkv(attention: nn.Module, weight: Tensor) -> None:
     _views[projections[0]] = (_state([*weights, *(b for b in biases if b is not None)]), weight, bias)
 
 
+def separate_qkv(attention: nn.Module) -> None:
+    """Gives each of the three parameters memory of its own again, where `qkv_parameters` has laid them together."""
+    projections = _projections(attention)
+    if _views.pop(projections[0], None) is None:
+        return
+    with _fusing, torch.inference_mode(False), torch.no_grad():
+        for p in (p for linear in projections for p in (linear.weight, linear.bias) if p is not None):
+            p.data = p.detach().clone()
+
+
 def _projections(attention: nn.Module) -> list[nn.Linear]:
     return [attention._modules[name] for name in ("query", "key", "value")]
 
@@ -88,10 +98,11 @@ def _adjacent(parts: list[Tensor]) -> bool:
 
 
 def _owns_its_storage(p: Tensor) -> bool:
-    """Whether nobody else can be looking at the memory of `p`: not a flat buffer's slice, not shared memory."""
-    return (
-        type(p) is nn.Parameter
-        and not p.is_inference()
-        and not p.is_shared()
-        and p.untyped_storage().nbytes() == p.numel() * p.element_size()
-    )
+    """Whether nobody else is looking at the memory of `p`: not a flat buffer's slice, not shared memory, no alias of it
+    (an average of the weights, say, that holds `p.data`)."""
+    if type(p) is not nn.Parameter or p.is_inference() or p.is_shared():
+        return False
+    storage = p.untyped_storage()
+    # One user is p, the other `storage`.
+    alone = torch._C._storage_Use_Count(storage._cdata) <= 2
+    return alone and storage.nbytes() == p.numel() * p.element_size()

@@ -148,6 +148,9 @@ def prepare(
             raise ValueError(f"{argument} is a {type(value).__name__}; it must be a tensor")
     if cu_seqlens is not None and attention_mask is not None:
         raise ValueError("attention_mask and cu_seqlens are both given; packed input has no mask")
+    if torch.jit.is_tracing() and not (attention_mask is None and cu_seqlens is None):
+        given = "cu_seqlens" if attention_mask is None else "attention_mask"
+        raise ValueError(f"{given} is given to torch.jit.trace, which would hold these lengths for every later call")
     trailing = 0 if inputs_embeds is None else 1
     wanted = ("(tokens,)" if cu_seqlens is not None else "(batch, sequence)") + (
         " and the hidden size" if trailing else ""
@@ -179,7 +182,7 @@ def prepare(
     def per_token(name: str, x: Tensor | None, limit: int, what: str) -> Tensor | None:
         if x is None:
             return None
-        if name != "input_ids" and cu_seqlens is None and is_one_row(x, shape):
+        if name != "input_ids" and cu_seqlens is None and is_spread(x, shape):
             x = x.expand(shape)
         if x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
@@ -206,9 +209,9 @@ def prepare(
     return Inputs(batch, ids, embeds, types, places, came_packed=cu_seqlens is not None)
 
 
-def is_one_row(x: Tensor, shape: torch.Size) -> bool:
-    """Whether x is one row for all rows of `shape` (B, S), as transformers takes token types and positions."""
-    return x.shape in ((1, *shape[1:]), shape[1:])
+def is_spread(x: Tensor, shape: torch.Size) -> bool:
+    """Whether x is a row for all of `shape` (B, S), or a number a row: transformers takes such types and positions."""
+    return x.shape in ((1, *shape[1:]), shape[1:], (shape[0], 1), (1, 1))
 
 
 def vocab_rows(word_embeddings: nn.Module) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 class ModelOutput(dict):
@@ -13,6 +15,11 @@ class ModelOutput(dict):
 
     `out["logits"]`, `out.logits` and `out[0]` (the first field present) all work, as in transformers.
     """
+
+    def __init_subclass__(cls) -> None:
+        """What DistributedDataParallel and torch.export look for tensors in."""
+        unflatten = partial(_unflatten, cls)
+        pytree.register_pytree_node(cls, _flatten, unflatten, serialized_type_name=f"{cls.__module__}.{cls.__name__}")
 
     def __init__(self, fields: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any) -> None:
         names, fields = self._names(), dict(fields, **more)
@@ -34,6 +41,14 @@ class ModelOutput(dict):
 
     def to_tuple(self) -> tuple:
         return tuple(self.values())
+
+
+def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:
+    return list(output.values()), list(output)
+
+
+def _unflatten(kind: type[ModelOutput], values: Iterable[Any], names: Iterable[str]) -> ModelOutput:
+    return kind(zip(names, values, strict=True))
 
 
 class BaseModelOutputWithPooling(ModelOutput):

@@ -26,8 +26,8 @@ def add_layer_norm_training(
     `supports_add_layer_norm`.
     """
     M, N = x.shape
-    y = torch.empty((M, N), dtype=x.dtype)
-    statistics = torch.empty((2, M), dtype=torch.float32) if keep else None
+    y = torch.empty((M, N), dtype=x.dtype, device=x.device)
+    statistics = torch.empty((2, M), dtype=torch.float32, device=x.device) if keep else None
     addresses = (0, 0) if statistics is None else (statistics.data_ptr(), statistics.data_ptr() + 4 * M)
     C.add_layer_norm_training_cpu(
         *_inputs(x, residual, weight),
@@ -59,7 +59,7 @@ def add_layer_norm_backward(
     want_x, want_residual, want_weight, want_bias = wanted
     if dy.stride(1) != 1 and N > 1:
         dy = dy.contiguous()
-    fresh = lambda *shape: torch.empty(shape, dtype=x.dtype)  # noqa: E731
+    fresh = lambda *shape: torch.empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
     shared = want_x and want_residual and not dropout_p  # one gradient for both
     dx = fresh(M, N) if want_x else None
     dresidual = fresh(M, N) if want_residual and not shared else None

@@ -50,6 +50,6 @@ def attention(
             qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
         )[0]
     tokens, _, heads, width = qkv.shape
-    y = torch.empty((tokens, heads, width), dtype=qkv.dtype)
+    y = torch.empty((tokens, heads, width), dtype=qkv.dtype, device=qkv.device)
     C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale), chosen_isa()[1], torch.get_num_threads())
     return y

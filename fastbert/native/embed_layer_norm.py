@@ -70,8 +70,8 @@ def embed_layer_norm(
         ValueError: an id outside its table.
     """
     tokens, width = input_ids.shape[0], word.shape[1]
-    y = torch.empty((tokens, width), dtype=word.dtype)
-    statistics = torch.empty((tokens, 2)) if with_statistics else None
+    y = torch.empty((tokens, width), dtype=word.dtype, device=word.device)
+    statistics = torch.empty((tokens, 2), dtype=torch.float32, device=word.device) if with_statistics else None
     ids = [_int64(x) for x in (input_ids, token_type_ids, position_ids)]
     C.embed_layer_norm_cpu(
         CPU_DTYPES[word.dtype],
@@ -115,7 +115,7 @@ def embed_layer_norm_backward(
         dy = dy.contiguous()
     tables = (word, token_type, position)
     outputs = [
-        torch.empty(t.shape, dtype=t.dtype) if wanted else None
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if wanted else None
         for t, wanted in zip((*tables, weight, weight), needed, strict=True)
     ]
     ids = [_int64(x) for x in (input_ids, token_type_ids, position_ids)]

@@ -35,7 +35,7 @@ class _Plan(NamedTuple):
 
     words: array  # of 64 bits
     packed: list[Tensor]
-    extents: tuple[list[int], list[int]]
+    extents: tuple[list[int], list[int], list[int]]
     sample: int
 
 

@@ -61,7 +61,7 @@ def linear(
     reason = supports_linear(x, weight, bias, activation=activation, precision=precision)
     if reason is not None:
         raise ValueError(f"native.linear: {reason}")
-    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     linear_into(y, x, weight, bias, activation, precision)
     return y
 

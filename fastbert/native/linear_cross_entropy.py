@@ -88,7 +88,7 @@ class _Call:
         self.dtype, self.isa, self.threads = CPU_DTYPES[x.dtype], chosen_isa()[1], torch.get_num_threads()
         self.rows = x.new_zeros(self.K, self.E)
         self.rows[: self.count] = x.detach().index_select(0, kept)
-        self.labels = torch.full((self.K,), -1, dtype=torch.int32)
+        self.labels = x.new_full((self.K,), -1, dtype=torch.int32)
         labels = labels.index_select(0, kept)
         low, high = (int(bound) for bound in labels.aminmax())
         if low < 0 or high >= self.V:
@@ -97,12 +97,12 @@ class _Call:
                 f"to {self.V - 1} are valid"
             )
         self.labels[: self.count] = labels
-        self.lse, self.picked = torch.empty(self.K), torch.zeros(self.K)
+        self.lse, self.picked = x.new_zeros((2, self.K), dtype=torch.float32)
         self.packed_rows = self._pack(self.rows)
 
     def statistics(self, budget: int) -> Tensor | None:
         """Fills lse and picked; returns the logits, if those of the whole vocabulary are there."""
-        partial = torch.empty(C.cross_entropy_blocks(self.V), 2, self.K)
+        partial = self.lse.new_empty((C.cross_entropy_blocks(self.V), 2, self.K))
         stretches = self._stretches(budget)
         for first, size in stretches:
             logits = self._logits(first, size)
@@ -116,7 +116,7 @@ class _Call:
     def with_gradients(self, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> None:
         """Fills the gradients that are not None, too."""
         there = self.statistics(_GRADIENT_BYTES)
-        scale = torch.zeros(self.K)
+        scale = torch.zeros_like(self.lse)
         scale[: self.count] = 1 / self.count
         packed_columns = None if dweight is None else self._pack(self.rows.t().contiguous())
         drows = None
@@ -152,7 +152,7 @@ class _Call:
         kept = getattr(_thread, "memory", None)
         if kept is None or kept.dtype != self.rows.dtype or kept.numel() < elements:
             _thread.memory = None  # before, so that both never stand side by side
-            kept = torch.empty(elements, dtype=self.rows.dtype)
+            kept = self.rows.new_empty(elements)
             _thread.memory = kept if elements * kept.element_size() <= _GRADIENT_BYTES else None
         return kept[:elements].view(size, self.K)
 
@@ -163,7 +163,7 @@ class _Call:
         """(N, K) as the second operand of `_multiply`."""
         N, K = operand.shape
         kind = self.dtype, C.PRECISION_full, N, K
-        packed = torch.empty(C.packed_weight_bytes(*kind, self.isa), dtype=torch.uint8)
+        packed = operand.new_empty(C.packed_weight_bytes(*kind, self.isa), dtype=torch.uint8)
         C.pack_weight_cpu(*kind, operand.data_ptr(), operand.stride(0), 0, packed.data_ptr(), self.isa, self.threads)
         return packed
 

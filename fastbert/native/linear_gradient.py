@@ -28,7 +28,7 @@ def linear_training(
 
     The caller has asked `supports_linear`.
     """
-    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     if activation is None or activation in _FROM_OUTPUT:
         linear_into(y, x, weight, bias, activation)
         return y, None if activation is None else y
@@ -74,9 +74,9 @@ def linear_backward(
         (torch.float32, (N, K) if want_weight and chunk < M and per_word > 1 else (0, 0)),
         (torch.float32, (-(-M // C.PARTIAL_ROWS), N) if want_bias else (0, 0)),
     )
-    dx = torch.empty((M, K), dtype=dtype) if want_x else None
-    dweight = (torch.empty if M else torch.zeros)((N, K), dtype=dtype) if want_weight else None
-    dbias = torch.empty(N, dtype=dtype) if want_bias else None
+    dx = torch.empty((M, K), dtype=dtype, device="cpu") if want_x else None
+    dweight = (torch.empty if M else torch.zeros)((N, K), dtype=dtype, device="cpu") if want_weight else None
+    dbias = torch.empty(N, dtype=dtype, device="cpu") if want_bias else None
     packed = _packed_transpose(weight, inner) if want_x else None
 
     for start in range(0, M, chunk or 1):
@@ -118,7 +118,8 @@ def _packed_transpose(weight: Tensor, inner: int) -> Tensor:
     (N, K), code, isa = weight.shape, CPU_DTYPES[weight.dtype], chosen_isa()[1]
 
     def pack() -> Tensor:
-        buffer = torch.empty(C.packed_weight_bytes(code, C.PRECISION_full, K, inner, isa), dtype=torch.uint8)
+        size = C.packed_weight_bytes(code, C.PRECISION_full, K, inner, isa)
+        buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
         C.pack_transposed_cpu(
             *(code, K, inner, weight.data_ptr(), N, weight.stride(0), buffer.data_ptr(), isa, torch.get_num_threads())
         )

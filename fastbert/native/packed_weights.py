@@ -42,7 +42,7 @@ def packed(weight: Tensor, bias: Tensor | None, precision: str | None = None) ->
     if entry is not None and entry[1] == key:
         return entry[2]
     kind = CPU_DTYPES[weight.dtype], PRECISIONS[precision], N, K
-    buffer = torch.empty(C.packed_weight_bytes(*kind, isa_number), dtype=torch.uint8)
+    buffer = torch.empty(C.packed_weight_bytes(*kind, isa_number), dtype=torch.uint8, device="cpu")
     C.pack_weight_cpu(*kind, address, weight.stride(0), bias_address, buffer.data_ptr(), isa_number, threads)
     owner = weakref.ref(weight, lambda _: _kept.pop(identity, None))
     _kept[identity] = (owner, key, buffer)
@@ -67,14 +67,17 @@ def stands_in(weight: Tensor, precision: str | None) -> bool:
 
 
 def sample(tensors: Iterable[Tensor | None]) -> int:
-    """A hash of some of the words of each: changes, all but surely, when one is written to."""
+    """A hash of 16 words of each, which sees a write to a sixteenth of the rows or columns, side by side."""
     return C.sample(*extents(tensors))
 
 
-def extents(tensors: Iterable[Tensor | None]) -> tuple[list[int], list[int]]:
-    """Where those that can be sampled lie, and how many bytes each has."""
+def extents(tensors: Iterable[Tensor | None]) -> tuple[list[int], list[int], list[int]]:
+    """Where those that can be sampled lie, their rows, and the 32-bit words of a row; half a word is left out."""
     lying = [t for t in tensors if t is not None and t.is_contiguous() and not t.is_meta]
-    return [t.data_ptr() for t in lying], [t.nbytes for t in lying]
+    paired = [(t.shape[0], t.shape[1] * t.element_size() / 4) if t.dim() == 2 else (1, t.nbytes / 4) for t in lying]
+    # Rows that do not end with a word are one long row.
+    shapes = [(rows, int(words)) if words == int(words) else (1, int(rows * words)) for rows, words in paired]
+    return [t.data_ptr() for t in lying], [rows for rows, _ in shapes], [words for _, words in shapes]
 
 
 def kept_transpose(weight: Tensor, pack: Callable[[], Tensor]) -> Tensor:

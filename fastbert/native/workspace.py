@@ -23,7 +23,7 @@ def workspace(*parts: tuple[torch.dtype, tuple[int, ...]]) -> list[Tensor]:
     total = sum(padded) + 64
     memory = getattr(_memory, "bytes", None)
     if memory is None or memory.numel() < total:
-        memory = torch.empty(total, dtype=torch.uint8)
+        memory = torch.empty(total, dtype=torch.uint8, device="cpu")
         _memory.bytes = memory if total <= _KEPT else None
     start, found = -memory.data_ptr() % 64, []
     for (dtype, shape), size, step in zip(parts, sizes, padded, strict=True):
