@@ -1,12 +1,15 @@
 """What is done to live models, seen or survived: the accelerated twin and fastbert's own beside transformers' model."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from support import TINY, tokens
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, BertConfig, BertModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.bert import modeling_bert
@@ -262,3 +265,29 @@ def test_outputs_show_their_tensors(tmp_path):
     again = pytree.tree_unflatten(leaves, spec)
     assert type(again) is type(output) and list(again) == list(output)
     assert again.last_hidden_state is output.last_hidden_state
+
+
+def test_a_model_goes_when_nobody_refers_to_it(tmp_path):
+    mine = own(original(), tmp_path)
+    weights = [weakref.ref(p) for p in mine.parameters()]
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            mine(IDS)
+        mine(IDS)[0].sum().backward()
+        del mine
+        assert not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()
+
+
+def test_operations_are_counted():
+    def operations(model):
+        with FlopCounterMode(display=False) as counter:
+            model(IDS)[0].sum().backward()
+        return counter.get_total_flops()
+
+    model, fast = twins(num_hidden_layers=1)
+    pooler = 2 * 2 * len(IDS) * TINY["hidden_size"] ** 2
+    assert abs(operations(fast) - operations(model)) <= pooler and operations(fast) > 10 * pooler

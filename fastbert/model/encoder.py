@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from typing import NamedTuple
 from weakref import ref
 
@@ -249,16 +250,18 @@ def _check_products(bert: nn.Module, inputs: Inputs, precision: str | None) -> N
 
 
 class _Known:
-    """What was found of layers, kept in their own __dict__: it may refer back to them (a hook may, say) and yet goes
-    with them. A copy of them, pickled or not, has nothing."""
+    """What was found of layers, kept in their own __dict__, so that it goes with them, and without referring back to
+    them, so that they go when nobody else does. A copy of them, pickled or not, has nothing."""
 
     def __init__(self, layers: nn.ModuleList, products: Products, reads: Reads, weights: ops.WatchedLayers) -> None:
         self.owner = ref(layers)  # DataParallel copies a __dict__ as it is
+        self.each = list(layers._modules.values())  # not in reads, which would keep their owner alive
         self.products, self.reads, self.weights = products, reads, weights
 
     def holds(self, layers: nn.ModuleList, products: Products) -> bool:
-        same = self.owner() is layers and self.products == products and len(self.weights) == len(layers)
-        return same and self.reads.hold()
+        now = layers._modules
+        same = self.owner() is layers and self.products == products and len(self.each) == len(now)
+        return same and all(map(is_, self.each, now.values())) and self.reads.hold()
 
     def __reduce__(self) -> tuple:
         return type(None), ()
@@ -279,7 +282,7 @@ def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWei
             return known.weights
         vars(layers).pop(_KNOWN, None)  # and with it what is held of modules that may have gone
     reads, found = Reads(), []
-    for layer in reads.children(layers, *layers._modules):
+    for layer in layers._modules.values():
         weights = _layer_weights(layer, products, reads)
         if weights is None:
             return None
