@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,11 +31,13 @@ uint64_t sample(const std::vector<uintptr_t>& addresses, const std::vector<int64
     if (addresses.size() != rows.size() || rows.size() != widths.size()) throw py::value_error("sizes differ");
     uint64_t hash = 1469598103934665603u;
     for (size_t piece = 0; piece < addresses.size(); ++piece) {
-        const auto* words = static_cast<const uint32_t*>(pointer(addresses[piece]));
+        const auto* start = static_cast<const char*>(pointer(addresses[piece]));
         for (int64_t i = 0; i < SAMPLES && rows[piece] * widths[piece] > 0; ++i) {
             const int64_t row = (2 * i + 1) * rows[piece] / (2 * SAMPLES);
             const int64_t column = (2 * (i * APART % SAMPLES) + 1) * widths[piece] / (2 * SAMPLES);
-            hash = (hash ^ words[row * widths[piece] + column]) * 1099511628211u;
+            uint32_t word;  // bf16 may begin in the middle of one
+            std::memcpy(&word, start + (row * widths[piece] + column) * 4, sizeof word);
+            hash = (hash ^ word) * 1099511628211u;
         }
     }
     return hash;
