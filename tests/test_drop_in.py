@@ -2,10 +2,13 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
+import accelerate
 import pytest
 import torch
+from safetensors.torch import load_file, save_model
 from support import TINY, tokens
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -114,6 +117,22 @@ def test_an_alias_of_the_weights_stays_one():
     check(model, fast)
     del state
     check(model, fast)
+
+
+@pytest.mark.parametrize("mine", [True, False], ids=["own", "accelerated"])
+def test_what_saves_tied_weights_once_saves_all_three(mine, tmp_path):
+    model, fast = twins()
+    if mine:
+        fast = own(model, tmp_path)
+    for m in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        check(model, m)
+        save_model(m, tmp_path / "saved.safetensors")  # raises where it can keep none
+        accelerate.Accelerator(cpu=True).save_model(m, tmp_path / "by_accelerate")
+        for path in (tmp_path / "saved.safetensors", tmp_path / "by_accelerate" / "model.safetensors"):
+            saved = load_file(path)
+            assert saved.keys() == model.state_dict().keys()
+            assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+        check(model, m)
 
 
 def test_restored_queries_have_memory_of_their_own():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import Lock
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,6 +43,8 @@ def qkv_parameters(attention: nn.Module) -> tuple[Tensor, Tensor | None]:
         return known[1:]
     # Made in inference mode, the storage would turn the parameters into tensors that cannot be trained any more.
     with _fusing, torch.inference_mode(False), torch.no_grad():
+        if separate_qkv not in attention._state_dict_pre_hooks.values():
+            attention.register_state_dict_pre_hook(separate_qkv)
         weight, bias = _fuse(weights), _fuse(biases) if biases else None
         if all(t is None or _adjacent(parts) for t, parts in ((weight, weights), (bias, biases))):
             _views[query] = (_state(parameters), weight, bias)
@@ -57,14 +61,19 @@ def replace_qkv(attention: nn.Module, weight: Tensor) -> None:
     _views[projections[0]] = (_state([*weights, *(b for b in biases if b is not None)]), weight, bias)
 
 
-def separate_qkv(attention: nn.Module) -> None:
-    """Gives each of the three parameters memory of its own again, where `qkv_parameters` has laid them together."""
+def separate_qkv(attention: nn.Module, *_: Any) -> None:
+    """Gives each of the three parameters memory of its own again, where `qkv_parameters` has laid them together.
+
+    Before every state_dict, too: what saves one takes tensors of one storage for one tied weight, and may drop two.
+    """
     projections = _projections(attention)
-    if _views.pop(projections[0], None) is None:
-        return
+    weights, biases = zip(*((p.weight, p.bias) for p in projections), strict=True)
     with _fusing, torch.inference_mode(False), torch.no_grad():
-        for p in (p for linear in projections for p in (linear.weight, linear.bias) if p is not None):
-            p.data = p.detach().clone()
+        for parts in (weights, biases):
+            if all(type(p) is nn.Parameter for p in parts) and _adjacent(parts) and _fill_their_storage(parts):
+                _views.pop(projections[0], None)
+                for p in parts:
+                    p.data = p.detach().clone()
 
 
 def _projections(attention: nn.Module) -> list[nn.Linear]:
@@ -87,7 +96,7 @@ def _fuse(parts: list[Tensor]) -> Tensor:
     return first.as_strided((sum(len(p) for p in parts), *first.shape[1:]), first.stride())
 
 
-def _adjacent(parts: list[Tensor]) -> bool:
+def _adjacent(parts: Sequence[Tensor]) -> bool:
     """Whether the parts lie one behind the other in one storage."""
     storage, end = parts[0].untyped_storage().data_ptr(), parts[0].data_ptr()
     for p in parts:
@@ -95,6 +104,11 @@ def _adjacent(parts: list[Tensor]) -> bool:
             return False
         end += p.numel() * p.element_size()
     return True
+
+
+def _fill_their_storage(parts: Sequence[Tensor]) -> bool:
+    """Whether the storage that these share has room for nothing else."""
+    return parts[0].untyped_storage().nbytes() == sum(p.numel() * p.element_size() for p in parts)
 
 
 def _owns_its_storage(p: Tensor) -> bool:
