@@ -111,8 +111,6 @@ def pointer_reason() -> str | None:
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "torch.func cannot see through pointers"
-    if torch._C._len_torch_dispatch_stack():
-        return "a TorchDispatchMode cannot see through pointers"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation cannot see through pointers"
     return None
