@@ -1,6 +1,7 @@
 """What is done to live models, seen or survived: the accelerated twin and fastbert's own beside transformers' model."""
 
 import copy
+import functools
 import gc
 import pickle
 import weakref
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_model
 from support import TINY, tokens
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from transformers import AttentionInterface, BertConfig, BertModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -134,6 +136,53 @@ def test_what_saves_tied_weights_once_saves_all_three(mine, tmp_path):
         check(model, m)
 
 
+def test_memory_that_others_look_at_is_left_to_them():
+    """An alias, or another process, of weights that were laid together before."""
+    model, fast = twins()
+    check(model, fast)
+    query = [m.encoder.layer[0].attention.self.query.weight for m in (model, fast)]
+    aliases = [p.data for p in query]
+    fast.state_dict()
+    for alias in aliases:
+        alias.mul_(-1)
+    check(model, fast)
+    del aliases, alias
+    fast.share_memory()
+    fast.state_dict()
+    fastbert.restore(fast)
+    assert query[1].is_shared()
+    torch.testing.assert_close(fast(IDS)[0], model(IDS)[0], rtol=2e-5, atol=2e-5)
+
+
+class Nothing(nn.Module):
+    def forward(self, x, *args, **kwargs):
+        return x
+
+
+def test_a_layer_of_another_kind():
+    model, fast = twins()
+    check(model, fast)
+    for m in (model, fast):
+        m.encoder.layer[1] = Nothing()
+    check(model, fast)
+    assert f"encoder.layer.1 is a {__name__}.Nothing" in str(fastbert.explain(fast))
+    check(model, fastbert.restore(fast))
+    with pytest.warns(UserWarning, match="left the model as it was"):
+        fastbert.accelerate(fast)
+
+
+def test_a_restored_model_has_nothing_of_ours():
+    model, fast = twins()
+    check(model, fast)
+    assert b"fastbert" in pickle.dumps(fast) and b"fastbert" not in pickle.dumps(fastbert.restore(fast))
+
+
+def test_fake_tensors():
+    _, fast = twins()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert fast(torch.ones(2, 8, dtype=torch.long))[0].shape == (2, 8, TINY["hidden_size"])
+
+
 def test_restored_queries_have_memory_of_their_own():
     _, fast = twins()
     attention = fast.encoder.layer[0].attention.self
@@ -157,7 +206,22 @@ def test_attention_of_ones_own():
         for m in (model, fast):
             m.set_attn_implementation(implementation)
         check(model, fast)
-    assert f"1 calls ran the original code: its attention is 'twice', of {__name__}" in str(fastbert.explain(fast))
+    assert "1 calls ran the original code: its attention, 'twice', is not transformers'" in str(fastbert.explain(fast))
+
+
+def test_attention_of_ones_own_under_the_name_of_theirs(monkeypatch):
+    @functools.wraps(modeling_bert.eager_attention_forward)
+    def twice(module, query, *args, **kwargs):
+        return eager(module, query * 2, *args, **kwargs)
+
+    eager = modeling_bert.eager_attention_forward
+    model, fast = twins()
+    for m in (model, fast):
+        m.set_attn_implementation("eager")
+    check(model, fast)
+    monkeypatch.setattr(modeling_bert, "eager_attention_forward", twice)
+    check(model, fast)
+    assert "its attention, 'eager', is not transformers'" in str(fastbert.explain(fast))
 
 
 @pytest.mark.parametrize("name", ["BertIntermediate", "BertSelfOutput", "BertEmbeddings", "BertPooler", "BertLayer"])
@@ -165,11 +229,12 @@ def test_a_class_of_transformers_patched(name, monkeypatch):
     model, fast = twins()
     kind = getattr(modeling_bert, name)
     forward = kind.forward
-    monkeypatch.setattr(kind, "forward", lambda self, *args, **kwargs: forward(self, *args, **kwargs) * 2)
+    twice = functools.wraps(forward)(lambda self, *args, **kwargs: forward(self, *args, **kwargs) * 2)
+    monkeypatch.setattr(kind, "forward", twice)
     with torch.no_grad():
         got, expected = fast(IDS), model(IDS)
     assert all(torch.equal(a, b) for a, b in zip(got.to_tuple(), expected.to_tuple(), strict=True))
-    assert f"{name}.forward is {__name__}'s" in str(fastbert.explain(fast))
+    assert f"{name}.forward has been replaced" in str(fastbert.explain(fast))
 
 
 def other_types(embeddings):
@@ -180,13 +245,19 @@ def other_positions(embeddings):
     embeddings.position_ids.copy_(embeddings.position_ids.flip(1))
 
 
-@pytest.mark.parametrize("change", [other_types, other_positions])
+def other_types_uncounted(embeddings):
+    embeddings.token_type_ids.data.fill_(1)
+
+
+@pytest.mark.parametrize("change", [other_types, other_positions, other_types_uncounted])
 def test_other_buffers(change):
     model, fast = twins()
     check(model, fast)
+    compiled = torch.compile(fast, backend="eager")
+    check(model, compiled)
     for m in (model, fast):
         change(m.embeddings)
-    check(model, fast)
+    check(model, fast), check(model, compiled)
     check(model, fast, token_type_ids=torch.zeros_like(IDS), position_ids=torch.arange(IDS.shape[1])[None])
 
 

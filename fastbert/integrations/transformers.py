@@ -9,6 +9,7 @@ linear layers and adapters stay as they are. A call that cannot be packed runs t
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -20,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.model.bert import output_states, pool, run_bert
-from fastbert.model.encoder import is_plain_table
-from fastbert.model.fuse import separate_qkv
+from fastbert.model.encoder import forget, is_plain_table
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.precision import check_precision, choose_precision, describe_setting
 from fastbert.reference import ACTIVATIONS
@@ -106,8 +106,8 @@ def restore(model: Model) -> Model:
         if packed is not None:
             packed.active = False  # for a wrapper around it, which goes on calling it
             module.__dict__.pop("_replicate_for_data_parallel", None)
-            for layer in module.encoder.layer if isinstance(packed, PackedBert) else ():
-                separate_qkv(layer.attention.self)
+            for part in module.modules() if isinstance(packed, PackedBert) else ():
+                forget(part)
             if module.__dict__.get("forward") is packed:
                 del module.forward
                 if packed.own_forward is not None:
@@ -199,8 +199,8 @@ class PackedBert(_Packed):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.declined: Counter[str] = Counter()
-        # Buffers that stand in for arguments, as they were when looked at: tensor, version, whether the usual one.
-        self._usual: dict[str, tuple[Tensor, int | None, bool]] = {}
+        # Of the buffers that stand in for arguments: what each has to hold, which one held it, and its version then.
+        self._usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
@@ -208,7 +208,7 @@ class PackedBert(_Packed):
             return self.original(*args, **kwargs)
         given = {name: value for name, value in self._given(args, kwargs).items() if value is not None}
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
-        reason = _declines(bert, given) or self._buffer_reason(given)
+        reason = _declines(bert, given) or self._buffer_reason(given)  # which may add to them
         if reason is not None:
             self.declined[reason] += 1
             return self.original(*args, **kwargs)
@@ -227,17 +227,25 @@ class PackedBert(_Packed):
 
     def _buffer_reason(self, given: dict[str, Any]) -> str | None:
         """Why what transformers takes in place of missing arguments is not what is taken here; None where it is."""
+        tokens = given.get("input_ids", given.get("inputs_embeds"))
         for name, usual in (("position_ids", torch.arange), ("token_type_ids", torch.zeros)):
             buffer = self.module.embeddings._buffers.get(name)
-            if name in given or buffer is None or torch.compiler.is_compiling():
+            if name in given or buffer is None or tokens is None:
                 continue
-            version = None if buffer.is_inference() else buffer._version
-            seen = self._usual.get(name)
-            if seen is None or seen[0] is not buffer or seen[1] != version:
-                expected = usual(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)
-                self._usual[name] = seen = buffer, version, torch.equal(buffer[0], expected)
-            if not seen[2]:
-                return f"embeddings.{name} holds other values than transformers gives it"
+            if torch.compiler.is_compiling():  # a graph cannot branch on what it holds, but can read it
+                given[name] = buffer[:, : tokens.shape[1]]
+                continue
+            state = buffer.shape, buffer.dtype, buffer.device
+            expected, seen, version = self._usual.get(name, (None, None, None))
+            if expected is None or (expected.shape, expected.dtype, expected.device) != state:
+                expected = usual(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)[None]
+                seen = None
+            # Not every write is counted; to look for them each time is for the CPU only, where nothing waits.
+            now = None if buffer.is_inference() else buffer._version
+            if seen is not buffer or version is None or version != now or not buffer.is_cuda:
+                if not torch.equal(buffer, expected):
+                    return f"embeddings.{name} holds other values than transformers gives it"
+                self._usual[name] = expected, buffer, now
         return None
 
 
@@ -337,8 +345,8 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         return "output_hidden_states selects layers"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "it is being traced"
-    if tokens is not None and tokens.is_meta:
-        return "its tensors are on the meta device"
+    if tokens is not None and (tokens.is_meta or type(tokens).__name__ == "FakeTensor"):
+        return "its tensors have no memory"
     if reason := _attention_reason(bert.config):
         return reason
     if bert.config.is_decoder or getattr(bert.config, "is_causal", None):
@@ -348,13 +356,21 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
 
 def _attention_reason(config: Any) -> str | None:
     """Why attention is not to be computed here: somebody has put one of their own in its place."""
-    name = getattr(config, "_attn_implementation", None) or "eager"
-    if name == "eager":
-        return None
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    module = getattr(ALL_ATTENTION_FUNCTIONS.get(name), "__module__", None)
-    return None if module and module.startswith("transformers.") else f"its attention is {name!r}, of {module}"
+    name = getattr(config, "_attn_implementation", None) or "eager"
+    eager = sys.modules[_BERT].eager_attention_forward
+    used = [ALL_ATTENTION_FUNCTIONS.get(name, eager), ALL_MASK_ATTENTION_FUNCTIONS.get(name)]
+    if name not in ("eager", *ALL_ATTENTION_FUNCTIONS) or not all(_is_theirs(f) for f in used if f is not None):
+        return f"its attention, {name!r}, is not transformers'"
+    return None
+
+
+def _is_theirs(function: Any) -> bool:
+    """Whether it is transformers' own code, not somebody's in its place, whatever name that goes by."""
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename.startswith(sys.modules["transformers"].__path__[0])
 
 
 def _foreign_part(bert: nn.Module) -> str | None:
@@ -363,8 +379,8 @@ def _foreign_part(bert: nn.Module) -> str | None:
         own = type(module)
         if own is not kind and (kind is not None or own.__module__ != _BERT):
             return f"{name} is a {own.__module__}.{own.__name__}"
-        if kind is None and own.forward.__module__ != _BERT:
-            return f"{own.__name__}.forward is {own.forward.__module__}'s"
+        if kind is None and not _is_theirs(own.forward):
+            return f"{own.__name__}.forward has been replaced"
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         # transformers leaves its output recorders on the layers once it has used them; they are idle here.
         hooks = [h for h in hooks if getattr(h, "__module__", "") != "transformers.utils.output_capturing"]
@@ -395,8 +411,8 @@ def _passed_over(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type | None]
     yield "encoder", bert.encoder, None
     for i, layer in enumerate(bert.encoder.layer):
         name = f"encoder.layer.{i}"
+        yield name, layer, None  # before its parts are asked for: it may have others
         attention = layer.attention
-        yield name, layer, None
         yield f"{name}.attention", attention, None
         yield f"{name}.attention.self", attention.self, None
         yield f"{name}.attention.self.dropout", attention.self.dropout, nn.Dropout

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastbert import ops
 from fastbert.config import BertConfig
-from fastbert.model.fuse import qkv_parameters, replace_qkv
+from fastbert.model.fuse import forget_qkv, qkv_parameters, replace_qkv
 from fastbert.model.inputs import Inputs
 from fastbert.packing import pack
 from fastbert.precision import QUANTIZED, check_precision
@@ -271,6 +271,12 @@ class _Known:
 
 
 _KNOWN = "_fastbert_known"
+
+
+def forget(module: nn.Module) -> None:
+    """Takes from a module what running it has left there: what is known of layers, one storage for q, k and v."""
+    vars(module).pop(_KNOWN, None)
+    forget_qkv(module)
 
 
 def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWeights] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ _fusing = Lock()
 # query -> (state of the six parameters, the views of their storages): the same tensors come back for as long
 # as nothing has changed, so that a backend can keep a packed copy by them.
 _views: WeakKeyDictionary[nn.Linear, tuple[tuple, Tensor, Tensor | None]] = WeakKeyDictionary()
+# query -> the views that there may be, of this state and of earlier ones.
+_made: WeakKeyDictionary[nn.Linear, list[ref[Tensor]]] = WeakKeyDictionary()
 
 
 def qkv_parameters(attention: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -48,6 +50,8 @@ def qkv_parameters(attention: nn.Module) -> tuple[Tensor, Tensor | None]:
         weight, bias = _fuse(weights), _fuse(biases) if biases else None
         if all(t is None or _adjacent(parts) for t, parts in ((weight, weights), (bias, biases))):
             _views[query] = (_state(parameters), weight, bias)
+            alive = [made for made in _made.get(query, ()) if made() is not None]
+            _made[query] = [*alive, *(ref(t) for t in (weight, bias) if t is not None)]
     return weight, bias
 
 
@@ -62,7 +66,8 @@ def replace_qkv(attention: nn.Module, weight: Tensor) -> None:
 
 
 def separate_qkv(attention: nn.Module, *_: Any) -> None:
-    """Gives each of the three parameters memory of its own again, where `qkv_parameters` has laid them together.
+    """Gives each of the three parameters memory of its own again, where `qkv_parameters` has laid them together and
+    nobody else is looking at it.
 
     Before every state_dict, too: what saves one takes tensors of one storage for one tied weight, and may drop two.
     """
@@ -70,10 +75,25 @@ def separate_qkv(attention: nn.Module, *_: Any) -> None:
     weights, biases = zip(*((p.weight, p.bias) for p in projections), strict=True)
     with _fusing, torch.inference_mode(False), torch.no_grad():
         for parts in (weights, biases):
-            if all(type(p) is nn.Parameter for p in parts) and _adjacent(parts) and _fill_their_storage(parts):
-                _views.pop(projections[0], None)
-                for p in parts:
-                    p.data = p.detach().clone()
+            if all(type(p) is nn.Parameter and not p.is_shared() for p in parts) and _adjacent(parts):
+                storage = parts[0].untyped_storage()
+                filled = storage.nbytes() == sum(p.numel() * p.element_size() for p in parts)
+                # Users are the parts, views of all of them, each with a base, and `storage`.
+                views = [v for made in _made.get(projections[0], ()) if (v := made()) is not None]
+                ours = [v for v in views if v.untyped_storage().data_ptr() == storage.data_ptr()]
+                users = len(parts) + sum(1 + (v._base is not None) for v in ours) + 1
+                if filled and torch._C._storage_Use_Count(storage._cdata) <= users:
+                    _views.pop(projections[0], None)
+                    for p in parts:
+                        p.data = p.detach().clone()
+
+
+def forget_qkv(attention: nn.Module) -> None:
+    """Undoes what `qkv_parameters` has done to this module, if it has: see `separate_qkv`."""
+    hooks = attention._state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is separate_qkv]:
+        separate_qkv(attention)
+        del hooks[key]
 
 
 def _projections(attention: nn.Module) -> list[nn.Linear]:
@@ -104,11 +124,6 @@ def _adjacent(parts: Sequence[Tensor]) -> bool:
             return False
         end += p.numel() * p.element_size()
     return True
-
-
-def _fill_their_storage(parts: Sequence[Tensor]) -> bool:
-    """Whether the storage that these share has room for nothing else."""
-    return parts[0].untyped_storage().nbytes() == sum(p.numel() * p.element_size() for p in parts)
 
 
 def _owns_its_storage(p: Tensor) -> bool:
