@@ -128,8 +128,12 @@ def test_embedder_errors(tiny, tiny_lm, tmp_path):
         Embedder.from_pretrained(tiny, max_length=41)
     with pytest.raises(ValueError, match=r"pooler\.dense\.weight"):
         Embedder.from_pretrained(tiny_lm, pooling="pooler")
-    with pytest.raises(TypeError, match="texts is a str"):
-        Embedder.from_pretrained(tiny).embed("a cat")
+    embedder = Embedder.from_pretrained(tiny)
+    for texts in ("a cat", b"a cat", {"a": "cat"}, {"a cat"}, (text for text in TEXTS)):
+        with pytest.raises(TypeError, match=f"texts is a {type(texts).__name__}; it must be a list of str"):
+            embedder.embed(texts)
+    with pytest.raises(TypeError, match=r"texts\[1\] is a int; it must be a str"):
+        embedder.embed(["a cat", 1])
     with pytest.raises(FileNotFoundError, match="no file"):
         Embedder.from_pretrained(tmp_path)
 
@@ -248,6 +252,8 @@ def test_fill_mask_errors(tiny, tiny_lm):
     with pytest.raises(ValueError, match="no masked-language-model head"):
         FillMask.from_pretrained(tiny)
     fill = FillMask.from_pretrained(tiny_lm)
+    with pytest.raises(TypeError, match="text is a list; it must be a str"):
+        fill(["a [MASK]"])
     assert len(fill("[MASK]", top_k=1000)[0]) == len(VOCAB)
     with pytest.raises(ValueError, match=r"no \[MASK\]: 'a cat'"):
         fill("a cat")

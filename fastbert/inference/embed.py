@@ -183,8 +183,11 @@ class Embedder:
             TypeError: texts is one string, or holds something else than str.
             ValueError: max_tokens is less than 1.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts is a str; it must be a list of str")
+        if isinstance(texts, str | bytes | dict) or not hasattr(texts, "__len__") or not hasattr(texts, "__getitem__"):
+            raise TypeError(f"texts is a {type(texts).__name__}; it must be a list of str")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{i}] is a {type(text).__name__}; it must be a str")
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
         with _reporting(progress, len(texts)) as report:
             for start in range(0, len(texts), WINDOW):

@@ -77,8 +77,11 @@ class FillMask:
         others would vanish from it.
 
         Raises:
+            TypeError: text is no str.
             ValueError: the text has no mask, or more tokens than the model takes; top_k is less than 1.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text is a {type(text).__name__}; it must be a str")
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
         model, tokenizer = self.model, self.tokenizer
