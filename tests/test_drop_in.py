@@ -136,6 +136,16 @@ def test_what_saves_tied_weights_once_saves_all_three(mine, tmp_path):
         check(model, m)
 
 
+def test_weights_with_adapters_around_them_are_all_saved(tmp_path):
+    model, fast = twins()
+    check(model, fast)
+    for layer in fast.encoder.layer:
+        for name in ("query", "value"):
+            setattr(layer.attention.self, name, Shifted(getattr(layer.attention.self, name)))
+    save_model(fast, tmp_path / "saved.safetensors")
+    assert len(load_file(tmp_path / "saved.safetensors")) >= len(model.state_dict())
+
+
 def test_memory_that_others_look_at_is_left_to_them():
     """An alias, or another process, of weights that were laid together before."""
     model, fast = twins()
@@ -287,7 +297,14 @@ class Shifted(nn.Module):
     def __init__(self, inner):
         super().__init__()
         self.inner, self.shift = inner, nn.Parameter(torch.linspace(-0.5, 0.4, TINY["hidden_size"]))
-        self.weight = inner.weight
+
+    @property
+    def weight(self):
+        return self.inner.weight
+
+    @property
+    def bias(self):
+        return self.inner.bias
 
     def forward(self, x):
         return self.inner(x) + self.shift

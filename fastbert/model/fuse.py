@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastbert import ops
 
+_PROJECTIONS = ("query", "key", "value")
 _fusing = Lock()
 # query -> (state of the six parameters, the views of their storages): the same tensors come back for as long
 # as nothing has changed, so that a backend can keep a packed copy by them.
@@ -71,15 +72,15 @@ def separate_qkv(attention: nn.Module, *_: Any) -> None:
 
     Before every state_dict, too: what saves one takes tensors of one storage for one tied weight, and may drop two.
     """
-    projections = _projections(attention)
-    weights, biases = zip(*((p.weight, p.bias) for p in projections), strict=True)
+    # Somebody may have put others in their place by now, around ours (an adapter) or not.
+    projections = [attention._modules.get(name) for name in _PROJECTIONS]
     with _fusing, torch.inference_mode(False), torch.no_grad():
-        for parts in (weights, biases):
+        for parts in ([getattr(p, name, None) for p in projections] for name in ("weight", "bias")):
             if all(type(p) is nn.Parameter and not p.is_shared() for p in parts) and _adjacent(parts):
                 storage = parts[0].untyped_storage()
                 filled = storage.nbytes() == sum(p.numel() * p.element_size() for p in parts)
                 # Users are the parts, views of all of them, each with a base, and `storage`.
-                views = [v for made in _made.get(projections[0], ()) if (v := made()) is not None]
+                views = [v for each in list(_made.values()) for made in each if (v := made()) is not None]
                 ours = [v for v in views if v.untyped_storage().data_ptr() == storage.data_ptr()]
                 users = len(parts) + sum(1 + (v._base is not None) for v in ours) + 1
                 if filled and torch._C._storage_Use_Count(storage._cdata) <= users:
@@ -97,7 +98,7 @@ def forget_qkv(attention: nn.Module) -> None:
 
 
 def _projections(attention: nn.Module) -> list[nn.Linear]:
-    return [attention._modules[name] for name in ("query", "key", "value")]
+    return [attention._modules[name] for name in _PROJECTIONS]
 
 
 def _state(parameters: list[Tensor]) -> tuple:
