@@ -203,8 +203,9 @@ def feed_forward(layer: nn.Module, x: Tensor, products: Products) -> Tensor:
 def project_qkv(attention: nn.Module, x: Tensor, precision: str | None = None) -> Tensor:
     """Queries, keys and values of every token: (T, E) -> (T, 3, H, D)."""
     projections = (attention.query, attention.key, attention.value)
-    if fusable(projections):
-        qkv = ops.linear(x, *qkv_parameters(attention), precision=precision)
+    together = qkv_parameters(attention) if fusable(projections) else None
+    if together is not None:
+        qkv = ops.linear(x, *together, precision=precision)
     else:
         qkv = torch.cat([project(p, x, precision=precision) for p in projections], dim=1)
     return qkv.unflatten(1, (3, attention.num_attention_heads, -1))
@@ -329,8 +330,11 @@ def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.La
     *qkv, out, up, down, attention_norm, norm = (reads.parameters(m) for m in (*linears, *norms))
     if eps != other_eps or attention_norm[1] is None or norm[1] is None or len({bias is None for _, bias in qkv}) > 1:
         return None
+    together = qkv_parameters(self_attention)
+    if together is None:
+        return None
     return ops.LayerWeights(
-        *qkv_parameters(self_attention),
+        *together,
         *out,
         *attention_norm,
         *up,

@@ -21,26 +21,25 @@ _views: WeakKeyDictionary[nn.Linear, tuple[tuple, Tensor, Tensor | None]] = Weak
 _made: WeakKeyDictionary[nn.Linear, list[ref[Tensor]]] = WeakKeyDictionary()
 
 
-def qkv_parameters(attention: nn.Module) -> tuple[Tensor, Tensor | None]:
+def qkv_parameters(attention: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """The stacked weight (3E, E) and bias (3E,) of a self-attention's linear layers, for one call of ops.linear.
 
-    Where a gradient is wanted, or `attention.may_move_qkv` is False, they are concatenated, which is differentiable.
-    Elsewhere the three parameters are laid into one storage, once, and every call gets a view of it: no copy is kept,
-    so a weight changed in place by whatever means is never stale. The parameters stay the same objects.
+    Where a gradient is wanted, they are concatenated, which is differentiable. Elsewhere the three parameters are laid
+    into one storage, once, and every call gets a view of it: no copy is kept, so a weight changed in place by whatever
+    means is never stale. The parameters stay the same objects. None where they must stay where they are: somebody else
+    is looking at their memory, or `attention.may_move_qkv` is False.
     """
     query, *_ = projections = _projections(attention)
     tables = [linear._parameters for linear in projections]  # attributes of a module are slow
     weights = [table["weight"] for table in tables]
     biases = [] if tables[0]["bias"] is None else [table["bias"] for table in tables]
     parameters = weights + biases  # with a bias or without: the three are alike, see project_qkv
-    if (
-        not getattr(attention, "may_move_qkv", True)
-        or torch.compiler.is_compiling()
-        or ops.pointer_reason()
-        or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters))
-        or any(p.is_inference() for p in parameters)  # these do not say when they change
-    ):
+    wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+    if wanted or torch.compiler.is_compiling() or ops.pointer_reason():
         return torch.cat(weights), torch.cat(biases) if biases else None
+    # Inference tensors do not say when they change.
+    if not getattr(attention, "may_move_qkv", True) or any(p.is_inference() for p in parameters):
+        return None
     known = _views.get(query)
     if known is not None and known[0] == _state(parameters):
         return known[1:]
@@ -48,17 +47,19 @@ def qkv_parameters(attention: nn.Module) -> tuple[Tensor, Tensor | None]:
     with _fusing, torch.inference_mode(False), torch.no_grad():
         if separate_qkv not in attention._state_dict_pre_hooks.values():
             attention.register_state_dict_pre_hook(separate_qkv)
-        weight, bias = _fuse(weights), _fuse(biases) if biases else None
-        if all(t is None or _adjacent(parts) for t, parts in ((weight, weights), (bias, biases))):
-            _views[query] = (_state(parameters), weight, bias)
-            alive = [made for made in _made.get(query, ()) if made() is not None]
-            _made[query] = [*alive, *(ref(t) for t in (weight, bias) if t is not None)]
+        groups = [parts for parts in (weights, biases) if parts]
+        if not all(_adjacent(parts) or _movable(parts) for parts in groups):
+            return None
+        weight, bias = [*map(_fuse, groups), None][:2]
+        _views[query] = (_state(parameters), weight, bias)
+        alive = [made for made in _made.get(query, ()) if made() is not None]
+        _made[query] = [*alive, *(ref(t) for t in (weight, bias) if t is not None)]
     return weight, bias
 
 
 def replace_qkv(attention: nn.Module, weight: Tensor) -> None:
     """Puts `weight` (3E, E), which has no memory, in place of the three: from now on `qkv_parameters` returns it."""
-    _, bias = qkv_parameters(attention)
+    _, bias = qkv_parameters(attention)  # not None: `weight` was made of them
     projections = _projections(attention)
     for linear in projections:
         linear.weight = nn.Parameter(torch.empty_like(linear.weight, device="meta"), requires_grad=False)
@@ -106,10 +107,8 @@ def _state(parameters: list[Tensor]) -> tuple:
 
 
 def _fuse(parts: list[Tensor]) -> Tensor:
-    """One view of the parts, which are moved into one storage if need be; a copy where they must not be moved."""
+    """One view of the parts, which are moved into one storage if need be."""
     if not _adjacent(parts):
-        if not all(_owns_its_storage(p) for p in parts) or len({id(p) for p in parts}) < len(parts):
-            return torch.cat(parts)
         fused = torch.cat([p.detach() for p in parts])
         for p, view in zip(parts, fused.split([len(p) for p in parts]), strict=True):
             p.data = view
@@ -125,6 +124,10 @@ def _adjacent(parts: Sequence[Tensor]) -> bool:
             return False
         end += p.numel() * p.element_size()
     return True
+
+
+def _movable(parts: list[Tensor]) -> bool:
+    return all(_owns_its_storage(p) for p in parts) and len({id(p) for p in parts}) == len(parts)
 
 
 def _owns_its_storage(p: Tensor) -> bool:
