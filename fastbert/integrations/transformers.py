@@ -199,8 +199,8 @@ class PackedBert(_Packed):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.declined: Counter[str] = Counter()
-        # Of the buffers that stand in for arguments: what each has to hold, which one held it, and its version then.
-        self._usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
+        # Of the buffers that stand in for arguments: which one held what it has to, and its version then.
+        self._usual: dict[str, tuple[Tensor, int]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
@@ -208,7 +208,11 @@ class PackedBert(_Packed):
             return self.original(*args, **kwargs)
         given = {name: value for name, value in self._given(args, kwargs).items() if value is not None}
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
-        reason = _declines(bert, given) or self._buffer_reason(given)  # which may add to them
+        reason, buffers = _declines(bert, given), _stand_ins(bert, given)
+        if torch.compiler.is_compiling():  # a graph cannot branch on what they hold, but can read it
+            given |= {name: buffer[:, : _tokens(given).shape[1]] for name, buffer in buffers.items()}
+        elif reason is None:
+            reason = self._buffer_reason(buffers)
         if reason is not None:
             self.declined[reason] += 1
             return self.original(*args, **kwargs)
@@ -225,27 +229,18 @@ class PackedBert(_Packed):
         )
         return output if return_dict else output.to_tuple()
 
-    def _buffer_reason(self, given: dict[str, Any]) -> str | None:
-        """Why what transformers takes in place of missing arguments is not what is taken here; None where it is."""
-        tokens = given.get("input_ids", given.get("inputs_embeds"))
-        for name, usual in (("position_ids", torch.arange), ("token_type_ids", torch.zeros)):
-            buffer = self.module.embeddings._buffers.get(name)
-            if name in given or buffer is None or tokens is None:
-                continue
-            if torch.compiler.is_compiling():  # a graph cannot branch on what it holds, but can read it
-                given[name] = buffer[:, : tokens.shape[1]]
-                continue
-            state = buffer.shape, buffer.dtype, buffer.device
-            expected, seen, version = self._usual.get(name, (None, None, None))
-            if expected is None or (expected.shape, expected.dtype, expected.device) != state:
-                expected = usual(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)[None]
-                seen = None
+    def _buffer_reason(self, buffers: dict[str, Tensor]) -> str | None:
+        """Why what stands in for missing arguments is not what is taken here; None where it is."""
+        for name, buffer in buffers.items():
             # Not every write is counted; to look for them each time is for the CPU only, where nothing waits.
-            now = None if buffer.is_inference() else buffer._version
-            if seen is not buffer or version is None or version != now or not buffer.is_cuda:
-                if not torch.equal(buffer, expected):
-                    return f"embeddings.{name} holds other values than transformers gives it"
-                self._usual[name] = expected, buffer, now
+            counted = buffer.is_cuda and not buffer.is_inference()
+            seen, version = self._usual.get(name, (None, 0))
+            if counted and seen is buffer and version == buffer._version:
+                continue
+            if not torch.equal(buffer, _usual(name, buffer.shape[-1], buffer.dtype, buffer.device)):
+                return f"embeddings.{name} holds other values than transformers gives it"
+            if counted:
+                self._usual[name] = buffer, buffer._version
         return None
 
 
@@ -336,7 +331,7 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         if name not in _TAKEN and name not in _IDLE:
             return f"{name} is given"
     mask: Tensor | None = given.get("attention_mask")
-    tokens = given.get("input_ids", given.get("inputs_embeds"))
+    tokens = _tokens(given)
     if mask is not None and mask.dim() != 2:
         return f"attention_mask is {mask.dim()}-D"
     if mask is not None and tokens is not None and mask.shape != tokens.shape[:2]:
@@ -352,6 +347,26 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
     if bert.config.is_decoder or getattr(bert.config, "is_causal", None):
         return "attention is causal"
     return _foreign_part(bert)
+
+
+def _tokens(given: dict[str, Any]) -> Tensor | None:
+    """What a call has for tokens, (B, S) or (B, S, E)."""
+    return given.get("input_ids", given.get("inputs_embeds"))
+
+
+def _stand_ins(bert: nn.Module, given: dict[str, Any]) -> dict[str, Tensor]:
+    """The buffers, (1, P), that transformers takes in place of missing arguments."""
+    if _tokens(given) is None:
+        return {}
+    buffers = {name: bert.embeddings._buffers.get(name) for name in ("position_ids", "token_type_ids")}
+    return {name: buffer for name, buffer in buffers.items() if buffer is not None and name not in given}
+
+
+@cache
+def _usual(name: str, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is taken here in place of such a buffer, (1, P)."""
+    make = torch.arange if name == "position_ids" else torch.zeros
+    return make(length, dtype=dtype, device=device)[None]
 
 
 def _attention_reason(config: Any) -> str | None:

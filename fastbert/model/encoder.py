@@ -294,18 +294,10 @@ def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWei
         if weights is None:
             return None
         found.append(weights)
-    if not compiling and _share_memory(found, layers) and reads.settle():
+    if not compiling and reads.settle():
         found = ops.WatchedLayers(found)
         vars(layers)[_KNOWN] = _Known(layers, products, reads, found)
     return found
-
-
-def _share_memory(found: list[ops.LayerWeights], layers: nn.ModuleList) -> bool:
-    """Whether queries, keys and values are multiplied where they lie: a copy would miss what is written to them."""
-    queries = [layer.attention.self.query for layer in layers]
-    pairs = [(w.qkv_weight, q.weight) for w, q in zip(found, queries, strict=True)]
-    pairs += [(w.qkv_bias, q.bias) for w, q in zip(found, queries, strict=True)]
-    return all(a is b or a.data_ptr() == b.data_ptr() for a, b in pairs)
 
 
 def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.LayerWeights | None:

@@ -35,7 +35,7 @@ def qkv_parameters(attention: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     biases = [] if tables[0]["bias"] is None else [table["bias"] for table in tables]
     parameters = weights + biases  # with a bias or without: the three are alike, see project_qkv
     wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-    if wanted or torch.compiler.is_compiling() or ops.pointer_reason():
+    if wanted or _is_recorded():
         return torch.cat(weights), torch.cat(biases) if biases else None
     # Inference tensors do not say when they change.
     if not getattr(attention, "may_move_qkv", True) or any(p.is_inference() for p in parameters):
@@ -96,6 +96,11 @@ def forget_qkv(attention: nn.Module) -> None:
     for key in [key for key, hook in hooks.items() if hook is separate_qkv]:
         separate_qkv(attention)
         del hooks[key]
+
+
+def _is_recorded() -> bool:
+    """Whether somebody traces, compiles or transforms this call, and would not see a parameter move."""
+    return torch.compiler.is_compiling() or ops.pointer_reason() is not None
 
 
 def _projections(attention: nn.Module) -> list[nn.Linear]:

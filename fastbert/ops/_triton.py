@@ -19,10 +19,7 @@ def reason_against(*tensors: Tensor | None, one_dtype: bool = True) -> str | Non
     """
     present = [t for t in tensors if t is not None]
     device, dtype = present[0].device, present[0].dtype
-    reason = device_reason(device)
-    if reason is None and not torch.compiler.is_compiling():  # the ops know what a compiled graph can hold
-        reason = pointer_reason()
-    if reason is not None:
+    if reason := device_reason(device) or pointer_reason():
         return reason
     if dtype not in DTYPES or any(t.dtype != dtype and (one_dtype or t.dtype not in DTYPES) for t in present):
         given = ", ".join(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in present))
