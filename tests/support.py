@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -30,6 +32,19 @@ MASKS = {
     "holes": [[1, 0, 1, 1, 0, 1, 0, 1], [0, 1, 0, 0, 1, 1, 1, 0], [1] * 8],
     "zeros": [[1] * 5 + [0] * 3, [0] * 8, [1] * 8],
 }
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Memory that torch hands out is NaN, or the largest integer: what nobody wrote shows.
+
+    (To replace torch.empty would outlast the test: the first torch.device of a process tables what is there.)
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills it, by torch.utils.deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def mask_of(kind: str) -> Tensor | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import poisoned_memory
 
 triton = pytest.importorskip("triton")
 
@@ -48,16 +49,10 @@ def run_in_the_interpreter(file: str, *args: str) -> None:
 
 
 @pytest.fixture
-def nan_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty hands out NaN (or the largest integer), so that an element never written shows."""
-    for name in ("empty", "empty_like"):
-        make = getattr(torch, name)
-
-        def filled(*args, make=make, **kwargs):
-            x = make(*args, **kwargs)
-            return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).max)
-
-        monkeypatch.setattr(torch, name, filled)
+def nan_filled() -> Iterator[None]:
+    """An element never written shows."""
+    with poisoned_memory():
+        yield
 
 
 @dataclass(frozen=True)

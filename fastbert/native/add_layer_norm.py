@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastbert.native.add_layer_norm_gradient import add_layer_norm_training
 from fastbert.native.dropout import draw_seed
-from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa, pointer_reason
+from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa, fresh, pointer_reason
 
 
 def supports_add_layer_norm(
@@ -69,7 +69,7 @@ def add_layer_norm(
         return add_layer_norm_training(
             x, residual, weight, bias, eps=eps, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
         )[0]
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = fresh(x, *x.shape)
     add_layer_norm_into(y, x, residual, weight, bias, eps)
     return y
 

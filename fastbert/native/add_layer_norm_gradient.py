@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, chosen_isa
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
 from fastbert.native.workspace import workspace
 
 
@@ -26,8 +26,8 @@ def add_layer_norm_training(
     `supports_add_layer_norm`.
     """
     M, N = x.shape
-    y = torch.empty((M, N), dtype=x.dtype, device=x.device)
-    statistics = torch.empty((2, M), dtype=torch.float32, device=x.device) if keep else None
+    y = fresh(x, M, N)
+    statistics = fresh(x, 2, M, dtype=torch.float32) if keep else None
     addresses = (0, 0) if statistics is None else (statistics.data_ptr(), statistics.data_ptr() + 4 * M)
     C.add_layer_norm_training_cpu(
         *_inputs(x, residual, weight),
@@ -59,11 +59,10 @@ def add_layer_norm_backward(
     want_x, want_residual, want_weight, want_bias = wanted
     if dy.stride(1) != 1 and N > 1:
         dy = dy.contiguous()
-    fresh = lambda *shape: torch.empty(shape, dtype=x.dtype, device=x.device)  # noqa: E731
     shared = want_x and want_residual and not dropout_p  # one gradient for both
-    dx = fresh(M, N) if want_x else None
-    dresidual = fresh(M, N) if want_residual and not shared else None
-    dweight, dbias = (fresh(N) if want else None for want in (want_weight, want_bias))
+    dx = fresh(x, M, N) if want_x else None
+    dresidual = fresh(x, M, N) if want_residual and not shared else None
+    dweight, dbias = (fresh(x, N) if want else None for want in (want_weight, want_bias))
     blocks = -(-M // C.PARTIAL_ROWS) if want_weight or want_bias else 0
     (partials,) = workspace((torch.float32, (blocks, 2, N)))
     C.add_layer_norm_backward_cpu(

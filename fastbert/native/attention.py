@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastbert.native.attention_gradient import attention_inputs, attention_training
 from fastbert.native.dropout import draw_seed
-from fastbert.native.extension import C, available, chosen_isa, cpu_reason, misaligned
+from fastbert.native.extension import C, available, chosen_isa, cpu_reason, fresh, misaligned
 
 
 def supports_attention(
@@ -50,6 +50,6 @@ def attention(
             qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
         )[0]
     tokens, _, heads, width = qkv.shape
-    y = torch.empty((tokens, heads, width), dtype=qkv.dtype, device=qkv.device)
+    y = fresh(qkv, tokens, heads, width)
     C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale), chosen_isa()[1], torch.get_num_threads())
     return y

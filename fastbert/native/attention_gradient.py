@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, chosen_isa
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
 
 
 def attention_training(
@@ -20,8 +20,8 @@ def attention_training(
     """
     tokens, _, heads, width = qkv.shape
     _check_end(cu_seqlens, tokens)
-    y = torch.empty((tokens, heads, width), dtype=qkv.dtype, device=qkv.device)
-    statistics = torch.empty((2, heads, tokens), dtype=torch.float32, device=qkv.device) if keep else None
+    y = fresh(qkv, tokens, heads, width)
+    statistics = fresh(qkv, 2, heads, tokens, dtype=torch.float32) if keep else None
     C.attention_training_cpu(
         *attention_inputs(qkv, cu_seqlens, y, scale),
         dropout_p,
@@ -45,7 +45,7 @@ def attention_backward(
     seed: int,
 ) -> Tensor:
     """The gradient of qkv, (T, 3, H, D): probabilities are made again, a tile of keys at a time."""
-    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    dqkv = fresh(qkv, *qkv.shape)
     dy = dy.contiguous()
     C.attention_backward_cpu(
         *attention_inputs(qkv, cu_seqlens, y, scale),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason
+from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason, fresh
 
 
 def supports_embed_layer_norm(
@@ -70,8 +70,8 @@ def embed_layer_norm(
         ValueError: an id outside its table.
     """
     tokens, width = input_ids.shape[0], word.shape[1]
-    y = torch.empty((tokens, width), dtype=word.dtype, device=word.device)
-    statistics = torch.empty((tokens, 2), dtype=torch.float32, device=word.device) if with_statistics else None
+    y = fresh(word, tokens, width)
+    statistics = fresh(word, tokens, 2, dtype=torch.float32) if with_statistics else None
     ids = [_int64(x) for x in (input_ids, token_type_ids, position_ids)]
     C.embed_layer_norm_cpu(
         CPU_DTYPES[word.dtype],
@@ -115,8 +115,7 @@ def embed_layer_norm_backward(
         dy = dy.contiguous()
     tables = (word, token_type, position)
     outputs = [
-        torch.empty(t.shape, dtype=t.dtype, device=t.device) if wanted else None
-        for t, wanted in zip((*tables, weight, weight), needed, strict=True)
+        fresh(t, *t.shape) if wanted else None for t, wanted in zip((*tables, weight, weight), needed, strict=True)
     ]
     ids = [_int64(x) for x in (input_ids, token_type_ids, position_ids)]
     C.embed_layer_norm_backward_cpu(

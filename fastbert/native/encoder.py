@@ -14,7 +14,7 @@ from torch import Tensor
 from fastbert.native import packed_weights
 from fastbert.native.add_layer_norm import supports_add_layer_norm
 from fastbert.native.attention import supports_attention
-from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason, fresh
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import extents, packed
 from fastbert.native.workspace import workspace
@@ -84,7 +84,7 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
     width, heads = x.shape[1], layers[0].num_heads
     if not x.is_contiguous() or width % (2 * heads):
         return f"width {width} with {heads} heads"
-    qkv = x.new_empty((1, 3, heads, width // heads))
+    qkv = fresh(x, 1, 3, heads, width // heads)
     if reason := supports_attention(qkv, cu_seqlens, max_seqlen):
         return f"attention: {reason}"
     return _remembered(_reasons, layers, (x.dtype, width), lambda: _why_not(x, layers))
@@ -96,7 +96,7 @@ def _why_not(x: Tensor, layers: Sequence[Any]) -> str | None:
         if any(getattr(w, name) != getattr(layers[0], name) for w in layers):
             return f"layers that differ in {name}"
     for w in layers:
-        wide = x.new_empty((1, w.up_weight.shape[0]))
+        wide = fresh(x, 1, w.up_weight.shape[0])
         for (weight, bias), example in zip(_products(w), (x, x, x, wide), strict=True):
             if reason := supports_linear(example, weight, bias, activation=w.activation, precision=w.precision):
                 return f"linear: {reason}"
@@ -152,7 +152,7 @@ def encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_seqlen: in
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
     where = len(layers), plan.words.buffer_info()[0]
     (memory,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads),)))
-    y = torch.empty_like(x)
+    y = fresh(x, T, E)
     C.encoder_cpu(
         *kind,
         ACTIVATIONS[first.activation],

@@ -98,6 +98,14 @@ def chosen_isa() -> tuple[str, int]:
         raise ValueError(f"FASTBERT_ISA={name}: {error}") from None
 
 
+def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for a kernel to fill, contiguous, on the device of `like` and in its dtype unless another is given.
+
+    Both are always said: torch.empty would ask torch.set_default_dtype and torch.set_default_device.
+    """
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
 def misaligned(x: Tensor, size: int) -> bool:
     """Whether x begins elsewhere than on a multiple of so many bytes; what a compiler traces has no address yet."""
     return not torch.compiler.is_compiling() and x.data_ptr() % size != 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason, fresh
 from fastbert.native.packed_weights import packed, stands_in
 
 
@@ -61,7 +61,7 @@ def linear(
     reason = supports_linear(x, weight, bias, activation=activation, precision=precision)
     if reason is not None:
         raise ValueError(f"native.linear: {reason}")
-    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+    y = fresh(x, x.shape[0], weight.shape[0])
     linear_into(y, x, weight, bias, activation, precision)
     return y
 

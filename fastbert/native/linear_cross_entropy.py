@@ -12,7 +12,7 @@ import threading
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason, misaligned
+from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason, fresh, misaligned
 
 # Bytes of logits at a time: so few stay in the cache, where nothing but the loss is wanted. With gradients, logits of
 # the whole vocabulary are not made twice if they fit in that many.
@@ -102,7 +102,7 @@ class _Call:
 
     def statistics(self, budget: int) -> Tensor | None:
         """Fills lse and picked; returns the logits, if those of the whole vocabulary are there."""
-        partial = self.lse.new_empty((C.cross_entropy_blocks(self.V), 2, self.K))
+        partial = fresh(self.lse, C.cross_entropy_blocks(self.V), 2, self.K)
         stretches = self._stretches(budget)
         for first, size in stretches:
             logits = self._logits(first, size)
@@ -152,7 +152,7 @@ class _Call:
         kept = getattr(_thread, "memory", None)
         if kept is None or kept.dtype != self.rows.dtype or kept.numel() < elements:
             _thread.memory = None  # before, so that both never stand side by side
-            kept = self.rows.new_empty(elements)
+            kept = fresh(self.rows, elements)
             _thread.memory = kept if elements * kept.element_size() <= _GRADIENT_BYTES else None
         return kept[:elements].view(size, self.K)
 
@@ -163,7 +163,7 @@ class _Call:
         """(N, K) as the second operand of `_multiply`."""
         N, K = operand.shape
         kind = self.dtype, C.PRECISION_full, N, K
-        packed = operand.new_empty(C.packed_weight_bytes(*kind, self.isa), dtype=torch.uint8)
+        packed = fresh(operand, C.packed_weight_bytes(*kind, self.isa), dtype=torch.uint8)
         C.pack_weight_cpu(*kind, operand.data_ptr(), operand.stride(0), 0, packed.data_ptr(), self.isa, self.threads)
         return packed
 

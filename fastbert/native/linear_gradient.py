@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fresh
 from fastbert.native.linear import linear_into
 from fastbert.native.packed_weights import kept_transpose
 from fastbert.native.workspace import workspace
@@ -28,7 +28,7 @@ def linear_training(
 
     The caller has asked `supports_linear`.
     """
-    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+    y = fresh(x, x.shape[0], weight.shape[0])
     if activation is None or activation in _FROM_OUTPUT:
         linear_into(y, x, weight, bias, activation)
         return y, None if activation is None else y
@@ -40,7 +40,7 @@ def activate(saved: Tensor, activation: str) -> Tensor:
     """What `linear_training` returned with this `saved`, made of it once more."""
     if activation in _FROM_OUTPUT:
         return saved
-    y = torch.empty_like(saved)
+    y = fresh(saved, *saved.shape)
     code, isa, threads = CPU_DTYPES[saved.dtype], chosen_isa()[1], torch.get_num_threads()
     C.activate_cpu(code, saved.numel(), saved.data_ptr(), y.data_ptr(), ACTIVATIONS[activation], isa, threads)
     return y
@@ -74,9 +74,11 @@ def linear_backward(
         (torch.float32, (N, K) if want_weight and chunk < M and per_word > 1 else (0, 0)),
         (torch.float32, (-(-M // C.PARTIAL_ROWS), N) if want_bias else (0, 0)),
     )
-    dx = torch.empty((M, K), dtype=dtype, device="cpu") if want_x else None
-    dweight = (torch.empty if M else torch.zeros)((N, K), dtype=dtype, device="cpu") if want_weight else None
-    dbias = torch.empty(N, dtype=dtype, device="cpu") if want_bias else None
+    dx = fresh(x, M, K) if want_x else None
+    dweight = fresh(x, N, K) if want_weight else None
+    if not M and want_weight:
+        dweight.zero_()  # no row is added to it below
+    dbias = fresh(x, N) if want_bias else None
     packed = _packed_transpose(weight, inner) if want_x else None
 
     for start in range(0, M, chunk or 1):
@@ -119,7 +121,7 @@ def _packed_transpose(weight: Tensor, inner: int) -> Tensor:
 
     def pack() -> Tensor:
         size = C.packed_weight_bytes(code, C.PRECISION_full, K, inner, isa)
-        buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
+        buffer = fresh(weight, size, dtype=torch.uint8)
         C.pack_transposed_cpu(
             *(code, K, inner, weight.data_ptr(), N, weight.stride(0), buffer.data_ptr(), isa, torch.get_num_threads())
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa
+from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa, fresh
 
 # (id(weight), precision) -> (weak reference to it, what it was packed from, the packed bytes).
 _kept: dict[tuple[int, str | None], tuple[weakref.ref[Tensor], tuple, Tensor]] = {}
@@ -42,7 +42,7 @@ def packed(weight: Tensor, bias: Tensor | None, precision: str | None = None) ->
     if entry is not None and entry[1] == key:
         return entry[2]
     kind = CPU_DTYPES[weight.dtype], PRECISIONS[precision], N, K
-    buffer = torch.empty(C.packed_weight_bytes(*kind, isa_number), dtype=torch.uint8, device="cpu")
+    buffer = fresh(weight, C.packed_weight_bytes(*kind, isa_number), dtype=torch.uint8)
     C.pack_weight_cpu(*kind, address, weight.stride(0), bias_address, buffer.data_ptr(), isa_number, threads)
     owner = weakref.ref(weight, lambda _: _kept.pop(identity, None))
     _kept[identity] = (owner, key, buffer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import C, available, pointer_reason
+from fastbert.native.extension import C, available, fresh, pointer_reason
 
 _MASKS = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
 _MOST = 2**31 - 1  # positions of a batch, rows of a result
@@ -47,9 +47,9 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         raise ValueError(f"native.pack_mask: {reason}")
     (batch_size, seq_len), mask = mask.shape, mask.contiguous()
     positions = batch_size * seq_len
-    offsets = torch.empty(batch_size + 2, dtype=torch.int32, device=mask.device)
+    offsets = fresh(mask, batch_size + 2, dtype=torch.int32)
     cu_seqlens, bad = offsets[:-1], offsets[-1:]
-    found = torch.empty(2 * positions + C.pack_mask_workspace(positions), dtype=torch.int64, device=mask.device)
+    found = fresh(mask, 2 * positions + C.pack_mask_workspace(positions), dtype=torch.int64)
     indices, places, workspace = found[:positions], found[positions : 2 * positions], found[2 * positions :]
     C.pack_mask_cuda(
         mask.element_size(),
@@ -76,7 +76,7 @@ def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
     reason = supports_take_rows(x, index, fill=fill)
     if reason is not None:
         raise ValueError(f"native.take_rows: {reason}")
-    y = torch.empty((len(index), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    y = fresh(x, len(index), *x.shape[1:])
     size = x.element_size()
     row_bytes = y.stride(0) * size if x.dim() > 1 else size
     C.take_rows_cuda(
