@@ -163,6 +163,23 @@ struct PackMask {
     int64_t* workspace;    // (pack_mask_workspace(B * S),)
 };
 
+// A mask on the host, at most 2^31 - 1 positions. Its values are compared as bits, whatever their type.
+struct ReadMask {
+    int mask_bytes;        // of a value: 1, 2, 4 or 8
+    uint64_t one;          // the bits of 1
+    uint64_t magnitude;    // the bits that are 0 in a zero: a float's sign is none of them
+    int64_t B, S;
+    const void* mask;      // (B, S), contiguous: 1 at a real token, 0 at a pad
+    int32_t* cu_seqlens;   // (B + 1,)
+    int64_t* indices;      // (B * S,): the position of each packed token, then whatever
+};
+
+struct MaskSummary {
+    int64_t tokens, longest;
+    bool leading_pads;     // a row begins with a pad and has tokens
+    bool bad;              // a value is neither 0 nor 1; it counts as a pad
+};
+
 // y[m] = x[index[m]], rows of bytes; zeros where the index is not one of x's rows.
 struct TakeRows {
     int64_t M, rows, row_bytes;
@@ -191,6 +208,8 @@ void linear_cpu(const Linear& op, Isa isa, int threads);
 void attention_cpu(const Attention& op, Isa isa, int threads);
 int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads);
 void encoder_cpu(const Encoder& op, Isa isa, int threads);
+
+MaskSummary read_mask_cpu(const ReadMask& op);
 
 // Both throw std::invalid_argument for an id outside its table, before anything is read or written.
 void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads);

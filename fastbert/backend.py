@@ -26,6 +26,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "add_layer_norm": {"cuda": ("triton", "native", "reference"), "cpu": ("native", "reference")},
     "linear_cross_entropy": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "encoder": {"cuda": ("reference",), "cpu": ("native", "reference")},
+    "read_mask": {"cuda": ("reference",), "cpu": ("native", "reference")},
     "pack_mask": {"cuda": ("native", "reference"), "cpu": ("reference",)},
     "take_rows": {"cuda": ("native", "reference"), "cpu": ("reference",)},
 }

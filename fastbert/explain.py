@@ -99,6 +99,7 @@ def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) ->
         "add_layer_norm": ((x, x, vector, vector), {"eps": 1e-12, "dropout_p": 0.0}),
         "linear_cross_entropy": ((x, weight(100, width), weight(100), ids), {"ignore_index": -100}),
         "encoder": ((x, [layer], cu_seqlens, tokens), {}),
+        "read_mask": ((ids[None],), {}),
         "pack_mask": ((ids[None],), {}),
         "take_rows": ((x, ids), {"fill": 0.0}),
     }[op]

@@ -6,7 +6,7 @@ from support import MASKS, mask_of
 
 import fastbert
 from fastbert import native, ops
-from fastbert.model.inputs import batch_on_device
+from fastbert.ops.packing import read_mask_at_once
 from fastbert.packing import batch_from_mask, pack, unpack
 
 CUDA = torch.cuda.is_available()
@@ -100,7 +100,7 @@ def test_nothing(backend, device, shape):
 
 def test_a_batch_is_read_with_one_wait(mask):
     device = "cuda" if CUDA else "cpu"
-    mine, theirs = batch_on_device(mask.to(device)), batch_from_mask(mask)
+    mine, theirs = read_mask_at_once(mask.to(device)), batch_from_mask(mask)
     for name in ("batch_size", "seq_len", "max_seqlen", "leading_pads"):
         assert getattr(mine, name) == getattr(theirs, name), name
     assert torch.equal(mine.cu_seqlens.cpu(), theirs.cu_seqlens)
@@ -109,7 +109,7 @@ def test_a_batch_is_read_with_one_wait(mask):
     lengths = mask.sum(1)
     assert mine.leading_pads == any(row[0] == 0 and n for row, n in zip(mask.tolist(), lengths.tolist(), strict=True))
     with pytest.raises(ValueError, match="attention_mask holds 7"):
-        batch_on_device(torch.full((2, 3), 7, device=device))
+        read_mask_at_once(torch.full((2, 3), 7, device=device))
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)

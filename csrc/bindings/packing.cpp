@@ -4,10 +4,17 @@
 #include "bindings.h"
 
 namespace fastbert::bindings {
-
-#ifdef FASTBERT_HAS_CUDA
 namespace {
 
+py::tuple read_mask_binding(int mask_bytes, uint64_t one, uint64_t magnitude, int64_t B, int64_t S, uintptr_t mask,
+                            uintptr_t cu_seqlens, uintptr_t indices) {
+    const MaskSummary found = read_mask_cpu({mask_bytes, one, magnitude, B, S, pointer(mask),
+                                             static_cast<int32_t*>(pointer(cu_seqlens)),
+                                             static_cast<int64_t*>(pointer(indices))});
+    return py::make_tuple(found.tokens, found.longest, found.leading_pads, found.bad);
+}
+
+#ifdef FASTBERT_HAS_CUDA
 void raise_on(int error, const char* op) {
     if (error) throw std::runtime_error(std::string(op) + ": CUDA: " + cuda_error_string(error));
 }
@@ -38,15 +45,17 @@ void take_rows_cuda_binding(int64_t M, int64_t rows, int64_t row_bytes, uintptr_
     raise_on(error, "take_rows");
 }
 
+#endif
+
 }  // namespace
 
 void bind_packing(py::module_& m) {
+    m.def("read_mask_cpu", &read_mask_binding);
+#ifdef FASTBERT_HAS_CUDA
     m.def("pack_mask_workspace", &pack_mask_workspace);
     m.def("pack_mask_cuda", &pack_mask_cuda_binding);
     m.def("take_rows_cuda", &take_rows_cuda_binding);
-}
-#else
-void bind_packing(py::module_&) {}
 #endif
+}
 
 }  // namespace fastbert::bindings

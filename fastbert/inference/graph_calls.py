@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastbert import ops
 from fastbert.inference.static_batch import BAD_MASK, BAD_OFFSETS, BEGINS_WITH_PAD, StaticBatch, on_device
 from fastbert.model.inputs import Inputs, is_spread, prepare
-from fastbert.packing import PackedBatch, batch_from_cu_seqlens, batch_from_mask, unpack
+from fastbert.packing import PackedBatch, batch_from_cu_seqlens, unpack
 
 NO_GRAPH_FOR_LEADING_PADS = "a text begins with a pad, whose state is what the pooler takes"
 
@@ -89,7 +89,7 @@ def read_call(
     if attention_mask is None:
         return _full_call(*fitted, tuple(shape))
     if on_host(attention_mask):
-        return _host_mask_call(*fitted, batch_from_mask(attention_mask), has_pooler)
+        return _host_mask_call(*fitted, ops.read_mask(attention_mask), has_pooler)
     return _device_mask_call(*fitted, attention_mask, has_pooler)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.packing import PackedBatch, batch_from_cu_seqlens, batch_from_mask, full_batch, pack, unpack
+from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Inputs:
 
     def rows(self, index: Tensor) -> Inputs:
         """The rows that `index` (N,) names, still padded."""
-        mask = self.batch.mask()[index]
-        return replace(self._each(lambda x: x[index]), batch=batch_from_mask(mask))
+        return replace(self._each(lambda x: x[index]), batch=ops.read_mask(self.batch.mask()[index]))
 
     def give_back(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Packed (T, ...) to the shape the caller's input had: (B, S, ...), or (T, ...) where it came packed."""
@@ -109,21 +108,6 @@ def _unwrapped(x: Tensor) -> Tensor:
     return x
 
 
-def batch_on_device(mask: Tensor) -> PackedBatch:
-    """`batch_from_mask` that waits for the mask's device once."""
-    if mask.dim() != 2 or not mask.numel():
-        return batch_from_mask(mask)
-    cu_seqlens, indices, _, bad = ops.pack_mask(mask)
-    lengths = cu_seqlens.diff()
-    leading = ((mask[:, 0] == 0) & (lengths > 0)).any().to(torch.int32)
-    total, longest, wrong, leads = torch.stack([cu_seqlens[-1], lengths.max(), bad[0], leading]).tolist()
-    if wrong:
-        return batch_from_mask(mask)  # which says what
-    if total == mask.numel():
-        return full_batch(*mask.shape, mask.device)
-    return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:total], bool(leads))
-
-
 def prepare(
     embeddings: nn.Module,
     input_ids: Tensor | None,
@@ -173,10 +157,8 @@ def prepare(
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be that of {name}, {tuple(shape)}"
         )
-    elif attention_mask.device.type == "cpu" or torch.compiler.is_compiling():
-        batch = batch_from_mask(attention_mask)
     else:
-        batch = batch_on_device(attention_mask)
+        batch = ops.read_mask(attention_mask)
     ranges = []
 
     def per_token(name: str, x: Tensor | None, limit: int, what: str) -> Tensor | None:

@@ -20,7 +20,14 @@ from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
 from fastbert.native.linear_gradient import activate, linear_backward, linear_training
 from fastbert.native.packed_weights import packed_bytes
-from fastbert.native.packing import pack_mask, supports_pack_mask, supports_take_rows, take_rows
+from fastbert.native.packing import (
+    pack_mask,
+    read_mask,
+    supports_pack_mask,
+    supports_read_mask,
+    supports_take_rows,
+    take_rows,
+)
 from fastbert.native.peak import peak
 from fastbert.native.precision import describe_precision
 
@@ -49,6 +56,7 @@ __all__ = [
     "pack_mask",
     "packed_bytes",
     "peak",
+    "read_mask",
     "real_isas",
     "release",
     "supports_add_layer_norm",
@@ -58,6 +66,7 @@ __all__ = [
     "supports_linear",
     "supports_linear_cross_entropy",
     "supports_pack_mask",
+    "supports_read_mask",
     "supports_take_rows",
     "take_rows",
 ]

@@ -1,4 +1,4 @@
-"""Packing on the device by the extension: checks, then pointers."""
+"""Packing by the extension, on the host and on a GPU: checks, then pointers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,61 @@ import torch
 from torch import Tensor
 
 from fastbert.native.extension import C, available, fresh, pointer_reason
+from fastbert.packing import PackedBatch, batch_from_mask
 
+# Of the types a mask on the host may have: the bits of 1, and those that are 0 in a zero.
+_BITS = {
+    **dict.fromkeys((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64), (1, 2**64 - 1)),
+    torch.float16: (0x3C00, 2**15 - 1),
+    torch.bfloat16: (0x3F80, 2**15 - 1),
+    torch.float32: (0x3F800000, 2**31 - 1),
+    torch.float64: (0x3FF0000000000000, 2**63 - 1),
+}
 _MASKS = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
 _MOST = 2**31 - 1  # positions of a batch, rows of a result
+
+
+def supports_read_mask(mask: Tensor) -> str | None:
+    """None where `read_mask` takes this mask, else the reason why not."""
+    if C is None:
+        return available()
+    if mask.device.type != "cpu":
+        return f"device {mask.device.type}"
+    if reason := pointer_reason():
+        return reason
+    if mask.dim() != 2:
+        return "not (batch, sequence)"
+    if mask.dtype not in _BITS:
+        return f"dtype {mask.dtype}"
+    return "more than 2^31 - 1 positions" if mask.numel() > _MOST else None
+
+
+def read_mask(mask: Tensor) -> PackedBatch:
+    """The batch of a (B, S) mask on the host, in one pass; see `ops.read_mask`.
+
+    Raises:
+        ValueError: a value other than 0 and 1, or a mask it does not take, with the reason of `supports_read_mask`.
+    """
+    reason = supports_read_mask(mask)
+    if reason is not None:
+        raise ValueError(f"native.read_mask: {reason}")
+    (batch_size, seq_len), values = mask.shape, mask.contiguous()
+    cu_seqlens = fresh(mask, batch_size + 1, dtype=torch.int32)
+    indices = fresh(mask, batch_size * seq_len, dtype=torch.int64)
+    tokens, longest, leading_pads, bad = C.read_mask_cpu(
+        values.element_size(),
+        *_BITS[mask.dtype],
+        batch_size,
+        seq_len,
+        values.data_ptr(),
+        cu_seqlens.data_ptr(),
+        indices.data_ptr(),
+    )
+    if bad:
+        return batch_from_mask(mask)  # which says what
+    if tokens == batch_size * seq_len:
+        return PackedBatch(batch_size, seq_len, cu_seqlens, seq_len, None)
+    return PackedBatch(batch_size, seq_len, cu_seqlens, longest, indices[:tokens], leading_pads)
 
 
 def supports_pack_mask(mask: Tensor) -> str | None:

@@ -8,7 +8,7 @@ from fastbert.ops.encoder import LayerWeights, WatchedLayers, encoder, release
 from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
-from fastbert.ops.packing import pack_mask, take_rows
+from fastbert.ops.packing import pack_mask, read_mask, take_rows
 
 __all__ = [
     "LayerWeights",
@@ -22,6 +22,7 @@ __all__ = [
     "linear_cross_entropy",
     "pack_mask",
     "pointer_reason",
+    "read_mask",
     "release",
     "take_rows",
 ]

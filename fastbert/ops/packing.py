@@ -1,15 +1,48 @@
-"""Packing without the host: a mask on a device says where its real tokens stand, and nobody waits for how many.
-
-`fastbert.packing` is the same for callers who may know: there, tensors have as many rows as there are tokens.
-"""
+"""Where the real tokens of a mask stand: for a host that has to know how many, and for one that does not wait."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastbert import backend, native, reference
 from fastbert.ops._checks import check_shape
+from fastbert.packing import PackedBatch, batch_from_mask, full_batch
 
+
+def read_mask(mask: Tensor) -> PackedBatch:
+    """Reads a (B, S) mask of 0 and 1, right-padded, left-padded, with holes, rows of zeros; waits for its device once.
+
+    Raises:
+        ValueError: the mask is not 2-D, or holds a value other than 0 and 1 (NaN among them).
+    """
+    if torch.compiler.is_compiling():
+        return batch_from_mask(mask)
+    _, run = backend.choose("read_mask", mask.device.type, mask)
+    return run(mask)
+
+
+def _read_mask(mask: Tensor) -> PackedBatch:
+    return batch_from_mask(mask) if mask.device.type == "cpu" else read_mask_at_once(mask)
+
+
+def read_mask_at_once(mask: Tensor) -> PackedBatch:
+    """The reference for a mask on a device, by `pack_mask`: all that the host must know is asked for together."""
+    if mask.dim() != 2 or not mask.numel():
+        return batch_from_mask(mask)
+    cu_seqlens, indices, _, bad = pack_mask(mask)
+    lengths = cu_seqlens.diff()
+    leading = ((mask[:, 0] == 0) & (lengths > 0)).any().to(torch.int32)
+    total, longest, wrong, leads = torch.stack([cu_seqlens[-1], lengths.max(), bad[0], leading]).tolist()
+    if wrong:
+        return batch_from_mask(mask)  # which says what
+    if total == mask.numel():
+        return full_batch(*mask.shape, mask.device)
+    return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:total], bool(leads))
+
+
+backend.implement("read_mask", "native", native.read_mask, native.supports_read_mask)
+backend.implement("read_mask", "reference", _read_mask)
 backend.implement("pack_mask", "native", native.pack_mask, native.supports_pack_mask)
 backend.implement("pack_mask", "reference", reference.pack_mask)
 backend.implement("take_rows", "native", native.take_rows, native.supports_take_rows)
