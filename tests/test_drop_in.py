@@ -234,9 +234,13 @@ def test_attention_of_ones_own_under_the_name_of_theirs(monkeypatch):
     assert "its attention, 'eager', is not transformers'" in str(fastbert.explain(fast))
 
 
+@pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("name", ["BertIntermediate", "BertSelfOutput", "BertEmbeddings", "BertPooler", "BertLayer"])
-def test_a_class_of_transformers_patched(name, monkeypatch):
+def test_a_class_of_transformers_patched(name, called, monkeypatch):
     model, fast = twins()
+    if called:
+        with torch.no_grad():
+            fast(IDS)
     kind = getattr(modeling_bert, name)
     forward = kind.forward
     twice = functools.wraps(forward)(lambda self, *args, **kwargs: forward(self, *args, **kwargs) * 2)

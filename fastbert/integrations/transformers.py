@@ -24,6 +24,7 @@ from fastbert.model.bert import output_states, pool, run_bert
 from fastbert.model.encoder import forget, is_plain_table
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.precision import check_precision, choose_precision, describe_setting
+from fastbert.reads import Reads
 from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
@@ -201,6 +202,7 @@ class PackedBert(_Packed):
         self.declined: Counter[str] = Counter()
         # Of the buffers that stand in for arguments: which one held what it has to, and its version then.
         self._usual: dict[str, tuple[Tensor, int]] = {}
+        self._fit: tuple[Reads, tuple] | None = None  # when the parts were last found to be transformers' own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
@@ -208,7 +210,7 @@ class PackedBert(_Packed):
             return self.original(*args, **kwargs)
         given = {name: value for name, value in self._given(args, kwargs).items() if value is not None}
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
-        reason, buffers = _declines(bert, given), _stand_ins(bert, given)
+        reason, buffers = _declines(bert, given) or self._part_reason(), _stand_ins(bert, given)
         if torch.compiler.is_compiling():  # a graph cannot branch on what they hold, but can read it
             given |= {name: buffer[:, : _tokens(given).shape[1]] for name, buffer in buffers.items()}
         elif reason is None:
@@ -228,6 +230,21 @@ class PackedBert(_Packed):
             cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
         )
         return output if return_dict else output.to_tuple()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_fit": None}  # which a copy finds out for itself
+
+    def _part_reason(self) -> str | None:
+        """`_foreign_part`, which is not asked again while nothing of what it read has changed."""
+        if torch.compiler.is_compiling():
+            return _foreign_part(self.module, Reads())
+        if self._fit is not None and self._fit[0].hold() and self._fit[1] == _beside_reads(self.module):
+            return None
+        self._fit, reads = None, Reads()
+        reason = _foreign_part(self.module, reads)
+        if reason is None and reads.settle():
+            self._fit = reads, _beside_reads(self.module)
+        return reason
 
     def _buffer_reason(self, buffers: dict[str, Tensor]) -> str | None:
         """Why what stands in for missing arguments is not what is taken here; None where it is."""
@@ -322,7 +339,7 @@ def _why_not(bert: nn.Module) -> str | None:
         return f"its activation is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}"
     if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
         return f"its positions are {config.position_embedding_type}"
-    return _foreign_part(bert)
+    return _foreign_part(bert, Reads())
 
 
 def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
@@ -346,7 +363,7 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         return reason
     if bert.config.is_decoder or getattr(bert.config, "is_causal", None):
         return "attention is causal"
-    return _foreign_part(bert)
+    return None
 
 
 def _tokens(given: dict[str, Any]) -> Tensor | None:
@@ -388,14 +405,15 @@ def _is_theirs(function: Any) -> bool:
     return code is not None and code.co_filename.startswith(sys.modules["transformers"].__path__[0])
 
 
-def _foreign_part(bert: nn.Module) -> str | None:
+def _foreign_part(bert: nn.Module, reads: Reads) -> str | None:
     """Which part that fastbert would pass over is not what transformers puts there, or has a hook."""
-    for name, module, kind in _passed_over(bert):
+    for name, module, kind in _passed_over(bert, reads):
         own = type(module)
         if own is not kind and (kind is not None or own.__module__ != _BERT):
             return f"{name} is a {own.__module__}.{own.__name__}"
         if kind is None and not _is_theirs(own.forward):
             return f"{own.__name__}.forward has been replaced"
+        reads.is_plain(module, own)
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         # transformers leaves its output recorders on the layers once it has used them; they are idle here.
         hooks = [h for h in hooks if getattr(h, "__module__", "") != "transformers.utils.output_capturing"]
@@ -405,41 +423,60 @@ def _foreign_part(bert: nn.Module) -> str | None:
     if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
         return "embeddings.LayerNorm has no weight or no bias"
     for name in ("position_embeddings", "token_type_embeddings"):
-        if not is_plain_table(embeddings._modules[name]):
+        table = embeddings._modules[name]
+        reads.attributes(table, "max_norm", "sparse", "scale_grad_by_freq")
+        if not is_plain_table(table):
             return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
     for i, layer in enumerate(bert.encoder.layer):
-        attention = layer.attention.self
-        if attention.scaling != attention.attention_head_size**-0.5:
-            return f"encoder.layer.{i}.attention.self.scaling is {attention.scaling}"
+        scaling, width = reads.attributes(layer.attention.self, "scaling", "attention_head_size")
+        if scaling != width**-0.5:
+            return f"encoder.layer.{i}.attention.self.scaling is {scaling}"
     return None
 
 
-def _passed_over(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type | None]]:
+def _beside_reads(bert: nn.Module) -> tuple:
+    """What `_foreign_part` rests on that Reads do not watch."""
+    norm, layers = bert.embeddings.LayerNorm, bert.encoder.layer._modules.values()
+    forwards = [kind.forward for kind in _classes()]
+    return bert.config.hidden_act, bert.pooler, norm.weight is None, norm.bias is None, *layers, *forwards
+
+
+def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module, type | None]]:
     """The modules whose own forward never runs in a packed call: name, module, type (None: one of transformers')."""
     activation = _activation(bert.config.hidden_act)
-    embeddings = bert.embeddings
+    embeddings, encoder = reads.children(bert, "embeddings", "encoder")
     yield "embeddings", embeddings, None
-    yield "embeddings.position_embeddings", embeddings.position_embeddings, nn.Embedding
-    yield "embeddings.token_type_embeddings", embeddings.token_type_embeddings, nn.Embedding
-    yield "embeddings.LayerNorm", embeddings.LayerNorm, nn.LayerNorm
-    yield "embeddings.dropout", embeddings.dropout, nn.Dropout
-    yield "encoder", bert.encoder, None
-    for i, layer in enumerate(bert.encoder.layer):
+    tables = "position_embeddings", "token_type_embeddings", "LayerNorm", "dropout"
+    kinds = nn.Embedding, nn.Embedding, nn.LayerNorm, nn.Dropout
+    for name, module, kind in zip(tables, reads.children(embeddings, *tables), kinds, strict=True):
+        yield f"embeddings.{name}", module, kind
+    yield "encoder", encoder, None
+    (layers,) = reads.children(encoder, "layer")
+    for i, layer in enumerate(layers):
         name = f"encoder.layer.{i}"
         yield name, layer, None  # before its parts are asked for: it may have others
-        attention = layer.attention
+        attention, intermediate, output = reads.children(layer, "attention", "intermediate", "output")
         yield f"{name}.attention", attention, None
-        yield f"{name}.attention.self", attention.self, None
-        yield f"{name}.attention.self.dropout", attention.self.dropout, nn.Dropout
-        yield f"{name}.attention.output", attention.output, None
-        yield f"{name}.attention.output.dropout", attention.output.dropout, nn.Dropout
-        yield f"{name}.intermediate", layer.intermediate, None
-        yield f"{name}.intermediate.intermediate_act_fn", layer.intermediate.intermediate_act_fn, activation
-        yield f"{name}.output", layer.output, None
-        yield f"{name}.output.dropout", layer.output.dropout, nn.Dropout
+        self_attention, attention_output = reads.children(attention, "self", "output")
+        yield f"{name}.attention.self", self_attention, None
+        yield f"{name}.attention.self.dropout", *reads.children(self_attention, "dropout"), nn.Dropout
+        yield f"{name}.attention.output", attention_output, None
+        yield f"{name}.attention.output.dropout", *reads.children(attention_output, "dropout"), nn.Dropout
+        yield f"{name}.intermediate", intermediate, None
+        (function,) = reads.children(intermediate, "intermediate_act_fn")
+        yield f"{name}.intermediate.intermediate_act_fn", function, activation
+        yield f"{name}.output", output, None
+        yield f"{name}.output.dropout", *reads.children(output, "dropout"), nn.Dropout
     if bert.pooler is not None:
         yield "pooler", bert.pooler, None
-        yield "pooler.activation", bert.pooler.activation, nn.Tanh
+        yield "pooler.activation", *reads.children(bert.pooler, "activation"), nn.Tanh
+
+
+@cache
+def _classes() -> tuple[type[nn.Module], ...]:
+    """The modules that transformers builds a BERT of."""
+    found = vars(sys.modules[_BERT]).values()
+    return tuple(c for c in found if isinstance(c, type) and issubclass(c, nn.Module) and c.__module__ == _BERT)
 
 
 @cache
