@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace fastbert {
@@ -210,6 +211,8 @@ int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads);
 void encoder_cpu(const Encoder& op, Isa isa, int threads);
 
 MaskSummary read_mask_cpu(const ReadMask& op);
+// The least and the greatest of n > 0 integers of 4 or 8 bytes.
+std::pair<int64_t, int64_t> bounds_cpu(int bytes, int64_t n, const void* x);
 
 // Both throw std::invalid_argument for an id outside its table, before anything is read or written.
 void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads);

@@ -153,7 +153,10 @@ def test_reasons():
     with torch.enable_grad():
         grown = [w._replace(up_weight=w.up_weight.clone().requires_grad_()) for w in layers]
         assert "no backward" in native.supports_encoder(x, grown, cu_seqlens, longest)
-    assert native.supports_encoder(x[:, :6], layers, cu_seqlens, longest) == "width 6 with 2 heads"
+    assert native.supports_encoder(x[:, :6].contiguous(), layers, cu_seqlens, longest) == "width 6 with 2 heads"
+    assert native.supports_encoder(x[:, :6], layers, cu_seqlens, longest) == "x not contiguous"
+    for offsets in (cu_seqlens.long(), cu_seqlens[None], cu_seqlens[:0], cu_seqlens.repeat_interleave(2)[::2]):
+        assert native.supports_encoder(x, layers, offsets, longest).startswith("attention: cu_seqlens is no")
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of tokens, 39"):
         native.encoder(x, layers, torch.tensor([0, 40]).int(), 40)
 

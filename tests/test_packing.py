@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import MASKS, mask_of, require_native
 
-from fastbert import ops, use_backend
+from fastbert import native, ops, use_backend
 from fastbert.packing import batch_from_cu_seqlens, full_batch, pack, unpack
 
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -35,6 +35,16 @@ def test_mask_round_trip(read_mask, kind, dtype):
     assert torch.equal(batch.mask(), mask.bool())
     assert batch.leading_pads == bool((~mask[:, 0].bool() & (lengths > 0)).any())
     assert torch.equal(unpack(packed, batch), x * mask.bool()[..., None])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("count", [1, 2, 17, 1000])
+def test_bounds_of_ids(dtype, count):
+    require_native()
+    limit = torch.iinfo(dtype).max
+    ids = torch.randint(-limit, limit, (count,), generator=torch.Generator().manual_seed(count)).to(dtype)
+    assert native.bounds(ids) == (int(ids.min()), int(ids.max()))
+    assert native.bounds(ids.to(torch.int16)) is native.bounds(ids[None].expand(3, count)) is None
 
 
 def test_a_mask_of_any_strides(read_mask):

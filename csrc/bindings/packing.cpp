@@ -51,6 +51,10 @@ void take_rows_cuda_binding(int64_t M, int64_t rows, int64_t row_bytes, uintptr_
 
 void bind_packing(py::module_& m) {
     m.def("read_mask_cpu", &read_mask_binding);
+    m.def("bounds_cpu", [](int bytes, int64_t n, uintptr_t x) {
+        const auto [low, high] = bounds_cpu(bytes, n, pointer(x));
+        return py::make_tuple(low, high);
+    });
 #ifdef FASTBERT_HAS_CUDA
     m.def("pack_mask_workspace", &pack_mask_workspace);
     m.def("pack_mask_cuda", &pack_mask_cuda_binding);

@@ -1,4 +1,4 @@
-// Packing on the host: one pass over a mask says all that a batch needs to know of it.
+// Packing on the host: one pass over a mask says all that a batch needs to know of it, one over ids where they lie.
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
@@ -31,7 +31,24 @@ MaskSummary read_rows(const ReadMask& op) {
     return found;
 }
 
+template <typename Id>
+std::pair<int64_t, int64_t> bounds(int64_t n, const Id* x) {
+    Id low = x[0], high = x[0];
+    for (int64_t i = 1; i < n; ++i) {
+        low = std::min(low, x[i]);
+        high = std::max(high, x[i]);
+    }
+    return {low, high};
+}
+
 }  // namespace
+
+std::pair<int64_t, int64_t> bounds_cpu(int bytes, int64_t n, const void* x) {
+    if (n < 1) throw std::invalid_argument("nothing has no bounds");
+    if (bytes == 4) return bounds(n, static_cast<const int32_t*>(x));
+    if (bytes == 8) return bounds(n, static_cast<const int64_t*>(x));
+    throw std::invalid_argument("ids are 4 or 8 bytes");
+}
 
 MaskSummary read_mask_cpu(const ReadMask& op) {
     switch (op.mask_bytes) {

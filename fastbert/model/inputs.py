@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fastbert import ops
+from fastbert import native, ops
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pack, unpack
 
 
@@ -93,8 +93,12 @@ def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
     several = [one for one in several if one[1].numel()]
     if not several or torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         return
-    bounds = torch.stack([bound for _, ids, _, _ in several for bound in _unwrapped(ids).aminmax()]).tolist()
-    for (name, _, limit, what), low, high in zip(several, bounds[::2], bounds[1::2], strict=True):
+    tensors = [_unwrapped(ids) for _, ids, _, _ in several]
+    bounds = [native.bounds(ids) for ids in tensors]
+    if None in bounds:
+        flat = torch.stack([bound for ids in tensors for bound in ids.aminmax()]).tolist()
+        bounds = zip(flat[::2], flat[1::2], strict=True)
+    for (name, _, limit, what), (low, high) in zip(several, bounds, strict=True):
         if low < 0 or high >= limit:
             raise ValueError(
                 f"{name} holds {low if low < 0 else high}; {what} is {limit}, so 0 to {limit - 1} are valid"

@@ -21,6 +21,7 @@ from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_
 from fastbert.native.linear_gradient import activate, linear_backward, linear_training
 from fastbert.native.packed_weights import packed_bytes
 from fastbert.native.packing import (
+    bounds,
     pack_mask,
     read_mask,
     supports_pack_mask,
@@ -40,6 +41,7 @@ __all__ = [
     "attention_backward",
     "attention_training",
     "available",
+    "bounds",
     "cpu_features",
     "describe_precision",
     "draw_seed",

@@ -25,13 +25,20 @@ def supports_attention(
         return "heads not contiguous"
     if qkv.dtype == torch.bfloat16 and (width % 2 or qkv.stride(0) % 2 or qkv.stride(1) % 2 or misaligned(qkv, 4)):
         return "odd head width or stride in bf16"
-    if cu_seqlens.dtype != torch.int32 or cu_seqlens.device.type != "cpu" or not cu_seqlens.is_contiguous():
-        return "cu_seqlens is no contiguous int32 tensor on the CPU"
-    if heads == 0 or width == 0 or cu_seqlens.dim() != 1 or not len(cu_seqlens):
+    if heads == 0 or width == 0:
         return "nothing to attend to"
+    if reason := offsets_reason(cu_seqlens):
+        return reason
     if scale is not None and not scale > 0:
         return f"scale {scale}"
     return None
+
+
+def offsets_reason(cu_seqlens: Tensor) -> str | None:
+    """Why offsets cannot be taken; None where they can."""
+    if cu_seqlens.dtype != torch.int32 or not cu_seqlens.is_cpu or not cu_seqlens.is_contiguous():
+        return "cu_seqlens is no contiguous int32 tensor on the CPU"
+    return None if cu_seqlens.dim() == 1 and len(cu_seqlens) else "cu_seqlens is no vector of batch + 1 offsets"
 
 
 def attention(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastbert.native import packed_weights
 from fastbert.native.add_layer_norm import supports_add_layer_norm
-from fastbert.native.attention import supports_attention
+from fastbert.native.attention import offsets_reason
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason, fresh
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import extents, packed
@@ -81,17 +81,18 @@ def supports_encoder(x: Tensor, layers: Sequence[Any], cu_seqlens: Tensor, max_s
         return reason
     if torch.is_grad_enabled() and any(t.requires_grad for w in layers for t in (x, *w[:_TENSORS]) if t is not None):
         return "no backward of the whole; its ops have one"
-    width, heads = x.shape[1], layers[0].num_heads
-    if not x.is_contiguous() or width % (2 * heads):
-        return f"width {width} with {heads} heads"
-    qkv = fresh(x, 1, 3, heads, width // heads)
-    if reason := supports_attention(qkv, cu_seqlens, max_seqlen):
+    if not x.is_contiguous():
+        return "x not contiguous"
+    if reason := offsets_reason(cu_seqlens):
         return f"attention: {reason}"
-    return _remembered(_reasons, layers, (x.dtype, width), lambda: _why_not(x, layers))
+    return _remembered(_reasons, layers, (x.dtype, x.shape[1]), lambda: _why_not(x, layers))
 
 
 def _why_not(x: Tensor, layers: Sequence[Any]) -> str | None:
     """Why C++ cannot take these layers; None where it can."""
+    width, heads = x.shape[1], layers[0].num_heads
+    if width % (2 * heads):
+        return f"width {width} with {heads} heads"
     for name in ("precision", "activation", "num_heads", "eps"):
         if any(getattr(w, name) != getattr(layers[0], name) for w in layers):
             return f"layers that differ in {name}"

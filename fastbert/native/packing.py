@@ -63,6 +63,13 @@ def read_mask(mask: Tensor) -> PackedBatch:
     return PackedBatch(batch_size, seq_len, cu_seqlens, longest, indices[:tokens], leading_pads)
 
 
+def bounds(ids: Tensor) -> tuple[int, int] | None:
+    """The least and the greatest of int32 or int64 ids on the host, at least one; None for others."""
+    if C is None or ids.dtype not in (torch.int32, torch.int64) or not ids.is_cpu or not ids.is_contiguous():
+        return None
+    return C.bounds_cpu(ids.element_size(), ids.numel(), ids.data_ptr())
+
+
 def supports_pack_mask(mask: Tensor) -> str | None:
     """None where `pack_mask` takes this mask, else the reason why not."""
     if reason := _cuda_reason(mask):
