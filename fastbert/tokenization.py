@@ -27,6 +27,7 @@ from fastbert.encoding import (
     stack_columns,
 )
 from fastbert.files import write_text
+from fastbert.garbage import collector_at_rest
 from fastbert.tokenizer_files import (
     SPECIAL_TOKENS,
     as_added_token,
@@ -133,6 +134,7 @@ class BertTokenizer:
         return backend
 
     @classmethod
+    @collector_at_rest()
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, revision: str | None = None) -> BertTokenizer:
         """Reads tokenizer.json or vocab.txt, and the configuration beside it, from a folder or a hub id.
 

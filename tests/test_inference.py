@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import warnings
@@ -261,3 +262,30 @@ def test_fill_mask_errors(tiny, tiny_lm):
         fill("[MASK] " * 40)
     with pytest.raises(ValueError, match="top_k is 0"):
         fill("[MASK]", top_k=0)
+
+
+@pytest.fixture
+def collections():
+    """Generations that were collected, in a process that collects after every few objects; all is put back."""
+    seen, before = [], (gc.isenabled(), gc.get_threshold())
+    callback = lambda phase, info: seen.append(info["generation"]) if phase == "start" else None  # noqa: E731
+    gc.enable()
+    gc.set_threshold(10, 1, 1)
+    gc.callbacks.append(callback)
+    yield seen
+    gc.callbacks.remove(callback)
+    gc.set_threshold(*before[1])
+    (gc.enable if before[0] else gc.disable)()
+
+
+@pytest.mark.parametrize("kind", [Embedder, FillMask, fastbert.BertForMaskedLM, fastbert.BertTokenizer])
+def test_loading_collects_no_garbage(kind, tiny_lm, tmp_path, collections):
+    collections.clear()
+    kind.from_pretrained(tiny_lm)
+    assert len(collections) < 10 and gc.isenabled()  # some before it begins and after it ends; else there are hundreds
+    with pytest.raises((FileNotFoundError, ValueError)):
+        kind.from_pretrained(tmp_path)
+    assert gc.isenabled()
+    gc.disable()
+    kind.from_pretrained(tiny_lm)
+    assert not gc.isenabled()

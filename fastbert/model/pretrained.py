@@ -13,6 +13,7 @@ from torch import nn
 
 from fastbert import checkpoint
 from fastbert.config import BertConfig
+from fastbert.garbage import collector_at_rest
 from fastbert.model.encoder import release_weights
 from fastbert.model.outputs import ModelOutput
 from fastbert.precision import PRECISIONS, check_precision, choose_precision
@@ -29,6 +30,7 @@ class BertPreTrainedModel(nn.Module):
         self.config = config
 
     @classmethod
+    @collector_at_rest()
     def from_pretrained(
         cls,
         path: str | Path,
