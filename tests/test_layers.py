@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Parts of the package, and what they may import of it besides themselves. A part is a module or folder of
 # fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
-LEAVES = {"files", "hub", "config", "packing", "backend", "reference", "precision", "reads"}
+LEAVES = {"files", "hub", "config", "packing", "backend", "reference", "precision", "reads", "garbage"}
 TEXT = {"encoding", "tokenizer_files", "tokenization"}
 BELOW_MODEL = LEAVES | {"ops", "checkpoint"}
 ALL_OF_MODEL = BELOW_MODEL | TEXT | {"model", "explain"}
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "native": {"_C"},
     "files": set(),
+    "garbage": set(),
     "hub": set(),
     "config": {"files", "hub"},
     "packing": set(),
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "reference": {"packing"},
     "encoding": set(),
     "tokenizer_files": {"files", "hub"},
-    "tokenization": {"files", "hub", *TEXT},
+    "tokenization": {"files", "hub", "garbage", *TEXT},
     "checkpoint": {"files", "hub", "config"},
     "ops": {"native", "kernels", "reference", "backend", "packing", "config", "precision"},
     "model": BELOW_MODEL,

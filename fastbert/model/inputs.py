@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fastbert import native, ops
+from fastbert import ops
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pack, unpack
 
 
@@ -94,7 +94,7 @@ def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
     if not several or torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         return
     tensors = [_unwrapped(ids) for _, ids, _, _ in several]
-    bounds = [native.bounds(ids) for ids in tensors]
+    bounds = [ops.bounds(ids) for ids in tensors]
     if None in bounds:
         flat = torch.stack([bound for ids in tensors for bound in ids.aminmax()]).tolist()
         bounds = zip(flat[::2], flat[1::2], strict=True)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fastbert.native.extension import C, available, fresh, pointer_reason
-from fastbert.packing import PackedBatch, batch_from_mask
 
 # Of the types a mask on the host may have: the bits of 1, and those that are 0 in a zero.
 _BITS = {
@@ -35,11 +34,16 @@ def supports_read_mask(mask: Tensor) -> str | None:
     return "more than 2^31 - 1 positions" if mask.numel() > _MOST else None
 
 
-def read_mask(mask: Tensor) -> PackedBatch:
-    """The batch of a (B, S) mask on the host, in one pass; see `ops.read_mask`.
+def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool, bool]:
+    """What `ops.read_mask` makes a batch of, in one pass over a (B, S) mask on the host.
+
+    Returns:
+        cu_seqlens (B+1,) int32 and indices (B * S,) int64, as of `ops.pack_mask`, but for what stands behind the last
+        token; the number of tokens; the longest sequence; whether one begins with a pad; whether a value is neither 0
+        nor 1, which counts as a pad.
 
     Raises:
-        ValueError: a value other than 0 and 1, or a mask it does not take, with the reason of `supports_read_mask`.
+        ValueError: a mask it does not take, with the reason of `supports_read_mask`.
     """
     reason = supports_read_mask(mask)
     if reason is not None:
@@ -47,7 +51,7 @@ def read_mask(mask: Tensor) -> PackedBatch:
     (batch_size, seq_len), values = mask.shape, mask.contiguous()
     cu_seqlens = fresh(mask, batch_size + 1, dtype=torch.int32)
     indices = fresh(mask, batch_size * seq_len, dtype=torch.int64)
-    tokens, longest, leading_pads, bad = C.read_mask_cpu(
+    found = C.read_mask_cpu(
         values.element_size(),
         *_BITS[mask.dtype],
         batch_size,
@@ -56,11 +60,7 @@ def read_mask(mask: Tensor) -> PackedBatch:
         cu_seqlens.data_ptr(),
         indices.data_ptr(),
     )
-    if bad:
-        return batch_from_mask(mask)  # which says what
-    if tokens == batch_size * seq_len:
-        return PackedBatch(batch_size, seq_len, cu_seqlens, seq_len, None)
-    return PackedBatch(batch_size, seq_len, cu_seqlens, longest, indices[:tokens], leading_pads)
+    return cu_seqlens, indices, *found
 
 
 def bounds(ids: Tensor) -> tuple[int, int] | None:

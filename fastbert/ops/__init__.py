@@ -1,6 +1,7 @@
 """The five ops of a BERT, and the whole encoder as a sixth: packed tensors in and out; and packing itself."""
 
 from fastbert.native.extension import pointer_reason
+from fastbert.native.packing import bounds
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.embed_layer_norm import embed_layer_norm
@@ -15,6 +16,7 @@ __all__ = [
     "WatchedLayers",
     "add_layer_norm",
     "attention",
+    "bounds",
     "embed_layer_norm",
     "encoder",
     "feed_forward",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastbert import backend, native, reference
 from fastbert.ops._checks import check_shape
-from fastbert.packing import PackedBatch, batch_from_mask, full_batch
+from fastbert.packing import PackedBatch, batch_from_mask
 
 
 def read_mask(mask: Tensor) -> PackedBatch:
@@ -33,15 +33,25 @@ def read_mask_at_once(mask: Tensor) -> PackedBatch:
     cu_seqlens, indices, _, bad = pack_mask(mask)
     lengths = cu_seqlens.diff()
     leading = ((mask[:, 0] == 0) & (lengths > 0)).any().to(torch.int32)
-    total, longest, wrong, leads = torch.stack([cu_seqlens[-1], lengths.max(), bad[0], leading]).tolist()
-    if wrong:
+    known = torch.stack([cu_seqlens[-1], lengths.max(), leading, bad[0]]).tolist()
+    return _batch(mask, cu_seqlens, indices, *known)
+
+
+def _batch(
+    mask: Tensor, cu_seqlens: Tensor, indices: Tensor, tokens: int, longest: int, leading_pads: bool, bad: bool
+) -> PackedBatch:
+    if bad:
         return batch_from_mask(mask)  # which says what
-    if total == mask.numel():
-        return full_batch(*mask.shape, mask.device)
-    return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:total], bool(leads))
+    if tokens == mask.numel():
+        return PackedBatch(*mask.shape, cu_seqlens, mask.shape[1], None)
+    return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:tokens], bool(leading_pads))
 
 
-backend.implement("read_mask", "native", native.read_mask, native.supports_read_mask)
+def _native_read_mask(mask: Tensor) -> PackedBatch:
+    return _batch(mask, *native.read_mask(mask))
+
+
+backend.implement("read_mask", "native", _native_read_mask, native.supports_read_mask)
 backend.implement("read_mask", "reference", _read_mask)
 backend.implement("pack_mask", "native", native.pack_mask, native.supports_pack_mask)
 backend.implement("pack_mask", "reference", reference.pack_mask)
