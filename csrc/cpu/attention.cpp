@@ -26,10 +26,6 @@ void attention_cpu(const Attention& op, Isa isa, Team& team) {
     const AttentionKernels& kernels = cpu_kernels(isa).attention;
     const bool wide = op.dtype == DType::f32;
     const auto run = wide ? kernels.f32 : kernels.bf16;
-    if (team.number() == 0) {
-        zero_rows(op, 0, op.cu_seqlens[0]);
-        zero_rows(op, op.cu_seqlens[op.B], op.T);
-    }
     int64_t longest = 0, work = 0;
     for (int64_t b = 0; b < op.B; ++b) {
         const int64_t length = op.cu_seqlens[b + 1] - op.cu_seqlens[b];
@@ -43,8 +39,13 @@ void attention_cpu(const Attention& op, Isa isa, Team& team) {
     const int64_t most = longest ? op.H * work / (8 * team.size() * longest * longest) : 0;
     const int64_t group = std::max<int64_t>(1, std::min(op.H, most));
     const int64_t groups = (op.H + group - 1) / group;
-    // Without a token, too: nobody goes on before the rows beside the sequences are zeros.
-    team.each(longest ? op.B * groups : 0, [&](int64_t task) {
+    const int64_t tasks = longest ? op.B * groups : 0;
+    team.each(tasks + 1, [&](int64_t task) {
+        if (task == tasks) {
+            zero_rows(op, 0, op.cu_seqlens[0]);
+            zero_rows(op, op.cu_seqlens[op.B], op.T);
+            return;
+        }
         const int64_t b = task / groups, first = task % groups * group, start = op.cu_seqlens[b];
         const int64_t length = op.cu_seqlens[b + 1] - start;
         for (int64_t head = first; length > 0 && head < std::min(first + group, op.H); ++head)

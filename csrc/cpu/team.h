@@ -2,6 +2,10 @@
 //
 // A team is one parallel region of OpenMP, however many loops there are in it. A region for each loop costs the wake of
 // its threads wherever OpenMP lets them sleep in between, as libgomp does once a process has more threads than cores.
+//
+// Nobody waits for a thread, only for tasks: who has lost its core to somebody else between two tasks finds the others
+// some loops further when it comes back, and goes after them. So what is to be done once is a task, too, and what
+// stands between two loops may be run by a thread while others are in later ones: it writes to nothing they share.
 #pragma once
 
 #include <algorithm>
@@ -60,25 +64,38 @@ public:
             for (int64_t i = 0; i < tasks; ++i) task(i);
             return;
         }
-        for (int64_t i; (i = shared_.next.fetch_add(1, std::memory_order_relaxed) - first_) < tasks;) task(i);
-        first_ += tasks + size_;  // each thread asked once too often
+        int64_t mine = 0;
+        for (int64_t i; (i = ticket(tasks)) < tasks; ++mine) task(i);
+        if (mine) shared_.done.fetch_add(mine, std::memory_order_acq_rel);
+        expected_ += tasks;
         wait();
+        int64_t now = shared_.next.load(std::memory_order_relaxed);
+        while (now >> LOOP == loop_ && !shared_.next.compare_exchange_weak(now, (loop_ + 1) << LOOP)) {}
+        ++loop_;
     }
 
 private:
+    static constexpr int LOOP = 40;  // bits of a task's number, below that of its loop
+
     struct Shared {
-        alignas(64) std::atomic<int64_t> next{0};     // the number of the next task, through all loops
-        alignas(64) std::atomic<int64_t> arrived{0};  // threads that came to the end of a loop, likewise
+        alignas(64) std::atomic<int64_t> next{0};  // the loop that is on, and its next task
+        alignas(64) std::atomic<int64_t> done{0};  // tasks, of all loops
     };
+
+    // The next task of this thread's loop, or `tasks` where there is none left, or the others are in a later loop.
+    int64_t ticket(int64_t tasks) {
+        int64_t now = shared_.next.load(std::memory_order_relaxed);
+        while (now - (loop_ << LOOP) < tasks && now >> LOOP == loop_)
+            if (shared_.next.compare_exchange_weak(now, now + 1, std::memory_order_relaxed)) return now - (loop_ << LOOP);
+        return tasks;
+    }
 
     Team(Shared& shared, int number, int size) : shared_(shared), number_(number), size_(size) {}
 
     // Spins for a microsecond, then lets others have the core: one of them may be who is waited for.
     void wait() {
         constexpr int SPINS = 64;
-        expected_ += size_;
-        shared_.arrived.fetch_add(1, std::memory_order_acq_rel);
-        for (int spins = 0; shared_.arrived.load(std::memory_order_acquire) < expected_; ++spins) {
+        for (int spins = 0; shared_.done.load(std::memory_order_acquire) < expected_; ++spins) {
             if (spins < SPINS) relax();
             else std::this_thread::yield();
         }
@@ -94,7 +111,7 @@ private:
 
     Shared& shared_;
     int number_, size_;
-    int64_t first_ = 0, expected_ = 0;
+    int64_t loop_ = 0, expected_ = 0;  // loops gone through, and their tasks
 };
 
 // The ops as parts of what a team goes through. Where `linear` prepares its rows, its memory must have been placed.
