@@ -40,11 +40,12 @@ def poisoned_memory() -> Iterator[None]:
 
     (To replace torch.empty would outlast the test: the first torch.device of a process tables what is there.)
     """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills it, by torch.utils.deterministic
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def mask_of(kind: str) -> Tensor | None:

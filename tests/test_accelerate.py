@@ -338,6 +338,17 @@ def test_inference_mode_leaves_the_model_trainable():
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def become(module, name, value):
+    delattr(module, name)
+    setattr(module, name, value)
+
+
+def another_pooler(pooler):
+    pooler = copy.deepcopy(pooler)
+    become(pooler, "activation", torch.nn.Identity())
+    return pooler
+
+
 def with_scaling(layer, scaling):
     layer.attention.self.scaling = scaling
     return layer
@@ -366,10 +377,18 @@ REPLACED = {
     ),
     "two epsilons": lambda m: setattr(m.encoder.layer[0].output.LayerNorm, "eps", 0.5),
     "word table with a hook": lambda m: m.embeddings.word_embeddings.register_forward_hook(lambda mod, a, out: out * 2),
-    "sparse positions": lambda m: setattr(m.embeddings.position_embeddings, "max_norm", 0.1),
+    "positions with a norm": lambda m: setattr(m.embeddings.position_embeddings, "max_norm", 0.1),
     "another layer list": lambda m: setattr(m.encoder, "layer", torch.nn.ModuleList(m.encoder.layer[:2])),
     "a layer more": lambda m: m.encoder.layer.append(with_scaling(copy.deepcopy(m.encoder.layer[0]), 1.0)),
     "no pooler": lambda m: setattr(m, "pooler", None),
+    "another pooler": lambda m: setattr(m, "pooler", another_pooler(m.pooler)),
+    "embedding norm without a bias": lambda m: m.embeddings.LayerNorm.register_parameter("bias", None),
+    "embedding norm without a weight": lambda m: m.embeddings.LayerNorm.register_parameter("weight", None),
+    "a function for an activation": lambda m: become(
+        m.encoder.layer[1].intermediate, "intermediate_act_fn", torch.relu
+    ),
+    "a function for the pooler's": lambda m: become(m.pooler, "activation", torch.sin),
+    "a scaling in a tensor": lambda m: setattr(m.encoder.layer[0].attention.self, "scaling", torch.tensor(1.0)),
     "a hook on a pooler": lambda m: m.pooler.register_forward_hook(lambda mod, args, out: out * 2),
     "a layer in another class": lambda m: setattr(m.encoder.layer[1], "__class__", Halved),
     "another activation's name": lambda m: setattr(m.config, "hidden_act", "relu"),

@@ -5,6 +5,7 @@ import functools
 import gc
 import pickle
 import weakref
+from types import FunctionType
 
 import accelerate
 import pytest
@@ -12,7 +13,12 @@ import torch
 from safetensors.torch import load_file, save_model
 from support import TINY, tokens
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils import _pytree as pytree
 from transformers import AttentionInterface, BertConfig, BertModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -234,17 +240,26 @@ def test_attention_of_ones_own_under_the_name_of_theirs(monkeypatch):
     assert "its attention, 'eager', is not transformers'" in str(fastbert.explain(fast))
 
 
+@pytest.mark.parametrize("way", ["another function", "other code"])
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("name", ["BertIntermediate", "BertSelfOutput", "BertEmbeddings", "BertPooler", "BertLayer"])
-def test_a_class_of_transformers_patched(name, called, monkeypatch):
+def test_a_class_of_transformers_patched(name, called, way, monkeypatch):
     model, fast = twins()
     if called:
         with torch.no_grad():
             fast(IDS)
     kind = getattr(modeling_bert, name)
     forward = kind.forward
-    twice = functools.wraps(forward)(lambda self, *args, **kwargs: forward(self, *args, **kwargs) * 2)
-    monkeypatch.setattr(kind, "forward", twice)
+    if way == "another function":
+        twice = functools.wraps(forward)(lambda self, *args, **kwargs: forward(self, *args, **kwargs) * 2)
+        monkeypatch.setattr(kind, "forward", twice)
+    else:  # in the same function
+        kept = FunctionType(forward.__code__, forward.__globals__, closure=forward.__closure__)
+        monkeypatch.setitem(forward.__globals__, "_kept", kept)
+        code = (lambda self, *args, **kwargs: _kept(self, *args, **kwargs) * 2).__code__  # noqa: F821
+        if forward.__code__.co_freevars:
+            pytest.skip("its code has cells")
+        monkeypatch.setattr(forward, "__code__", code)
     with torch.no_grad():
         got, expected = fast(IDS), model(IDS)
     assert all(torch.equal(a, b) for a, b in zip(got.to_tuple(), expected.to_tuple(), strict=True))
@@ -351,6 +366,32 @@ def test_a_model_without_memory():
     with torch.device("meta"):
         fast = fastbert.accelerate(BertModel(BertConfig(**TINY)))
     assert fast(torch.ones(2, 8, dtype=torch.long, device="meta"))[0].is_meta
+
+
+def test_tensors_without_memory_are_not_read(tmp_path):
+    """They say that they are contiguous and on the CPU."""
+    mine, mask = own(original(), tmp_path), torch.ones_like(IDS)
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        fastbert.BertModel(fastbert.BertConfig(**TINY))(torch.zeros(2, 4, dtype=torch.long))
+    with FakeTensorMode() as mode:
+        pretended = mode.from_tensor(mask)
+        with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+            fastbert.ops.read_mask(pretended)
+    with pytest.raises(RuntimeError, match="not supported for tensor subclasses"):
+        mine(TwoTensor(IDS, IDS.clone()))
+    twice = mine(IDS, attention_mask=TwoTensor(mask, mask.clone()))
+    torch.testing.assert_close(twice[0], mine(IDS, attention_mask=mask)[0])
+    with pytest.raises(ValueError, match=r"attention_mask holds -1\.0"):
+        mine(IDS, attention_mask=torch._neg_view(mask.float()))
+
+
+def test_export_with_any_length(tmp_path):
+    mine = own(original(), tmp_path)
+    length = torch.export.Dim("length", min=3, max=TINY["max_position_embeddings"])
+    exported = torch.export.export(mine, (IDS,), dynamic_shapes={"input_ids": {1: length}}).module()
+    for ids in (IDS, IDS[:, :5], torch.cat([IDS, IDS], dim=1)):
+        for a, b in zip(exported(ids)[:2], mine(ids)[:2], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_export_holds_the_original_code():

@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include <stdexcept>
 #include <string>
 
@@ -8,9 +10,13 @@ namespace {
 
 py::tuple read_mask_binding(int mask_bytes, uint64_t one, uint64_t magnitude, int64_t B, int64_t S, uintptr_t mask,
                             uintptr_t cu_seqlens, uintptr_t indices) {
-    const MaskSummary found = read_mask_cpu({mask_bytes, one, magnitude, B, S, pointer(mask),
-                                             static_cast<int32_t*>(pointer(cu_seqlens)),
-                                             static_cast<int64_t*>(pointer(indices))});
+    const ReadMask op = {mask_bytes, one, magnitude, B, S, pointer(mask), static_cast<int32_t*>(pointer(cu_seqlens)),
+                         static_cast<int64_t*>(pointer(indices))};
+    MaskSummary found;
+    {
+        py::gil_scoped_release nogil;
+        found = read_mask_cpu(op);
+    }
     return py::make_tuple(found.tokens, found.longest, found.leading_pads, found.bad);
 }
 
@@ -52,8 +58,8 @@ void take_rows_cuda_binding(int64_t M, int64_t rows, int64_t row_bytes, uintptr_
 void bind_packing(py::module_& m) {
     m.def("read_mask_cpu", &read_mask_binding);
     m.def("bounds_cpu", [](int bytes, int64_t n, uintptr_t x) {
-        const auto [low, high] = bounds_cpu(bytes, n, pointer(x));
-        return py::make_tuple(low, high);
+        py::gil_scoped_release nogil;
+        return bounds_cpu(bytes, n, pointer(x));
     });
 #ifdef FASTBERT_HAS_CUDA
     m.def("pack_mask_workspace", &pack_mask_workspace);

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fastbert.checkpoint import Checkpoint
-from fastbert.garbage import collector_at_rest
 from fastbert.inference.batching import token_budget_batches
 from fastbert.inference.sentence_settings import POOLINGS, read_settings
 from fastbert.model import BertModel
@@ -66,7 +65,6 @@ class Embedder:
         self.lower_case, self.prompt = lower_case, prompt
 
     @classmethod
-    @collector_at_rest()
     def from_pretrained(
         cls,
         path: str | Path,

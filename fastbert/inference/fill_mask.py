@@ -8,7 +8,6 @@ from typing import NamedTuple, Self
 import torch
 
 from fastbert.checkpoint import Checkpoint
-from fastbert.garbage import collector_at_rest
 from fastbert.model import BertForMaskedLM
 from fastbert.tokenization import BertTokenizer
 
@@ -34,7 +33,6 @@ class FillMask:
         self.model, self.tokenizer = model, tokenizer
 
     @classmethod
-    @collector_at_rest()
     def from_pretrained(
         cls,
         path: str | Path,

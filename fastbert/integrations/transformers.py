@@ -200,9 +200,9 @@ class PackedBert(_Packed):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.declined: Counter[str] = Counter()
-        # Of the buffers that stand in for arguments: which one held what it has to, and its version then.
-        self._usual: dict[str, tuple[Tensor, int]] = {}
-        self._fit: tuple[Reads, tuple] | None = None  # when the parts were last found to be transformers' own
+        # Of the buffers that stand in for arguments: what each has to hold, which one held it, and its version then.
+        self._usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
+        self._fit: _Fit | None = None  # when the parts were last found to be transformers' own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
@@ -238,27 +238,52 @@ class PackedBert(_Packed):
         """`_foreign_part`, which is not asked again while nothing of what it read has changed."""
         if torch.compiler.is_compiling():
             return _foreign_part(self.module, Reads())
-        if self._fit is not None and self._fit[0].hold() and self._fit[1] == _beside_reads(self.module):
+        fit = self._fit  # once: another thread may put its own there
+        if fit is not None and fit.holds(self.module):
             return None
-        self._fit, reads = None, Reads()
+        reads = Reads()
         reason = _foreign_part(self.module, reads)
-        if reason is None and reads.settle():
-            self._fit = reads, _beside_reads(self.module)
+        self._fit = None if reason else _Fit(self.module, reads)
         return reason
 
     def _buffer_reason(self, buffers: dict[str, Tensor]) -> str | None:
         """Why what stands in for missing arguments is not what is taken here; None where it is."""
         for name, buffer in buffers.items():
+            expected, seen, version = self._usual.get(name, (None, None, None))
             # Not every write is counted; to look for them each time is for the CPU only, where nothing waits.
-            counted = buffer.is_cuda and not buffer.is_inference()
-            seen, version = self._usual.get(name, (None, 0))
-            if counted and seen is buffer and version == buffer._version:
+            now = buffer._version if buffer.is_cuda and not buffer.is_inference() else None
+            if seen is buffer and version is not None and version == now:
                 continue
-            if not torch.equal(buffer, _usual(name, buffer.shape[-1], buffer.dtype, buffer.device)):
+            if expected is None or (expected.shape, expected.dtype, expected.device) != (
+                buffer.shape,
+                buffer.dtype,
+                buffer.device,
+            ):
+                make = torch.arange if name == "position_ids" else torch.zeros
+                expected = make(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)[None]
+            if not torch.equal(buffer, expected):
                 return f"embeddings.{name} holds other values than transformers gives it"
-            if counted:
-                self._usual[name] = buffer, buffer._version
+            self._usual[name] = expected, buffer, now
         return None
+
+
+class _Fit:
+    """The parts of a BertModel as they were when they were all transformers' own."""
+
+    def __init__(self, bert: nn.Module, reads: Reads) -> None:
+        self.reads = reads
+        self.classes = tuple({type(m): None for m in bert.modules() if type(m).__module__ == _BERT})
+        self.rest = self._beside_reads(bert)
+
+    def holds(self, bert: nn.Module) -> bool:
+        return self.reads.hold() and self.rest == self._beside_reads(bert)
+
+    def _beside_reads(self, bert: nn.Module) -> tuple:
+        """What `_foreign_part` rests on that Reads do not watch."""
+        norm, layers = bert.embeddings.LayerNorm, bert.encoder.layer._modules.values()
+        forwards = [kind.forward for kind in self.classes]
+        code = [forward.__code__ for forward in forwards]
+        return bert.config.hidden_act, bert.pooler, norm.weight is None, norm.bias is None, *layers, *forwards, *code
 
 
 class PackedTokenHead(_Packed):
@@ -379,13 +404,6 @@ def _stand_ins(bert: nn.Module, given: dict[str, Any]) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in buffers.items() if buffer is not None and name not in given}
 
 
-@cache
-def _usual(name: str, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What is taken here in place of such a buffer, (1, P)."""
-    make = torch.arange if name == "position_ids" else torch.zeros
-    return make(length, dtype=dtype, device=device)[None]
-
-
 def _attention_reason(config: Any) -> str | None:
     """Why attention is not to be computed here: somebody has put one of their own in its place."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -407,6 +425,13 @@ def _is_theirs(function: Any) -> bool:
 
 def _foreign_part(bert: nn.Module, reads: Reads) -> str | None:
     """Which part that fastbert would pass over is not what transformers puts there, or has a hook."""
+    try:
+        return _first_foreign(bert, reads)
+    except KeyError as gone:
+        return f"{gone.args[0]} is not where transformers puts it"
+
+
+def _first_foreign(bert: nn.Module, reads: Reads) -> str | None:
     for name, module, kind in _passed_over(bert, reads):
         own = type(module)
         if own is not kind and (kind is not None or own.__module__ != _BERT):
@@ -429,16 +454,9 @@ def _foreign_part(bert: nn.Module, reads: Reads) -> str | None:
             return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
     for i, layer in enumerate(bert.encoder.layer):
         scaling, width = reads.attributes(layer.attention.self, "scaling", "attention_head_size")
-        if scaling != width**-0.5:
+        if type(scaling) is not float or scaling != width**-0.5:  # a tensor could be written to
             return f"encoder.layer.{i}.attention.self.scaling is {scaling}"
     return None
-
-
-def _beside_reads(bert: nn.Module) -> tuple:
-    """What `_foreign_part` rests on that Reads do not watch."""
-    norm, layers = bert.embeddings.LayerNorm, bert.encoder.layer._modules.values()
-    forwards = [kind.forward for kind in _classes()]
-    return bert.config.hidden_act, bert.pooler, norm.weight is None, norm.bias is None, *layers, *forwards
 
 
 def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module, type | None]]:
@@ -470,13 +488,6 @@ def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module
     if bert.pooler is not None:
         yield "pooler", bert.pooler, None
         yield "pooler.activation", *reads.children(bert.pooler, "activation"), nn.Tanh
-
-
-@cache
-def _classes() -> tuple[type[nn.Module], ...]:
-    """The modules that transformers builds a BERT of."""
-    found = vars(sys.modules[_BERT]).values()
-    return tuple(c for c in found if isinstance(c, type) and issubclass(c, nn.Module) and c.__module__ == _BERT)
 
 
 @cache

@@ -66,7 +66,7 @@ def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded, *, prec
     """tanh(W h + b) of each row's column 0, (B, E); zeros for a row without a real token."""
     batch, x = inputs.batch, encoded.last_hidden_state
     if inputs.is_full and batch.seq_len:
-        return project(bert.pooler.dense, x[:: batch.seq_len], "tanh")
+        return project(bert.pooler.dense, x.reshape(batch.batch_size, batch.seq_len, x.shape[1])[:, 0], "tanh")
     some = batch.lengths > 0
     starts = batch.cu_seqlens[:-1].long().clamp(0, x.shape[0] - 1)
     first = x[starts] if x.shape[0] else x.new_zeros(batch.batch_size, x.shape[1])

@@ -30,7 +30,6 @@ class BertPreTrainedModel(nn.Module):
         self.config = config
 
     @classmethod
-    @collector_at_rest()
     def from_pretrained(
         cls,
         path: str | Path,
@@ -73,7 +72,7 @@ class BertPreTrainedModel(nn.Module):
             config = BertConfig.from_pretrained(path, revision=revision, **overrides)
         elif overrides:
             raise TypeError(f"config is given, so {', '.join(overrides)} must be set on it")
-        with checkpoint.Checkpoint(path, revision) as source:
+        with checkpoint.Checkpoint(path, revision) as source, collector_at_rest():
             try:
                 with torch.device("meta"):
                     model = cls(config, **keywords)

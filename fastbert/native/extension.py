@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 
 def _load() -> tuple[Any, str | None]:
@@ -24,6 +25,8 @@ def _load() -> tuple[Any, str | None]:
 
 
 C, _reason = _load()
+_get_dispatch_mode = torch._C._get_dispatch_mode
+_WITHOUT_MEMORY = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 CPU_DTYPES = {} if C is None else {torch.float32: C.F32, torch.bfloat16: C.BF16}
 CUDA_DTYPES = {} if C is None else {**CPU_DTYPES, torch.float16: C.F16}
 ACTIVATIONS = (
@@ -111,6 +114,11 @@ def misaligned(x: Tensor, size: int) -> bool:
     return not torch.compiler.is_compiling() and x.data_ptr() % size != 0
 
 
+def has_memory(x: Tensor) -> bool:
+    """Whether x is a plain tensor whose values lie where its pointer says: no wrapper around others, no lazy sign."""
+    return type(x) in (Tensor, Parameter) and x.layout is torch.strided and not x.is_neg()
+
+
 def pointer_reason() -> str | None:
     """Why pointers will not do, whatever the tensors: somebody records or transforms what is called."""
     if torch.jit.is_tracing():
@@ -121,6 +129,8 @@ def pointer_reason() -> str | None:
         return "torch.func cannot see through pointers"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation cannot see through pointers"
+    if torch._C._len_torch_dispatch_stack() and any(map(_get_dispatch_mode, _WITHOUT_MEMORY)):
+        return "somebody records the call with tensors that have no memory"
     return None
 
 

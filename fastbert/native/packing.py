@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import C, available, fresh, pointer_reason
+from fastbert.native.extension import C, available, fresh, has_memory, pointer_reason
 
 # Of the types a mask on the host may have: the bits of 1, and those that are 0 in a zero.
+_INTEGERS = [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
+_INTEGERS += [torch.int8, torch.int16, torch.int32, torch.int64]
 _BITS = {
-    **dict.fromkeys((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64), (1, 2**64 - 1)),
+    **dict.fromkeys(_INTEGERS, (1, 2**64 - 1)),
     torch.float16: (0x3C00, 2**15 - 1),
     torch.bfloat16: (0x3F80, 2**15 - 1),
     torch.float32: (0x3F800000, 2**31 - 1),
@@ -29,6 +31,8 @@ def supports_read_mask(mask: Tensor) -> str | None:
         return reason
     if mask.dim() != 2:
         return "not (batch, sequence)"
+    if not has_memory(mask):
+        return f"a {type(mask).__name__} without memory of its own"
     if mask.dtype not in _BITS:
         return f"dtype {mask.dtype}"
     return "more than 2^31 - 1 positions" if mask.numel() > _MOST else None
@@ -65,7 +69,9 @@ def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool, bool]:
 
 def bounds(ids: Tensor) -> tuple[int, int] | None:
     """The least and the greatest of int32 or int64 ids on the host, at least one; None for others."""
-    if C is None or ids.dtype not in (torch.int32, torch.int64) or not ids.is_cpu or not ids.is_contiguous():
+    if C is None or ids.dtype not in (torch.int32, torch.int64) or not ids.is_cpu or not has_memory(ids):
+        return None
+    if not ids.is_contiguous() or pointer_reason():
         return None
     return C.bounds_cpu(ids.element_size(), ids.numel(), ids.data_ptr())
 
