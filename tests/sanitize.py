@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = [*sorted(map(str, (ROOT / "tests").glob("test_native*.py")))]
+FILES = [*sorted(map(str, (ROOT / "tests").glob("test_native*.py"))), str(ROOT / "tests" / "test_packing.py")]
 TESTS = {"address": FILES, "thread": [*FILES, "-k", "thread"]}
 OPTIONS = {
     # Python frees little at its end. What torch and Python do with their own memory is not for us to judge either.
