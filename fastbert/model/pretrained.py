@@ -72,9 +72,9 @@ class BertPreTrainedModel(nn.Module):
             config = BertConfig.from_pretrained(path, revision=revision, **overrides)
         elif overrides:
             raise TypeError(f"config is given, so {', '.join(overrides)} must be set on it")
-        with checkpoint.Checkpoint(path, revision) as source, collector_at_rest():
+        with checkpoint.Checkpoint(path, revision) as source:
             try:
-                with torch.device("meta"):
+                with torch.device("meta"), collector_at_rest():
                     model = cls(config, **keywords)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
