@@ -254,11 +254,8 @@ class PackedBert(_Packed):
             now = buffer._version if buffer.is_cuda and not buffer.is_inference() else None
             if seen is buffer and version is not None and version == now:
                 continue
-            if expected is None or (expected.shape, expected.dtype, expected.device) != (
-                buffer.shape,
-                buffer.dtype,
-                buffer.device,
-            ):
+            kind = buffer.shape, buffer.dtype, buffer.device
+            if expected is None or (expected.shape, expected.dtype, expected.device) != kind:
                 make = torch.arange if name == "position_ids" else torch.zeros
                 expected = make(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)[None]
             if not torch.equal(buffer, expected):
