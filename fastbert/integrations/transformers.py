@@ -9,7 +9,6 @@ linear layers and adapters stay as they are. A call that cannot be packed runs t
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastbert.integrations.parts import BERT, Fit, attention_reason, foreign_part
 from fastbert.model.bert import output_states, pool, run_bert
-from fastbert.model.encoder import forget, is_plain_table
+from fastbert.model.encoder import forget
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.precision import check_precision, choose_precision, describe_setting
 from fastbert.reads import Reads
@@ -29,7 +29,6 @@ from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
 
-_BERT = "transformers.models.bert.modeling_bert"
 # Arguments that change nothing for an encoder, whatever their value.
 _IDLE = {"use_cache", "num_items_in_batch"}
 _TAKEN = {
@@ -202,7 +201,7 @@ class PackedBert(_Packed):
         self.declined: Counter[str] = Counter()
         # Of the buffers that stand in for arguments: what each has to hold, which one held it, and its version then.
         self._usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
-        self._fit: _Fit | None = None  # when the parts were last found to be transformers' own
+        self._fit: Fit | None = None  # when the parts were last found to be transformers' own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
@@ -235,15 +234,15 @@ class PackedBert(_Packed):
         return {**vars(self), "_fit": None}  # which a copy finds out for itself
 
     def _part_reason(self) -> str | None:
-        """`_foreign_part`, which is not asked again while nothing of what it read has changed."""
+        """`foreign_part`, which is not asked again while nothing of what it read has changed."""
         if torch.compiler.is_compiling():
-            return _foreign_part(self.module, Reads())
+            return foreign_part(self.module, Reads())
         fit = self._fit  # once: another thread may put its own there
         if fit is not None and fit.holds(self.module):
             return None
         reads = Reads()
-        reason = _foreign_part(self.module, reads)
-        self._fit = None if reason else _Fit(self.module, reads)
+        reason = foreign_part(self.module, reads)
+        self._fit = None if reason else Fit(self.module, reads)
         return reason
 
     def _buffer_reason(self, buffers: dict[str, Tensor]) -> str | None:
@@ -262,25 +261,6 @@ class PackedBert(_Packed):
                 return f"embeddings.{name} holds other values than transformers gives it"
             self._usual[name] = expected, buffer, now
         return None
-
-
-class _Fit:
-    """The parts of a BertModel as they were when they were all transformers' own."""
-
-    def __init__(self, bert: nn.Module, reads: Reads) -> None:
-        self.reads = reads
-        self.classes = tuple({type(m): None for m in bert.modules() if type(m).__module__ == _BERT})
-        self.rest = self._beside_reads(bert)
-
-    def holds(self, bert: nn.Module) -> bool:
-        return self.reads.hold() and self.rest == self._beside_reads(bert)
-
-    def _beside_reads(self, bert: nn.Module) -> tuple:
-        """What `_foreign_part` rests on that Reads do not watch."""
-        norm, layers = bert.embeddings.LayerNorm, bert.encoder.layer._modules.values()
-        forwards = [kind.forward for kind in self.classes]
-        code = [forward.__code__ for forward in forwards]
-        return bert.config.hidden_act, bert.pooler, norm.weight is None, norm.bias is None, *layers, *forwards, *code
 
 
 class PackedTokenHead(_Packed):
@@ -340,7 +320,7 @@ def _packed(module: nn.Module) -> _Packed | None:
 
 def _forward_of(head: nn.Module) -> Any:
     """transformers' own forward for the class of `head`."""
-    return next(c.forward for c in type(head).__mro__ if c.__module__ == _BERT)
+    return next(c.forward for c in type(head).__mro__ if c.__module__ == BERT)
 
 
 @cache
@@ -361,7 +341,7 @@ def _why_not(bert: nn.Module) -> str | None:
         return f"its activation is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}"
     if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
         return f"its positions are {config.position_embedding_type}"
-    return _foreign_part(bert, Reads())
+    return foreign_part(bert, Reads())
 
 
 def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
@@ -381,7 +361,7 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         return "it is being traced"
     if tokens is not None and (tokens.is_meta or type(tokens).__name__ == "FakeTensor"):
         return "its tensors have no memory"
-    if reason := _attention_reason(bert.config):
+    if reason := attention_reason(bert.config):
         return reason
     if bert.config.is_decoder or getattr(bert.config, "is_causal", None):
         return "attention is causal"
@@ -401,107 +381,13 @@ def _stand_ins(bert: nn.Module, given: dict[str, Any]) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in buffers.items() if buffer is not None and name not in given}
 
 
-def _attention_reason(config: Any) -> str | None:
-    """Why attention is not to be computed here: somebody has put one of their own in its place."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    name = getattr(config, "_attn_implementation", None) or "eager"
-    eager = sys.modules[_BERT].eager_attention_forward
-    used = [ALL_ATTENTION_FUNCTIONS.get(name, eager), ALL_MASK_ATTENTION_FUNCTIONS.get(name)]
-    if name not in ("eager", *ALL_ATTENTION_FUNCTIONS) or not all(_is_theirs(f) for f in used if f is not None):
-        return f"its attention, {name!r}, is not transformers'"
-    return None
-
-
-def _is_theirs(function: Any) -> bool:
-    """Whether it is transformers' own code, not somebody's in its place, whatever name that goes by."""
-    code = getattr(function, "__code__", None)
-    return code is not None and code.co_filename.startswith(sys.modules["transformers"].__path__[0])
-
-
-def _foreign_part(bert: nn.Module, reads: Reads) -> str | None:
-    """Which part that fastbert would pass over is not what transformers puts there, or has a hook."""
-    try:
-        return _first_foreign(bert, reads)
-    except KeyError as gone:
-        return f"{gone.args[0]} is not where transformers puts it"
-
-
-def _first_foreign(bert: nn.Module, reads: Reads) -> str | None:
-    for name, module, kind in _passed_over(bert, reads):
-        own = type(module)
-        if own is not kind and (kind is not None or own.__module__ != _BERT):
-            return f"{name} is a {own.__module__}.{own.__name__}"
-        if kind is None and not _is_theirs(own.forward):
-            return f"{own.__name__}.forward has been replaced"
-        reads.is_plain(module, own)
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        # transformers leaves its output recorders on the layers once it has used them; they are idle here.
-        hooks = [h for h in hooks if getattr(h, "__module__", "") != "transformers.utils.output_capturing"]
-        if hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__:
-            return f"{name} has a hook"
-    embeddings = bert.embeddings
-    if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
-        return "embeddings.LayerNorm has no weight or no bias"
-    for name in ("position_embeddings", "token_type_embeddings"):
-        table = embeddings._modules[name]
-        reads.attributes(table, "max_norm", "sparse", "scale_grad_by_freq")
-        if not is_plain_table(table):
-            return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
-    for i, layer in enumerate(bert.encoder.layer):
-        scaling, width = reads.attributes(layer.attention.self, "scaling", "attention_head_size")
-        if type(scaling) is not float or scaling != width**-0.5:  # a tensor could be written to
-            return f"encoder.layer.{i}.attention.self.scaling is {scaling}"
-    return None
-
-
-def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module, type | None]]:
-    """The modules whose own forward never runs in a packed call: name, module, type (None: one of transformers')."""
-    activation = _activation(bert.config.hidden_act)
-    embeddings, encoder = reads.children(bert, "embeddings", "encoder")
-    yield "embeddings", embeddings, None
-    tables = "position_embeddings", "token_type_embeddings", "LayerNorm", "dropout"
-    kinds = nn.Embedding, nn.Embedding, nn.LayerNorm, nn.Dropout
-    for name, module, kind in zip(tables, reads.children(embeddings, *tables), kinds, strict=True):
-        yield f"embeddings.{name}", module, kind
-    yield "encoder", encoder, None
-    (layers,) = reads.children(encoder, "layer")
-    for i, layer in enumerate(layers):
-        name = f"encoder.layer.{i}"
-        yield name, layer, None  # before its parts are asked for: it may have others
-        attention, intermediate, output = reads.children(layer, "attention", "intermediate", "output")
-        yield f"{name}.attention", attention, None
-        self_attention, attention_output = reads.children(attention, "self", "output")
-        yield f"{name}.attention.self", self_attention, None
-        yield f"{name}.attention.self.dropout", *reads.children(self_attention, "dropout"), nn.Dropout
-        yield f"{name}.attention.output", attention_output, None
-        yield f"{name}.attention.output.dropout", *reads.children(attention_output, "dropout"), nn.Dropout
-        yield f"{name}.intermediate", intermediate, None
-        (function,) = reads.children(intermediate, "intermediate_act_fn")
-        yield f"{name}.intermediate.intermediate_act_fn", function, activation
-        yield f"{name}.output", output, None
-        yield f"{name}.output.dropout", *reads.children(output, "dropout"), nn.Dropout
-    if bert.pooler is not None:
-        yield "pooler", bert.pooler, None
-        yield "pooler.activation", *reads.children(bert.pooler, "activation"), nn.Tanh
-
-
-@cache
-def _activation(name: str) -> type[nn.Module]:
-    """The class that transformers has for an activation."""
-    from transformers.activations import ACT2FN
-
-    return type(ACT2FN[name])
-
-
 def _is_bert(module: nn.Module, name: str) -> bool:
     return _class_of(module, name) is not None
 
 
 def _class_of(module: nn.Module, name: str) -> type | None:
     """transformers' class `name` among the bases of `module`'s, without importing transformers."""
-    return next((c for c in type(module).__mro__ if c.__name__ == name and c.__module__ == _BERT), None)
+    return next((c for c in type(module).__mro__ if c.__name__ == name and c.__module__ == BERT), None)
 
 
 def _root(model: Any) -> nn.Module:
