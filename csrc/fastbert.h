@@ -10,8 +10,8 @@ namespace fastbert {
 
 enum class DType : int { f32 = 0, f16 = 1, bf16 = 2 };
 
-// Instruction sets with an object of their own, best first. A list of these is a list of choices. The last is `amx` with
-// its tiles in plain C++, for tests on processors that have none.
+// Instruction sets with an object of their own, best first. A list of these is a list of choices. The last is `amx`
+// itself, its tiles emulated (cpu/amx_emulation.cpp), for tests on processors that have none.
 enum class Isa : int {
     amx = 0, avx512_bf16 = 1, avx512_vnni = 2, avx512 = 3, avx2 = 4, portable = 5, amx_emulated = 6
 };

@@ -111,7 +111,9 @@ def test_linear_compiles(precision):
     call = lambda x: ops.linear(x, weight, bias, activation="gelu", precision=precision)  # noqa: E731
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x), call(x), rtol=1e-5, atol=1e-5)
+        got, expected = compiled(x), call(x)
+    # Compiled code multiplies in fp32; where there is AMX, "high" is made of bf16 pieces, to 2^-16.
+    assert (got - expected).norm() / expected.norm() < (2e-5 if precision == "high" else 1e-6)
 
 
 def cosines(a, b):

@@ -1,6 +1,7 @@
 """fastbert.native and the extension behind it: every instruction set this machine has, one by one."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -204,6 +205,38 @@ def run_python(code, **env):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+# Machine code, which ends in `ret`, and how the process ends; to come from a process in which AMX is emulated.
+ILLEGAL = {
+    "ud2": ("0f0b", -signal.SIGILL, "Fatal Python error: Illegal instruction"),
+    "tilezero before ldtilecfg": ("c4e27b49c0", -signal.SIGABRT, "a tile before ldtilecfg, or after tilerelease"),
+    "tileloadd of tile 3 without a stride": ("c4e27b4b1c27", -signal.SIGILL, "Illegal instruction"),
+    "tdpbf16ps after tilerelease": ("c4e27849c0" "c4e2525cc4", -signal.SIGABRT, "a tile before ldtilecfg"),
+    "tilerelease": ("c4e27849c0", 0, ""),
+}
+
+
+@pytest.mark.parametrize("name", ILLEGAL)
+def test_emulating_amx_lets_no_other_instruction_pass(name):
+    require_native()
+    if "amx_emulated" not in native.isas():
+        pytest.skip("AMX is here, or cannot be emulated here")
+    machine_code, code, message = ILLEGAL[name]
+    script = f"""
+import ctypes, faulthandler, mmap
+import torch
+from fastbert import native
+
+faulthandler.enable()
+native.linear(torch.ones(3, 64), torch.ones(5, 64), precision="high")
+memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+memory.write(bytes.fromhex("{machine_code}c3"))
+ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))()
+"""
+    env = os.environ | {"FASTBERT_ISA": "amx_emulated"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code and message in done.stderr, done.stderr
 
 
 def test_the_choice_in_a_fresh_process():

@@ -1,8 +1,6 @@
-// AMX tiles: 16 rows of 64 bytes, by inline assembly, or in plain C++ where FASTBERT_EMULATE_AMX asks for the same
-// logic on a processor without them (that is how it is tested on most machines).
-//
-// Assembly, since the intrinsics of GCC 12 say nothing of the memory they read and write, and the optimiser moves
-// them past the code that prepares it. The compiler itself never touches tile registers.
+// AMX tiles: 16 rows of 64 bytes, by inline assembly: the intrinsics of GCC 12 say nothing of the memory they read and
+// write, and the optimiser moves them past the code that prepares it. The compiler itself never touches tile registers.
+// On a processor without them the same code is tested by amx_emulation.cpp.
 #pragma once
 
 #include <immintrin.h>
@@ -12,66 +10,7 @@
 
 namespace fastbert::FASTBERT_ISA {
 
-#if defined(FASTBERT_EMULATE_AMX)
-
-struct TileMemory {
-    alignas(64) uint32_t word[8][16][16];
-};
-static thread_local TileMemory tile_memory;  // a source file's own: so all that names it is static
-
 // While one exists, the thread's tiles are usable: eight of 16 rows x 64 bytes.
-namespace {
-struct TilesInUse {
-    TilesInUse() { std::memset(&tile_memory, 0xff, sizeof tile_memory); }
-    ~TilesInUse() { std::memset(&tile_memory, 0xff, sizeof tile_memory); }
-};
-}  // namespace
-
-template <int TILE>
-static inline void tile_zero() { std::memset(tile_memory.word[TILE], 0, 1024); }
-template <int TILE>
-static inline void tile_load(const void* p, int64_t stride) {
-    for (int i = 0; i < 16; ++i) std::memcpy(tile_memory.word[TILE][i], static_cast<const char*>(p) + i * stride, 64);
-}
-template <int TILE>
-static inline void tile_store(void* p, int64_t stride) {
-    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<char*>(p) + i * stride, tile_memory.word[TILE][i], 64);
-}
-
-static inline float as_float(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-// C += A B, word by word as the processor does: the even half of a word and the odd one, in fp32 ...
-template <int C, int A, int B>
-static inline void tile_dot(const uint16_t*) {
-    auto& t = tile_memory.word;
-    for (int m = 0; m < 16; ++m)
-        for (int k = 0; k < 16; ++k)
-            for (int n = 0; n < 16; ++n) {
-                const uint32_t a = t[A][m][k], b = t[B][k][n];
-                float sum = as_float(t[C][m][n]);
-                sum += as_float(a << 16) * as_float(b << 16);
-                sum += as_float(a & 0xffff0000) * as_float(b & 0xffff0000);
-                std::memcpy(&t[C][m][n], &sum, sizeof sum);
-            }
-}
-// ... or four bytes, unsigned in A and signed in B, in int32.
-template <int C, int A, int B, typename Bytes>
-static inline void tile_dot(const Bytes*) {
-    auto& t = tile_memory.word;
-    for (int m = 0; m < 16; ++m)
-        for (int k = 0; k < 16; ++k)
-            for (int n = 0; n < 16; ++n)
-                for (int shift = 0; shift < 32; shift += 8)
-                    t[C][m][n] += static_cast<int32_t>(static_cast<uint8_t>(t[A][m][k] >> shift)) *
-                                  static_cast<int8_t>(t[B][k][n] >> shift);
-}
-
-#else
-
 struct TilesInUse {
     TilesInUse() {
         alignas(64) uint8_t config[64] = {1};  // palette 1; bytes a row of each tile from 16, rows from 48
@@ -102,8 +41,6 @@ template <int C, int A, int B, typename Bytes>
 static inline void tile_dot(const Bytes*) {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
-
-#endif
 
 // Rows [0, rows) and words [0, words) at p into a tile, zeros beyond; where all 16 x 16 are there, from their place.
 template <int TILE>

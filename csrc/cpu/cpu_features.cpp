@@ -1,5 +1,6 @@
 // What the processor can do, and the table of kernels for it. Compiled for the base instruction set.
 // __builtin_cpu_supports asks cpuid and xgetbv, so a feature the operating system does not save is absent.
+#include "amx_emulation.h"
 #include "kernels.h"
 
 #ifdef FASTBERT_X86
@@ -83,11 +84,20 @@ std::vector<Isa> supported_isas() {
     if (avx512) found.push_back(Isa::avx512);
     if (avx2) found.push_back(Isa::avx2);
     found.push_back(Isa::portable);
-    if (vnni) found.push_back(Isa::amx_emulated);
+#if defined(__linux__)
+    if (bf16 && !has_amx()) found.push_back(Isa::amx_emulated);
+#endif
 #else
     found.push_back(Isa::portable);
 #endif
     return found;
+}
+
+Isa with_kernels(Isa isa) {
+#if defined(FASTBERT_X86) && defined(__linux__)
+    if (isa == Isa::amx_emulated) return emulate_amx(), Isa::amx;
+#endif
+    return isa;
 }
 
 const CpuKernels& cpu_kernels(Isa isa) {
@@ -95,11 +105,11 @@ const CpuKernels& cpu_kernels(Isa isa) {
     {isa::add_layer_norm_kernels, isa::linear_kernels,        isa::attention_kernels, \
      isa::embed_layer_norm_kernels, isa::cross_entropy_kernels, isa::peak_kernels}
 #ifdef FASTBERT_X86
-    static const CpuKernels tables[ISAS] = {
-        FASTBERT_KERNELS(amx),  FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512_vnni), FASTBERT_KERNELS(avx512),
-        FASTBERT_KERNELS(avx2), FASTBERT_KERNELS(portable),    FASTBERT_KERNELS(amx_emulated),
+    static const CpuKernels tables[ISAS - 1] = {
+        FASTBERT_KERNELS(amx),    FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512_vnni),
+        FASTBERT_KERNELS(avx512), FASTBERT_KERNELS(avx2),        FASTBERT_KERNELS(portable),
     };
-    return tables[static_cast<int>(isa)];
+    return tables[static_cast<int>(with_kernels(isa))];
 #else
     static const CpuKernels table = FASTBERT_KERNELS(portable);
     return (void)isa, table;

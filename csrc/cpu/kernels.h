@@ -100,8 +100,10 @@ FASTBERT_DECLARE_KERNELS(avx512)
 FASTBERT_DECLARE_KERNELS(avx512_vnni)
 FASTBERT_DECLARE_KERNELS(avx512_bf16)
 FASTBERT_DECLARE_KERNELS(amx)
-FASTBERT_DECLARE_KERNELS(amx_emulated)
 #endif
+
+// The instruction set itself, or `amx` for amx_emulated, which from now on is emulated.
+Isa with_kernels(Isa isa);
 
 // The table of one instruction set.
 const CpuKernels& cpu_kernels(Isa isa);
