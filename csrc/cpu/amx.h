@@ -54,11 +54,11 @@ static inline void tile_load_edge(const uint32_t* p, int64_t stride, int rows, i
 }
 
 // out (32 x 32 words, one after the other) = in + A B for rows [0, m) of A, m <= 32, and one panel of B, whose words
-// are filled up to a multiple of 16. in may be null (zeros) or out itself. `between(step)` is called behind each step's tiles:
-// work for the vector units while the tiles multiply.
-template <typename T, typename Between>
+// are filled up to a multiple of 16. in may be null (zeros) or out itself. `meanwhile()` is called behind each step's
+// tiles: work for other units while the tiles multiply.
+template <typename T, typename Meanwhile>
 static inline void amx_product(const uint32_t* a, int64_t lda, int m, const uint32_t* b, int64_t words,
-                               const uint32_t* in, uint32_t* out, const Between& between) {
+                               const uint32_t* in, uint32_t* out, const Meanwhile& meanwhile) {
     constexpr const T* type = nullptr;
     constexpr int64_t ROW = 32 * 4;  // bytes of a row of a panel and of `out`
     const uint32_t* below = a + 16 * lda;
@@ -87,7 +87,7 @@ static inline void amx_product(const uint32_t* a, int64_t lda, int m, const uint
             tile_dot<2, 5, 6>(type);
             tile_dot<3, 5, 7>(type);
         }
-        between(k / 16);
+        meanwhile();
     }
     tile_store<0>(out, ROW);
     tile_store<1>(out + 16, ROW);

@@ -3,6 +3,7 @@
 // A `Kind` says what is multiplied: the values as they are, bytes, or bf16 pieces of fp32. A packed panel of TILE_N
 // columns is its header (biases; for bytes also the columns' scales and corrections), then the words of each piece.
 #include "kernels.h"
+#include "rows.h"
 #include "tile.h"
 
 namespace fastbert::FASTBERT_ISA {
@@ -229,43 +230,43 @@ void pack(const PackWeight& op, int64_t begin, int64_t end) {
     }
 }
 
-// The activation, to what the rounding of T leaves of it.
-template <typename T>
-static inline Vec activate(Activation activation, Vec x) {
-    switch (activation) {
-        case Activation::gelu: return sizeof(T) == 2 ? gelu_bf16(x) : gelu(x);
-        case Activation::gelu_tanh: return gelu_tanh(x);
-        case Activation::relu: return max(x, set(0.0f));
-        case Activation::silu: return silu(x);
-        case Activation::tanh: return tanh(x);
-        case Activation::none: break;
-    }
-    return x;
-}
-
 // Sums of one panel -> outputs.
 template <typename Kind>
 struct Finish {
     using T = typename Kind::Value;
+    using Numbers = Sum<typename Kind::Operand>;
     const Linear& op;
     const uint32_t* panel;
-    int64_t first, n;  // its columns
+    int64_t first;  // column
+    int n;          // columns that there are
 
-    void operator()(int64_t m, int v, Sum<typename Kind::Operand> sum) const {
-        const int64_t lanes = n - v * WIDTH;
-        if (lanes <= 0) return;
-        const Vec bias = load_word(panel + v * WIDTH);
-        Vec out;
+    Finish(const Linear& op, const uint32_t* panel, int64_t number)
+        : op(op), panel(panel), first(number * TILE_N),
+          n(static_cast<int>(op.N - first < TILE_N ? op.N - first : TILE_N)) {}
+
+    // Rows [begin, end) of the outputs, from their sums.
+    void operator()(int64_t begin, int64_t end, const void* sums) const {
+        with_activation(op.activation, [&](auto activation) {
+            const uint32_t* words = static_cast<const uint32_t*>(sums);
+            for (int64_t m = begin; m < end; ++m, words += TILE_N) {
+                T* y = static_cast<T*>(op.y) + m * op.stride_ym + first;
+                for (int v = 0; v < NV; ++v) {
+                    if (v * WIDTH >= n) break;
+                    const Vec out = activation(scaled((Numbers)load_word(words + v * WIDTH), m, panel + v * WIDTH));
+                    store_part(y + v * WIDTH, out, n - v * WIDTH < WIDTH ? n - v * WIDTH : WIDTH);
+                }
+            }
+        });
+    }
+
+    // With its bias, from the header of the panel at the column, and for bytes the scales of its row and column.
+    Vec scaled(Numbers sum, int64_t row, const uint32_t* header) const {
         if constexpr (IS_BYTES<Kind>) {
-            const Vec exact = __builtin_convertvector(sum + load_ints(panel + 2 * TILE_N + v * WIDTH), Vec);
-            out = fma(mul(exact, load_word(panel + TILE_N + v * WIDTH)), set(op.scales[m]), bias);
+            const Vec exact = __builtin_convertvector(sum + load_ints(header + 2 * TILE_N), Vec);
+            return fma(mul(exact, load_word(header + TILE_N)), set(op.scales[row]), load_word(header));
         } else {
-            out = add(sum, bias);
+            return add(sum, load_word(header));
         }
-        out = activate<T>(op.activation, out);
-        T* y = static_cast<T*>(op.y) + m * op.stride_ym + first + v * WIDTH;
-        if (lanes >= WIDTH) store(y, out);
-        else store_n(y, out, static_cast<int>(lanes));
     }
 };
 
@@ -282,43 +283,53 @@ struct Operands {
 #if defined(FASTBERT_AMX)
 
 // A panel is taken in pieces along K that stay in the L1 cache while a block of rows passes by; the sums wait in `sums`
-// meanwhile. In the last of them, the vector units finish the tile before while the tiles multiply the next.
+// meanwhile. Behind each step's tiles, while they multiply, a share of the next piece is asked for, and in the last piece
+// the vector units finish the tile before.
 template <typename Kind>
 void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
     using Operand = typename Kind::Operand;
-    constexpr int64_t STEP = 192, BLOCK = 256, ROWS = TILE_M<Operand>;
+    constexpr int64_t STEP = 192, BLOCK = 256, ROWS = TILE_M<Operand>, LINES = STEP * TILE_N * 4 / 64;
     constexpr int PAIRS = sizeof(Kind::PAIRS) / sizeof(Kind::PAIRS[0]);
     const TilesInUse tiles;
     const Operands<Kind> x(op);
     const int64_t words = PREPARED<Kind> ? piece_words<Kind>(op.K) : words_of<Kind>(op.K), padded = piece_words<Kind>(op.K);
     const int64_t steps = (words + STEP - 1) / STEP * PAIRS;
     alignas(64) uint32_t sums[BLOCK * TILE_N];
+    const auto panel_of = [&](int64_t p) { return static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K); };
+    const auto piece = [&](int64_t p, int64_t step) {
+        return panel_of(p) + (Kind::HEADER + Kind::PAIRS[step % PAIRS][1] * padded + step / PAIRS * STEP) * TILE_N;
+    };
 
     for (int64_t p = panel_begin; p < panel_end; ++p) {
-        const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
-        const int64_t first = p * TILE_N;
-        const Finish<Kind> finish{op, panel, first, op.N - first < TILE_N ? op.N - first : TILE_N};
+        const Finish<Kind> finish(op, panel_of(p), p);
         for (int64_t top = row_begin; top < row_end; top += BLOCK) {
             const int64_t rows = row_end - top < BLOCK ? row_end - top : BLOCK;
             for (int64_t step = 0; step < steps; ++step) {
                 const int* pair = Kind::PAIRS[step % PAIRS];
                 const int64_t k = step / PAIRS * STEP, count = words - k < STEP ? words - k : STEP;
-                const uint32_t* b = panel + (Kind::HEADER + pair[1] * padded + k) * TILE_N;
-                int64_t done = 0, ready = 0;  // vectors of `sums` that are finished, and that may be
-                const int64_t a_time = step + 1 < steps ? 0 : ROWS * NV / ((count + 15) / 16) + 1;
-                const auto finish_some = [&](int64_t) {
-                    for (int64_t i = 0; i < a_time && done < ready; ++i, ++done)
-                        finish(top + done / NV, static_cast<int>(done % NV), (Sum<Operand>)load_word(sums + done * WIDTH));
+                const uint32_t* b = piece(p, step);
+                const bool last = step + 1 == steps;
+                const uint32_t* next = last ? piece(p + 1, 0) : piece(p, step + 1);
+                const int64_t tiles_of_k = (count + 15) / 16, tiles_of_m = (rows + ROWS - 1) / ROWS;
+                const int64_t asked_a_time = LINES / (tiles_of_k * tiles_of_m) + 1;
+                const int64_t done_a_time = last ? ROWS / tiles_of_k + 1 : 0;
+                int64_t asked = 0, done = 0, ready = 0;  // lines; rows of `sums` that are finished, and that may be
+                const auto meanwhile = [&] {
+                    for (int64_t i = 0; i < asked_a_time && asked < LINES; ++i, ++asked)
+                        __builtin_prefetch(next + asked * (64 / 4), 0, 2);  // into L2: L1 is full with this piece
+                    const int64_t end = ready < done + done_a_time ? ready : done + done_a_time;
+                    if (end > done) finish(top + done, top + end, sums + done * TILE_N);
+                    done = end;
                 };
                 for (int64_t m = 0; m < rows; m += ROWS) {
                     const uint32_t* a = x.begin + (top + m) * x.stride + pair[0] * padded + k;
                     const int64_t tile_rows = rows - m < ROWS ? rows - m : ROWS;
                     uint32_t* out = sums + m * TILE_N;
                     amx_product<Operand>(a, x.stride, static_cast<int>(tile_rows), b, count, step ? out : nullptr, out,
-                                         finish_some);
-                    ready = (m + tile_rows) * NV;
+                                         meanwhile);
+                    ready = m + tile_rows;
                 }
-                while (a_time && done < ready) finish_some(0);
+                if (last) finish(top + done, top + ready, sums + done * TILE_N);
             }
         }
     }
@@ -337,8 +348,8 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     // Tiles of one height, or nearly: a last one of few rows would cost as much as a full one.
     const int64_t tiles = (row_end - row_begin + VECTOR_ROWS - 1) / VECTOR_ROWS;
     const int64_t height = tiles ? (row_end - row_begin + tiles - 1) / tiles : 0;
-    // Two tiles and no more have no time to wait for weights from memory: they take turns with pieces of a panel that
-    // stay in the L1 cache, and while each multiplies one it asks for half of the next.
+    // Nobody has time to wait for weights from memory: while the first two tiles multiply a panel, each asks for half of
+    // the next one. Two tiles and no more take turns with pieces of a panel that stay in the L1 cache, and ask for pieces.
     // Pieces end where sums are cut in any case, or sums run on: a row comes out the same, whatever rows go with it.
     constexpr int64_t PIECE = CHUNK<float>;
     const bool taking_turns = tiles == 2;
@@ -346,8 +357,7 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     const int64_t step = taking_turns && words > 2 * PIECE ? PIECE : words;
     for (int64_t p = panel_begin; p < panel_end; ++p) {
         const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
-        const int64_t first = p * TILE_N;
-        const Finish<Kind> finish{op, panel, first, op.N - first < TILE_N ? op.N - first : TILE_N};
+        const Finish<Kind> finish(op, panel, p);
         for (int64_t m = row_begin; m < row_end; m += group) {
             const int64_t rows = row_end - m < group ? row_end - m : group;
             Sum<Operand> sums[2 * VECTOR_ROWS][NV];
@@ -359,15 +369,15 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
                     const uint32_t* b = panel + (Kind::HEADER + pair[1] * padded + k) * TILE_N;
                     for (int64_t i = 0; i < rows; i += height) {
                         const uint32_t* a = x.begin + (m + i) * x.stride + pair[0] * padded + k;
-                        const Ahead half = {b + count * TILE_N + (i ? count * WIDTH : 0), 1};
+                        const int64_t tile = (m + i - row_begin) / height;
+                        const Ahead half_of_next = {b + count * TILE_N + tile * count * WIDTH, 1};
                         with_rows(rows - i < height ? rows - i : height, [&](auto some) {
                             multiply<Operand, decltype(some)::value>(a, x.stride, b, count, sums + i,
-                                                                     taking_turns ? half : ahead_in(b));
+                                                                     tiles > 1 && tile < 2 ? half_of_next : ahead_in(b));
                         });
                     }
                 }
-            for (int64_t i = 0; i < rows; ++i)
-                for (int v = 0; v < NV; ++v) finish(m + i, v, sums[i][v]);
+            finish(m, m + rows, sums);
         }
     }
 }

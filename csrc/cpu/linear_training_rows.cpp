@@ -6,19 +6,6 @@
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
-// Calls f with an activation's function, so that the choice is made outside the loops.
-template <typename F>
-void with_activation(Activation activation, const F& f) {
-    switch (activation) {
-        case Activation::gelu: return f([](Vec z) { return gelu(z); });
-        case Activation::gelu_tanh: return f([](Vec z) { return gelu_tanh(z); });
-        case Activation::relu: return f([](Vec z) { return max(z, set(0.0f)); });
-        case Activation::silu: return f([](Vec z) { return silu(z); });
-        case Activation::tanh: return f([](Vec z) { return tanh(z); });
-        case Activation::none: return f([](Vec z) { return z; });
-    }
-}
-
 // Phi(z) + z phi(z), phi the density of the normal distribution.
 Vec gelu_slope(Vec z) {
     const Vec a = z < set(0.0f) ? sub(set(0.0f), z) : z;

@@ -166,7 +166,7 @@ static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint
 #if defined(FASTBERT_AMX)
     if constexpr (USES_AMX<T>) {
         alignas(64) uint32_t out[TILE_M<T> * TILE_N];
-        amx_product<T>(a, lda, static_cast<int>(m), b, words, nullptr, out, [](int64_t) {});
+        amx_product<T>(a, lda, static_cast<int>(m), b, words, nullptr, out, [] {});
         for (int i = 0; i < m; ++i)
             for (int v = 0; v < NV; ++v) store(i, v, (Sum<T>)load_word(out + i * TILE_N + v * WIDTH));
         return;
