@@ -69,7 +69,7 @@ void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, i
                 }
             }
         } else {
-            multiply<T, M>(a, lda, b + p * panel, words, acc, ahead_in(b + p * panel));
+            multiply<T, M>(a, lda, b + p * panel, words, acc, true, ahead_in(b + p * panel));
         }
         for (int i = 0; i < M; ++i)
             for (int v = 0; v < NV; ++v) f(i, p * TILE_N + v * WIDTH, acc[i][v]);

@@ -244,6 +244,15 @@ struct Finish {
         : op(op), panel(panel), first(number * TILE_N),
           n(static_cast<int>(op.N - first < TILE_N ? op.N - first : TILE_N)) {}
 
+    // Asks for the outputs of rows [begin, end), to be written when the product is done: from memory they take a while.
+    void ask(int64_t begin, int64_t end) const {
+        for (int64_t m = begin; m < end; ++m) {
+            const T* y = static_cast<const T*>(op.y) + m * op.stride_ym + first;
+            for (int64_t byte = 0; byte < TILE_N * static_cast<int64_t>(sizeof(T)); byte += 64)
+                __builtin_prefetch(reinterpret_cast<const char*>(y) + byte, 1);
+        }
+    }
+
     // Rows [begin, end) of the outputs, from their sums.
     void operator()(int64_t begin, int64_t end, const void* sums) const {
         with_activation(op.activation, [&](auto activation) {
@@ -325,6 +334,7 @@ void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64
                     const uint32_t* a = x.begin + (top + m) * x.stride + pair[0] * padded + k;
                     const int64_t tile_rows = rows - m < ROWS ? rows - m : ROWS;
                     uint32_t* out = sums + m * TILE_N;
+                    if (last) finish.ask(top + m, top + m + tile_rows);
                     amx_product<Operand>(a, x.stride, static_cast<int>(tile_rows), b, count, step ? out : nullptr, out,
                                          meanwhile);
                     ready = m + tile_rows;
@@ -360,9 +370,9 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
         const Finish<Kind> finish(op, panel, p);
         for (int64_t m = row_begin; m < row_end; m += group) {
             const int64_t rows = row_end - m < group ? row_end - m : group;
+            finish.ask(m, m + rows);
             Sum<Operand> sums[2 * VECTOR_ROWS][NV];
-            for (int64_t i = 0; i < rows; ++i)
-                for (int v = 0; v < NV; ++v) sums[i][v] = Sum<Operand>{};
+            bool more = false;
             for (const auto& pair : Kind::PAIRS)
                 for (int64_t k = 0; k < words; k += step) {
                     const int64_t count = words - k < step ? words - k : step;
@@ -372,10 +382,11 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
                         const int64_t tile = (m + i - row_begin) / height;
                         const Ahead half_of_next = {b + count * TILE_N + tile * count * WIDTH, 1};
                         with_rows(rows - i < height ? rows - i : height, [&](auto some) {
-                            multiply<Operand, decltype(some)::value>(a, x.stride, b, count, sums + i,
+                            multiply<Operand, decltype(some)::value>(a, x.stride, b, count, sums + i, more,
                                                                      tiles > 1 && tile < 2 ? half_of_next : ahead_in(b));
                         });
                     }
+                    more = true;
                 }
             finish(m, m + rows, sums);
         }

@@ -120,16 +120,16 @@ struct Ahead {
 // Of B itself, 64 steps before its use: 8 KB of a panel that may come from memory.
 static inline Ahead ahead_in(const uint32_t* b) { return {b + 64 * TILE_N, NV}; }
 
-// sums[m][v] += sum over k < words of A[m][k] * B[k][v], m < M. `lda` in words.
+// sums[m][v] = sum over k < words of A[m][k] * B[k][v], m < M, added to what is there if it is `more`. `lda` in words.
 template <typename T, int M>
-static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (*sums)[NV],
+static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (*sums)[NV], bool more,
                             Ahead ahead) {
     constexpr bool RUNNING = CHUNK<T> > CHUNK<float>;
-    for (int64_t start = 0; start < words; start += CHUNK<T>) {
+    for (int64_t start = 0; start == 0 || start < words; start += CHUNK<T>) {
         const int64_t end = start + CHUNK<T> < words ? start + CHUNK<T> : words;
         Sum<T> part[M][NV];
         for (int m = 0; m < M; ++m)
-            for (int v = 0; v < NV; ++v) part[m][v] = RUNNING ? sums[m][v] : Sum<T>{};
+            for (int v = 0; v < NV; ++v) part[m][v] = RUNNING && more ? sums[m][v] : Sum<T>{};
         for (int64_t k = start; k < end; ++k) {
             Vec columns[NV];
             for (int v = 0; v < NV; ++v) columns[v] = load_word(b + (k * NV + v) * WIDTH);
@@ -141,7 +141,8 @@ static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, i
             }
         }
         for (int m = 0; m < M; ++m)
-            for (int v = 0; v < NV; ++v) sums[m][v] = RUNNING ? part[m][v] : sums[m][v] + part[m][v];
+            for (int v = 0; v < NV; ++v) sums[m][v] = !RUNNING && more ? sums[m][v] + part[m][v] : part[m][v];
+        more = true;
     }
 }
 
@@ -175,9 +176,7 @@ static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint
     with_rows(m, [&](auto rows) {
         constexpr int M = decltype(rows)::value;
         Sum<T> sums[M][NV];
-        for (int i = 0; i < M; ++i)
-            for (int v = 0; v < NV; ++v) sums[i][v] = Sum<T>{};
-        multiply<T, M>(a, lda, b, words, sums, ahead_in(b));
+        multiply<T, M>(a, lda, b, words, sums, false, ahead_in(b));
         for (int i = 0; i < M; ++i)
             for (int v = 0; v < NV; ++v) store(i, v, sums[i][v]);
     });
