@@ -212,7 +212,7 @@ ILLEGAL = {
     "ud2": ("0f0b", -signal.SIGILL, "Fatal Python error: Illegal instruction"),
     "tilezero before ldtilecfg": ("c4e27b49c0", -signal.SIGABRT, "a tile before ldtilecfg, or after tilerelease"),
     "tileloadd of tile 3 without a stride": ("c4e27b4b1c27", -signal.SIGILL, "Illegal instruction"),
-    "tdpbf16ps after tilerelease": ("c4e27849c0" "c4e2525cc4", -signal.SIGABRT, "a tile before ldtilecfg"),
+    "tdpbf16ps after tilerelease": ("c4e27849c0c4e2525cc4", -signal.SIGABRT, "a tile before ldtilecfg"),
     "tilerelease": ("c4e27849c0", 0, ""),
 }
 

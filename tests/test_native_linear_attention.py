@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support import assert_accurate, require_native
+from support import assert_accurate, poisoned_memory, require_native
 
 from fastbert import native, reference
 from fastbert.native import extension, packed_weights
@@ -28,6 +28,15 @@ def test_linear_accuracy(isa, activation, dtype):
         torch.set_num_threads(2)
         assert torch.equal(native.linear(x, weight, bias, activation=activation), got)
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("precision, dtype", [(None, torch.float32), ("high", torch.float32), ("int8", torch.bfloat16)])
+def test_a_product_of_nothing_is_the_bias(isa, precision, dtype):
+    bias = torch.randn(33).to(dtype)
+    with poisoned_memory():
+        for rows in (1, 13, 40):
+            got = native.linear(torch.ones(rows, 0).to(dtype), torch.ones(33, 0).to(dtype), bias, precision=precision)
+            assert torch.equal(got, bias.expand(rows, 33))
 
 
 @pytest.mark.parametrize("precision", [None, "int8"])

@@ -302,7 +302,7 @@ void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64
     const TilesInUse tiles;
     const Operands<Kind> x(op);
     const int64_t words = PREPARED<Kind> ? piece_words<Kind>(op.K) : words_of<Kind>(op.K), padded = piece_words<Kind>(op.K);
-    const int64_t steps = (words + STEP - 1) / STEP * PAIRS;
+    const int64_t steps = (words ? (words + STEP - 1) / STEP : 1) * PAIRS;
     alignas(64) uint32_t sums[BLOCK * TILE_N];
     const auto panel_of = [&](int64_t p) { return static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K); };
     const auto piece = [&](int64_t p, int64_t step) {
@@ -319,7 +319,7 @@ void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64
                 const uint32_t* b = piece(p, step);
                 const bool last = step + 1 == steps;
                 const uint32_t* next = last ? piece(p + 1, 0) : piece(p, step + 1);
-                const int64_t tiles_of_k = (count + 15) / 16, tiles_of_m = (rows + ROWS - 1) / ROWS;
+                const int64_t tiles_of_k = count / 16 + 1, tiles_of_m = (rows + ROWS - 1) / ROWS;
                 const int64_t asked_a_time = LINES / (tiles_of_k * tiles_of_m) + 1;
                 const int64_t done_a_time = last ? ROWS / tiles_of_k + 1 : 0;
                 int64_t asked = 0, done = 0, ready = 0;  // lines; rows of `sums` that are finished, and that may be
@@ -364,7 +364,7 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     constexpr int64_t PIECE = CHUNK<float>;
     const bool taking_turns = tiles == 2;
     const int64_t group = taking_turns ? row_end - row_begin : height;
-    const int64_t step = taking_turns && words > 2 * PIECE ? PIECE : words;
+    const int64_t step = taking_turns && words > 2 * PIECE ? PIECE : words ? words : 1;
     for (int64_t p = panel_begin; p < panel_end; ++p) {
         const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
         const Finish<Kind> finish(op, panel, p);
@@ -374,7 +374,7 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
             Sum<Operand> sums[2 * VECTOR_ROWS][NV];
             bool more = false;
             for (const auto& pair : Kind::PAIRS)
-                for (int64_t k = 0; k < words; k += step) {
+                for (int64_t k = 0; k == 0 || k < words; k += step) {
                     const int64_t count = words - k < step ? words - k : step;
                     const uint32_t* b = panel + (Kind::HEADER + pair[1] * padded + k) * TILE_N;
                     for (int64_t i = 0; i < rows; i += height) {
