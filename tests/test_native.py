@@ -208,21 +208,22 @@ def run_python(code, **env):
 
 
 # Machine code, which ends in `ret`, and how the process ends; to come from a process in which AMX is emulated.
-ILLEGAL = {
+MACHINE_CODE = {
     "ud2": ("0f0b", -signal.SIGILL, "Fatal Python error: Illegal instruction"),
     "tilezero before ldtilecfg": ("c4e27b49c0", -signal.SIGABRT, "a tile before ldtilecfg, or after tilerelease"),
-    "tileloadd of tile 3 without a stride": ("c4e27b4b1c27", -signal.SIGILL, "Illegal instruction"),
+    "tileloadd before ldtilecfg": ("c4e27b4b1c27", -signal.SIGABRT, "a tile before ldtilecfg, or after tilerelease"),
+    "tdpbssd, which no kernel uses": ("c4e2535ec4", -signal.SIGILL, "Illegal instruction"),
     "tdpbf16ps after tilerelease": ("c4e27849c0c4e2525cc4", -signal.SIGABRT, "a tile before ldtilecfg"),
     "tilerelease": ("c4e27849c0", 0, ""),
 }
 
 
-@pytest.mark.parametrize("name", ILLEGAL)
+@pytest.mark.parametrize("name", MACHINE_CODE)
 def test_emulating_amx_lets_no_other_instruction_pass(name):
     require_native()
     if "amx_emulated" not in native.isas():
         pytest.skip("AMX is here, or cannot be emulated here")
-    machine_code, code, message = ILLEGAL[name]
+    machine_code, code, message = MACHINE_CODE[name]
     script = f"""
 import ctypes, faulthandler, mmap
 import torch

@@ -49,9 +49,9 @@ class Instruction {
     int reg() const { return (code_[4] >> 3 & 7) | extension(7); }
     int rm() const { return (code_[4] & 7) | extension(5); }
     int vvvv() const { return ~code_[2] >> 3 & 15; }
-    int length() const { return 5 + (in_memory() ? has_sib() + displacement_bytes() : 0); }
+    int length() const { return 5 + has_sib() + (in_memory() ? displacement_bytes() : 0); }
 
-    // The operand in memory. A tile's stride stands in the place of an index and counts rows.
+    // The operand in memory. A tile's stride stands in the place of an index, 0 where there is none, and counts rows.
     char* address(int64_t row = 0) const {
         const int mode = code_[4] >> 6, sib = code_[5];
         const int base = has_sib() ? (sib & 7) | extension(5) : rm();
@@ -59,17 +59,16 @@ class Instruction {
         int64_t at = 0;
         if (mode == 0 && !has_sib() && (base & 7) == 5) at = registers_[REG_RIP] + length();
         else if (mode || (base & 7) != 5) at = value(base);
-        if (index != 4) at += (value(index) << (sib >> 6)) * (opcode() == 0x4b ? row : 1);
+        if (index != 4) at += (value(index) * (1 << (sib >> 6))) * (opcode() == 0x4b ? row : 1);
         return reinterpret_cast<char*>(at + displacement());
     }
-    bool has_stride() const { return has_sib() && ((code_[5] >> 3 & 7) | extension(6)) != 4; }
+    bool has_sib() const { return in_memory() && (code_[4] & 7) == 4; }
 
   private:
     const uint8_t* code_;
     const greg_t* registers_;
 
     int extension(int bit) const { return code_[1] >> bit & 1 ? 0 : 8; }
-    bool has_sib() const { return (code_[4] & 7) == 4; }
     int displacement_bytes() const {
         const int mode = code_[4] >> 6;
         const bool no_base = mode == 0 && ((has_sib() ? code_[5] : code_[4]) & 7) == 5;
@@ -166,12 +165,15 @@ void dot_bytes(Tile& c, const Tile& a, const Tile& b) {
 // False where it is none of those that the kernels use.
 bool carry_out(const Instruction& op) {
     enum { NONE, P66, PF3, PF2 };
-    if (op.opcode() == 0x49 && op.prefix() == NONE && op.in_memory()) return configure(op.address()), true;
-    if (op.opcode() == 0x49 && op.prefix() == NONE && !op.reg() && !op.rm()) return tiles.configured = false, true;
-    if (op.opcode() == 0x49 && op.prefix() == PF2 && !op.in_memory())
+    if (op.opcode() < 0x50 && op.vvvv()) return false;
+    if (op.opcode() == 0x49 && op.prefix() == NONE && !op.reg()) {
+        if (op.in_memory()) return configure(op.address()), true;
+        if (!op.rm()) return tiles.configured = false, true;
+    }
+    if (op.opcode() == 0x49 && op.prefix() == PF2 && !op.in_memory() && !op.rm())
         return std::memset(tile_of(op.reg()).bytes, 0, sizeof Tile::bytes), true;
-    if (op.opcode() == 0x4b && op.has_stride() && op.prefix() == PF2) return load(op), true;
-    if (op.opcode() == 0x4b && op.has_stride() && op.prefix() == PF3) return store(op), true;
+    if (op.opcode() == 0x4b && op.has_sib() && op.prefix() == PF2) return load(op), true;
+    if (op.opcode() == 0x4b && op.has_sib() && op.prefix() == PF3) return store(op), true;
     const bool of_bf16 = op.opcode() == 0x5c && op.prefix() == PF3, of_bytes = op.opcode() == 0x5e && op.prefix() == P66;
     if (op.in_memory() || !(of_bf16 || of_bytes)) return false;
     Tile &c = tile_of(op.reg()), &a = tile_of(op.rm()), &b = tile_of(op.vvvv());
@@ -189,7 +191,10 @@ void on_illegal_instruction(int signal, siginfo_t* info, void* context) {
     if (op.is_amx() && carry_out(op)) registers[REG_RIP] += op.length();
     else if (before.sa_flags & SA_SIGINFO) before.sa_sigaction(signal, info, context);
     else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) before.sa_handler(signal);
-    else sigaction(signal, &before, nullptr);  // and the instruction, tried again, ends the process
+    else {
+        sigaction(signal, &before, nullptr);     // and the instruction, tried again, ends the process
+        if (info->si_code <= 0) raise(signal);   // or the signal that somebody sent
+    }
 }
 
 }  // namespace

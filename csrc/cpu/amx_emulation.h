@@ -3,7 +3,8 @@
 
 namespace fastbert {
 
-// From now on the instructions of AMX that the kernels use are carried out, slowly, on a processor without them.
+// From now on the instructions of AMX that the kernels use are carried out, slowly, on a processor without them: until
+// somebody else takes SIGILL (faulthandler does, so enable it before).
 void emulate_amx();
 
 }  // namespace fastbert

@@ -318,8 +318,8 @@ void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64
                 const int64_t k = step / PAIRS * STEP, count = words - k < STEP ? words - k : STEP;
                 const uint32_t* b = piece(p, step);
                 const bool last = step + 1 == steps;
-                const uint32_t* next = last ? piece(p + 1, 0) : piece(p, step + 1);
-                const int64_t tiles_of_k = count / 16 + 1, tiles_of_m = (rows + ROWS - 1) / ROWS;
+                const uint32_t* next = !last ? piece(p, step + 1) : piece(top + BLOCK < row_end ? p : p + 1, 0);
+                const int64_t tiles_of_k = count ? (count + 15) / 16 : 1, tiles_of_m = (rows + ROWS - 1) / ROWS;
                 const int64_t asked_a_time = LINES / (tiles_of_k * tiles_of_m) + 1;
                 const int64_t done_a_time = last ? ROWS / tiles_of_k + 1 : 0;
                 int64_t asked = 0, done = 0, ready = 0;  // lines; rows of `sums` that are finished, and that may be

@@ -140,8 +140,9 @@ static inline void with_activation(Activation activation, const F& f) {
         case Activation::relu: return f([](Vec z) { return max(z, set(0.0f)); });
         case Activation::silu: return f([](Vec z) { return silu(z); });
         case Activation::tanh: return f([](Vec z) { return tanh(z); });
-        case Activation::none: return f([](Vec z) { return z; });
+        case Activation::none: break;
     }
+    f([](Vec z) { return z; });
 }
 
 }  // namespace fastbert::FASTBERT_ISA
