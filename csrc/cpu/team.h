@@ -16,6 +16,11 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+
+#include <chrono>
+#endif
 
 #include "kernels.h"
 
@@ -38,6 +43,7 @@ public:
 #pragma omp parallel num_threads(threads)
             {
                 Team team(shared, omp_get_thread_num(), omp_get_num_threads());
+                team.spread();
                 body(team);
             }
             return;
@@ -80,6 +86,7 @@ private:
     struct Shared {
         alignas(64) std::atomic<int64_t> next{0};  // the loop that is on, and its next task
         alignas(64) std::atomic<int64_t> done{0};  // tasks, of all loops
+        alignas(64) std::atomic<uint64_t> cores[16] = {};  // a bit for each on which a thread has begun
     };
 
     // The next task of this thread's loop, or `tasks` where there is none left, or the others are in a later loop.
@@ -91,6 +98,19 @@ private:
     }
 
     Team(Shared& shared, int number, int size) : shared_(shared), number_(number), size_(size) {}
+
+    // Linux may leave two threads on one core for most of a second while another is idle, since neither ever sleeps. Who
+    // begins where another one has begun sleeps for as short as can be: who wakes is given an idle core.
+    void spread() {
+#if defined(__linux__)
+        static const int cores = static_cast<int>(std::thread::hardware_concurrency());
+        const int core = sched_getcpu();
+        if (size_ > cores || core < 0 || core >= 16 * 64) return;
+        const uint64_t bit = uint64_t{1} << core % 64;
+        if (shared_.cores[core / 64].fetch_or(bit, std::memory_order_relaxed) & bit)
+            std::this_thread::sleep_for(std::chrono::nanoseconds(1));
+#endif
+    }
 
     // Spins for a microsecond, then lets others have the core: one of them may be who is waited for.
     void wait() {
