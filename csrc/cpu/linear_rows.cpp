@@ -393,9 +393,9 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     }
 }
 
-// AMX multiplies so fast that a weight from memory has to serve 256 rows; a vector unit has time for the next after 96.
+// AMX multiplies so fast that a weight from memory has to serve 256 rows; a vector unit has time for the next after 120.
 template <typename T>
-constexpr int64_t BLOCK_ROWS = USES_AMX<T> ? 256 : 96;
+constexpr int64_t BLOCK_ROWS = USES_AMX<T> ? 256 : 120;
 template <typename T>
 constexpr int64_t BLOCK_BYTES = (USES_AMX<T> ? 1536 : 384) * 1024;
 
