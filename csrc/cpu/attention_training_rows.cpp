@@ -56,9 +56,9 @@ void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, i
              const F& f) {
     for (int64_t p = 0; p < panels(columns); ++p) {
         Vec acc[M][NV];
-        for (int i = 0; i < M; ++i)
-            for (int v = 0; v < NV; ++v) acc[i][v] = set(0.0f);
         if constexpr (SIDEWAYS) {
+            for (int i = 0; i < M; ++i)
+                for (int v = 0; v < NV; ++v) acc[i][v] = set(0.0f);
             for (int64_t k = 0; k < words; ++k) {
                 Vec column[NV];
                 for (int v = 0; v < NV; ++v) column[v] = load_word(b + p * panel + (k * NV + v) * WIDTH);
@@ -69,7 +69,7 @@ void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, i
                 }
             }
         } else {
-            multiply<T, M>(a, lda, b + p * panel, words, acc, true, ahead_in(b + p * panel));
+            multiply<T, M>(a, lda, b + p * panel, words, acc, false, ahead_in(b + p * panel));
         }
         for (int i = 0; i < M; ++i)
             for (int v = 0; v < NV; ++v) f(i, p * TILE_N + v * WIDTH, acc[i][v]);

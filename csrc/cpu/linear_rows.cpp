@@ -125,8 +125,7 @@ static inline float inverse_scale(float amax) { return amax > 1e-36f ? 127.0f / 
 
 // x rounded to the nearest integer, ties to even; |x| < 2^22.
 static inline Ints round_to_int(Vec x) {
-    const Vec magic = set(12582912.0f);
-    return (Ints)add(x, magic) - (Ints)magic;
+    return (Ints)add(x, set(ROUNDING)) - (Ints)set(ROUNDING);
 }
 
 #if defined(__AVX512VNNI__)

@@ -1,4 +1,4 @@
-// exp and the activations on one Vec, for any instruction set: only arithmetic, shifts and comparisons of vector types.
+// exp and the activations on one Vec, in operators of vector types where an instruction set has nothing better.
 // Polynomials are Chebyshev fits, made for fp32; errors are measured over all of their range.
 #pragma once
 
@@ -8,6 +8,9 @@
 namespace fastbert::FASTBERT_ISA {
 
 using Ints = int32_t __attribute__((vector_size(sizeof(Vec))));
+
+// Added to x, |x| < 2^22, it leaves round(x), ties to even, in the low bits of the sum: 1.5 * 2^23.
+constexpr float ROUNDING = 12582912.0f;
 
 // 2^x = p(f) 2^n, x = n + f with n whole and f in [-0.5, 0.5], for x <= 127; 0 below -126.5 or -126. NaN stays NaN.
 #if defined(__AVX512F__)
@@ -20,11 +23,11 @@ static inline Vec power(Vec x, const Polynomial& p) {
 #else
 template <typename Polynomial>
 static inline Vec power(Vec x, const Polynomial& p) {
-    const Vec magic = set(12582912.0f);  // 1.5 * 2^23: adding it leaves round(x) in the low bits
+    const Vec rounding = set(ROUNDING);
     x = max(x, set(-127.0f));
-    const Vec shifted = add(x, magic);
-    const Ints n = (Ints)shifted - (Ints)magic;  // -127 makes the exponent 0
-    return mul(p(sub(x, sub(shifted, magic))), (Vec)((n + 127) << 23));
+    const Vec shifted = add(x, rounding);
+    const Ints n = (Ints)shifted - (Ints)rounding;  // -127 makes the exponent 0
+    return mul(p(sub(x, sub(shifted, rounding))), (Vec)((n + 127) << 23));
 }
 #endif
 
@@ -94,9 +97,9 @@ alignas(64) constexpr float GELU_TAIL[6][16] = {
 
 // max(x, 0) - t (1 - Phi(t)), t = |x|: a polynomial whose coefficients are looked up, as shuffling is what no product needs.
 static inline Vec gelu(Vec x) {
-    const Vec magic = set(12582912.0f);  // 1.5 * 2^23: adding it leaves i in the low bits
+    const Vec rounding = set(ROUNDING);  // leaves i
     const Vec t = min((Vec)((Ints)x & 0x7fffffff), set(6.0f));
-    const Vec shifted = fma(t, set(2.5f), magic), f = fma(t, set(2.5f), sub(magic, shifted));
+    const Vec shifted = fma(t, set(2.5f), rounding), f = fma(t, set(2.5f), sub(rounding, shifted));
     const auto coefficient = [&](int power) { return _mm512_permutexvar_ps((__m512i)shifted, load(GELU_TAIL[power])); };
     Vec tail = coefficient(5);
     for (int power = 4; power >= 0; --power) tail = fma(tail, f, coefficient(power));
