@@ -3,6 +3,7 @@
 // Keys and values are packed once into the caller's scratch memory; then a tile of queries at a time forms all its
 // scores (TILE_M x L fp32, in cache), their exponentials, and its context. Nothing of size L x L exists.
 #include "kernels.h"
+#include "rows.h"
 #include "tile.h"
 
 namespace fastbert::FASTBERT_ISA {
@@ -36,16 +37,12 @@ static inline Vec power(Vec x) { return sizeof(T) == 2 ? exp2_bf16(x) : exp2(x);
 // scores[0, L) -> 2^(scores * scale - their maximum) as T in place, zeros up to `padded`; returns 1 / the sum.
 template <typename T>
 float exponentials(float* scores, int64_t L, int64_t padded, float scale) {
-    Vec top = set(scores[0]);
-    int64_t n = 0;
-    for (; n + WIDTH <= L; n += WIDTH) top = max(top, load(scores + n));
-    float most = highest(top);
-    for (int64_t i = n; i < L; ++i) most = scores[i] > most ? scores[i] : most;
-
-    const Vec factor = set(scale), top_score = set(most);  // their difference first: 0 at the maximum, however large
+    // Their difference first: 0 at the maximum, however large.
+    const Vec factor = set(scale), top_score = set(highest(scores, L));
     Vec total = set(0.0f);
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read
-    for (n = 0; n + WIDTH <= L; n += WIDTH) {
+    int64_t n = 0;
+    for (; n + WIDTH <= L; n += WIDTH) {
         const Vec e = power<T>(mul(sub(load(scores + n), top_score), factor));
         total = add(total, e);
         store(out + n, e);

@@ -87,12 +87,7 @@ void store_within(T* row, int64_t n, int64_t columns, Vec v) {
 template <typename T>
 float exponentials(float* scores, int64_t L, int64_t padded, float scale, const Dropout& dropout, RowKey key,
                    float* largest) {
-    Vec top = set(scores[0]);
-    along(L, [&](int64_t n, int lanes) {
-        if (lanes == WIDTH) top = max(top, load(scores + n));
-    });
-    float most = highest(top);
-    for (int64_t i = L / WIDTH * WIDTH; i < L; ++i) most = scores[i] > most ? scores[i] : most;
+    const float most = highest(scores, L);
     *largest = most;
     const Words a = fill(key.a), b = fill(key.b);
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read

@@ -21,6 +21,20 @@ static inline void along(int64_t N, const F& f) {
     if (n < N) f(n, static_cast<int>(N - n));
 }
 
+// The largest of p[0, n), n > 0.
+static inline float highest(const float* p, int64_t n) {
+    float most = p[0];
+    if (n < WIDTH) {
+        for (int64_t i = 1; i < n; ++i) most = p[i] > most ? p[i] : most;
+        return most;
+    }
+    Vec top = set(most);
+    int64_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) top = max(top, load(p + i));
+    if (i < n) top = max(top, load(p + n - WIDTH));  // some of them again: one by one they took longer
+    return highest(top);
+}
+
 // The sum of acc = f(acc, n, lanes) over [0, N), in two accumulators in the order of add_layer_norm_rows.cpp.
 template <typename F>
 static inline float sum_along(int64_t N, const F& f) {

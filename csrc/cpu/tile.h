@@ -111,7 +111,7 @@ constexpr int64_t CHUNK = INT64_MAX / 2;
 template <>
 constexpr int64_t CHUNK<float> = 128;
 
-// What is asked for while something else is multiplied: so many vectors a step along K, from `next`.
+// What is asked for while something else is multiplied: so many vectors a step along K, one or NV, from `next`.
 struct Ahead {
     const uint32_t* next;
     int vectors;
@@ -125,20 +125,25 @@ template <typename T, int M>
 static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (*sums)[NV], bool more,
                             Ahead ahead) {
     constexpr bool RUNNING = CHUNK<T> > CHUNK<float>;
+    const int64_t apart = ahead.vectors == NV ? WIDTH : 0;  // one vector is asked for NV times, which takes no branch
     for (int64_t start = 0; start == 0 || start < words; start += CHUNK<T>) {
         const int64_t end = start + CHUNK<T> < words ? start + CHUNK<T> : words;
         Sum<T> part[M][NV];
         for (int m = 0; m < M; ++m)
             for (int v = 0; v < NV; ++v) part[m][v] = RUNNING && more ? sums[m][v] : Sum<T>{};
+        // A pointer for three rows: one for each would be more than there are registers.
+        const uint32_t* rows[(M + 2) / 3];
+        for (int m = 0; m < M; m += 3) rows[m / 3] = a + m * lda + start;
         for (int64_t k = start; k < end; ++k) {
             Vec columns[NV];
             for (int v = 0; v < NV; ++v) columns[v] = load_word(b + (k * NV + v) * WIDTH);
-            for (int v = 0; v < ahead.vectors; ++v) __builtin_prefetch(ahead.next + (k * ahead.vectors + v) * WIDTH);
+            for (int v = 0; v < NV; ++v) __builtin_prefetch(ahead.next + k * ahead.vectors * WIDTH + v * apart);
             for (int m = 0; m < M; ++m) {
-                const Vec row = broadcast(a + m * lda + k);
+                const Vec row = broadcast(rows[m / 3] + m % 3 * lda);
                 for (int v = 0; v < NV; ++v)
                     part[m][v] = dot(part[m][v], row, columns[v], static_cast<const T*>(nullptr));
             }
+            for (int m = 0; m < M; m += 3) ++rows[m / 3];
         }
         for (int m = 0; m < M; ++m)
             for (int v = 0; v < NV; ++v) sums[m][v] = !RUNNING && more ? sums[m][v] + part[m][v] : part[m][v];
