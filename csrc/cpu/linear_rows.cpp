@@ -379,7 +379,7 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
                     for (int64_t i = 0; i < rows; i += height) {
                         const uint32_t* a = x.begin + (m + i) * x.stride + pair[0] * padded + k;
                         const int64_t tile = (m + i - row_begin) / height;
-                        const Ahead half_of_next = {b + count * TILE_N + tile * count * WIDTH, 1};
+                        const Ahead half_of_next = {b + count * TILE_N + tile * count * WIDTH, WIDTH};
                         with_rows(rows - i < height ? rows - i : height, [&](auto some) {
                             multiply<Operand, decltype(some)::value>(a, x.stride, b, count, sums + i, more,
                                                                      tiles > 1 && tile < 2 ? half_of_next : ahead_in(b));

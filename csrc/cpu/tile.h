@@ -111,21 +111,22 @@ constexpr int64_t CHUNK = INT64_MAX / 2;
 template <>
 constexpr int64_t CHUNK<float> = 128;
 
-// What is asked for while something else is multiplied: so many vectors a step along K, one or NV, from `next`.
+// What is asked for while something else is multiplied: so many words a step along K, from `next`.
 struct Ahead {
     const uint32_t* next;
-    int vectors;
+    int64_t words;
 };
 
 // Of B itself, 64 steps before its use: 8 KB of a panel that may come from memory.
-static inline Ahead ahead_in(const uint32_t* b) { return {b + 64 * TILE_N, NV}; }
+static inline Ahead ahead_in(const uint32_t* b) { return {b + 64 * TILE_N, TILE_N}; }
 
 // sums[m][v] = sum over k < words of A[m][k] * B[k][v], m < M, added to what is there if it is `more`. `lda` in words.
 template <typename T, int M>
 static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (*sums)[NV], bool more,
                             Ahead ahead) {
     constexpr bool RUNNING = CHUNK<T> > CHUNK<float>;
-    const int64_t apart = ahead.vectors == NV ? WIDTH : 0;  // one vector is asked for NV times, which takes no branch
+    constexpr int LINES = TILE_N > 16 ? TILE_N / 16 : 1;  // of a step; half as many are asked for twice, with no branch
+    const int64_t apart = ahead.words / LINES;
     for (int64_t start = 0; start == 0 || start < words; start += CHUNK<T>) {
         const int64_t end = start + CHUNK<T> < words ? start + CHUNK<T> : words;
         Sum<T> part[M][NV];
@@ -137,7 +138,7 @@ static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, i
         for (int64_t k = start; k < end; ++k) {
             Vec columns[NV];
             for (int v = 0; v < NV; ++v) columns[v] = load_word(b + (k * NV + v) * WIDTH);
-            for (int v = 0; v < NV; ++v) __builtin_prefetch(ahead.next + k * ahead.vectors * WIDTH + v * apart);
+            for (int i = 0; i < LINES; ++i) __builtin_prefetch(ahead.next + (k * LINES + i) * apart);
             for (int m = 0; m < M; ++m) {
                 const Vec row = broadcast(rows[m / 3] + m % 3 * lda);
                 for (int v = 0; v < NV; ++v)
