@@ -352,8 +352,9 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
 #if defined(FASTBERT_AMX)
     if constexpr (USES_AMX<Operand>) return linear_by_tiles<Kind>(op, row_begin, row_end, panel_begin, panel_end);
 #endif
+    static_assert(Kind::PIECES == 1 || USES_AMX<Operand>);
     const Operands<Kind> x(op);
-    const int64_t words = words_of<Kind>(op.K), padded = piece_words<Kind>(op.K);
+    const int64_t words = words_of<Kind>(op.K);
     // Tiles of one height, or nearly: a last one of few rows would cost as much as a full one.
     const int64_t tiles = (row_end - row_begin + VECTOR_ROWS - 1) / VECTOR_ROWS;
     const int64_t height = tiles ? (row_end - row_begin + tiles - 1) / tiles : 0;
@@ -371,22 +372,19 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
             const int64_t rows = row_end - m < group ? row_end - m : group;
             finish.ask(m, m + rows);
             Sum<Operand> sums[2 * VECTOR_ROWS][NV];
-            bool more = false;
-            for (const auto& pair : Kind::PAIRS)
-                for (int64_t k = 0; k == 0 || k < words; k += step) {
-                    const int64_t count = words - k < step ? words - k : step;
-                    const uint32_t* b = panel + (Kind::HEADER + pair[1] * padded + k) * TILE_N;
-                    for (int64_t i = 0; i < rows; i += height) {
-                        const uint32_t* a = x.begin + (m + i) * x.stride + pair[0] * padded + k;
-                        const int64_t tile = (m + i - row_begin) / height;
-                        const Ahead half_of_next = {b + count * TILE_N + tile * count * WIDTH, WIDTH};
-                        with_rows(rows - i < height ? rows - i : height, [&](auto some) {
-                            multiply<Operand, decltype(some)::value>(a, x.stride, b, count, sums + i, more,
-                                                                     tiles > 1 && tile < 2 ? half_of_next : ahead_in(b));
-                        });
-                    }
-                    more = true;
+            for (int64_t k = 0; k == 0 || k < words; k += step) {
+                const int64_t count = words - k < step ? words - k : step;
+                const uint32_t* b = panel + (Kind::HEADER + k) * TILE_N;
+                for (int64_t i = 0; i < rows; i += height) {
+                    const uint32_t* a = x.begin + (m + i) * x.stride + k;
+                    const int64_t tile = (m + i - row_begin) / height;
+                    const Ahead half_of_next = {b + count * TILE_N + tile * count * WIDTH, WIDTH};
+                    with_rows(rows - i < height ? rows - i : height, [&](auto some) {
+                        multiply<Operand, decltype(some)::value>(a, x.stride, b, count, sums + i, k > 0,
+                                                                 tiles > 1 && tile < 2 ? half_of_next : ahead_in(b));
+                    });
                 }
+            }
             finish(m, m + rows, sums);
         }
     }
