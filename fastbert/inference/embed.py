@@ -35,6 +35,7 @@ class Embedder:
             tokenizer take.
         lower_case: whether texts are lower-cased before the tokenizer.
         prompt: put before each text.
+        truncate_dim: how many leading numbers of a vector are kept, after normalize; None for all.
 
     Raises:
         ValueError: no such pooling, no pooler, or a max_length that the model cannot take.
@@ -50,6 +51,7 @@ class Embedder:
         max_length: int | None = None,
         lower_case: bool = False,
         prompt: str = "",
+        truncate_dim: int | None = None,
     ) -> None:
         positions = model.config.max_position_embeddings
         if pooling not in POOLINGS:
@@ -60,6 +62,8 @@ class Embedder:
             max_length = min(tokenizer.model_max_length, positions)
         if not 3 <= max_length <= positions:
             raise ValueError(f"max_length is {max_length}; it must be 3 to max_position_embeddings, {positions}")
+        check_truncate_dim(truncate_dim, model.config.hidden_size)
+        self.truncate_dim = truncate_dim
         self.model, self.tokenizer = model, tokenizer
         self.pooling, self.normalize, self.max_length = pooling, normalize, max_length
         self.lower_case, self.prompt = lower_case, prompt
@@ -105,6 +109,9 @@ class Embedder:
             inference_only=inference_only,
             add_pooling_layer=settings.pooling == "pooler",
         )
+        check_truncate_dim(
+            settings.truncate_dim, model.config.hidden_size, f"{path}/config_sentence_transformers.json: "
+        )
         if tokenizer is None:
             tokenizer = BertTokenizer.from_pretrained(path, revision=revision)
         if max_length is None:
@@ -118,12 +125,13 @@ class Embedder:
             max_length=max_length,
             lower_case=settings.lower_case,
             prompt=settings.prompt,
+            truncate_dim=settings.truncate_dim,
         )
 
     @property
     def width(self) -> int:
         """The length E of a vector."""
-        return self.model.config.hidden_size
+        return self.model.config.hidden_size if self.truncate_dim is None else self.truncate_dim
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, cut to `max_length`."""
@@ -162,7 +170,9 @@ class Embedder:
             vectors = _first(output.last_hidden_state, cu_seqlens.to(device), lengths.to(device)).float()
         else:
             vectors = _mean(output.last_hidden_state.float(), lengths.to(device))
-        return torch.nn.functional.normalize(vectors, dim=1) if self.normalize else vectors
+        if self.normalize:
+            vectors = torch.nn.functional.normalize(vectors, dim=1)
+        return vectors[:, : self.width]
 
     def embed(
         self,
@@ -209,9 +219,14 @@ class Embedder:
         vocab = sorted(self.tokenizer.get_vocab().items())
         config = sorted(self.model.config.to_dict().items())
         digest.update(repr((vocab, repr(self.tokenizer), config, self.lower_case, self.prompt)).encode())
-        digest.update(f"{self.pooling} {self.normalize} {self.max_length}".encode())
+        digest.update(f"{self.pooling} {self.normalize} {self.max_length} {self.truncate_dim}".encode())
         digest.update(f"{self.model.matmul_precision}".encode())
         return digest.hexdigest()
+
+
+def check_truncate_dim(value: object, hidden_size: int, where: str = "") -> None:
+    if value is not None and (type(value) is not int or not 1 <= value <= hidden_size):
+        raise ValueError(f"{where}truncate_dim is {value!r}; it must be 1 to {hidden_size}, or None")
 
 
 def _first(x: Tensor, cu_seqlens: Tensor, lengths: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class SentenceSettings:
     max_length: int | None = None
     lower_case: bool = False  # of the text, before the tokenizer
     prompt: str = ""  # put before each text
+    truncate_dim: Any = None  # leading numbers kept of a vector; not yet checked
 
 
 def read_settings(
@@ -66,6 +67,7 @@ def read_settings(
         transformer.get("max_seq_length"),
         bool(transformer.get("do_lower_case")),
         (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""),
+        prompts.get("truncate_dim"),
     )
 
 
