@@ -73,8 +73,13 @@ def add_task_arguments(parser: argparse.ArgumentParser, positive: Callable[[str]
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=positive, help="(default: 3)")
-    training.add_argument("--batch-size", type=positive, metavar="N", help="examples (default: as --tokens says)")
-    training.add_argument("--tokens", type=positive, metavar="N", help="in a batch, at most (default: 2048)")
+    training.add_argument("--batch-size", type=positive, metavar="N", help="examples, at most (default: 16)")
+    training.add_argument(
+        "--tokens",
+        type=positive,
+        metavar="N",
+        help="in a batch, at most (default: 2048; with --batch-size, any number)",
+    )
     training.add_argument("--accumulate", type=positive, metavar="N", help="batches in a step (default: 1)")
     training.add_argument("--order", choices=("random", "length"), help="length: like lengths together, shuffled")
     training.add_argument("--lr", type=float, help="at the top of the schedule (default: 5e-5)")
@@ -94,6 +99,10 @@ def add_task_arguments(parser: argparse.ArgumentParser, positive: Callable[[str]
     training.add_argument("--precision", choices=("fp32", "bf16"), help="of the products (default: fp32)")
     training.add_argument("--seed", type=int, help="of all that is drawn (default: 0)")
     training.add_argument("--evaluate-every", type=positive, metavar="STEPS", help="(default: each epoch)")
+    training.add_argument("--save-every", type=positive, metavar="STEPS", help="checkpoints (default: each evaluation)")
+    training.add_argument(
+        "--tensorboard", action="store_true", default=None, help="write event files to DIR/tensorboard"
+    )
     training.add_argument("--best", metavar="SCORE", help="by which the best checkpoint is known; loss, too")
     training.add_argument("--patience", type=positive, metavar="N", help="end after N evaluations without a better")
 

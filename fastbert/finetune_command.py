@@ -22,6 +22,7 @@ from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
 
 REPORT = "report"
+FEW_STEPS = 50  # optimizer steps of a run, below which it is unlikely to learn
 NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "matplotlib": "matplotlib"}
 
 
@@ -75,9 +76,14 @@ def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list
 def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
     """Trains, from the checkpoint `newest` if there is one, and reports; `start` is the model that was begun with."""
     _say_data(run.recipe)
+    if len(run.plan) < FEW_STEPS:
+        _say(
+            f"warning: {len(run.plan)} optimizer steps in all; below {FEW_STEPS} a model hardly learns: "
+            "more --epochs or a smaller --batch-size make more"
+        )
     if newest is not None:
         run.resume(newest)
-        _say(f"going on from {newest}")
+        _say(f"resuming from {newest}: {run.step:,} of {len(run.plan):,} steps done, {run.where()}")
     outcome = run.run()
     if outcome.signal is not None:
         _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")

@@ -133,7 +133,10 @@ def make_recipe(folder: Path, task: str, model: Path | None = None, **settings) 
     model = model or save_model(folder / "model")
     data = write(folder, task)
     return Recipe.read(
-        FinetuneSettings(task=task, **{**QUICK, **settings}), model, {"train": data, "dev": data}, READING.get(task)
+        FinetuneSettings(task=task, **{**QUICK, **({"tokens": None} if "batch_size" in settings else {}), **settings}),
+        model,
+        {"train": data, "dev": data},
+        READING.get(task),
     )
 
 

@@ -104,25 +104,27 @@ def test_without_layer_decay_there_is_one_rate(tmp_path):
     assert {group["rate"] for group in layer_groups(run.model, 0.01, 1.0)} == {1.0}
 
 
-def test_early_stopping_ends_the_run_and_keeps_the_best(tmp_path, monkeypatch):
+@pytest.mark.parametrize("losses, best", [([5, 3, 2, 4, 1], 2), ([5, 3, 2, 3, 1], 2), ([5, 3, 2, 2.5, 1], 4)])
+def test_early_stopping_ends_the_run_and_keeps_the_best_of_lower_loss(tmp_path, monkeypatch, losses, best):
     run = make_run(tmp_path, "classification", evaluate_every=1, patience=3, epochs=20)
-    scores = iter([0.2, 0.5, 0.4, 0.5, 0.3, 0.9])
+    scores = iter([0.2, 0.5, 0.4, 0.5, 0.3])
+    losses = iter(losses)
     weights = []
     whole = run.evaluate
 
     def evaluate(data):
         evaluation = whole(data)
         weights.append({name: p.detach().clone() for name, p in run.model.named_parameters()})
-        evaluation.scores["accuracy"] = next(scores)
+        evaluation.scores.update({"accuracy": next(scores), "loss": next(losses)})
         return evaluation
 
     monkeypatch.setattr(run, "evaluate", evaluate)
     outcome = run.run()
-    assert (outcome.step, outcome.best_step) == (5, 2)  # three evaluations without a better one; equal is not better
-    assert [path.name for path in run.checkpoints.complete()] == ["step-00000002", "step-00000005"]
+    assert (outcome.step, outcome.best_step) == (5, best)  # three evaluations without a better score
+    assert [path.name for path in run.checkpoints.complete()] == [f"step-0000000{best}", "step-00000005"]
     run.load_best()
     for name, parameter in run.model.named_parameters():
-        assert torch.equal(parameter, weights[1][name]), name
+        assert torch.equal(parameter, weights[best - 1][name]), name
 
 
 def test_the_best_may_be_the_least_loss(tmp_path, monkeypatch):
@@ -139,9 +141,36 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("kill_at", [3, 5])
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, kill_at):
-    options = {"epochs": 3, "batch_size": 6, "evaluate_every": 2, "accumulate": 2, "layer_decay": 0.9}
+def test_batches_default_to_sixteen_examples_within_the_token_budget():
+    bounds = lambda **given: FinetuneSettings(task="classification", **given).batch_bounds  # noqa: E731
+    assert bounds() == (16, 2048)
+    assert bounds(tokens=4096) == (16, 4096)
+    assert bounds(batch_size=64) == (64, None)
+    assert bounds(batch_size=64, tokens=512) == (64, 512)
+    batches = plan_epoch(LENGTHS, seed=0, epoch=0, order="random", batch_size=16, tokens=600)
+    sums = [sum(LENGTHS[i] for i in batch) for batch in batches]
+    assert max(map(len, batches)) == 16 and 500 < max(sums) <= 600 and len(set(map(len, batches))) > 2
+
+
+def test_an_evaluation_of_one_class_is_told(tmp_path, capsys):
+    run = make_run(tmp_path, "classification", epochs=1, batch_size=20, lr=0.0)
+    with torch.no_grad():
+        run.model.classifier.bias[2] = 100
+    run.run()
+    data = run.recipe.dev.path
+    assert f"warning: step 1: the model predicts 'c' for every example of {data}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kill_at, save_every, start", [(3, None, 2), (5, None, 4), (3, 3, 3), (5, 1, 5)])
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, kill_at, save_every, start):
+    options = {
+        "save_every": save_every,
+        "epochs": 3,
+        "batch_size": 6,
+        "evaluate_every": 2,
+        "accumulate": 2,
+        "layer_decay": 0.9,
+    }
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
 
@@ -164,7 +193,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, kill_at):
         killed.run()
     again = make(tmp_path / "b")
     again.resume(again.checkpoints.newest())
-    assert 0 < again.step <= kill_at
+    assert again.step == start
+    assert again.where() == f"epoch {start // 2 + 1} of 3, step {start % 2 + 1} in it"
     outcome = again.run()
     assert outcome.step == len(whole.plan)
     for (name, p), q in zip(again.model.named_parameters(), whole.model.parameters(), strict=True):
@@ -267,7 +297,7 @@ LENGTHS = np.random.default_rng(0).integers(3, 60, 500).tolist()
 @pytest.mark.parametrize("order", ["random", "length"])
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_an_epoch_takes_each_feature_once_in_an_order_of_its_own(order, batch_size):
-    options = {"seed": 3, "order": order, "batch_size": batch_size, "tokens": 200}
+    options = {"seed": 3, "order": order, "batch_size": batch_size, "tokens": None if batch_size else 200}
     batches = plan_epoch(LENGTHS, epoch=0, **options)
     assert sorted(i for batch in batches for i in batch) == list(range(500))
     if batch_size:

@@ -51,7 +51,7 @@ class TrainingState:
     data: dict[str, Any]  # position in the shards
     scaler: dict[str, Any]  # of fp16's loss scale; empty without
     unlogged: list[list[float]]  # figures of the steps since the last line of the log
-    heldout_loss: float | None = None  # where this very step was evaluated
+    heldout_loss: float | list[float] | None = None  # where this step was evaluated; lists compare item by item
     version: int = field(default=VERSION)
 
 

@@ -74,28 +74,29 @@ def on_host(logits: Tensor) -> Tensor:
 
 
 def plan_epoch(
-    lengths: Sequence[int], *, seed: int, epoch: int, order: str, batch_size: int | None, tokens: int
+    lengths: Sequence[int], *, seed: int, epoch: int, order: str, batch_size: int | None, tokens: int | None
 ) -> list[list[int]]:
     """The batches of an epoch, lists of indices into `lengths`: a function of the arguments alone.
 
     Args:
         order: "random"; or "length", where features of like length go together and batches come in random order.
-        batch_size: features in a batch; None for as many as fit into `tokens`, at least one.
+        batch_size: features in a batch, at most; None for any number.
+        tokens: in a batch, at most, unless a single feature has more; None for any number.
     """
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
     indices = random.permutation(len(lengths))
     if order == "length":
         mean = max(1.0, float(np.mean(lengths)))
-        window = _SORTED_TOGETHER * (batch_size or max(1, int(tokens / mean)))
+        in_batch = len(lengths) if tokens is None else max(1, int(tokens / mean))
+        window = _SORTED_TOGETHER * min(in_batch, batch_size or in_batch)
         chunks = [indices[start : start + window] for start in range(0, len(indices), window)]
         indices = np.concatenate([chunk[np.argsort(-np.asarray(lengths)[chunk], kind="stable")] for chunk in chunks])
     batches: list[list[int]] = []
-    left = 0
+    left = 0.0
     for index in indices.tolist():
-        full = len(batches[-1]) == batch_size if batches and batch_size else lengths[index] > left
-        if full or not batches:
+        if not batches or len(batches[-1]) == batch_size or lengths[index] > left:
             batches.append([])
-            left = tokens
+            left = np.inf if tokens is None else tokens
         batches[-1].append(index)
         left -= lengths[index]
     return [batches[i] for i in random.permutation(len(batches))] if order == "length" else batches

@@ -25,7 +25,7 @@ from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.features import Feature, plan_epoch
 from fastbert.training.finetune.layers import freeze, layer_groups
 from fastbert.training.finetune.settings import FinetuneSettings
-from fastbert.training.finetune.tasks import TASKS, Predictions, Task, class_counts, loss_of
+from fastbert.training.finetune.tasks import TASKS, Predictions, Task, class_counts, loss_of, single_label
 from fastbert.training.logs import Log, Meter, ProgressLine
 from fastbert.training.loop import AUTOCAST, TrainingError, check_resumable, signals
 from fastbert.training.objective import Counts
@@ -156,20 +156,21 @@ class Recipe:
 
     def _epoch(self, epoch: int) -> list[list[list[int]]]:
         settings = self.settings
+        most, tokens = settings.batch_bounds
         batches = plan_epoch(
             [feature.length for feature in self.train.features],
             seed=settings.seed,
             epoch=epoch,
             order=settings.order,
-            batch_size=settings.batch_size,
-            tokens=settings.tokens,
+            batch_size=most,
+            tokens=tokens,
         )
         return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
 
     def decisive(self) -> dict[str, Any]:
         """What a run is gone on with by the same only."""
         data = {"training data": self.train.digest(), "dev data": self.dev.digest(), "labels": self.labels}
-        return asdict(self.settings) | data
+        return self.settings.decisive() | data
 
     def evaluate(self, data: Dataset, logits: Sequence[np.ndarray]) -> Evaluation:
         """Predictions and scores from the logits of each feature."""
@@ -246,7 +247,7 @@ class Finetuning:
         self.class_weights = None if weights is None else weights.to(self.device)
         self.checkpoints = open_checkpoints(folder)
         self.step = 0  # steps done
-        self.scores: list[list[float]] = []  # [step, score] of each evaluation
+        self.scores: list[list[float]] = []  # [step, score, dev loss] of each evaluation
         self._unlogged: list[Tensor] = []  # (loss, gradient norm) of each step since the last line of the log
 
     def run(self) -> Outcome:
@@ -259,7 +260,7 @@ class Finetuning:
             CheckpointError: a checkpoint cannot be written.
         """
         self.checkpoints.tidy()
-        self._log = Log(self.folder, step=self.step, tensorboard=False)
+        self._log = Log(self.folder, step=self.step, tensorboard=self.settings.tensorboard)
         self._progress, self._meter = ProgressLine(len(self.plan)), Meter(None, 1)
         try:
             with signals() as received:
@@ -273,6 +274,8 @@ class Finetuning:
                     if self._evaluation_is_due():
                         self._evaluate()
                         self._save()
+                    elif self.settings.save_every and self.step % self.settings.save_every == 0:
+                        self._save()
             return Outcome(self.step, self.best_step)
         finally:
             self._progress.close()
@@ -280,12 +283,15 @@ class Finetuning:
 
     @property
     def best_step(self) -> int | None:
-        """The first of those with the best score."""
-        return int(max(self.scores, key=lambda entry: entry[1])[0]) if self.scores else None
+        """The step of the best score; of equal scores, the one of the lower loss, and then the first."""
+        return int(max(self.scores, key=lambda entry: (entry[1], -entry[2]))[0]) if self.scores else None
 
     def _out_of_patience(self) -> bool:
-        since = sum(step > self.best_step for step, _ in self.scores)
-        return self.settings.patience is not None and since >= self.settings.patience
+        """An equal score of a lower loss is no progress: evaluations since the first of the best score count."""
+        if self.settings.patience is None or not self.scores:
+            return False
+        values = [score for _, score, _ in self.scores]
+        return len(values) - 1 - values.index(max(values)) >= self.settings.patience
 
     def _evaluation_is_due(self) -> bool:
         every = self.settings.evaluate_every
@@ -374,14 +380,20 @@ class Finetuning:
 
     def _evaluate(self) -> None:
         self._meter.pause()
-        scores = self.evaluate(self.recipe.dev).scores
+        evaluation = self.evaluate(self.recipe.dev)
+        scores = evaluation.scores
         if not math.isfinite(scores["loss"]):
             raise TrainingError(f"step {self.step}: the dev loss is {scores['loss']}")
-        lower_is_better = self.best_score in ("loss", "mse")
-        self.scores.append([self.step, -scores[self.best_score] if lower_is_better else scores[self.best_score]])
+        lower_is_better = self.best_score in ("loss", "mse", "mae")
+        score = -scores[self.best_score] if lower_is_better else scores[self.best_score]
+        self.scores.append([self.step, score, scores["loss"]])
         self._log.write(self.step, "dev", scores)
         words = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
         self._progress.say(f"step {self.step:,}, dev: {words}")
+        if (label := single_label(evaluation.predictions)) is not None:
+            self._progress.say(
+                f"warning: step {self.step:,}: the model predicts {label!r} for every example of {self.recipe.dev.path}"
+            )
         self._meter.restart()
 
     def _save(self) -> None:
@@ -393,8 +405,8 @@ class Finetuning:
             data={"scores": self.scores},
             scaler={},
             unlogged=self._figures(),
-            # What the best checkpoint has the least of; of equals, the first is kept.
-            heldout_loss=-self.scores[-1][1] if evaluated else None,
+            # What the best checkpoint has the least of, in order; of equals, the first is kept.
+            heldout_loss=[-self.scores[-1][1], self.scores[-1][2]] if evaluated else None,
         )
         self.checkpoints.save(state, self.write)
         self._meter.restart()
@@ -425,6 +437,12 @@ class Finetuning:
         load_optimizer(self.optimizer, self.trained, checkpoint)
         self.step, self.scores = state.step, state.data["scores"]
         self._unlogged = [torch.tensor(row, device=self.device) for row in state.unlogged]
+
+    def where(self) -> str:
+        """The epoch and the step in it that come next."""
+        ends = sorted(self.epoch_ends)
+        done = sum(end <= self.step for end in ends)
+        return f"epoch {min(done + 1, len(ends))} of {len(ends)}, step {self.step - ([0, *ends][done]) + 1} in it"
 
     def load_weights(self, checkpoint: Path) -> None:
         """Those of a checkpoint of this run."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fastbert.training.settings import MOST_SEED, OptimizerSettings
 
 CLASS_WEIGHTS = ("none", "balanced")
+EXAMPLES, TOKENS = 16, 2048  # the bounds of a batch where neither is given
+_FREE_TO_CHANGE = ("save_every", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class FinetuneSettings:
     task: str
     seed: int = 0
     epochs: int = 3
-    batch_size: int | None = None  # examples; None: as many as fit into `tokens`
-    tokens: int = 2048  # in a batch
+    batch_size: int | None = None  # examples; None: up to 16 within `tokens`
+    tokens: int | None = None  # in a batch, at most; None: no bound where batch_size is given, else 2048
     accumulate: int = 1  # batches that make one step
     order: Literal["random", "length"] = "random"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -41,6 +43,8 @@ class FinetuneSettings:
     evaluate_every: int | None = None  # steps; None: at the end of each epoch
     patience: int | None = None  # evaluations without a better score after which the run ends
     best: str | None = None  # the score that says which checkpoint is best; None: the task's
+    save_every: int | None = None  # steps; None: a checkpoint at each evaluation only
+    tensorboard: bool = False  # event files next to the log
     max_length: int | None = None  # tokens of an example, or of a window of a question's context
     stride: int = 128  # tokens that a window shares with the one before
     max_question: int = 64  # tokens
@@ -50,7 +54,15 @@ class FinetuneSettings:
     null_threshold: float = 0.0  # how much better no answer must be than the best one
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch_size": 1, "tokens": 1, "accumulate": 1, "evaluate_every": 1, "patience": 1}
+        least = {
+            "epochs": 1,
+            "batch_size": 1,
+            "tokens": 1,
+            "accumulate": 1,
+            "evaluate_every": 1,
+            "patience": 1,
+            "save_every": 1,
+        }
         least |= {"lr": 0, "weight_decay": 0, "max_grad_norm": 0, "warmup_share": 0, "freeze_layers": 0, "seed": 0}
         least |= {"stride": 0, "max_question": 1, "n_best": 1, "max_answer": 1, "max_length": 5}
         for name, limit in least.items():
@@ -70,6 +82,16 @@ class FinetuneSettings:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.class_weights not in CLASS_WEIGHTS:
             raise ValueError(f"class_weights is {self.class_weights!r}; it must be one of {', '.join(CLASS_WEIGHTS)}")
+
+    @property
+    def batch_bounds(self) -> tuple[int, int | None]:
+        """The most examples and the most tokens of a batch (None: any number)."""
+        tokens = TOKENS if self.tokens is None and self.batch_size is None else self.tokens
+        return self.batch_size or EXAMPLES, tokens
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that the weights follow from; the others may change when a run is resumed."""
+        return {name: value for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
 
     @property
     def optimizer(self) -> OptimizerSettings:

@@ -305,6 +305,19 @@ def class_counts(features: Sequence[Feature], classes: int) -> np.ndarray:
     return np.bincount(labels[labels != IGNORE], minlength=classes)
 
 
+def single_label(predictions: Predictions) -> str | None:
+    """The label that is predicted everywhere, where the true ones are several; None otherwise, or without labels."""
+    gold, predicted = (
+        [label for p in predictions for label in _labels_in(p.get(side))] for side in ("gold", "predicted")
+    )
+    return predicted[0] if len(set(predicted)) == 1 and len(set(gold)) > 1 else None
+
+
+def _labels_in(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [label for label in values if isinstance(label, str)]
+
+
 def loss_of(output: ModelOutput, arguments: dict[str, Any], class_weights: Tensor | None) -> Tensor:
     """The head's own loss; with weights, the mean of the cross entropies by the weights of their labels."""
     if class_weights is None:
