@@ -15,11 +15,13 @@ import torch
 
 from fastbert import __version__
 from fastbert.cli import device_of
+from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe, open_checkpoints
 from fastbert.training.finetune.report import draw_confusion, draw_curves, read_log, write_report
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
+from fastbert.unknown_tokens import unknown_warning
 
 REPORT = "report"
 FEW_STEPS = 50  # optimizer steps of a run, below which it is unlikely to learn
@@ -134,7 +136,9 @@ def _finish(run: Finetuning, folder: Path, start: str) -> None:
     if recipe.settings.task == "classification":
         gold, predicted = ([p[side] for p in last.predictions] for side in ("gold", "predicted"))
         draw_confusion(report / f"confusion-matrix-{name}.png", gold, predicted, recipe.labels)
-    write_report(report, _metrics(run, evaluations, start, sum(line["seconds"] for line in train_log)), evaluations)
+    metrics = _metrics(run, evaluations, start, sum(line["seconds"] for line in train_log))
+    write_card(folder, metrics)
+    write_report(report, metrics, evaluations)
     run.remove_checkpoints()
     for name, evaluation in evaluations.items():
         _say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))
@@ -146,6 +150,11 @@ def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, se
     data = {"train": recipe.train, "dev": recipe.dev, "test": recipe.test}
     return {
         **{name: evaluation.scores for name, evaluation in evaluations.items()},
+        "classes": {
+            name: details
+            for name, e in evaluations.items()
+            if (details := run.task.details(e.predictions, recipe.labels))
+        },
         "best": {"score": run.best_score, "step": run.best_step},
         "steps": run.step,
         "training_seconds": seconds,
@@ -167,7 +176,12 @@ def _say_data(recipe: Recipe) -> None:
     _say(f"{train:,} examples to train on, {dev:,} dev" + (f", {test:,} test" if test else "") + labels)
     for data in (recipe.train, recipe.dev, recipe.test):
         if data is not None and data.truncated:
-            _say(f"{data.path}: {data.truncated:,} examples are cut to {recipe.settings.max_length} tokens")
+            _say(
+                f"{data.path}: {data.truncated:,} of {len(data.examples):,} examples are cut to "
+                f"{recipe.settings.max_length} tokens"
+            )
+        if data is not None and (warning := unknown_warning(str(data.path), *data.unknown(recipe.tokenizer))):
+            _say(warning)
 
 
 def _say(message: str) -> None:

@@ -116,7 +116,12 @@ def _pretrain(
     if newest is not None:
         trainer.resume(newest)
         if processes.first:
-            _say(f"going on from {newest}")
+            _say(f"resuming from {newest}: {trainer.step:,} of {settings.training.steps:,} steps done")
+            if trainer.step >= settings.training.steps:
+                _say(
+                    f"the run is finished; training.steps of more than {trainer.step} prolongs it, "
+                    f"as in --resume --set training.steps={2 * trainer.step}"
+                )
     return trainer.run()
 
 

@@ -1,11 +1,13 @@
 """`fastbert finetune`: the model that comes out, its report, and what it says of bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from finetune_support import READING, save_model, sentence, write, write_csv, write_jsonl
 
 import fastbert
@@ -126,10 +128,39 @@ def test_a_run_cut_short_before_its_model_is_written_goes_on(tmp_path, model, ca
     assert finetune(model, "classification", data, out) == 1
     assert "is there already: --resume goes on with it" in capsys.readouterr().err
     assert finetune(model, "classification", data, out, "--resume") == 0
-    assert "going on from" in capsys.readouterr().err
+    assert "step-00000008: 8 of 8 steps done, only the report is missing" in capsys.readouterr().err
     other = tmp_path / "other"
     assert finetune(model, "classification", data, other) == 0
     assert (out / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_what_a_new_user_has_to_know_is_told_and_reported(tmp_path, model, capsys):
+    """Two classes of Cyrillic text: [UNK] throughout; and long English ones, which are cut."""
+    config = json.loads((model / "config.json").read_text())
+    origin = tmp_path / "origin"
+    shutil.copytree(model, origin)
+    (origin / "config.json").write_text(json.dumps(config | {"_name_or_path": "somewhere/else"}))
+    data = write_csv(tmp_path / "data.csv", [("привет мир " * (1 + i % 2), "ab"[i % 2]) for i in range(20)])
+    long = write_csv(tmp_path / "long.csv", [("anna saw rome " * 9, "ab"[i % 2]) for i in range(4)])
+    out = tmp_path / "out"
+    assert finetune(origin, "classification", data, out, "--max-length", "9", "--tensorboard", test=long) == 0
+    err = capsys.readouterr().err
+    assert f"warning: {data}: 100% of the tokens are [UNK]" in err and f"warning: {long}: 1" not in err
+    assert f"{long}: 4 of 4 examples are cut to 9 tokens" in err
+    assert "warning: 8 optimizer steps in all; below 50" in err
+    assert list((out / "tensorboard").iterdir())
+    assert "_name_or_path" not in json.loads((out / "config.json").read_text())
+    metrics = json.loads((out / "report" / "metrics.json").read_text())
+    assert {"f1_binary", "auc"} <= set(metrics["dev"])
+    assert metrics["classes"]["test"]["a"]["number"] == 2
+    row = json.loads((out / "report" / "predictions-dev.jsonl").read_text().splitlines()[1])
+    assert (row["line"], row["text"]) == (3, "привет мир привет мир ")
+    assert set(row["probabilities"]) == {"a", "b"} and sum(row["probabilities"].values()) == pytest.approx(1)
+    card = (out / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["pipeline_tag"] == "text-classification" and front["library_name"] == "transformers"
+    assert f"| auc | {metrics['dev']['auc']:.4f} | {metrics['test']['auc']:.4f} |" in card
+    assert "| test | long.csv | 4 | 4 |" in card and str(tmp_path) not in card
 
 
 def error_of(capsys, *arguments, **options):

@@ -194,7 +194,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, kill_at, sa
     again = make(tmp_path / "b")
     again.resume(again.checkpoints.newest())
     assert again.step == start
-    assert again.where() == f"epoch {start // 2 + 1} of 3, step {start % 2 + 1} in it"
+    assert again.where() == f"next is epoch {start // 2 + 1} of 3, step {start % 2 + 1} in it"
     outcome = again.run()
     assert outcome.step == len(whole.plan)
     for (name, p), q in zip(again.model.named_parameters(), whole.model.parameters(), strict=True):

@@ -71,4 +71,23 @@ def test_correlations():
     assert scores["mse"] == pytest.approx((0 + 4 + 36 + 96**2) / 4)
     constant = metrics.regression([1, 2], [3, 3])
     assert (constant["pearson"], constant["spearman"]) == (0, 0)
-    assert metrics.regression([1], [3]) == {"pearson": 0, "spearman": 0, "mse": 4}
+    assert metrics.regression([1], [3]) == {"pearson": 0, "spearman": 0, "mse": 4, "mae": 2}
+
+
+def test_binary_scores_and_classes_of_their_own():
+    gold, predicted, probabilities = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), np.array([0.1, 0.7, 0.6, 0.9])
+    assert metrics.binary(gold, predicted, probabilities) == pytest.approx({"f1_binary": 4 / 5, "auc": 3 / 4})
+    assert metrics.binary(gold * 0, gold * 0, probabilities) == {"f1_binary": 0}
+    rows = metrics.per_class(["a", "a", "b", "b"], ["a", "b", "b", "b"], ["a", "b", "c"])
+    assert rows["a"] == pytest.approx({"precision": 1, "recall": 1 / 2, "f1": 2 / 3, "number": 2})
+    assert rows["b"] == pytest.approx({"precision": 2 / 3, "recall": 1, "f1": 4 / 5, "number": 2})
+    assert rows["c"] == {"precision": 0, "recall": 0, "f1": 0, "number": 0}
+    table = metrics.per_class(np.array([[1, 0], [1, 1]]), np.array([[1, 0], [0, 1]]), ["x", "y"])
+    assert (table["x"]["recall"], table["y"]["f1"]) == (1 / 2, 1)
+
+
+def test_entities_by_type():
+    rows = metrics.per_entity_type([["B-PER", "I-PER", "O", "B-LOC"]], [["B-PER", "O", "O", "B-LOC"]])
+    assert rows["LOC"] == {"precision": 1, "recall": 1, "f1": 1, "number": 1}
+    assert (rows["PER"]["f1"], rows["PER"]["number"]) == (0, 1)
+    assert metrics.per_entity_type([["O"]], [["O"]]) == {}

@@ -36,8 +36,11 @@ class Log:
 
     def write(self, step: int, kind: str, figures: dict[str, Any]) -> None:
         """One line of the log, {"step": ..., "kind": "train" or "heldout", ...}, and a scalar for each number."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **figures}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, "kind": kind, **figures}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
         if self._events is not None:
             for name, value in figures.items():
                 if value is not None:

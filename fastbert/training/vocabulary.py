@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -51,4 +52,10 @@ def learn_vocabulary(texts: Callable[[], Iterable[str]], size: int, *, lower: bo
     )
     backend.train_from_iterator(texts(), trainer)
     vocab = backend.get_vocab(with_added_tokens=True)
+    if len(vocab) < size:
+        warnings.warn(
+            f"the vocabulary has {len(vocab)} tokens and not {size}: the text has no more that come up "
+            f"{MIN_FREQUENCY} times or more",
+            stacklevel=2,
+        )
     return BertTokenizer(sorted(vocab, key=vocab.__getitem__), do_lower_case=lower)

@@ -57,6 +57,12 @@ class Dataset:
     def truncated(self) -> int:
         return sum(feature.truncated for feature in self.features)
 
+    def unknown(self, tokenizer: BertTokenizer) -> tuple[int, int]:
+        """The number of [UNK] tokens, and of all but [CLS], [SEP] and [PAD]."""
+        special = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
+        ids = np.concatenate([ids for feature in self.features for ids, _ in feature.sequences])
+        return int((ids == tokenizer.unk_token_id).sum()), int((~np.isin(ids, special)).sum())
+
     def digest(self) -> str:
         """A hash of the features, by which a run that is gone on with knows its data."""
         digest = hashlib.sha256()
@@ -137,6 +143,7 @@ class Recipe:
         if self.settings.dropout is not None:
             config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.settings.dropout
             config.classifier_dropout = None  # the hidden one's
+        config.extra.pop("_name_or_path", None)  # the checkpoint that this one came from
         torch.manual_seed(self.settings.seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="newly initialised")  # that is what training is for
@@ -175,7 +182,18 @@ class Recipe:
     def evaluate(self, data: Dataset, logits: Sequence[np.ndarray]) -> Evaluation:
         """Predictions and scores from the logits of each feature."""
         predictions = self.task.decode(data.examples, data.features, logits, self.labels, self.settings)
-        return Evaluation(self.task.score(data.examples, predictions, self.labels), predictions)
+        scores = self.task.score(data.examples, predictions, self.labels)
+        return Evaluation(scores, [_source(e) | p for e, p in zip(data.examples, predictions, strict=True)])
+
+
+def _source(example: Any) -> dict[str, Any]:
+    """Where an example stands, and its texts, as far as it has them."""
+    texts = {name: getattr(example, name, None) for name in ("text", "pair", "choices", "question")}
+    line = example.where.rpartition(":")[2]
+    return {
+        "line": int(line) if line.isdecimal() else example.where,
+        **{k: v for k, v in texts.items() if v is not None},
+    }
 
 
 def task_of(settings: FinetuneSettings) -> Task:
@@ -440,9 +458,11 @@ class Finetuning:
 
     def where(self) -> str:
         """The epoch and the step in it that come next."""
+        if self.step == len(self.plan):
+            return "only the report is missing"
         ends = sorted(self.epoch_ends)
         done = sum(end <= self.step for end in ends)
-        return f"epoch {min(done + 1, len(ends))} of {len(ends)}, step {self.step - ([0, *ends][done]) + 1} in it"
+        return f"next is epoch {done + 1} of {len(ends)}, step {self.step - [0, *ends][done] + 1} in it"
 
     def load_weights(self, checkpoint: Path) -> None:
         """Those of a checkpoint of this run."""

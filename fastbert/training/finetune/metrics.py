@@ -23,6 +23,43 @@ def classification(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, f
     }
 
 
+def binary(gold: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Of 0/1 labels (N,): F1 of class 1, and the area under the ROC curve where both classes are there."""
+    from sklearn.metrics import f1_score, roc_auc_score
+
+    scores = {"f1_binary": float(f1_score(gold, predicted, zero_division=0))}
+    return scores | ({"auc": float(roc_auc_score(gold, probabilities))} if len(set(gold.tolist())) == 2 else {})
+
+
+def per_class(gold: Sequence, predicted: Sequence, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and the number of examples of each class; of classes (N,), or of 0/1 tables (N, labels)."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    names = labels if np.ndim(gold) == 1 else list(range(len(labels)))
+    table = precision_recall_fscore_support(gold, predicted, labels=names, average=None, zero_division=0)
+    return {label: _row(*row) for label, row in zip(labels, zip(*table, strict=True), strict=True)}
+
+
+def per_entity_type(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+    """The same for each type of whole entities, strictly as in `entities`."""
+    from seqeval.metrics import classification_report
+    from seqeval.scheme import IOB2
+
+    gold, predicted = [list(tags) for tags in gold], [list(tags) for tags in predicted]
+    if not any(tag != "O" for tags in (*gold, *predicted) for tag in tags):
+        return {}
+    report = classification_report(gold, predicted, output_dict=True, mode="strict", scheme=IOB2, zero_division=0)
+    return {
+        name: _row(row["precision"], row["recall"], row["f1-score"], row["support"])
+        for name, row in report.items()
+        if name not in ("micro avg", "macro avg", "weighted avg")
+    }
+
+
+def _row(precision: float, recall: float, f1: float, number: int) -> dict[str, float]:
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "number": int(number)}
+
+
 def multi_label(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Of 0/1 tables (N, labels): F1, micro and macro, and the share of examples with every label right."""
     from sklearn.metrics import accuracy_score, f1_score
@@ -35,7 +72,7 @@ def multi_label(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """Pearson's and Spearman's correlations, 0 where either side does not vary, and the mean squared error."""
+    """Pearson's and Spearman's correlations (0 where a side is constant), mean squared and absolute error."""
     from scipy.stats import pearsonr, spearmanr
 
     def correlation(function) -> float:
@@ -49,6 +86,7 @@ def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, f
         "pearson": correlation(pearsonr) if enough else 0.0,
         "spearman": correlation(spearmanr) if enough else 0.0,
         "mse": float(np.mean((np.asarray(gold) - np.asarray(predicted)) ** 2)),
+        "mae": float(np.mean(np.abs(np.asarray(gold) - np.asarray(predicted)))),
     }
 
 

@@ -53,6 +53,8 @@ class Task:
     logits: Callable[[ModelOutput, Sequence[Feature]], list[np.ndarray]]  # of each feature
     decode: Callable[[Sequence, Sequence[Feature], Sequence[np.ndarray], list[str], FinetuneSettings], Predictions]
     score: Callable[[Sequence, Predictions, list[str]], dict[str, float]]
+    # For the report: precision, recall and F1 of each class or entity type.
+    details: Callable[[Predictions, list[str]], dict[str, dict[str, float]]] = lambda predictions, labels: {}
     weighable: bool = False  # whether its classes can be given weights
     max_length: int | None = None  # in place of as many tokens as the model takes
     options: tuple[str, ...] = TEXTS  # fields of FinetuneSettings and Reading that not every task reads
@@ -145,7 +147,12 @@ def _decode_classes(examples, features, logits, labels, settings) -> Predictions
         probabilities = exponents / exponents.sum()
         best = int(row.argmax())
         predictions.append(
-            {"gold": example.label, "predicted": labels[best], "probability": float(probabilities[best])}
+            {
+                "gold": example.label,
+                "predicted": labels[best],
+                "probability": float(probabilities[best]),
+                "probabilities": dict(zip(labels, probabilities.tolist(), strict=True)),
+            }
         )
     return predictions
 
@@ -167,12 +174,34 @@ def _decode_scores(examples, features, logits, labels, settings) -> Predictions:
 
 
 def _score_classes(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
-    return metrics.classification([p["gold"] for p in predictions], [p["predicted"] for p in predictions])
+    gold, predicted = ([p[side] for p in predictions] for side in ("gold", "predicted"))
+    scores = metrics.classification(gold, predicted)
+    if len(labels) == 2:  # the second one is the positive class, as in scikit-learn
+        probabilities = np.array([p["probabilities"][labels[1]] for p in predictions])
+        scores |= metrics.binary(
+            *(np.array([x == labels[1] for x in side]) for side in (gold, predicted)), probabilities
+        )
+    return scores
+
+
+def _details_classes(predictions: Predictions, labels: list[str]) -> dict[str, dict[str, float]]:
+    return metrics.per_class([p["gold"] for p in predictions], [p["predicted"] for p in predictions], labels)
+
+
+def _details_multi_label(predictions: Predictions, labels: list[str]) -> dict[str, dict[str, float]]:
+    return metrics.per_class(*_label_tables(predictions, labels), labels)
+
+
+def _label_tables(predictions: Predictions, labels: list[str]) -> list[np.ndarray]:
+    return [np.array([[int(x in p[side]) for x in labels] for p in predictions]) for side in ("gold", "predicted")]
+
+
+def _details_words(predictions: Predictions, labels: list[str]) -> dict[str, dict[str, float]]:
+    return metrics.per_entity_type([p["gold"] for p in predictions], [p["predicted"] for p in predictions])
 
 
 def _score_multi_label(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
-    tables = [np.array([[label in p[side] for label in labels] for p in predictions]) for side in ("gold", "predicted")]
-    return metrics.multi_label(*(table.astype(int) for table in tables))
+    return metrics.multi_label(*_label_tables(predictions, labels))
 
 
 def _score_numbers(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
@@ -338,6 +367,7 @@ TASKS: dict[str, Task] = {
         logits=_logits,
         decode=_decode_classes,
         score=_score_classes,
+        details=_details_classes,
         weighable=True,
     ),
     "multi-label": Task(
@@ -351,12 +381,13 @@ TASKS: dict[str, Task] = {
         logits=_logits,
         decode=_decode_multi_label,
         score=_score_multi_label,
+        details=_details_multi_label,
         options=(*TEXTS, "label_separator"),
     ),
     "regression": Task(
         model=BertForSequenceClassification,
         problem_type="regression",
-        scores=("spearman", "pearson", "mse"),
+        scores=("spearman", "pearson", "mse", "mae"),
         read=files.read_scores,
         labels=_no_labels,
         encode=partial(_encode_texts, target=lambda example, ids: example.label),
@@ -376,6 +407,7 @@ TASKS: dict[str, Task] = {
         logits=_token_logits,
         decode=_decode_words,
         score=_score_words,
+        details=_details_words,
         weighable=True,
         options=("words", "tags"),
     ),
