@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from fastbert.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
 from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_finetune_arguments
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; each command sets `run`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fastbert",
         description="A BERT engine: vectors and masked words from Hugging Face checkpoints.",
         epilog="example:\n  fastbert embed path/to/model sentences.txt -o vectors.npy\n\n"
@@ -101,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_CommandParser)
     _add_embed(commands)
     _add_fill_mask(commands)
     _add_prepare(commands)
@@ -110,6 +111,32 @@ def build_parser() -> argparse.ArgumentParser:
     _add_distill(commands)
     _add_doctor(commands)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose usage errors are two lines, the error first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\nsee {self.prog} --help\n")
+
+
+class _CommandParser(_Parser):
+    """A command's parser: positional arguments may stand before, between and after options."""
+
+    _parsing = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        # parse_known_intermixed_args comes back here for its own passes in some versions of Python.
+        if self._parsing:
+            return super().parse_known_args(args, namespace)
+        self._parsing = True
+        try:
+            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._parsing = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
 
 
 class _Version(argparse.Action):
