@@ -248,21 +248,32 @@ def test_target_cases_have_the_rows_of_the_table(tiny):
             assert ("openvino-sorted-bf16" in labels) == (case.name == "log-normal texts")
 
 
-def test_peak_is_positive_and_wider_is_no_slower():
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_peak_is_a_rate_on_each_instruction_set(kind):
+    """How large the rate is depends on the processor and on other processes, so no bound on it can hold here."""
     require_native()
-    peaks = {isa: native.peak("fp32", isa, 1) for isa in native.isas()}
-    assert all(peak > 1e9 for peak in peaks.values())
+    peaks = {isa: native.peak(kind, isa, 1) for isa in native.isas()} | {
+        "two threads": native.peak(kind, native.isas()[0], 2)
+    }
+    assert all(math.isfinite(peak) and peak > 0 for peak in peaks.values()), peaks
+
+
+def test_peak_refuses_what_it_cannot_measure():
+    require_native()
     best = native.isas()[0]
-    for kind in ("bf16", "int8"):
-        assert all(native.peak(kind, isa, 1) > 1e9 for isa in native.isas())
     with pytest.raises(ValueError, match="no peak of kind 'fp8'"):
         native.peak("fp8", best, 1)
     with pytest.raises(ValueError, match="threads"):
         native.peak("fp32", best, 0)
 
 
+@pytest.mark.slow
 def test_no_peak_is_beyond_what_the_multipliers_do():
-    """A multiply-add is one product of fp32 a word and at most four of bytes; without VNNI two, and a sum apart."""
+    """A multiply-add is one product of fp32 a word and at most four of bytes; without VNNI two, and a sum apart.
+
+    Slow, as it holds two measured speeds against each other: a compiler that moved work out of one of the timed loops
+    would show, and so would a neighbour who took the core during one of them only.
+    """
     require_native()
     products = {"amx": 64, "avx512_bf16": 4, "avx512_vnni": 4}
     for isa in native.real_isas():
