@@ -127,6 +127,22 @@ def test_a_bad_csv_file(tmp_path, read, text, message):
     assert str(error.value) == f"{tmp_path}/{message}"
 
 
+def test_a_tab_parts_columns_and_a_blank_does_not(tmp_path):
+    path = tmp_path / "a.conll"
+    path.write_text("New York\tB-LOC\nis\tO\n")
+    (example,) = read_words(path, Reading())
+    assert (example.words, example.tags) == (["New York", "is"], ["B-LOC", "O"])
+
+
+def test_a_whole_float_is_the_class_of_its_integer(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "label": 1.0}\n{"text": "b", "label": 1}\n')
+    assert [example.label for example in read_texts(path, Reading())] == ["1", "1"]
+    path.write_text('{"text": "a", "label": 1.5}\n')
+    with pytest.raises(DataError, match="label is 1.5; it must be a name or a number"):
+        read_texts(path, Reading())
+
+
 def test_a_bad_jsonl_file(tmp_path):
     path = tmp_path / "bad.jsonl"
     for line, message in {

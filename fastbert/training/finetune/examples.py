@@ -154,7 +154,7 @@ def _conll_sentences(path: Path) -> Iterator[WordsExample]:
     tags: list[str] = []
     start = 1
     for number, line in enumerate([*_lines(path), ""], start=1):
-        columns = line.split()
+        columns = _conll_columns(line)
         if columns and columns[0] != "-DOCSTART-":
             if len(columns) < 2:
                 raise DataError(f"{path}:{number}: one column, {columns[0]!r}; there must be a word and its tag")
@@ -164,6 +164,13 @@ def _conll_sentences(path: Path) -> Iterator[WordsExample]:
         elif words:
             yield WordsExample(f"{path}:{start}", words, tags)
             words, tags = [], []
+
+
+def _conll_columns(line: str) -> list[str]:
+    """The columns of a line; where there are tabs, they alone part columns, and a word may hold blanks."""
+    if "\t" not in line.strip():
+        return line.split()
+    return [column.strip() for column in line.strip().split("\t")]
 
 
 def _check_tags(example: WordsExample) -> None:
@@ -288,8 +295,11 @@ class _Row:
         return self._typed(column, is_list, "a list of texts")
 
     def name(self, column: str) -> str:
-        """A class: a string, or a whole number or a truth value that stands for one."""
-        value = self._typed(column, lambda v: isinstance(v, str | int) and bool(str(v).strip()), "a name or a number")
+        """A class: a string, or a whole number (1.0 is 1) or a truth value that stands for one."""
+        is_name = lambda v: _is_whole(v) or (isinstance(v, str | int) and bool(str(v).strip()))  # noqa: E731
+        value = self._typed(column, is_name, "a name or a number")
+        if _is_whole(value):
+            value = int(value)
         return str(value).strip()
 
     def names(self, column: str, separator: str) -> list[str]:
@@ -308,6 +318,10 @@ class _Row:
         if not abs(number) < float("inf"):
             raise DataError(f"{self.where}: {column} is {value!r}; it must be a number")
         return number
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _rows(path: Path, reading: Reading) -> Iterator[_Row]:
