@@ -186,7 +186,7 @@ def _add_embed(commands) -> None:
         "--input-format",
         choices=("auto", "text", "jsonl", "csv"),
         default="auto",
-        help="auto goes by the suffix: .jsonl, .ndjson, .csv, .tsv; text, one a line, otherwise",
+        help="auto goes by the suffix: .jsonl, .ndjson, .csv, .tsv, .txt, .md; stdin is text, one a line",
     )
     reading.add_argument("--field", default="text", help="of a JSON object, the text (default: text)")
     reading.add_argument(
@@ -259,7 +259,7 @@ def _add_prepare(commands) -> None:
         "--input-format",
         choices=("auto", "text", "jsonl", "parquet"),
         default="auto",
-        help="auto goes by the suffix: .jsonl, .ndjson, .parquet; text otherwise",
+        help="auto goes by the suffix: .jsonl, .ndjson, .parquet, .txt, .md",
     )
     reading.add_argument(
         "--documents",

@@ -21,7 +21,7 @@ import fastbert
 from fastbert.cli import main
 from fastbert.inference import Embedder
 from fastbert.inference.job import windows
-from fastbert.inference.records import Reading, Record, Records
+from fastbert.inference.records import InputError, Reading, Record, Records
 
 DRIVER = Path(__file__).with_name("cli_driver.py")
 COMMAND = [sys.executable, "-m", "fastbert.cli"]
@@ -184,6 +184,13 @@ def test_csv_lines(folder):
         7: "no csv",
     }.items():
         assert part in got[index][1], (index, got[index])
+
+
+def test_a_suffix_that_is_not_known_is_refused(folder):
+    Path("in.json").write_text('["a"]\n')
+    with pytest.raises(InputError, match=r"in\.json: the suffix '\.json' is none of \.txt, \.md"):
+        Records(["in.json"])
+    assert texts_of(["in.json"], format="text") == [(1, '["a"]')]
 
 
 def test_csv_columns(folder):

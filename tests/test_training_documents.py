@@ -212,3 +212,11 @@ def test_runs_hold_every_token_once_and_cross_no_document(max_length, short):
         elif row.stop not in ends and not short:  # as much as there is room for
             sentence = held.sentences.index(row.stop)
             assert held.sentences[sentence + 1] - row.start > max_length - 2
+
+
+def test_a_suffix_that_is_not_known_is_refused(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("text\na\n")
+    with pytest.raises(InputError, match=r"the suffix '\.csv' is none of \.txt, \.md, \.jsonl, .* --input-format"):
+        cut(path, DocumentReading(), 100)
+    assert cut(path, DocumentReading("text"), 100)[0].format == "text"

@@ -139,7 +139,7 @@ def test_a_whole_float_is_the_class_of_its_integer(tmp_path):
     path.write_text('{"text": "a", "label": 1.0}\n{"text": "b", "label": 1}\n')
     assert [example.label for example in read_texts(path, Reading())] == ["1", "1"]
     path.write_text('{"text": "a", "label": 1.5}\n')
-    with pytest.raises(DataError, match="label is 1.5; it must be a name or a number"):
+    with pytest.raises(DataError, match=r"label is 1\.5; it must be a name or a number"):
         read_texts(path, Reading())
 
 

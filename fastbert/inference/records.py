@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 STDIN = "-"
 FORMATS = ("text", "jsonl", "csv")
 MAX_LINE = 1 << 24  # bytes of a line, characters of a csv field: what one record may cost in memory
-_BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
+_BY_SUFFIX = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 
 
 class InputError(ValueError):
@@ -41,7 +41,7 @@ class Reading:
     """How inputs are read.
 
     Args:
-        format: "text", "jsonl", "csv", or "auto": by the file's suffix, text for stdin and unknown ones.
+        format: "text", "jsonl", "csv", or "auto": by the file's suffix, text for stdin.
         field: of a JSON object, its text.
         column: of a csv file, its text: a name in the header line, or a number counted from 1.
         header: whether the first line of a csv file names the columns.
@@ -61,6 +61,22 @@ class Reading:
 
 class RecordProblem(Exception):
     """What is wrong with one record."""
+
+
+def format_by_suffix(path: str | Path, formats: dict[str, str]) -> str:
+    """The format that `formats` has for a file's suffix; "text" for a name without one, such as a pipe's.
+
+    Raises:
+        InputError: the suffix is none of them.
+    """
+    suffix = Path(path).suffix.lower()
+    if not suffix:
+        return "text"
+    if suffix not in formats:
+        raise InputError(
+            f"{path}: the suffix {suffix!r} is none of {', '.join(formats)}; name the format with --input-format"
+        )
+    return formats[suffix]
 
 
 class _Lines:
@@ -115,6 +131,8 @@ class Records:
         self.total_bytes: int | None = 0  # None where an input has no size
         for name in self.inputs:
             path = Path(name)
+            if name != STDIN and self.reading.format == "auto" and not path.is_dir():
+                format_by_suffix(name, _BY_SUFFIX)
             if name == STDIN:
                 self.total_bytes = None
             elif path.is_dir() or not path.exists():
@@ -146,7 +164,9 @@ class Records:
 
     def _records(self, index: int, name: str, lines: _Lines) -> Iterator[Record]:
         suffix = "" if name == STDIN else Path(name).suffix.lower()
-        kind = _BY_SUFFIX.get(suffix, "text") if self.reading.format == "auto" else self.reading.format
+        kind = self.reading.format
+        if kind == "auto":
+            kind = "text" if name == STDIN else format_by_suffix(name, _BY_SUFFIX)
         if kind == "csv":
             next_text = self._csv(name, lines, "\t" if suffix == ".tsv" else ",")
         elif kind == "jsonl":

@@ -15,11 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from fastbert.inference.records import InputError, RecordProblem, json_text
+from fastbert.inference.records import InputError, RecordProblem, format_by_suffix, json_text
 
 FORMATS = ("text", "jsonl", "parquet")
 SEPARATORS = ("blank-line", "line", "file")
-_BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_BY_SUFFIX = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _BLANK = re.compile(rb"\n\s*\n")
 _LINE = re.compile(rb"\n")
 _WINDOW = 1 << 20  # bytes looked at together
@@ -30,7 +30,7 @@ class DocumentReading:
     """How inputs are read.
 
     Args:
-        format: "text", "jsonl", "parquet", or "auto": by each file's suffix, text for an unknown one.
+        format: "text", "jsonl", "parquet", or "auto": by each file's suffix.
         separator: what ends a document of a text file: "blank-line", "line" or "file".
         field: of a JSON object, its text.
         column: of a parquet file, its text.
@@ -42,7 +42,7 @@ class DocumentReading:
     column: str = "text"
 
     def format_of(self, path: Path) -> str:
-        return _BY_SUFFIX.get(path.suffix.lower(), "text") if self.format == "auto" else self.format
+        return format_by_suffix(path, _BY_SUFFIX) if self.format == "auto" else self.format
 
 
 class Piece(NamedTuple):
