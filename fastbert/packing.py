@@ -48,8 +48,11 @@ def full_batch(batch_size: int, seq_len: int, device: torch.device) -> PackedBat
     return PackedBatch(batch_size, seq_len, cu_seqlens, seq_len, None)
 
 
-def batch_from_mask(mask: Tensor) -> PackedBatch:
+def batch_from_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
     """Reads a (B, S) 0/1 mask: right-padded, left-padded, with holes, rows of zeros.
+
+    Returns:
+        None where the mask holds another value than 0 and 1 (NaN among them) and `strict` is False.
 
     Raises:
         ValueError: the mask is not 2-D, or holds a value other than 0 and 1 (NaN among them).
@@ -60,6 +63,8 @@ def batch_from_mask(mask: Tensor) -> PackedBatch:
     real = mask if mask.dtype == torch.bool else mask == 1
     if mask.dtype != torch.bool:
         neither = mask[~real & (mask != 0)]
+        if neither.numel() and not strict:
+            return None
         if neither.numel():
             raise ValueError(f"attention_mask holds {neither[0].item()}; its values must be 0 or 1")
     lengths = real.sum(dim=1, dtype=torch.int32)

@@ -176,20 +176,35 @@ def padded_attention(
     qkv: Tensor,  # (B, S, 3, H, D)
     mask: Tensor,  # (B, S) bool, True at real tokens
     *,
+    queries: Tensor | None = None,  # (B, S) bool
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Attention that forms its probabilities: returns the context (B, S, H, D) and them, (B, H, S, S).
 
-    Every column asks, pads too; only real tokens answer. A row without a real token yields zeros.
+    Every column asks, pads too, unless `queries` leaves it out; only real tokens answer. A row without a real token
+    yields zeros.
     """
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
     keys = mask[:, None, None, :]
     scores = (q @ k.mT * scale).masked_fill(~keys, torch.finfo(q.dtype).min)
     probs = torch.softmax(scores, dim=-1).to(v.dtype).masked_fill(~keys, 0.0)
+    probs = probs if queries is None else probs.masked_fill(~queries[:, None, :, None], 0.0)
     probs = F.dropout(probs, dropout_p) if dropout_p else probs
     return (probs @ v).transpose(1, 2), probs
+
+
+def attention_to_keys(
+    qkv: Tensor,  # (B, S, 3, H, D)
+    keys: Tensor,  # (B, S) bool
+    *,
+    dropout_p: float = 0.0,
+) -> Tensor:  # (B, S, H, D)
+    """Attention of every column to those of its row that `keys` names; a row without any attends to all of them."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
+    mask = (keys | ~keys.any(1, keepdim=True))[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p).transpose(1, 2)
 
 
 def add_layer_norm(

@@ -136,7 +136,7 @@ def scaled_norm(layers):
 
 def other_heads(layers):
     for layer in layers:
-        layer.attention.self.num_attention_heads //= 2
+        layer.attention.self.attention_head_size *= 2
 
 
 def narrower(layers):

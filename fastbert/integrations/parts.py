@@ -1,4 +1,8 @@
-"""Whether a BertModel is made of transformers' own parts: those that a packed call passes over, or runs otherwise."""
+"""Whether a BertModel is made of known parts: those that a packed call passes over, and those that it calls.
+
+A packed call happens only where every part is known to work token by token, and nothing of the user's hangs inside
+the encoder: tensors there are (T, E), not (B, S, E).
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,41 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
-from fastbert.model.encoder import is_plain_table
+from fastbert.model.encoder import sharded
 from fastbert.reads import Reads
 
 BERT = "transformers.models.bert.modeling_bert"
 
+# Packages of PEFT's adapters whose layers work token by token; each is compared with transformers in a test. The others
+# look along the sequence or at the rows of a batch (adaption_prompt, poly, xlora), or have not been tried.
+ADAPTERS = (
+    *("adalora", "boft", "c3a", "delora", "fourierft", "gralora", "hra", "ia3", "ln_tuning", "loha", "lokr", "lora"),
+    *("miss", "oft", "osf", "randlora", "road", "shira", "trainable_tokens", "vblora", "vera", "waveft"),
+)
+# Linear layers over quantised weights, by the module that has them.
+QUANTISED = (
+    "torch.ao.nn.quantized.dynamic.modules.linear",
+    "torch.ao.nn.quantized.modules.linear",
+    "bitsandbytes.nn.modules",
+    "hqq.core.quantize",
+    "optimum.quanto.nn.qlinear",
+)
+# Of PEFT and torch, what a known part may be made of.
+_INNER = ("torch.nn.modules.", "torch.nn.utils.parametrize", "peft.tuners.tuners_utils", "peft.utils.other")
+# Hooks that see tokens and do nothing that depends on where they stand.
+_HARMLESS = (
+    "transformers.utils.output_capturing",  # recorders that are idle unless transformers' forward runs
+    "torch.nn.utils.prune",  # these write the weight before the call
+    "torch.nn.utils.weight_norm",
+    "torch.nn.utils.spectral_norm",
+)
+
 
 class Fit:
-    """The parts of a BertModel as they were when they were all transformers' own."""
+    """The parts of a BertModel as they were when all of them were known."""
 
     def __init__(self, bert: nn.Module, reads: Reads) -> None:
         self.reads = reads
@@ -35,7 +64,7 @@ class Fit:
 
 
 def attention_reason(config: Any) -> str | None:
-    """Why attention is not to be computed here: somebody has put one of their own in its place."""
+    """Why attention is not to be computed here: another function has been put in the place of transformers'."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -47,14 +76,25 @@ def attention_reason(config: Any) -> str | None:
     return None
 
 
+def global_hook_reason() -> str | None:
+    """Why no call can be packed: hooks for all modules, which would see packed tokens."""
+    return "hooks for all modules are registered" if nn.modules.module._has_any_global_hook() else None
+
+
 def _is_theirs(function: Any) -> bool:
-    """Whether it is transformers' own code, not somebody's in its place, whatever name that goes by."""
+    """Whether it is transformers' own code, whatever name it goes by."""
     code = getattr(function, "__code__", None)
-    return code is not None and code.co_filename.startswith(sys.modules["transformers"].__path__[0])
+    return code is not None and code.co_filename.startswith(_transformers_folder())
+
+
+@cache
+def _transformers_folder() -> str:
+    """Where transformers lies, asked of a module of it: the package itself may be imported more than once."""
+    return str(sys.modules[BERT].__file__).partition("models")[0]
 
 
 def foreign_part(bert: nn.Module, reads: Reads) -> str | None:
-    """Which part that fastbert would pass over is not what transformers puts there, or has a hook."""
+    """Which part of the encoder is not known to work token by token, or has a hook; None where all is known."""
     try:
         return _first_foreign(bert, reads)
     except KeyError as gone:
@@ -64,29 +104,39 @@ def foreign_part(bert: nn.Module, reads: Reads) -> str | None:
 def _first_foreign(bert: nn.Module, reads: Reads) -> str | None:
     for name, module, kind in _passed_over(bert, reads):
         own = type(module)
-        if own is not kind and (kind is not None or own.__module__ != BERT):
+        if own is not kind and (kind is not None or not _is_bert_class(own)):
             return f"{name} is a {own.__module__}.{own.__name__}"
         if kind is None and not _is_theirs(own.forward):
             return f"{own.__name__}.forward has been replaced"
         reads.is_plain(module, own)
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        # transformers leaves its output recorders on the layers once it has used them; they are idle here.
-        hooks = [h for h in hooks if getattr(h, "__module__", "") != "transformers.utils.output_capturing"]
-        if hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__:
+        if _is_hooked(module):
             return f"{name} has a hook"
     embeddings = bert.embeddings
     if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
         return "embeddings.LayerNorm has no weight or no bias"
     for name in ("position_embeddings", "token_type_embeddings"):
         table = embeddings._modules[name]
-        reads.attributes(table, "max_norm", "sparse", "scale_grad_by_freq")
-        if not is_plain_table(table):
+        if any(reads.attributes(table, "max_norm", "sparse", "scale_grad_by_freq")):
             return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
+    for name, part, kind in _called(bert, reads):
+        if reason := _unknown_part(part, kind, reads):
+            return f"{name} {reason}"
     for i, layer in enumerate(bert.encoder.layer):
-        scaling, width = reads.attributes(layer.attention.self, "scaling", "attention_head_size")
+        attention = _inner(layer).attention.self
+        scaling, width = reads.attributes(attention, "scaling", "attention_head_size")
         if type(scaling) is not float or scaling != width**-0.5:  # a tensor could be written to
             return f"encoder.layer.{i}.attention.self.scaling is {scaling}"
     return None
+
+
+def _inner(layer: nn.Module) -> nn.Module:
+    """The BertLayer, also where FSDP has wrapped it."""
+    return sharded(layer) or layer
+
+
+def _is_bert_class(kind: type) -> bool:
+    """Whether it is a class of transformers' BERT, or what FSDP has made of one."""
+    return kind.__module__ == BERT or (hasattr(kind, "unshard") and kind.__mro__[2].__module__ == BERT)
 
 
 def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module, type | None]]:
@@ -101,7 +151,7 @@ def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module
     yield "encoder", encoder, None
     (layers,) = reads.children(encoder, "layer")
     for i, layer in enumerate(layers):
-        name = f"encoder.layer.{i}"
+        name, layer = f"encoder.layer.{i}", _inner(layer)
         yield name, layer, None  # before its parts are asked for: it may have others
         attention, intermediate, output = reads.children(layer, "attention", "intermediate", "output")
         yield f"{name}.attention", attention, None
@@ -118,6 +168,104 @@ def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module
     if bert.pooler is not None:
         yield "pooler", bert.pooler, None
         yield "pooler.activation", *reads.children(bert.pooler, "activation"), nn.Tanh
+
+
+def _called(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module, type]]:
+    """The modules that a packed call reads the weights of or, where they are wrapped, calls with (T, E)."""
+    yield "embeddings.word_embeddings", *reads.children(bert.embeddings, "word_embeddings"), nn.Embedding
+    for i, layer in enumerate(bert.encoder.layer):
+        name, layer = f"encoder.layer.{i}", _inner(layer)
+        for part in ("query", "key", "value"):
+            yield f"{name}.attention.self.{part}", *reads.children(layer.attention.self, part), nn.Linear
+        yield f"{name}.intermediate.dense", *reads.children(layer.intermediate, "dense"), nn.Linear
+        for owner, output in (("attention.output", layer.attention.output), ("output", layer.output)):
+            yield f"{name}.{owner}.dense", *reads.children(output, "dense"), nn.Linear
+            yield f"{name}.{owner}.LayerNorm", *reads.children(output, "LayerNorm"), nn.LayerNorm
+
+
+def _unknown_part(part: nn.Module, kind: type, reads: Reads) -> str | None:
+    """What is not known of a module in the place of a `kind`; None where it works token by token and has no hook."""
+    own = type(part)
+    plain = reads.is_plain(part, own)
+    if own is kind:
+        return "has a hook" if not plain and _is_hooked(part) else None
+    if not _is_known(own, kind):
+        return f"is a {own.__module__}.{own.__qualname__}"
+    if _follows_the_sequence(part):
+        return f"is a {own.__module__}.{own.__qualname__} whose adapter looks along the sequence"
+    for name, inner in _modules_that_see_tokens(part):
+        reads.is_plain(inner, type(inner))
+        if not type(inner).__module__.startswith((*_INNER, *QUANTISED)) and not _is_known(type(inner), kind):
+            return f"holds {name}, a {type(inner).__module__}.{type(inner).__qualname__}"
+        if _is_hooked(inner):
+            return f"has a hook on {name}" if name else "has a hook"
+    return None
+
+
+def _is_known(own: type, kind: type) -> bool:
+    """Whether a class that stands in the place of a `kind` works token by token."""
+    module = own.__module__
+    if module == "torch.nn.utils.parametrize":  # the class that parametrize makes of another
+        return own.__mro__[1] is kind
+    if module.startswith(QUANTISED):
+        return True
+    if module.startswith("peft.tuners."):
+        return module.split(".")[2] in ADAPTERS
+    return module == "peft.utils.other"
+
+
+def _follows_the_sequence(part: nn.Module) -> bool:
+    """Whether one of PEFT's variants of LoRA is active that reads where in a text a token stands (activated LoRA)."""
+    variants = getattr(part, "lora_variant", {})
+    return any("ALora" in type(v).__name__ for v in getattr(variants, "values", list)())
+
+
+def _modules_that_see_tokens(part: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """A module and those below it, but for parametrizations, which see weights only."""
+    yield name, part
+    for child_name, child in part._modules.items():
+        if child is not None and child_name != "parametrizations":
+            yield from _modules_that_see_tokens(child, f"{name}.{child_name}".strip("."))
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether anything but a known harmless hook hangs on a module."""
+    if "forward" in module.__dict__ and not _is_device_hook(module):
+        return True
+    hooks = [
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *(module._backward_hooks or {}).values(),
+        *(module._backward_pre_hooks or {}).values(),
+    ]
+    return not all(map(_is_harmless, hooks))
+
+
+def _is_harmless(hook: Any) -> bool:
+    function = getattr(hook, "func", hook)
+    home = getattr(function, "__module__", None) or type(function).__module__
+    name = getattr(function, "__qualname__", "")
+    if home.startswith(("transformers.", "peft.")) and "make_inputs_require_grad" in name:
+        return True
+    owner = getattr(function, "__self__", None)
+    if owner is not None and type(owner).__module__.startswith("torch.distributed.fsdp"):
+        return True
+    return home.startswith((*_HARMLESS, "torch.distributed.fsdp", "torch.distributed._composable"))
+
+
+def _is_device_hook(module: nn.Module) -> bool:
+    """Whether its forward is accelerate's, which moves tensors to the weights' device, and the weights are there."""
+    hook = module.__dict__.get("_hf_hook")
+    hooks = getattr(hook, "hooks", (hook,))
+    for one in hooks:
+        if type(one).__module__ != "accelerate.hooks" or type(one).__name__ != "AlignDevicesHook" or one.offload:
+            return False
+        device = None if one.execution_device is None else torch.device(one.execution_device)
+        if device is not None and any(
+            p.device.type != device.type for p in module._parameters.values() if p is not None
+        ):
+            return False
+    return getattr(module.__dict__.get("_old_forward"), "__func__", None) is type(module).forward
 
 
 @cache

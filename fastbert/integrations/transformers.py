@@ -9,6 +9,7 @@ linear layers and adapters stay as they are. A call that cannot be packed runs t
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastbert.integrations.parts import BERT, Fit, attention_reason, foreign_part
-from fastbert.model.bert import output_states, pool, run_bert
+from fastbert import ops
+from fastbert.integrations.parts import BERT, Fit, attention_reason, foreign_part, global_hook_reason
+from fastbert.model.bert import last_state, output_states, pool, run_bert
 from fastbert.model.encoder import forget
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.precision import check_precision, choose_precision, describe_setting
@@ -29,7 +31,7 @@ from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
 
-# Arguments that change nothing for an encoder, whatever their value.
+# Arguments that transformers names and that change nothing for an encoder, whatever their value.
 _IDLE = {"use_cache", "num_items_in_batch"}
 _TAKEN = {
     "input_ids",
@@ -209,23 +211,27 @@ class PackedBert(_Packed):
             return self.original(*args, **kwargs)
         given = {name: value for name, value in self._given(args, kwargs).items() if value is not None}
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
-        reason, buffers = _declines(bert, given) or self._part_reason(), _stand_ins(bert, given)
+        reason = global_hook_reason() or _declines(bert, given) or self._part_reason()
+        buffers = _stand_ins(bert, given)
         if torch.compiler.is_compiling():  # a graph cannot branch on what they hold, but can read it
             given |= {name: buffer[:, : _tokens(given).shape[1]] for name, buffer in buffers.items()}
         elif reason is None:
             reason = self._buffer_reason(buffers)
+        if reason is None and "attention_mask" in given:
+            given["attention_mask"] = ops.read_mask(given["attention_mask"], strict=False)
+            reason = None if given["attention_mask"] else "attention_mask holds other values than 0 and 1"
         if reason is not None:
             self.declined[reason] += 1
             return self.original(*args, **kwargs)
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
         taken, precision = {k: v for k, v in given.items() if k in _TAKEN}, self.matmul_precision
-        inputs, encoded = run_bert(bert, bert.config, **taken, precision=precision)
+        inputs, encoded = run_bert(bert, bert.config, **taken, precision=precision, masked_queries=True)
         pooled = None if bert.pooler is None else pool(bert, bert.config, inputs, encoded, precision=precision)
         output = BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=inputs.give_back(encoded.last_hidden_state),
+            last_hidden_state=last_state(inputs, encoded),
             pooler_output=pooled,
-            **output_states(inputs, encoded),
+            **output_states(encoded),
             cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
         )
         return output if return_dict else output.to_tuple()
@@ -270,7 +276,7 @@ class PackedTokenHead(_Packed):
         given = self._given(args, kwargs)
         mask, labels = given.get("attention_mask"), given.get("labels")
         if self.active and mask is not None and labels is not None and mask.shape == labels.shape:
-            given["labels"] = labels.masked_fill(mask == 0, IGNORE)
+            given["labels"] = labels.masked_fill(_pads(self.module.config, given), IGNORE)
         return self.original(**given)
 
 
@@ -285,10 +291,10 @@ class PackedQuestionAnswering(_Packed):
             return self.original(*args, **kwargs)
         positions = [given.pop(name, None) for name in ("start_positions", "end_positions")]
         output = self.original(**given, return_dict=True)
-        losses = []
+        losses, pads = [], _pads(self.module.config, given)
         for name, position in zip(("start_logits", "end_logits"), positions, strict=True):
             logits = output[name]
-            output[name] = logits = logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
+            output[name] = logits = logits.masked_fill(pads, torch.finfo(logits.dtype).min)
             if position is not None:
                 length = logits.shape[1]
                 target = answer_positions(position, length)
@@ -347,7 +353,7 @@ def _why_not(bert: nn.Module) -> str | None:
 def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
     """Why this call must run the original code; None where it can be packed."""
     for name in given:
-        if name not in _TAKEN and name not in _IDLE:
+        if name not in _TAKEN and name not in _IDLE and name in _names_that_count():
             return f"{name} is given"
     mask: Tensor | None = given.get("attention_mask")
     tokens = _tokens(given)
@@ -359,6 +365,8 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         return "output_hidden_states selects layers"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "it is being traced"
+    if mask is not None and torch.compiler.is_compiling():
+        return "it is being compiled with a mask, whose lengths no graph can hold"
     if tokens is not None and (tokens.is_meta or type(tokens).__name__ == "FakeTensor"):
         return "its tensors have no memory"
     if reason := attention_reason(bert.config):
@@ -366,6 +374,28 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
     if bert.config.is_decoder or getattr(bert.config, "is_causal", None):
         return "attention is causal"
     return None
+
+
+@cache
+def _names_that_count() -> frozenset[str]:
+    """Keyword arguments that something on the way through transformers' BERT names; it ignores all others."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.utils import TransformersKwargs
+
+    module = sys.modules[BERT]
+    classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, nn.Module)]
+    functions = [c.forward for c in classes if c.__module__ == BERT]
+    functions += [module.eager_attention_forward, *ALL_ATTENTION_FUNCTIONS.values()]
+    named = {name for function in functions for name in inspect.signature(function).parameters}
+    return frozenset(named | set(TransformersKwargs.__annotations__))
+
+
+def _pads(config: Any, given: dict[str, Any]) -> Tensor:
+    """Which positions (B, S) of a call with a mask are pads: masked, and without a token of their own."""
+    masked, ids = given["attention_mask"] == 0, given.get("input_ids")
+    if ids is None or config.pad_token_id is None:
+        return masked & masked.all(1, keepdim=True)
+    return masked & ((ids == config.pad_token_id) | masked.all(1, keepdim=True))
 
 
 def _tokens(given: dict[str, Any]) -> Tensor | None:

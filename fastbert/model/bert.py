@@ -36,10 +36,11 @@ def run_bert(
     *,
     precision: str | None = None,
     prepared: Inputs | None = None,
+    masked_queries: bool = False,
 ) -> tuple[Inputs, Encoded]:
     """Checks, packs and encodes: what every model does first, on any module tree with transformers' names.
 
-    `prepared` is in place of everything that says what the tokens are.
+    `prepared` is in place of everything that says what the tokens are; `masked_queries` as of `inputs.prepare`.
     """
     inputs = prepared or prepare(
         bert.embeddings,
@@ -50,6 +51,8 @@ def run_bert(
         inputs_embeds,
         cu_seqlens,
         max_seqlen,
+        config.pad_token_id,
+        masked_queries,
     )
     encoded = encode(
         bert,
@@ -78,13 +81,15 @@ def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded, *, prec
     return project(bert.pooler.dense, first, "tanh") * some[:, None]
 
 
-def output_states(inputs: Inputs, encoded: Encoded) -> dict[str, Any]:
-    """The output fields hidden_states and attentions, in the shape of the caller's input."""
+def last_state(inputs: Inputs, encoded: Encoded) -> Tensor:
+    """The output field last_hidden_state, in the shape of the caller's input: that of hidden_states, if asked for."""
     states = encoded.hidden_states
-    return {
-        "hidden_states": None if states is None else tuple(inputs.give_back(x) for x in states),
-        "attentions": encoded.attentions,
-    }
+    return inputs.give_back(encoded.last_hidden_state) if states is None else states[-1]
+
+
+def output_states(encoded: Encoded) -> dict[str, Any]:
+    """The output fields hidden_states and attentions."""
+    return {"hidden_states": encoded.hidden_states, "attentions": encoded.attentions}
 
 
 class BertModel(BertPreTrainedModel):
@@ -154,8 +159,8 @@ class BertModel(BertPreTrainedModel):
         )
         pooled = None if self.pooler is None else pool(self, self.config, inputs, encoded, precision=precision)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=inputs.give_back(encoded.last_hidden_state),
+            last_hidden_state=last_state(inputs, encoded),
             pooler_output=pooled,
-            **output_states(inputs, encoded),
+            **output_states(encoded),
         )
         return self._returned(output, return_dict)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import is_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
@@ -22,10 +22,10 @@ from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.model.fuse import forget_qkv, qkv_parameters, replace_qkv
 from fastbert.model.inputs import Inputs
-from fastbert.packing import pack
+from fastbert.packing import pack, unpack
 from fastbert.precision import QUANTIZED, check_precision
 from fastbert.reads import Reads, is_hooked, is_plain
-from fastbert.reference import ACTIVATIONS, padded_attention
+from fastbert.reference import ACTIVATIONS, attention_to_keys, padded_attention
 
 # Queries, keys and values (T, 3, H, D) -> context (T, H, D).
 Attend = Callable[[Tensor], Tensor]
@@ -40,10 +40,13 @@ class Products(NamedTuple):
 
 @dataclass
 class Encoded:
-    """What an encoder made: packed states (T, E), and by request the states before each layer and the probabilities."""
+    """The states of an encoder, packed (T, E); by request the states around each layer and the probabilities.
+
+    What is returned by request is part of the graph: the next layer reads the very tensors that the caller gets.
+    """
 
     last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...] | None = None  # L + 1 of (T, E)
+    hidden_states: tuple[Tensor, ...] | None = None  # L + 1 in the shape of the caller's tokens
     attentions: tuple[Tensor, ...] | None = None  # L of (B, H, S, S), zero where either token is a pad
 
 
@@ -62,24 +65,33 @@ def encode(
     """
     _check_products(bert, inputs, precision)
     batch, products = inputs.batch, Products(activation, precision)
+    states: list[Tensor] = []
     if output_attentions:
-        states, attentions = _encode_padded(bert, inputs, products)
-        states = [pack(x.unflatten(0, (batch.batch_size, batch.seq_len)), batch) for x in states]
-        pair = batch.mask()[:, None, :, None]
-        attentions = tuple(probs * pair for probs in attentions)
-        return Encoded(states[-1], tuple(states) if output_hidden_states else None, attentions)
+        x, attentions = _encode_padded(bert, inputs, products, states if output_hidden_states else None)
+        x = inputs.take(states[-1]) if output_hidden_states else pack(x.unflatten(0, inputs.padded_shape), batch)
+        return Encoded(x, tuple(states) or None, attentions)
 
     x = embed(bert.embeddings, inputs.packed())
     layers = bert.encoder.layer
-    whole = not (output_hidden_states or _needs_grad(x, bert) or ops.pointer_reason())
+    whole = not (output_hidden_states or inputs.key_mask is not None or _needs_grad(x, bert) or ops.pointer_reason())
     weights = _all_weights(layers, products) if whole else None
     if weights is not None:
         return Encoded(ops.encoder(x, weights, batch.cu_seqlens, batch.max_seqlen))
-    states = [x]
+    x = _returned(x, inputs, states) if output_hidden_states else x
     for layer in layers:
         x = _run_layer(layer, x, products, _packed_attend(layer, inputs))
-        states.append(x)
-    return Encoded(x, tuple(states) if output_hidden_states else None)
+        x = _returned(x, inputs, states) if output_hidden_states else x
+    return Encoded(x, tuple(states) or None)
+
+
+def _returned(x: Tensor, inputs: Inputs, states: list[Tensor]) -> Tensor:
+    """Appends packed states to those that the caller gets, in the shape of the caller's tokens.
+
+    Returns what the next layer takes: where there is a gradient, the caller's tensor packed again, so that the
+    gradient passes through it.
+    """
+    states.append(inputs.give_back(x))
+    return inputs.take(states[-1]) if x.requires_grad else x
 
 
 def encode_first_column(bert: nn.Module, inputs: Inputs, *, activation: str, precision: str | None = None) -> Tensor:
@@ -87,28 +99,48 @@ def encode_first_column(bert: nn.Module, inputs: Inputs, *, activation: str, pre
 
     A pad asks but does not answer, which packed attention cannot express: the padded path does.
     """
-    states, _ = _encode_padded(bert, inputs, Products(activation, precision))
-    return states[-1].unflatten(0, (inputs.batch.batch_size, inputs.batch.seq_len))[:, 0]
+    x, _ = _encode_padded(bert, inputs, Products(activation, precision), queries=False)
+    return x.unflatten(0, inputs.padded_shape)[:, 0]
 
 
-def _encode_padded(bert: nn.Module, inputs: Inputs, products: Products) -> tuple[list[Tensor], list[Tensor]]:
-    """Every column through every layer, with explicit probabilities: states (B * S, E) and (B, H, S, S)."""
-    shape, mask, attentions = (inputs.batch.batch_size, inputs.batch.seq_len), inputs.batch.mask(), []
+def _encode_padded(
+    bert: nn.Module,
+    inputs: Inputs,
+    products: Products,
+    states: list[Tensor] | None = None,
+    queries: bool = True,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Every column through every layer, with explicit probabilities: the last states (B * S, E), and L of (B, H, S, S).
 
-    def attend(layer: nn.Module, qkv: Tensor) -> Tensor:
+    `states` is filled with those around each layer, in the shape of the caller's tokens. With `queries` the
+    probabilities of pads are zero, which makes their states meaningless; without, pads attend to the real tokens.
+    """
+    keys, attentions = inputs.keys(), []
+    computed = inputs.batch.mask() if queries else None
+
+    def attend(layer: nn.Module, qkv: Tensor) -> tuple[Tensor, Tensor]:
         dropout_p = _active_dropout(layer.attention.self.dropout)
-        context, probs = padded_attention(qkv.unflatten(0, shape), mask, dropout_p=dropout_p)
+        qkv = qkv.unflatten(0, inputs.padded_shape)
+        context, probs = padded_attention(qkv, keys, queries=computed, dropout_p=dropout_p)
         return context.flatten(0, 1), probs
 
-    states = [embed(bert.embeddings, inputs.flat())]
+    def returned(x: Tensor) -> Tensor:
+        if states is None:
+            return x
+        packed = _returned(pack(x.unflatten(0, inputs.padded_shape), inputs.batch), inputs, states)
+        return inputs.pad(packed).flatten(0, 1)
+
+    x = returned(embed(bert.embeddings, inputs.flat()))
     for layer in bert.encoder.layer:
-        x, probs = _run_layer(layer, states[-1], products, partial(attend, layer))
-        states.append(x)
+        x, probs = _run_layer(layer, x, products, partial(attend, layer))
+        x = returned(x)
         attentions.append(probs)
-    return states, attentions
+    return x, tuple(attentions)
 
 
 def _packed_attend(layer: nn.Module, inputs: Inputs) -> Attend:
+    if inputs.key_mask is not None:
+        return partial(_attend_to_keys, inputs=inputs, dropout_p=_active_dropout(layer.attention.self.dropout))
     return partial(
         ops.attention,
         cu_seqlens=inputs.batch.cu_seqlens,
@@ -117,11 +149,37 @@ def _packed_attend(layer: nn.Module, inputs: Inputs) -> Attend:
     )
 
 
+def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float) -> Tensor:
+    """Attention of all packed tokens to those of them that are keys: (T, 3, H, D) -> (T, H, D)."""
+    context = attention_to_keys(unpack(qkv, inputs.batch), inputs.keys(), dropout_p=dropout_p)
+    return pack(context, inputs.batch)
+
+
 def _run_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
     """One layer; one of ours with hooks, as FSDP hangs on it, is called as the module it is."""
-    if isinstance(layer, BertLayer) and is_hooked(layer):
-        return layer(x, products, attend)
-    return _recomputed_layer(layer, x, products, attend)
+    if isinstance(layer, BertLayer):
+        return layer(x, products, attend) if is_hooked(layer) else _recomputed_layer(layer, x, products, attend)
+    inner = sharded(layer)
+    if inner is None:
+        return _recomputed_layer(layer, x, products, attend)
+    return _call_through(layer, inner, partial(_recomputed_layer, inner, products=products, attend=attend), x)
+
+
+def sharded(layer: nn.Module) -> nn.Module | None:
+    """The layer that FSDP has wrapped (version 1) or hooked (version 2); None where it is a layer of its own."""
+    kind = type(layer)
+    if not hasattr(kind, "unshard") and kind.__name__ != "FullyShardedDataParallel":
+        return None
+    return layer._modules.get("_fsdp_wrapped_module", layer)
+
+
+def _call_through(layer: nn.Module, inner: nn.Module, run: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """Calls `layer`, whose hooks gather the parameters of `inner`, with `run` in place of the forward of `inner`."""
+    inner.forward = run
+    try:
+        return layer(x)
+    finally:
+        del inner.forward
 
 
 def _recomputed_layer(layer: nn.Module, x: Tensor, products: Products, attend: Attend):
@@ -208,7 +266,8 @@ def project_qkv(attention: nn.Module, x: Tensor, precision: str | None = None) -
         qkv = ops.linear(x, *together, precision=precision)
     else:
         qkv = torch.cat([project(p, x, precision=precision) for p in projections], dim=1)
-    return qkv.unflatten(1, (3, attention.num_attention_heads, -1))
+    # As transformers counts heads: by their width, so that a model with fewer of them runs.
+    return qkv.unflatten(1, (3, -1, attention.attention_head_size))
 
 
 def add_norm(output: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
@@ -320,10 +379,13 @@ def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.La
             return None
     (eps,), (other_eps,) = (reads.attributes(m, "eps") for m in norms)
     *qkv, out, up, down, attention_norm, norm = (reads.parameters(m) for m in (*linears, *norms))
+    qkv_weights = [weight for weight, _ in qkv]
     if eps != other_eps or attention_norm[1] is None or norm[1] is None or len({bias is None for _, bias in qkv}) > 1:
         return None
     together = qkv_parameters(self_attention)
-    if together is None:
+    width = reads.attributes(self_attention, "attention_head_size")[0]
+    square = out[0].shape[0] == out[0].shape[1]  # not where heads were cut out
+    if together is None or not square or {len(p) for p in qkv_weights} != {len(together[0]) // 3}:
         return None
     return ops.LayerWeights(
         *together,
@@ -332,7 +394,7 @@ def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.La
         *up,
         *down,
         *norm,
-        num_heads=reads.attributes(self_attention, "num_attention_heads")[0],
+        num_heads=len(qkv_weights[0]) // width,
         activation=products.activation,
         eps=eps,
         precision=products.precision,
@@ -380,6 +442,7 @@ class BertSelfAttention(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
         self.may_move_qkv = True  # into one storage; False where that of each belongs to somebody else
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)

@@ -50,12 +50,11 @@ class BertHeadModel(BertPreTrainedModel):
     def _output(
         self,
         kind: type[ModelOutput],
-        inputs: Inputs,
         encoded: Encoded,
         return_dict: bool | None,
         **fields: Any,
     ) -> ModelOutput | tuple:
-        return self._returned(kind(**fields, **output_states(inputs, encoded)), return_dict)
+        return self._returned(kind(**fields, **output_states(encoded)), return_dict)
 
 
 class BertPredictionHeadTransform(nn.Module):
@@ -165,7 +164,7 @@ class BertForPreTraining(_LanguageModel):
         if both:
             loss = loss + F.cross_entropy(relationship, _row_labels("next_sentence_label", next_sentence_label, 2))
         fields = {"loss": loss, "prediction_logits": logits, "seq_relationship_logits": relationship}
-        return self._output(BertForPreTrainingOutput, inputs, encoded, return_dict, **fields)
+        return self._output(BertForPreTrainingOutput, encoded, return_dict, **fields)
 
 
 class BertForMaskedLM(_LanguageModel):
@@ -198,7 +197,7 @@ class BertForMaskedLM(_LanguageModel):
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
         loss, logits = self._predictions(inputs, encoded.last_hidden_state, labels, output_logits)
-        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
+        return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
 class BertForNextSentencePrediction(BertHeadModel):
@@ -225,7 +224,7 @@ class BertForNextSentencePrediction(BertHeadModel):
         inputs, encoded = self._run(*args, **options)
         logits = project(self.cls.seq_relationship, self._pool(inputs, encoded))
         loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, 2))
-        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
+        return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
 class BertForSequenceClassification(BertHeadModel):
@@ -254,7 +253,7 @@ class BertForSequenceClassification(BertHeadModel):
         inputs, encoded = self._run(*args, **options)
         logits = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
         loss = None if labels is None else self._loss(logits, labels)
-        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
+        return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         config = self.config
@@ -311,7 +310,7 @@ class BertForMultipleChoice(BertHeadModel):
         # `prepared` are texts without their questions: (B * C, 1), as the texts' caller can but tell
         logits = scores if tokens is None else scores.view(*tokens.shape[:2])
         loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, logits.shape[1]))
-        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=logits)
+        return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
 class BertForTokenClassification(BertHeadModel):
@@ -345,7 +344,7 @@ class BertForTokenClassification(BertHeadModel):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits, _packed_labels(inputs, labels, self.num_labels))
-        return self._output(HeadOutput, inputs, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
+        return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
 
 
 class BertForQuestionAnswering(BertHeadModel):
@@ -395,7 +394,7 @@ class BertForQuestionAnswering(BertHeadModel):
             loss = sum(losses) / 2
         start, end = inputs.give_back(logits, lowest).unbind(-1)
         fields = {"loss": loss, "start_logits": start.contiguous(), "end_logits": end.contiguous()}
-        return self._output(QuestionAnsweringModelOutput, inputs, encoded, return_dict, **fields)
+        return self._output(QuestionAnsweringModelOutput, encoded, return_dict, **fields)
 
 
 def answer_positions(positions: Tensor, length: int) -> Tensor:

@@ -14,9 +14,11 @@ from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pac
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tokens of a batch, padded; `batch` says which of them are real.
+    """The tokens of a batch, padded; `batch` says which of them are computed.
 
     ids, token_type_ids and position_ids are (B, S) int64; embeds is (B, S, E) and takes the place of ids.
+    `key_mask` (B, S) bool is None where every computed token is attended to. Otherwise some tokens are queries only:
+    the mask is 0 where they stand, but they are no pads, and their states are read (ColBERT's query expansion).
     """
 
     batch: PackedBatch
@@ -25,6 +27,7 @@ class Inputs:
     token_type_ids: Tensor
     position_ids: Tensor
     came_packed: bool = False
+    key_mask: Tensor | None = None
 
     def _each(self, function) -> Inputs:
         return replace(
@@ -34,6 +37,11 @@ class Inputs:
             token_type_ids=function(self.token_type_ids),
             position_ids=function(self.position_ids),
         )
+
+    @property
+    def padded_shape(self) -> tuple[int, int]:
+        """(B, S)."""
+        return self.batch.batch_size, self.batch.seq_len
 
     @property
     def is_full(self) -> bool:
@@ -48,9 +56,15 @@ class Inputs:
         """Every column, pads too: every field (B * S, ...)."""
         return self._each(lambda x: x.reshape(-1, *x.shape[2:]))
 
+    def keys(self) -> Tensor:
+        """Which positions are attended to, (B, S) bool."""
+        return self.batch.mask() if self.key_mask is None else self.key_mask
+
     def rows(self, index: Tensor) -> Inputs:
         """The rows that `index` (N,) names, still padded."""
-        return replace(self._each(lambda x: x[index]), batch=ops.read_mask(self.batch.mask()[index]))
+        key_mask = None if self.key_mask is None else self.key_mask[index]
+        batch = ops.read_mask(self.batch.mask()[index])
+        return replace(self._each(lambda x: x[index]), batch=batch, key_mask=key_mask)
 
     def give_back(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Packed (T, ...) to the shape the caller's input had: (B, S, ...), or (T, ...) where it came packed."""
@@ -115,14 +129,20 @@ def _unwrapped(x: Tensor) -> Tensor:
 def prepare(
     embeddings: nn.Module,
     input_ids: Tensor | None,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | PackedBatch | None,
     token_type_ids: Tensor | None,
     position_ids: Tensor | None,
     inputs_embeds: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int | None,
+    pad_id: int | None = None,
+    masked_queries: bool = False,
 ) -> Inputs:
-    """Checks the arguments of a model call against the tables of `embeddings` and says which tokens are real.
+    """Checks the arguments of a model call against the tables of `embeddings` and says which tokens are computed.
+
+    `attention_mask` may come as the batch that `ops.read_mask` has made of it.
+    `masked_queries`: positions that the mask leaves out, but which hold another id than `pad_id` or come as embeddings,
+    are computed as transformers does: they attend to the others, and nothing attends to them.
 
     Raises:
         ValueError: naming the argument, its value and the limit.
@@ -130,7 +150,8 @@ def prepare(
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("exactly one of input_ids and inputs_embeds must be given")
     name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
-    named = {name: tokens, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+    mask_is_read = isinstance(attention_mask, PackedBatch)
+    named = {name: tokens, "attention_mask": None if mask_is_read else attention_mask, "token_type_ids": token_type_ids}
     for argument, value in {**named, "position_ids": position_ids, "cu_seqlens": cu_seqlens}.items():
         if value is not None and not isinstance(value, Tensor):
             raise ValueError(f"{argument} is a {type(value).__name__}; it must be a tensor")
@@ -157,6 +178,8 @@ def prepare(
         batch = batch_from_cu_seqlens(cu_seqlens, tokens.shape[0], max_seqlen)
     elif attention_mask is None:
         batch = full_batch(*shape, device)
+    elif mask_is_read:
+        batch = attention_mask
     elif attention_mask.shape != shape:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be that of {name}, {tuple(shape)}"
@@ -192,7 +215,22 @@ def prepare(
     if places is None:
         places = torch.arange(batch.seq_len, device=device).expand(padded)
     embeds = inputs_embeds if cu_seqlens is None or inputs_embeds is None else unpack(inputs_embeds, batch)
-    return Inputs(batch, ids, embeds, types, places, came_packed=cu_seqlens is not None)
+    key_mask = None
+    if masked_queries and attention_mask is not None and batch.indices is not None:
+        batch, key_mask = _with_queries(batch, ids, pad_id)
+    return Inputs(batch, ids, embeds, types, places, cu_seqlens is not None, key_mask)
+
+
+def _with_queries(batch: PackedBatch, ids: Tensor | None, pad_id: int | None) -> tuple[PackedBatch, Tensor | None]:
+    """The batch with the masked tokens that are no pads, and the mask of its keys; None where there are no such tokens.
+
+    A row without a key stays without tokens: there is nothing to attend to.
+    """
+    keys = batch.mask()
+    queries = ~keys & (batch.lengths > 0)[:, None]
+    if ids is not None and pad_id is not None:
+        queries &= ids != pad_id
+    return (ops.read_mask(keys | queries), keys) if queries.any() else (batch, None)
 
 
 def is_spread(x: Tensor, shape: torch.Size) -> bool:
@@ -202,4 +240,4 @@ def is_spread(x: Tensor, shape: torch.Size) -> bool:
 
 def vocab_rows(word_embeddings: nn.Module) -> int:
     """The size of the vocabulary, also where the table is wrapped (by PEFT, say)."""
-    return getattr(word_embeddings, "num_embeddings", None) or word_embeddings.weight.shape[0]
+    return word_embeddings.weight.shape[0]

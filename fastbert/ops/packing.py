@@ -10,26 +10,30 @@ from fastbert.ops._checks import check_shape
 from fastbert.packing import PackedBatch, batch_from_mask
 
 
-def read_mask(mask: Tensor) -> PackedBatch:
+def read_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
     """Reads a (B, S) mask of 0 and 1, right-padded, left-padded, with holes, rows of zeros; waits for its device once.
 
+    Returns:
+        None where the mask holds another value than 0 and 1 (NaN among them) and `strict` is False.
+
     Raises:
-        ValueError: the mask is not 2-D, or holds a value other than 0 and 1 (NaN among them).
+        ValueError: the mask is not 2-D; or, with `strict`, holds a value other than 0 and 1.
     """
     if torch.compiler.is_compiling():
-        return batch_from_mask(mask)
+        return batch_from_mask(mask, strict=strict)
     _, run = backend.choose("read_mask", mask.device.type, mask)
-    return run(mask)
+    batch = run(mask)
+    return batch_from_mask(mask) if batch is None and strict else batch  # which says what the mask holds
 
 
-def _read_mask(mask: Tensor) -> PackedBatch:
-    return batch_from_mask(mask) if mask.device.type == "cpu" else read_mask_at_once(mask)
+def _read_mask(mask: Tensor) -> PackedBatch | None:
+    return batch_from_mask(mask, strict=False) if mask.device.type == "cpu" else read_mask_at_once(mask)
 
 
-def read_mask_at_once(mask: Tensor) -> PackedBatch:
+def read_mask_at_once(mask: Tensor) -> PackedBatch | None:
     """The reference for a mask on a device, by `pack_mask`: all that the host must know is asked for together."""
     if mask.dim() != 2 or not mask.numel():
-        return batch_from_mask(mask)
+        return batch_from_mask(mask, strict=False)
     cu_seqlens, indices, _, bad = pack_mask(mask)
     lengths = cu_seqlens.diff()
     leading = ((mask[:, 0] == 0) & (lengths > 0)).any().to(torch.int32)
@@ -39,15 +43,15 @@ def read_mask_at_once(mask: Tensor) -> PackedBatch:
 
 def _batch(
     mask: Tensor, cu_seqlens: Tensor, indices: Tensor, tokens: int, longest: int, leading_pads: bool, bad: bool
-) -> PackedBatch:
+) -> PackedBatch | None:
     if bad:
-        return batch_from_mask(mask)  # which says what
+        return None
     if tokens == mask.numel():
         return PackedBatch(*mask.shape, cu_seqlens, mask.shape[1], None)
     return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:tokens], bool(leading_pads))
 
 
-def _native_read_mask(mask: Tensor) -> PackedBatch:
+def _native_read_mask(mask: Tensor) -> PackedBatch | None:
     return _batch(mask, *native.read_mask(mask))
 
 
