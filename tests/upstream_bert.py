@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_PRETRAINING_MAPPING
 
 from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
-HEADS = sorted(name for name in dir(transformers) if name.startswith("BertFor")) + ["BertLMHeadModel", "BertModel"]
+HEADS = [*sorted(name for name in dir(transformers) if name.startswith("BertFor")), "BertLMHeadModel", "BertModel"]
 
 
 class BertSizes:
