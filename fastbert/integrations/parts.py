@@ -23,7 +23,7 @@ BERT = "transformers.models.bert.modeling_bert"
 # look along the sequence or at the rows of a batch (adaption_prompt, poly, xlora), or have not been tried.
 ADAPTERS = (
     *("adalora", "boft", "c3a", "delora", "fourierft", "gralora", "hra", "ia3", "ln_tuning", "loha", "lokr", "lora"),
-    *("miss", "oft", "osf", "randlora", "road", "shira", "trainable_tokens", "vblora", "vera", "waveft"),
+    *("miss", "oft", "randlora", "road", "shira", "trainable_tokens", "vblora", "vera", "waveft"),
 )
 # Linear layers over quantised weights, by the module that has them.
 QUANTISED = (
