@@ -1,4 +1,4 @@
-"""transformers' common model tests on BERT, from its source package: what passes without acceleration passes with it."""
+"""transformers' common model tests, from its source package, with each BERT accelerated as it is built."""
 
 import hashlib
 import json
