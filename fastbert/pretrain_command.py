@@ -119,8 +119,8 @@ def _pretrain(
             _say(f"resuming from {newest}: {trainer.step:,} of {settings.training.steps:,} steps done")
             if trainer.step >= settings.training.steps:
                 _say(
-                    f"the run is finished; training.steps of more than {trainer.step} prolongs it, "
-                    f"as in --resume --set training.steps={2 * trainer.step}"
+                    f"the run is finished; more steps prolong it, as in --resume --set "
+                    f"training.steps={2 * trainer.step} --set schedule.total_steps={2 * trainer.step}"
                 )
     return trainer.run()
 

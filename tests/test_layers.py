@@ -19,7 +19,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Parts of the package, and what they may import of it besides themselves. A part is a module or folder of
 # fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
-LEAVES = {"files", "hub", "config", "packing", "backend", "reference", "precision", "reads", "garbage"}
+LEAVES = {
+    "files",
+    "unknown_tokens",
+    "hub",
+    "config",
+    "packing",
+    "backend",
+    "reference",
+    "precision",
+    "reads",
+    "garbage",
+}
 TEXT = {"encoding", "tokenizer_files", "tokenization"}
 BELOW_MODEL = LEAVES | {"ops", "checkpoint"}
 ALL_OF_MODEL = BELOW_MODEL | TEXT | {"model", "explain"}
@@ -27,6 +38,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "native": {"_C"},
     "files": set(),
+    "unknown_tokens": set(),
     "garbage": set(),
     "hub": set(),
     "config": {"files", "hub"},

@@ -91,11 +91,19 @@ def test_a_run_that_is_there_already_is_gone_on_with_or_left_alone(pretrain):
     code, said, _ = pretrain()
     assert code == 1 and "step-00000002 is there already: --resume goes on with it" in said
     code, said, checkpoint = pretrain("schedule.total_steps=2", "training.steps=4", resume=True)
-    assert code == 0 and "going on from" in said and checkpoint.name == "step-00000004"
-    code, said, _ = pretrain("optimizer.lr=3.0", "schedule.total_steps=2", resume=True)
+    assert code == 0 and "resuming from" in said and checkpoint.name == "step-00000004"
+    code, said, _ = pretrain("schedule.total_steps=2", "training.steps=4", resume=True)
+    how = "--resume --set training.steps=8 --set schedule.total_steps=8"
+    assert code == 0 and f"the run is finished; more steps prolong it, as in {how}" in said
+    code, said, checkpoint = pretrain("training.steps=8", "schedule.total_steps=8", resume=True)
+    assert code == 0 and checkpoint.name == "step-00000008"
+    lines = [json.loads(line) for line in (checkpoint.parents[1] / "log.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] for line in lines if line["kind"] == "train"}
+    assert rates[4] == 0 < rates[8]  # the schedule that had ended goes on
+    code, said, _ = pretrain("optimizer.lr=3.0", "schedule.total_steps=8", resume=True)
     assert code == 1 and "made under other settings: optimizer.lr was 0.001 and is 3.0" in said
-    code, said, checkpoint = pretrain("schedule.total_steps=2", "training.steps=4", resume=True)
-    assert code == 0 and checkpoint.name == "step-00000004"  # done already
+    code, said, _ = pretrain("schedule.total_steps=2", "training.steps=8", resume=True)
+    assert code == 1 and "schedule.total_steps was 8 and is 2" in said  # longer, not shorter
 
 
 @pytest.mark.parametrize(

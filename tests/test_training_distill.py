@@ -533,7 +533,7 @@ def test_the_command_on_text(tmp_path, capsys):
     )
     assert distill(student, "--set", "training.steps=2", "--set", "schedule.total_steps=8") == 0
     assert distill(student, "--resume") == 0, capsys.readouterr().err
-    assert "going on from" in capsys.readouterr().err
+    assert "resuming from" in capsys.readouterr().err
     done = tmp_path / "student" / "checkpoints" / "step-00000008"
     theirs = transformers.BertForPreTraining.from_pretrained(done)
     assert (theirs.config.num_hidden_layers, theirs.config.hidden_size) == (2, 24)

@@ -340,13 +340,17 @@ def open_checkpoints(settings: Settings) -> Checkpoints:
 def check_resumable(state: TrainingState, settings: Settings, checkpoint: Path) -> None:
     """That the run goes on under the settings it began with, as far as its weights follow from them.
 
-    The number of processes is none of them: batches are cut for all together, and each takes its part.
+    The number of processes is none of them: batches are cut for all together, and each takes its part. Nor is the
+    length of a schedule that has come to its end: a longer one prolongs the run.
     """
     then = state.settings
+    now, length = settings.decisive(), then.get("schedule.total_steps", math.inf)
+    ended = state.step >= length and now["schedule.total_steps"] > length
+    free = ("schedule.total_steps", "schedule.warmup_steps") if ended else ()
     changed = [
         f"{key} was {then.get(key)!r} and is {value!r}"
-        for key, value in settings.decisive().items()
-        if then.get(key) != value
+        for key, value in now.items()
+        if then.get(key) != value and key not in free
     ]
     if changed:
         raise CheckpointError(f"{checkpoint} was made under other settings: {'; '.join(changed)}")
