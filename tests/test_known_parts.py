@@ -63,7 +63,7 @@ HOOKS = {
         lambda m, args, kwargs, out: without_position_3(out), with_kwargs=True
     ),
     "backward": lambda part: part.register_full_backward_hook(
-        lambda m, inputs, outputs: tuple(g if g is None else g * 2 for g in inputs)
+        lambda m, inputs, outputs: tuple(g * 2 if g is not None and g.is_floating_point() else g for g in inputs)
     ),
     "backward before": lambda part: part.register_full_backward_pre_hook(lambda m, go: (without_position_3(go[0]),)),
 }
