@@ -16,6 +16,7 @@ from tiny_bert import save_tiny
 import fastbert
 from fastbert.cli import main
 from fastbert.inference import Embedder, FillMask
+from fastbert.model import encoder
 from fastbert.precision import DEVICES, PRECISIONS, QUANTIZED, SPLIT
 
 CLASSES = [n for n in fastbert.__all__ if n.startswith("BertFor")] + ["BertModel"]
@@ -185,12 +186,12 @@ def test_a_text_does_not_depend_on_its_batch(tiny):
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
 
 
-def test_a_gradient_of_int8_is_refused_before_anything_runs(tiny):
+def test_a_gradient_of_int8_is_refused_before_anything_runs(tiny, monkeypatch):
     mine = fastbert.BertForSequenceClassification.from_pretrained(tiny, quantize="int8")
     theirs = fastbert.accelerate(transformers.BertModel(transformers.BertConfig(**TINY)), quantize="int8")
     for model, bert in ((mine, mine.bert), (theirs, theirs)):
-        ran = []
-        bert.embeddings.word_embeddings.register_forward_hook(lambda *call, ran=ran: ran.append(call))
+        ran, embed = [], encoder.embed
+        monkeypatch.setattr(encoder, "embed", lambda *call, ran=ran, embed=embed: ran.append(call) or embed(*call))
         for options in ({}, {"output_attentions": True}, {"output_hidden_states": True}):
             with pytest.raises(
                 ValueError, match="quantize is 'int8', which has no gradient, and one is wanted: run the"
@@ -199,6 +200,7 @@ def test_a_gradient_of_int8_is_refused_before_anything_runs(tiny):
         assert not ran
         with torch.no_grad():
             model(tokens(vocab=20))
+        assert ran
         bert.requires_grad_(False)
         model(tokens(vocab=20))
         embeds = torch.randn(1, 4, bert.config.hidden_size)
@@ -248,7 +250,8 @@ def test_accelerate_quantizes_as_from_pretrained_does(tmp_path):
     live, original = twins("BertForMaskedLM")
     original.save_pretrained(tmp_path)
     mine = fastbert.BertForMaskedLM.from_pretrained(tmp_path, quantize="int8")
-    inputs = {"input_ids": tokens(), "attention_mask": mask_of("left")}
+    mask = mask_of("left")
+    inputs = {"input_ids": tokens().masked_fill(mask == 0, 0), "attention_mask": mask}
     fastbert.accelerate(live, quantize="int8")
     copies = copy.deepcopy(live), pickle.loads(pickle.dumps(live))
     with torch.inference_mode():
@@ -373,8 +376,9 @@ def test_options_of_fill_mask(setting, tiny, capsys):
     ],
 )
 @pytest.mark.parametrize("command", ["embed", "fill-mask"])
-def test_options_that_do_not_go_together(command, options, code, message, tiny, capsys):
-    got, out, err = run(capsys, command, tiny, "none.txt" if command == "fill-mask" else __file__, *options)
+def test_options_that_do_not_go_together(command, options, code, message, tiny, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("a text\n")
+    got, out, err = run(capsys, command, tiny, "none.txt" if command == "fill-mask" else tmp_path / "in.txt", *options)
     assert (got, out) == (code, "") and message in err
 
 
