@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ from fastbert.native import extension
 
 # Before transformers is imported anywhere: nothing here may ask a hub.
 warnings.filterwarnings("ignore", message=".*newly initialised.*")
+
+
+# The threads that a test's tensors run on, `all_cores` tests included: 1 by default (all cores for those), or 2, 3, ...
+# to see that no result depends on the number. Processes that a test starts follow OMP_NUM_THREADS: set both.
+THREADS = os.environ.get("FASTBERT_TEST_THREADS")
 
 
 def _asset(name: str) -> Path:
@@ -59,8 +65,8 @@ def _seed() -> None:
 def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """Small tensors gain nothing from threads and lose much on a busy machine; `all_cores` lifts it."""
     before = torch.get_num_threads()
-    if "all_cores" not in request.fixturenames:
-        torch.set_num_threads(1)
+    if THREADS or "all_cores" not in request.fixturenames:
+        torch.set_num_threads(int(THREADS or 1))
     yield
     torch.set_num_threads(before)
 
