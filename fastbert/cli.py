@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from fastbert.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
-from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_finetune_arguments
+from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments
 from fastbert.precision import QUANTIZED, SPLIT
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
@@ -184,17 +184,18 @@ def _add_embed(commands) -> None:
     reading = parser.add_argument_group("input")
     reading.add_argument(
         "--input-format",
-        choices=("auto", "text", "jsonl", "csv"),
+        choices=("auto", "text", "jsonl", "json", "csv", "parquet"),
         default="auto",
-        help="auto goes by the suffix: .jsonl, .ndjson, .csv, .tsv, .txt, .md; stdin is text, one a line",
+        help="auto goes by the suffix: .jsonl, .ndjson, .json (a list), .csv, .tsv, .parquet, .txt, .md, each but "
+        ".parquet also with .gz, .xz or .zst; stdin is text, one a line",
     )
     reading.add_argument("--field", default="text", help="of a JSON object, the text (default: text)")
     reading.add_argument(
-        "--column", default="text", help="of a csv file, the text: a name, or a number from 1 (default: text)"
+        "--column",
+        default="text",
+        help="of a csv or parquet file, the text: a name or, in csv, a number from 1 (default: text)",
     )
-    reading.add_argument("--delimiter", help="between csv fields (default: a comma, or a tab for .tsv)")
-    reading.add_argument("--no-header", action="store_true", help="the csv file has no line of column names")
-    reading.add_argument("--unquoted", action="store_true", help='" has no meaning in the csv file')
+    add_csv_arguments(reading)
     reading.add_argument("--allow-empty", action="store_true", help="embed empty texts; else they are bad lines")
     reading.add_argument(
         "--bad-lines",

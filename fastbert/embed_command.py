@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastbert.cli import placement
 from fastbert.inference.embed import MAX_TOKENS, Embedder
+from fastbert.inference.input_files import STDIN
 from fastbert.inference.job import WINDOW, embed_records
 from fastbert.inference.output import (
     FileOutput,
@@ -20,7 +21,7 @@ from fastbert.inference.output import (
     journal_path,
     make_format,
 )
-from fastbert.inference.records import STDIN, Reading, Records
+from fastbert.inference.records import Reading, Records
 
 SUFFIXES = {".npy": "npy", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 BAD_LINES_SHOWN = 20  # each run names these many, then counts
@@ -33,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
         format=args.input_format,
         field=args.field,
         column=args.column,
-        header=not args.no_header,
+        header=args.header,
         delimiter=args.delimiter,
-        quoted=not args.unquoted,
+        quoted=args.quoted,
         allow_empty=args.allow_empty,
     )
     records = Records(args.inputs, reading)

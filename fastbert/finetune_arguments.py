@@ -47,7 +47,9 @@ def add_task_arguments(parser: argparse.ArgumentParser, positive: Callable[[str]
 
     reading = parser.add_argument_group("input", "columns are names, in csv also numbers from 1; in jsonl, keys")
     reading.add_argument(
-        "--format", choices=("auto", "csv", "jsonl", "conll", "squad"), help="(default: by the suffix)"
+        "--format",
+        choices=("auto", "csv", "jsonl", "json", "parquet", "conll", "squad"),
+        help="(default: by the suffix)",
     )
     reading.add_argument("--text-column", dest="text", metavar="NAME", help="(default: text)")
     reading.add_argument("--pair-column", dest="pair", metavar="NAME", help="the second text of a pair")
@@ -67,9 +69,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, positive: Callable[[str]
     reading.add_argument("--question-column", dest="question", metavar="NAME", help="(default: question)")
     reading.add_argument("--context-column", dest="context", metavar="NAME", help="(default: context)")
     reading.add_argument("--answers-column", dest="answers", metavar="NAME", help="(default: answers)")
-    reading.add_argument("--delimiter", help="between csv fields (default: a comma, or a tab for .tsv)")
-    reading.add_argument("--no-header", dest="header", action="store_false", help="the csv has no line of column names")
-    reading.add_argument("--unquoted", dest="quoted", action="store_false", help='" has no meaning in the csv file')
+    add_csv_arguments(reading)
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=positive, help="(default: 3)")
@@ -121,4 +121,27 @@ def add_task_arguments(parser: argparse.ArgumentParser, positive: Callable[[str]
     )
     texts.add_argument(
         "--null-threshold", type=float, help="by which no answer must be better than the best (default: 0)"
+    )
+
+
+def add_csv_arguments(group: argparse._ArgumentGroup) -> None:
+    """Options for csv files, which every command that reads them takes."""
+    group.add_argument(
+        "--delimiter",
+        type=lambda text: "\t" if text == "\\t" else text,
+        help=r"between csv fields, '\t' for a tab (default: a comma, or a tab for .tsv)",
+    )
+    group.add_argument(
+        "--no-header", dest="header", action="store_false", help="the csv file has no line of column names"
+    )
+    quoting = group.add_mutually_exclusive_group()
+    quoting.add_argument(
+        "--quoted",
+        dest="quoted",
+        action="store_const",
+        const=True,
+        help="csv fields may stand in double quotes (default: yes, but not in a .tsv)",
+    )
+    quoting.add_argument(
+        "--unquoted", dest="quoted", action="store_const", const=False, help='" has no meaning in the csv file'
     )

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_bert import save_tiny
@@ -177,7 +179,7 @@ def test_csv_lines(folder):
     assert [line for line, _ in got] == [2, 3, 5, 6, 7, 8, 9, 10]
     assert got[0][1] == 'one, "quoted"' and got[1][1] == "two\nlines" and got[6 - 0][1] == "café"
     for index, part in {
-        2: "1 fields; the text is field 2",
+        2: "has 1 fields; the header line names 2",
         3: "is empty",
         4: "no csv",
         5: "UTF-8",
@@ -187,10 +189,10 @@ def test_csv_lines(folder):
 
 
 def test_a_suffix_that_is_not_known_is_refused(folder):
-    Path("in.json").write_text('["a"]\n')
-    with pytest.raises(InputError, match=r"in\.json: the suffix '\.json' is none of \.txt, \.md"):
-        Records(["in.json"])
-    assert texts_of(["in.json"], format="text") == [(1, '["a"]')]
+    Path("in.log").write_text('["a"]\n')
+    with pytest.raises(InputError, match=r"in\.log: the suffix '\.log' is none of \.txt, \.md"):
+        Records(["in.log"])
+    assert texts_of(["in.log"], format="text") == [(1, '["a"]')]
 
 
 def test_csv_columns(folder):
@@ -207,6 +209,25 @@ def test_csv_columns(folder):
     assert texts_of(["empty.csv"]) == []
 
 
+def test_records_of_json_and_parquet(folder):
+    Path("in.json").write_text('[\n {"text": "one"},\n {"text": 2},\n {"text": "three"}]')
+    assert texts_of(["in.json"]) == [(2, "one"), (3, "has a field 'text' of type int, not a string"), (4, "three")]
+    pq.write_table(pa.table({"n": [1, 2, 3], "text": ["one", None, "three"]}), "in.parquet", row_group_size=2)
+    assert texts_of(["in.parquet"]) == [(1, "one"), (2, "has an empty text"), (3, "three")]
+    with pytest.raises(InputError, match=r"in\.parquet: column 'n' is of type int64, not string"):
+        Records(["in.parquet"], Reading(column="n"))
+
+
+def test_quotes_in_tsv_are_characters(folder):
+    Path("in.tsv").write_text('id\ttext\n1\t"Alien\n2\tred\n3\t"x" y\n')
+    assert texts_of(["in.tsv"]) == [(2, '"Alien'), (3, "red"), (4, '"x" y')]
+    Path("in.tsv").write_text("text\n" + "a\n" * 40000 + 'b\tc"\n' + "d\n")  # past the bytes that are looked at
+    assert texts_of(["in.tsv"])[-2:] == [
+        (40002, "has 2 fields; the header line names 1; if fields stand in quotes, give --quoted"),
+        (40003, "d"),
+    ]
+
+
 def test_the_hash_is_of_what_records_came_from(folder):
     write_texts("a.txt", ["one", "two"])
     write_texts("empty.txt", [])
@@ -216,7 +237,7 @@ def test_the_hash_is_of_what_records_came_from(folder):
 
 
 def test_a_line_without_end_is_bad_and_not_held(folder, monkeypatch):
-    monkeypatch.setattr("fastbert.inference.records.MAX_LINE", 1 << 20)
+    monkeypatch.setattr("fastbert.inference.input_files.MAX_LINE", 1 << 20)
     Path("in").write_bytes(b"one\n" + b"x" * (3 << 20) + b"\n" + b"y" * (1 << 20) + b"\nthree\n")
     got = texts_of(["in"])
     assert got[0] == (1, "one") and got[1] == (2, "is longer than 1 MiB") and got[3] == (4, "three")

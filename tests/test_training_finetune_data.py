@@ -1,9 +1,12 @@
 """Files of labelled examples, their alignment with tokens, and every way in which they can be wrong."""
 
+import gzip
 import json
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from finetune_support import VOCAB, write_csv, write_jsonl, write_squad
 
@@ -105,10 +108,25 @@ def squad_file(tmp_path, **changes):
 
 
 BAD_TEXTS = [
-    (read_texts, "text,label\na,x\nb\n", "bad.csv:3: 1 fields; the header line names 2"),
-    (read_texts, "text,label\none, two,x\n", "bad.csv:2: 3 fields; the header line names 2"),
-    (read_texts, "text,label,text\na,x,b\n", "bad.csv:1: the header line names 'text' twice"),
-    (read_texts, "words,label\na,x\n", "bad.csv:2: no column 'text'; there are '1', '2', 'words', 'label'"),
+    (read_texts, "text,label\na,x\nb\n", "bad.csv:3: has 1 fields; the header line names 2"),
+    (read_texts, "text,label\none, two,x\n", "bad.csv:2: has 3 fields; the header line names 2"),
+    (
+        read_texts,
+        "text,label,text\na,x,b\n",
+        "bad.csv:1: the header line names 'text' twice; if it names no columns, give --no-header",
+    ),
+    (
+        read_texts,
+        "words,label\na,x\n",
+        "bad.csv:2: no column 'text'; there are 'words', 'label'; if line 1 names no columns, give --no-header and the "
+        "column's number",
+    ),
+    (
+        read_texts,
+        "text;label\na;x\n",
+        "bad.csv:2: no column 'text'; there are 'text;label'; the line looks separated by semicolons: give "
+        "--delimiter ';'",
+    ),
     (read_texts, 'text,label\na,x\n"b,y\n', "bad.csv:3: is no csv: unexpected end of data"),
     (read_texts, "text,label\n  ,x\n", "bad.csv:2: text is '  '; it must be a text, not empty"),
     (read_texts, "text,label\na,\n", "bad.csv:2: label is ''; it must be a name or a number"),
@@ -125,6 +143,41 @@ def test_a_bad_csv_file(tmp_path, read, text, message):
     with pytest.raises(DataError) as error:
         read(tmp_path / "bad.csv", Reading(choices=("p", "q")))
     assert str(error.value) == f"{tmp_path}/{message}"
+
+
+def test_the_same_examples_in_every_file_format(tmp_path):
+    """Each format holds the same two examples; a quote in a .tsv is a character."""
+    rows = [{"text": 'a "b', "label": "x"}, {"text": "c, d", "label": "y"}]
+    plain = "text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in rows)
+    (tmp_path / "a.tsv").write_text(plain)
+    with gzip.open(tmp_path / "b.tsv.gz", "wt") as file:
+        file.write(plain)
+    write_csv(tmp_path / "c.csv", [tuple(row.values()) for row in rows])
+    write_jsonl(tmp_path / "d.jsonl", rows)
+    (tmp_path / "e.json").write_text(json.dumps(rows, indent=1))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "f.parquet")
+    names = ["a.tsv", "b.tsv.gz", "c.csv", "d.jsonl", "e.json", "f.parquet"]
+    for name in names:
+        got = [{"text": e.text, "label": e.label} for e in read_texts(tmp_path / name, Reading())]
+        assert got == rows, name
+    assert [e.where for e in read_texts(tmp_path / "e.json", Reading())] == [
+        f"{tmp_path}/e.json:{line}" for line in (2, 6)
+    ]
+    assert read_texts(tmp_path / "f.parquet", Reading())[1].where == f"{tmp_path}/f.parquet: row 2"
+
+
+def test_files_that_are_not_what_they_seem(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n"one\ntwo"\tx\n')
+    with pytest.raises(DataError, match=r"a\.tsv looks written with fields in quotes: give --quoted"):
+        read_texts(path, Reading())
+    assert [e.text for e in read_texts(path, Reading(quoted=True))] == ["one\ntwo"]
+    path = tmp_path / "a.xlsx"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match=r"the suffix '\.xlsx' is none of \.csv, .* name the format with --format"):
+        read_texts(path, Reading())
+    with pytest.raises(DataError, match=r"a\.xlsx holds a zip archive"):
+        read_texts(path, Reading(format="csv"))
 
 
 def test_a_tab_parts_columns_and_a_blank_does_not(tmp_path):
@@ -163,9 +216,9 @@ def test_a_bad_jsonl_file(tmp_path):
         with pytest.raises(DataError, match=r"bad.jsonl:1: label is .*; it must be a list of labels, names or numbers"):
             read_label_lists(path, Reading())
     path.write_bytes(b'{"text": "a", "label": "x"}\n{"text": "\xff"}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl:2: is not UTF-8 \(byte 0xff\)"):
+    with pytest.raises(DataError, match=r"bad.jsonl:2: is not UTF-8 \(byte 0xff at byte 11\)"):
         read_texts(path, Reading())
-    with pytest.raises(DataError, match="the format is conll; this task reads csv and jsonl"):
+    with pytest.raises(DataError, match="the format is conll; this task reads csv, jsonl, json and parquet"):
         read_texts(path, Reading(format="conll"))
     rows = [{"text": "a", "choices": ["b", "c"], "label": 0}, {"text": "a", "choices": ["b"] * 3, "label": 0}]
     with pytest.raises(DataError, match=r"c.jsonl:2: 3 choices; .*c.jsonl:1 has 2"):

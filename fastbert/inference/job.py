@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from fastbert.inference.embed import Embedder
+from fastbert.inference.input_files import InputError
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
-from fastbert.inference.records import InputError, Record, Records
+from fastbert.inference.records import Record, Records
 
 WINDOW = 2048  # records sorted by length together and committed together
 WINDOW_CHARS = 1 << 21  # and the most text that is held for that

@@ -1,29 +1,42 @@
-"""Texts from text, jsonl and csv files, one record at a time: where each stands, or what is wrong with it.
-
-Lines end at a line feed (a carriage return before it goes too) and nowhere else, so that their numbers are
-those an editor and `sed -n` show. Files are UTF-8, with or without a byte order mark.
-"""
+"""Texts from text, jsonl, JSON, csv and parquet files, one record at a time: its text, or the problem there is."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
-STDIN = "-"
-FORMATS = ("text", "jsonl", "csv")
-MAX_LINE = 1 << 24  # bytes of a line, characters of a csv field: what one record may cost in memory
-_BY_SUFFIX = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
+from fastbert.inference.input_files import (
+    STDIN,
+    CsvRows,
+    InputError,
+    Lines,
+    RecordProblem,
+    check_text_column,
+    compression_of,
+    format_by_suffix,
+    json_text,
+    json_values,
+    open_input,
+    open_parquet,
+    parquet_rows,
+    read_text,
+    shown,
+    text_of,
+)
 
-
-class InputError(ValueError):
-    """An input that cannot be read at all, or a bad line where those are fatal; names file and line."""
+FORMATS = ("text", "jsonl", "json", "csv", "parquet")
+SUFFIXES = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class Record:
     """One text, or the problem there is in its place."""
 
     file: int  # index of the input
-    line: int  # the one it begins on, counted from 1
+    line: int  # the one it begins on, or the row of a parquet file, counted from 1
     text: str
     problem: str | None = None
 
@@ -41,12 +54,12 @@ class Reading:
     """How inputs are read.
 
     Args:
-        format: "text", "jsonl", "csv", or "auto": by the file's suffix, text for stdin.
+        format: one of FORMATS, or "auto": by the file's suffix, text for stdin.
         field: of a JSON object, its text.
-        column: of a csv file, its text: a name in the header line, or a number counted from 1.
+        column: of a csv or parquet file, its text: a name, or, of csv, a number counted from 1.
         header: whether the first line of a csv file names the columns.
         delimiter: between csv fields; None is a tab for .tsv and a comma for others.
-        quoted: whether csv fields may stand in double quotes.
+        quoted: whether csv fields may stand in double quotes; None: not in a .tsv.
         allow_empty: whether a text of white space alone is a text.
     """
 
@@ -55,61 +68,8 @@ class Reading:
     column: str = "text"
     header: bool = True
     delimiter: str | None = None
-    quoted: bool = True
+    quoted: bool | None = None
     allow_empty: bool = False
-
-
-class RecordProblem(Exception):
-    """What is wrong with one record."""
-
-
-def format_by_suffix(path: str | Path, formats: dict[str, str]) -> str:
-    """The format that `formats` has for a file's suffix; "text" for a name without one, such as a pipe's.
-
-    Raises:
-        InputError: the suffix is none of them.
-    """
-    suffix = Path(path).suffix.lower()
-    if not suffix:
-        return "text"
-    if suffix not in formats:
-        raise InputError(
-            f"{path}: the suffix {suffix!r} is none of {', '.join(formats)}; name the format with --input-format"
-        )
-    return formats[suffix]
-
-
-class _Lines:
-    """The lines of a stream as text, counted and hashed; a bad one raises, the next call goes on after it."""
-
-    def __init__(self, stream: BinaryIO, digest: Any) -> None:
-        self.number, self.bytes = 0, 0
-        self._stream, self._digest = stream, digest
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        raw = self._read()
-        if not raw:
-            raise StopIteration
-        self.number += 1
-        if len(raw) > MAX_LINE and not raw.endswith(b"\n"):
-            while raw and not raw.endswith(b"\n"):
-                raw = self._read()
-            raise RecordProblem(f"is longer than {MAX_LINE >> 20} MiB")
-        if self.number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RecordProblem(f"is not UTF-8 (byte {raw[error.start]:#04x} at byte {error.start + 1})") from None
-
-    def _read(self) -> bytes:
-        raw = self._stream.readline(MAX_LINE + 1)
-        self.bytes += len(raw)
-        self._digest.update(raw)
-        return raw
 
 
 class Records:
@@ -120,7 +80,8 @@ class Records:
         reading: how to read them.
 
     Raises:
-        InputError: while iterating, a csv file without the column; on construction, a path that is no file.
+        InputError: on construction, a path that is no file, an unknown suffix, a parquet file without the column;
+            while iterating, a csv file without it, or a file that holds something else than its suffix stands for.
     """
 
     def __init__(self, inputs: Sequence[str], reading: Reading | None = None) -> None:
@@ -131,14 +92,24 @@ class Records:
         self.total_bytes: int | None = 0  # None where an input has no size
         for name in self.inputs:
             path = Path(name)
-            if name != STDIN and self.reading.format == "auto" and not path.is_dir():
-                format_by_suffix(name, _BY_SUFFIX)
             if name == STDIN:
                 self.total_bytes = None
             elif path.is_dir() or not path.exists():
                 raise InputError(f"{name}: {'is a folder' if path.is_dir() else 'no such file'}")
+            elif not path.is_file() or compression_of(name) or self._format(name) in ("json", "parquet"):
+                self.total_bytes = None
             elif self.total_bytes is not None:
-                self.total_bytes = self.total_bytes + path.stat().st_size if path.is_file() else None
+                self.total_bytes += path.stat().st_size
+            if self._format(name) == "parquet":
+                if name == STDIN or not path.is_file():
+                    raise InputError(f"{shown(name)}: parquet is read from ordinary files alone")
+                with open_parquet(name) as file:
+                    check_text_column(name, file, self.reading.column)
+
+    def _format(self, name: str) -> str:
+        if self.reading.format != "auto":
+            return self.reading.format
+        return "text" if name == STDIN else format_by_suffix(name, SUFFIXES)
 
     @property
     def bytes_read(self) -> int:
@@ -150,65 +121,43 @@ class Records:
 
     def where(self, record: Record) -> str:
         """`file:line` of a record."""
-        return f"{_shown(self.inputs[record.file])}:{record.line}"
+        return f"{shown(self.inputs[record.file])}:{record.line}"
 
     def __iter__(self) -> Iterator[Record]:
         for index, name in enumerate(self.inputs):
             self._digest.update(b"\0file\0")
-            with _open(name) as stream:
-                self._lines = lines = _Lines(stream, self._digest)
-                for record in self._records(index, name, lines):
-                    self._digest_at_record = self._digest.copy()
-                    yield record
-            self._bytes_before, self._lines = self.bytes_read, None
+            read = {"parquet": self._parquet, "json": self._json}.get(self._format(name), self._by_lines)
+            for record in read(index, name):
+                self._digest_at_record = self._digest.copy()
+                yield record
 
-    def _records(self, index: int, name: str, lines: _Lines) -> Iterator[Record]:
-        suffix = "" if name == STDIN else Path(name).suffix.lower()
-        kind = self.reading.format
-        if kind == "auto":
-            kind = "text" if name == STDIN else format_by_suffix(name, _BY_SUFFIX)
-        if kind == "csv":
-            next_text = self._csv(name, lines, "\t" if suffix == ".tsv" else ",")
-        elif kind == "jsonl":
-            next_text = lambda: json_text(next(lines), self.reading.field)  # noqa: E731
-        else:
-            next_text = lambda: next(lines).removesuffix("\n").removesuffix("\r")  # noqa: E731
-        while True:
-            line = lines.number + 1
-            try:
-                text = next_text()
-                if not self.reading.allow_empty and (not text or text.isspace()):
-                    raise RecordProblem("has an empty text")
-                yield Record(index, line, text)
-            except RecordProblem as problem:
-                yield Record(index, line, "", str(problem))
-            except StopIteration:
-                return
+    def _by_lines(self, index: int, name: str) -> Iterator[Record]:
+        with open_input(name) as stream:
+            self._lines = lines = Lines(stream, self._digest)
+            next_text = self._next_text(name, lines)
+            while True:
+                line = lines.number + 1
+                try:
+                    yield self._record(index, line, next_text())
+                except RecordProblem as problem:
+                    yield Record(index, line, "", str(problem))
+                except StopIteration:
+                    break
+        self._bytes_before, self._lines = self.bytes_read, None
 
-    def _csv(self, name: str, lines: _Lines, delimiter: str) -> Callable[[], str]:
-        csv.field_size_limit(MAX_LINE)
-        rows = csv.reader(
-            lines,
-            delimiter=self.reading.delimiter or delimiter,
-            quoting=csv.QUOTE_MINIMAL if self.reading.quoted else csv.QUOTE_NONE,
-            strict=True,
-        )
-        names: list[str] = []
-        if self.reading.header:
-            try:
-                names = next(rows)
-            except StopIteration:
-                return lambda: next(lines)
-            except (RecordProblem, csv.Error) as error:
-                raise InputError(f"{_shown(name)}:1: cannot read the header line: {error}") from None
-        column = self._column(name, names)
+    def _next_text(self, name: str, lines: Lines) -> Callable[[], str]:
+        kind, reading = self._format(name), self.reading
+        if kind == "jsonl":
+            return lambda: json_text(next(lines), reading.field)
+        if kind == "text":
+            return lambda: next(lines).removesuffix("\n").removesuffix("\r")
+        rows = CsvRows(name, lines, header=reading.header, delimiter=reading.delimiter, quoted=reading.quoted)
+        if reading.header and not rows.names:
+            return lambda: next(lines)  # an empty file
+        column = rows.column(reading.column)
 
         def next_text() -> str:
-            try:
-                row = next(rows)
-            except csv.Error as error:
-                raise RecordProblem(f"is no csv: {error}") from None
-            if not row:
+            if not (row := next(rows)):
                 raise RecordProblem("is empty")
             if column >= len(row):
                 raise RecordProblem(f"has {len(row)} fields; the text is field {column + 1}")
@@ -216,44 +165,27 @@ class Records:
 
         return next_text
 
-    def _column(self, name: str, names: list[str]) -> int:
-        wanted = self.reading.column
-        if wanted in names:
-            return names.index(wanted)
-        if wanted.isdecimal() and int(wanted) > 0 and (not names or int(wanted) <= len(names)):
-            return int(wanted) - 1
-        if not self.reading.header:
-            raise InputError(f"{_shown(name)}: without a header line, the column is a number from 1, not {wanted!r}")
-        raise InputError(f"{_shown(name)}:1: no column {wanted!r}; there are {', '.join(map(repr, names))}")
+    def _json(self, index: int, name: str) -> Iterator[Record]:
+        text = read_text(name)
+        self._digest.update(text.encode())
+        for line, value in json_values(shown(name), text):
+            try:
+                yield self._record(index, line, text_of(value, self.reading.field))
+            except RecordProblem as problem:
+                yield Record(index, line, "", str(problem))
 
+    def _parquet(self, index: int, name: str) -> Iterator[Record]:
+        column = self.reading.column
+        with open_parquet(name) as file:
+            for number, row in enumerate(parquet_rows(file, [column]), start=1):
+                text = row[column] or ""
+                self._digest.update(text.encode() + b"\0")
+                try:
+                    yield self._record(index, number, text)
+                except RecordProblem as problem:
+                    yield Record(index, number, "", str(problem))
 
-def json_text(line: str, field: str) -> str:
-    if not line.strip():
-        raise RecordProblem("is empty")
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RecordProblem(f"is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise RecordProblem(f"holds a JSON {type(value).__name__}, not an object")
-    if field not in value:
-        raise RecordProblem(f"has no field {field!r}")
-    text = value[field]
-    if not isinstance(text, str):
-        raise RecordProblem(f"has a field {field!r} of type {type(text).__name__}, not a string")
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise RecordProblem(f"has half a surrogate pair in field {field!r}")
-    return text
-
-
-def _shown(name: str) -> str:
-    return "<stdin>" if name == STDIN else name
-
-
-@contextmanager
-def _open(name: str) -> Iterator[BinaryIO]:
-    if name == STDIN:
-        yield sys.stdin.buffer
-        return
-    with open(name, "rb", buffering=1 << 20) as file:
-        yield file
+    def _record(self, index: int, line: int, text: str) -> Record:
+        if not self.reading.allow_empty and (not text or text.isspace()):
+            raise RecordProblem("has an empty text")
+        return Record(index, line, text)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from fastbert.inference.records import InputError, RecordProblem, format_by_suffix, json_text
+from fastbert.inference.input_files import InputError, RecordProblem, format_by_suffix, json_text
 
 FORMATS = ("text", "jsonl", "parquet")
 SEPARATORS = ("blank-line", "line", "file")

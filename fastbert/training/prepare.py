@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbert.files import write_text
-from fastbert.inference.records import InputError
+from fastbert.inference.input_files import InputError
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.documents import Document, DocumentReading, Piece, cut, documents, find_files, group
 from fastbert.training.examples import LEAST_LENGTH, TokenizedDocuments, assemble, pairs, runs

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "squad"}
-_LONGEST_FIELD = 1 << 24  # characters
+from fastbert.inference.input_files import (
+    CsvRows,
+    Lines,
+    RecordProblem,
+    format_by_suffix,
+    json_value,
+    json_values,
+    open_input,
+    open_parquet,
+    parquet_rows,
+    read_text,
+)
+from fastbert.inference.input_files import InputError as DataError  # a file or a line of it is no example of the task
 
-
-class DataError(ValueError):
-    """A file, or a line of it, that is no example of the task; the message says where and why."""
+_ROWS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+_LISTS = {suffix: kind for suffix, kind in _ROWS.items() if kind != "csv"}  # formats that hold lists of words
+_CONLL_SUFFIXES = ".conll .conllu .conllup .iob .iob2 .bio .bioes .txt .tsv .train .dev .test .testa .testb"
+_CONLL = dict.fromkeys(_CONLL_SUFFIXES.split(), "conll")
 
 
 @dataclass(frozen=True)
 class Reading:
     """How files are read: their format, and which columns hold what (csv: names, or numbers from 1; JSON: keys)."""
 
-    format: str = "auto"  # csv, jsonl, conll or squad; auto goes by the suffix
+    format: str = "auto"  # csv, jsonl, json, parquet, conll or squad; auto goes by the suffix
     delimiter: str | None = None  # None: a tab for .tsv, else a comma
     header: bool = True
-    quoted: bool = True
+    quoted: bool | None = None  # whether csv fields may stand in quotes; None: not in a .tsv
     label_separator: str = ","  # between the labels of a cell, where an example has several
     text: str = "text"
     pair: str | None = None
@@ -140,7 +158,7 @@ def read_choices(path: Path, reading: Reading) -> list[ChoiceExample]:
 
 def read_words(path: Path, reading: Reading) -> list[WordsExample]:
     """Words with BIO tags, from CoNLL columns (the word first, its tag last) or jsonl lists."""
-    if _format(path, reading, otherwise="conll") == "conll":
+    if _format(path, reading, _CONLL | _LISTS) == "conll":
         examples = list(_conll_sentences(path))
     else:
         examples = [WordsExample(r.where, r.texts(reading.words), r.texts(reading.tags)) for r in _rows(path, reading)]
@@ -153,7 +171,7 @@ def _conll_sentences(path: Path) -> Iterator[WordsExample]:
     words: list[str] = []
     tags: list[str] = []
     start = 1
-    for number, line in enumerate([*_lines(path), ""], start=1):
+    for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
         columns = _conll_columns(line)
         if columns and columns[0] != "-DOCSTART-":
             if len(columns) < 2:
@@ -191,9 +209,11 @@ def _check_tags(example: WordsExample) -> None:
 
 
 def read_questions(path: Path, reading: Reading) -> list[QuestionExample]:
-    """Questions on contexts, from SQuAD's JSON, 1.1 or 2.0, or jsonl with the columns of Hugging Face's."""
-    read = _squad if _format(path, reading, otherwise="squad") == "squad" else _question_rows
-    examples = list(read(path, reading))
+    """Questions on contexts, from SQuAD's JSON, 1.1 or 2.0, or rows with the columns of Hugging Face's."""
+    kind = _format(path, reading, _ROWS)
+    text = read_text(path) if kind in ("json", "squad") else ""
+    is_squad = kind == "squad" or (kind == "json" and not text.lstrip().startswith("["))
+    examples = list(_squad(path, text) if is_squad else _question_rows(path, reading))
     seen: dict[str, str] = {}
     for example in examples:
         for answer in example.answers:
@@ -209,8 +229,7 @@ def read_questions(path: Path, reading: Reading) -> list[QuestionExample]:
     return examples
 
 
-def _squad(path: Path, reading: Reading) -> Iterator[QuestionExample]:
-    text = "\n".join(_lines(path))
+def _squad(path: Path, text: str) -> Iterator[QuestionExample]:
     try:
         articles = json.loads(text)["data"]
         questions = [(p["context"], question) for a in articles for p in a["paragraphs"] for question in p["qas"]]
@@ -272,10 +291,12 @@ class _Row:
 
     where: str
     values: dict[str, Any]
+    missing: Callable[[str], str] | None = None  # the message for a column that is not there
 
     def value(self, column: str) -> Any:
         if column not in self.values:
-            raise DataError(f"{self.where}: no column {column!r}; there are {', '.join(map(repr, self.values))}")
+            there = f"no column {column!r}; there are {', '.join(map(repr, self.values))}"
+            raise DataError(f"{self.where}: {self.missing(column) if self.missing else there}")
         return self.values[column]
 
     def _typed(self, column: str, is_it: Callable[[Any], bool], what: str) -> Any:
@@ -325,26 +346,45 @@ def _is_whole(value: Any) -> bool:
 
 
 def _rows(path: Path, reading: Reading) -> Iterator[_Row]:
-    kind = _format(path, reading, otherwise="csv")
-    if kind not in ("csv", "jsonl"):
-        raise DataError(f"{path}: the format is {kind}; this task reads csv and jsonl")
-    return _csv_rows(path, reading) if kind == "csv" else _json_rows(path)
+    kind = _format(path, reading, _ROWS)
+    read = {"csv": _csv_rows, "jsonl": _jsonl_rows, "json": _json_rows, "parquet": _parquet_rows}.get(kind)
+    if read is None:
+        raise DataError(f"{path}: the format is {kind}; this task reads csv, jsonl, json and parquet")
+    return read(path, reading)
 
 
-def _json_rows(path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(_lines(path), start=1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            raise DataError(f"{where}: is empty")
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: is not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise DataError(f"{where}: holds a JSON {type(values).__name__}, not an object")
-        if "\\u" in line:
-            _check_characters(where, values)
-        yield _Row(where, values)
+def _jsonl_rows(path: Path, reading: Reading) -> Iterator[_Row]:
+    with open_input(path) as stream:
+        lines = Lines(stream)
+        while True:
+            where = f"{path}:{lines.number + 1}"
+            try:
+                line = next(lines)
+                yield _json_row(where, json_value(line), escapes="\\u" in line)
+            except RecordProblem as problem:
+                raise DataError(f"{where}: {problem}") from None
+            except StopIteration:
+                return
+
+
+def _json_rows(path: Path, reading: Reading) -> Iterator[_Row]:
+    text = read_text(path)
+    for line, value in json_values(path, text):
+        yield _json_row(f"{path}:{line}", value, escapes="\\u" in text)
+
+
+def _parquet_rows(path: Path, reading: Reading) -> Iterator[_Row]:
+    with open_parquet(path) as file:
+        for number, row in enumerate(parquet_rows(file, file.schema_arrow.names), start=1):
+            yield _Row(f"{path}: row {number}", row)
+
+
+def _json_row(where: str, values: Any, *, escapes: bool) -> _Row:
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: holds a JSON {type(values).__name__}, not an object")
+    if escapes:
+        _check_characters(where, values)
+    return _Row(where, values)
 
 
 def _check_characters(where: str, values: dict[str, Any]) -> None:
@@ -357,44 +397,20 @@ def _check_characters(where: str, values: dict[str, Any]) -> None:
 
 def _csv_rows(path: Path, reading: Reading) -> Iterator[_Row]:
     """Each line's fields by their column's name and number; a number wins where it is no name."""
-    csv.field_size_limit(_LONGEST_FIELD)
-    lines = (line + "\n" for line in _lines(path))
-    rows = csv.reader(
-        lines,
-        delimiter=reading.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","),
-        quoting=csv.QUOTE_MINIMAL if reading.quoted else csv.QUOTE_NONE,
-        strict=True,
-    )
-    names: Sequence[str] | None = None
-    start = 1
-    try:
-        for fields in rows:
-            where, start = f"{path}:{start}", rows.line_num + 1
-            if names is None and reading.header:
-                names = [name.strip() for name in fields]
-                if twice := [name for name in names if name and names.count(name) > 1]:
-                    raise DataError(f"{where}: the header line names {twice[0]!r} twice")
-                continue
-            if not fields:
-                continue
-            if names is not None and len(fields) != len(names):
-                raise DataError(f"{where}: {len(fields)} fields; the header line names {len(names)}")
-            numbered = {str(i): value for i, value in enumerate(fields, start=1)}
-            yield _Row(where, numbered if names is None else numbered | dict(zip(names, fields, strict=True)))
-    except csv.Error as error:
-        raise DataError(f"{path}:{start}: is no csv: {error}") from None
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, without their ends."""
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
+    with open_input(path) as stream:
+        rows = CsvRows(path, Lines(stream), header=reading.header, delimiter=reading.delimiter, quoted=reading.quoted)
+        while True:
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}:{number}: is not UTF-8 (byte {raw[error.start]:#04x})") from None
-            yield line.removesuffix("\n").removesuffix("\r")
+                fields = next(rows)
+            except RecordProblem as problem:
+                raise DataError(f"{path}:{rows.line}: {problem}") from None
+            except StopIteration:
+                return
+            if fields:
+                values = {str(i): value for i, value in enumerate(fields, start=1)}
+                values |= dict(zip(rows.names, fields, strict=True)) if rows.names else {}
+                yield _Row(f"{path}:{rows.line}", values, rows.missing)
 
 
-def _format(path: Path, reading: Reading, *, otherwise: str) -> str:
-    return FORMATS.get(path.suffix.lower(), otherwise) if reading.format == "auto" else reading.format
+def _format(path: Path, reading: Reading, formats: dict[str, str]) -> str:
+    return format_by_suffix(path, formats, "--format") if reading.format == "auto" else reading.format
