@@ -258,9 +258,10 @@ def _add_prepare(commands) -> None:
     reading = parser.add_argument_group("input")
     reading.add_argument(
         "--input-format",
-        choices=("auto", "text", "jsonl", "parquet"),
+        choices=("auto", "text", "jsonl", "json", "csv", "parquet"),
         default="auto",
-        help="auto goes by the suffix: .jsonl, .ndjson, .parquet, .txt, .md",
+        help="auto goes by the suffix: .jsonl, .ndjson, .json (a list), .csv, .tsv, .parquet, .txt, .md, each but "
+        ".parquet also with .gz, .xz or .zst, as one piece; others are left out of a folder",
     )
     reading.add_argument(
         "--documents",
@@ -269,7 +270,8 @@ def _add_prepare(commands) -> None:
         help="what ends a document of a text file (default: blank-line); a line end always ends a sentence",
     )
     reading.add_argument("--field", default="text", help="of a JSON object, the text (default: text)")
-    reading.add_argument("--column", default="text", help="of a parquet file, the text (default: text)")
+    reading.add_argument("--column", default="text", help="of a csv or parquet file, the text (default: text)")
+    add_csv_arguments(reading)
     reading.add_argument(
         "--bad-documents",
         choices=("fail", "skip"),

@@ -1,5 +1,6 @@
 """Reading documents, splitting sentences, making pairs and runs of them: without a tokenizer or a run."""
 
+import gzip
 import json
 from itertools import pairwise
 from random import Random
@@ -215,8 +216,55 @@ def test_runs_hold_every_token_once_and_cross_no_document(max_length, short):
 
 
 def test_a_suffix_that_is_not_known_is_refused(tmp_path):
-    path = tmp_path / "in.csv"
+    path = tmp_path / "in.log"
     path.write_text("text\na\n")
-    with pytest.raises(InputError, match=r"the suffix '\.csv' is none of \.txt, \.md, \.jsonl, .* --input-format"):
+    with pytest.raises(InputError, match=r"the suffix '\.log' is none of \.txt, \.md, \.jsonl, .* --input-format"):
         cut(path, DocumentReading(), 100)
     assert cut(path, DocumentReading("text"), 100)[0].format == "text"
+
+
+def test_files_of_other_suffixes_in_a_folder_are_left_out_with_a_warning(tmp_path):
+    for name in ("a.txt", "b.pdf", "c.csv.gz", "d.zip", "README"):
+        (tmp_path / name).write_bytes(b"text\n")
+    with pytest.warns(UserWarning, match=r"2 files of other suffixes are left out: \.pdf, \.zip"):
+        found = find_files([tmp_path])
+    assert [path.name for path in found] == ["README", "a.txt", "c.csv.gz"]
+    assert len(find_files([tmp_path], DocumentReading("text"))) == 5
+    assert find_files([tmp_path / "b.pdf"]) == [tmp_path / "b.pdf"]  # a named one is refused when it is cut
+    (tmp_path / "pdf").mkdir()
+    (tmp_path / "pdf" / "e.pdf").write_bytes(b"text\n")
+    with pytest.raises(InputError, match=r"pdf: the folder holds no file of a suffix among \.txt"):
+        find_files([tmp_path / "pdf"])
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_csv_and_json_documents(tmp_path, size):
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,"one\n\nstill one"\n2\n\n3,  \n4, four\n')
+    assert read(path, size) == [
+        "one\n\nstill one",
+        "[:5 has 1 fields; the header line names 2]",
+        "[:7 has an empty text]",
+        "four",
+    ]
+    assert read(path, size, column="1")[-1] == "4"
+    with pytest.raises(InputError, match=r"a\.csv:1: no column 'body'; there are 'id', 'text'"):
+        read(path, size, column="body")
+    path = tmp_path / "a.tsv"
+    path.write_text('text\n"one" two\n"three\n')
+    assert read(path, size) == ['"one" two', '"three']
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "one"},\n {"text": 2}]')
+    assert read(path, size) == ["one", "[:2 has a field 'text' of type int, not a string]"]
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_compressed_file_holds_the_documents_of_the_file(tmp_path, size):
+    data = b"\xef\xbb\xbfone\nmore\n\ntwo\n\nbad \xff\n\nthree\n"
+    (tmp_path / "a.txt").write_bytes(data)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(data))
+    plain, compressed = (read(tmp_path / name, size) for name in ("a.txt", "a.txt.gz"))
+    assert plain == compressed and plain[2].startswith("[:6 is not UTF-8") and len(plain) == 4
+    (tmp_path / "b.txt").write_bytes(gzip.compress(data))
+    with pytest.raises(InputError, match=r"b\.txt holds gzip data"):
+        read(tmp_path / "b.txt", size)

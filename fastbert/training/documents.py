@@ -1,25 +1,42 @@
-"""Documents from text, jsonl and parquet files: pieces that can be read apart from each other, in any order.
+"""Documents from text, jsonl, JSON, csv and parquet files: pieces that can be read apart from each other, in any order.
 
 A piece is a range of a file that begins and ends between two documents, found by its size alone, so that many
 processes can read one file and the pieces are the same for any number of them. In a text file, documents end at a
-blank line, or each line is one, or the whole file.
+blank line, or each line is one, or the whole file. A csv or JSON file and a compressed file is one piece.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from fastbert.inference.input_files import InputError, RecordProblem, format_by_suffix, json_text
+from fastbert.inference.input_files import (
+    CsvRows,
+    InputError,
+    Lines,
+    RecordProblem,
+    check_text_column,
+    compression_of,
+    format_by_suffix,
+    json_text,
+    json_values,
+    open_input,
+    open_parquet,
+    parquet_rows,
+    read_text,
+    suffix_of,
+    text_of,
+)
+from fastbert.inference.records import SUFFIXES
 
-FORMATS = ("text", "jsonl", "parquet")
+FORMATS = ("text", "jsonl", "json", "csv", "parquet")
 SEPARATORS = ("blank-line", "line", "file")
-_BY_SUFFIX = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _BLANK = re.compile(rb"\n\s*\n")
 _LINE = re.compile(rb"\n")
 _WINDOW = 1 << 20  # bytes looked at together
@@ -30,19 +47,23 @@ class DocumentReading:
     """How inputs are read.
 
     Args:
-        format: "text", "jsonl", "parquet", or "auto": by each file's suffix.
+        format: one of FORMATS, or "auto": by each file's suffix.
         separator: what ends a document of a text file: "blank-line", "line" or "file".
         field: of a JSON object, its text.
-        column: of a parquet file, its text.
+        column: of a csv or parquet file, its text.
+        header, delimiter, quoted: of a csv file, as CsvRows takes them.
     """
 
     format: str = "auto"
     separator: str = "blank-line"
     field: str = "text"
     column: str = "text"
+    header: bool = True
+    delimiter: str | None = None
+    quoted: bool | None = None
 
     def format_of(self, path: Path) -> str:
-        return format_by_suffix(path, _BY_SUFFIX) if self.format == "auto" else self.format
+        return format_by_suffix(path, SUFFIXES) if self.format == "auto" else self.format
 
 
 class Piece(NamedTuple):
@@ -60,7 +81,7 @@ class Document(NamedTuple):
 
     text: str
     piece: Piece
-    position: int  # byte or row it begins at, counted from the piece's start
+    position: int  # byte, row, or line of a csv or JSON file it begins at, counted from the piece's start
     problem: str | None = None
 
     def where(self) -> str:
@@ -68,15 +89,19 @@ class Document(NamedTuple):
         path, start = self.piece.path, self.piece.start
         if self.piece.format == "parquet":
             return f"{path}: row {self.position + 1} of row group {start + 1}"
+        if self.piece.format in ("csv", "json"):
+            return f"{path}:{self.position + 1}"
         line, left = 1, start + self.position
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             while left and (block := file.read(min(left, _WINDOW))):
                 line, left = line + block.count(b"\n"), left - len(block)
         return f"{path}:{line}"
 
 
-def find_files(inputs: Sequence[str | os.PathLike]) -> list[Path]:
-    """The files named, and those below the folders named, sorted by path; hidden ones are left out there.
+def find_files(inputs: Sequence[str | os.PathLike], reading: DocumentReading | None = None) -> list[Path]:
+    """The files named, and those below the folders named, sorted by path.
+
+    In a folder, hidden files are left out, and, with a warning, those of a suffix that `reading` has no format for.
 
     Raises:
         InputError: a path that does not exist, a folder without files, a file that is empty or holds white space.
@@ -87,7 +112,7 @@ def find_files(inputs: Sequence[str | os.PathLike]) -> list[Path]:
             below = sorted(path for path in name.rglob("*") if path.is_file() and not _hidden(path.relative_to(name)))
             if not below:
                 raise InputError(f"{name}: the folder holds no files")
-            found += below
+            found += _known(name, below, reading or DocumentReading())
         elif not name.is_file():
             raise InputError(f"{name}: {'not an ordinary file' if name.exists() else 'no such file'}")
         else:
@@ -99,6 +124,19 @@ def find_files(inputs: Sequence[str | os.PathLike]) -> list[Path]:
     return found
 
 
+def _known(folder: Path, paths: list[Path], reading: DocumentReading) -> list[Path]:
+    """The paths of a known format; warns of the number of others."""
+    if reading.format != "auto":
+        return paths
+    unknown = {path: suffix_of(path) for path in paths if suffix_of(path) not in ("", *SUFFIXES)}
+    if len(unknown) == len(paths):
+        raise InputError(f"{folder}: the folder holds no file of a suffix among {', '.join(SUFFIXES)}")
+    if unknown:
+        suffixes = ", ".join(sorted(set(unknown.values())))
+        warnings.warn(f"{folder}: {len(unknown)} files of other suffixes are left out: {suffixes}", stacklevel=3)
+    return [path for path in paths if path not in unknown]
+
+
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
@@ -107,13 +145,17 @@ def cut(path: Path, reading: DocumentReading, size: int) -> list[Piece]:
     """Cuts a file into pieces of about `size` bytes.
 
     Raises:
-        InputError: a parquet file that cannot be read, or has no such column of strings.
+        InputError: a parquet file that cannot be read, or has no such column of strings; a file that holds something
+            else than its suffix stands for.
     """
     kind = reading.format_of(path)
     if kind == "parquet":
         return _row_groups(path, reading.column)
     total = path.stat().st_size
-    if kind == "text" and reading.separator == "file":
+    with open_input(path) as file:
+        if kind == "csv":
+            _csv_rows(path, Lines(file), reading)
+    if compression_of(path) or kind in ("csv", "json") or (kind == "text" and reading.separator == "file"):
         return [Piece(path, kind, 0, total, total)]
     separator = _BLANK if kind == "text" and reading.separator == "blank-line" else _LINE
     cuts = [0]
@@ -138,19 +180,9 @@ def _next_document(file, position: int, separator: re.Pattern, total: int) -> in
 
 
 def _row_groups(path: Path, column: str) -> list[Piece]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is no parquet file: {error}") from None
-    if column not in schema.names:
-        raise InputError(f"{path}: no column {column!r}; there are {', '.join(map(repr, schema.names))}")
-    kind = schema.field(column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise InputError(f"{path}: column {column!r} is of type {kind}, not string")
+    with open_parquet(path) as file:
+        check_text_column(path, file, column)
+        metadata = file.metadata
     pieces = []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -182,9 +214,15 @@ def documents(piece: Piece, reading: DocumentReading) -> Iterator[Document]:
     if kind == "parquet":
         yield from _parquet(piece, reading.column)
         return
-    with open(piece.path, "rb") as file:
-        file.seek(piece.start)
-        data = file.read(piece.stop - piece.start)
+    if kind in ("csv", "json"):
+        yield from (_csv if kind == "csv" else _json)(piece, reading)
+        return
+    with open_input(piece.path) as file:
+        if compression_of(piece.path):
+            data = file.read()
+        else:
+            file.seek(piece.start)
+            data = file.read(piece.stop - piece.start)
     separator = {"blank-line": _BLANK, "line": _LINE, "file": None}[reading.separator] if kind == "text" else _LINE
     for start, raw in _split(data, separator):
         if piece.start + start == 0:
@@ -220,18 +258,42 @@ def _decoded(raw: bytes) -> str:
         ) from None
 
 
-def _parquet(piece: Piece, column: str) -> Iterator[Document]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _csv_rows(path: Path, lines: Lines, reading: DocumentReading) -> tuple[CsvRows, int]:
+    """The rows of a csv file, and the index of the text among their fields."""
+    rows = CsvRows(path, lines, header=reading.header, delimiter=reading.delimiter, quoted=reading.quoted)
+    return rows, rows.column(reading.column)
 
-    row = 0
-    try:
-        with pq.ParquetFile(piece.path) as file:
-            groups = list(range(piece.start, piece.stop))
-            for batch in file.iter_batches(row_groups=groups, columns=[column], batch_size=1024):
-                for text in batch.column(0).to_pylist():
-                    empty = text is None or not text.strip()
-                    yield Document(text or "", piece, row, "has an empty text" if empty else None)
-                    row += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{piece.path} cannot be read: {error}") from None
+
+def _csv(piece: Piece, reading: DocumentReading) -> Iterator[Document]:
+    with open_input(piece.path) as stream:
+        rows, column = _csv_rows(piece.path, Lines(stream), reading)
+        while True:
+            try:
+                if not (row := next(rows)):
+                    continue
+                if column >= len(row):
+                    raise RecordProblem(f"has {len(row)} fields; the text is field {column + 1}")
+                yield _document(row[column], piece, rows.line - 1)
+            except RecordProblem as problem:
+                yield Document("", piece, rows.line - 1, str(problem))
+            except StopIteration:
+                return
+
+
+def _json(piece: Piece, reading: DocumentReading) -> Iterator[Document]:
+    for line, value in json_values(piece.path, read_text(piece.path)):
+        try:
+            yield _document(text_of(value, reading.field), piece, line - 1)
+        except RecordProblem as problem:
+            yield Document("", piece, line - 1, str(problem))
+
+
+def _parquet(piece: Piece, column: str) -> Iterator[Document]:
+    with open_parquet(piece.path) as file:
+        for number, row in enumerate(parquet_rows(file, [column], range(piece.start, piece.stop))):
+            yield _document(row[column] or "", piece, number)
+
+
+def _document(text: str, piece: Piece, position: int) -> Document:
+    text = text.strip() if piece.format != "parquet" else text
+    return Document(text, piece, position, None if text and not text.isspace() else "has an empty text")

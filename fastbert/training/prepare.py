@@ -152,7 +152,7 @@ def prepare(
     if (vocab is None) == (learn_vocab is None):
         raise ValueError("give a vocabulary, or the size of one to learn: one of vocab and learn_vocab")
     given = None if vocab is None else _read_tokenizer(vocab, lower)
-    files = find_files(inputs)
+    files = find_files(inputs, settings.reading)
     pieces = [piece for path in files for piece in cut(path, settings.reading, settings.shard_bytes)]
     asked = {
         "inputs": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],

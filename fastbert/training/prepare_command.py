@@ -14,6 +14,8 @@ from fastbert.training.prepare import JOURNAL, PrepareSettings, Summary, prepare
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert prepare`; returns the exit code. Usage errors exit, others are raised."""
+    if args.delimiter is not None and len(args.delimiter) != 1:
+        args.parser.error("--delimiter must be one character")
     try:
         settings = PrepareSettings(
             max_length=args.max_length,
@@ -23,7 +25,9 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             shard_bytes=args.shard_mib << 20,
             skip_bad=args.bad_documents == "skip",
-            reading=DocumentReading(args.input_format, args.documents, args.field, args.column),
+            reading=DocumentReading(
+                args.input_format, args.documents, args.field, args.column, args.header, args.delimiter, args.quoted
+            ),
         )
     except ValueError as error:
         args.parser.error(str(error))
