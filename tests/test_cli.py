@@ -427,17 +427,34 @@ def drive(*args):
     return json.loads(done.stdout)
 
 
+# The command line, which halts after its first commit: however fast the machine is, a signal finds it going on.
+HALTS = """
+import os, sys, time
+from fastbert.cli import main
+fsync = os.fsync
+def fsync_or_halt(descriptor):
+    while os.path.exists("o.jsonl.journal.json"):
+        time.sleep(0.01)
+    fsync(descriptor)
+os.fsync = fsync_or_halt
+sys.exit(main())
+"""
+
+
 def test_ctrl_c_then_resume_gives_the_same_file(tiny, folder):
-    write_texts("in.txt", make_texts(15_000))  # two seconds of work: the signal must find it going on
-    args = [*COMMAND, "embed", str(tiny), "in.txt", "-o", "o.jsonl", "--window", "64"]
+    write_texts("in.txt", make_texts(1000))
+    options = ["embed", str(tiny), "in.txt", "-o", "o.jsonl", "--window", "64"]
+    args = [*COMMAND, *options]
     subprocess.run([*args, "-q"], check=True, env=ENVIRONMENT)
     whole = Path("o.jsonl").read_bytes()
     Path("o.jsonl").unlink()
     # A shell starts what it runs in the background with SIGINT ignored, and that is inherited.
     heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=heed)
+    halts = [sys.executable, "-c", HALTS, *options]
+    process = subprocess.Popen(halts, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=heed)
     while not Path("o.jsonl.journal.json").exists():
-        time.sleep(0.002)
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 130, err

@@ -143,21 +143,32 @@ def test_transformers_reads_the_tokenizer_of_a_prepared_folder(tmp_path):
 # Runs
 
 SETTINGS = PrepareSettings(max_length=48, shard_bytes=12_000, held_out=0.2)
+# A run that is to be killed halts before a shard, in each of its processes, once there are `halt`: however fast the
+# machine is, the kill finds it going on. A process of a pool runs this file, too.
 PREPARE = """
-import sys
+import sys, time
 from pathlib import Path
+from fastbert.training import prepare as module
 from fastbert.training.prepare import PrepareSettings, prepare
-folder, processes = Path(sys.argv[1]), int(sys.argv[2])
+folder, processes, halt = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+write = module.write_shard
+def write_or_halt(path, *rest):
+    while len(list(path.parent.glob("*.shard"))) >= halt:
+        time.sleep(0.01)
+    write(path, *rest)
+module.write_shard = write_or_halt
 if __name__ == "__main__":
     settings = PrepareSettings(max_length=48, shard_bytes=12_000, held_out=0.2)
     prepare([folder / "text.txt"], folder / "out", settings, learn_vocab=120, processes=processes, resume=True)
 """
 
 
-def in_process_of_its_own(folder, processes):
+def in_process_of_its_own(folder, processes, halt=1000):
     script = folder / "script.py"
     script.write_text(PREPARE)
-    return subprocess.Popen([sys.executable, script, str(folder), str(processes)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, script, str(folder), str(processes), str(halt)], stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_bytes_are_the_same_for_any_number_of_processes_and_after_a_kill(tmp_path):
@@ -165,11 +176,11 @@ def test_bytes_are_the_same_for_any_number_of_processes_and_after_a_kill(tmp_pat
     prepare([source], tmp_path / "one", SETTINGS, learn_vocab=120)
     one = files_of(tmp_path / "one")
     assert len(one) > 25 and "held_out-00001.shard" in one
-    run = in_process_of_its_own(tmp_path, 2)
+    run = in_process_of_its_own(tmp_path, 2, halt=6)
     out = tmp_path / "out"
     while len(list(out.glob("*.shard"))) < 6:
         assert run.poll() is None, run.stderr.read()
-        time.sleep(0.002)
+        time.sleep(0.01)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     run.stderr.read()  # ends when the last of its workers has ended, which must not outlive it
