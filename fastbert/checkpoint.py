@@ -157,16 +157,18 @@ def load_into(
     checkpoint: Checkpoint,
     initialise: Callable[[nn.Module, list[str]], None],
     loaded: Callable[[str], None] = lambda name: None,
+    ignore_mismatched_sizes: bool | str = False,
 ) -> None:
     """Copies a checkpoint's tensors into `model`, in the model's dtype and on its device.
 
     `loaded` hears the name of each parameter, in the model's order, once it has its values. A head that the
-    checkpoint lacks goes to `initialise` and is named in one warning.
+    checkpoint lacks goes to `initialise` and is named in one warning; a tensor of another shape, with
+    `ignore_mismatched_sizes` (True, or "head" for those of the head alone), likewise.
 
     Raises:
         ValueError: an encoder tensor is missing, or a tensor has another shape: naming file and tensor.
     """
-    missing_encoder, missing_heads = [], []
+    missing_encoder, missing_heads, mismatched = [], [], []
     for name in [name for name, _ in model.named_parameters()]:  # which itself would hold on to what `loaded` frees
         parameter = model.get_parameter(name)
         plain = plain_name(name)
@@ -176,20 +178,30 @@ def load_into(
             (missing_encoder if plain.startswith(_ENCODER) else missing_heads).append(name)
             continue
         if (shape := checkpoint.shape(source)) != parameter.shape:
-            raise ValueError(
-                f"{checkpoint.files[source]}: tensor {source} has shape {tuple(shape)}; "
-                f"the config makes it {tuple(parameter.shape)}"
-            )
-        checkpoint.copy_into(parameter, source)
+            mismatch = f"tensor {source} has shape {tuple(shape)}; the config makes it {tuple(parameter.shape)}"
+            if not _may_differ(name, ignore_mismatched_sizes):
+                hint = "" if ignore_mismatched_sizes else " (ignore_mismatched_sizes=True initialises it instead)"
+                raise ValueError(f"{checkpoint.files[source]}: {mismatch}{hint}")
+            mismatched.append(f"{checkpoint.files[source]}: {mismatch}")
+            initialise(model, [name])
+        else:
+            checkpoint.copy_into(parameter, source)
         loaded(name)
     if missing_encoder:
         _fail_missing(checkpoint, missing_encoder)
+    if mismatched:
+        warnings.warn(f"of another size, newly initialised (train before use): {'; '.join(mismatched)}", stacklevel=3)
     if missing_heads:
         initialise(model, missing_heads)
         warnings.warn(
             f"newly initialised, not in the checkpoint (train them before use): {', '.join(missing_heads)}",
             stacklevel=3,
         )
+
+
+def _may_differ(name: str, ignore_mismatched_sizes: bool | str) -> bool:
+    """Whether a parameter may have another shape in the checkpoint; the encoder is `bert.` in a model with a head."""
+    return not name.startswith("bert.") if ignore_mismatched_sizes == "head" else bool(ignore_mismatched_sizes)
 
 
 def _fail_missing(checkpoint: Checkpoint, names: list[str]) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import safetensors.torch
@@ -332,3 +333,48 @@ def test_any_dtype_becomes_any_other(stored, dtype, folder, monkeypatch):
     model = fastbert.BertModel.from_pretrained(folder, dtype=dtype)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[f"bert.{name}"].to(dtype or stored)), name
+
+
+def test_a_head_of_another_size(tmp_path):
+    """Encoder and pooler as in transformers; the head new, and drawn as transformers draws it."""
+    config = transformers.BertConfig(
+        vocab_size=120, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, num_labels=3
+    )
+    theirs = transformers.BertForSequenceClassification(config)
+    theirs.save_pretrained(tmp_path)
+    kind = fastbert.BertForSequenceClassification
+    message = r"model\.safetensors: tensor classifier\.weight has shape \(3, 64\); the config makes it \(2, 64\)"
+    with pytest.raises(ValueError, match=message + r" \(ignore_mismatched_sizes=True initialises"):
+        kind.from_pretrained(tmp_path, num_labels=2)
+    for option in (True, "head"):
+        with pytest.warns(
+            UserWarning, match=f"newly initialised.*{message}; .*tensor classifier.bias has shape"
+        ) as seen:
+            model = kind.from_pretrained(tmp_path, num_labels=2, ignore_mismatched_sizes=option)
+        assert len(seen) == 1 and model.config.num_labels == 2
+        expected = theirs.state_dict()
+        for name, tensor in model.state_dict().items():
+            if name.startswith("bert."):
+                assert torch.equal(tensor, expected[name]), name
+        assert model.classifier.weight.shape == (2, 64) and 0.01 < model.classifier.weight.std() < 0.03
+        assert torch.equal(model.classifier.bias, torch.zeros(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing to say where all fits
+        kind.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+
+
+def test_an_encoder_of_another_size(tmp_path):
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 64}
+    fastbert.BertForSequenceClassification(fastbert.BertConfig(vocab_size=120, **sizes)).save_pretrained(tmp_path)
+    kind = fastbert.BertForSequenceClassification
+    for option in (False, "head"):
+        with pytest.raises(ValueError, match=r"word_embeddings\.weight has shape \(120, 64\).* \(130, 64\)"):
+            kind.from_pretrained(tmp_path, vocab_size=130, ignore_mismatched_sizes=option)
+    with pytest.warns(UserWarning, match="word_embeddings"):
+        model = kind.from_pretrained(tmp_path, vocab_size=130, ignore_mismatched_sizes=True, inference_only=True)
+    assert model(torch.tensor([[2, 129, 3]])).logits.isfinite().all()
+    with pytest.warns(UserWarning, match="output.LayerNorm.bias"):  # a layer's last parameter, which frees the others
+        model = kind.from_pretrained(tmp_path, hidden_size=32, ignore_mismatched_sizes=True, inference_only=True)
+    assert model(torch.tensor([[2, 119, 3]])).logits.isfinite().all()
+    with pytest.raises(ValueError, match="ignore_mismatched_sizes is 'all'; it must be False, True or 'head'"):
+        kind.from_pretrained(tmp_path, ignore_mismatched_sizes="all")

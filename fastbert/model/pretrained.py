@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.utils.checkpoint
@@ -41,6 +41,7 @@ class BertPreTrainedModel(nn.Module):
         device: torch.device | str | None = None,
         revision: str | None = None,
         inference_only: bool = False,
+        ignore_mismatched_sizes: bool | Literal["head"] = False,
         **overrides: Any,
     ) -> Self:
         """Loads a folder or hub id in Hugging Face layout and returns the model in eval mode.
@@ -58,6 +59,8 @@ class BertPreTrainedModel(nn.Module):
                 of its own, as the C++ one does, that form alone is kept: half the memory, or less with `quantize`.
                 Such a model cannot be saved, copied, or run in another way than it was loaded for.
             revision: branch, tag or commit, for a hub id.
+            ignore_mismatched_sizes: a tensor of another shape than the model's is initialised instead, with a warning;
+                with "head", one of the head alone, and the encoder's must fit.
             overrides: config fields that win over config.json's (num_labels=3), and the constructor's
                 keywords (add_pooling_layer=False).
 
@@ -66,6 +69,10 @@ class BertPreTrainedModel(nn.Module):
             ValueError: another model type, a missing, misshapen or unreadable tensor: naming file and tensor;
                 a precision or quantize that is unknown or does not go with the dtype, the device or the other.
         """
+        if ignore_mismatched_sizes not in (False, True, "head"):
+            raise ValueError(
+                f"ignore_mismatched_sizes is {ignore_mismatched_sizes!r}; it must be False, True or 'head'"
+            )
         keywords = {name: overrides.pop(name) for name in cls._constructor_keywords if name in overrides}
         setting = choose_precision(precision, quantize)
         if config is None:
@@ -86,7 +93,8 @@ class BertPreTrainedModel(nn.Module):
                 model.eval().matmul_precision = setting
                 if inference_only:
                     model.requires_grad_(False)
-                checkpoint.load_into(model, source, _initialise, _releaser(model) if inference_only else _ignore)
+                loaded = _releaser(model) if inference_only else _ignore
+                checkpoint.load_into(model, source, _initialise, loaded, ignore_mismatched_sizes)
         return model
 
     _constructor_keywords: tuple[str, ...] = ()
