@@ -10,8 +10,10 @@ torch's. The scores are computed by the same functions from each side's logits. 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,7 @@ from torch import Tensor
 from fastbert.cli import build_parser
 from fastbert.finetune_command import read_recipe
 from fastbert.training.finetune.features import IGNORE
-from fastbert.training.finetune.loop import Dataset, Evaluation, Recipe
+from fastbert.training.finetune.loop import Dataset, Evaluation, Recipe, better
 
 EVALUATION_BATCH = 32
 AT_DEFAULT = {"accumulate": 1, "layer_decay": 1.0, "class_weights": "none", "precision": "fp32"} | {
@@ -57,7 +59,7 @@ def finetune(recipe: Recipe, start: str | Path) -> dict[str, Evaluation]:
     epochs = recipe.plan()
     total = sum(map(len, epochs))
     schedule = transformers.get_scheduler(settings.schedule, optimizer, round(settings.warmup_share * total), total)
-    best, best_score = {}, -float("inf")
+    best, best_key = {}, (-math.inf, -math.inf)
     torch.manual_seed(settings.seed)
     for steps in epochs:
         model.train()
@@ -69,9 +71,11 @@ def finetune(recipe: Recipe, start: str | Path) -> dict[str, Evaluation]:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        score = evaluate(recipe, model, recipe.dev).scores[settings.best or recipe.task.scores[0]]
-        if score > best_score:
-            best_score, best = score, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        scores = evaluate(recipe, model, recipe.dev).scores
+        name = settings.best or recipe.task.scores[0]
+        key = (better(name, scores[name]), -scores["loss"])  # of equal scores, the lower loss is better
+        if key > best_key:
+            best_key, best = key, {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(best)
     data = {"dev": recipe.dev, "test": recipe.test}
     return {name: evaluate(recipe, model, part) for name, part in data.items() if part is not None}
@@ -79,19 +83,22 @@ def finetune(recipe: Recipe, start: str | Path) -> dict[str, Evaluation]:
 
 @torch.no_grad()
 def evaluate(recipe: Recipe, model: torch.nn.Module, data: Dataset) -> Evaluation:
-    """Scores of the model as it is, without dropout."""
+    """Loss and scores of the model as it is, without dropout."""
     model.eval()
-    logits = []
+    logits, loss, total = [], 0.0, 0.0
     for start in range(0, len(data.features), EVALUATION_BATCH):
         features = data.features[start : start + EVALUATION_BATCH]
         arguments, mask = pad(recipe, features)
         output = model(**arguments)
+        weight = sum(feature.weight for feature in features)
+        loss, total = loss + float(output.loss) * weight if weight else loss, total + weight
         fields = {name: getattr(output, name, None) for name in ("logits", "start_logits", "end_logits")}
         of_tokens = {name: x[mask] if x is not None and x.shape[:2] == mask.shape else x for name, x in fields.items()}
         # Logits of sequences have no axis of tokens, even where there are as many classes.
         kept = fields if recipe.settings.task in ("classification", "multi-label", "regression") else of_tokens
         logits += recipe.task.logits(SimpleNamespace(**kept), features)
-    return recipe.evaluate(data, logits)
+    evaluation = recipe.evaluate(data, logits)
+    return replace(evaluation, scores={"loss": loss / max(total, 1e-9), **evaluation.scores})
 
 
 def pad(recipe: Recipe, features: list) -> tuple[dict[str, Any], Tensor]:

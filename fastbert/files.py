@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which do not name the file themselves
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Makes an error of a full disk name `path`, which is being written in the context.
+
+    safetensors reports such an error as an exception of its own, with the number in the text; here it is an OSError.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _wrapped_errno(error)
+        if number in FULL:
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+
+
+def _wrapped_errno(error: Exception) -> int | None:
+    if type(error).__name__ != "SafetensorError":
+        return None
+    found = re.search(r"\b(?:os error|code:) (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager
@@ -25,18 +48,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; a result is an ordinary file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in FULL:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            # mkstemp makes files that only their owner can read; a result is an ordinary file.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -21,6 +21,7 @@ from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe, open
 from fastbert.training.finetune.report import draw_confusion, draw_curves, read_log, write_report
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
+from fastbert.training.logs import summary_writer
 from fastbert.unknown_tokens import unknown_warning
 
 REPORT = "report"
@@ -46,7 +47,7 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
     folder = Path(args.output)
     if (number := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "RANK" in os.environ:
         raise ValueError(f"WORLD_SIZE is {number}; training for a task takes one process, without torchrun")
-    _check(folder)
+    _check(folder, tensorboard=bool(args.tensorboard))
     newest = open_checkpoints(folder).newest()
     if (folder / REPORT / "metrics.json").exists():
         raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
@@ -110,7 +111,7 @@ def given_options(args: argparse.Namespace) -> list[tuple[str, str]]:
     return found
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, *, tensorboard: bool) -> None:
     """Finds out before anything is loaded what would fail after it."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file; it must be a folder")
@@ -118,6 +119,8 @@ def _check(folder: Path) -> None:
         raise ModuleNotFoundError(
             f"fine-tuning needs {', '.join(missing)}: pip install 'fastbert-engine[train]'", name=missing[0]
         )
+    if tensorboard:
+        summary_writer("--tensorboard is given", "leave it out")
 
 
 def _finish(run: Finetuning, folder: Path, start: str) -> None:

@@ -133,7 +133,7 @@ def test_the_best_may_be_the_least_loss(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     errors = {line["step"]: line["mse"] for line in lines if line["kind"] == "dev"}
     assert len(errors) == len(run.plan) and run.best_step == min(errors, key=errors.get)
-    with pytest.raises(ValueError, match="best is 'f1'; regression has the scores spearman, pearson, mse and loss"):
+    with pytest.raises(ValueError, match="best is 'f1'; regression has the scores spearman, pearson, mse, mae and"):
         make_run(tmp_path, "regression", best="f1")
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from fastbert.files import atomic_path, write_text
+from fastbert.files import atomic_path, naming, write_text
 from fastbert.inference.records import Record
 
 JOURNAL_VERSION = 1
@@ -267,12 +267,14 @@ class FileOutput:
 
     def append(self, records: Sequence[Record], vectors: np.ndarray, progress: Progress) -> None:
         """Adds rows and commits: after this returns, a kill at any moment does not lose them."""
-        self._file.write(self._format.encode(records, vectors))
+        with naming(self.partial):
+            self._file.write(self._format.encode(records, vectors))
         self._commit(progress)
 
     def _commit(self, progress: Progress) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.partial):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         progress.bytes = self._file.tell()
         progress.settings = self._settings
         write_text(self.journal, json.dumps({"version": JOURNAL_VERSION, **asdict(progress)}, indent=1) + "\n")
@@ -291,8 +293,9 @@ class FileOutput:
         if self._file is not None:
             if not self.journal.exists() and _is(self._file, self.partial):
                 self.partial.unlink()
-            self._file.close()  # and with it goes the lock
-            self._file = None
+            file, self._file = self._file, None
+            with naming(self.partial):
+                file.close()  # and with it goes the lock
 
 
 def journal_path(out: Path) -> Path:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from fastbert.files import write_text
+from fastbert.files import naming, write_text
 from fastbert.training.objective import Counts
 
 LOG, EVENTS = "log.jsonl", "tensorboard"
@@ -25,10 +25,15 @@ class Log:
     Raises:
         ValueError: a line of the log is damaged.
         ModuleNotFoundError: tensorboard is asked for and not installed.
+        OSError: the disk is full, naming the file or the folder of event files.
     """
 
     def __init__(self, folder: Path, *, step: int, tensorboard: bool) -> None:
-        self._events = _event_writer(folder / EVENTS, step) if tensorboard else None
+        self._event_folder = folder / EVENTS
+        self._events = None
+        if tensorboard:
+            with naming(self._event_folder):
+                self._events = summary_writer()(str(self._event_folder), purge_step=step + 1 if step else None)
         path = folder / LOG
         kept = [line for line in _lines(path) if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -36,31 +41,36 @@ class Log:
 
     def write(self, step: int, kind: str, figures: dict[str, Any]) -> None:
         """One line of the log, {"step": ..., "kind": "train" or "heldout", ...}, and a scalar for each number."""
-        try:
+        with naming(self._file.name):
             self._file.write(json.dumps({"step": step, "kind": kind, **figures}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._file.name) from error
         if self._events is not None:
-            for name, value in figures.items():
-                if value is not None:
-                    self._events.add_scalar(f"{kind}/{name}", value, step)
+            with naming(self._event_folder):
+                for name, value in figures.items():
+                    if value is not None:
+                        self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self._file.name):
+            self._file.close()
         if self._events is not None:
-            self._events.close()
+            with naming(self._event_folder):
+                self._events.close()
 
 
-def _event_writer(folder: Path, step: int) -> Any:
+def summary_writer(asked: str = "output.tensorboard is true", off: str = "set output.tensorboard=false") -> type:
+    """TensorBoard's SummaryWriter.
+
+    Raises:
+        ModuleNotFoundError: it is not installed, naming the switch that asks for it and how to turn that off.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "output.tensorboard is true and tensorboard is not installed: pip install 'fastbert-engine[train]', "
-            "or set output.tensorboard=false"
+            f"{asked} and tensorboard is not installed: pip install 'fastbert-engine[train]', or {off}"
         ) from error
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None, flush_secs=30)
+    return SummaryWriter
 
 
 def _lines(path: Path) -> list[dict]:

@@ -124,6 +124,7 @@ class Recipe:
         if settings.no_answer is None:
             settings = replace(settings, no_answer=any(getattr(e, "answers", None) == [] for e in examples["train"]))
         labels = _label_set(task.labels(examples["train"]), labels, paths["train"])
+        _check_best(task, settings.best, labels, paths["dev"], examples["dev"])
         data = {
             name: Dataset(paths[name], found, task.encode(found, tokenizer, labels, settings))
             for name, found in examples.items()
@@ -147,7 +148,9 @@ class Recipe:
         torch.manual_seed(self.settings.seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="newly initialised")  # that is what training is for
-            return self.task.model.from_pretrained(path, config=config, dtype=torch.float32, revision=revision)
+            return self.task.model.from_pretrained(
+                path, config=config, dtype=torch.float32, revision=revision, ignore_mismatched_sizes="head"
+            )
 
     def class_weights(self) -> Tensor | None:
         """For "balanced": of each class, all examples over the number of classes and its own (King and Zeng, 2001)."""
@@ -203,9 +206,25 @@ def task_of(settings: FinetuneSettings) -> Task:
     task = TASKS[settings.task]
     if settings.class_weights != "none" and not task.weighable:
         raise ValueError(f"class_weights is {settings.class_weights!r}; {settings.task} has no classes to weigh")
-    if settings.best not in (None, "loss", *task.scores):
-        raise ValueError(f"best is {settings.best!r}; {settings.task} has the scores {', '.join(task.scores)} and loss")
+    scores = (*task.scores, *task.two_class_scores)
+    if settings.best not in (None, "loss", *scores):
+        raise ValueError(f"best is {settings.best!r}; {settings.task} has the scores {', '.join(scores)} and loss")
     return task
+
+
+def _check_best(task: Task, best: str | None, labels: list[str], path: Path, dev: list) -> None:
+    """Whether the score by which a checkpoint is best can be computed from these labels and dev examples."""
+    if best not in task.two_class_scores:
+        return
+    if len(labels) != 2:
+        raise ValueError(f"best is {best!r}, a score of two labels; there are {len(labels)}")
+    if best == "auc" and len(found := {example.label for example in dev}) < 2:
+        raise DataError(f"{path}: every label is {found.pop()!r}; best is 'auc', which takes examples of both labels")
+
+
+def better(score: str, value: float) -> float:
+    """The value of a score, so that more is better."""
+    return -value if score in ("loss", "mse", "mae") else value
 
 
 def _read(task: Task, path: Path, reading: Reading) -> list:
@@ -402,9 +421,7 @@ class Finetuning:
         scores = evaluation.scores
         if not math.isfinite(scores["loss"]):
             raise TrainingError(f"step {self.step}: the dev loss is {scores['loss']}")
-        lower_is_better = self.best_score in ("loss", "mse", "mae")
-        score = -scores[self.best_score] if lower_is_better else scores[self.best_score]
-        self.scores.append([self.step, score, scores["loss"]])
+        self.scores.append([self.step, better(self.best_score, scores[self.best_score]), scores["loss"]])
         self._log.write(self.step, "dev", scores)
         words = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
         self._progress.say(f"step {self.step:,}, dev: {words}")

@@ -56,6 +56,7 @@ class Task:
     # For the report: precision, recall and F1 of each class or entity type.
     details: Callable[[Predictions, list[str]], dict[str, dict[str, float]]] = lambda predictions, labels: {}
     weighable: bool = False  # whether its classes can be given weights
+    two_class_scores: tuple[str, ...] = ()  # those that there are for two labels only
     max_length: int | None = None  # in place of as many tokens as the model takes
     options: tuple[str, ...] = TEXTS  # fields of FinetuneSettings and Reading that not every task reads
 
@@ -360,6 +361,7 @@ TASKS: dict[str, Task] = {
         model=BertForSequenceClassification,
         problem_type="single_label_classification",
         scores=("accuracy", "f1_macro", "f1_micro", "matthews"),
+        two_class_scores=("f1_binary", "auc"),
         read=files.read_texts,
         labels=_class_names,
         encode=partial(_encode_texts, target=_class_target),
