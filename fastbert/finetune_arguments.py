@@ -64,8 +64,12 @@ def add_task_arguments(parser: argparse.ArgumentParser, positive: Callable[[str]
         metavar="A,B,...",
         help="a column each, or one of lists (default: choices)",
     )
-    reading.add_argument("--words-column", dest="words", metavar="NAME", help="in jsonl, a list (default: words)")
-    reading.add_argument("--tags-column", dest="tags", metavar="NAME", help="in jsonl, a list (default: tags)")
+    reading.add_argument(
+        "--words-column", dest="words", metavar="NAME", help="a list; in CoNLL, a number from 1 (default: words)"
+    )
+    reading.add_argument(
+        "--tags-column", dest="tags", metavar="NAME", help="a list; in CoNLL, a number from 1 (default: tags)"
+    )
     reading.add_argument("--question-column", dest="question", metavar="NAME", help="(default: question)")
     reading.add_argument("--context-column", dest="context", metavar="NAME", help="(default: context)")
     reading.add_argument("--answers-column", dest="answers", metavar="NAME", help="(default: answers)")

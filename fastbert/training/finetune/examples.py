@@ -21,6 +21,7 @@ from fastbert.inference.input_files import (
     read_text,
 )
 from fastbert.inference.input_files import InputError as DataError  # a file or a line of it is no example of the task
+from fastbert.training.finetune.conll import read_sentences, to_bio
 
 _ROWS = {
     ".csv": "csv",
@@ -157,38 +158,18 @@ def read_choices(path: Path, reading: Reading) -> list[ChoiceExample]:
 
 
 def read_words(path: Path, reading: Reading) -> list[WordsExample]:
-    """Words with BIO tags, from CoNLL columns (the word first, its tag last) or jsonl lists."""
+    """Words with BIO tags, from CoNLL columns or lists; tags of another scheme are converted."""
     if _format(path, reading, _CONLL | _LISTS) == "conll":
-        examples = list(_conll_sentences(path))
+        columns = [int(name) if name.isdecimal() else None for name in (reading.words, reading.tags)]
+        found = read_sentences(path, read_text(path), *columns)
+        examples = [WordsExample(f"{path}:{line}", words, tags) for line, words, tags in found]
     else:
         examples = [WordsExample(r.where, r.texts(reading.words), r.texts(reading.tags)) for r in _rows(path, reading)]
+    tags = to_bio([example.tags for example in examples])
+    examples = [WordsExample(e.where, e.words, converted) for e, converted in zip(examples, tags, strict=True)]
     for example in examples:
         _check_tags(example)
     return examples
-
-
-def _conll_sentences(path: Path) -> Iterator[WordsExample]:
-    words: list[str] = []
-    tags: list[str] = []
-    start = 1
-    for number, line in enumerate([*read_text(path).split("\n"), ""], start=1):
-        columns = _conll_columns(line)
-        if columns and columns[0] != "-DOCSTART-":
-            if len(columns) < 2:
-                raise DataError(f"{path}:{number}: one column, {columns[0]!r}; there must be a word and its tag")
-            start = start if words else number
-            words.append(columns[0])
-            tags.append(columns[-1])
-        elif words:
-            yield WordsExample(f"{path}:{start}", words, tags)
-            words, tags = [], []
-
-
-def _conll_columns(line: str) -> list[str]:
-    """The columns of a line; where there are tabs, they alone part columns, and a word may hold blanks."""
-    if "\t" not in line.strip():
-        return line.split()
-    return [column.strip() for column in line.strip().split("\t")]
 
 
 def _check_tags(example: WordsExample) -> None:
