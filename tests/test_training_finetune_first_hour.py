@@ -37,12 +37,31 @@ SPAM = [
 ]
 
 
-def sms(seed: int, n: int) -> list[tuple[str, str]]:
-    """Texts of which 13 % are spam, in random order."""
+HELD_OUT_HAM = [
+    "Mum asks if {name} eats fish, tell her before {time}",
+    "Just got out of the cinema, going to {place} with {name}",
+    "I won't make it {time}, can we do it another day?",
+    "U still owe {name} {money} for the tickets lol",
+    "Is it free parking near {place}? arriving {time}",
+    "No worries, call u when i finish at {place}",
+    "{name} is ill so no training {time}",
+    "What a lovely prize cake {name} made, come to {place} and try",
+]
+HELD_OUT_SPAM = [
+    "Congratulations {name}! A {money} shopping voucher is reserved for you, text WIN to {number}",
+    "Your bank card is blocked, verify your details at www.help-{number}.com",
+    "New games and wallpapers for your mobile, send PLAY to {number}. 150p per week",
+    "Owed {money} from a past accident? Ring {number} free for your claim",
+    "Singles near {place} want to meet you, text MEET to {number}",
+]
+
+
+def sms(seed: int, n: int, ham: list[str], spam: list[str]) -> list[tuple[str, str]]:
+    """Texts made of templates, of which 13 % are spam, in random order."""
     rng = random.Random(seed)
     rows = []
     for i in range(n):
-        kind, templates = ("spam", SPAM) if i < round(0.13 * n) else ("ham", HAM)
+        kind, templates = ("spam", spam) if i < round(0.13 * n) else ("ham", ham)
         values = {"name": rng.choice(NAMES), "place": rng.choice(PLACES), "time": rng.choice(TIMES)}
         values |= {"money": f"£{rng.choice([5, 20, 100, 500, 2000])}", "number": rng.randrange(80000, 99999)}
         text = rng.choice(templates).format(**values)
@@ -53,9 +72,10 @@ def sms(seed: int, n: int) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_all_defaults_reach_nine_tenths_of_what_ten_epochs_reach(tmp_path, minilm):
-    for name, seed, n in (("train", 0, 300), ("dev", 1, 150)):
+    """The dev texts are of templates that training has not: what is told apart is not learned by heart."""
+    for name, seed, n, *templates in (("train", 0, 300, HAM, SPAM), ("dev", 1, 150, HELD_OUT_HAM, HELD_OUT_SPAM)):
         with open(tmp_path / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("text", "label"), *sms(seed, n)])
+            csv.writer(file).writerows([("text", "label"), *sms(seed, n, *templates)])
     files = ["--train", str(tmp_path / "train.csv"), "--dev", str(tmp_path / "dev.csv")]
     f1 = {}
     for name, options in (("defaults", []), ("ten", ["--epochs", "10"])):
