@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import warnings
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 
 from fastbert.files import atomic_path, write_text
 from fastbert.hub import resolve_file
+from fastbert.json_files import read_json, shown
+from fastbert.pickled_file import PickledFile
 from fastbert.safetensors_file import SafetensorsFile
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -30,38 +31,9 @@ _LEGACY = (
 # The names, in order of preference, of a tensor that goes by several because it is tied: transformers adds the
 # decoder's own bias, and saves whichever of the two it meets first.
 _UNTIED = {"cls.predictions.bias": ("cls.predictions.decoder.bias", "cls.predictions.bias")}
-_ALIASES = {
-    "cls.predictions.decoder.weight": ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
-    **_UNTIED,
-}
-
-
-class _PickledFile:
-    """The tensors of a pytorch_model.bin, by name; see SafetensorsFile."""
-
-    def __init__(self, path: Path) -> None:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        state = state.get("state_dict", state) if isinstance(state, dict) else {}
-        self._state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        if not self._state:
-            raise ValueError("it holds no tensors by name")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
-
-    def close(self) -> None:
-        self._state = {}
-
-    def shape(self, name: str) -> torch.Size:
-        return self._state[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._state[name].dtype
-
-    @torch.no_grad()
-    def copy_into(self, target: Tensor, name: str) -> None:
-        target.copy_(self._state[name])
+_WORDS, _DECODER = "embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+_ALIASES = {_WORDS: (_WORDS, _DECODER), _DECODER: (_DECODER, _WORDS), **_UNTIED}
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Checkpoint:
@@ -73,11 +45,11 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, revision: str | None = None) -> None:
         self._stack = ExitStack()
-        self._stored: dict[str, tuple[SafetensorsFile | _PickledFile, str]] = {}  # plain name -> file, name in it
+        self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str]] = {}  # plain name -> file, name in it
         self.files: dict[str, Path] = {}
         with self._stack:  # closes what is open when a later file cannot be read
-            for file in _weight_files(path, revision):
-                self._open(file)
+            for file, names in _weight_files(path, revision).items():
+                self._open(file, names)
             self._stack = self._stack.pop_all()
 
     def __enter__(self) -> Checkpoint:
@@ -109,30 +81,42 @@ class Checkpoint:
         except _UNREADABLE as error:
             raise ValueError(f"{self.files[name]}: tensor {name} cannot be read: {error}") from error
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path, names: set[str] | None) -> None:
         try:
-            file = _PickledFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+            file = PickledFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
         except _UNREADABLE as error:
             raise ValueError(f"{path} is truncated or no checkpoint: {error}") from error
         self._stack.callback(file.close)
         for stored in file:
+            if names is not None and stored not in names:
+                continue
             name = plain_name(stored)
+            if name in self._stored:
+                raise ValueError(f"{path}: tensors {shown(self._stored[name][1])} and {shown(stored)} are both {name}")
             self._stored[name], self.files[name] = (file, stored), path
 
 
-_UNREADABLE = (ValueError, pickle.UnpicklingError, EOFError, RuntimeError, OSError, KeyError)
+_UNREADABLE = (ValueError, EOFError, RuntimeError, OSError, KeyError)
 
 
-def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
+def _weight_files(path: str | Path, revision: str | None) -> dict[Path, set[str] | None]:
+    """The files that hold the weights, each with the names of the tensors to take from it; None for all."""
     for whole, index in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
         if file := resolve_file(path, whole, revision=revision, required=False):
-            return [file]
+            return {file: None}
         if file := resolve_file(path, index, revision=revision, required=False):
-            try:
-                shards = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{file} is not an index of shards: {error!r}") from error
-            return [resolve_file(path, shard, revision=revision) for shard in shards]
+            shards: dict[str, set[str]] = {}
+            weight_map = read_json(file).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise ValueError(f"{file} is not an index of shards: its weight_map is {shown(weight_map)}")
+            for name, shard in weight_map.items():
+                if not isinstance(shard, str) or "/" in shard:
+                    raise ValueError(f"{file} names {shown(shard)} for {shown(name)}; it must be a file next to it")
+                shards.setdefault(shard, set()).add(name)
+            return {
+                resolve_file(path, shard, revision=revision, named_by=file): names
+                for shard, names in sorted(shards.items())
+            }
     raise FileNotFoundError(f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards")
 
 
@@ -146,57 +130,118 @@ def plain_name(name: str) -> str:
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype the weights were saved in."""
-    name = "embeddings.word_embeddings.weight"
-    if name not in checkpoint:
-        _fail_missing(checkpoint, [name])
-    return checkpoint.dtype(name)
+    name = next((name for name in (_WORDS, _DECODER) if name in checkpoint), None)
+    if name is None:
+        _fail_missing(checkpoint, [_WORDS])
+    dtype = checkpoint.dtype(name)
+    if dtype not in _DTYPES:
+        raise ValueError(
+            f"{checkpoint.files[name]}: tensor {name} has dtype {dtype}; a model runs in one of "
+            f"{', '.join(map(str, _DTYPES))}: choose it with dtype"
+        )
+    return dtype
+
+
+def check_layers(checkpoint: Checkpoint, count: int) -> None:
+    """Raises a ValueError where the checkpoint has fewer layers than the config asks for, before any is made."""
+    for i in range(count):
+        if f"encoder.layer.{i}.attention.self.query.weight" not in checkpoint:
+            _fail_missing(
+                checkpoint,
+                [f"encoder.layer.{i}.attention.self.query.weight"],
+                f"config: num_hidden_layers is {count}, the weights are of {i}" if i else None,
+            )
+
+
+@dataclass
+class Match:
+    """Where each parameter of a model comes from."""
+
+    sources: dict[str, str | None] = field(default_factory=dict)  # parameter -> tensor; None for a new one
+    missing: list[str] = field(default_factory=list)  # parameters of a head that the checkpoint lacks
+    mismatched: list[str] = field(default_factory=list)  # parameters of another shape there, each as a sentence
+
+
+def match(model: nn.Module, checkpoint: Checkpoint, ignore_mismatched_sizes: bool | str = False) -> Match:
+    """Finds the tensor of each parameter by name and compares shapes; the model may be on the meta device.
+
+    A tensor of another shape is left out with `ignore_mismatched_sizes` (True, or "head" for those of the head alone).
+
+    Raises:
+        ValueError: an encoder tensor is missing, a tensor has another shape, or is of integers: naming file and tensor.
+    """
+    found, missing_encoder, tied = Match(), [], model.config.tie_word_embeddings
+    for name, parameter in model.named_parameters():
+        plain = plain_name(name)
+        aliases = (_ALIASES if tied else _UNTIED).get(plain, (plain,))
+        source = next((alias for alias in aliases if alias in checkpoint), None)
+        if source is None:
+            (missing_encoder if plain.startswith(_ENCODER) else found.missing).append(name)
+        elif (shape := checkpoint.shape(source)) != parameter.shape:
+            mismatch = (
+                f"{checkpoint.files[source]}: tensor {source} has shape {tuple(shape)}; "
+                f"the config makes it {tuple(parameter.shape)}"
+            )
+            if not _may_differ(name, ignore_mismatched_sizes):
+                hint = "" if ignore_mismatched_sizes else " (ignore_mismatched_sizes=True initialises it instead)"
+                raise ValueError(mismatch + hint)
+            found.mismatched.append(mismatch)
+            source = None
+        elif not (dtype := checkpoint.dtype(source)).is_floating_point:
+            raise ValueError(f"{checkpoint.files[source]}: tensor {source} has dtype {dtype}; a weight is no integer")
+        found.sources[name] = source
+    if missing_encoder:
+        _fail_missing(checkpoint, missing_encoder)
+    return found
 
 
 def load_into(
     model: nn.Module,
     checkpoint: Checkpoint,
+    found: Match,
     initialise: Callable[[nn.Module, list[str]], None],
     loaded: Callable[[str], None] = lambda name: None,
-    ignore_mismatched_sizes: bool | str = False,
 ) -> None:
-    """Copies a checkpoint's tensors into `model`, in the model's dtype and on its device.
+    """Copies a checkpoint's tensors into `model`, as `found` by `match`, in the model's dtype and on its device.
 
-    `loaded` hears the name of each parameter, in the model's order, once it has its values. A head that the
-    checkpoint lacks goes to `initialise` and is named in one warning; a tensor of another shape, with
-    `ignore_mismatched_sizes` (True, or "head" for those of the head alone), likewise.
+    `loaded` hears the name of each parameter, in the model's order, once it has its values. Parameters without a
+    tensor go to `initialise` and are named in a warning, one for those of another shape and one for missing ones.
 
     Raises:
-        ValueError: an encoder tensor is missing, or a tensor has another shape: naming file and tensor.
+        ValueError: a tensor cannot be read, or the config ties two tables that differ.
     """
-    missing_encoder, missing_heads, mismatched = [], [], []
-    for name in [name for name, _ in model.named_parameters()]:  # which itself would hold on to what `loaded` frees
+    for name, source in found.sources.items():
         parameter = model.get_parameter(name)
-        plain = plain_name(name)
-        aliases = _ALIASES.get(plain, (plain,)) if model.config.tie_word_embeddings else _UNTIED.get(plain, (plain,))
-        source = next((alias for alias in aliases if alias in checkpoint), None)
         if source is None:
-            (missing_encoder if plain.startswith(_ENCODER) else missing_heads).append(name)
-            continue
-        if (shape := checkpoint.shape(source)) != parameter.shape:
-            mismatch = f"tensor {source} has shape {tuple(shape)}; the config makes it {tuple(parameter.shape)}"
-            if not _may_differ(name, ignore_mismatched_sizes):
-                hint = "" if ignore_mismatched_sizes else " (ignore_mismatched_sizes=True initialises it instead)"
-                raise ValueError(f"{checkpoint.files[source]}: {mismatch}{hint}")
-            mismatched.append(f"{checkpoint.files[source]}: {mismatch}")
             initialise(model, [name])
         else:
             checkpoint.copy_into(parameter, source)
+            if source == _WORDS and model.config.tie_word_embeddings and model.get_output_embeddings() is not None:
+                _check_tied(checkpoint, parameter)
         loaded(name)
-    if missing_encoder:
-        _fail_missing(checkpoint, missing_encoder)
-    if mismatched:
-        warnings.warn(f"of another size, newly initialised (train before use): {'; '.join(mismatched)}", stacklevel=3)
-    if missing_heads:
-        initialise(model, missing_heads)
+    if found.mismatched:
+        listed = "; ".join(found.mismatched)
+        warnings.warn(f"of another size, newly initialised (train before use): {listed}", stacklevel=3)
+    if found.missing:
         warnings.warn(
-            f"newly initialised, not in the checkpoint (train them before use): {', '.join(missing_heads)}",
+            f"newly initialised, not in the checkpoint (train them before use): {', '.join(found.missing)}",
             stacklevel=3,
         )
+
+
+@torch.no_grad()
+def _check_tied(checkpoint: Checkpoint, words: Tensor) -> None:
+    if _DECODER not in checkpoint:
+        return
+    decoder = torch.empty_like(words)
+    if checkpoint.shape(_DECODER) == words.shape:
+        checkpoint.copy_into(decoder, _DECODER)
+        if torch.equal(decoder.view(torch.uint8), words.view(torch.uint8)):
+            return
+    raise ValueError(
+        f"{checkpoint.files[_DECODER]}: tensors {_WORDS} and {_DECODER} differ, but config: tie_word_embeddings is "
+        "true; tie_word_embeddings=False loads both"
+    )
 
 
 def _may_differ(name: str, ignore_mismatched_sizes: bool | str) -> bool:
@@ -204,10 +249,10 @@ def _may_differ(name: str, ignore_mismatched_sizes: bool | str) -> bool:
     return not name.startswith("bert.") if ignore_mismatched_sizes == "head" else bool(ignore_mismatched_sizes)
 
 
-def _fail_missing(checkpoint: Checkpoint, names: list[str]) -> None:
+def _fail_missing(checkpoint: Checkpoint, names: list[str], why: str | None = None) -> None:
     files = ", ".join(str(f) for f in sorted(set(checkpoint.files.values()))) or "the checkpoint"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    raise ValueError(f"{files}: no tensor {', '.join(names[:3])}{more}; is this a BERT checkpoint?")
+    raise ValueError(f"{files}: no tensor {', '.join(names[:3])}{more}; {why or 'is this a BERT checkpoint?'}")
 
 
 def save(state: dict[str, Tensor], folder: str | Path, max_shard_size: int | str = "5GB") -> None:

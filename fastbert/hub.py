@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from fastbert.json_files import shown
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -15,28 +17,51 @@ def resolve_file(
     *,
     revision: str | None = None,
     required: bool = True,
+    named_by: Path | None = None,
 ) -> Path | None:
     """Path of `filename` in a local folder, or in the hub model of that id (downloaded into the hub's cache).
 
     A folder of that name wins over a hub id. `revision` is a branch, tag or commit of a hub model and has
     no meaning for a folder. Returns None for a missing file that is not `required`. Raises FileNotFoundError
     for a missing required file or folder, OSError when the hub cannot be asked, TypeError for another type.
+
+    `named_by` is the file that names `filename`, which is then not trusted: a ValueError that begins with `named_by`
+    refuses one that leads out of the folder, by its text or by a link.
     """
+    if named_by is not None:
+        _check_relative(filename, named_by)
     if not isinstance(path_or_id, str | os.PathLike):
         raise TypeError(f"path_or_id must be a folder or a hub id, got {path_or_id!r}")
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         file = folder / filename
         if file.is_file():
+            if named_by is not None:
+                _check_inside(file, folder, filename, named_by)
             return file
         if required:
-            raise FileNotFoundError(f"no file {filename!r} in the folder {str(folder)!r}")
+            named = f"{named_by}: " if named_by else ""
+            raise FileNotFoundError(f"{named}no file {filename!r} in the folder {str(folder)!r}")
         return None
     if folder.exists():
         raise NotADirectoryError(f"{str(folder)!r} is a file: expected a folder that holds {filename!r}, or a hub id")
     if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
         raise FileNotFoundError(f"no folder {str(path_or_id)!r}, and it is no hub id ('name' or 'org/name') either")
     return _hub_file(path_or_id, filename, revision, required)
+
+
+def _check_relative(filename: str, named_by: Path) -> None:
+    parts = filename.split("/")
+    if "" in parts or ".." in parts or "." in parts or re.search(r"[\\\0]", filename) or Path(filename).drive:
+        raise ValueError(f"{named_by} names {shown(filename)}; it must be a file in the folder of {named_by.name}")
+
+
+def _check_inside(file: Path, folder: Path, filename: str, named_by: Path) -> None:
+    real = file.resolve()
+    # The hub's cache holds a file's content in models--x/blobs, to which its snapshots, and older downloads, are links.
+    in_cache = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+    if not in_cache and not real.is_relative_to(folder.resolve()):
+        raise ValueError(f"{named_by} names {shown(filename)}, a link that leads out of the folder, to {real}")
 
 
 def _hub_file(model_id: str, filename: str, revision: str | None, required: bool) -> Path | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastbert.hub import resolve_file
+from fastbert.json_files import LARGEST, read_json, shown
 
 SPECIAL_TOKENS = {
     "unk_token": "[UNK]",
@@ -26,6 +27,10 @@ OPTIONS = (
     "truncation_side",
     *SPECIAL_TOKENS,
 )
+_FLAGS = ("do_lower_case", "tokenize_chinese_chars")
+_FLAGS_OR_NULL = ("strip_accents", "clean_up_tokenization_spaces")
+_SIDES = ("padding_side", "truncation_side")
+_MOST_IDS = 2**32  # the library's ids have 32 bits
 # AutoTokenizer takes tokenizer.json as it stands for these classes. For BertTokenizer, and for a folder that
 # names no class, it rebuilds the pipeline from tokenizer_config.json, lower-casing unless told otherwise.
 AS_THE_FILE_SAYS = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -44,54 +49,141 @@ class TokenizerFiles:
 
 
 def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> TokenizerFiles:
-    """Reads tokenizer.json, else vocab.txt, and the files beside it. Errors name the file."""
+    """Reads tokenizer.json, else vocab.txt, and the files beside it. A ValueError names file and field."""
 
-    def read(name: str) -> dict:
-        return read_json(resolve_file(path_or_id, name, revision=revision, required=False))
+    def read(name: str) -> tuple[Path | None, dict]:
+        file = resolve_file(path_or_id, name, revision=revision, required=False)
+        return file, {} if file is None else read_json(file)
 
-    config = read("tokenizer_config.json")
-    options = {name: config[name] for name in OPTIONS if name in config}
-    options["model_max_length"] = config.get("model_max_length", config.get("max_len"))
-    source = resolve_file(path_or_id, "tokenizer.json", revision=revision, required=False)
-    content = read_json(source)
+    config_file, config = read("tokenizer_config.json")
+    options = _options(config_file, config)
+    source, content = read("tokenizer.json")
     if source is None:
         source = resolve_file(path_or_id, "vocab.txt", revision=revision)
         vocab = read_vocab(source)
     else:
         model = _wordpiece(content, source)
         vocab = model["vocab"]
-        shape = ("max_input_chars_per_word", "continuing_subword_prefix")
-        options |= {name: model[name] for name in shape if name in model}
+        options |= _shape(source, model)
 
-    try:
-        by_id = {int(i): as_added_token(token) for i, token in config.get("added_tokens_decoder", {}).items()}
-        if "added_tokens_decoder" not in config:  # older: the same facts in three more files
-            config = config | read("special_tokens_map.json")
-            options |= {name: config[name] for name in SPECIAL_TOKENS if name in config}
-            special = {content_of(token) for token in (*options.values(), *_extra_tokens(config))}
-            for token, index in read("added_tokens.json").items():
-                by_id[index] = as_added_token(token, special=token in special)
-            by_id |= {token["id"]: as_added_token(token) for token in content.get("added_tokens", [])}
-        added = [token for _, token in sorted(by_id.items())]
-        known = {token.content for token in added}
-        extra = [token for token in _extra_tokens(config) if content_of(token) not in known]
-        added += [as_added_token(token, special=True) for token in extra]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{source}: malformed special or added tokens, there or beside it: {error!r}") from error
+    if "added_tokens_decoder" in config:
+        by_id = _decoder(config_file, config["added_tokens_decoder"])
+        extra = _extra_tokens(config_file, config)
+    else:  # older: the same facts in three more files
+        map_file, special_map = read("special_tokens_map.json")
+        options |= _special_tokens(map_file, special_map)
+        _extra_tokens(config_file, config)  # for its errors
+        extra = _extra_tokens(map_file, config | special_map)
+        special = {content_of(token) for token in (*options.values(), *extra)}
+        added_file, added = read("added_tokens.json")
+        by_id = {
+            _id(added_file, token, index): _token(added_file, token, token, special=token in special)
+            for token, index in added.items()
+        }
+        by_id |= _listed(source, content.get("added_tokens") or [])
+    tokens = [token for _, token in sorted(by_id.items())]
+    known = {token.content for token in tokens}
+    tokens += [as_added_token(token, special=True) for token in extra if content_of(token) not in known]
     return TokenizerFiles(
         source=source,
         vocab=vocab,
         options=options,
-        added=added,
+        added=tokens,
         added_ids={token.content: index for index, token in by_id.items()},
         pipeline=source if content and config.get("tokenizer_class") in AS_THE_FILE_SAYS else None,
     )
 
 
-def _extra_tokens(config: dict) -> list:
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    extra = extra.values() if isinstance(extra, dict) else extra
-    return [*(config[name] for name in ("bos_token", "eos_token") if config.get(name)), *extra]
+def _options(file: Path | None, config: dict) -> dict[str, Any]:
+    """The arguments of BertTokenizer in tokenizer_config.json."""
+    for name in (*_FLAGS, *_FLAGS_OR_NULL):
+        value = config.get(name, False)
+        if not isinstance(value, bool) and (value is not None or name in _FLAGS):
+            _refuse(file, name, value, "true or false" if name in _FLAGS else "true, false or null")
+    for name in _SIDES:
+        if (side := config.get(name, "right")) not in ("left", "right"):
+            _refuse(file, name, side, "'left' or 'right'")
+    options = {name: config[name] for name in OPTIONS if name in config} | _special_tokens(file, config)
+    name = "model_max_length" if "model_max_length" in config else "max_len"
+    longest = config.get(name)
+    if longest is not None:
+        if isinstance(longest, float) and math.isfinite(longest):
+            longest = int(longest)  # 1e30 is how some say that there is no limit
+        if not _is_integer(longest) or longest < 1:
+            _refuse(file, name, config[name], "null or an integer of at least 1")
+    options["model_max_length"] = longest
+    return options
+
+
+def _shape(file: Path, model: dict) -> dict[str, Any]:
+    """The arguments of BertTokenizer in the model section of tokenizer.json."""
+    longest, prefix = model.get("max_input_chars_per_word", 100), model.get("continuing_subword_prefix", "##")
+    if not _is_integer(longest) or not 0 <= longest < _MOST_IDS:
+        _refuse(file, "max_input_chars_per_word", longest, f"an integer from 0 to {_MOST_IDS - 1}")
+    if not isinstance(prefix, str):
+        _refuse(file, "continuing_subword_prefix", prefix, "a string")
+    return {"max_input_chars_per_word": longest, "continuing_subword_prefix": prefix}
+
+
+def _special_tokens(file: Path | None, config: dict) -> dict[str, Any]:
+    """The five named tokens, as strings or dicts; the mask token may be null."""
+    tokens = {name: config[name] for name in SPECIAL_TOKENS if name in config}
+    for name, token in tokens.items():
+        if token is not None or name != "mask_token":
+            _token(file, name, token)
+    return tokens
+
+
+def _extra_tokens(file: Path | None, config: dict) -> list:
+    """The special tokens without a name, and two that BERT has no use for."""
+    field = "extra_special_tokens" if config.get("extra_special_tokens") else "additional_special_tokens"
+    extra = config.get(field) or []
+    if not isinstance(extra, dict | list):
+        _refuse(file, field, extra, "a list of tokens, or an object of them")
+    extra = [(field, token) for token in (extra.values() if isinstance(extra, dict) else extra)]
+    extra = [(name, config[name]) for name in ("bos_token", "eos_token") if config.get(name)] + extra
+    for name, token in extra:
+        _token(file, name, token)
+    return [token for _, token in extra]
+
+
+def _decoder(file: Path | None, decoder: object) -> dict[int, Any]:
+    if not isinstance(decoder, dict):
+        _refuse(file, "added_tokens_decoder", decoder, "an object of tokens by their ids")
+    tokens = {}
+    for index, token in decoder.items():
+        number = int(index) if index.isdecimal() and len(index) <= 10 else None
+        tokens[_id(file, "added_tokens_decoder", number, index)] = _token(file, "added_tokens_decoder", token)
+    return tokens
+
+
+def _listed(file: Path, listed: object) -> dict[int, Any]:
+    """The added tokens of a tokenizer.json."""
+    if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
+        _refuse(file, "added_tokens", listed, "a list of objects")
+    return {_id(file, "added_tokens", t.get("id"), t): _token(file, "added_tokens", t) for t in listed}
+
+
+def _id(file: Path | None, field: str, index: object, value: object = None) -> int:
+    if not _is_integer(index) or not 0 <= index < _MOST_IDS:
+        _refuse(file, field, index if value is None else value, f"given with an id from 0 to {_MOST_IDS - 1}")
+    return index
+
+
+def _token(file: Path | None, field: str, token: object, special: bool | None = None) -> Any:
+    """An AddedToken of a value in a file."""
+    try:
+        return as_added_token(token, special)
+    except TypeError:
+        _refuse(file, field, token, "a token: a string, or an object with the string 'content' and flags")
+
+
+def _refuse(file: Path | None, field: str, value: object, wanted: str) -> None:
+    raise ValueError(f"{file}: {field} is {shown(value)}; it must be {wanted}")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def content_of(token: Any) -> Any:
@@ -118,8 +210,12 @@ def read_vocab(vocab: Any) -> dict[str, int]:
     source = "vocab"
     if isinstance(vocab, str | os.PathLike):
         source = os.fspath(vocab)
+        with open(vocab, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"{source} is longer than {LARGEST} bytes, the limit for a vocabulary")
         try:
-            vocab = vocab_of_lines(Path(vocab).read_bytes().decode("utf-8"))
+            vocab = vocab_of_lines(content.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise ValueError(f"{source}: not UTF-8 text, at byte {error.start}") from error
     elif isinstance(vocab, list | tuple):
@@ -129,8 +225,8 @@ def read_vocab(vocab: Any) -> dict[str, int]:
     if not vocab:
         raise ValueError(f"{source}: the vocabulary is empty")
     for token, index in vocab.items():
-        if not isinstance(token, str) or not isinstance(index, int) or not 0 <= index < 2**32:
-            raise ValueError(f"{source}: expected tokens with ids from 0, got {token!r}: {index!r}")
+        if not isinstance(token, str) or not _is_integer(index) or not 0 <= index < _MOST_IDS:
+            raise ValueError(f"{source}: expected tokens with ids from 0, got {shown(token)}: {shown(index)}")
     return vocab
 
 
@@ -140,18 +236,6 @@ def vocab_of_lines(text: str) -> dict[str, int]:
     return {line.rstrip(): index for index, line in enumerate(lines[:-1] if lines[-1] == "" else lines)}
 
 
-def read_json(file: Path | None) -> dict:
-    if file is None:
-        return {}
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:  # bad JSON and bad UTF-8 alike
-        raise ValueError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
 def _wordpiece(content: dict, file: Path) -> dict:
     """The model section of a tokenizer.json. Old files name no type: the longest word tells WordPiece."""
     model = content.get("model")
@@ -159,7 +243,7 @@ def _wordpiece(content: dict, file: Path) -> dict:
         raise ValueError(f"{file}: no model section")
     kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "unknown")
     if kind != "WordPiece":
-        raise ValueError(f"{file}: a {kind} tokenizer; BERT's is WordPiece")
+        raise ValueError(f"{file}: a {kind if isinstance(kind, str) else shown(kind)} tokenizer; BERT's is WordPiece")
     if not isinstance(model.get("vocab"), dict):
         raise ValueError(f"{file}: the model section has no vocab")
     return model

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAVES = {
     "files",
     "unknown_tokens",
+    "json_files",
     "hub",
     "config",
     "packing",
@@ -40,17 +41,18 @@ MAY_IMPORT = {
     "files": set(),
     "unknown_tokens": set(),
     "garbage": set(),
-    "hub": set(),
-    "config": {"files", "hub"},
+    "json_files": set(),
+    "hub": {"json_files"},
+    "config": {"files", "hub", "json_files"},
     "packing": set(),
     "backend": set(),
     "precision": set(),
     "reads": {"native"},
     "reference": {"packing"},
     "encoding": set(),
-    "tokenizer_files": {"files", "hub"},
+    "tokenizer_files": {"files", "hub", "json_files"},
     "tokenization": {"files", "hub", "garbage", *TEXT},
-    "checkpoint": {"files", "hub", "config"},
+    "checkpoint": {"files", "hub", "config", "json_files"},
     "ops": {"native", "kernels", "reference", "backend", "packing", "config", "precision"},
     "model": BELOW_MODEL,
     "explain": ALL_OF_MODEL | {"integrations", "native"},
@@ -69,6 +71,7 @@ PART_OF = {
     "distill_command": "cli",
     "pretrain_command": "cli",
     "safetensors_file": "checkpoint",
+    "pickled_file": "checkpoint",
 }  # modules that are one layer together
 ABOVE_OPS = {"model", "inference", "training", "integrations", "cli"}
 THIRD_PARTY_OF_KERNELS = {"torch", "triton"}

@@ -153,9 +153,9 @@ def test_vocabulary_without_a_special_token(tmp_path, missing):
     [
         ("vocab.txt", b"", r"vocab\.txt: the vocabulary is empty"),
         ("vocab.txt", b"[PAD]\ncaf\xe9\n", r"vocab\.txt: not UTF-8 text, at byte 9"),
-        ("tokenizer.json", b"{", r"tokenizer\.json: not valid JSON"),
-        ("tokenizer.json", b"\xff", r"tokenizer\.json: not valid JSON"),
-        ("tokenizer.json", b"[]", r"tokenizer\.json: expected a JSON object, got list"),
+        ("tokenizer.json", b"{", r"tokenizer\.json is not a JSON file"),
+        ("tokenizer.json", b"\xff", r"tokenizer\.json is not a JSON file"),
+        ("tokenizer.json", b"[]", r"tokenizer\.json holds a list, not a JSON object"),
         ("tokenizer.json", b"{}", r"tokenizer\.json: no model section"),
         ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {}}}', r"tokenizer\.json: a BPE tokenizer"),
         ("tokenizer.json", b'{"model": {"type": "WordPiece"}}', r"tokenizer\.json: .*no vocab"),
@@ -165,15 +165,19 @@ def test_vocabulary_without_a_special_token(tmp_path, missing):
             b'{"model": {"type": "WordPiece", "vocab": {"a": "b"}}}',
             r"tokenizer\.json: .*'a': 'b'",
         ),
-        ("tokenizer_config.json", b"{'a': 1}", r"tokenizer_config\.json: not valid JSON"),
+        ("tokenizer_config.json", b"{'a': 1}", r"tokenizer_config\.json is not a JSON file"),
         (
             "tokenizer_config.json",
             b'{"padding_side": "up"}',
-            r"padding_side must be 'left' or 'right', got 'up'",
+            r"tokenizer_config\.json: padding_side is 'up'; it must be 'left' or 'right'",
         ),
-        ("tokenizer_config.json", b'{"mask_token": {"context": "x"}}', r"malformed special or added tokens"),
+        (
+            "tokenizer_config.json",
+            b'{"mask_token": {"context": "x"}}',
+            r"tokenizer_config\.json: mask_token is {'context': 'x'}; it must be a token",
+        ),
         ("special_tokens_map.json", b'{"unk_token": "<unk>"}', r"no unk_token '<unk>'"),
-        ("added_tokens.json", b"[1]", r"added_tokens\.json: expected a JSON object"),
+        ("added_tokens.json", b"[1]", r"added_tokens\.json holds a list, not a JSON object"),
     ],
 )
 def test_bad_files(small, name, content, message):

@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from fastbert import checkpoint
-from fastbert.config import BertConfig
+from fastbert.config import CONFIG_NAME, BertConfig
 from fastbert.garbage import collector_at_rest
 from fastbert.model.encoder import release_weights
 from fastbert.model.outputs import ModelOutput
@@ -75,16 +75,20 @@ class BertPreTrainedModel(nn.Module):
             )
         keywords = {name: overrides.pop(name) for name in cls._constructor_keywords if name in overrides}
         setting = choose_precision(precision, quantize)
+        named = path
         if config is None:
+            named = f"{path}/{CONFIG_NAME}"
             config = BertConfig.from_pretrained(path, revision=revision, **overrides)
         elif overrides:
             raise TypeError(f"config is given, so {', '.join(overrides)} must be set on it")
         with checkpoint.Checkpoint(path, revision) as source:
+            checkpoint.check_layers(source, config.num_hidden_layers)
             try:
                 with torch.device("meta"), collector_at_rest():
                     model = cls(config, **keywords)
             except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
+                raise ValueError(f"{named}: {error}") from error
+            found = checkpoint.match(model, source, ignore_mismatched_sizes)
             dtype, device = dtype or checkpoint.stored_dtype(source), device or "cpu"
             check_precision(setting, dtype, device)
             with torch.inference_mode(False):  # else a model loaded in inference mode could never be trained
@@ -94,7 +98,7 @@ class BertPreTrainedModel(nn.Module):
                 if inference_only:
                     model.requires_grad_(False)
                 loaded = _releaser(model) if inference_only else _ignore
-                checkpoint.load_into(model, source, _initialise, loaded, ignore_mismatched_sizes)
+                checkpoint.load_into(model, source, found, _initialise, loaded)
         return model
 
     _constructor_keywords: tuple[str, ...] = ()

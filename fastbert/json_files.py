@@ -1,0 +1,79 @@
+"""Reads the JSON files of a checkpoint: bounded in size and depth, each key once, every error naming the file."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from pathlib import Path
+from typing import Any
+
+LARGEST = 32 << 20  # bytes: twice the tokenizer.json of 500,000 tokens
+DEEPEST = 64  # lists and objects within each other; a tokenizer's pipeline has about ten
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+
+
+def read_json(file: Path, kind: type = dict) -> Any:
+    """The value in a JSON file, a dict (or a list, with kind=list).
+
+    Raises:
+        ValueError: no JSON, not UTF-8, another kind of value, a key twice in one object, more than LARGEST bytes or
+            DEEPEST levels.
+    """
+    with open(file, "rb") as stream:
+        content = stream.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{file} is longer than {LARGEST} bytes, the limit for a JSON file")
+    return parse_json(content, file, kind)
+
+
+def parse_json(content: bytes, source: str | Path, kind: type = dict) -> Any:
+    """The value that `content` spells; see read_json. Errors begin with `source`."""
+    try:
+        text = content.decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_object)
+        if _HALF_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # a string cannot be written that holds half a pair
+        deep = _depth_exceeds(value, DEEPEST)
+    except _DoubledKeyError as error:
+        raise ValueError(f"{source}: the key {shown(error.args[0])} occurs twice in one object") from None
+    except RecursionError:
+        deep = True
+    except ValueError as error:  # bad JSON and bad UTF-8
+        raise ValueError(f"{source} is not a JSON file: {error}") from error
+    if deep:
+        raise ValueError(f"{source} is nested more than {DEEPEST} levels deep")
+    if not isinstance(value, kind):
+        wanted = "JSON object" if kind is dict else "list"
+        raise ValueError(f"{source} holds a {type(value).__name__}, not a {wanted}")
+    return value
+
+
+def shown(value: object) -> str:
+    """repr of a value from a file, for an error message: cut short."""
+    return _short.repr(value)
+
+
+class _DoubledKeyError(Exception):
+    """Carries the key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        raise _DoubledKeyError(next(key for key, _ in pairs if key in seen or seen.add(key)))
+    return value
+
+
+def _depth_exceeds(value: object, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
