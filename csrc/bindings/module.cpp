@@ -54,7 +54,7 @@ Precision checked_precision(int precision) {
 
 void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T) {
     for (int64_t b = 0; b <= B; ++b)
-        if (cu_seqlens[b] < (b ? cu_seqlens[b - 1] : 0) || cu_seqlens[b] > T)
+        if (b ? cu_seqlens[b] < cu_seqlens[b - 1] || cu_seqlens[b] > T : cu_seqlens[b] != 0)
             throw py::value_error("cu_seqlens[" + std::to_string(b) + "] is " + std::to_string(cu_seqlens[b]) +
                                   "; offsets must rise from 0 to the number of tokens, " + std::to_string(T));
 }

@@ -89,10 +89,7 @@ void pack_transposed_binding(int dtype, int64_t N, int64_t K, uintptr_t source, 
 Attention attention_of(int dtype, int64_t T, int64_t B, int64_t H, int64_t D, uintptr_t qkv, int64_t stride_t,
                        int64_t stride_3, uintptr_t cu_seqlens, uintptr_t y, float scale_log2) {
     const auto* offsets = static_cast<const int32_t*>(pointer(cu_seqlens));
-    for (int64_t b = 0; b <= B; ++b)
-        if (offsets[b] < (b ? offsets[b - 1] : 0) || offsets[b] > T)
-            throw py::value_error("cu_seqlens[" + std::to_string(b) + "] is " + std::to_string(offsets[b]) +
-                                  "; offsets must rise from 0 to the number of tokens, " + std::to_string(T));
+    check_offsets(offsets, B, T);
     return {static_cast<DType>(dtype), T, B, H, D, pointer(qkv), offsets, pointer(y), stride_t, stride_3, scale_log2};
 }
 

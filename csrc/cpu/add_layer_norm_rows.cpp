@@ -2,11 +2,13 @@
 //
 // Each row is read three times, from memory once and then from the L1 cache: the mean, then the squares
 // about that mean, then the output. E[x^2] - E[x]^2 would save one pass and lose all digits where the
-// mean is large against the spread. Everything between load and store is fp32, the sum x + residual too.
+// mean is large against the spread. The mean itself is rounded: the second pass sums what it is off by, too,
+// without which a row of equal numbers would not become zeros.
+// Everything between load and store is fp32, the sum x + residual too.
 #include <math.h>  // sqrtf, a C function: std::sqrt is inline, see kernels.h
 
 #include "kernels.h"
-#include "vec.h"
+#include "rows.h"
 
 namespace fastbert::FASTBERT_ISA {
 namespace {
@@ -41,26 +43,32 @@ float row_mean(const Row<T>& row) {
     return sum(add(a, b)) / static_cast<float>(row.N);
 }
 
+// The variance, and in `off` the mean of row - mean.
 template <typename T>
-float row_variance(const Row<T>& row, float mean) {
+float row_variance(const Row<T>& row, float mean, float& off) {
     const Vec m = set(mean);
-    Vec a = set(0.0f), b = set(0.0f);
+    Vec a = set(0.0f), b = set(0.0f), c = set(0.0f), d = set(0.0f);
     int64_t n = 0;
     for (; n + 2 * WIDTH <= row.N; n += 2 * WIDTH) {
         const Vec u = sub(row.at(n), m), v = sub(row.at(n + WIDTH), m);
         a = fma(u, u, a);
         b = fma(v, v, b);
+        c = add(c, u);
+        d = add(d, v);
     }
     for (; n + WIDTH <= row.N; n += WIDTH) {
         const Vec u = sub(row.at(n), m);
         a = fma(u, u, a);
+        c = add(c, u);
     }
     if (n < row.N) {
         const int lanes = static_cast<int>(row.N - n);
         const Vec u = keep_n(sub(row.tail(n, lanes), m), lanes);
         b = fma(u, u, b);
+        d = add(d, u);
     }
-    return sum(add(a, b)) / static_cast<float>(row.N);
+    off = sum(add(c, d)) / static_cast<float>(row.N);
+    return variance_about(sum(add(a, b)) / static_cast<float>(row.N), off);
 }
 
 template <typename T>
@@ -73,16 +81,17 @@ void add_layer_norm(const AddLayerNorm& op, int64_t begin, int64_t end) {
                          residual ? residual + m * op.stride_rm : nullptr, op.N};
         T* y = static_cast<T*>(op.y) + m * op.stride_ym;
         const float mean = row_mean(row);
-        const Vec shift = set(mean);
-        const Vec rstd = set(1.0f / sqrtf(row_variance(row, mean) + op.eps));
+        float off;
+        const float scale = 1.0f / sqrtf(row_variance(row, mean, off) + op.eps);
+        const Vec shift = set(mean), rstd = set(scale), rest = set(-off * scale);
         int64_t n = 0;
         for (; n + WIDTH <= op.N; n += WIDTH) {
-            const Vec unit = mul(sub(row.at(n), shift), rstd);
+            const Vec unit = fma(sub(row.at(n), shift), rstd, rest);
             store(y + n, fma(unit, load(weight + n), load(bias + n)));
         }
         if (n < op.N) {
             const int lanes = static_cast<int>(op.N - n);
-            const Vec unit = mul(sub(row.tail(n, lanes), shift), rstd);
+            const Vec unit = fma(sub(row.tail(n, lanes), shift), rstd, rest);
             store_n(y + n, fma(unit, load_n(weight + n, lanes), load_n(bias + n, lanes)), lanes);
         }
     }

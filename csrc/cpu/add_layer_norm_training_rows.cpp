@@ -33,6 +33,15 @@ void sum_row(const AddLayerNorm& op, const Dropout& dropout, int64_t m, float* h
     });
 }
 
+// The mean of h - shift, by which the rounded mean `shift` is off.
+float distance(const float* h, Vec shift, int64_t N) {
+    const float total = sum_along(N, [&](Vec acc, int64_t n, int lanes) {
+        const Vec u = sub(load_part(h + n, lanes), shift);
+        return add(acc, lanes == WIDTH ? u : keep_n(u, lanes));
+    });
+    return total / static_cast<float>(N);
+}
+
 int64_t scratch(int64_t N) { return (N + WIDTH - 1) / WIDTH * WIDTH; }
 
 template <typename T>
@@ -47,17 +56,19 @@ void forward(const AddLayerNormTraining& training, int64_t begin, int64_t end, f
         const float mean =
             sum_along(op.N, [&](Vec acc, int64_t n, int lanes) { return add(acc, load_part(h + n, lanes)); }) / count;
         const Vec shift = set(mean);
-        const float variance = sum_along(op.N, [&](Vec acc, int64_t n, int lanes) {
+        const float off = distance(h, shift, op.N);
+        const float squares = sum_along(op.N, [&](Vec acc, int64_t n, int lanes) {
             const Vec u = sub(load_part(h + n, lanes), shift);
             const Vec v = lanes == WIDTH ? u : keep_n(u, lanes);
             return fma(v, v, acc);
         }) / count;
-        const float rstd = 1.0f / sqrtf(variance + op.eps);
+        const float rstd = 1.0f / sqrtf(variance_about(squares, off) + op.eps);
+        const Vec rest = set(-off * rstd);
         if (training.mean) training.mean[m] = mean;
         if (training.rstd) training.rstd[m] = rstd;
         T* y = static_cast<T*>(op.y) + m * op.stride_ym;
         along(op.N, [&](int64_t n, int lanes) {
-            const Vec unit = mul(sub(load_part(h + n, lanes), shift), set(rstd));
+            const Vec unit = fma(sub(load_part(h + n, lanes), shift), set(rstd), rest);
             store_part(y + n, fma(unit, load_part(weight + n, lanes), load_part(bias + n, lanes)), lanes);
         });
     }
@@ -83,11 +94,12 @@ void backward(const AddLayerNormBackward& back, int64_t block, float* memory) {
         T* dresidual = back.dresidual ? static_cast<T*>(back.dresidual) + m * op.N : nullptr;
         const Vec shift = set(back.mean[m]), rstd = set(back.rstd[m]);
         sum_row<T>(op, back.dropout, m, u, factors);
+        const Vec rest = set(-distance(u, shift, op.N) * back.rstd[m]);
         const float g = sum_along(op.N, [&](Vec acc, int64_t n, int lanes) {
             return fma(load_part(dy + n, lanes), load_part(weight + n, lanes), acc);
         });
         const float gu = sum_along(op.N, [&](Vec acc, int64_t n, int lanes) {
-            const Vec d = load_part(dy + n, lanes), unit = mul(sub(load(u + n), shift), rstd);
+            const Vec d = load_part(dy + n, lanes), unit = fma(sub(load(u + n), shift), rstd, rest);
             store(u + n, unit);
             if (sums) {
                 store_part(dweight + n, fma(d, unit, load_part(dweight + n, lanes)), lanes);

@@ -66,13 +66,17 @@ void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) 
         });
         const float mean = total.total() / static_cast<float>(N);
         const Vec shift = set(mean);
-        Sums squares;
+        Sums squares, distances;
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             Vec v = sub(load_part(sums + n, lanes), shift);
             if (lanes < WIDTH) v = keep_n(v, lanes);
             squares.parts[i] = fma(v, v, squares.parts[i]);
+            distances.parts[i] = add(distances.parts[i], v);
         });
-        const float rstd = 1.0f / sqrtf(squares.total() / static_cast<float>(N) + op.eps);
+        const float off = distances.total() / static_cast<float>(N);  // of the mean, which is rounded
+        const float variance = variance_about(squares.total() / static_cast<float>(N), off);
+        const float rstd = 1.0f / sqrtf(variance + op.eps);
+        const Vec rest = set(-off * rstd);
         if (op.statistics) {
             op.statistics[2 * m] = mean;
             op.statistics[2 * m + 1] = rstd;
@@ -80,7 +84,7 @@ void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) 
         const Kept kept(op.dropout, m);
         T* y = static_cast<T*>(op.y) + m * N;
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
-            const Vec unit = mul(sub(load_part(sums + n, lanes), shift), set(rstd));
+            const Vec unit = fma(sub(load_part(sums + n, lanes), shift), set(rstd), rest);
             Vec v = fma(unit, load_part(weight + n, lanes), load_part(bias + n, lanes));
             v = kept.of(v, n);
             store_part(y + n, v, lanes);
@@ -107,12 +111,18 @@ void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, floa
         const T* next = Gathered<T>::row(of.word, m + 1 < end ? m + 1 : m);
         const T* dy = static_cast<const T*>(op.dy) + m * op.stride_dym;
         float* dsum = dsums + m * N;
-        Sums total, product;
+        Sums total, product, distances;
+        vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
+            Vec v = sub(row.at(n, lanes), mean);
+            if (lanes < WIDTH) v = keep_n(v, lanes);
+            distances.parts[i] = add(distances.parts[i], v);
+        });
+        const Vec rest = set(-distances.total() / static_cast<float>(N) * of.statistics[2 * m + 1]);
         vectors(N, [&](int64_t n, int lanes, [[maybe_unused]] int i) FASTBERT_INLINE {
             __builtin_prefetch(next + n);
             Vec g = load_part(dy + n, lanes);
             g = kept.of(g, n);
-            Vec unit = mul(sub(row.at(n, lanes), mean), rstd);
+            Vec unit = fma(sub(row.at(n, lanes), mean), rstd, rest);
             if (lanes < WIDTH) unit = keep_n(unit, lanes);
             store_part(dbias + n, add(load_part(dbias + n, lanes), g), lanes);
             store_part(dweight + n, fma(g, unit, load_part(dweight + n, lanes)), lanes);

@@ -15,18 +15,22 @@ Vec gelu_slope(Vec z) {
     return fma(z, density, below);
 }
 
-// s + z s' where gelu_tanh(z) = z s, s a sigmoid.
-Vec gelu_tanh_slope(Vec z) {
-    const Vec square = mul(z, z), k = set(1.5957691216057308f);
-    const Vec s = sigmoid(mul(mul(k, z), fma(set(0.044715f), square, set(1.0f))));
-    const Vec inner = mul(k, fma(set(0.134145f), square, set(1.0f)));
-    return fma(mul(mul(z, s), sub(set(1.0f), s)), inner, s);
+// s + factor s (1 - s), s the sigmoid of t. 1 - s is taken from exp(-|t|): subtracted, it would lose its digits where s
+// is close to 1, and factor is large there.
+Vec sigmoid_slope(Vec t, Vec factor) {
+    const Vec e = exp(t < set(0.0f) ? t : sub(set(0.0f), t)), above = set(1.0f) / add(set(1.0f), e);
+    const Vec below = mul(e, above);
+    return fma(factor, mul(above, below), t < set(0.0f) ? below : above);
 }
 
-Vec silu_slope(Vec z) {
-    const Vec s = sigmoid(z);
-    return mul(s, fma(z, sub(set(1.0f), s), set(1.0f)));
+// gelu_tanh(z) = z sigmoid(t), t = k z (1 + 0.044715 z^2).
+Vec gelu_tanh_slope(Vec z) {
+    const Vec square = mul(z, z), line = mul(set(1.5957691216057308f), z);
+    return sigmoid_slope(mul(line, fma(set(0.044715f), square, set(1.0f))),
+                         mul(line, fma(set(0.134145f), square, set(1.0f))));
 }
+
+Vec silu_slope(Vec z) { return sigmoid_slope(z, z); }
 
 // The same for derivatives: of z, or of y = activation(z) for relu and tanh.
 template <typename F>

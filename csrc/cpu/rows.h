@@ -49,4 +49,10 @@ static inline float sum_along(int64_t N, const F& f) {
     return sum(add(a, b));
 }
 
+// The mean of squares about a rounded mean that is `off` from the true one, as that about the true one.
+static inline float variance_about(float squares, float off) {
+    const float variance = squares - off * off;
+    return variance > 0.0f ? variance : 0.0f;
+}
+
 }  // namespace fastbert::FASTBERT_ISA

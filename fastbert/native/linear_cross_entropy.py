@@ -17,6 +17,7 @@ from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_
 # Bytes of logits at a time: so few stay in the cache, where nothing but the loss is wanted. With gradients, logits of
 # the whole vocabulary are not made twice if they fit in that many.
 _LOSS_BYTES, _GRADIENT_BYTES = 4 << 20, 64 << 20
+_CHUNK_WORDS = 1024  # of the weight, turned at a time for dx
 _TOKENS, _BLOCK = 32, 128  # the extension takes tokens in multiples of the one, and words of the other
 _thread = threading.local()
 
@@ -119,7 +120,7 @@ class _Call:
         scale = torch.zeros_like(self.lse)
         scale[: self.count] = 1 / self.count
         packed_columns = None if dweight is None else self._pack(self.rows.t().contiguous())
-        drows = None
+        drows = None if dx is None else _Rows(self)
         for first, size in self._stretches(_GRADIENT_BYTES):
             logits = self._logits(first, size) if there is None else there
             C.cross_entropy_gradient_cpu(
@@ -129,12 +130,10 @@ class _Call:
             )
             if packed_columns is not None:
                 self._multiply(logits, packed_columns, dweight[first : first + size])
-            if dx is not None:
-                # torch's product takes both as they lie. One over a weight packed the other way round can come here.
-                part = torch.mm(logits[:, : self.count].t(), self.weight.detach()[first : first + size])
-                drows = part.float() if drows is None else drows.add_(part)
+            if drows is not None:
+                drows.add(logits, first, size)
         if dx is not None:
-            dx.index_copy_(0, self.kept, drows.to(dx.dtype))
+            dx.index_copy_(0, self.kept, drows.sums)
 
     def _stretches(self, budget: int) -> list[tuple[int, int]]:
         """The vocabulary as (first word, words), with logits of about `budget` bytes each."""
@@ -185,3 +184,50 @@ class _Call:
             ),
             *(C.ACTIVATION_none, self.isa, self.threads),
         )
+
+
+class _Rows:
+    """dx at the labelled tokens (count, E), summed over the vocabulary: the gradient of the logits times the weight.
+
+    Both are turned a chunk of words at a time, which stays in the cache; a product of torch's would take them as they
+    lie, but its bits depend on the number of threads.
+    """
+
+    def __init__(self, call: _Call) -> None:
+        self.call = call
+        weight, size = call.weight, call.weight.element_size()
+        self.per_word = 4 // size
+        chunk = min(_CHUNK_WORDS * self.per_word, -(-call.V // self.per_word) * self.per_word)
+        self.chunk, self.stride = chunk, chunk + 64 // size  # so that a column does not fall into one set of the cache
+        self.turned = fresh(weight, call.count, self.stride)
+        kind = call.dtype, C.PRECISION_full, call.E, chunk
+        self.packed = fresh(weight, C.packed_weight_bytes(*kind, call.isa), dtype=torch.uint8)
+        self.sums = fresh(weight, call.count, call.E)
+        self.wide = self.sums if self.per_word == 1 else fresh(weight, call.count, call.E, dtype=torch.float32)
+
+    def add(self, logits: Tensor, first: int, size: int) -> None:
+        """Adds the words `first` to `first + size`, whose gradients are `logits` (size, K)."""
+        call = self.call
+        for start in range(0, size, self.chunk):
+            words = min(self.chunk, size - start)
+            even, word = -(-words // self.per_word) * self.per_word, first + start
+            C.activation_backward_cpu(
+                *(call.dtype, words, call.count, logits[start:].data_ptr(), logits.stride(0), 0, 0, 0, 0),
+                *(self.turned.data_ptr(), self.stride, 0, C.ACTIVATION_none, call.isa, call.threads),
+            )
+            weight = call.weight[word:]
+            C.pack_transposed_cpu(
+                *(call.dtype, call.E, even, weight.data_ptr(), words, weight.stride(0), self.packed.data_ptr()),
+                *(call.isa, call.threads),
+            )
+            C.weight_gradient_cpu(
+                *(call.dtype, call.count, call.E, even, self.turned.data_ptr(), self.stride, self.packed.data_ptr()),
+                *(
+                    self.wide.data_ptr(),
+                    self.sums.data_ptr(),
+                    word == 0,
+                    word + words == call.V,
+                    call.isa,
+                    call.threads,
+                ),
+            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,3 +11,32 @@ from torch import Tensor
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether a call with these arguments has to be one that autograd knows."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def differentiable_gradients(
+    op: str,
+    forward: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    dy: Tensor,
+    dropout_p: float = 0.0,
+) -> list[Tensor | None]:
+    """The gradients of forward(*inputs), where `needed`, as functions of the inputs and of dy.
+
+    For a backward that runs while grad mode is on (create_graph=True): kernels know no second derivative, and a result
+    of theirs would be a constant, whose derivative is zero. `inputs` come from ctx.saved_tensors, with their graph.
+
+    Raises:
+        RuntimeError: with dropout, whose mask only the kernels know.
+    """
+    if dropout_p:
+        raise RuntimeError(
+            f"{op}: a derivative of its gradient is asked for (create_graph=True) and dropout_p is {dropout_p}; "
+            "it must be 0, as in model.eval()"
+        )
+    with torch.enable_grad():
+        # Each under a name of its own: of two inputs one may have been made of the other, by what came before this op.
+        inputs = [x if x is None else x.view_as(x) for x in inputs]
+        wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(forward(*inputs), wanted, dy, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]

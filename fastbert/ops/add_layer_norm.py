@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
 from fastbert.ops._autocast import autocast_is_on, autocast_off
-from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_probability, check_shape
 from fastbert.ops._triton import reason_against, rows_in_memory
 
@@ -37,10 +37,14 @@ class _TritonAddLayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         from fastbert.kernels.add_layer_norm import add_layer_norm_bwd
 
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "add_layer_norm: a derivative of its gradient is asked for (create_graph=True), for which the Triton "
+                "version keeps too little: use_backend('reference', 'add_layer_norm') has it"
+            )
         wanted = ctx.needs_input_grad[:4]
         return *add_layer_norm_bwd(rows_in_memory(dy), *ctx.saved_tensors, **ctx.constants, wanted=wanted), None, None
 
@@ -77,14 +81,19 @@ class _NativeAddLayerNorm(torch.autograd.Function):
     ) -> Tensor:
         ctx.constants = {"dropout_p": dropout_p, "seed": native.draw_seed(dropout_p)}
         y, statistics = native.add_layer_norm_training(x, residual, weight, bias, eps=eps, **ctx.constants)
-        ctx.save_for_backward(x, residual, weight, statistics)
+        ctx.save_for_backward(x, residual, weight, statistics, bias)
+        ctx.eps = eps
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[:4]
-        return *native.add_layer_norm_backward(dy, *ctx.saved_tensors, **ctx.constants, wanted=wanted), None, None
+        (*saved, bias), wanted = ctx.saved_tensors, ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            forward, dropout_p = partial(reference.add_layer_norm, eps=ctx.eps), ctx.constants["dropout_p"]
+            inputs = (*saved[:3], bias)
+            found = differentiable_gradients("add_layer_norm", forward, inputs, wanted, dy, dropout_p)
+            return *found, None, None
+        return *native.add_layer_norm_backward(dy, *saved, **ctx.constants, wanted=wanted), None, None
 
 
 def _native(
@@ -92,7 +101,9 @@ def _native(
 ) -> Tensor:
     if residual is not None:
         wide = torch.promote_types(x.dtype, residual.dtype)
-        x, residual = x.to(wide), residual.to(wide)
+        x, residual = (
+            t if t.dtype == wide else t.to(wide, memory_format=torch.contiguous_format) for t in (x, residual)
+        )
     if needs_gradient(x, residual, weight, bias):  # on a CPU: supports_add_layer_norm says so
         return _NativeAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p)
     return native.add_layer_norm(x, residual, weight, bias, eps=eps, dropout_p=dropout_p)

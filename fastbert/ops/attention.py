@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fastbert import backend, native, reference
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
-from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_integer, check_probability, check_shape
 from fastbert.ops._triton import reason_against
 
 if TYPE_CHECKING:
     from fastbert.kernels.schedule import TileSchedule
+
+
+def _second(qkv: Tensor, cu_seqlens: Tensor, dy: Tensor, constants: dict[str, Any]) -> Tensor | None:
+    forward = partial(reference.attention_formula, cu_seqlens=cu_seqlens, scale=constants["scale"])
+    return differentiable_gradients("attention", forward, (qkv,), (True,), dy, constants["dropout_p"])[0]
 
 
 class _NativeAttention(torch.autograd.Function):
@@ -31,8 +36,9 @@ class _NativeAttention(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return _second(ctx.saved_tensors[0], ctx.saved_tensors[1], dy, ctx.constants), None, None, None
         return native.attention_backward(dy, *ctx.saved_tensors, **ctx.constants), None, None, None
 
 
@@ -57,10 +63,12 @@ class _TritonAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         from fastbert.kernels.attention_backward import attention_bwd
 
+        if torch.is_grad_enabled():
+            dqkv = _second(ctx.saved_tensors[0], ctx.saved_tensors[3], dout, ctx.arguments)
+            return dqkv, None, None, None, None
         dqkv = attention_bwd(_rows(dout), *ctx.saved_tensors, ctx.max_seqlen, **ctx.arguments)
         return dqkv, None, None, None, None
 

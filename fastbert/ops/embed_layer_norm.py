@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
-from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_ids, check_integer, check_probability, check_shape
 from fastbert.ops._triton import reason_against, rows_in_memory
 
 _MAX_COLUMNS = 8192  # a row in registers; more would spill
+
+
+def _second(
+    ctx: Any, dy: Tensor, inputs: tuple[Tensor, ...], *, dropout_p: float, padding_idx: int | None
+) -> tuple[Tensor | None, ...]:
+    forward = partial(reference.embed_layer_norm, eps=ctx.eps, padding_idx=padding_idx)
+    needed = [False] * 3 + list(ctx.needs_input_grad[3:8])
+    return *differentiable_gradients("embed_layer_norm", forward, inputs, needed, dy, dropout_p), None, None, None
 
 
 class _TritonEmbedLayerNorm(torch.autograd.Function):
@@ -30,18 +38,19 @@ class _TritonEmbedLayerNorm(torch.autograd.Function):
         y, mean, rstd = embed_layer_norm_fwd(
             ids, tables, weight, bias, seed, eps=eps, dropout_p=dropout_p, training=True
         )
-        ctx.save_for_backward(*ids, *tables, weight, mean, rstd, seed)
-        ctx.constants = {"dropout_p": dropout_p, "padding_idx": padding_idx}
+        ctx.save_for_backward(*ids, *tables, weight, mean, rstd, seed, bias)
+        ctx.constants, ctx.eps = {"dropout_p": dropout_p, "padding_idx": padding_idx}, eps
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         from fastbert.kernels.embed_layer_norm import embed_layer_norm_bwd
 
-        saved, wanted = ctx.saved_tensors, ctx.needs_input_grad[3:8]
+        (*saved, bias), wanted = ctx.saved_tensors, ctx.needs_input_grad[3:8]
+        if torch.is_grad_enabled():
+            return _second(ctx, dy, (*saved[:7], bias), **ctx.constants)
         gradients = embed_layer_norm_bwd(
-            rows_in_memory(dy), saved[:3], saved[3:6], *saved[6:], **ctx.constants, wanted=wanted
+            rows_in_memory(dy), tuple(saved[:3]), tuple(saved[3:6]), *saved[6:], **ctx.constants, wanted=wanted
         )
         return None, None, None, *gradients, None, None, None
 
@@ -80,19 +89,21 @@ class _Native(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, eps, ctx.dropout_p, ctx.seed, ctx.padding_idx = args
+        *tensors, ctx.eps, ctx.dropout_p, ctx.seed, ctx.padding_idx = args
         y, statistics = native.embed_layer_norm(
-            *tensors, eps=eps, dropout_p=ctx.dropout_p, seed=ctx.seed, with_statistics=True
+            *tensors, eps=ctx.eps, dropout_p=ctx.dropout_p, seed=ctx.seed, with_statistics=True
         )
-        ctx.save_for_backward(*tensors[:-1], statistics)
+        ctx.save_for_backward(*tensors[:-1], statistics, tensors[-1])
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[3:8]
+        (*saved, bias), needed = ctx.saved_tensors, ctx.needs_input_grad[3:8]
+        if torch.is_grad_enabled():
+            inputs = (*saved[:7], bias)
+            return *_second(ctx, dy, inputs, dropout_p=ctx.dropout_p, padding_idx=ctx.padding_idx), None
         gradients = native.embed_layer_norm_backward(
-            dy, *ctx.saved_tensors, needed, dropout_p=ctx.dropout_p, seed=ctx.seed, padding_idx=ctx.padding_idx
+            dy, *saved, needed, dropout_p=ctx.dropout_p, seed=ctx.seed, padding_idx=ctx.padding_idx
         )
         return None, None, None, *gradients, None, None, None, None
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
-from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops.linear import linear
 from fastbert.precision import QUANTIZED
@@ -51,14 +50,19 @@ class _Recomputed(torch.autograd.Function):
     ) -> Tensor:
         inner, kept = up.forward(x, up_weight, up_bias, activation)
         y, _ = down.forward(inner, down_weight, down_bias, None)
-        ctx.save_for_backward(x, up_weight, kept, down_weight)
+        ctx.save_for_backward(x, up_weight, kept, down_weight, up_bias, down_bias)
         ctx.constants = activation, up, down
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, up_weight, kept, down_weight), (activation, up, down) = ctx.saved_tensors, ctx.constants
+        x, up_weight, kept, down_weight, up_bias, down_bias = ctx.saved_tensors
+        activation, up, down = ctx.constants
+        if torch.is_grad_enabled():
+            inputs = x, up_weight, up_bias, down_weight, down_bias
+            forward = partial(_formula, activation=activation)
+            found = differentiable_gradients("feed_forward", forward, inputs, ctx.needs_input_grad[:5], dy)
+            return *found, None, None, None
         wanted_up, wanted_down = ctx.needs_input_grad[:3], (any(ctx.needs_input_grad[:3]), *ctx.needs_input_grad[3:5])
         inner = up.activate(kept, activation)
         dinner, *of_down = down.backward(dy, inner, down_weight, None, None, wanted_down)
@@ -67,6 +71,10 @@ class _Recomputed(torch.autograd.Function):
         if dinner is not None:
             of_up = up.backward(dinner, x, up_weight, kept, activation, wanted_up)
         return *of_up, *of_down, None, None, None
+
+
+def _formula(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: str):
+    return F.linear(ACTIVATIONS[activation](F.linear(x, up, up_bias)), down, down_bias)
 
 
 def _parts(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, precision: str | None) -> _Parts:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
 from fastbert.ops import _quantized_linear
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
-from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops._triton import reason_against
 from fastbert.precision import QUANTIZED
+
+
+def _second(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:
+    forward = partial(reference.linear, activation=ctx.activation)
+    return differentiable_gradients("linear", forward, (x, weight, bias), ctx.needs_input_grad[:3], dy)
 
 
 class _TritonLinear(torch.autograd.Function):
@@ -25,16 +30,23 @@ class _TritonLinear(torch.autograd.Function):
 
         y, z = linear_fwd(x, weight, bias, activation, keep_z=True)
         want_x, want_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if want_weight else None, weight if want_x else None, z)
+        ctx.save_for_backward(x if want_weight else None, weight if want_x else None, z, bias)
         ctx.activation = activation
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         from fastbert.kernels.linear import linear_bwd
 
-        return *linear_bwd(dy, *ctx.saved_tensors, ctx.activation, ctx.needs_input_grad[:3]), None
+        *saved, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            if saved[0] is None or saved[1] is None:
+                raise RuntimeError(
+                    "linear: a derivative of its gradient is asked for (create_graph=True), which needs x and weight, "
+                    "and one of them requires none: use_backend('reference') keeps both"
+                )
+            return *_second(ctx, dy, *saved[:2], bias), None
+        return *linear_bwd(dy, *saved, ctx.activation, ctx.needs_input_grad[:3]), None
 
 
 def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None, precision: str | None) -> Tensor:
@@ -64,14 +76,16 @@ class _NativeLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
         y, saved = native.linear_training(x, weight, bias, activation)
-        ctx.save_for_backward(x, weight, saved)
+        ctx.save_for_backward(x, weight, saved, bias)
         ctx.activation = activation
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *native.linear_backward(dy, *ctx.saved_tensors, ctx.activation, ctx.needs_input_grad[:3]), None
+        *saved, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_second(ctx, dy, *saved[:2], bias), None
+        return *native.linear_backward(dy, *saved, ctx.activation, ctx.needs_input_grad[:3]), None
 
 
 def _native(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None, precision: str | None) -> Tensor:

@@ -7,13 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastbert import backend, native, reference
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
-from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_integer, check_shape
 from fastbert.ops._triton import reason_against
+
+
+def _second(
+    ctx: Any, dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+) -> list[Tensor | None]:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = torch.nn.functional.linear(x, weight, bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = torch.nn.functional.cross_entropy(logits, labels.long(), ignore_index=ctx.ignore_index)
+        return loss.to(dloss.dtype)
+
+    inputs, needed = (x, weight, bias), ctx.needs_input_grad[:3]
+    return differentiable_gradients("linear_cross_entropy", forward, inputs, needed, dloss)
 
 
 class _Native(torch.autograd.Function):
@@ -30,8 +42,9 @@ class _Native(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return *_second(ctx, dloss, *ctx.saved_tensors), None, None
         # Handed over, so that a parameter can take its gradient without a copy; a second backward over the same
         # graph makes them again.
         gradients, ctx.gradients = ctx.gradients or _with_gradients(ctx, ctx.saved_tensors)[1], None
@@ -67,9 +80,10 @@ class _TritonLinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        x, _, _, _, kept = ctx.saved_tensors
+        x, *rest, kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_second(ctx, dloss, x, *rest), None, None, None
         if ctx.made is None:
             _, *ctx.made = _triton_forward(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3])
         made, ctx.made = ctx.made, None  # the kernel writes over them
