@@ -117,16 +117,19 @@ class Embedder:
         if max_length is None:
             limits = (settings.max_length, tokenizer.model_max_length, model.config.max_position_embeddings)
             max_length = min(limit for limit in limits if limit is not None)
-        return cls(
-            model,
-            tokenizer,
-            pooling=settings.pooling,
-            normalize=settings.normalize,
-            max_length=max_length,
-            lower_case=settings.lower_case,
-            prompt=settings.prompt,
-            truncate_dim=settings.truncate_dim,
-        )
+        try:
+            return cls(
+                model,
+                tokenizer,
+                pooling=settings.pooling,
+                normalize=settings.normalize,
+                max_length=max_length,
+                lower_case=settings.lower_case,
+                prompt=settings.prompt,
+                truncate_dim=settings.truncate_dim,
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @property
     def width(self) -> int:
