@@ -361,7 +361,7 @@ def _all_weights(layers: nn.ModuleList, products: Products) -> list[ops.LayerWei
 
 def _layer_weights(layer: nn.Module, products: Products, reads: Reads) -> ops.LayerWeights | None:
     """One layer's weights; None where it has a wrapped part, is to be called as a module, or drops anything."""
-    if isinstance(layer, BertLayer) and not reads.is_plain(layer, type(layer)):
+    if sharded(layer) is not None or (isinstance(layer, BertLayer) and not reads.is_plain(layer, type(layer))):
         return None
     attention, intermediate, output = reads.children(layer, "attention", "intermediate", "output")
     self_attention, attention_output = reads.children(attention, "self", "output")
