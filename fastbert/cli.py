@@ -196,6 +196,9 @@ def _add_embed(commands) -> None:
         help="of a csv or parquet file, the text: a name or, in csv, a number from 1 (default: text)",
     )
     add_csv_arguments(reading)
+    reading.add_argument(
+        "--id-column", metavar="NAME", help="a csv or parquet column, or a JSON field, which .parquet and .jsonl repeat"
+    )
     reading.add_argument("--allow-empty", action="store_true", help="embed empty texts; else they are bad lines")
     reading.add_argument(
         "--bad-lines",

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         delimiter=args.delimiter,
         quoted=args.quoted,
         allow_empty=args.allow_empty,
+        id_column=args.id_column,
     )
     records = Records(args.inputs, reading)
     _check_paths(args, format_name)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         **placement(args),
     )
     options = {"max_tokens": args.max_tokens or MAX_TOKENS, "window": args.window or WINDOW}
-    format = make_format(format_name, embedder.width, args.inputs)
+    format = make_format(format_name, embedder.width, args.inputs, ids=args.id_column is not None)
     if args.output == STDIN:
         output = StreamOutput(format, sys.stdout.buffer)
     else:
@@ -94,6 +95,8 @@ def _output_format(args: argparse.Namespace) -> str:
     format = args.output_format or SUFFIXES.get(Path(args.output).suffix.lower())
     if format is None:
         usage(f"-o {args.output}: the suffix is none of {', '.join(SUFFIXES)}; name an --output-format")
+    if format == "npy" and args.id_column is not None:
+        usage("--id-column: a .npy file has no room for ids; write .parquet or .jsonl")
     return format
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from glob import escape
 from io import BytesIO
@@ -22,6 +23,7 @@ from fastbert.files import atomic_path, naming, write_text
 from fastbert.inference.records import Record
 
 JOURNAL_VERSION = 1
+_LENGTHS = struct.Struct("<qq")  # of ids and rows of a window, in bytes
 ROW_GROUP = 16384  # rows of a parquet row group
 
 
@@ -73,7 +75,10 @@ class NpyFormat:
 
 
 class JsonlFormat:
-    """Objects {"line": 3, "embedding": [...]}, and "file" with several inputs; no row for a skipped line."""
+    """Objects {"line": 3, "embedding": [...]}, "file" with several inputs, "id" of records that have one.
+
+    A skipped line has no row.
+    """
 
     def __init__(self, width: int, files: Sequence[str]) -> None:
         self._row = "[" + ",".join(["%.9g"] * width) + "]"  # nine digits bring back every float32
@@ -88,7 +93,8 @@ class JsonlFormat:
             if record.problem is None:
                 file = f'"file": {self._files[record.file]}, ' if len(self._files) > 1 else ""
                 numbers = self._row % tuple(vector.tolist())
-                lines.append(f'{{{file}"line": {record.line}, "embedding": {numbers}}}\n')
+                id = "" if record.id is None else f'"id": {json.dumps(record.id, ensure_ascii=False)}, '
+                lines.append(f'{{{file}"line": {record.line}, {id}"embedding": {numbers}}}\n')
         return "".join(lines).encode()
 
     def finish(self, partial: Path, out: Path, records: int) -> None:
@@ -96,14 +102,15 @@ class JsonlFormat:
 
 
 class ParquetFormat:
-    """Columns line (int64), embedding (a list of E float32), and file (string) where inputs are several.
+    """Columns line (int64), embedding (a list of E float32), file (string) where inputs are several, id (string).
 
     Skipped lines have no row. A parquet file cannot be cut and grown, so rows are spooled as they are and
-    become parquet, a row group at a time, at the end.
+    become parquet, a row group at a time, at the end. With ids, each window's rows stand behind a JSON list of their
+    ids, and that behind the lengths of both.
     """
 
-    def __init__(self, width: int, files: Sequence[str]) -> None:
-        self._width, self._files = width, list(files)
+    def __init__(self, width: int, files: Sequence[str], *, ids: bool = False) -> None:
+        self._width, self._files, self._ids = width, list(files), ids
         self._dtype = np.dtype([("file", "<i4"), ("line", "<i8"), ("embedding", "<f4", (width,))])
         try:
             import pyarrow.parquet  # noqa: F401
@@ -119,7 +126,26 @@ class ParquetFormat:
         rows["file"] = [records[i].file for i in good]
         rows["line"] = [records[i].line for i in good]
         rows["embedding"] = vectors[good]
-        return rows.tobytes()
+        if not self._ids:
+            return rows.tobytes()
+        ids = json.dumps([str(records[i].id) for i in good]).encode()
+        return _LENGTHS.pack(len(ids), rows.nbytes) + ids + rows.tobytes()
+
+    def _groups(self, spool: BinaryIO) -> Iterator[tuple[list[str], np.ndarray]]:
+        """The ids and rows of each row group to be."""
+        if not self._ids:
+            while len(rows := np.frombuffer(spool.read(ROW_GROUP * self._dtype.itemsize), self._dtype)):
+                yield [], rows
+            return
+        held: list[tuple[list[str], np.ndarray]] = []
+        while header := spool.read(_LENGTHS.size):
+            of_ids, of_rows = _LENGTHS.unpack(header)
+            held.append((json.loads(spool.read(of_ids)), np.frombuffer(spool.read(of_rows), self._dtype)))
+            if sum(len(ids) for ids, _ in held) >= ROW_GROUP:
+                yield [id for ids, _ in held for id in ids], np.concatenate([rows for _, rows in held])
+                held = []
+        if held:
+            yield [id for ids, _ in held for id in ids], np.concatenate([rows for _, rows in held])
 
     def finish(self, partial: Path, out: Path, records: int) -> None:
         import pyarrow as pa
@@ -127,6 +153,7 @@ class ParquetFormat:
 
         several = len(self._files) > 1
         columns = [("line", pa.int64()), ("embedding", pa.list_(pa.float32(), self._width))]
+        columns[1:1] = [("id", pa.string())] if self._ids else []
         schema = pa.schema([("file", pa.string()), *columns] if several else columns)
         with (
             atomic_path(out) as temporary,
@@ -134,25 +161,27 @@ class ParquetFormat:
             # Vectors neither repeat nor compress.
             pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=["file"]) as writer,
         ):
-            while len(rows := np.frombuffer(spool.read(ROW_GROUP * self._dtype.itemsize), self._dtype)):
+            for ids, rows in self._groups(spool):
                 flat = pa.array(np.ascontiguousarray(rows["embedding"]).reshape(-1))
                 arrays = [
                     pa.array(np.ascontiguousarray(rows["line"])),
                     pa.FixedSizeListArray.from_arrays(flat, self._width),
                 ]
+                if self._ids:
+                    arrays.insert(1, pa.array(ids, pa.string()))
                 if several:
                     arrays.insert(0, pa.array([self._files[i] for i in rows["file"]], pa.string()))
                 writer.write_table(pa.table(arrays, schema=schema))
         partial.unlink()
 
 
-def make_format(name: str, width: int, files: Sequence[str]) -> Format:
+def make_format(name: str, width: int, files: Sequence[str], *, ids: bool = False) -> Format:
     """The format called "npy", "parquet" or "jsonl", for vectors of `width` from the inputs `files`."""
     if name == "npy":
         return NpyFormat(width)
     # A file name that is not UTF-8 has its odd bytes shown as escapes.
     files = [name.encode("utf-8", "backslashreplace").decode() for name in files]
-    return {"parquet": ParquetFormat, "jsonl": JsonlFormat}[name](width, files)
+    return ParquetFormat(width, files, ids=ids) if name == "parquet" else JsonlFormat(width, files)
 
 
 class StreamOutput:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastbert.inference.input_files import (
     STDIN,
@@ -16,7 +17,7 @@ from fastbert.inference.input_files import (
     check_text_column,
     compression_of,
     format_by_suffix,
-    json_text,
+    json_value,
     json_values,
     open_input,
     open_parquet,
@@ -47,6 +48,7 @@ class Record:
     line: int  # the one it begins on, or the row of a parquet file, counted from 1
     text: str
     problem: str | None = None
+    id: str | int | None = None  # the value of the id column, if one was asked for
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Reading:
         delimiter: between csv fields; None is a tab for .tsv and a comma for others.
         quoted: whether csv fields may stand in double quotes; None: not in a .tsv.
         allow_empty: whether a text of white space alone is a text.
+        id_column: of a csv or parquet file, or the field of a JSON object, what identifies a record.
     """
 
     format: str = "auto"
@@ -70,6 +73,7 @@ class Reading:
     delimiter: str | None = None
     quoted: bool | None = None
     allow_empty: bool = False
+    id_column: str | None = None
 
 
 class Records:
@@ -100,11 +104,15 @@ class Records:
                 self.total_bytes = None
             elif self.total_bytes is not None:
                 self.total_bytes += path.stat().st_size
+            if self._format(name) == "text" and self.reading.id_column is not None:
+                raise InputError(f"{shown(name)}: a text file has no column {self.reading.id_column!r} of ids")
             if self._format(name) == "parquet":
                 if name == STDIN or not path.is_file():
                     raise InputError(f"{shown(name)}: parquet is read from ordinary files alone")
                 with open_parquet(name) as file:
                     check_text_column(name, file, self.reading.column)
+                    if self.reading.id_column not in (None, *file.schema_arrow.names):
+                        raise InputError(f"{name}: no column {self.reading.id_column!r} of ids")
 
     def _format(self, name: str) -> str:
         if self.reading.format != "auto":
@@ -134,34 +142,35 @@ class Records:
     def _by_lines(self, index: int, name: str) -> Iterator[Record]:
         with open_input(name) as stream:
             self._lines = lines = Lines(stream, self._digest)
-            next_text = self._next_text(name, lines)
+            next_text = self._next_text(name, lines)  # returns a text and its id
             while True:
                 line = lines.number + 1
                 try:
-                    yield self._record(index, line, next_text())
+                    yield self._record(index, line, *next_text())
                 except RecordProblem as problem:
                     yield Record(index, line, "", str(problem))
                 except StopIteration:
                     break
         self._bytes_before, self._lines = self.bytes_read, None
 
-    def _next_text(self, name: str, lines: Lines) -> Callable[[], str]:
+    def _next_text(self, name: str, lines: Lines) -> Callable[[], tuple[str, str | int | None]]:
         kind, reading = self._format(name), self.reading
         if kind == "jsonl":
-            return lambda: json_text(next(lines), reading.field)
+            return lambda: self._json_text_and_id(json_value(next(lines)))
         if kind == "text":
-            return lambda: next(lines).removesuffix("\n").removesuffix("\r")
+            return lambda: (next(lines).removesuffix("\n").removesuffix("\r"), None)
         rows = CsvRows(name, lines, header=reading.header, delimiter=reading.delimiter, quoted=reading.quoted)
         if reading.header and not rows.names:
-            return lambda: next(lines)  # an empty file
+            return lambda: (next(lines), None)  # an empty file
         column = rows.column(reading.column)
+        id_column = None if reading.id_column is None else rows.column(reading.id_column)
 
-        def next_text() -> str:
+        def next_text() -> tuple[str, str | None]:
             if not (row := next(rows)):
                 raise RecordProblem("is empty")
-            if column >= len(row):
-                raise RecordProblem(f"has {len(row)} fields; the text is field {column + 1}")
-            return row[column]
+            if max(column, id_column or 0) >= len(row):
+                raise RecordProblem(f"has {len(row)} fields; text or id is field {max(column, id_column or 0) + 1}")
+            return row[column], None if id_column is None else row[id_column]
 
         return next_text
 
@@ -170,22 +179,37 @@ class Records:
         self._digest.update(text.encode())
         for line, value in json_values(shown(name), text):
             try:
-                yield self._record(index, line, text_of(value, self.reading.field))
+                yield self._record(index, line, *self._json_text_and_id(value))
             except RecordProblem as problem:
                 yield Record(index, line, "", str(problem))
 
+    def _json_text_and_id(self, value: Any) -> tuple[str, str | int | None]:
+        text, name = text_of(value, self.reading.field), self.reading.id_column
+        return text, None if name is None else _checked_id(value.get(name), name)
+
     def _parquet(self, index: int, name: str) -> Iterator[Record]:
-        column = self.reading.column
+        column, id_column = self.reading.column, self.reading.id_column
+        columns = [column] if id_column is None else list(dict.fromkeys([column, id_column]))
         with open_parquet(name) as file:
-            for number, row in enumerate(parquet_rows(file, [column]), start=1):
+            for number, row in enumerate(parquet_rows(file, columns), start=1):
                 text = row[column] or ""
                 self._digest.update(text.encode() + b"\0")
                 try:
-                    yield self._record(index, number, text)
+                    id = None if id_column is None else _checked_id(row[id_column], id_column)
+                    self._digest.update(repr(id).encode())
+                    yield self._record(index, number, text, id)
                 except RecordProblem as problem:
                     yield Record(index, number, "", str(problem))
 
-    def _record(self, index: int, line: int, text: str) -> Record:
+    def _record(self, index: int, line: int, text: str, id: str | int | None) -> Record:
         if not self.reading.allow_empty and (not text or text.isspace()):
             raise RecordProblem("has an empty text")
-        return Record(index, line, text)
+        return Record(index, line, text, id=id)
+
+
+def _checked_id(value: Any, name: str) -> str | int:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise RecordProblem(f"has {value!r} for an id in {name!r}, not a string or a whole number")
+    if isinstance(value, str):
+        text_of({name: value}, name)  # half a surrogate pair cannot be written
+    return value
