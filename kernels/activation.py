@@ -91,6 +91,15 @@ def activate(z, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
+def _sigmoid_slope(t, factor):
+    """s + factor s (1 - s), s the sigmoid of t; 1 - s by exp(-|t|): a difference would lose its digits near s = 1."""
+    e = tl.exp(-tl.abs(t))
+    above = 1.0 / (1.0 + e)
+    below = e * above
+    return tl.where(t < 0.0, below, above) + factor * above * below
+
+
+@triton.jit
 def slope(z, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
     """act'(z), z in fp32; as `activate`."""
     if ACTIVATION == "gelu":
@@ -100,13 +109,14 @@ def slope(z, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
         else:
             y = _gelu_slope(z)
     elif ACTIVATION == "gelu_new" or ACTIVATION == "gelu_pytorch_tanh":
-        share = sigmoid(z * (1.5957691216057308 + 0.07135481627159567 * z * z))
-        y = share + z * share * (1.0 - share) * (1.5957691216057308 + 0.21406444881478701 * z * z)
+        # Beyond 16 the slope is 0 or 1, and z^3 may overflow.
+        z = tl.where(z > 16.0, 16.0, tl.where(z < -16.0, -16.0, z))
+        factor = z * (1.5957691216057308 + 0.21406444881478701 * z * z)
+        y = _sigmoid_slope(z * (1.5957691216057308 + 0.07135481627159567 * z * z), factor)
     elif ACTIVATION == "relu":
         y = tl.where(z <= 0.0, 0.0, 1.0)
     elif ACTIVATION == "silu":
-        share = sigmoid(z)
-        y = share * (1.0 + z * (1.0 - share))
+        y = _sigmoid_slope(z, z)
     else:
         tanh = activate(z, ACTIVATION, EXACT)
         y = 1.0 - tanh * tanh

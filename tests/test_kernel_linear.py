@@ -264,7 +264,7 @@ def test_op_keeps_and_computes_what_is_wanted(wanted):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = _triton(*leaves, activation="gelu", precision=None)
     sizes = {(7, 24)} | ({(7, 16)} if wanted[1] else set()) | ({(24, 16)} if wanted[0] else set())
-    assert {tuple(t.shape) for t in kept} == sizes
+    assert {tuple(t.shape) for t in kept if t.dim() > 1} == sizes  # the bias lives anyway
     (got,) = torch.autograd.grad(y.sum(), [t for t, want in zip(leaves, wanted, strict=True) if want])
     again = [t.detach().requires_grad_(want) for t, want in zip(leaves, wanted, strict=True)]
     (exact,) = torch.autograd.grad(eager(*again, "gelu").sum(), [t for t in again if t.requires_grad])

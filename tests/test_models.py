@@ -104,14 +104,15 @@ def test_forward_and_backward(name, kind, dtype, tmp_path):
 
 
 def assert_same_gradients(mine, theirs, tolerance):
-    """Relative to a gradient's largest element; some are 0 in truth, and rounding of terms of size 1 in fact."""
+    """Relative to a gradient's largest element; some are 0 in truth, and rounding of terms of size 1 in fact: against
+    fp64 either model errs by about 4 eps there, in directions of its own."""
     expected = dict(theirs.named_parameters())
     assert set(dict(mine.named_parameters())) == set(expected)
     for parameter_name, p in mine.named_parameters():
         q = expected[parameter_name]
         assert (p.grad is None) == (q.grad is None), parameter_name
         if p.grad is not None:
-            limit = tolerance * q.grad.abs().max() + 4 * torch.finfo(q.dtype).eps
+            limit = tolerance * q.grad.abs().max() + 8 * torch.finfo(q.dtype).eps
             error = (p.grad - q.grad).abs().max()
             assert error <= limit, (parameter_name, error, limit)
 

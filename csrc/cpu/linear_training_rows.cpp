@@ -23,8 +23,10 @@ Vec sigmoid_slope(Vec t, Vec factor) {
     return fma(factor, mul(above, below), t < set(0.0f) ? below : above);
 }
 
-// gelu_tanh(z) = z sigmoid(t), t = k z (1 + 0.044715 z^2).
+// gelu_tanh(z) = z sigmoid(t), t = k z (1 + 0.044715 z^2). Beyond 16 the slope is 0 or 1, and z^3 may overflow; z stands
+// first where it is bounded, so that NaN stays NaN.
 Vec gelu_tanh_slope(Vec z) {
+    z = max(min(z, set(16.0f)), set(-16.0f));
     const Vec square = mul(z, z), line = mul(set(1.5957691216057308f), z);
     return sigmoid_slope(mul(line, fma(set(0.044715f), square, set(1.0f))),
                          mul(line, fma(set(0.134145f), square, set(1.0f))));
