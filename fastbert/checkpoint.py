@@ -48,8 +48,8 @@ class Checkpoint:
         self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str]] = {}  # plain name -> file, name in it
         self.files: dict[str, Path] = {}
         with self._stack:  # closes what is open when a later file cannot be read
-            for file, names in _weight_files(path, revision).items():
-                self._open(file, names)
+            for file in _weight_files(path, revision):
+                self._open(file)
             self._stack = self._stack.pop_all()
 
     def __enter__(self) -> Checkpoint:
@@ -81,15 +81,13 @@ class Checkpoint:
         except _UNREADABLE as error:
             raise ValueError(f"{self.files[name]}: tensor {name} cannot be read: {error}") from error
 
-    def _open(self, path: Path, names: set[str] | None) -> None:
+    def _open(self, path: Path) -> None:
         try:
             file = PickledFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
         except _UNREADABLE as error:
             raise ValueError(f"{path} is truncated or no checkpoint: {error}") from error
         self._stack.callback(file.close)
         for stored in file:
-            if names is not None and stored not in names:
-                continue
             name = plain_name(stored)
             if name in self._stored:
                 raise ValueError(f"{path}: tensors {shown(self._stored[name][1])} and {shown(stored)} are both {name}")
@@ -99,24 +97,19 @@ class Checkpoint:
 _UNREADABLE = (ValueError, EOFError, RuntimeError, OSError, KeyError)
 
 
-def _weight_files(path: str | Path, revision: str | None) -> dict[Path, set[str] | None]:
-    """The files that hold the weights, each with the names of the tensors to take from it; None for all."""
+def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
     for whole, index in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
         if file := resolve_file(path, whole, revision=revision, required=False):
-            return {file: None}
+            return [file]
         if file := resolve_file(path, index, revision=revision, required=False):
-            shards: dict[str, set[str]] = {}
             weight_map = read_json(file).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise ValueError(f"{file} is not an index of shards: its weight_map is {shown(weight_map)}")
             for name, shard in weight_map.items():
                 if not isinstance(shard, str) or "/" in shard:
                     raise ValueError(f"{file} names {shown(shard)} for {shown(name)}; it must be a file next to it")
-                shards.setdefault(shard, set()).add(name)
-            return {
-                resolve_file(path, shard, revision=revision, named_by=file): names
-                for shard, names in sorted(shards.items())
-            }
+            shards = sorted(set(weight_map.values()))
+            return [resolve_file(path, shard, revision=revision, named_by=file) for shard in shards]
     raise FileNotFoundError(f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from fastbert.json_files import shown
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_LONGEST_NAME = 255  # bytes, of a file in common file systems
 
 
 def resolve_file(
@@ -52,7 +53,8 @@ def resolve_file(
 
 def _check_relative(filename: str, named_by: Path) -> None:
     parts = filename.split("/")
-    if "" in parts or ".." in parts or "." in parts or re.search(r"[\\\0]", filename) or Path(filename).drive:
+    odd = any(part in ("", ".", "..") or len(part.encode()) > _LONGEST_NAME for part in parts)
+    if odd or re.search(r"[\\\0]", filename) or Path(filename).drive:
         raise ValueError(f"{named_by} names {shown(filename)}; it must be a file in the folder of {named_by.name}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 import zipfile
@@ -14,8 +15,8 @@ from torch import Tensor
 
 _SPARE = 1 << 30  # bytes that a compressed file may be longer once unpacked
 _LONGEST_PICKLE = 64 << 20  # of a model, with the names of its tensors, 100 KB
-_LOCAL_HEADER = 30  # bytes in front of a record's name, as zip has it
-_DESCRIPTOR = 24  # and the most that may follow its content
+_SIGNATURE = b"PK\x03\x04"  # of a record's header, and so of an archive
+_LOCAL_HEADER = 30  # bytes in front of a record's name
 
 
 class PickledFile:
@@ -65,7 +66,7 @@ class PickledFile:
 
 def _load(path: Path) -> object:
     with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # as torch tells a zip archive from what it wrote before 1.6
+        zipped = file.read(4) == _SIGNATURE  # as torch tells a zip archive from what it wrote before 1.6
     if not zipped:
         return torch.load(path, map_location="cpu", weights_only=True)
     with zipfile.ZipFile(path) as archive:
@@ -101,13 +102,32 @@ def _stored_whole(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo])
         return False
     ends = [entry.header_offset for entry in entries[1:]] + [archive.start_dir]
     for entry, end in zip(entries, ends, strict=True):
+        name = entry.orig_filename.encode()
         archive.fp.seek(entry.header_offset)
-        header = archive.fp.read(_LOCAL_HEADER)
-        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        spare = end - (entry.header_offset + _LOCAL_HEADER + lengths + entry.file_size)
-        if entry.compress_size != entry.file_size or not 0 <= spare <= _DESCRIPTOR:
-            raise ValueError(f"record {entry.filename} does not fill its place in the archive: {spare} bytes are left")
+        header = archive.fp.read(_LOCAL_HEADER + len(name))
+        name_length, extra_length = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        archive.fp.seek(extra_length + entry.file_size, os.SEEK_CUR)
+        rest = archive.fp.read(max(0, end - archive.fp.tell()))
+        sound = header[:4] == _SIGNATURE and name_length == len(name) and header[_LOCAL_HEADER:] == name
+        if not sound or entry.compress_size != entry.file_size or rest not in _descriptors(entry):
+            raise ValueError(
+                f"record {entry.filename} does not fill its place in the archive, or its header is damaged"
+            )
     return True
+
+
+def _descriptors(entry: zipfile.ZipInfo) -> list[bytes]:
+    """What may follow a record's content: nothing, or, if a flag says so, its checksum and sizes once more."""
+    if not entry.flag_bits & 8:
+        return [b""]
+    sizes = (entry.compress_size, entry.file_size)
+    return [
+        mark
+        + entry.CRC.to_bytes(4, "little")
+        + b"".join((size % 256**width).to_bytes(width, "little") for size in sizes)
+        for mark in (b"PK\x07\x08", b"")
+        for width in (4, 8)
+    ]
 
 
 def _check_sizes(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) -> None:

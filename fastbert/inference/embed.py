@@ -117,6 +117,11 @@ class Embedder:
         if max_length is None:
             limits = (settings.max_length, tokenizer.model_max_length, model.config.max_position_embeddings)
             max_length = min(limit for limit in limits if limit is not None)
+            if max_length < 3:
+                raise ValueError(
+                    f"{path}: max_seq_length in sentence_bert_config.json, model_max_length in tokenizer_config.json, "
+                    f"max_position_embeddings in config.json are {', '.join(map(str, limits))}; each must be at least 3"
+                )
         try:
             return cls(
                 model,

@@ -204,6 +204,8 @@ class BertPreTrainedModel(nn.Module):
             if decoder is not None:
                 self._resize_decoder(decoder, count)
         self.config.vocab_size = count
+        if self.config.pad_token_id is not None and self.config.pad_token_id >= count:
+            self.config.pad_token_id = None
         self.tie_weights()
         return self.get_input_embeddings()
 
