@@ -17,6 +17,7 @@ _SPARE = 1 << 30  # bytes that a compressed file may be longer once unpacked
 _LONGEST_PICKLE = 64 << 20  # of a model, with the names of its tensors, 100 KB
 _SIGNATURE = b"PK\x03\x04"  # of a record's header, and so of an archive
 _LOCAL_HEADER = 30  # bytes in front of a record's name
+_LONGEST_DESCRIPTOR = 24  # bytes after its content
 
 
 class PickledFile:
@@ -107,7 +108,8 @@ def _stored_whole(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo])
         header = archive.fp.read(_LOCAL_HEADER + len(name))
         name_length, extra_length = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
         archive.fp.seek(extra_length + entry.file_size, os.SEEK_CUR)
-        rest = archive.fp.read(max(0, end - archive.fp.tell()))
+        spare = end - archive.fp.tell()
+        rest = archive.fp.read(spare) if 0 <= spare <= _LONGEST_DESCRIPTOR else None
         sound = header[:4] == _SIGNATURE and name_length == len(name) and header[_LOCAL_HEADER:] == name
         if not sound or entry.compress_size != entry.file_size or rest not in _descriptors(entry):
             raise ValueError(
