@@ -4,18 +4,20 @@ import json
 import os
 import re
 import shutil
+import warnings
 import zipfile
 
 import pytest
 import safetensors.torch
 import torch
 import transformers
+from finetune_support import make_run
 from support import TINY
 from tiny_bert import save_tiny
 
 import fastbert
 from fastbert.hub import resolve_file
-from fastbert.inference import Embedder
+from fastbert.inference import Embedder, FillMask
 from fastbert.json_files import DEEPEST, LARGEST, read_json
 
 
@@ -414,7 +416,9 @@ def test_tied_tables_under_the_name_of_the_decoder_alone(head, tmp_path):
     state = state_of(tmp_path)
     words = state.pop("bert.embeddings.word_embeddings.weight")
     safetensors.torch.save_file({**state, "cls.predictions.decoder.weight": words}, tmp_path / "model.safetensors")
-    loaded = getattr(fastbert, head).from_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="newly initialised")  # the head of a classifier
+        loaded = getattr(fastbert, head).from_pretrained(tmp_path)
     assert torch.equal(loaded.get_input_embeddings().weight, words)
     if decoder := loaded.get_output_embeddings():
         assert decoder.weight is loaded.get_input_embeddings().weight
@@ -445,3 +449,17 @@ def test_a_vocabulary_cut_below_the_pad_token_can_be_saved(tmp_path):
     model.resize_token_embeddings(50)
     model.save_pretrained(tmp_path)
     assert fastbert.BertModel.from_pretrained(tmp_path).config.pad_token_id is None
+
+
+def test_a_config_that_asks_for_tuples_and_states(folder, tmp_path):
+    """What the model returns to its user is no concern of the embedder, of fill-mask and of fine-tuning."""
+    vectors, filled = Embedder.from_pretrained(folder).embed(["the cat"]), FillMask.from_pretrained(folder)("a [MASK]")
+    change(folder / "config.json", return_dict=False, output_hidden_states=True, output_attentions=True)
+    model = fastbert.BertModel.from_pretrained(folder, add_pooling_layer=False)
+    assert isinstance(model(torch.tensor([[2, 5, 3]])), tuple)
+    torch.testing.assert_close(Embedder.from_pretrained(folder).embed(["the cat"]), vectors)
+    again = FillMask.from_pretrained(folder)("a [MASK]")
+    assert [c.token for c in again[0]] == [c.token for c in filled[0]]
+    run = make_run(tmp_path, "classification", model=folder, epochs=1)
+    assert run.model.config.return_dict is False
+    assert run.run().step == len(run.plan)

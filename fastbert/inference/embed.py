@@ -171,7 +171,7 @@ class Embedder:
         torch.cumsum(lengths, dim=0, out=cu_seqlens[1:])
         ids = torch.tensor([i for text in batch for i in text], dtype=torch.int64, device=device)
         longest = int(lengths.max()) if len(batch) else 0
-        output = self.model(ids, cu_seqlens=cu_seqlens.to(device), max_seqlen=longest)
+        output = self.model(ids, cu_seqlens=cu_seqlens.to(device), max_seqlen=longest, return_dict=True)
         if self.pooling == "pooler":
             vectors = output.pooler_output.float()
         elif self.pooling == "cls":

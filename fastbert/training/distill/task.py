@@ -101,7 +101,7 @@ class TaskDistillation(Finetuning):
         loss, student = super()._forward({**arguments, "output_hidden_states": need_states})
         given = {name: value for name, value in arguments.items() if name not in LABELS}
         with teaching(self.device):
-            teacher = self.teacher(**given, output_hidden_states=need_states)
+            teacher = self.teacher(**given, output_hidden_states=need_states, return_dict=True)
         soft = settings.output_weight * (1 - settings.alpha)
         loss = settings.output_weight * settings.alpha * loss
         if soft:

@@ -374,7 +374,7 @@ class Finetuning:
 
     def _forward(self, arguments: dict[str, Any]) -> tuple[Tensor, ModelOutput]:
         """The loss of a batch, in float32, and the model's output."""
-        output = self.model(**arguments)
+        output = self.model(**arguments, return_dict=True)  # whatever the config says
         return loss_of(output, arguments, self.class_weights).float(), output
 
     def _report(self) -> None:
