@@ -11,6 +11,7 @@ from typing import Any
 LARGEST = 32 << 20  # bytes: twice the tokenizer.json of 500,000 tokens
 DEEPEST = 64  # lists and objects within each other; a tokenizer's pipeline has about ten
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+_LEAVES = {str, int, float, bool, type(None)}
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
@@ -70,10 +71,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _depth_exceeds(value: object, limit: int) -> bool:
-    level = [value]
+    level = [[value]]
     for _ in range(limit + 1):
-        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
-        level = [item for items in inner for item in items if isinstance(item, dict | list)]
-        if not level:
+        holders = [items for items in level if not _LEAVES.issuperset(map(type, items))]  # quick, for a vocabulary
+        inner = [item for items in holders for item in items if isinstance(item, dict | list)]
+        if not inner:
             return False
+        level = [item.values() if isinstance(item, dict) else item for item in inner]
     return True

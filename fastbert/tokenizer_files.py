@@ -225,7 +225,7 @@ def read_vocab(vocab: Any) -> dict[str, int]:
     if not vocab:
         raise ValueError(f"{source}: the vocabulary is empty")
     for token, index in vocab.items():
-        if not isinstance(token, str) or not _is_integer(index) or not 0 <= index < _MOST_IDS:
+        if not isinstance(token, str) or type(index) is not int or not 0 <= index < _MOST_IDS:
             raise ValueError(f"{source}: expected tokens with ids from 0, got {shown(token)}: {shown(index)}")
     return vocab
 
