@@ -114,3 +114,24 @@ def test_mixed_dtypes_in_any_layout(layout, dtypes):
     expected = ops.add_layer_norm(x, residual, weight, bias, eps=1e-5)
     for a, b in ((lay(x), residual), (x, lay(residual)), (lay(x), lay(residual))):
         torch.testing.assert_close(ops.add_layer_norm(a, b, weight, bias, eps=1e-5), expected, rtol=1e-6, atol=1e-6)
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+@pytest.mark.parametrize("residual_dtype", DTYPES)
+@pytest.mark.parametrize("x_dtype", DTYPES)
+def test_every_mix_of_dtypes_has_the_right_values(x_dtype, residual_dtype, weight_dtype, grad):
+    """fp16 and bf16 together make fp32, which neither is: what a kernel is asked for is what it gets."""
+    x, residual = torch.randn(6, 16).to(x_dtype), torch.randn(6, 16).to(residual_dtype)
+    weight, bias = torch.randn(16).to(weight_dtype), torch.randn(16).to(weight_dtype)
+    expected = F.layer_norm(x.double() + residual.double(), (16,), weight.double(), bias.double(), 1e-5)
+    y = ops.add_layer_norm(x.requires_grad_(grad), residual, weight, bias, eps=1e-5)
+    assert y.dtype == torch.promote_types(x_dtype, residual_dtype)
+    coarsest = max(torch.finfo(t.dtype).eps for t in (x, residual, weight))
+    assert (y - expected).abs().max() <= 4 * coarsest * float(expected.abs().max())
+    if grad:
+        y.sum().backward()
+        assert x.grad.isfinite().all()

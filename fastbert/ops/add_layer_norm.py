@@ -114,7 +114,10 @@ backend.implement("add_layer_norm", "triton", _triton, _supports_triton)
 
 def _supports_native(x: Tensor, residual: Tensor | None, *args: Tensor, **kwargs: float) -> str | None:
     if residual is not None and residual.dtype != x.dtype:  # `_native` widens the narrower to the other's dtype
-        x = residual = x if torch.promote_types(x.dtype, residual.dtype) == x.dtype else residual
+        wide = torch.promote_types(x.dtype, residual.dtype)
+        if wide not in (x.dtype, residual.dtype):  # of fp16 and bf16: fp32, which the weight would not be
+            return f"mixed dtypes {x.dtype} and {residual.dtype}"
+        x = residual = x if wide == x.dtype else residual
     return native.supports_add_layer_norm(x, residual, *args, **kwargs)
 
 
