@@ -2,6 +2,9 @@
 
 import copy
 import gc
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import fastbert
+from fastbert.integrations import parts
 from fastbert.integrations.parts import ADAPTERS
 
 IDS = torch.randint(5, 120, (3, 8), generator=torch.Generator().manual_seed(2))
@@ -87,6 +91,18 @@ def test_hooks_see_what_they_see_in_transformers(part, hook, when):
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
     (line,) = fallbacks(fast)
     assert "has a hook" in line
+
+
+def test_only_code_in_the_package_is_transformers_own(monkeypatch):
+    """Also where a folder above the package is called models."""
+    assert parts._transformers_folder() == f"{Path(transformers.__file__).parent}{os.sep}"
+    home = Path("/home/models/site-packages/transformers")
+    monkeypatch.setattr(sys.modules[parts.BERT], "__file__", str(home / "models" / "bert" / "modeling_bert.py"))
+    parts._transformers_folder.cache_clear()
+    try:
+        assert parts._transformers_folder() == f"{home}{os.sep}"
+    finally:
+        parts._transformers_folder.cache_clear()
 
 
 def test_hooks_for_all_modules_see_every_module():

@@ -6,9 +6,11 @@ the encoder: tensors there are (T, E), not (B, S, E).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,7 +92,7 @@ def _is_theirs(function: Any) -> bool:
 @cache
 def _transformers_folder() -> str:
     """Where transformers lies, asked of a module of it: the package itself may be imported more than once."""
-    return str(sys.modules[BERT].__file__).partition("models")[0]
+    return f"{Path(sys.modules[BERT].__file__).parents[2]}{os.sep}"
 
 
 def foreign_part(bert: nn.Module, reads: Reads) -> str | None:
@@ -186,9 +188,8 @@ def _called(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module, typ
 def _unknown_part(part: nn.Module, kind: type, reads: Reads) -> str | None:
     """What is not known of a module in the place of a `kind`; None where it works token by token and has no hook."""
     own = type(part)
-    plain = reads.is_plain(part, own)
     if own is kind:
-        return "has a hook" if not plain and _is_hooked(part) else None
+        return "has a hook" if not reads.is_plain(part, own) and _is_hooked(part) else None
     if not _is_known(own, kind):
         return f"is a {own.__module__}.{own.__qualname__}"
     if _follows_the_sequence(part):
