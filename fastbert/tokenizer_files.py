@@ -49,7 +49,7 @@ class TokenizerFiles:
 
 
 def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> TokenizerFiles:
-    """Reads tokenizer.json, else vocab.txt, and the files beside it. A ValueError names file and field."""
+    """Reads tokenizer.json, else vocab.txt, and the files next to it. A ValueError names file and field."""
 
     def read(name: str) -> tuple[Path | None, dict]:
         file = resolve_file(path_or_id, name, revision=revision, required=False)

@@ -204,7 +204,7 @@ def run_case(number: int, seed: int, folders: list[Path], scratch: Path) -> tupl
 def outcome_of(load: Callable[[Path], object], folder: Path, names: list[str]) -> str:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     before, begin = memory("VmRSS"), time.perf_counter()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     signal.alarm(60)
     try:
         load(folder)

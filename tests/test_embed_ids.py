@@ -1,4 +1,4 @@
-"""`fastbert embed --id-column`: ids of the input beside the vectors."""
+"""`fastbert embed --id-column`: ids of the input next to the vectors."""
 
 import json
 

@@ -37,7 +37,7 @@ def test_masked_tokens_have_states(kind, call):
 
 
 def test_masked_tokens_between_pads():
-    """Pads stay absent; the masked tokens beside them do not."""
+    """Pads stay absent; the masked tokens next to them do not."""
     fast, original = twins()
     ids = IDS.clone()
     ids[1, 5:] = 0
@@ -72,7 +72,7 @@ def test_labels_at_masked_tokens_count_and_those_at_pads_do_not():
 
 
 def test_query_expansion_scores_as_before(minilm):
-    """ColBERT's queries on real weights: mask tokens that nobody attends to, scored by MaxSim."""
+    """ColBERT's queries on real weights: mask tokens that no token attends to, scored by MaxSim."""
     original = transformers.BertModel.from_pretrained(minilm).eval()
     fast = fastbert.accelerate(copy.deepcopy(original))
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)

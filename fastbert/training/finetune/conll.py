@@ -14,7 +14,7 @@ _COMMENT = re.compile(r"#\s*\w[^\t]* = ")
 _PREFIXED = re.compile(r"([A-Z])-(.+)")
 _CONLLU_COLUMNS, _CONLLU_TAG = 10, 4  # the tag is UPOS, counted from 1
 _TO_BIO = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I", "B": "B", "I": "I"}
-_SCHEMES = ("BIES", "BILU", "BMES")  # beside O
+_SCHEMES = ("BIES", "BILU", "BMES")  # in addition to O
 
 
 def read_sentences(
