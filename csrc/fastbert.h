@@ -210,6 +210,16 @@ void attention_cpu(const Attention& op, Isa isa, int threads);
 int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads);
 void encoder_cpu(const Encoder& op, Isa isa, int threads);
 
+// Memory that somebody else may write to, and its checksum when it was last read.
+struct Chunk {
+    const void* memory;
+    int64_t bytes;
+    uint64_t checksum;
+};
+// Fills in the checksums; and the first chunk whose checksum is another one now, -1 where none is.
+void checksum_cpu(Chunk* chunks, int64_t count, int threads);
+int64_t first_changed_cpu(const Chunk* chunks, int64_t count, int threads);
+
 MaskSummary read_mask_cpu(const ReadMask& op);
 // The least and the greatest of n > 0 integers of 4 or 8 bytes.
 std::pair<int64_t, int64_t> bounds_cpu(int bytes, int64_t n, const void* x);

@@ -10,7 +10,7 @@ from torch import nn
 from fastbert.backend import Explanation, explain_table
 from fastbert.integrations.transformers import explain_model
 from fastbert.model.pretrained import BertPreTrainedModel
-from fastbert.ops import LayerWeights
+from fastbert.ops import EncoderWeights, LayerWeights, Weight
 from fastbert.precision import DEVICES, PRECISIONS, QUANTIZED, describe_setting, quantized_reason
 
 
@@ -79,26 +79,24 @@ def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) ->
     x, vector = weight(tokens, width), weight(width)
     ids = torch.zeros(tokens, dtype=torch.int64, device=device)
     cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32, device=device)
-    layer = LayerWeights(
-        *(weight(3 * width, width), weight(3 * width)),
-        *(weight(width, width), vector, vector, vector),
-        *(weight(4 * width, width), weight(4 * width)),
-        *(weight(width, 4 * width), vector, vector, vector),
-        num_heads=2,
-        activation="gelu",
-        eps=1e-12,
-        precision=precision,
-    )
+    norm = vector, vector
+
+    def product(rows: int, columns: int) -> Weight:
+        return Weight([weight(rows, columns)], [weight(rows)])
+
+    up, down = product(4 * width, width), product(width, 4 * width)
+    constants = {"num_heads": 2, "activation": "gelu", "eps": 1e-12, "precision": precision}
+    layer = LayerWeights(product(3 * width, width), product(width, width), norm, up, down, norm, **constants)
     return {
         "embed_layer_norm": (
             (ids, ids, ids, x, x, x, vector, vector),
             {"eps": 1e-12, "dropout_p": 0.0, "padding_idx": 0},
         ),
-        "linear": ((x, weight(width, width), vector), {"activation": "gelu", "precision": precision}),
+        "linear": ((x, product(width, width)), {"activation": "gelu", "precision": precision}),
         "attention": ((weight(tokens, 3, 2, 32), cu_seqlens, tokens), {"scale": None, "dropout_p": 0.0}),
         "add_layer_norm": ((x, x, vector, vector), {"eps": 1e-12, "dropout_p": 0.0}),
         "linear_cross_entropy": ((x, weight(100, width), weight(100), ids), {"ignore_index": -100}),
-        "encoder": ((x, [layer], cu_seqlens, tokens), {}),
+        "encoder": ((x, EncoderWeights([layer]), cu_seqlens, tokens), {}),
         "read_mask": ((ids[None],), {}),
         "pack_mask": ((ids[None],), {}),
         "take_rows": ((x, ids), {"fill": 0.0}),

@@ -29,7 +29,7 @@ void bind_linear(py::module_& m);
 void bind_linear_cross_entropy(py::module_& m);
 void bind_packing(py::module_& m);
 void bind_peak(py::module_& m);
-void bind_reads(py::module_& m);
+void bind_checksum(py::module_& m);
 void bind_training(py::module_& m);
 
 }  // namespace fastbert::bindings

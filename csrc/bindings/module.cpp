@@ -100,6 +100,6 @@ PYBIND11_MODULE(_C, m) {
     bind_linear_cross_entropy(m);
     bind_packing(m);
     bind_peak(m);
-    bind_reads(m);
+    bind_checksum(m);
     bind_training(m);
 }

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbert.model.encoder import sharded
-from fastbert.reads import Reads
+from fastbert.model.layer import is_plain, sharded
 
 BERT = "transformers.models.bert.modeling_bert"
 
@@ -44,25 +43,6 @@ _HARMLESS = (
     "torch.nn.utils.weight_norm",
     "torch.nn.utils.spectral_norm",
 )
-
-
-class Fit:
-    """The parts of a BertModel as they were when all of them were known."""
-
-    def __init__(self, bert: nn.Module, reads: Reads) -> None:
-        self.reads = reads
-        self.classes = tuple({type(m): None for m in bert.modules() if type(m).__module__ == BERT})
-        self.rest = self._beside_reads(bert)
-
-    def holds(self, bert: nn.Module) -> bool:
-        return self.reads.hold() and self.rest == self._beside_reads(bert)
-
-    def _beside_reads(self, bert: nn.Module) -> tuple:
-        """What `foreign_part` rests on that Reads do not watch."""
-        norm, layers = bert.embeddings.LayerNorm, bert.encoder.layer._modules.values()
-        forwards = [kind.forward for kind in self.classes]
-        code = [forward.__code__ for forward in forwards]
-        return bert.config.hidden_act, bert.pooler, norm.weight is None, norm.bias is None, *layers, *forwards, *code
 
 
 def attention_reason(config: Any) -> str | None:
@@ -95,22 +75,21 @@ def _transformers_folder() -> str:
     return f"{Path(sys.modules[BERT].__file__).parents[2]}{os.sep}"
 
 
-def foreign_part(bert: nn.Module, reads: Reads) -> str | None:
+def foreign_part(bert: nn.Module) -> str | None:
     """Which part of the encoder is not known to work token by token, or has a hook; None where all is known."""
     try:
-        return _first_foreign(bert, reads)
+        return _first_foreign(bert)
     except KeyError as gone:
         return f"{gone.args[0]} is not where transformers puts it"
 
 
-def _first_foreign(bert: nn.Module, reads: Reads) -> str | None:
-    for name, module, kind in _passed_over(bert, reads):
+def _first_foreign(bert: nn.Module) -> str | None:
+    for name, module, kind in _passed_over(bert):
         own = type(module)
         if own is not kind and (kind is not None or not _is_bert_class(own)):
             return f"{name} is a {own.__module__}.{own.__name__}"
         if kind is None and not _is_theirs(own.forward):
             return f"{own.__name__}.forward has been replaced"
-        reads.is_plain(module, own)
         if _is_hooked(module):
             return f"{name} has a hook"
     embeddings = bert.embeddings
@@ -118,17 +97,26 @@ def _first_foreign(bert: nn.Module, reads: Reads) -> str | None:
         return "embeddings.LayerNorm has no weight or no bias"
     for name in ("position_embeddings", "token_type_embeddings"):
         table = embeddings._modules[name]
-        if any(reads.attributes(table, "max_norm", "sparse", "scale_grad_by_freq")):
+        if any(_attributes(table, "max_norm", "sparse", "scale_grad_by_freq")):
             return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
-    for name, part, kind in _called(bert, reads):
-        if reason := _unknown_part(part, kind, reads):
+    for name, part, kind in _called(bert):
+        if reason := _unknown_part(part, kind):
             return f"{name} {reason}"
     for i, layer in enumerate(bert.encoder.layer):
         attention = _inner(layer).attention.self
-        scaling, width = reads.attributes(attention, "scaling", "attention_head_size")
+        scaling, width = _attributes(attention, "scaling", "attention_head_size")
         if type(scaling) is not float or scaling != width**-0.5:  # a tensor could be written to
             return f"encoder.layer.{i}.attention.self.scaling is {scaling}"
     return None
+
+
+def _children(module: nn.Module, *names: str) -> tuple[nn.Module, ...]:
+    return tuple(module._modules[name] for name in names)
+
+
+def _attributes(module: nn.Module, *names: str) -> tuple[Any, ...]:
+    """An instance's own attributes."""
+    return tuple(vars(module)[name] for name in names)
 
 
 def _inner(layer: nn.Module) -> nn.Module:
@@ -141,61 +129,60 @@ def _is_bert_class(kind: type) -> bool:
     return kind.__module__ == BERT or (hasattr(kind, "unshard") and kind.__mro__[2].__module__ == BERT)
 
 
-def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module, type | None]]:
+def _passed_over(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type | None]]:
     """The modules whose own forward never runs in a packed call: name, module, type (None: one of transformers')."""
     activation = _activation(bert.config.hidden_act)
-    embeddings, encoder = reads.children(bert, "embeddings", "encoder")
+    embeddings, encoder = _children(bert, "embeddings", "encoder")
     yield "embeddings", embeddings, None
     tables = "position_embeddings", "token_type_embeddings", "LayerNorm", "dropout"
     kinds = nn.Embedding, nn.Embedding, nn.LayerNorm, nn.Dropout
-    for name, module, kind in zip(tables, reads.children(embeddings, *tables), kinds, strict=True):
+    for name, module, kind in zip(tables, _children(embeddings, *tables), kinds, strict=True):
         yield f"embeddings.{name}", module, kind
     yield "encoder", encoder, None
-    (layers,) = reads.children(encoder, "layer")
+    (layers,) = _children(encoder, "layer")
     for i, layer in enumerate(layers):
         name, layer = f"encoder.layer.{i}", _inner(layer)
         yield name, layer, None  # before its parts are asked for: it may have others
-        attention, intermediate, output = reads.children(layer, "attention", "intermediate", "output")
+        attention, intermediate, output = _children(layer, "attention", "intermediate", "output")
         yield f"{name}.attention", attention, None
-        self_attention, attention_output = reads.children(attention, "self", "output")
+        self_attention, attention_output = _children(attention, "self", "output")
         yield f"{name}.attention.self", self_attention, None
-        yield f"{name}.attention.self.dropout", *reads.children(self_attention, "dropout"), nn.Dropout
+        yield f"{name}.attention.self.dropout", *_children(self_attention, "dropout"), nn.Dropout
         yield f"{name}.attention.output", attention_output, None
-        yield f"{name}.attention.output.dropout", *reads.children(attention_output, "dropout"), nn.Dropout
+        yield f"{name}.attention.output.dropout", *_children(attention_output, "dropout"), nn.Dropout
         yield f"{name}.intermediate", intermediate, None
-        (function,) = reads.children(intermediate, "intermediate_act_fn")
+        (function,) = _children(intermediate, "intermediate_act_fn")
         yield f"{name}.intermediate.intermediate_act_fn", function, activation
         yield f"{name}.output", output, None
-        yield f"{name}.output.dropout", *reads.children(output, "dropout"), nn.Dropout
+        yield f"{name}.output.dropout", *_children(output, "dropout"), nn.Dropout
     if bert.pooler is not None:
         yield "pooler", bert.pooler, None
-        yield "pooler.activation", *reads.children(bert.pooler, "activation"), nn.Tanh
+        yield "pooler.activation", *_children(bert.pooler, "activation"), nn.Tanh
 
 
-def _called(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module, type]]:
+def _called(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type]]:
     """The modules that a packed call reads the weights of or, where they are wrapped, calls with (T, E)."""
-    yield "embeddings.word_embeddings", *reads.children(bert.embeddings, "word_embeddings"), nn.Embedding
+    yield "embeddings.word_embeddings", *_children(bert.embeddings, "word_embeddings"), nn.Embedding
     for i, layer in enumerate(bert.encoder.layer):
         name, layer = f"encoder.layer.{i}", _inner(layer)
         for part in ("query", "key", "value"):
-            yield f"{name}.attention.self.{part}", *reads.children(layer.attention.self, part), nn.Linear
-        yield f"{name}.intermediate.dense", *reads.children(layer.intermediate, "dense"), nn.Linear
+            yield f"{name}.attention.self.{part}", *_children(layer.attention.self, part), nn.Linear
+        yield f"{name}.intermediate.dense", *_children(layer.intermediate, "dense"), nn.Linear
         for owner, output in (("attention.output", layer.attention.output), ("output", layer.output)):
-            yield f"{name}.{owner}.dense", *reads.children(output, "dense"), nn.Linear
-            yield f"{name}.{owner}.LayerNorm", *reads.children(output, "LayerNorm"), nn.LayerNorm
+            yield f"{name}.{owner}.dense", *_children(output, "dense"), nn.Linear
+            yield f"{name}.{owner}.LayerNorm", *_children(output, "LayerNorm"), nn.LayerNorm
 
 
-def _unknown_part(part: nn.Module, kind: type, reads: Reads) -> str | None:
+def _unknown_part(part: nn.Module, kind: type) -> str | None:
     """What is not known of a module in the place of a `kind`; None where it works token by token and has no hook."""
     own = type(part)
     if own is kind:
-        return "has a hook" if not reads.is_plain(part, own) and _is_hooked(part) else None
+        return "has a hook" if not is_plain(part, own) and _is_hooked(part) else None
     if not _is_known(own, kind):
         return f"is a {own.__module__}.{own.__qualname__}"
     if _follows_the_sequence(part):
         return f"is a {own.__module__}.{own.__qualname__} whose adapter looks along the sequence"
     for name, inner in _modules_that_see_tokens(part):
-        reads.is_plain(inner, type(inner))
         if not type(inner).__module__.startswith((*_INNER, *QUANTISED)) and not _is_known(type(inner), kind):
             return f"holds {name}, a {type(inner).__module__}.{type(inner).__qualname__}"
         if _is_hooked(inner):

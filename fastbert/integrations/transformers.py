@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.integrations.parts import BERT, Fit, attention_reason, foreign_part, global_hook_reason
+from fastbert.integrations.parts import BERT, attention_reason, foreign_part, global_hook_reason
 from fastbert.model.bert import last_state, output_states, pool, run_bert
-from fastbert.model.encoder import forget
 from fastbert.model.heads import IGNORE, answer_positions
+from fastbert.model.layer import Products
+from fastbert.model.plan import encoder_plan, forget
 from fastbert.precision import check_precision, choose_precision, describe_setting
-from fastbert.reads import Reads
 from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
@@ -108,8 +108,7 @@ def restore(model: Model) -> Model:
         if packed is not None:
             packed.active = False  # for a wrapper around it, which goes on calling it
             module.__dict__.pop("_replicate_for_data_parallel", None)
-            for part in module.modules() if isinstance(packed, PackedBert) else ():
-                forget(part)
+            forget(module)
             if module.__dict__.get("forward") is packed:
                 del module.forward
                 if packed.own_forward is not None:
@@ -203,7 +202,6 @@ class PackedBert(_Packed):
         self.declined: Counter[str] = Counter()
         # Of the buffers that stand in for arguments: what each has to hold, which one held it, and its version then.
         self._usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
-        self._fit: Fit | None = None  # when the parts were last found to be transformers' own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
@@ -211,7 +209,11 @@ class PackedBert(_Packed):
             return self.original(*args, **kwargs)
         given = {name: value for name, value in self._given(args, kwargs).items() if value is not None}
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
-        reason = global_hook_reason() or _declines(bert, given) or self._part_reason()
+        reason = global_hook_reason() or _declines(bert, given)
+        plan = None
+        if reason is None:
+            plan = encoder_plan(bert, Products(bert.config.hidden_act, self.matmul_precision), foreign_part)
+            reason = plan.foreign
         buffers = _stand_ins(bert, given)
         if torch.compiler.is_compiling():  # a graph cannot branch on what they hold, but can read it
             given |= {name: buffer[:, : _tokens(given).shape[1]] for name, buffer in buffers.items()}
@@ -226,8 +228,8 @@ class PackedBert(_Packed):
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
         taken, precision = {k: v for k, v in given.items() if k in _TAKEN}, self.matmul_precision
-        inputs, encoded = run_bert(bert, bert.config, **taken, precision=precision, masked_queries=True)
-        pooled = None if bert.pooler is None else pool(bert, bert.config, inputs, encoded, precision=precision)
+        inputs, encoded = run_bert(bert, bert.config, **taken, precision=precision, masked_queries=True, plan=plan)
+        pooled = None if bert.pooler is None else pool(inputs, encoded)
         output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=last_state(inputs, encoded),
             pooler_output=pooled,
@@ -235,21 +237,6 @@ class PackedBert(_Packed):
             cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
         )
         return output if return_dict else output.to_tuple()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_fit": None}  # which a copy finds out for itself
-
-    def _part_reason(self) -> str | None:
-        """`foreign_part`, which is not asked again while nothing of what it read has changed."""
-        if torch.compiler.is_compiling():
-            return foreign_part(self.module, Reads())
-        fit = self._fit  # once: another thread may put its own there
-        if fit is not None and fit.holds(self.module):
-            return None
-        reads = Reads()
-        reason = foreign_part(self.module, reads)
-        self._fit = None if reason else Fit(self.module, reads)
-        return reason
 
     def _buffer_reason(self, buffers: dict[str, Tensor]) -> str | None:
         """Why what stands in for missing arguments is not what is taken here; None where it is."""
@@ -347,7 +334,7 @@ def _why_not(bert: nn.Module) -> str | None:
         return f"its activation is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}"
     if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
         return f"its positions are {config.position_embedding_type}"
-    return foreign_part(bert, Reads())
+    return foreign_part(bert)
 
 
 def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:

@@ -7,17 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastbert.config import BertConfig
-from fastbert.model.encoder import (
-    BertEmbeddings,
-    BertEncoder,
-    BertPooler,
-    Encoded,
-    encode,
-    encode_first_column,
-    project,
-)
+from fastbert.model.encoder import Encoded, encode, encode_first_column
 from fastbert.model.inputs import Inputs, prepare
+from fastbert.model.modules import BertEmbeddings, BertEncoder, BertPooler
 from fastbert.model.outputs import BaseModelOutputWithPooling
+from fastbert.model.plan import EncoderPlan
 from fastbert.model.pretrained import BertPreTrainedModel
 
 
@@ -37,10 +31,12 @@ def run_bert(
     precision: str | None = None,
     prepared: Inputs | None = None,
     masked_queries: bool = False,
+    plan: EncoderPlan | None = None,
 ) -> tuple[Inputs, Encoded]:
     """Checks, packs and encodes: what every model does first, on any module tree with transformers' names.
 
-    `prepared` is in place of everything that says what the tokens are; `masked_queries` as of `inputs.prepare`.
+    `prepared` is in place of everything that says what the tokens are; `masked_queries` as of `inputs.prepare`,
+    `plan` as of `encode`.
     """
     inputs = prepared or prepare(
         bert.embeddings,
@@ -61,24 +57,25 @@ def run_bert(
         precision=precision,
         output_attentions=config.output_attentions if output_attentions is None else output_attentions,
         output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        plan=plan,
     )
     return inputs, encoded
 
 
-def pool(bert: nn.Module, config: Any, inputs: Inputs, encoded: Encoded, *, precision: str | None = None) -> Tensor:
+def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
     """tanh(W h + b) of each row's column 0, (B, E); zeros for a row without a real token."""
-    batch, x = inputs.batch, encoded.last_hidden_state
+    batch, x, dense = inputs.batch, encoded.last_hidden_state, encoded.plan.pooler
     if inputs.is_full and batch.seq_len:
-        return project(bert.pooler.dense, x.reshape(batch.batch_size, batch.seq_len, x.shape[1])[:, 0], "tanh")
+        return dense(x.reshape(batch.batch_size, batch.seq_len, x.shape[1])[:, 0], "tanh")
     some = batch.lengths > 0
     starts = batch.cu_seqlens[:-1].long().clamp(0, x.shape[0] - 1)
     first = x[starts] if x.shape[0] else x.new_zeros(batch.batch_size, x.shape[1])
     if batch.leading_pads and not inputs.came_packed:
         # A row that begins with a pad: transformers pools that pad's state, and so do we.
         padded = (some & ~batch.mask()[:, 0]).nonzero().squeeze(1)
-        states = encode_first_column(bert, inputs.rows(padded), activation=config.hidden_act, precision=precision)
+        states = encode_first_column(encoded.plan, inputs.rows(padded))
         first = first.index_copy(0, padded, states.to(first.dtype))
-    return project(bert.pooler.dense, first, "tanh") * some[:, None]
+    return dense(first, "tanh") * some[:, None]
 
 
 def last_state(inputs: Inputs, encoded: Encoded) -> Tensor:
@@ -157,7 +154,7 @@ class BertModel(BertPreTrainedModel):
             precision=precision,
             prepared=prepared,
         )
-        pooled = None if self.pooler is None else pool(self, self.config, inputs, encoded, precision=precision)
+        pooled = None if self.pooler is None else pool(inputs, encoded)
         output = BaseModelOutputWithPooling(
             last_hidden_state=last_state(inputs, encoded),
             pooler_output=pooled,

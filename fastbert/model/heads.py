@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.model.bert import BertModel, output_states, pool, run_bert
-from fastbert.model.encoder import Encoded, project
+from fastbert.model.encoder import Encoded
 from fastbert.model.inputs import Inputs, check_ids
+from fastbert.model.layer import is_plain
 from fastbert.model.outputs import (
     BertForPreTrainingOutput,
     HeadOutput,
     ModelOutput,
     QuestionAnsweringModelOutput,
 )
+from fastbert.model.plan import project
 from fastbert.model.pretrained import BertPreTrainedModel
-from fastbert.reads import is_plain
 
 IGNORE = -100
 
@@ -45,7 +46,7 @@ class BertHeadModel(BertPreTrainedModel):
         return run_bert(self.bert, self.config, *inputs, precision=self.matmul_precision, **options)
 
     def _pool(self, inputs: Inputs, encoded: Encoded) -> Tensor:
-        return pool(self.bert, self.config, inputs, encoded, precision=self.matmul_precision)
+        return pool(inputs, encoded)
 
     def _output(
         self,

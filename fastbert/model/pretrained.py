@@ -14,8 +14,9 @@ from torch import nn
 from fastbert import checkpoint
 from fastbert.config import CONFIG_NAME, BertConfig
 from fastbert.garbage import collector_at_rest
-from fastbert.model.encoder import release_weights
+from fastbert.model.layer import Products
 from fastbert.model.outputs import ModelOutput
+from fastbert.model.plan import EncoderPlan, adopt
 from fastbert.precision import PRECISIONS, check_precision, choose_precision
 from fastbert.reference import ACTIVATIONS
 
@@ -97,8 +98,10 @@ class BertPreTrainedModel(nn.Module):
                 model.eval().matmul_precision = setting
                 if inference_only:
                     model.requires_grad_(False)
-                loaded = _releaser(model) if inference_only else _ignore
-                checkpoint.load_into(model, source, found, _initialise, loaded)
+                plan = _plan(model) if inference_only else None
+                checkpoint.load_into(model, source, found, _initialise, _ignore if plan is None else _releaser(model, plan))
+                if plan is not None:
+                    adopt(_base(model), plan)
         return model
 
     _constructor_keywords: tuple[str, ...] = ()
@@ -246,15 +249,19 @@ def _ignore(name: str) -> None:
     """What a model to be trained does with the news that a parameter is loaded."""
 
 
-def _releaser(model: nn.Module) -> Callable[[str], None]:
-    """Releases each layer's weights as soon as the last of its parameters is loaded: two layers never wait at once."""
+def _plan(model: BertPreTrainedModel) -> EncoderPlan:
     base = _base(model)
-    layers = {id(layer.output.LayerNorm.bias): layer for layer in base.encoder.layer}
+    return EncoderPlan(base, Products(base.config.hidden_act, base.matmul_precision))
+
+
+def _releaser(model: BertPreTrainedModel, plan: EncoderPlan) -> Callable[[str], None]:
+    """Releases each layer's weights as soon as the last of its parameters is loaded: two layers never wait at once."""
+    layers = {id(layer.output.LayerNorm.bias): i for i, layer in enumerate(_base(model).encoder.layer)}
 
     def loaded(name: str) -> None:
-        layer = layers.pop(id(model.get_parameter(name)), None)
-        if layer is not None:
-            release_weights(layer, base.config.hidden_act, base.matmul_precision)
+        index = layers.pop(id(model.get_parameter(name)), None)
+        if index is not None:
+            plan.release(index)
 
     return loaded
 

@@ -14,12 +14,13 @@ from fastbert.native.embed_layer_norm import (
     embed_layer_norm_backward,
     supports_embed_layer_norm,
 )
-from fastbert.native.encoder import encoder, release, supports_encoder
+from fastbert.native.checksums import Checksums
+from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas, real_isas
 from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
 from fastbert.native.linear_gradient import activate, linear_backward, linear_training
-from fastbert.native.packed_weights import packed_bytes
+from fastbert.native.packed_weights import release
 from fastbert.native.packing import (
     bounds,
     pack_mask,
@@ -33,6 +34,7 @@ from fastbert.native.peak import peak
 from fastbert.native.precision import describe_precision
 
 __all__ = [
+    "Checksums",
     "activate",
     "add_layer_norm",
     "add_layer_norm_backward",
@@ -56,7 +58,6 @@ __all__ = [
     "linear_cross_entropy",
     "linear_training",
     "pack_mask",
-    "packed_bytes",
     "peak",
     "read_mask",
     "real_isas",

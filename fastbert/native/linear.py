@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason, fresh
-from fastbert.native.packed_weights import packed, stands_in
+from fastbert.native.packed_weights import has_packed, packed
 
 
 def supports_linear(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    weight: Any,
     *,
     activation: str | None = None,
     precision: str | None = None,
@@ -26,55 +27,41 @@ def supports_linear(
         return f"precision {precision}"
     if precision in ("high", "highest") and x.dtype != torch.float32:
         return f"precision {precision} is for float32, not {x.dtype}"
-    if reason := cpu_reason(x, None if stands_in(weight, precision) else weight, bias):
+    held = not (weight.is_placeholder and has_packed(weight, precision))
+    if reason := cpu_reason(x, *(weight.tensors if held else weight.biases)):
         return reason
-    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
+    if x.dim() != 2 or x.shape[1] != weight.shape[1] or any(w.dim() != 2 for w in weight.weights):
         return f"shapes {tuple(x.shape)} and {tuple(weight.shape)}"
-    for t in (x, weight):
+    for t in (x, *weight.weights) if held else (x,):
         if t.stride(1) != 1 and t.shape[1] > 1:
             return "last dimension not contiguous"
         if t.dtype == torch.bfloat16 and precision is None and (t.shape[1] % 2 or t.stride(0) % 2 or t.data_ptr() % 4):
             return "odd width or row stride in bf16"
-    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
-        return f"bias of shape {tuple(bias.shape)}"
-    if weight.is_inference() or (bias is not None and bias.is_inference()):
+    for w, bias in zip(weight.weights, weight.biases, strict=False):
+        if bias.shape != w.shape[:1] or not bias.is_contiguous():
+            return f"bias of shape {tuple(bias.shape)}"
+    if any(t.is_inference() for t in weight.tensors):
         return "a weight made in inference mode does not say when it changes"
     return None
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: str | None = None,
-    precision: str | None = None,
-) -> Tensor:
-    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32. No
+def linear(x: Tensor, weight: Any, *, activation: str | None = None, precision: str | None = None) -> Tensor:
+    """act(x weight^T + bias): x (M, K), an ops.Weight of (N, K) -> (M, N); sums in fp32, those of int8 in int32. No
     autograd.
-
-    The weight is packed on first use and again when it changes; see `packed_weights`.
 
     Raises:
         ValueError: arguments it does not take, with the reason of `supports_linear`.
     """
-    reason = supports_linear(x, weight, bias, activation=activation, precision=precision)
+    reason = supports_linear(x, weight, activation=activation, precision=precision)
     if reason is not None:
         raise ValueError(f"native.linear: {reason}")
     y = fresh(x, x.shape[0], weight.shape[0])
-    linear_into(y, x, weight, bias, activation, precision)
+    linear_into(y, x, weight, activation, precision)
     return y
 
 
-def linear_into(
-    y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    precision: str | None = None,
-) -> None:
-    buffer = packed(weight, bias, precision)  # held: another thread may pack the weight anew while this one multiplies
+def linear_into(y: Tensor, x: Tensor, weight: Any, activation: str | None, precision: str | None = None) -> None:
+    buffer = packed(weight, precision)  # held: another thread may drop the form while this one multiplies
     C.linear_cpu(
         CPU_DTYPES[x.dtype],
         PRECISIONS[precision],

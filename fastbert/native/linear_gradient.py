@@ -1,17 +1,19 @@
 """linear for training, on the CPU: the forward keeps what the activation's derivative needs, the backward multiplies.
 
 With z = x W^T + b and dz = dy activation'(z): dx = dz W, dW = dz^T x, db = the sum of dz over rows. Both products are
-those of the forward, whose second factor is a packed weight: W^T is packed once for as long as W stays, x^T anew.
+those of the forward, whose second factor is a packed weight: W^T is packed once while W stays the same, x^T each time.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fresh
 from fastbert.native.linear import linear_into
-from fastbert.native.packed_weights import kept_transpose
+from fastbert.native.packed_weights import packed_transpose
 from fastbert.native.workspace import workspace
 
 # Tokens are taken so many words (of one fp32, two bf16) at a time, so that a strip of dz^T and a panel of x lie in the
@@ -21,18 +23,16 @@ _CHUNK_WORDS = 1024
 _FROM_OUTPUT = ("relu", "tanh")
 
 
-def linear_training(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
-) -> tuple[Tensor, Tensor | None]:
+def linear_training(x: Tensor, weight: Any, activation: str | None) -> tuple[Tensor, Tensor | None]:
     """act(x weight^T + bias), (M, N), and the tensor that the backward takes as `saved`, if any.
 
-    The caller has asked `supports_linear`.
+    `weight` is an ops.Weight; the caller has asked `supports_linear`.
     """
     y = fresh(x, x.shape[0], weight.shape[0])
     if activation is None or activation in _FROM_OUTPUT:
-        linear_into(y, x, weight, bias, activation)
+        linear_into(y, x, weight, activation)
         return y, None if activation is None else y
-    linear_into(y, x, weight, bias, None)
+    linear_into(y, x, weight, None)
     return activate(y, activation), y
 
 
@@ -49,12 +49,15 @@ def activate(saved: Tensor, activation: str) -> Tensor:
 def linear_backward(
     dy: Tensor,
     x: Tensor,
-    weight: Tensor,
+    weight: Any,
     saved: Tensor | None,
     activation: str | None,
     wanted: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias, None where not `wanted`: dy (M, N) -> (M, K), (N, K), (N,); sums in fp32."""
+    """The gradients of x, weight and bias, None where not `wanted`: dy (M, N) -> (M, K), (N, K), (N,); sums in fp32.
+
+    `weight` is an ops.Weight; its gradients are those of its stacked tensors.
+    """
     (M, N), K, dtype = dy.shape, x.shape[1], x.dtype
     want_x, want_weight, want_bias = wanted
     code, isa, threads = CPU_DTYPES[dtype], chosen_isa()[1], torch.get_num_threads()
@@ -79,7 +82,7 @@ def linear_backward(
     if not M and want_weight:
         dweight.zero_()  # no row is added to it below
     dbias = fresh(x, N) if want_bias else None
-    packed = _packed_transpose(weight, inner) if want_x else None
+    packed = packed_transpose(weight, inner) if want_x else None
 
     for start in range(0, M, chunk or 1):
         rows = min(chunk, M - start)
@@ -113,18 +116,3 @@ def linear_backward(
 
 def _even(n: int, per_word: int) -> int:
     return -(-n // per_word) * per_word
-
-
-def _packed_transpose(weight: Tensor, inner: int) -> Tensor:
-    """weight^T (K, N) as a weight for the product, its N filled up to `inner` with zeros; kept beside the weight."""
-    (N, K), code, isa = weight.shape, CPU_DTYPES[weight.dtype], chosen_isa()[1]
-
-    def pack() -> Tensor:
-        size = C.packed_weight_bytes(code, C.PRECISION_full, K, inner, isa)
-        buffer = fresh(weight, size, dtype=torch.uint8)
-        C.pack_transposed_cpu(
-            *(code, K, inner, weight.data_ptr(), N, weight.stride(0), buffer.data_ptr(), isa, torch.get_num_threads())
-        )
-        return buffer
-
-    return kept_transpose(weight, pack)

@@ -5,15 +5,17 @@ from fastbert.native.packing import bounds
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.embed_layer_norm import embed_layer_norm
-from fastbert.ops.encoder import LayerWeights, WatchedLayers, encoder, release
+from fastbert.ops.encoder import EncoderWeights, LayerWeights, encoder, release
 from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
 from fastbert.ops.packing import pack_mask, read_mask, take_rows
+from fastbert.ops.weight import Weight
 
 __all__ = [
+    "EncoderWeights",
     "LayerWeights",
-    "WatchedLayers",
+    "Weight",
     "add_layer_norm",
     "attention",
     "bounds",

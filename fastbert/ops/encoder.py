@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,85 +13,97 @@ from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention, shared_schedules
 from fastbert.ops.linear import linear
+from fastbert.ops.weight import Weight
 
 
 class LayerWeights(NamedTuple):
     """One layer's weights, (out, in) as in nn.Linear, and its constants."""
 
-    qkv_weight: Tensor  # (3E, E): query, key, value
-    qkv_bias: Tensor  # (3E,)
-    attention_weight: Tensor  # (E, E)
-    attention_bias: Tensor  # (E,)
-    attention_norm_weight: Tensor  # (E,)
-    attention_norm_bias: Tensor  # (E,)
-    up_weight: Tensor  # (F, E)
-    up_bias: Tensor  # (F,)
-    down_weight: Tensor  # (E, F)
-    down_bias: Tensor  # (E,)
-    norm_weight: Tensor  # (E,)
-    norm_bias: Tensor  # (E,)
+    qkv: Weight  # (3E, E): query, key, value
+    out: Weight  # (E, E)
+    out_norm: tuple[Tensor, Tensor]  # weight and bias (E,)
+    up: Weight  # (F, E)
+    down: Weight  # (E, F)
+    norm: tuple[Tensor, Tensor]  # weight and bias (E,)
     num_heads: int
     activation: str
     eps: float
     precision: str | None = None  # of the four products: see ops.linear
 
+    @property
+    def products(self) -> tuple[Weight, ...]:
+        return self.qkv, self.out, self.up, self.down
 
-class WatchedLayers(list[LayerWeights]):
-    """Layers that somebody watches, who makes another list when one of their tensors is another or has been written to.
-
-    So what was found out about them holds for as long as the list does, and is not found out again at each call. What
-    no version counter sees, a write through `.data`, he need not see either.
-    """
-
-    watched = True  # by which backends know
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.out_norm, *self.norm, *(t for weight in self.products for t in weight.tensors)]
 
 
-def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+class EncoderWeights:
+    """All layers of an encoder, and what a backend makes of them together, kept as `Weight.forms` are."""
+
+    def __init__(self, layers: Sequence[LayerWeights]) -> None:
+        self.layers = tuple(layers)
+        self.forms: dict[Hashable, Any] = {}
+
+    def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """make(), or what it returned for this key before: a tuple."""
+        found = self.forms.get(key)
+        if found is None:
+            self.forms[key] = found = make()
+        return found
+
+
+def encoder(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
     Raises:
         ValueError: a shape, dtype or precision that does not fit.
     """
     check_floating("encoder", "x", x)
-    for weights in layers[:1] if isinstance(layers, WatchedLayers) else layers:  # a backend asks the rest
-        check_shape("encoder", "x", x, (None, weights.qkv_weight.shape[1]))
-        check_precision("encoder", weights.precision, x, *weights[:12])
+    for layer in weights.layers[:1]:  # a backend asks the others once
+        check_shape("encoder", "x", x, (None, layer.qkv.shape[1]))
+        check_precision("encoder", layer.precision, x, *layer.tensors)
     if torch.compiler.is_compiling():  # each op knows what a compiled graph can hold
-        return _layers(x, layers, cu_seqlens, max_seqlen)
-    _, run = backend.choose("encoder", x.device.type, x, layers, cu_seqlens, max_seqlen)
-    return run(x, layers, cu_seqlens, max_seqlen)
+        return _layers(x, weights, cu_seqlens, max_seqlen)
+    _, run = backend.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen)
+    return run(x, weights, cu_seqlens, max_seqlen)
 
 
-def release(w: LayerWeights) -> LayerWeights:
-    """`w` for inference alone: where its backend reads weights in a form of its own, they give up their memory.
+def release(layer: LayerWeights) -> bool:
+    """Gives up the memory of a layer's weights, for inference alone, where its backend reads them in a form of its own.
 
-    In their place come tensors on the meta device, by which the backend finds that form; elsewhere it is `w`.
+    The weights of its products are placeholders on the meta device then. Returns whether that was done.
     """
-    x = w.norm_weight.new_empty((1, len(w.norm_weight)))
+    x = layer.norm[0].new_empty((1, len(layer.norm[0])))
     cu_seqlens = torch.tensor([0, 1], dtype=torch.int32, device=x.device)
-    name, _ = backend.choose("encoder", x.device.type, x, [w], cu_seqlens, 1)
-    return native.release(w) if name == "native" else w
+    name, _ = backend.choose("encoder", x.device.type, x, EncoderWeights([layer]), cu_seqlens, 1)
+    if name != "native":
+        return False
+    for weight in layer.products:
+        native.release(weight, layer.precision)
+    return True
 
 
-def _reference(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def _reference(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     with shared_schedules():
-        return _layers(x, layers, cu_seqlens, max_seqlen)
+        return _layers(x, weights, cu_seqlens, max_seqlen)
 
 
-def _layers(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    for w in layers:
-        qkv = linear(x, w.qkv_weight, w.qkv_bias, precision=w.precision).unflatten(1, (3, w.num_heads, -1))
+def _layers(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    for w in weights.layers:
+        qkv = linear(x, w.qkv, precision=w.precision).unflatten(1, (3, w.num_heads, -1))
         context = attention(qkv, cu_seqlens, max_seqlen).flatten(1)
-        y = linear(context, w.attention_weight, w.attention_bias, precision=w.precision)
-        x = add_layer_norm(y, x, w.attention_norm_weight, w.attention_norm_bias, eps=w.eps)
-        y = linear(x, w.up_weight, w.up_bias, activation=w.activation, precision=w.precision)
-        y = linear(y, w.down_weight, w.down_bias, precision=w.precision)
-        x = add_layer_norm(y, x, w.norm_weight, w.norm_bias, eps=w.eps)
+        y = linear(context, w.out, precision=w.precision)
+        x = add_layer_norm(y, x, *w.out_norm, eps=w.eps)
+        y = linear(x, w.up, activation=w.activation, precision=w.precision)
+        y = linear(y, w.down, precision=w.precision)
+        x = add_layer_norm(y, x, *w.norm, eps=w.eps)
     return x
 
 
-def _describe_native(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> str | None:
-    return native.describe_precision(layers[0].precision)
+def _describe_native(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int) -> str | None:
+    return native.describe_precision(weights.layers[0].precision)
 
 
 backend.implement("encoder", "native", native.encoder, native.supports_encoder, _describe_native)

@@ -15,6 +15,7 @@ from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops.linear import linear
+from fastbert.ops.weight import Weight, as_weight
 from fastbert.precision import QUANTIZED
 from fastbert.reference import ACTIVATIONS
 
@@ -24,17 +25,17 @@ Wanted = tuple[bool, bool, bool]
 class _Parts(NamedTuple):
     """What a backend's linear is made of in training.
 
-    `forward(x, weight, bias, activation)` returns y and what the backward keeps in place of y, `activate` makes y of
-    that again, and `backward(dy, x, weight, kept, activation, wanted)` returns the gradients of x, weight and bias.
+    `forward(x, weight, activation)` returns y and the tensor saved in place of y, `activate` makes y of that again, and
+    `backward(dy, x, weight, saved, activation, wanted)` returns the gradients of x, weight and bias.
     """
 
-    forward: Callable[[Tensor, Tensor, Tensor | None, str | None], tuple[Tensor, Tensor | None]]
+    forward: Callable[[Tensor, Weight, str | None], tuple[Tensor, Tensor | None]]
     activate: Callable[[Tensor, str], Tensor]
     backward: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
 
 
 class _Recomputed(torch.autograd.Function):
-    """Keeps x and what `up` keeps, (T, E) and (T, F); without it, what the activation makes, (T, F), is kept too."""
+    """Saves x and what `up` saves, (T, E) and (T, F); without it, what the activation makes, (T, F), is saved too."""
 
     @staticmethod
     def forward(
@@ -45,31 +46,32 @@ class _Recomputed(torch.autograd.Function):
         down_weight: Tensor,
         down_bias: Tensor | None,
         activation: str,
-        up: _Parts,
-        down: _Parts,
+        weights: tuple[Weight, Weight],
+        parts: tuple[_Parts, _Parts],
     ) -> Tensor:
-        inner, kept = up.forward(x, up_weight, up_bias, activation)
-        y, _ = down.forward(inner, down_weight, down_bias, None)
-        ctx.save_for_backward(x, up_weight, kept, down_weight, up_bias, down_bias)
-        ctx.constants = activation, up, down
+        (up, down), (up_parts, down_parts) = weights, parts
+        inner, saved = up_parts.forward(x, up, activation)
+        y, _ = down_parts.forward(inner, down, None)
+        ctx.save_for_backward(x, up_weight, saved, down_weight, up_bias, down_bias)
+        ctx.constants = activation, weights, parts
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, up_weight, kept, down_weight, up_bias, down_bias = ctx.saved_tensors
-        activation, up, down = ctx.constants
+        x, up_weight, saved, down_weight, up_bias, down_bias = ctx.saved_tensors
+        activation, (up, down), (up_parts, down_parts) = ctx.constants
         if torch.is_grad_enabled():
             inputs = x, up_weight, up_bias, down_weight, down_bias
             forward = partial(_formula, activation=activation)
             found = differentiable_gradients("feed_forward", forward, inputs, ctx.needs_input_grad[:5], dy)
             return *found, None, None, None
         wanted_up, wanted_down = ctx.needs_input_grad[:3], (any(ctx.needs_input_grad[:3]), *ctx.needs_input_grad[3:5])
-        inner = up.activate(kept, activation)
-        dinner, *of_down = down.backward(dy, inner, down_weight, None, None, wanted_down)
+        inner = up_parts.activate(saved, activation)
+        dinner, *of_down = down_parts.backward(dy, inner, down, None, None, wanted_down)
         del inner
         of_up = (None, None, None)
         if dinner is not None:
-            of_up = up.backward(dinner, x, up_weight, kept, activation, wanted_up)
+            of_up = up_parts.backward(dinner, x, up, saved, activation, wanted_up)
         return *of_up, *of_down, None, None, None
 
 
@@ -77,21 +79,32 @@ def _formula(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_b
     return F.linear(ACTIVATIONS[activation](F.linear(x, up, up_bias)), down, down_bias)
 
 
-def _parts(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, precision: str | None) -> _Parts:
+def _parts(x: Tensor, weight: Weight, activation: str | None, precision: str | None) -> _Parts:
     """The parts of the backend that runs this product."""
-    name, _ = backend.choose("linear", x.device.type, x, weight, bias, activation=activation, precision=precision)
+    name, _ = backend.choose("linear", x.device.type, x, weight, activation=activation, precision=precision)
     if name == "triton":
         from fastbert.kernels.activation import activation_fwd
-        from fastbert.kernels.linear import linear_bwd, linear_fwd
 
-        return _Parts(partial(linear_fwd, keep_z=True), activation_fwd, linear_bwd)
+        return _Parts(_triton_forward, activation_fwd, _triton_backward)
     if name == "native":
         return _Parts(native.linear_training, native.activate, native.linear_backward)
     return _Parts(_reference_forward, _reference_activate, _reference_backward)
 
 
-def _reference_forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> tuple[Tensor, Tensor]:
-    z = F.linear(x, weight, bias)
+def _triton_forward(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor | None]:
+    from fastbert.kernels.linear import linear_fwd
+
+    return linear_fwd(x, *weight.stacked(), activation, keep_z=True)
+
+
+def _triton_backward(dy: Tensor, x: Tensor, weight: Weight, *rest: Any) -> tuple[Tensor | None, ...]:
+    from fastbert.kernels.linear import linear_bwd
+
+    return linear_bwd(dy, x, weight.stacked()[0], *rest)
+
+
+def _reference_forward(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor]:
+    z = F.linear(x, *weight.stacked())
     return (z if activation is None else ACTIVATIONS[activation](z)), z
 
 
@@ -100,21 +113,21 @@ def _reference_activate(z: Tensor, activation: str) -> Tensor:
 
 
 def _reference_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, z: Tensor | None, activation: str | None, wanted: Wanted
+    dy: Tensor, x: Tensor, weight: Weight, z: Tensor | None, activation: str | None, wanted: Wanted
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     if activation is not None:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             (dy,) = torch.autograd.grad(ACTIVATIONS[activation](z), z, dy)
     want_x, want_weight, want_bias = wanted
-    return dy @ weight if want_x else None, dy.T @ x if want_weight else None, dy.sum(0) if want_bias else None
+    return dy @ weight.stacked()[0] if want_x else None, dy.T @ x if want_weight else None, dy.sum(0) if want_bias else None
 
 
 def feed_forward(
     x: Tensor,
-    up_weight: Tensor,
+    up_weight: Tensor | Weight,
     up_bias: Tensor | None,
-    down_weight: Tensor,
+    down_weight: Tensor | Weight,
     down_bias: Tensor | None,
     *,
     activation: str,
@@ -122,6 +135,8 @@ def feed_forward(
     recompute: bool = False,
 ) -> Tensor:
     """linear(linear(x, up, activation), down): (T, E), (F, E), (F,), (E, F), (E,) -> (T, E).
+
+    A `Weight` has its bias with it, as of `linear`: the bias beside it is None.
 
     Args:
         precision: as of `linear`.
@@ -131,19 +146,22 @@ def feed_forward(
     Raises:
         ValueError: as `linear`.
     """
-    tensors = (x, up_weight, up_bias, down_weight, down_bias)
+    if not (isinstance(up_weight, Weight) and isinstance(down_weight, Weight)):
+        _check(x, up_weight, up_bias, down_weight, down_bias, activation, precision)
+    up, down = as_weight(up_weight, up_bias), as_weight(down_weight, down_bias)
     # A quantised product, which has no gradient, is refused by linear.
-    if not recompute or not needs_gradient(*tensors) or torch.compiler.is_compiling() or precision in QUANTIZED:
-        inner = linear(x, up_weight, up_bias, activation=activation, precision=precision)
-        return linear(inner, down_weight, down_bias, precision=precision)
+    wanted = recompute and needs_gradient(x, *up.tensors, *down.tensors)
+    if not wanted or torch.compiler.is_compiling() or precision in QUANTIZED:
+        inner = linear(x, up, activation=activation, precision=precision)
+        return linear(inner, down, precision=precision)
+    tensors = (x, *up.stacked(), *down.stacked())
     _check(*tensors, activation, precision)
     if autocast_is_on(x):
         with autocast_off(x):
             return feed_forward(*cast(*tensors), activation=activation, recompute=True)
-    inner = x.new_empty((0, up_weight.shape[0]))  # what the second product's backend is to take
-    up = _parts(x, up_weight, up_bias, activation, precision)
-    down = _parts(inner, down_weight, down_bias, None, precision)
-    return _Recomputed.apply(*tensors, activation, up, down)
+    inner = x.new_empty((0, up.shape[0]))  # what the second product's backend is to take
+    parts = _parts(x, up, activation, precision), _parts(inner, down, None, precision)
+    return _Recomputed.apply(*tensors, activation, (up, down), parts)
 
 
 def _check(

@@ -15,6 +15,7 @@ from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops._triton import reason_against
+from fastbert.ops.weight import Weight, as_weight
 from fastbert.precision import QUANTIZED
 
 
@@ -49,49 +50,68 @@ class _TritonLinear(torch.autograd.Function):
         return *linear_bwd(dy, *saved, ctx.activation, ctx.needs_input_grad[:3]), None
 
 
-def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None, precision: str | None) -> Tensor:
+def _triton(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
     from fastbert.kernels.linear import linear_fwd
 
     if precision in QUANTIZED:
-        return _quantized_linear.run(x, weight, bias, activation, precision)
-    if needs_gradient(x, weight, bias):
-        return _TritonLinear.apply(x, weight, bias, activation)
-    return linear_fwd(x, weight, bias, activation)[0]
+        return _quantized_linear.run(x, weight, activation, precision)
+    if needs_gradient(x, *weight.tensors):
+        return _TritonLinear.apply(x, *weight.stacked(), activation)
+    stacked = weight.stacked() if len(weight.weights) == 1 else weight.form("stacked", weight.stacked)
+    return linear_fwd(x, *stacked, activation)[0]
 
 
 def _supports_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: str | None = None,
-    precision: str | None = None,
+    x: Tensor, weight: Weight, *, activation: str | None = None, precision: str | None = None
 ) -> str | None:
     if precision in QUANTIZED:
-        return _quantized_linear.supports(x, weight, bias, precision)
-    return reason_against(x, weight, bias)
+        return _quantized_linear.supports(x, weight, precision)
+    return reason_against(x, *weight.tensors)
 
 
 class _NativeLinear(torch.autograd.Function):
+    """The tensors of `weight` come as arguments too, so that autograd knows of them."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-        y, saved = native.linear_training(x, weight, bias, activation)
-        ctx.save_for_backward(x, weight, saved, bias)
-        ctx.activation = activation
+    def forward(ctx: Any, x: Tensor, weight: Weight, activation: str | None, *tensors: Tensor) -> Tensor:
+        y, saved = native.linear_training(x, weight, activation)
+        ctx.save_for_backward(x, saved, *tensors)
+        ctx.weight, ctx.activation = weight, activation
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, bias = ctx.saved_tensors
+        (x, saved, *tensors), weight = ctx.saved_tensors, ctx.weight
+        need_x, _, _, *needed = ctx.needs_input_grad
+        rows = len(weight.weights)
         if torch.is_grad_enabled():
-            return *_second(ctx, dy, *saved[:2], bias), None
-        return *native.linear_backward(dy, *saved, ctx.activation, ctx.needs_input_grad[:3]), None
+            forward = partial(_reference_of_parts, rows=rows, activation=ctx.activation)
+            dx, *gradients = differentiable_gradients("linear", forward, (x, *tensors), (need_x, *needed), dy)
+            return dx, None, None, *gradients
+        wanted = need_x, any(needed[:rows]), any(needed[rows:])
+        dx, *stacked = native.linear_backward(dy, x, weight, saved, ctx.activation, wanted)
+        gradients = weight.split(*stacked)
+        return dx, None, None, *[g if need else None for g, need in zip(gradients, needed, strict=True)]
 
 
-def _native(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None, precision: str | None) -> Tensor:
-    if needs_gradient(x, weight, bias):  # in full precision, which "high" and "highest" allow
-        return _NativeLinear.apply(x, weight, bias, activation)
-    return native.linear(x, weight, bias, activation=activation, precision=precision)
+def _reference_of_parts(x: Tensor, *tensors: Tensor, rows: int, activation: str | None) -> Tensor:
+    weight = Weight(tensors[:rows], tensors[rows:] or (None,) * rows)
+    return reference.linear(x, *weight.stacked(), activation=activation)
+
+
+def _native(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
+    if needs_gradient(x, *weight.tensors):  # in full precision, which "high" and "highest" allow
+        return _NativeLinear.apply(x, weight, activation, *weight.tensors)
+    return native.linear(x, weight, activation=activation, precision=precision)
+
+
+def _reference(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
+    if weight.is_placeholder and not x.is_meta:
+        raise ValueError(
+            "linear: weight has no memory; a model loaded with inference_only=True runs in the dtype, precision and "
+            "backend that it was loaded for, and is not copied, trained or compiled"
+        )
+    return reference.linear(x, *weight.stacked(), activation=activation, precision=precision)
 
 
 def _describe(words: Callable[[str | None], str | None]) -> Callable[..., str | None]:
@@ -100,12 +120,12 @@ def _describe(words: Callable[[str | None], str | None]) -> Callable[..., str | 
 
 backend.implement("linear", "triton", _triton, _supports_triton, _describe(_quantized_linear.describe))
 backend.implement("linear", "native", _native, native.supports_linear, _describe(native.describe_precision))
-backend.implement("linear", "reference", reference.linear, describe=_describe(reference.describe_precision))
+backend.implement("linear", "reference", _reference, describe=_describe(reference.describe_precision))
 
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Weight,
     bias: Tensor | None = None,
     *,
     activation: str | None = None,
@@ -114,6 +134,8 @@ def linear(
     """(T, E), (F, E), (F,) -> (T, F), with one of `reference.ACTIVATIONS` on top.
 
     Args:
+        weight: a tensor with its bias, or a `Weight`, whose owner keeps the forms that a backend makes of it from call to
+            call: of a tensor they are made for this call alone.
         precision: how the operands are multiplied. None: as they are, in their dtype, sums in fp32. "high",
             "highest": in float32, which a backend may split into bf16 pieces, three or six products in place of
             one. "int8": x rounded to int8 by its rows, weight by its rows, sums in int32, without a gradient; see
@@ -124,26 +146,34 @@ def linear(
             fp8.
     """
     check_floating("linear", "x", x)
+    weight = _checked(x, weight, bias)
+    if activation is not None and activation not in reference.ACTIVATIONS:
+        raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}")
+    check_precision("linear", precision, x, *weight.tensors)
+    if autocast_is_on(x):
+        with autocast_off(x):
+            if precision in QUANTIZED:  # chosen for the model, and narrower than autocast
+                return linear(x, weight, activation=activation, precision=precision)
+            x, *tensors = cast(x, *weight.tensors)
+            rows = len(weight.weights)
+            weight = Weight(tensors[:rows], tensors[rows:] or (None,) * rows)
+            return linear(x, weight, activation=activation)
+    kwargs = {"activation": activation, "precision": precision}
+    if torch.compiler.is_compiling():
+        # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
+        return reference.linear(x, *weight.stacked(), **kwargs)
+    _, run = backend.choose("linear", x.device.type, x, weight, **kwargs)
+    return run(x, weight, **kwargs)
+
+
+def _checked(x: Tensor, weight: Tensor | Weight, bias: Tensor | None) -> Weight:
+    """The operands as a Weight, its shapes held to those of x."""
+    if isinstance(weight, Weight):
+        if x.dim() != 2 or x.shape[1] != weight.shape[1]:
+            check_shape("linear", "x", x, (None, weight.shape[1]))
+        return weight
     check_shape("linear", "weight", weight, (None, x.shape[-1] if x.dim() else None))
     check_shape("linear", "x", x, (None, weight.shape[1]))
     if bias is not None:
         check_shape("linear", "bias", bias, (weight.shape[0],))
-    if activation is not None and activation not in reference.ACTIVATIONS:
-        raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}")
-    check_precision("linear", precision, x, weight, bias)
-    if autocast_is_on(x):
-        with autocast_off(x):
-            if precision in QUANTIZED:  # chosen for the model, and narrower than autocast
-                return linear(x, weight, bias, activation=activation, precision=precision)
-            return linear(*cast(x, weight, bias), activation=activation)
-    kwargs = {"activation": activation, "precision": precision}
-    if torch.compiler.is_compiling():
-        # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
-        return reference.linear(x, weight, bias, **kwargs)
-    name, run = backend.choose("linear", x.device.type, x, weight, bias, **kwargs)
-    if weight.is_meta and name == "reference" and not x.is_meta:
-        raise ValueError(
-            "linear: weight has no memory; a model loaded with inference_only=True runs in the dtype, precision and "
-            "backend that it was loaded for, and is not copied, trained or compiled"
-        )
-    return run(x, weight, bias, **kwargs)
+    return as_weight(weight, bias)

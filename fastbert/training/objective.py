@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastbert.config import BertConfig
 from fastbert.model import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining, BertPreTrainedModel
 from fastbert.model.bert import pool, run_bert
-from fastbert.model.encoder import project
+from fastbert.model.plan import project
 from fastbert.model.heads import IGNORE
 from fastbert.training.batches import PretrainingBatch
 
@@ -84,7 +84,7 @@ def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hid
     if not isinstance(model, BertForNextSentencePrediction):
         mlm = encoded.last_hidden_state.index_select(0, micro_batch.labelled)
     if not isinstance(model, BertForMaskedLM):
-        pooled = pool(model.bert, model.config, inputs, encoded, precision=model.matmul_precision)
+        pooled = pool(inputs, encoded)
         nsp = project(model.cls.seq_relationship, pooled)
     return States(mlm, nsp, encoded.hidden_states)
 

@@ -30,7 +30,6 @@ def shard(objective: nn.Module, device: torch.device, dtype: torch.dtype | None)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = objective.model.bert.encoder.layer
     for layer in layers:
-        layer.attention.self.may_move_qkv = False  # gathered, their memory is FSDP's
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(objective, mesh=mesh)
     for module in (*layers, objective):

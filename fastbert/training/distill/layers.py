@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastbert.model import BertModel, BertPreTrainedModel
-from fastbert.model.encoder import project, project_qkv
+from fastbert.model.layer import Layer
+from fastbert.model.plan import project
 from fastbert.training.distill.losses import relation_loss, state_loss
 from fastbert.training.distill.settings import DistillationSettings
 from fastbert.training.distill.student import check_layers, spread
@@ -119,4 +120,4 @@ class LayerLosses(nn.Module):
 def _qkv(model: BertPreTrainedModel, layer: int, states: Sequence[Tensor]) -> Tensor:
     """Queries, keys and values (T, 3, H, D) of a layer, made once more from the states before it."""
     bert = model if isinstance(model, BertModel) else model.bert
-    return project_qkv(bert.encoder.layer[layer].attention.self, states[layer], model.matmul_precision)
+    return Layer(bert.encoder.layer[layer]).project_qkv(states[layer], model.matmul_precision)

@@ -1,0 +1,190 @@
+"""One transformer layer and the embeddings below it, written once, over the parts of a module tree.
+
+The tree is fastbert's own or a live transformers model with the same names. A part is a linear layer, norm or table. A
+plain one goes through fastbert.ops with a `Weight`; a wrapped one (LoRA, a hook, a quantised layer) is called as the
+module it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbert import ops
+from fastbert.model.inputs import Inputs
+from fastbert.reference import ACTIVATIONS
+
+# Queries, keys and values (T, 3, H, D) -> context (T, H, D), or a pair with the probabilities.
+Attend = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Products(NamedTuple):
+    """What the products of all layers have in common: the activation between the last two, and `precision`."""
+
+    activation: str
+    precision: str | None = None
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling `module` does what `kind` does and nothing else: no subclass, no hook, no forward of its own; nor
+    a weight that is a buffer or no parameter at all."""
+    if type(module) is not kind or is_hooked(module):
+        return False
+    return kind not in (nn.Linear, nn.LayerNorm) or {"weight", "bias"} <= module._parameters.keys()
+
+
+def is_hooked(module: nn.Module) -> bool:
+    return any(map(module.__dict__.get, (*_HOOKS, "forward")))
+
+
+class Projection:
+    """A linear layer, or several over the same input whose outputs stand next to each other: queries, keys, values."""
+
+    __slots__ = ("modules", "weight")
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.modules = modules
+        plain = all(is_plain(m, nn.Linear) for m in modules)
+        alike = plain and len({m.bias is None for m in modules}) == 1
+        self.weight = ops.Weight([m.weight for m in modules], [m.bias for m in modules]) if alike else None
+
+    def __call__(self, x: Tensor, activation: str | None = None, precision: str | None = None) -> Tensor:
+        """(T, K) -> (T, N), with the activation."""
+        if self.weight is not None:
+            return ops.linear(x, self.weight, activation=activation, precision=precision)
+        if len(self.modules) > 1:
+            return torch.cat([Projection(m)(x, activation, precision) for m in self.modules], dim=1)
+        y = self.modules[0](x)
+        return y if activation is None else ACTIVATIONS[activation](y)
+
+
+class Norm(NamedTuple):
+    """dropout, residual and LayerNorm at the end of a layer's half."""
+
+    norm: nn.Module
+    dropout: nn.Dropout
+
+    @property
+    def is_plain(self) -> bool:
+        return is_plain(self.norm, nn.LayerNorm) and self.norm.bias is not None
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        norm, dropout_p = self.norm, active_dropout(self.dropout)
+        if self.is_plain:
+            return ops.add_layer_norm(x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=dropout_p)
+        return norm(F.dropout(x, dropout_p) + residual)
+
+
+class Layer:
+    """Attention and feed-forward of one layer; post-norm, as in Devlin et al., 2018."""
+
+    __slots__ = ("attention", "down", "module", "norm", "out", "out_norm", "qkv", "up")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attention, attended = module.attention.self, module.attention.output
+        self.qkv = Projection(self.attention.query, self.attention.key, self.attention.value)
+        self.out, self.out_norm = Projection(attended.dense), Norm(attended.LayerNorm, attended.dropout)
+        self.up = Projection(module.intermediate.dense)
+        self.down = Projection(module.output.dense)
+        self.norm = Norm(module.output.LayerNorm, module.output.dropout)
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        return self.qkv, self.out, self.up, self.down
+
+    def __call__(self, x: Tensor, products: Products, attend: Attend) -> Tensor | tuple[Tensor, Tensor]:
+        """(T, E) -> (T, E); and what `attend` returns next to the context, where it returns a pair."""
+        attended = attend(self.project_qkv(x, products.precision))
+        context, probs = attended if isinstance(attended, tuple) else (attended, None)
+        y = self.out(context.flatten(1), precision=products.precision)
+        x = self.out_norm(y, x)
+        x = self.norm(self.feed_forward(x, products), x)
+        return x if probs is None else (x, probs)
+
+    def project_qkv(self, x: Tensor, precision: str | None = None) -> Tensor:
+        """Queries, keys and values of every token: (T, E) -> (T, 3, H, D)."""
+        # As transformers counts heads: by their width, so that a model with fewer of them runs.
+        return self.qkv(x, precision=precision).unflatten(1, (3, -1, self.attention.attention_head_size))
+
+    def feed_forward(self, x: Tensor, products: Products) -> Tensor:
+        """The two products; the activation is recomputed in the backward where the layer asks for that."""
+        if self.up.weight is not None and self.down.weight is not None:
+            recompute = getattr(self.module, "recompute_activations", False)
+            weights = self.up.weight, None, self.down.weight, None
+            return ops.feed_forward(x, *weights, **products._asdict(), recompute=recompute)
+        return self.down(self.up(x, *products), precision=products.precision)
+
+    def dropout_is_off(self) -> bool:
+        drops = self.attention.dropout, self.out_norm.dropout, self.norm.dropout
+        return not any(drop.training and drop.p for drop in drops)
+
+    def weights(self, products: Products) -> ops.LayerWeights | None:
+        """What ops.encoder takes of this layer, dropout aside; None where it has a part that has to be called."""
+        (qkv, out, up, down), norms = (p.weight for p in self.projections), (self.out_norm, self.norm)
+        if any(w is None for w in (qkv, out, up, down)) or not all(norm.is_plain for norm in norms):
+            return None
+        rows = {len(w) for w in qkv.weights}
+        eps = self.norm.norm.eps
+        if len(rows) > 1 or eps != self.out_norm.norm.eps or out.shape[0] != out.shape[1]:  # heads were cut out
+            return None
+        pairs = ((norm.norm.weight, norm.norm.bias) for norm in norms)
+        num_heads = rows.pop() // self.attention.attention_head_size
+        return ops.LayerWeights(qkv, out, next(pairs), up, down, next(pairs), num_heads, products.activation, eps, products.precision)
+
+
+class Embeddings:
+    """The bottom of the model: three tables, their sum, its norm."""
+
+    __slots__ = ("dropout", "is_plain", "norm", "tables", "word", "word_is_plain")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.word, self.norm, self.dropout = module.word_embeddings, module.LayerNorm, module.dropout
+        self.tables = module.token_type_embeddings, module.position_embeddings
+        self.word_is_plain = is_plain_table(self.word)
+        self.is_plain = all(map(is_plain_table, self.tables)) and Norm(self.norm, self.dropout).is_plain
+
+    def __call__(self, tokens: Inputs) -> Tensor:
+        """Flat tokens (T,) -> (T, E); given embeddings serve as a table of their own."""
+        dropout_p = active_dropout(self.dropout)
+        types, positions = self.tables
+        if not self.is_plain:
+            x = self.word(tokens.ids) if tokens.embeds is None else tokens.embeds
+            x = x + types(tokens.token_type_ids) + positions(tokens.position_ids)
+            return F.dropout(self.norm(x), dropout_p)
+        if tokens.embeds is None and self.word_is_plain:
+            ids, table, padding_idx = tokens.ids, self.word.weight, self.word.padding_idx
+        else:
+            table = self.word(tokens.ids) if tokens.embeds is None else tokens.embeds
+            ids, padding_idx = torch.arange(table.shape[0], device=table.device), None
+        tables = table, types.weight, positions.weight
+        return ops.embed_layer_norm(
+            *(ids, tokens.token_type_ids, tokens.position_ids, *tables, self.norm.weight, self.norm.bias),
+            eps=self.norm.eps,
+            dropout_p=dropout_p,
+            padding_idx=padding_idx,
+        )
+
+
+def is_plain_table(table: nn.Module) -> bool:
+    """Whether rows of its weight, and their plain gradient, are all there is to an embedding."""
+    if not is_plain(table, nn.Embedding):
+        return False
+    return table.max_norm is None and not table.sparse and not table.scale_grad_by_freq
+
+
+def active_dropout(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
+
+
+def sharded(layer: nn.Module) -> nn.Module | None:
+    """The layer that FSDP has wrapped (version 1) or hooked (version 2); None where it is a layer of its own."""
+    kind = type(layer)
+    if not hasattr(kind, "unshard") and kind.__name__ != "FullyShardedDataParallel":
+        return None
+    return layer._modules.get("_fsdp_wrapped_module", layer)

@@ -1,0 +1,276 @@
+"""Plans: what is derived from a module tree, who owns it, and whether it still holds.
+
+A plan hangs on the module that it was made of, and dies with it. It holds the parts of the tree, the `Weight`s whose
+forms the backends keep in it (packed panels, transposes, 8-bit rows, the descriptors that C++ takes), and what all that
+was made of. There is no other store, and no other test of freshness.
+
+What is seen at the next call:
+* modules that are replaced, hooked, wrapped, or given a forward of their own; constants like a norm's eps;
+* parameters that are replaced, moved or written to, by whatever the version counter counts: optimizers, load_state_dict,
+  in-place ops;
+* writes to biases and norms by any means.
+Writes to weights that bypass the version counter (through .data or numpy) are seen by checksums on the CPU: with
+gradients at the next call, without at the latest after `Checksums.calls_until_seen` calls. On a GPU looking at values
+would wait for the device: there `fastbert.refresh` says that something was written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, repeat
+from operator import is_, itemgetter
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fastbert import native, ops
+from fastbert.model.layer import Embeddings, Layer, Products, Projection, is_hooked, sharded
+
+_PLAN = "_fastbert_plan"
+Verdict = Callable[[nn.Module], str | None]
+_HOOKS = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Attributes that a plan's parts are read of, by what has them.
+_CONSTANTS = ("eps", "attention_head_size", "scaling", "padding_idx", "max_norm", "sparse", "scale_grad_by_freq")
+
+
+class Tree:
+    """The modules below one as they were: which, of what class, with what hooks, constants and parameters.
+
+    Everything is compared by loops of C over lists, a few microseconds each: there is no counter in torch that all ways
+    to change a module tree count, but for hooks, whose handles are numbered.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.modules = list(root.modules())
+        self.own = own = [vars(m) for m in self.modules]
+        self.kinds = list(map(type, self.modules))
+        self.forwards = [d.get("forward") for d in own]
+        self.classes = [kind for kind in dict.fromkeys(self.kinds) if kind.__module__ != "torch.nn.modules.container"]
+        self.code = self._code()
+        self.parents = [d for d in own if d["_modules"]]
+        self.children = self._children()
+        self.holders = [d["_parameters"] for d in own if d["_parameters"]]
+        self.parameters = self._parameters()
+        found = [(d, name) for d in own for name in _CONSTANTS if name in d]
+        self.owners, self.names = [d for d, _ in found], [name for _, name in found]
+        self.constants = self._constants()
+        self.handles = RemovableHandle.next_id
+        self.has_hooks = any(map(is_hooked, self.modules))
+        self.hooks = self._hooks()
+
+    def _children(self) -> list[nn.Module]:
+        return [*chain.from_iterable(map(dict.values, map(itemgetter("_modules"), self.parents)))]
+
+    def _parameters(self) -> list[Tensor | None]:
+        return [*chain.from_iterable(map(dict.values, self.holders))]
+
+    def _constants(self) -> list[Any]:
+        return [d[name] for d, name in zip(self.owners, self.names, strict=True)]
+
+    def _code(self) -> list[Any]:
+        forwards = [kind.forward for kind in self.classes]
+        return [*forwards, *[getattr(forward, "__code__", None) for forward in forwards]]
+
+    def _hooks(self) -> list[tuple]:
+        return [tuple(hooks or ()) for hooks in chain.from_iterable(map(_HOOKS, self.own))]
+
+    def holds(self) -> bool:
+        """Whether everything but values is as it was."""
+        try:
+            if self.has_hooks or self.handles != RemovableHandle.next_id:
+                if self.hooks != self._hooks():
+                    return False
+                self.handles = RemovableHandle.next_id
+            return (
+                _same(self.children, self._children())
+                and _same(self.parameters, self._parameters())
+                and _same(self.kinds, list(map(type, self.modules)))
+                and _same(self.forwards, list(map(dict.get, self.own, repeat("forward"))))
+                and _same(self.constants, self._constants())
+                and self.code == self._code()
+            )
+        except (AttributeError, KeyError, TypeError):  # something is gone
+            return False
+
+
+def _same(before: list[Any], now: list[Any]) -> bool:
+    return len(before) == len(now) and all(map(is_, before, now))
+
+
+class Plan:
+    """The derived state of one module: weights, and the values that their forms were made of."""
+
+    def __init__(self, root: nn.Module, weights: list[ops.Weight]) -> None:
+        self.owner = ref(root)  # DataParallel copies a __dict__ as it is
+        self.tree = Tree(root)
+        self.weights = weights
+        self.tensors = [p for p in self.tree.parameters if p is not None and not p.is_meta]
+        self.counts = not any(type(p) is not nn.Parameter or p.is_inference() for p in self.tensors)
+        self.written()
+
+    def written(self) -> None:
+        """Drops all forms: parameters have been written to."""
+        for weight in self.weights:
+            if not weight.is_placeholder:
+                weight.forms.clear()
+        self.state = self._state() if self.counts else None
+        self.checksums: native.Checksums | None = None
+
+    def _state(self) -> list[Any]:
+        """The memory of each parameter, and how often it was written to, by what counts that."""
+        state: list[Any] = [p.data_ptr() for p in self.tensors]
+        state += [p._version for p in self.tensors]
+        state += [p.stride() for p in self.tensors]
+        return state
+
+    def holds(self, root: nn.Module) -> bool:
+        """Whether the plan is of `root` as it is, values aside."""
+        return self.owner() is root and self.counts and self.tree.holds()
+
+    def look_for_writes(self, *, whole: bool) -> None:
+        """Drops the forms of what was written to; at all values where `whole`, else at a part of them."""
+        if self.state != self._state():
+            self.written()
+        elif self.checksums is not None and self.checksums.changed(whole=whole):
+            self.written()
+        if self.checksums is None and native.available() is None and self._is_on_cpu():
+            weights = [w for w in self.weights if not w.is_placeholder]
+            self.checksums = native.Checksums(weights)
+            self.checksums.take()
+
+    def _is_on_cpu(self) -> bool:
+        return all(t.is_cpu for w in self.weights[:1] for t in w.tensors)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Measures a call, by whose time the next one's look at values is bounded."""
+        start = time.perf_counter()
+        yield
+        if self.checksums is not None:
+            self.checksums.seconds = time.perf_counter() - start
+
+    def nbytes(self) -> int:
+        """The memory that forms take, in addition to the parameters."""
+        return sum(weight.nbytes() for weight in self.weights)
+
+    # A copy of the owner, pickled or not, makes a plan of its own.
+    def __reduce__(self) -> tuple:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None
+
+
+class EncoderPlan(Plan):
+    """The plan of a module with .embeddings, .encoder.layer and, it may be, .pooler.
+
+    `foreign` says which part is not known to work token by token, of a live model: then there are no parts.
+    """
+
+    def __init__(self, bert: nn.Module, products: Products, verdict: Verdict | None = None) -> None:
+        self.find_parts(bert, products, verdict)
+        projections = [p for layer in self.layers if layer is not None for p in layer.projections]
+        projections += [] if self.pooler is None else [self.pooler]
+        super().__init__(bert, [p.weight for p in projections if p.weight is not None])
+
+    def find_parts(self, bert: nn.Module, products: Products, verdict: Verdict | None) -> None:
+        self.products, self.foreign = products, None if verdict is None else verdict(bert)
+        self.modules: list[nn.Module] = []
+        self.layers: list[Layer | None] = []
+        self.pooler = self.whole = None
+        if self.foreign is not None:
+            return
+        self.modules = list(bert.encoder.layer)
+        # What FSDP shards has its parameters during its own forward only.
+        self.layers = [None if sharded(module) else Layer(module) for module in self.modules]
+        self.embeddings = Embeddings(bert.embeddings)
+        pooler = getattr(bert, "pooler", None)
+        self.pooler = None if pooler is None else Projection(pooler.dense)
+        self.whole = self._whole()
+
+    def _whole(self) -> ops.EncoderWeights | None:
+        if any(layer is None or is_hooked(module) for layer, module in zip(self.layers, self.modules, strict=True)):
+            return None
+        found = [layer.weights(self.products) for layer in self.layers]
+        return None if any(w is None for w in found) else ops.EncoderWeights(found)
+
+    def written(self) -> None:
+        super().written()
+        if self.whole is not None:
+            self.whole.forms.clear()
+
+    @torch.no_grad()
+    def release(self, index: int) -> None:
+        """Lets the backend that runs layer `index` keep its own form of the weights alone: see ops.release."""
+        layer = self.layers[index]
+        weights = layer.weights(self.products)
+        if weights is None or not ops.release(weights):
+            return
+        for projection in layer.projections:
+            for module, placeholder in zip(projection.modules, projection.weight.weights, strict=True):
+                module.weight = placeholder
+
+
+class _Untracked(EncoderPlan):
+    """The parts alone, for one call: where the call is compiled, and Python's side of it vanishes."""
+
+    def __init__(self, bert: nn.Module, products: Products, verdict: Verdict | None) -> None:
+        self.find_parts(bert, products, verdict)
+
+
+def encoder_plan(bert: nn.Module, products: Products, verdict: Verdict | None = None) -> EncoderPlan:
+    """The plan of an encoder, made again where its modules have changed; its forms are those of the values now.
+
+    `verdict` says of a live model which part is foreign; it is asked once for a plan.
+    """
+    if torch.compiler.is_compiling():
+        return _Untracked(bert, products, verdict)
+    plan = vars(bert).get(_PLAN)
+    if plan is None or plan.products != products or not plan.holds(bert):
+        vars(bert).pop(_PLAN, None)  # with all that it holds
+        plan = EncoderPlan(bert, products, verdict)
+        if plan.counts:
+            vars(bert)[_PLAN] = plan
+    if plan.counts:
+        plan.look_for_writes(whole=torch.is_grad_enabled())
+    return plan
+
+
+def adopt(bert: nn.Module, plan: EncoderPlan) -> None:
+    """Hangs a plan made before its layers gave up their weights on the encoder."""
+    Plan.__init__(plan, bert, plan.weights)
+    vars(bert)[_PLAN] = plan
+
+
+def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tensor:
+    """A linear layer outside an encoder, a head's, with its activation; a plain one has a plan of its own."""
+    projection = Projection(linear)
+    if projection.weight is None or torch.compiler.is_compiling():
+        return projection(x, activation)
+    plan = vars(linear).get(_PLAN)
+    if plan is None or not plan.holds(linear):
+        plan = Plan(linear, [projection.weight])
+        if plan.counts:
+            vars(linear)[_PLAN] = plan
+    if plan.counts:
+        plan.look_for_writes(whole=torch.is_grad_enabled())
+    with plan.timed():
+        return ops.linear(x, plan.weights[0], activation=activation)
+
+
+def refresh(module: nn.Module) -> None:
+    """Drops every form in a module: see `fastbert.refresh`."""
+    for part in module.modules():
+        plan = vars(part).get(_PLAN)
+        if plan is not None:
+            plan.written()
+
+
+def forget(module: nn.Module) -> None:
+    """Takes the plan, if there is one, from a module."""
+    vars(module).pop(_PLAN, None)

@@ -1,0 +1,69 @@
+"""Weight: the parameters of one matrix product, and the forms of them that backends read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Weight:
+    """The weight and bias of one product: those of one linear layer, or of several that take the same input.
+
+    The rows of the several follow one another: queries, keys and values are one product of (3E, E). Nothing moves the
+    parameters. What a backend makes of them (packed panels, their transposes, 8-bit rows) it keeps in `forms`, which
+    live as long as this object and are dropped by its owner, a plan, when the parameters have changed.
+    """
+
+    __slots__ = ("__weakref__", "biases", "forms", "shape", "weights")
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """weights: (N_i, K); biases: (N_i,) each, or all None."""
+        self.weights = tuple(weights)
+        self.biases = tuple(b for b in biases if b is not None)
+        if self.biases and len(self.biases) < len(self.weights):
+            raise ValueError(f"{len(self.biases)} of {len(self.weights)} weights have a bias; it must be all or none")
+        self.shape = sum(w.shape[0] for w in self.weights), self.weights[0].shape[1]  # (N, K)
+        self.forms: dict[Hashable, Any] = {}
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All parameters: the weights, then the biases."""
+        return self.weights + self.biases
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether the parameters have given up their memory: see `ops.release`."""
+        return self.weights[0].is_meta
+
+    def stacked(self) -> tuple[Tensor, Tensor | None]:
+        """The weight (N, K) and the bias (N,) as one tensor each; concatenated where they are several."""
+        if len(self.weights) == 1:
+            return self.weights[0], self.biases[0] if self.biases else None
+        return torch.cat(self.weights), torch.cat(self.biases) if self.biases else None
+
+    def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """make(), or what it returned for this key before."""
+        found = self.forms.get(key)
+        if found is None:
+            self.forms[key] = found = make()
+        return found
+
+    def split(self, dweight: Tensor | None, dbias: Tensor | None) -> list[Tensor | None]:
+        """Gradients of the stacked weight and bias as gradients of `tensors`."""
+        rows = [w.shape[0] for w in self.weights]
+        parts = [None] * len(rows) if dweight is None else list(dweight.split(rows))
+        if self.biases:
+            parts += [None] * len(rows) if dbias is None else list(dbias.split(rows))
+        return parts
+
+    def nbytes(self) -> int:
+        """The memory that the forms take, in addition to the parameters."""
+        return sum(t.nbytes for form in self.forms.values() for t in (form if isinstance(form, tuple) else (form,)) if t is not None)
+
+
+def as_weight(weight: Tensor | Weight, bias: Tensor | None) -> Weight:
+    """A Weight as it is; a tensor and its bias as one without an owner, whose forms last for one call."""
+    return weight if isinstance(weight, Weight) else Weight((weight,), (bias,))
