@@ -135,7 +135,9 @@ class Layer:
             return None
         pairs = ((norm.norm.weight, norm.norm.bias) for norm in norms)
         num_heads = rows.pop() // self.attention.attention_head_size
-        return ops.LayerWeights(qkv, out, next(pairs), up, down, next(pairs), num_heads, products.activation, eps, products.precision)
+        return ops.LayerWeights(
+            qkv, out, next(pairs), up, down, next(pairs), num_heads, products.activation, eps, products.precision
+        )
 
 
 class Embeddings:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, repeat
-from operator import is_, itemgetter
+from operator import getitem, is_, itemgetter
 from typing import Any
 from weakref import ref
 
@@ -39,58 +39,62 @@ _CONSTANTS = ("eps", "attention_head_size", "scaling", "padding_idx", "max_norm"
 
 
 class Tree:
-    """The modules below one as they were: which, of what class, with what hooks, constants and parameters.
+    """The modules below a root as they were: which, of what class, with what hooks, constants and parameters.
 
-    Everything is compared by loops of C over lists, a few microseconds each: there is no counter in torch that all ways
-    to change a module tree count, but for hooks, whose handles are numbered.
+    Everything is compared by loops of C over lists, some microseconds each: torch has no counter that all ways to change
+    a module tree count, but for hooks, whose handles are numbered. The root itself is not held: a plan hangs on it.
     """
 
     def __init__(self, root: nn.Module) -> None:
-        self.modules = list(root.modules())
-        self.own = own = [vars(m) for m in self.modules]
-        self.kinds = list(map(type, self.modules))
-        self.forwards = [d.get("forward") for d in own]
-        self.classes = [kind for kind in dict.fromkeys(self.kinds) if kind.__module__ != "torch.nn.modules.container"]
-        self.code = self._code()
-        self.parents = [d for d in own if d["_modules"]]
-        self.children = self._children()
-        self.holders = [d["_parameters"] for d in own if d["_parameters"]]
-        self.parameters = self._parameters()
-        found = [(d, name) for d in own for name in _CONSTANTS if name in d]
+        self.modules = [m for m in root.modules() if m is not root]
+        self.own = [vars(m) for m in self.modules]
+        self.parents = [d for d in self.own if d["_modules"]]
+        self.holders = [d for d in self.own if d["_parameters"]]
+        found = [(d, name) for d in self.own for name in _CONSTANTS if name in d]
         self.owners, self.names = [d for d, _ in found], [name for _, name in found]
-        self.constants = self._constants()
-        self.handles = RemovableHandle.next_id
-        self.has_hooks = any(map(is_hooked, self.modules))
-        self.hooks = self._hooks()
+        self.kinds = self._kinds(root)
+        self.classes = [kind for kind in dict.fromkeys(self.kinds) if kind.__module__ != "torch.nn.modules.container"]
+        self.code, self.children, self.parameters = self._code(), self._children(root), self._parameters(root)
+        self.forwards, self.constants = self._forwards(), self._constants()
+        self.has_hooks = any(map(is_hooked, (root, *self.modules)))
+        self.handles, self.hooks = RemovableHandle.next_id, self._hooks(root)
 
-    def _children(self) -> list[nn.Module]:
-        return [*chain.from_iterable(map(dict.values, map(itemgetter("_modules"), self.parents)))]
+    def _kinds(self, root: nn.Module) -> list[type]:
+        return [type(root), *map(type, self.modules)]
 
-    def _parameters(self) -> list[Tensor | None]:
-        return [*chain.from_iterable(map(dict.values, self.holders))]
+    def _children(self, root: nn.Module) -> list[nn.Module]:
+        tables = map(itemgetter("_modules"), self.parents)
+        return [*root._modules.values(), *chain.from_iterable(map(dict.values, tables))]
+
+    def _parameters(self, root: nn.Module) -> list[Tensor | None]:
+        tables = map(itemgetter("_parameters"), self.holders)
+        return [*root._parameters.values(), *chain.from_iterable(map(dict.values, tables))]
+
+    def _forwards(self) -> list[Any]:
+        return [*map(dict.get, self.own, repeat("forward"))]
 
     def _constants(self) -> list[Any]:
-        return [d[name] for d, name in zip(self.owners, self.names, strict=True)]
+        return [*map(getitem, self.owners, self.names)]
 
     def _code(self) -> list[Any]:
         forwards = [kind.forward for kind in self.classes]
         return [*forwards, *[getattr(forward, "__code__", None) for forward in forwards]]
 
-    def _hooks(self) -> list[tuple]:
-        return [tuple(hooks or ()) for hooks in chain.from_iterable(map(_HOOKS, self.own))]
+    def _hooks(self, root: nn.Module) -> list[tuple]:
+        return [tuple(hooks or ()) for hooks in chain.from_iterable(map(_HOOKS, (vars(root), *self.own)))]
 
-    def holds(self) -> bool:
+    def holds(self, root: nn.Module) -> bool:
         """Whether everything but values is as it was."""
         try:
             if self.has_hooks or self.handles != RemovableHandle.next_id:
-                if self.hooks != self._hooks():
+                if self.hooks != self._hooks(root):
                     return False
                 self.handles = RemovableHandle.next_id
             return (
-                _same(self.children, self._children())
-                and _same(self.parameters, self._parameters())
-                and _same(self.kinds, list(map(type, self.modules)))
-                and _same(self.forwards, list(map(dict.get, self.own, repeat("forward"))))
+                _same(self.children, self._children(root))
+                and _same(self.parameters, self._parameters(root))
+                and _same(self.kinds, self._kinds(root))
+                and _same(self.forwards, self._forwards())
                 and _same(self.constants, self._constants())
                 and self.code == self._code()
             )
@@ -111,6 +115,7 @@ class Plan:
         self.weights = weights
         self.tensors = [p for p in self.tree.parameters if p is not None and not p.is_meta]
         self.counts = not any(type(p) is not nn.Parameter or p.is_inference() for p in self.tensors)
+        self.shapes = self._shapes()
         self.written()
 
     def written(self) -> None:
@@ -121,22 +126,20 @@ class Plan:
         self.state = self._state() if self.counts else None
         self.checksums: native.Checksums | None = None
 
-    def _state(self) -> list[Any]:
+    def _state(self) -> list[int]:
         """The memory of each parameter, and how often it was written to, by what counts that."""
-        state: list[Any] = [p.data_ptr() for p in self.tensors]
-        state += [p._version for p in self.tensors]
-        state += [p.stride() for p in self.tensors]
-        return state
+        return [p.data_ptr() for p in self.tensors] + [p._version for p in self.tensors]
+
+    def _shapes(self) -> list[Any]:
+        return [p.numel() for p in self.tensors] + [p.stride() for p in self.tensors]
 
     def holds(self, root: nn.Module) -> bool:
         """Whether the plan is of `root` as it is, values aside."""
-        return self.owner() is root and self.counts and self.tree.holds()
+        return self.owner() is root and self.counts and self.tree.holds(root) and self.shapes == self._shapes()
 
     def look_for_writes(self, *, whole: bool) -> None:
         """Drops the forms of what was written to; at all values where `whole`, else at a part of them."""
-        if self.state != self._state():
-            self.written()
-        elif self.checksums is not None and self.checksums.changed(whole=whole):
+        if self.state != self._state() or (self.checksums is not None and self.checksums.changed(whole=whole)):
             self.written()
         if self.checksums is None and native.available() is None and self._is_on_cpu():
             weights = [w for w in self.weights if not w.is_placeholder]

@@ -99,7 +99,9 @@ class BertPreTrainedModel(nn.Module):
                 if inference_only:
                     model.requires_grad_(False)
                 plan = _plan(model) if inference_only else None
-                checkpoint.load_into(model, source, found, _initialise, _ignore if plan is None else _releaser(model, plan))
+                checkpoint.load_into(
+                    model, source, found, _initialise, _ignore if plan is None else _releaser(model, plan)
+                )
                 if plan is not None:
                     adopt(_base(model), plan)
         return model

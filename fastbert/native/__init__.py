@@ -8,13 +8,13 @@ from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_no
 from fastbert.native.add_layer_norm_gradient import add_layer_norm_backward, add_layer_norm_training
 from fastbert.native.attention import attention, supports_attention
 from fastbert.native.attention_gradient import attention_backward, attention_training
+from fastbert.native.checksums import Checksums
 from fastbert.native.dropout import draw_seed
 from fastbert.native.embed_layer_norm import (
     embed_layer_norm,
     embed_layer_norm_backward,
     supports_embed_layer_norm,
 )
-from fastbert.native.checksums import Checksums
 from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas, real_isas
 from fastbert.native.linear import linear, supports_linear

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from fastbert.native.extension import C
+from fastbert.weight import Weight
 
 _CHUNK = 1 << 15  # bytes
 _LEAST = 1 << 16  # bytes of the weights that a call looks at, however short it is
@@ -18,12 +20,12 @@ _SHARE = 0.01  # of a call's time
 
 
 class Checksums:
-    """The values of several `ops.Weight`s on the CPU, as they were when `take` was called last.
+    """The values of several `Weight`s on the CPU, as they were when `take` was called last.
 
     Biases are compared whole at each call of `changed`; of the weights a part that moves on from call to call.
     """
 
-    def __init__(self, weights: Sequence[Any]) -> None:
+    def __init__(self, weights: Sequence[Weight]) -> None:
         self.weights = weights
         self.words, self.owners = array("Q"), []  # address, bytes, checksum of each chunk; the weight it belongs to
         for kind in ("biases", "weights"):
@@ -33,7 +35,8 @@ class Checksums:
             if kind == "biases":
                 self.small = len(self.owners)
         self.next = self.small
-        self.bytes = sum(self.words[1::3])
+        self.ends = list(accumulate(self.words[1::3]))  # bytes up to the end of each chunk
+        self.bytes = self.ends[-1] if self.ends else 0
         self.speed = 1e10  # bytes per second, until it is measured
         self.credit = 0.0
         self.seconds = 0.0  # that the last call took, for its owner to say
@@ -53,23 +56,25 @@ class Checksums:
 
     def changed(self, *, whole: bool) -> bool:
         """Whether values have changed, as far as this call looks: at all of them, or for a hundredth of its time."""
-        if self._differ(0, len(self.owners) if whole else self.small):
+        everything = len(self.owners)
+        credit = self.credit + self._bytes_per_call()
+        if whole or credit >= self.bytes:
+            self.credit = 0.0
+            return self._differ(0, everything)
+        if self._differ(0, self.small):
             return True
-        count = len(self.owners) - self.small
-        if whole or not count:
-            return False
-        self.credit = min(self.credit + max(_SHARE * self.seconds * self.speed, _LEAST), count * _CHUNK)
-        steps = int(self.credit // _CHUNK)
-        self.credit -= steps * _CHUNK
-        first, self.next = self.next, self.small + (self.next - self.small + steps) % count
-        if first + steps <= len(self.owners):
-            return self._differ(first, first + steps)
-        return self._differ(first, len(self.owners)) or self._differ(self.small, self.next)
+        first, done = self.next, self.ends[self.next - 1] if self.next else 0
+        end = bisect_right(self.ends, done + credit)
+        self.credit = credit - (self.ends[end - 1] - done) if end > first else credit
+        self.next = end if end < everything else self.small
+        return self._differ(first, end)
 
     def calls_until_seen(self) -> int:
         """The most calls like the last one until a write to any weight is seen."""
-        count = len(self.owners) - self.small
-        return max(1, -(-count * _CHUNK // int(max(_SHARE * self.seconds * self.speed, _LEAST))))
+        return 1 + int(self.bytes / self._bytes_per_call())
+
+    def _bytes_per_call(self) -> float:
+        return max(_SHARE * self.seconds * self.speed, _LEAST)
 
     def _differ(self, begin: int, end: int) -> bool:
         address = self.words.buffer_info()[0] + 24 * begin

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason, fresh
 from fastbert.native.packed_weights import has_packed, packed
+from fastbert.weight import Weight, as_weight
 
 
 def supports_linear(
     x: Tensor,
-    weight: Any,
+    weight: Tensor | Weight,
+    bias: Tensor | None = None,
     *,
     activation: str | None = None,
     precision: str | None = None,
 ) -> str | None:
     """None where `linear` takes these arguments, else the reason why not."""
+    weight = as_weight(weight, bias)
     if C is None:
         return available()
     if activation not in ACTIVATIONS:
@@ -45,13 +46,21 @@ def supports_linear(
     return None
 
 
-def linear(x: Tensor, weight: Any, *, activation: str | None = None, precision: str | None = None) -> Tensor:
-    """act(x weight^T + bias): x (M, K), an ops.Weight of (N, K) -> (M, N); sums in fp32, those of int8 in int32. No
+def linear(
+    x: Tensor,
+    weight: Tensor | Weight,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    precision: str | None = None,
+) -> Tensor:
+    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32. No
     autograd.
 
     Raises:
         ValueError: arguments it does not take, with the reason of `supports_linear`.
     """
+    weight = as_weight(weight, bias)
     reason = supports_linear(x, weight, activation=activation, precision=precision)
     if reason is not None:
         raise ValueError(f"native.linear: {reason}")
@@ -60,7 +69,7 @@ def linear(x: Tensor, weight: Any, *, activation: str | None = None, precision: 
     return y
 
 
-def linear_into(y: Tensor, x: Tensor, weight: Any, activation: str | None, precision: str | None = None) -> None:
+def linear_into(y: Tensor, x: Tensor, weight: Weight, activation: str | None, precision: str | None = None) -> None:
     buffer = packed(weight, precision)  # held: another thread may drop the form while this one multiplies
     C.linear_cpu(
         CPU_DTYPES[x.dtype],

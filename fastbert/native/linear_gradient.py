@@ -6,8 +6,6 @@ those of the forward, whose second factor is a packed weight: W^T is packed once
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fr
 from fastbert.native.linear import linear_into
 from fastbert.native.packed_weights import packed_transpose
 from fastbert.native.workspace import workspace
+from fastbert.weight import Weight
 
 # Tokens are taken so many words (of one fp32, two bf16) at a time, so that a strip of dz^T and a panel of x lie in the
 # L2 cache. Over 16384 at once, dW took 1.6 times as long.
@@ -23,10 +22,10 @@ _CHUNK_WORDS = 1024
 _FROM_OUTPUT = ("relu", "tanh")
 
 
-def linear_training(x: Tensor, weight: Any, activation: str | None) -> tuple[Tensor, Tensor | None]:
+def linear_training(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor | None]:
     """act(x weight^T + bias), (M, N), and the tensor that the backward takes as `saved`, if any.
 
-    `weight` is an ops.Weight; the caller has asked `supports_linear`.
+    The caller has asked `supports_linear`.
     """
     y = fresh(x, x.shape[0], weight.shape[0])
     if activation is None or activation in _FROM_OUTPUT:
@@ -49,14 +48,14 @@ def activate(saved: Tensor, activation: str) -> Tensor:
 def linear_backward(
     dy: Tensor,
     x: Tensor,
-    weight: Any,
+    weight: Weight,
     saved: Tensor | None,
     activation: str | None,
     wanted: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, weight and bias, None where not `wanted`: dy (M, N) -> (M, K), (N, K), (N,); sums in fp32.
 
-    `weight` is an ops.Weight; its gradients are those of its stacked tensors.
+    Those of the weight are gradients of its stacked tensors.
     """
     (M, N), K, dtype = dy.shape, x.shape[1], x.dtype
     want_x, want_weight, want_bias = wanted

@@ -1,21 +1,20 @@
-"""Weights in the order that the kernels read, kept as forms of an `ops.Weight`, by its owner."""
+"""Weights in the order that the kernels read, kept as forms of an `Weight`, by its owner."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa, fresh
+from fastbert.weight import Weight
 
 
-def packed(weight: Any, precision: str | None = None) -> Tensor:
-    """The panels of an ops.Weight with its biases, for the instruction set in use."""
+def packed(weight: Weight, precision: str | None = None) -> Tensor:
+    """The panels of an Weight with its biases, for the instruction set in use."""
     return weight.form(("packed", precision, chosen_isa()[1]), lambda: _pack(weight, precision))
 
 
-def _pack(weight: Any, precision: str | None) -> Tensor:
+def _pack(weight: Weight, precision: str | None) -> Tensor:
     (N, K), first, isa, threads = weight.shape, weight.weights[0], chosen_isa()[1], torch.get_num_threads()
     kind = CPU_DTYPES[first.dtype], PRECISIONS[precision]
     weights, biases = weight.weights, weight.biases or (None,) * len(weight.weights)
@@ -34,12 +33,12 @@ def _pack(weight: Any, precision: str | None) -> Tensor:
     return buffer
 
 
-def packed_transpose(weight: Any, inner: int) -> Tensor:
+def packed_transpose(weight: Weight, inner: int) -> Tensor:
     """weight^T (K, N) as a weight for the product, its N filled up to `inner` with zeros."""
     return weight.form(("transposed", inner, chosen_isa()[1]), lambda: _pack_transpose(weight, inner))
 
 
-def _pack_transpose(weight: Any, inner: int) -> Tensor:
+def _pack_transpose(weight: Weight, inner: int) -> Tensor:
     (N, K), isa = weight.shape, chosen_isa()[1]
     stacked = weight.stacked()[0]
     code = CPU_DTYPES[stacked.dtype]
@@ -50,7 +49,7 @@ def _pack_transpose(weight: Any, inner: int) -> Tensor:
     return buffer
 
 
-def release(weight: Any, precision: str | None) -> list[nn.Parameter]:
+def release(weight: Weight, precision: str | None) -> list[nn.Parameter]:
     """Packs, and returns placeholders on the meta device for the weights: only the packed form is left."""
     packed(weight, precision)
     weight.weights = tuple(
@@ -59,6 +58,6 @@ def release(weight: Any, precision: str | None) -> list[nn.Parameter]:
     return list(weight.weights)
 
 
-def has_packed(weight: Any, precision: str | None) -> bool:
+def has_packed(weight: Weight, precision: str | None) -> bool:
     """Whether a weight without memory has the form that these kernels read."""
     return ("packed", precision, chosen_isa()[1]) in weight.forms

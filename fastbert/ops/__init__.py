@@ -10,7 +10,7 @@ from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
 from fastbert.ops.packing import pack_mask, read_mask, take_rows
-from fastbert.ops.weight import Weight
+from fastbert.weight import Weight
 
 __all__ = [
     "EncoderWeights",

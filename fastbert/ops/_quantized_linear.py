@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fastbert.ops._triton import reason_against
-from fastbert.ops.weight import Weight
 from fastbert.precision import quantized_reason
+from fastbert.weight import Weight
 
 _MOST_COLUMNS = 1 << 15  # what one program can hold of a row
 

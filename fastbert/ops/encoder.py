@@ -13,7 +13,7 @@ from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention, shared_schedules
 from fastbert.ops.linear import linear
-from fastbert.ops.weight import Weight
+from fastbert.weight import Weight
 
 
 class LayerWeights(NamedTuple):

@@ -15,9 +15,9 @@ from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops.linear import linear
-from fastbert.ops.weight import Weight, as_weight
 from fastbert.precision import QUANTIZED
 from fastbert.reference import ACTIVATIONS
+from fastbert.weight import Weight, as_weight
 
 Wanted = tuple[bool, bool, bool]
 
@@ -120,7 +120,11 @@ def _reference_backward(
             z = z.detach().requires_grad_()
             (dy,) = torch.autograd.grad(ACTIVATIONS[activation](z), z, dy)
     want_x, want_weight, want_bias = wanted
-    return dy @ weight.stacked()[0] if want_x else None, dy.T @ x if want_weight else None, dy.sum(0) if want_bias else None
+    return (
+        dy @ weight.stacked()[0] if want_x else None,
+        dy.T @ x if want_weight else None,
+        dy.sum(0) if want_bias else None,
+    )
 
 
 def feed_forward(

@@ -15,8 +15,8 @@ from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_precision, check_shape
 from fastbert.ops._triton import reason_against
-from fastbert.ops.weight import Weight, as_weight
 from fastbert.precision import QUANTIZED
+from fastbert.weight import Weight, as_weight
 
 
 def _second(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fastbert.config import BertConfig
 from fastbert.model import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining, BertPreTrainedModel
 from fastbert.model.bert import pool, run_bert
-from fastbert.model.plan import project
 from fastbert.model.heads import IGNORE
+from fastbert.model.plan import project
 from fastbert.training.batches import PretrainingBatch
 
 MODELS = {"mlm_nsp": BertForPreTraining, "mlm": BertForMaskedLM, "nsp": BertForNextSentencePrediction}

@@ -61,7 +61,12 @@ class Weight:
 
     def nbytes(self) -> int:
         """The memory that the forms take, in addition to the parameters."""
-        return sum(t.nbytes for form in self.forms.values() for t in (form if isinstance(form, tuple) else (form,)) if t is not None)
+        return sum(
+            t.nbytes
+            for form in self.forms.values()
+            for t in (form if isinstance(form, tuple) else (form,))
+            if t is not None
+        )
 
 
 def as_weight(weight: Tensor | Weight, bias: Tensor | None) -> Weight:
