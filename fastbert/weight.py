@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -61,12 +62,8 @@ class Weight:
 
     def nbytes(self) -> int:
         """The memory that the forms take, in addition to the parameters."""
-        return sum(
-            t.nbytes
-            for form in self.forms.values()
-            for t in (form if isinstance(form, tuple) else (form,))
-            if t is not None
-        )
+        tensors = chain.from_iterable(form if isinstance(form, tuple) else (form,) for form in self.forms.values())
+        return sum(t.nbytes for t in tensors if t is not None)
 
 
 def as_weight(weight: Tensor | Weight, bias: Tensor | None) -> Weight:

@@ -6,7 +6,7 @@ was made of. There is no other store, and no other test of freshness.
 
 What is seen at the next call:
 * modules that are replaced, hooked, wrapped, or given a forward of their own; constants like a norm's eps;
-* parameters that are replaced, moved or written to, by whatever the version counter counts: optimizers, load_state_dict,
+* parameters that are replaced, moved or written to, as the version counter counts it: by optimizers, load_state_dict,
   in-place ops;
 * writes to biases and norms by any means.
 Writes to weights that bypass the version counter (through .data or numpy) are seen by checksums on the CPU: with
@@ -41,8 +41,9 @@ _CONSTANTS = ("eps", "attention_head_size", "scaling", "padding_idx", "max_norm"
 class Tree:
     """The modules below a root as they were: which, of what class, with what hooks, constants and parameters.
 
-    Everything is compared by loops of C over lists, some microseconds each: torch has no counter that all ways to change
-    a module tree count, but for hooks, whose handles are numbered. The root itself is not held: a plan hangs on it.
+    Everything is compared by loops of C over lists, some microseconds each: torch has no counter that all ways to
+    change a module tree count, but for hooks, whose handles are numbered. The root itself is not held: a plan hangs on
+    it.
     """
 
     def __init__(self, root: nn.Module) -> None:

@@ -60,7 +60,7 @@ class Checksums:
         credit = self.credit + self._bytes_per_call()
         if whole or credit >= self.bytes:
             self.credit = 0.0
-            return self._differ(0, everything)
+            return self._differ(0, everything, torch.get_num_threads())
         if self._differ(0, self.small):
             return True
         first, done = self.next, self.ends[self.next - 1] if self.next else 0
@@ -76,9 +76,9 @@ class Checksums:
     def _bytes_per_call(self) -> float:
         return max(_SHARE * self.seconds * self.speed, _LEAST)
 
-    def _differ(self, begin: int, end: int) -> bool:
+    def _differ(self, begin: int, end: int, threads: int = 1) -> bool:
         address = self.words.buffer_info()[0] + 24 * begin
-        return end > begin and C.first_changed_cpu(address, end - begin, torch.get_num_threads()) >= 0
+        return end > begin and C.first_changed_cpu(address, end - begin, threads) >= 0
 
 
 def _span(x: Tensor) -> int:

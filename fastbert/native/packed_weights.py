@@ -20,10 +20,10 @@ def _pack(weight: Weight, precision: str | None) -> Tensor:
     weights, biases = weight.weights, weight.biases or (None,) * len(weight.weights)
     sizes = [C.packed_weight_bytes(*kind, len(w), K, isa) for w in weights]
     # Row blocks that fill their panels are packed one by one: the same bytes as of all rows together.
-    if any(C.packed_weight_bytes(*kind, len(w) + 1, K, isa) == size for w, size in zip(weights, sizes, strict=True)):
-        if len(weights) > 1:
-            stacked, bias = weight.stacked()
-            weights, biases, sizes = (stacked,), (bias,), [C.packed_weight_bytes(*kind, N, K, isa)]
+    full = [C.packed_weight_bytes(*kind, len(w) + 1, K, isa) > size for w, size in zip(weights, sizes, strict=True)]
+    if len(weights) > 1 and not all(full):
+        stacked, bias = weight.stacked()
+        weights, biases, sizes = (stacked,), (bias,), [C.packed_weight_bytes(*kind, N, K, isa)]
     buffer = fresh(first, sum(sizes), dtype=torch.uint8)
     address = buffer.data_ptr()
     for w, b, size in zip(weights, biases, sizes, strict=True):

@@ -134,8 +134,8 @@ def linear(
     """(T, E), (F, E), (F,) -> (T, F), with one of `reference.ACTIVATIONS` on top.
 
     Args:
-        weight: a tensor with its bias, or a `Weight`, whose owner keeps the forms that a backend makes of it from call to
-            call: of a tensor they are made for this call alone.
+        weight: a tensor with its bias, or a `Weight`, whose owner keeps the forms that a backend makes of it between
+            calls; of a tensor they are made for this call alone.
         precision: how the operands are multiplied. None: as they are, in their dtype, sums in fp32. "high",
             "highest": in float32, which a backend may split into bf16 pieces, three or six products in place of
             one. "int8": x rounded to int8 by its rows, weight by its rows, sums in int32, without a gradient; see
