@@ -60,19 +60,19 @@ def encode(
     x = plan.embeddings(inputs.packed())
     if not (output_hidden_states or inputs.key_mask is not None) and _runs_whole(plan, bert, x):
         if torch.compiler.is_compiling():
-            return Encoded(ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen), None, None, plan)
-        with plan.timed():
-            return Encoded(ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen), None, None, plan)
+            return Encoded(ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen), plan=plan)
+        x = plan.timed(ops.encoder, x, plan.whole, batch.cu_seqlens, batch.max_seqlen)
+        return Encoded(x, plan=plan)
     x = _returned(x, inputs, states) if output_hidden_states else x
     for i in range(len(plan.modules)):
         x = _run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
         x = _returned(x, inputs, states) if output_hidden_states else x
-    return Encoded(x, tuple(states) or None, None, plan)
+    return Encoded(x, tuple(states) or None, plan=plan)
 
 
 def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
     """Whether all layers can be one call: no gradient, no active dropout, no part that has to be called."""
-    if plan.whole is None or not all(layer.dropout_is_off() for layer in plan.layers) or ops.pointer_reason():
+    if plan.whole is None or plan.drops_out() or ops.pointer_reason():
         return False
     if not torch.is_grad_enabled():
         return True

@@ -120,9 +120,9 @@ class Layer:
             return ops.feed_forward(x, *weights, **products._asdict(), recompute=recompute)
         return self.down(self.up(x, *products), precision=products.precision)
 
-    def dropout_is_off(self) -> bool:
-        drops = self.attention.dropout, self.out_norm.dropout, self.norm.dropout
-        return not any(drop.training and drop.p for drop in drops)
+    @property
+    def dropouts(self) -> tuple[nn.Dropout, ...]:
+        return self.attention.dropout, self.out_norm.dropout, self.norm.dropout
 
     def weights(self, products: Products) -> ops.LayerWeights | None:
         """What ops.encoder takes of this layer, dropout aside; None where it has a part that has to be called."""

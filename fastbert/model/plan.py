@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import chain, repeat
-from operator import getitem, is_, itemgetter
+from operator import attrgetter, getitem, is_, itemgetter
 from typing import Any
 from weakref import ref
 
@@ -33,6 +32,9 @@ from fastbert.model.layer import Embeddings, Layer, Products, Projection, is_hoo
 
 _PLAN = "_fastbert_plan"
 Verdict = Callable[[nn.Module], str | None]
+_MODULES, _PARAMETERS, _FORWARD = itemgetter("_modules"), itemgetter("_parameters"), attrgetter("forward")
+_TRAINING = itemgetter("training")
+_VERSION = attrgetter("_version")
 _HOOKS = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Attributes that a plan's parts are read of, by what has them.
 _CONSTANTS = ("eps", "attention_head_size", "scaling", "padding_idx", "max_norm", "sparse", "scale_grad_by_freq")
@@ -53,33 +55,28 @@ class Tree:
         self.holders = [d for d in self.own if d["_parameters"]]
         found = [(d, name) for d in self.own for name in _CONSTANTS if name in d]
         self.owners, self.names = [d for d, _ in found], [name for _, name in found]
-        self.kinds = self._kinds(root)
-        self.classes = [kind for kind in dict.fromkeys(self.kinds) if kind.__module__ != "torch.nn.modules.container"]
-        self.code, self.children, self.parameters = self._code(), self._children(root), self._parameters(root)
-        self.forwards, self.constants = self._forwards(), self._constants()
+        kinds = dict.fromkeys((type(root), *map(type, self.modules)))
+        self.classes = [kind for kind in kinds if kind.__module__ != "torch.nn.modules.container"]
+        self.seen = self._look(root)
+        self.parameters = [p for table in self._parameter_tables(root) for p in table.values() if p is not None]
         self.has_hooks = any(map(is_hooked, (root, *self.modules)))
         self.handles, self.hooks = RemovableHandle.next_id, self._hooks(root)
 
-    def _kinds(self, root: nn.Module) -> list[type]:
-        return [type(root), *map(type, self.modules)]
+    def _look(self, root: nn.Module) -> list[Any]:
+        """All that is compared by identity, one behind the other."""
+        seen: list[Any] = [type(root), *map(type, self.modules), *root._modules.values()]
+        seen += chain.from_iterable(map(dict.values, map(_MODULES, self.parents)))
+        seen += root._parameters.values()
+        seen += chain.from_iterable(map(dict.values, map(_PARAMETERS, self.holders)))
+        seen += map(dict.get, self.own, repeat("forward"))
+        seen += map(getitem, self.owners, self.names)
+        forwards = [*map(_FORWARD, self.classes)]
+        seen += forwards
+        seen += map(getattr, forwards, repeat("__code__"), repeat(None))
+        return seen
 
-    def _children(self, root: nn.Module) -> list[nn.Module]:
-        tables = map(itemgetter("_modules"), self.parents)
-        return [*root._modules.values(), *chain.from_iterable(map(dict.values, tables))]
-
-    def _parameters(self, root: nn.Module) -> list[Tensor | None]:
-        tables = map(itemgetter("_parameters"), self.holders)
-        return [*root._parameters.values(), *chain.from_iterable(map(dict.values, tables))]
-
-    def _forwards(self) -> list[Any]:
-        return [*map(dict.get, self.own, repeat("forward"))]
-
-    def _constants(self) -> list[Any]:
-        return [*map(getitem, self.owners, self.names)]
-
-    def _code(self) -> list[Any]:
-        forwards = [kind.forward for kind in self.classes]
-        return [*forwards, *[getattr(forward, "__code__", None) for forward in forwards]]
+    def _parameter_tables(self, root: nn.Module) -> Iterator[dict[str, Tensor | None]]:
+        return chain((root._parameters,), map(_PARAMETERS, self.holders))
 
     def _hooks(self, root: nn.Module) -> list[tuple]:
         return [tuple(hooks or ()) for hooks in chain.from_iterable(map(_HOOKS, (vars(root), *self.own)))]
@@ -91,20 +88,10 @@ class Tree:
                 if self.hooks != self._hooks(root):
                     return False
                 self.handles = RemovableHandle.next_id
-            return (
-                _same(self.children, self._children(root))
-                and _same(self.parameters, self._parameters(root))
-                and _same(self.kinds, self._kinds(root))
-                and _same(self.forwards, self._forwards())
-                and _same(self.constants, self._constants())
-                and self.code == self._code()
-            )
+            seen = self._look(root)
         except (AttributeError, KeyError, TypeError):  # something is gone
             return False
-
-
-def _same(before: list[Any], now: list[Any]) -> bool:
-    return len(before) == len(now) and all(map(is_, before, now))
+        return len(seen) == len(self.seen) and all(map(is_, seen, self.seen))
 
 
 class Plan:
@@ -114,7 +101,7 @@ class Plan:
         self.owner = ref(root)  # DataParallel copies a __dict__ as it is
         self.tree = Tree(root)
         self.weights = weights
-        self.tensors = [p for p in self.tree.parameters if p is not None and not p.is_meta]
+        self.tensors = [p for p in self.tree.parameters if not p.is_meta]
         self.counts = not any(type(p) is not nn.Parameter or p.is_inference() for p in self.tensors)
         self.shapes = self._shapes()
         self.written()
@@ -129,10 +116,10 @@ class Plan:
 
     def _state(self) -> list[int]:
         """The memory of each parameter, and how often it was written to, by what counts that."""
-        return [p.data_ptr() for p in self.tensors] + [p._version for p in self.tensors]
+        return [*map(Tensor.data_ptr, self.tensors), *map(_VERSION, self.tensors)]
 
     def _shapes(self) -> list[Any]:
-        return [p.numel() for p in self.tensors] + [p.stride() for p in self.tensors]
+        return [*map(Tensor.numel, self.tensors), *map(Tensor.stride, self.tensors)]
 
     def holds(self, root: nn.Module) -> bool:
         """Whether the plan is of `root` as it is, values aside."""
@@ -150,13 +137,13 @@ class Plan:
     def _is_on_cpu(self) -> bool:
         return all(t.is_cpu for w in self.weights[:1] for t in w.tensors)
 
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Measures a call, by whose time the next one's look at values is bounded."""
+    def timed(self, call: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """call(*args), whose time bounds the next call's look at values."""
         start = time.perf_counter()
-        yield
+        result = call(*args, **kwargs)
         if self.checksums is not None:
             self.checksums.seconds = time.perf_counter() - start
+        return result
 
     def nbytes(self) -> int:
         """The memory that forms take, in addition to the parameters."""
@@ -187,6 +174,7 @@ class EncoderPlan(Plan):
         self.modules: list[nn.Module] = []
         self.layers: list[Layer | None] = []
         self.pooler = self.whole = None
+        self.drops: list[dict[str, Any]] = []
         if self.foreign is not None:
             return
         self.modules = list(bert.encoder.layer)
@@ -195,6 +183,7 @@ class EncoderPlan(Plan):
         self.embeddings = Embeddings(bert.embeddings)
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
+        self.drops = [vars(d) for layer in self.layers if layer is not None for d in layer.dropouts]
         self.whole = self._whole()
 
     def _whole(self) -> ops.EncoderWeights | None:
@@ -202,6 +191,10 @@ class EncoderPlan(Plan):
             return None
         found = [layer.weights(self.products) for layer in self.layers]
         return None if any(w is None for w in found) else ops.EncoderWeights(found)
+
+    def drops_out(self) -> bool:
+        """Whether a layer's dropout is active."""
+        return any(map(_TRAINING, self.drops)) and any(d["training"] and d["p"] for d in self.drops)
 
     def written(self) -> None:
         super().written()
@@ -263,8 +256,7 @@ def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tens
             vars(linear)[_PLAN] = plan
     if plan.counts:
         plan.look_for_writes(whole=torch.is_grad_enabled())
-    with plan.timed():
-        return ops.linear(x, plan.weights[0], activation=activation)
+    return plan.timed(ops.linear, x, plan.weights[0], activation=activation)
 
 
 def refresh(module: nn.Module) -> None:
