@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -33,6 +34,29 @@ int isa_id(const std::string& name) {
         if (name == isa_name(isa))
             throw py::value_error("this CPU or this build has no " + name + ", only: " + join_names(have));
     throw py::value_error("unknown instruction set '" + name + "', known: " + join_names(all));
+}
+
+unsigned long main_thread = 0;
+
+// Whether the handler of a signal raised, whose exception is then set. Python runs handlers on its main thread only; no
+// other thread waits for the lock here.
+bool handler_raised() {
+    if (PyThread_get_thread_ident() != main_thread) return false;
+    py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+}
+
+// Ops that last let Python's handlers of signals run, and end where one raises.
+void watch_signals(py::module_& m) {
+    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+    set_stop(&handler_raised);
+    m.def("asks_to_stop", &asks_to_stop);
+    py::register_local_exception_translator([](std::exception_ptr thrown) {
+        try {
+            std::rethrow_exception(thrown);
+        } catch (const Stopped&) {  // the handler's exception stands
+        }
+    });
 }
 
 }  // namespace
@@ -92,6 +116,7 @@ PYBIND11_MODULE(_C, m) {
     });
     m.def("isas", &isas);
     m.def("isa_id", &isa_id);
+    watch_signals(m);
     bind_add_layer_norm(m);
     bind_attention(m);
     bind_encoder(m);
