@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fastbert.model.encoder import sharded
-from fastbert.reads import Reads
+from fastbert.reads import Reads, has_global_hook
 
 BERT = "transformers.models.bert.modeling_bert"
 
@@ -80,7 +80,7 @@ def attention_reason(config: Any) -> str | None:
 
 def global_hook_reason() -> str | None:
     """Why no call can be packed: hooks for all modules, which would see packed tokens."""
-    return "hooks for all modules are registered" if nn.modules.module._has_any_global_hook() else None
+    return "hooks for all modules are registered" if has_global_hook() else None
 
 
 def _is_theirs(function: Any) -> bool:

@@ -369,6 +369,8 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         return "it is being compiled with a mask, whose lengths no graph can hold"
     if tokens is not None and (tokens.is_meta or type(tokens).__name__ == "FakeTensor"):
         return "its tensors have no memory"
+    if not torch.compiler.is_compiling() and (reason := ops.mode_reason()):
+        return reason
     if reason := attention_reason(bert.config):
         return reason
     if bert.config.is_decoder or getattr(bert.config, "is_causal", None):

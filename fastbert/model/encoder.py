@@ -24,7 +24,7 @@ from fastbert.model.fuse import forget_qkv, qkv_parameters, replace_qkv
 from fastbert.model.inputs import Inputs
 from fastbert.packing import pack, unpack
 from fastbert.precision import QUANTIZED, check_precision
-from fastbert.reads import Reads, is_hooked, is_plain
+from fastbert.reads import Reads, has_global_hook, is_hooked, is_plain
 from fastbert.reference import ACTIVATIONS, attention_to_keys, padded_attention
 
 # Queries, keys and values (T, 3, H, D) -> context (T, H, D).
@@ -73,7 +73,8 @@ def encode(
 
     x = embed(bert.embeddings, inputs.packed())
     layers = bert.encoder.layer
-    whole = not (output_hidden_states or inputs.key_mask is not None or _needs_grad(x, bert) or ops.pointer_reason())
+    by_layer = output_hidden_states or inputs.key_mask is not None or has_global_hook()
+    whole = not (by_layer or _needs_grad(x, bert) or ops.pointer_reason())
     weights = _all_weights(layers, products) if whole else None
     if weights is not None:
         return Encoded(ops.encoder(x, weights, batch.cu_seqlens, batch.max_seqlen))
