@@ -22,10 +22,11 @@ from fastbert.reads import Reads, has_global_hook
 BERT = "transformers.models.bert.modeling_bert"
 
 # Packages of PEFT's adapters whose layers work token by token; each is compared with transformers in a test. The others
-# look along the sequence or at the rows of a batch (adaption_prompt, poly, xlora), or have not been tried.
+# look along the sequence or at the rows of a batch (adaption_prompt, lily, poly, xlora), or have not been tried.
 ADAPTERS = (
-    *("adalora", "boft", "c3a", "delora", "fourierft", "gralora", "hra", "ia3", "ln_tuning", "loha", "lokr", "lora"),
-    *("miss", "oft", "randlora", "road", "shira", "trainable_tokens", "vblora", "vera", "waveft"),
+    *("adalora", "adamss", "beft", "boft", "c3a", "deft", "delora", "fourierft", "frod", "glora", "gralora", "hira"),
+    *("hra", "ia3", "ln_tuning", "loha", "lokr", "lora", "miss", "oft", "osf", "peanut", "psoft", "pvera", "randlora"),
+    *("road", "shira", "supertuning", "tinylora", "trainable_tokens", "unilora", "vblora", "vera", "waveft"),
 )
 # Linear layers over quantised weights, by the module that has them.
 QUANTISED = (
@@ -36,7 +37,10 @@ QUANTISED = (
     "optimum.quanto.nn.qlinear",
 )
 # Of PEFT and torch, what a known part may be made of.
-_INNER = ("torch.nn.modules.", "torch.nn.utils.parametrize", "peft.tuners.tuners_utils", "peft.utils.other")
+_INNER = (
+    *("torch.nn.modules.", "torch.nn.utils.parametrize"),
+    *("peft.tuners.tuners_utils", "peft.tuners._buffer_dict", "peft.utils.other"),
+)
 # Hooks that see tokens and do nothing that depends on where they stand.
 _HARMLESS = (
     "transformers.utils.output_capturing",  # recorders that are idle unless transformers' forward runs
@@ -146,8 +150,8 @@ def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module
     activation = _activation(bert.config.hidden_act)
     embeddings, encoder = reads.children(bert, "embeddings", "encoder")
     yield "embeddings", embeddings, None
-    tables = "position_embeddings", "token_type_embeddings", "LayerNorm", "dropout"
-    kinds = nn.Embedding, nn.Embedding, nn.LayerNorm, nn.Dropout
+    tables = "position_embeddings", "token_type_embeddings", "dropout"
+    kinds = nn.Embedding, nn.Embedding, nn.Dropout
     for name, module, kind in zip(tables, reads.children(embeddings, *tables), kinds, strict=True):
         yield f"embeddings.{name}", module, kind
     yield "encoder", encoder, None
@@ -175,6 +179,7 @@ def _passed_over(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module
 def _called(bert: nn.Module, reads: Reads) -> Iterator[tuple[str, nn.Module, type]]:
     """The modules that a packed call reads the weights of or, where they are wrapped, calls with (T, E)."""
     yield "embeddings.word_embeddings", *reads.children(bert.embeddings, "word_embeddings"), nn.Embedding
+    yield "embeddings.LayerNorm", *reads.children(bert.embeddings, "LayerNorm"), nn.LayerNorm
     for i, layer in enumerate(bert.encoder.layer):
         name, layer = f"encoder.layer.{i}", _inner(layer)
         for part in ("query", "key", "value"):
