@@ -154,7 +154,7 @@ def attention(
     dropout_p: float = 0.0,
 ) -> Tensor:  # (T, H, D)
     """A token behind the last sequence belongs to none and gets zeros."""
-    if not dropout_p and not torch.compiler.is_compiling() and _is_transformed():
+    if not dropout_p and not torch.compiler.is_compiling() and is_transformed():
         return attention_formula(qkv, cu_seqlens, scale)
     contexts = []
     for run in _equal_length_runs(qkv, cu_seqlens):
@@ -174,7 +174,7 @@ def attention_formula(qkv: Tensor, cu_seqlens: Tensor, scale: float | None = Non
     return _with_tail(torch.cat(contexts) if contexts else qkv[:0, 0].clone(), len(qkv))
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, for which fused attention has no rule."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
@@ -255,10 +255,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
     torch's sums them over the rows in the dtype of x, which in bf16 on a CPU loses most of them.
     """
-    if torch.is_grad_enabled() and weight.requires_grad and x.dtype in (torch.bfloat16, torch.float16):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if x.dtype != wide and torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad):
         return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
-    if torch.promote_types(weight.dtype, x.dtype) != weight.dtype:  # narrower than x, which F.layer_norm refuses
-        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    if not (weight.dtype == bias.dtype in (x.dtype, wide)):  # which F.layer_norm refuses
+        weight, bias = weight.to(wide), bias.to(wide)
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
@@ -276,7 +277,7 @@ def linear_cross_entropy(
     x, labels = x.index_select(0, kept), labels.index_select(0, kept).long()
     total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
     for rows, targets in zip(x.split(_LOSS_ROWS), labels.split(_LOSS_ROWS), strict=True):
-        if _is_transformed():
+        if is_transformed():
             total = total + _cross_entropy_sum(rows, weight, bias, targets)
             continue
         # A checkpoint keeps x and not the logits: the backward makes them again, a block at a time.

@@ -113,7 +113,7 @@ def test_tokens_of_no_sequence_get_zeros(backend, dtype, lengths):
     tokens = sum(lengths)
     qkv = torch.cat([given["qkv"], torch.full((7, 3, 2, 8), float("nan"))]).to(dtype)
     with fastbert.use_backend(backend, "attention"), poisoned_memory():
-        out = ops.attention(qkv, given["cu_seqlens"], max(lengths))
+        out = ops.attention(qkv, given["cu_seqlens"], max(lengths), checked=True)
         alone = ops.attention(qkv[:tokens], given["cu_seqlens"], max(lengths))
     assert torch.equal(out[:tokens], alone)
     assert torch.equal(out[tokens:], torch.zeros(7, 2, 8, dtype=dtype))
@@ -209,7 +209,7 @@ def test_compiled_dropout_is_one_graph_whose_backward_has_its_mask():
             r"attention: qkv has shape \(4, 2, 3, 16\); it must be \(\*, 3, \*, \*\)",
         ),
         ({"qkv": torch.zeros(4, 3, 3, 16, dtype=torch.int64)}, "qkv has dtype torch.int64"),
-        ({"cu_seqlens": torch.zeros(2)}, "cu_seqlens has dtype torch.float32; it must be int32 or int64"),
+        ({"cu_seqlens": torch.zeros(2)}, r"attention: cu_seqlens has shape \(2,\) and dtype torch.float32"),
         ({"dropout_p": 1.0}, "dropout_p is 1.0; it must be at least 0 and below 1"),
     ],
 )

@@ -78,8 +78,6 @@ def test_second_derivatives_of_ops(name, backend):
     op, formula, tensors = OPS[name]
     if backend == "native":
         require_native()
-    if backend == "reference" and name == "attention":
-        pytest.skip("torch's fused attention has no second derivative, and says so")
     with fastbert.use_backend(backend):
         got = penalty(op, tensors, torch.float32)
     for a, b in zip(got, penalty(formula, tensors, torch.float64), strict=True):

@@ -77,7 +77,7 @@ def encode(
     whole = not (by_layer or _needs_grad(x, bert) or ops.pointer_reason())
     weights = _all_weights(layers, products) if whole else None
     if weights is not None:
-        return Encoded(ops.encoder(x, weights, batch.cu_seqlens, batch.max_seqlen))
+        return Encoded(ops.encoder(x, weights, batch.cu_seqlens, batch.max_seqlen, checked=True))
     x = _returned(x, inputs, states) if output_hidden_states else x
     for layer in layers:
         x = _run_layer(layer, x, products, _packed_attend(layer, inputs))
@@ -147,6 +147,7 @@ def _packed_attend(layer: nn.Module, inputs: Inputs) -> Attend:
         cu_seqlens=inputs.batch.cu_seqlens,
         max_seqlen=inputs.batch.max_seqlen,
         dropout_p=_active_dropout(layer.attention.self.dropout),
+        checked=True,
     )
 
 

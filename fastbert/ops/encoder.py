@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbert import backend, native
-from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.ops._checks import check_floating, check_offsets, check_precision, check_shape
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention, shared_schedules
 from fastbert.ops.linear import linear
@@ -46,13 +46,19 @@ class WatchedLayers(list[LayerWeights]):
     watched = True  # by which backends know
 
 
-def encoder(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def encoder(
+    x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int, *, checked: bool = False
+) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
+    `cu_seqlens`, `max_seqlen` and `checked` are as of `attention`.
+
     Raises:
-        ValueError: a shape, dtype or precision that does not fit.
+        ValueError: a shape, dtype or precision that does not fit, or offsets.
     """
     check_floating("encoder", "x", x)
+    if not checked:
+        check_offsets("encoder", cu_seqlens, len(x), max_seqlen)
     for weights in layers[:1] if isinstance(layers, WatchedLayers) else layers:  # a backend asks the rest
         check_shape("encoder", "x", x, (None, weights.qkv_weight.shape[1]))
         check_precision("encoder", weights.precision, x, *weights[:12])
@@ -81,7 +87,7 @@ def _reference(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, ma
 def _layers(x: Tensor, layers: Sequence[LayerWeights], cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     for w in layers:
         qkv = linear(x, w.qkv_weight, w.qkv_bias, precision=w.precision).unflatten(1, (3, w.num_heads, -1))
-        context = attention(qkv, cu_seqlens, max_seqlen).flatten(1)
+        context = attention(qkv, cu_seqlens, max_seqlen, checked=True).flatten(1)
         y = linear(context, w.attention_weight, w.attention_bias, precision=w.precision)
         x = add_layer_norm(y, x, w.attention_norm_weight, w.attention_norm_bias, eps=w.eps)
         y = linear(x, w.up_weight, w.up_bias, activation=w.activation, precision=w.precision)

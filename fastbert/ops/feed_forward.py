@@ -13,12 +13,13 @@ from torch import Tensor
 from fastbert import backend, native
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
-from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.ops._checks import check_floating, check_one_dtype, check_precision, check_shape
 from fastbert.ops.linear import linear
 from fastbert.precision import QUANTIZED
-from fastbert.reference import ACTIVATIONS
+from fastbert.reference import ACTIVATIONS, is_transformed
 
 Wanted = tuple[bool, bool, bool]
+_NAMES = ("x", "up_weight", "up_bias", "down_weight", "down_bias")
 
 
 class _Parts(NamedTuple):
@@ -132,14 +133,16 @@ def feed_forward(
         ValueError: as `linear`.
     """
     tensors = (x, up_weight, up_bias, down_weight, down_bias)
-    # A quantised product, which has no gradient, is refused by linear.
-    if not recompute or not needs_gradient(*tensors) or torch.compiler.is_compiling() or precision in QUANTIZED:
+    # A quantised product, which has no gradient, is refused by linear; torch.func looks into no autograd function.
+    plain = torch.compiler.is_compiling() or precision in QUANTIZED or is_transformed()
+    if not recompute or plain or not needs_gradient(*tensors):
         inner = linear(x, up_weight, up_bias, activation=activation, precision=precision)
         return linear(inner, down_weight, down_bias, precision=precision)
     _check(*tensors, activation, precision)
     if autocast_is_on(x):
         with autocast_off(x):
             return feed_forward(*cast(*tensors), activation=activation, recompute=True)
+    check_one_dtype("feed_forward", **dict(zip(_NAMES, tensors, strict=True)))
     inner = x.new_empty((0, up_weight.shape[0]))  # what the second product's backend is to take
     up = _parts(x, up_weight, up_bias, activation, precision)
     down = _parts(inner, down_weight, down_bias, None, precision)

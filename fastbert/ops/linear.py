@@ -13,7 +13,7 @@ from fastbert import backend, native, reference
 from fastbert.ops import _quantized_linear
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
-from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.ops._checks import check_floating, check_one_dtype, check_precision, check_shape
 from fastbert.ops._triton import reason_against
 from fastbert.precision import QUANTIZED
 
@@ -24,29 +24,46 @@ def _second(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 
 
 class _TritonLinear(torch.autograd.Function):
+    """Keeps of x and weight what a gradient reads, and z, to which the activation is applied.
+
+    z is an output as well: saved as that, it is a function of x, weight and bias where a second derivative asks.
+    """
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+    ) -> tuple[Tensor, Tensor | None]:
         from fastbert.kernels.linear import linear_fwd
 
+        ctx.set_materialize_grads(False)
         y, z = linear_fwd(x, weight, bias, activation, keep_z=True)
         want_x, want_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if want_weight else None, weight if want_x else None, z, bias)
+        ctx.save_for_backward(x if want_weight else None, weight if want_x else None, z)
         ctx.activation = activation
-        return y
+        return y, z
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
         from fastbert.kernels.linear import linear_bwd
 
-        *saved, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            if saved[0] is None or saved[1] is None:
-                raise RuntimeError(
-                    "linear: a derivative of its gradient is asked for (create_graph=True), which needs x and weight, "
-                    "and one of them requires none: use_backend('reference') keeps both"
-                )
-            return *_second(ctx, dy, *saved[:2], bias), None
-        return *linear_bwd(dy, *saved, ctx.activation, ctx.needs_input_grad[:3]), None
+        (x, weight, z), wanted = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        if dz is None and dy is not None and not torch.is_grad_enabled():
+            return *linear_bwd(dy, x, weight, z, ctx.activation, wanted), None
+        if dy is not None and z is not None:
+            dy = _through(ctx.activation, z, dy)
+        dz = dy if dz is None else dz if dy is None else dy + dz
+        if dz is None:
+            return None, None, None, None
+        products = dz @ weight if wanted[0] else None, dz.mT @ x if wanted[1] else None
+        return *products, dz.sum(0) if wanted[2] else None, None
+
+
+def _through(activation: str, z: Tensor, dy: Tensor) -> Tensor:
+    """dy act'(z), as a function of both where grad mode is on."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = z.view_as(z) if create_graph else z.detach().requires_grad_()
+        return torch.autograd.grad(reference.ACTIVATIONS[activation](z), z, dy, create_graph=create_graph)[0]
 
 
 def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str | None, precision: str | None) -> Tensor:
@@ -55,7 +72,7 @@ def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str |
     if precision in QUANTIZED:
         return _quantized_linear.run(x, weight, bias, activation, precision)
     if needs_gradient(x, weight, bias):
-        return _TritonLinear.apply(x, weight, bias, activation)
+        return _TritonLinear.apply(x, weight, bias, activation)[0]
     return linear_fwd(x, weight, bias, activation)[0]
 
 
@@ -139,11 +156,19 @@ def linear(
     kwargs = {"activation": activation, "precision": precision}
     if torch.compiler.is_compiling():
         # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
+        _check_dtypes(x, weight, bias, precision)
         return reference.linear(x, weight, bias, **kwargs)
     name, run = backend.choose("linear", x.device.type, x, weight, bias, **kwargs)
+    if name == "reference":
+        _check_dtypes(x, weight, bias, precision)
     if weight.is_meta and name == "reference" and not x.is_meta:
         raise ValueError(
             "linear: weight has no memory; a model loaded with inference_only=True runs in the dtype, precision and "
             "backend that it was loaded for, and is not copied, trained or compiled"
         )
     return run(x, weight, bias, **kwargs)
+
+
+def _check_dtypes(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str | None) -> None:
+    if precision not in QUANTIZED:
+        check_one_dtype("linear", x=x, weight=weight, bias=bias)
