@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastbert.kernels import architecture, configs, dropout
 from fastbert.kernels.layer_norm import (
+    about_mean,
     columns_of,
     dropped,
     gradient,
@@ -84,12 +85,12 @@ def _add_layer_norm_fwd_kernel(
         if total_ptr is not None:
             store_tile(total_ptr, rows, N, columns_a, mask_a, x_a)
             store_tile(total_ptr, rows, N, columns_b, mask_b, x_b)
-        mean, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
+        x_a, x_b, mean, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
         if mean_ptr is not None:
             tl.store(mean_ptr + rows, mean, mask=mask_m)
             tl.store(rstd_ptr + rows, rstd, mask=mask_m)
-        store_tile(y_ptr, rows, N, columns_a, mask_a, (x_a - mean) * rstd * weight_a + bias_a)
-        store_tile(y_ptr, rows, N, columns_b, mask_b, (x_b - mean) * rstd * weight_b + bias_b)
+        store_tile(y_ptr, rows, N, columns_a, mask_a, x_a * rstd * weight_a + bias_a)
+        store_tile(y_ptr, rows, N, columns_b, mask_b, x_b * rstd * weight_b + bias_b)
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
@@ -135,8 +136,11 @@ def _add_layer_norm_bwd_kernel(
         dy_b = load_tile(dy_ptr, rows, stride_dym, columns_b, mask_b)
         mean = tl.load(mean_ptr + rows, mask=mask_m, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=mask_m, other=0.0)
-        xhat_a = (load_tile(total_ptr, rows, stride_tm, columns_a, mask_a) - mean) * rstd
-        xhat_b = (load_tile(total_ptr, rows, stride_tm, columns_b, mask_b) - mean) * rstd
+        x_a = load_tile(total_ptr, rows, stride_tm, columns_a, mask_a)
+        x_b = load_tile(total_ptr, rows, stride_tm, columns_b, mask_b)
+        x_a, x_b = about_mean(x_a, x_b, mean, columns_a, columns_b, N)
+        xhat_a = x_a * rstd
+        xhat_b = x_b * rstd
         if partials_ptr is not None:
             dweight_a += dy_a * xhat_a
             dweight_b += dy_b * xhat_b

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastbert.kernels import architecture, configs, dropout
 from fastbert.kernels.layer_norm import (
+    about_mean,
     columns_of,
     dropped,
     gradient,
@@ -108,12 +109,12 @@ def _embed_layer_norm_fwd_kernel(
         known = word_known & type_known & position_known
         x_a = _sum_rows(tables, ids, strides, columns_a, mask_a, known)
         x_b = _sum_rows(tables, ids, strides, columns_b, mask_b, known)
-        mean, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
+        x_a, x_b, mean, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
         if mean_ptr is not None:
             tl.store(mean_ptr + rows, mean, mask=mask_m)
             tl.store(rstd_ptr + rows, rstd, mask=mask_m)
-        y_a = (x_a - mean) * rstd * weight_a + bias_a
-        y_b = (x_b - mean) * rstd * weight_b + bias_b
+        y_a = x_a * rstd * weight_a + bias_a
+        y_b = x_b * rstd * weight_b + bias_b
         if seed_ptr is not None:
             keys_m = row_keys(seed, rows)
             y_a = dropped(y_a, keys_m, keys_a, threshold, scale)
@@ -184,8 +185,11 @@ def _embed_layer_norm_bwd_kernel(
         known = word_known & type_known & position_known
         mean = tl.load(mean_ptr + rows, mask=mask_m, other=0.0)
         rstd = tl.load(rstd_ptr + rows, mask=mask_m, other=0.0)
-        xhat_a = (_sum_rows(tables, ids, strides, columns_a, mask_a, known) - mean) * rstd
-        xhat_b = (_sum_rows(tables, ids, strides, columns_b, mask_b, known) - mean) * rstd
+        x_a = _sum_rows(tables, ids, strides, columns_a, mask_a, known)
+        x_b = _sum_rows(tables, ids, strides, columns_b, mask_b, known)
+        x_a, x_b = about_mean(x_a, x_b, mean, columns_a, columns_b, N)
+        xhat_a = x_a * rstd
+        xhat_b = x_b * rstd
         if seed_ptr is not None:
             keys_m = row_keys(seed, rows)
             dy_a = dropped(dy_a, keys_m, keys_a, threshold, scale)

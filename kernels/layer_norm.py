@@ -52,13 +52,27 @@ def row_sum(a, b):
 
 
 @triton.jit
+def about_mean(x_a, x_b, mean, columns_a, columns_b, N: tl.constexpr):
+    """x - mean, less what the rounding of `mean` leaves as the mean of that; zero from column N on.
+
+    Far from zero that rounding, eps / 2 of the mean, is not small beside the row's spread.
+    """
+    x_a = tl.where(columns_a < N, x_a - mean, 0.0)
+    x_b = tl.where(columns_b < N, x_b - mean, 0.0)
+    left = row_sum(x_a, x_b) / N
+    return tl.where(columns_a < N, x_a - left, 0.0), tl.where(columns_b < N, x_b - left, 0.0)
+
+
+@triton.jit
 def statistics(x_a, x_b, columns_a, columns_b, eps, N: tl.constexpr):
-    """Mean, then squares about the mean: one pass over E[x^2] - mean^2 would lose a large mean's digits."""
+    """The row about its mean, the mean, and rstd from the squares of the former.
+
+    One pass over E[x^2] - mean^2 would lose a large mean's digits.
+    """
     mean = row_sum(x_a, x_b) / N
-    centred_a = tl.where(columns_a < N, x_a - mean, 0.0)
-    centred_b = tl.where(columns_b < N, x_b - mean, 0.0)
-    rstd = 1.0 / tl.sqrt_rn(row_sum(centred_a * centred_a, centred_b * centred_b) / N + eps)
-    return mean, rstd
+    x_a, x_b = about_mean(x_a, x_b, mean, columns_a, columns_b, N)
+    rstd = 1.0 / tl.sqrt_rn(row_sum(x_a * x_a, x_b * x_b) / N + eps)
+    return x_a, x_b, mean, rstd
 
 
 @triton.jit
