@@ -63,13 +63,13 @@ struct Linear {
     float* scales;
 };
 
-// y = softmax(scale q k^T) v within each sequence, zeros at a token of no sequence; scores, softmax and sums in fp32.
+// y = softmax(scale q k^T) v within each sequence; scores, softmax and sums in fp32.
 // bf16 wants D and the token stride even.
 struct Attention {
     DType dtype;
     int64_t T, B, H, D;
     const void* qkv;            // (T, 3, H, D), the last two dimensions contiguous
-    const int32_t* cu_seqlens;  // (B + 1,)
+    const int32_t* cu_seqlens;  // (B + 1,), from 0 to T
     void* y;                    // (T, H, D), contiguous
     int64_t stride_t, stride_3;
     float scale_log2;           // scale * log2(e), positive
@@ -205,9 +205,8 @@ std::vector<const char*> cpu_features();
 struct Stopped {};
 
 // An op that lasts calls `stop` on the thread that called the op, between two tasks and at most every 50 ms; true ends
-// the op. `stop` throws nothing. It may call ops, which do not ask in turn; meanwhile `asks_to_stop` is true on its thread.
+// the op. `stop` throws nothing. It may call ops, which do not ask in turn.
 void set_stop(bool (*stop)());
-bool asks_to_stop();
 
 // dtype f32 or bf16; `isa` must be one of supported_isas(). At most `threads` threads.
 void add_layer_norm_cpu(const AddLayerNorm& op, Isa isa, int threads);

@@ -175,7 +175,7 @@ def test_attention_of_large_scores(isa):
 def test_attention_refuses_offsets_that_would_crash():
     require_native()
     qkv = torch.randn(4, 3, 1, 8)
-    for offsets in ([0, 5], [0, 3, 2, 4], [-1, 4]):
+    for offsets in ([0, 5], [0, 3, 2, 4], [-1, 4], [1, 4], [0, 3], [0]):
         with pytest.raises(ValueError, match="offsets must rise from 0 to the number of tokens, 4"):
             native.attention(qkv, torch.tensor(offsets, dtype=torch.int32), 5)
 

@@ -18,8 +18,6 @@ thread_local bool asking = false;
 
 void set_stop(bool (*stop)()) { stop_function = stop; }
 
-bool asks_to_stop() { return asking; }
-
 int64_t first_look() { return asking || !stop_function.load(std::memory_order_relaxed) ? NEVER : coarse_now() + PERIOD; }
 
 bool stop_asked(int64_t& next) {

@@ -74,6 +74,7 @@ def linear_cross_entropy(
         call.with_gradients(*gradients)
     else:
         call.statistics(_LOSS_BYTES)
+    call.keep()
     loss = call.losses().sum() / count
     return loss.to(x.dtype), gradients
 
@@ -99,6 +100,8 @@ class _Call:
         self.labels[: self.count] = labels
         self.row_max, self.total, self.picked = x.new_zeros((3, self.K), dtype=torch.float32)
         self.packed_rows = self._pack(self.rows)
+        # This call's own until it is done, also where the handler of a signal calls the op meanwhile.
+        self.memory, _thread.memory = getattr(_thread, "memory", None), None
 
     def statistics(self, budget: int) -> Tensor | None:
         """Fills row_max, total and picked; returns the logits, if those of the whole vocabulary are there."""
@@ -155,14 +158,14 @@ class _Call:
 
     def _workspace(self, size: int) -> Tensor:
         elements = size * self.K
-        if C.asks_to_stop():  # a signal's handler, which interrupts another call
-            return fresh(self.rows, size, self.K)
-        kept = getattr(_thread, "memory", None)
-        if kept is None or kept.dtype != self.rows.dtype or kept.numel() < elements:
-            _thread.memory = None  # before, so that both never stand side by side
-            kept = fresh(self.rows, elements)
-            _thread.memory = kept if elements * kept.element_size() <= _GRADIENT_BYTES else None
-        return kept[:elements].view(size, self.K)
+        if self.memory is None or self.memory.dtype != self.rows.dtype or self.memory.numel() < elements:
+            self.memory = None  # before, so that both never stand side by side
+            self.memory = fresh(self.rows, elements)
+        return self.memory[:elements].view(size, self.K)
+
+    def keep(self) -> None:
+        """Leaves the memory of the logits to the thread's next call, unless it is large."""
+        _thread.memory = self.memory if self.memory.nbytes <= _GRADIENT_BYTES else None
 
     def _bias(self, first: int) -> int:
         return 0 if self.bias is None else self.bias.data_ptr() + first * self.bias.element_size()
