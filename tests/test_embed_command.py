@@ -148,7 +148,10 @@ def test_an_input_without_a_record(tiny, folder, capsys):
         (["MODEL", "in.txt", "--resume"], 2, "need a file"),
         (["MODEL", "-", "-"], 2, "can be read once"),
         (["MODEL", "in.txt", "--max-tokens", "0"], 2, "at least 1"),
-        (["MODEL", "in.txt", "--pooling", "max"], 2, "invalid choice"),
+        (["MODEL", "in.txt", "--pooling", "cls,median"], 2, "'median' is none of cls, max, mean"),
+        (["MODEL", "in.txt", "--prompt", "a", "--prompt-name", "query"], 2, "not allowed with argument"),
+        (["MODEL", "in.txt", "--prompt-name", "q"], 1, "prompt_name is 'q'; it must be one of 'query', 'document'"),
+        (["MODEL", "in.txt", "--truncate-dim", "49"], 1, "truncate_dim is 49; it must be 1 to 48"),
         ([], 2, "MODEL"),
     ],
 )

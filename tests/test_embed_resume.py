@@ -43,6 +43,8 @@ def test_resume_wants_the_same_run(tiny, folder, capsys):
     for extra, message in (
         ([], "--resume goes on with it, --restart throws it away"),
         (["--resume", "--pooling", "cls"], "pooling was 'mean' and is 'cls' now"),
+        (["--resume", "--prompt", "the "], "prompt was '' and is 'the ' now"),
+        (["--resume", "--truncate-dim", 8], "truncate_dim was None and is 8 now"),
         (["--resume", "--max-tokens", 99], "max_tokens was 8192 and is 99 now"),
         (["--resume", "--input-format", "jsonl"], "input format was 'auto' and is 'jsonl' now"),
     ):
@@ -75,7 +77,7 @@ def test_damaged_leftovers_and_restart(tiny, folder, capsys):
     assert "has 100 bytes and the journal speaks of" in run(capsys, *args, "--resume")[2]
     partial.unlink()
     assert "has 0 bytes and the journal speaks of" in run(capsys, *args, "--resume")[2]
-    for damage in ("{", "[]", "{}", kept.replace("records", "recor"), kept.replace('"version": 1', '"version": 2')):
+    for damage in ("{", "[]", "{}", kept.replace("records", "recor"), kept.replace('"version": 2', '"version": 1')):
         journal.write_text(damage)
         code, _, err = run(capsys, *args, "--resume")
         assert code == 1 and "--restart" in err and "Traceback" not in err
