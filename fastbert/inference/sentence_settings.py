@@ -355,9 +355,7 @@ def _fields(file: Path, config: dict[str, Any], known: dict[str, Check], *, othe
             if not is_right(value):
                 _refuse(file, name, value, wanted)
         elif not others:
-            raise ValueError(
-                f"{file}: {shown(name)} is a field that fastbert does not know; known are {', '.join(known)}"
-            )
+            raise ValueError(f"{file}: fastbert does not know the field {shown(name)}; it knows {', '.join(known)}")
     return config
 
 
