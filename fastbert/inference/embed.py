@@ -221,7 +221,11 @@ class Embedder:
             batch = self._tokenize([prompt + text for text in texts[start : start + _TOKENIZED_TOGETHER]])
             ids.extend(batch["input_ids"])
             if counts is not None:
-                counts.cut += sum(bool(encoding.overflowing) for encoding in batch.encodings)
+                counts.cut += sum(
+                    bool(encoding.overflowing)
+                    for encoding, text in zip(batch.encodings, batch["input_ids"], strict=True)
+                    if len(text) == self.max_length  # else nothing is left over, and to look costs time
+                )
         if counts is not None:
             skip = max(self._prompt_tokens(prompt), 1)  # [CLS] at least
             special = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
