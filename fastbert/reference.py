@@ -6,7 +6,7 @@ A faster implementation is right when it agrees with the one here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import groupby
 
 import torch
@@ -37,6 +37,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 # Rows whose logits linear_cross_entropy holds at a time: 1024 x 30522 in fp32 are 125 MB.
 _LOSS_ROWS = 1024
 _EXACT_COLUMNS = 1024
+_SCORES = 1 << 23  # that attention_backward holds at a time: 32 MB in fp32
 
 
 def embed_layer_norm(
@@ -190,7 +191,7 @@ def attention_backward(
     """The gradient of `attention` without dropout, from its input alone (Dao et al., 2022, appendix B.2)."""
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     dqkv = []
-    for run, drun in zip(_equal_length_runs(qkv, cu_seqlens), _equal_length_runs(dout, cu_seqlens), strict=True):
+    for run, drun in zip(_blocks(qkv, cu_seqlens), _blocks(dout, cu_seqlens), strict=True):
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
         do = drun.transpose(1, 2)
         p = torch.softmax(q @ k.mT * scale, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
@@ -199,6 +200,12 @@ def attention_backward(
         dv = p.to(q.dtype).mT @ do
         dqkv.append(torch.stack([ds @ k, ds.mT @ q, dv]).permute(1, 3, 0, 2, 4).flatten(0, 1))
     return _with_tail(torch.cat(dqkv) if dqkv else torch.empty_like(qkv[:0]), len(qkv))
+
+
+def _blocks(x: Tensor, cu_seqlens: Tensor) -> Iterator[Tensor]:
+    """`_equal_length_runs`, those that are long in parts of _SCORES scores, or of one sequence."""
+    for run in _equal_length_runs(x, cu_seqlens):
+        yield from run.split(max(_SCORES // (run.shape[1] ** 2 * x.shape[-2]), 1))
 
 
 def padded_attention(
@@ -257,7 +264,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     if x.dtype != wide and torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad):
-        return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
+        rows = x.float()
+        rows = rows - rows.mean(-1, keepdim=True).detach()  # changes nothing but what a large mean would cost in digits
+        return F.layer_norm(rows, weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
     if not (weight.dtype == bias.dtype in (x.dtype, wide)):  # which F.layer_norm refuses
         weight, bias = weight.to(wide), bias.to(wide)
     return F.layer_norm(x, weight.shape, weight, bias, eps)

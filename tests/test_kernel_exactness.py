@@ -25,17 +25,21 @@ def test_in_the_interpreter():
     run_in_the_interpreter(__file__)
 
 
-def add(x, weight, bias, dy):
+def add(x, weight, bias, dy=None):
     y, total, mean, rstd = add_layer_norm_fwd(x, None, weight, bias, eps=EPS, training=True)
+    if dy is None:
+        return y
     dx, _, dweight, dbias = add_layer_norm_bwd(dy, total, weight, mean, rstd, dtypes=(x.dtype, None, bias.dtype))
     return y, dx, dweight, dbias
 
 
-def embed(x, weight, bias, dy):
+def embed(x, weight, bias, dy=None):
     """Each row of x from its own row of the first table; the others are zero."""
     rows, zeros = torch.arange(len(x), device=DEVICE), torch.zeros(len(x), dtype=torch.long, device=DEVICE)
     ids, tables = (rows, zeros, zeros), (x, *(torch.zeros_like(x[:1]) for _ in range(2)))
     y, mean, rstd = embed_layer_norm_fwd(ids, tables, weight, bias, eps=EPS, training=True)
+    if dy is None:
+        return y
     dx, _, _, dweight, dbias = embed_layer_norm_bwd(
         dy, ids, tables, weight, mean, rstd, dropout_p=0.0, padding_idx=None, wanted=(True,) * 5
     )
@@ -57,7 +61,7 @@ NORMS = {"add_layer_norm": add, "embed_layer_norm": embed}
 def test_a_constant_row_is_its_bias(nan_filled, norm, N, value):
     x = torch.full((3, N), value, device=DEVICE)
     bias = torch.linspace(-1, 1, N, device=DEVICE)
-    y, *_ = NORMS[norm](x, torch.ones(N, device=DEVICE), bias, torch.ones_like(x))
+    y = NORMS[norm](x, torch.ones(N, device=DEVICE), bias)
     assert (y - bias).abs().max() <= 1e-6
 
 

@@ -45,7 +45,8 @@ class _NativeAttention(torch.autograd.Function):
 class _DifferentiableTwice(torch.autograd.Function):
     """`out` as it is, which torch's fused attention made of qkv; that has a gradient, of which there is no derivative.
 
-    Where one is asked for, the gradient is the formula's, and none goes through `out`.
+    Where one is asked for, the gradient is the formula's, and none goes through `out`. So it is in fp32 on a CPU,
+    where torch's fused gradient loses digits to large scores: it keeps the logarithm of the sum alone.
     """
 
     @staticmethod
@@ -60,6 +61,10 @@ class _DifferentiableTwice(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return _second(*ctx.saved_tensors, dout, ctx.constants), None, None, None, None
+        if dout.is_cpu and dout.dtype == torch.float32 and not ctx.constants["dropout_p"]:
+            qkv, cu_seqlens = ctx.saved_tensors
+            dqkv = reference.attention_backward(dout, qkv, cu_seqlens, len(qkv), scale=ctx.constants["scale"])
+            return dqkv, None, None, None, None
         return None, dout, None, None, None
 
 

@@ -32,7 +32,7 @@ def _second(
 
 
 class _TritonEmbedLayerNorm(torch.autograd.Function):
-    """Keeps two numbers a token: the backward gathers the tables' rows again, and makes the mask again."""
+    """Keeps three numbers per token: the backward gathers the tables' rows again, and makes the mask again."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
