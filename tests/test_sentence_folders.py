@@ -192,11 +192,12 @@ def test_the_transformers_path_may_not_lead_out(saved, tmp_path_factory):
     with pytest.raises(FileNotFoundError, match=r"modules\.json: no folder '0_BERT' in"):
         Embedder.from_pretrained(folder)
     (folder / "0_BERT").symlink_to(outside)
-    for settings in (True, False):
-        if not settings:
-            (outside / "sentence_bert_config.json").unlink()
-        with pytest.raises(ValueError, match=r"modules\.json names '0_BERT.*', a link that leads out of the folder"):
-            Embedder.from_pretrained(folder)
+    leads_out = r"modules\.json names '{}', a link that leads out of the folder"
+    with pytest.raises(ValueError, match=leads_out.format(r"0_BERT/sentence_bert_config\.json")):
+        Embedder.from_pretrained(folder)
+    (outside / "sentence_bert_config.json").unlink()
+    with pytest.raises(ValueError, match=leads_out.format("0_BERT")):
+        Embedder.from_pretrained(folder)
     for path in ("../model", str(outside), "a//b", ".", "0_BERT\\x"):
         modules = json.loads((folder / "modules.json").read_text())
         modules[0]["path"] = path
