@@ -195,7 +195,7 @@ def test_errors_are_one_line_with_file_and_line(tmp_path, model, capsys):
         empty.write_text(text)
         assert error_of(capsys, model, "classification", empty, out) == f"{empty}:1: the file holds no example"
     message = error_of(capsys, model, "classification", good, out, "--label-column", "stars")
-    assert message.startswith(f"{good}:2: no column 'stars'; there are ") and "'text', 'label'" in message
+    assert message.startswith(f"{good}:1: no column 'stars'; there are ") and "'text', 'label'" in message
     assert error_of(capsys, model, "classification", tmp_path / "none.csv", out) == f"{tmp_path}/none.csv: no such file"
     message = error_of(capsys, model, "classification", good, out, "--freeze-layers", "9")
     assert message == "freeze_layers is 9; the model has 2 layers"
