@@ -59,6 +59,11 @@ class Reads:
         self._parameters += [p for p in found if p is not None]
         return found
 
+    def own_parameters(self, module: nn.Module) -> dict[str, Tensor | None]:
+        """Its weight and bias, where they are parameters. Unlike after `parameters`, writes to them change nothing."""
+        names = tuple(name for name in ("weight", "bias") if name in module._parameters)
+        return dict(zip(names, self._read(module, "_parameters", names), strict=True))
+
     def is_plain(self, module: nn.Module, kind: type[nn.Module]) -> bool:
         self._plain.append(module)
         self._kinds.append(kind)

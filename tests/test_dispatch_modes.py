@@ -63,7 +63,7 @@ def flops(model, ids, mask, backward):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_flops_are_those_of_transformers(three, backward):
-    """Attention on a CPU has no FLOP formula in torch, so what is counted are the linear layers."""
+    """Of the linear layers: torch has no formula for attention on a CPU, other than as products in our backward."""
     original, fast, own = three
     for model in three:  # as a warm model runs
         with torch.no_grad():
@@ -71,7 +71,9 @@ def test_flops_are_those_of_transformers(three, backward):
     expected = flops(original, IDS, None, backward)["Global"]
     assert sum(expected.values()) > 2_000_000
     assert flops(fast, IDS, None, backward)["Global"] == expected
-    assert sum(flops(own, IDS, None, backward)["Global"].values()) == sum(expected.values())
+    counted = flops(own, IDS, None, backward)["Global"]
+    assert counted.pop(torch.ops.aten.bmm, 0) < 0.1 * sum(expected.values())
+    assert sum(counted.values()) == sum(expected.values())
 
 
 def test_flops_of_a_padded_batch_are_those_of_its_tokens(three):

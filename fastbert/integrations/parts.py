@@ -41,6 +41,8 @@ _INNER = (
     *("torch.nn.modules.", "torch.nn.utils.parametrize"),
     *("peft.tuners.tuners_utils", "peft.tuners._buffer_dict", "peft.utils.other"),
 )
+# Tensor classes of torch, which mean what a tensor means: sharded ones, and those without memory.
+_TENSORS = ("torch.distributed.", "torch._subclasses.", "torch.nn.parameter")
 # Hooks that see tokens and do nothing that depends on where they stand.
 _HARMLESS = (
     "transformers.utils.output_capturing",  # recorders that are idle unless transformers' forward runs
@@ -117,6 +119,8 @@ def _first_foreign(bert: nn.Module, reads: Reads) -> str | None:
         reads.is_plain(module, own)
         if _is_hooked(module):
             return f"{name} has a hook"
+        if reason := _foreign_weight(module, reads):
+            return f"{name}{reason}"
     embeddings = bert.embeddings
     if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
         return "embeddings.LayerNorm has no weight or no bias"
@@ -126,7 +130,7 @@ def _first_foreign(bert: nn.Module, reads: Reads) -> str | None:
             return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
     for name, part, kind in _called(bert, reads):
         if reason := _unknown_part(part, kind, reads):
-            return f"{name} {reason}"
+            return f"{name}{'' if reason.startswith('.') else ' '}{reason}"
     for i, layer in enumerate(bert.encoder.layer):
         attention = _inner(layer).attention.self
         scaling, width = reads.attributes(attention, "scaling", "attention_head_size")
@@ -194,7 +198,8 @@ def _unknown_part(part: nn.Module, kind: type, reads: Reads) -> str | None:
     """What is not known of a module in the place of a `kind`; None where it works token by token and has no hook."""
     own = type(part)
     if own is kind:
-        return "has a hook" if not reads.is_plain(part, own) and _is_hooked(part) else None
+        hooked = not reads.is_plain(part, own) and _is_hooked(part)
+        return "has a hook" if hooked else _foreign_weight(part, reads)
     if not _is_known(own, kind):
         return f"is a {own.__module__}.{own.__qualname__}"
     if _follows_the_sequence(part):
@@ -205,6 +210,19 @@ def _unknown_part(part: nn.Module, kind: type, reads: Reads) -> str | None:
             return f"holds {name}, a {type(inner).__module__}.{type(inner).__qualname__}"
         if _is_hooked(inner):
             return f"has a hook on {name}" if name else "has a hook"
+    return None
+
+
+def _foreign_weight(part: nn.Module, reads: Reads) -> str | None:
+    """Which parameter of a plain module is a tensor of a class that may give torch's functions another meaning."""
+    for name, parameter in reads.own_parameters(part).items():
+        own = type(parameter)
+        if (
+            parameter is not None
+            and own not in (nn.Parameter, torch.Tensor)
+            and not own.__module__.startswith(_TENSORS)
+        ):
+            return f".{name} is a {own.__module__}.{own.__qualname__}"
     return None
 
 

@@ -361,6 +361,8 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         return f"attention_mask is {mask.dim()}-D"
     if mask is not None and tokens is not None and mask.shape != tokens.shape[:2]:
         return f"attention_mask has shape {tuple(mask.shape)}"
+    if mask is not None and torch._C._functorch.is_functorch_wrapped_tensor(mask):
+        return "attention_mask is batched by torch.func, which hides its lengths"
     if not isinstance(given.get("output_hidden_states", bert.config.output_hidden_states), bool):
         return "output_hidden_states selects layers"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
