@@ -108,10 +108,10 @@ def tiles(head_dim: int, settings: Settings) -> Iterator[Work]:
         cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=settings.device)
         exact, eager = (plain(qkv, dout, length, kind) for kind in (torch.float32, dtype))
         constants = {"cu_seqlens": cu_seqlens, "max_seqlen": length, "scale": head_dim**-0.5}
-        out, lse = attention.attention_fwd(qkv, **constants)
+        out, statistics = attention.attention_fwd(qkv, **constants)
         calls = {
             "forward": lambda qkv=qkv, known=constants, **k: attention.attention_fwd(qkv, **known, **k)[0],
-            "backward": partial(attention_backward.attention_bwd, dout, qkv, out, lse, **constants),
+            "backward": partial(attention_backward.attention_bwd, dout, qkv, out, statistics, **constants),
         }
         schedule = partial(attention.attention_schedule, qkv, cu_seqlens, length)
         flops = 4.0 * length * heads * head_dim * tokens

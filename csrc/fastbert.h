@@ -63,13 +63,13 @@ struct Linear {
     float* scales;
 };
 
-// y = softmax(scale q k^T) v within each sequence, zeros at a token of no sequence; scores, softmax and sums in fp32.
+// y = softmax(scale q k^T) v within each sequence; scores, softmax and sums in fp32.
 // bf16 wants D and the token stride even.
 struct Attention {
     DType dtype;
     int64_t T, B, H, D;
     const void* qkv;            // (T, 3, H, D), the last two dimensions contiguous
-    const int32_t* cu_seqlens;  // (B + 1,)
+    const int32_t* cu_seqlens;  // (B + 1,), from 0 to T
     void* y;                    // (T, H, D), contiguous
     int64_t stride_t, stride_3;
     float scale_log2;           // scale * log2(e), positive
@@ -144,9 +144,10 @@ struct CrossEntropy {
     void* logits;           // (V, K), contiguous; without the bias
     const void* bias;       // (V,) or null
     const int32_t* labels;  // (K,), -1 for none
-    float* partial;         // (cross_entropy_blocks(V), 2, K): what cross_entropy_lse_cpu takes
+    float* partial;         // (cross_entropy_blocks(V), 2, K): what cross_entropy_combine_cpu takes
     float* picked;          // (K,): the logit of a token's label, where that lies in this stretch
-    const float* lse;       // (K,)
+    const float* row_max;   // (K,): a token's largest logit
+    const float* inverse;   // (K,): 1 / the sum of exp(logit - row_max)
     const float* scale;     // (K,)
     void* dbias;            // (V,) or null
 };
@@ -200,6 +201,13 @@ std::vector<Isa> supported_isas();
 // Names of the processor features the choice rests on, those present only.
 std::vector<const char*> cpu_features();
 
+// Thrown by an op that was told to stop, whose outputs are then written in part.
+struct Stopped {};
+
+// An op that lasts calls `stop` on the thread that called the op, between two tasks and at most every 50 ms; true ends
+// the op. `stop` throws nothing. It may call ops, which do not ask in turn.
+void set_stop(bool (*stop)());
+
 // dtype f32 or bf16; `isa` must be one of supported_isas(). At most `threads` threads.
 void add_layer_norm_cpu(const AddLayerNorm& op, Isa isa, int threads);
 
@@ -231,9 +239,11 @@ void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, in
 int64_t cross_entropy_blocks(int64_t V);
 // Writes partial and picked. A stretch in the middle of a vocabulary is whole blocks.
 void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads);
-// Log-sum-exp out of the partial results of all blocks, (blocks, 2, K) -> (K,).
-void cross_entropy_lse_cpu(const float* partial, int64_t blocks, int64_t K, float* lse, Isa isa, int threads);
-// logits = scale (softmax - onehot), in place, from lse; dbias is their sum over K.
+// Out of the partial results of all blocks, (blocks, 2, K): each token's largest logit, and the sum of exp(logit - that).
+// The logarithm of the sum is not added to the maximum: next to a large one it would lose its digits.
+void cross_entropy_combine_cpu(const float* partial, int64_t blocks, int64_t K, float* row_max, float* total, Isa isa,
+                               int threads);
+// logits = scale (softmax - onehot), in place; dbias is their sum over K.
 void cross_entropy_gradient_cpu(const CrossEntropy& op, Isa isa, int threads);
 
 // What the machine can reach at most, measured on all `threads`: FLOP/s of a loop that multiplies registers only,

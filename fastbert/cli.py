@@ -20,12 +20,14 @@ from fastbert.precision import QUANTIZED, SPLIT
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 DTYPES = ("float32", "bfloat16", "float16")
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "pooler")
 
 _EMBED_EXAMPLES = """\
 examples:
   fastbert embed path/to/model sentences.txt -o vectors.npy
   fastbert embed path/to/model reviews.csv --column review -o vectors.parquet --bad-lines skip
   zcat big.jsonl.gz | fastbert embed path/to/model - --input-format jsonl --field body -o big.npy --resume
+  fastbert embed path/to/model queries.txt --prompt-name query --truncate-dim 256 -o queries.npy
   fastbert embed path/to/model queries.txt | head -1
 
 rows and lines:
@@ -210,10 +212,15 @@ def _add_embed(commands) -> None:
     vectors = parser.add_argument_group(
         "vectors", "defaults are what the model's folder asks for, else mean, as they are"
     )
-    vectors.add_argument("--pooling", choices=("mean", "cls", "pooler"))
+    poolings = f"{', '.join(POOLINGS)}; or several, as cls,max"
+    vectors.add_argument("--pooling", metavar="NAMES", type=_poolings, help=poolings)
     vectors.add_argument(
         "--normalize", action=argparse.BooleanOptionalAction, default=None, help="scale vectors to length 1"
     )
+    prompts = vectors.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", help="put before each text; '' for none")
+    prompts.add_argument("--prompt-name", metavar="NAME", help="the model's prompt of that name: query, say")
+    vectors.add_argument("--truncate-dim", metavar="N", type=_positive, help="keep the first N numbers of a vector")
     vectors.add_argument("--max-length", type=_positive, help="tokens a text is cut to")
     vectors.add_argument("--max-tokens", type=_positive, help="most tokens that go through the model together")
     vectors.add_argument(
@@ -351,6 +358,14 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
+
+
+def _poolings(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in POOLINGS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(POOLINGS)}")
+    return names
 
 
 def _embed(args: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from fastbert.inference.output import (
     make_format,
 )
 from fastbert.inference.records import Reading, Records
+from fastbert.unknown_tokens import unknown_warning
 
 SUFFIXES = {".npy": "npy", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 BAD_LINES_SHOWN = 20  # each run names these many, then counts
@@ -47,15 +48,17 @@ def run(args: argparse.Namespace) -> int:
         pooling=args.pooling,
         normalize=args.normalize,
         max_length=args.max_length,
+        truncate_dim=args.truncate_dim,
         revision=args.revision,
         **placement(args),
     )
+    prompt = embedder.prompt_of(args.prompt_name, args.prompt)
     options = {"max_tokens": args.max_tokens or MAX_TOKENS, "window": args.window or WINDOW}
     format = make_format(format_name, embedder.width, args.inputs, ids=args.id_column is not None)
     if args.output == STDIN:
         output = StreamOutput(format, sys.stdout.buffer)
     else:
-        settings = _settings(args, embedder, reading, format_name, options)
+        settings = _settings(args, embedder, prompt, reading, format_name, options)
         output = FileOutput(Path(args.output), format, settings, resume=args.resume, restart=args.restart)
     meter = _Meter(records, quiet=args.quiet)
     try:
@@ -64,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 embedder,
                 records,
                 output,
+                prompt=prompt,
                 skip_bad=args.bad_lines == "skip",
                 report=meter.bad_line,
                 advance=meter.advance,
@@ -75,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
         raise
     finally:
         output.close()
-    meter.summary(done, output.resumed, args.output)
+    meter.summary(done, output.resumed, args.output, embedder.max_length)
+    names = ["stdin" if name == STDIN else name for name in args.inputs]
+    if warning := unknown_warning(", ".join(names), done.unknown, done.words):
+        print(f"fastbert: {warning}", file=sys.stderr)
     return 0
 
 
@@ -113,11 +120,18 @@ def _check_paths(args: argparse.Namespace, format_name: str) -> None:
 
 
 def _settings(
-    args: argparse.Namespace, embedder: Embedder, reading: Reading, format_name: str, options: dict[str, int]
+    args: argparse.Namespace,
+    embedder: Embedder,
+    prompt: str,
+    reading: Reading,
+    format_name: str,
+    options: dict[str, int],
 ) -> dict:
     """What the output follows from beside the input: a run can only be gone on with by the same."""
     return {
-        "pooling": embedder.pooling,
+        "pooling": embedder.pooling if isinstance(embedder.pooling, str) else ",".join(embedder.pooling),
+        "prompt": prompt,
+        "truncate_dim": embedder.truncate_dim,
         "normalize": embedder.normalize,
         "max_length": embedder.max_length,
         "dtype": str(embedder.model.dtype).removeprefix("torch."),
@@ -170,8 +184,8 @@ class _Meter:
         elif self._bad == BAD_LINES_SHOWN + 1:
             self._say("more bad lines: skipped, and counted at the end")
 
-    def summary(self, done: Progress, resumed: Progress | None, out: str) -> None:
-        """One line on what was done; bad lines are counted also for --quiet."""
+    def summary(self, done: Progress, resumed: Progress | None, out: str, max_length: int) -> None:
+        """One line on what was done and one on the texts cut; bad lines are counted also for --quiet."""
         if done.skipped:
             self._say(f"{done.skipped:,} of {done.records:,} lines skipped")
         if self._quiet:
@@ -182,6 +196,8 @@ class _Meter:
             f"{done.records - done.skipped:,} texts to {where}{before}; {self._tokens:,} tokens in "
             f"{time.monotonic() - self._start:.1f} s, {self._rate():,.0f} tokens/s"
         )
+        if done.cut:
+            self._say(f"{done.cut:,} of {done.records - done.skipped:,} texts are cut to {max_length} tokens")
 
     def _rate(self) -> float:
         return self._tokens / max(time.monotonic() - self._start, 1e-9)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 PADDING = {False: None, True: "longest", "do_not_pad": None, "longest": "longest", "max_length": "max_length"}
 TRUNCATION = {
@@ -18,13 +20,31 @@ TRUNCATION = {
 UNLIMITED = int(1e30)  # what transformers writes as model_max_length when it knows none
 
 
+class CharSpan(NamedTuple):
+    """Characters of a text, from `start` up to `end`, which is not among them."""
+
+    start: int
+    end: int
+
+
+class TokenSpan(NamedTuple):
+    """Tokens of a row, from `start` up to `end`, which is not among them."""
+
+    start: int
+    end: int
+
+
 class BatchEncoding(dict):
-    """Columns of a tokenized batch, to be passed on as `model(**batch)`; also readable as attributes."""
+    """Columns of a tokenized batch, to be passed on as `model(**batch)`; also readable as attributes.
+
+    The methods that go from characters to tokens and back take the row first, or no row, which is row 0; each returns
+    None where there is no such place. They need the tokenizer's encodings, which a padded batch of features has not.
+    """
 
     def __init__(
         self,
-        columns: dict[str, Any],
-        encodings: list,
+        columns: Mapping[str, Any],
+        encodings: list | None = None,
         width: int = 0,
         pad_token: str = "[PAD]",
         side: str = "right",
@@ -37,24 +57,91 @@ class BatchEncoding(dict):
             return self[name]
         raise AttributeError(f"this encoding has no column {name!r}: it has {', '.join(self)}")
 
-    def to(self, device: Any) -> BatchEncoding:
+    def to(self, device: Any, *, non_blocking: bool = False) -> BatchEncoding:
         """Moves the tensors to a device, in place, and returns itself."""
         for name, value in self.items():
             if hasattr(value, "is_floating_point"):  # a tensor, not an array (whose `to` says something else)
-                self[name] = value.to(device)
+                self[name] = value.to(device, non_blocking=non_blocking)
         return self
 
-    def tokens(self, index: int = 0) -> list[str]:
-        """Tokens of row `index`, padding included."""
-        return pad_row(self.encodings[index].tokens, self._pad_token, self._width, self._side)
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        """Tokens of a row, padding included."""
+        return pad_row(self._encoding(batch_index).tokens, self._pad_token, self._width, self._side)
 
-    def word_ids(self, index: int = 0) -> list[int | None]:
-        """For each token of row `index` the number of its word, None for special and pad tokens."""
-        return pad_row(self.encodings[index].word_ids, None, self._width, self._side)
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """For each token of a row the number of its word, None for special and pad tokens."""
+        return pad_row(self._encoding(batch_index).word_ids, None, self._width, self._side)
 
-    def sequence_ids(self, index: int = 0) -> list[int | None]:
-        """For each token of row `index` 0 or 1, its text in the pair; None for special and pad tokens."""
-        return pad_row(self.encodings[index].sequence_ids, None, self._width, self._side)
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """For each token of a row 0 or 1, its text in the pair; None for special and pad tokens."""
+        return pad_row(self._encoding(batch_index).sequence_ids, None, self._width, self._side)
+
+    @property
+    def n_sequences(self) -> int | None:
+        """Texts of a row: 1, or 2 for a pair; None without encodings."""
+        return self.encodings[0].n_sequences if self.encodings else None
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The token that a character of a text belongs to; white space belongs to none."""
+        encoding, shift, index = self._place("char_index", batch_or_char_index, char_index)
+        token = encoding.char_to_token(index, sequence_index)
+        return None if token is None else token + shift
+
+    def char_to_word(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The word that a character of a text belongs to."""
+        encoding, _, index = self._place("char_index", batch_or_char_index, char_index)
+        return encoding.char_to_word(index, sequence_index)
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
+        """The characters, of its own text, that a token was made of."""
+        encoding, shift, index = self._place("token_index", batch_or_token_index, token_index)
+        span = encoding.token_to_chars(index - shift) if index >= shift else None
+        return None if span is None else CharSpan(*span)
+
+    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """The number of a token's word in its own text."""
+        encoding, shift, index = self._place("token_index", batch_or_token_index, token_index)
+        return encoding.token_to_word(index - shift) if index >= shift else None
+
+    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """0 or 1, a token's text in the pair."""
+        encoding, shift, index = self._place("token_index", batch_or_token_index, token_index)
+        return encoding.token_to_sequence(index - shift) if index >= shift else None
+
+    def word_to_tokens(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> TokenSpan | None:
+        """The tokens that a word of a text became; None also for a word that became none."""
+        encoding, shift, index = self._place("word_index", batch_or_word_index, word_index)
+        span = encoding.word_to_tokens(index, sequence_index)
+        return None if span is None else TokenSpan(span[0] + shift, span[1] + shift)
+
+    def word_to_chars(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> CharSpan | None:
+        """The characters that a word of a text stands at."""
+        encoding, _, index = self._place("word_index", batch_or_word_index, word_index)
+        span = encoding.word_to_chars(index, sequence_index)
+        return None if span is None else CharSpan(*span)
+
+    def _encoding(self, row: int) -> Any:
+        if self.encodings is None:
+            raise ValueError("this batch was padded from features; only what a tokenizer returns knows its texts")
+        if not -len(self.encodings) <= row < len(self.encodings):
+            raise IndexError(f"batch_index is {row}; there are {len(self.encodings)} rows")
+        return self.encodings[row]
+
+    def _place(self, name: str, first: int, second: int | None) -> tuple[Any, int, int]:
+        """A row's encoding, the pad tokens to the left of it, and the index in it."""
+        row, index = (0, first) if second is None else (first, second)
+        encoding = self._encoding(row)
+        if index < 0:
+            raise ValueError(f"{name} must be at least 0, got {index}")
+        return encoding, max(0, self._width - len(encoding)) if self._side == "left" else 0, index
 
 
 def check_inputs(text: Any, pair: Any, split: bool) -> tuple[list, bool]:
@@ -130,6 +217,7 @@ def check_settings(
 
 
 def _choice(name: str, value: Any, choices: dict) -> str | None:
+    value = value.value if isinstance(value, Enum) else value  # transformers has its strategies as enums, too
     if isinstance(value, bool | str | None) and value in choices:
         return choices[value]
     raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
@@ -138,6 +226,27 @@ def _choice(name: str, value: Any, choices: dict) -> str | None:
 def _check_int(name: str, number: Any, least: int) -> None:
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
+
+
+def check_side(name: str, side: str) -> str:
+    if side not in ("left", "right"):
+        raise ValueError(f"{name} must be 'left' or 'right', got {side!r}")
+    return side
+
+
+def check_tensors(return_tensors: Any) -> str | None:
+    kind = return_tensors.value if isinstance(return_tensors, Enum) else return_tensors
+    if kind not in (None, "np", "pt"):
+        raise ValueError(f"return_tensors must be None, 'np' or 'pt', got {return_tensors!r}")
+    return kind
+
+
+def padded_width(lengths: list[int], pad: str | None, max_length: int | None, multiple: int | None) -> int:
+    """Tokens that rows are padded to: 0 without padding."""
+    if pad is None:
+        return 0
+    width = max_length if pad == "max_length" else max(lengths, default=0)
+    return width + -width % (multiple or 1)
 
 
 def pad_row(row: list, fill: Any, width: int, side: str) -> list:
@@ -192,3 +301,96 @@ def as_int64(column: Any, kind: str) -> Any:
     import torch
 
     return torch.as_tensor(column, dtype=torch.int64)
+
+
+def feature_columns(features: Any) -> dict[str, Any]:
+    """Columns of a list of features, each a mapping from a column's name to its row; a mapping is columns already."""
+    if isinstance(features, Mapping):
+        columns = dict(features)
+    elif isinstance(features, list | tuple) and features:
+        for index, feature in enumerate(features):
+            if not isinstance(feature, Mapping):
+                raise TypeError(f"feature {index} must be a mapping with input_ids, got {_shown(feature)}")
+            if missing := [name for name in features[0] if name not in feature]:
+                raise ValueError(f"feature {index} has no {missing[0]!r}, which feature 0 has")
+        columns = {name: [feature[name] for feature in features] for name in features[0]}
+    else:
+        raise TypeError(f"features must be a mapping, or a list of one or more, got {_shown(features)}")
+    if "input_ids" not in columns:
+        raise ValueError(f"features must have input_ids; they have {', '.join(map(repr, columns)) or 'nothing'}")
+    return columns
+
+
+def as_rows(columns: dict[str, Any]) -> tuple[dict[str, Any], bool, str | None]:
+    """Columns with lists of ids for arrays and tensors, whether they are a batch's, and the kind of `input_ids`."""
+    ids = columns["input_ids"]
+    kind = _kind(ids)
+    if kind is not None:
+        columns = {name: _plain(value) for name, value in columns.items()}
+        ids = columns["input_ids"]
+    if not isinstance(ids, list | tuple):
+        raise TypeError(f"input_ids must be a list, array or tensor, got {_shown(ids)}")
+    batched = bool(ids) and isinstance(ids[0], list | tuple)
+    for index, row in enumerate(ids if batched else [ids]):
+        wrong = [n for n in row if not isinstance(n, int)] if isinstance(row, list | tuple) else [row]
+        if wrong:
+            where = f"input_ids[{index}]" if batched else "input_ids"
+            raise ValueError(f"{where} must be a list of integers, got {_shown(wrong[0])} in it")
+    if batched:
+        for name, value in columns.items():
+            if not hasattr(value, "__len__") or len(value) != len(ids):
+                found = len(value) if hasattr(value, "__len__") else _shown(value)
+                raise ValueError(f"input_ids has {len(ids)} rows, {name} {found}")
+    return columns, batched, kind
+
+
+def _kind(ids: Any) -> str | None:
+    """ "np" or "pt" for an array or tensor, or lists of them; None for numbers."""
+    while isinstance(ids, list | tuple) and ids:
+        ids = next((part for part in ids if not (isinstance(part, list | tuple) and not part)), None)
+    if hasattr(ids, "detach"):
+        return "pt"
+    return "np" if hasattr(ids, "dtype") else None
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def pad_features(columns: dict[str, Any], fills: dict[str, int], width: int, side: str) -> dict[str, Any]:
+    """The columns of a batch; those with a fill are padded to `width`."""
+    ids = columns["input_ids"]
+    padded = {}
+    for name, rows in columns.items():
+        if name in fills:
+            for index, (row, own) in enumerate(zip(rows, ids, strict=True)):
+                if len(row) != len(own):
+                    raise ValueError(f"row {index}: input_ids has {len(own)} tokens, {name} {len(row)}")
+            rows = [pad_row(list(row), fills[name], width, side) for row in rows]
+        padded[name] = rows
+    return padded
+
+
+def as_tensor(name: str, value: Any, kind: str) -> Any:
+    """A column of features as an array ("np") or tensor ("pt"); an empty one is of int64."""
+    first = value
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    is_empty = isinstance(first, list | tuple)
+    try:
+        if kind == "np":
+            import numpy as np
+
+            return np.asarray(value, dtype=np.int64 if is_empty else None)
+        import torch
+
+        if isinstance(value, list | tuple) and not is_empty and isinstance(value[0], torch.Tensor):
+            return torch.stack(tuple(value))
+        return torch.as_tensor(value, dtype=torch.int64 if is_empty else None)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} makes no tensor: {error}; padding fills up input_ids, token_type_ids, attention_mask and "
+            "special_tokens_mask, no other column"
+        ) from None

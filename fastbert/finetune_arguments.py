@@ -76,7 +76,9 @@ def add_task_arguments(parser: argparse.ArgumentParser, positive: Callable[[str]
     add_csv_arguments(reading)
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=positive, help="(default: 3)")
+    training.add_argument(
+        "--epochs", type=positive, help="(default: 3; for few examples more, so that there are 150 steps, up to 20)"
+    )
     training.add_argument("--batch-size", type=positive, metavar="N", help="examples, at most (default: 16)")
     training.add_argument(
         "--tokens",
@@ -107,7 +109,13 @@ def add_task_arguments(parser: argparse.ArgumentParser, positive: Callable[[str]
     training.add_argument(
         "--tensorboard", action="store_true", default=None, help="write event files to DIR/tensorboard"
     )
-    training.add_argument("--best", metavar="SCORE", help="by which the best checkpoint is known; loss, too")
+    training.add_argument(
+        "--best",
+        metavar="SCORE",
+        help="score on the dev examples, or loss, by which the best checkpoint is chosen; of equal scores, the lower "
+        "loss is better (default: f1_macro for classification, f1_micro for multi-label, spearman for regression, f1 "
+        "for token-classification and question-answering, accuracy for multiple-choice)",
+    )
     training.add_argument("--patience", type=positive, metavar="N", help="end after N evaluations without a better")
 
     texts = parser.add_argument_group("texts")

@@ -79,6 +79,7 @@ def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list
 def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
     """Trains, from the checkpoint `newest` if there is one, and reports; `start` is the model that was begun with."""
     _say_data(run.recipe)
+    _say(f"{len(run.plan):,} optimizer steps in {run.settings.epochs:,} epochs")
     if len(run.plan) < FEW_STEPS:
         _say(
             f"warning: {len(run.plan)} optimizer steps in all; below {FEW_STEPS} a model hardly learns: "

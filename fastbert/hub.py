@@ -51,11 +51,28 @@ def resolve_file(
     return _hub_file(path_or_id, filename, revision, required)
 
 
+def resolve_folder(path_or_id: str | os.PathLike, name: str, *, revision: str | None = None, named_by: Path) -> Path:
+    """Path of the folder `name` in a local folder, or in a hub model, of which a model's files are downloaded.
+
+    `named_by` is the file that names it: a ValueError that begins with `named_by` refuses a name that leads out of the
+    folder, by its text or by a link. Raises FileNotFoundError for a missing folder, OSError when the hub cannot be
+    asked.
+    """
+    _check_relative(name, named_by)
+    folder = Path(path_or_id).expanduser()
+    inner = folder / name if folder.is_dir() else _hub_folder(str(path_or_id), name, revision)
+    if not inner.is_dir():
+        raise FileNotFoundError(f"{named_by}: no folder {name!r} in {str(path_or_id)!r}")
+    if folder.is_dir():
+        _check_inside(inner, folder, name, named_by)
+    return inner
+
+
 def _check_relative(filename: str, named_by: Path) -> None:
     parts = filename.split("/")
     odd = any(part in ("", ".", "..") or len(part.encode()) > _LONGEST_NAME for part in parts)
     if odd or re.search(r"[\\\0]", filename) or Path(filename).drive:
-        raise ValueError(f"{named_by} names {shown(filename)}; it must be a file in the folder of {named_by.name}")
+        raise ValueError(f"{named_by} names {shown(filename)}; it must lie in the folder of {named_by.name}")
 
 
 def _check_inside(file: Path, folder: Path, filename: str, named_by: Path) -> None:
@@ -64,6 +81,21 @@ def _check_inside(file: Path, folder: Path, filename: str, named_by: Path) -> No
     in_cache = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
     if not in_cache and not real.is_relative_to(folder.resolve()):
         raise ValueError(f"{named_by} names {shown(filename)}, a link that leads out of the folder, to {real}")
+
+
+def _hub_folder(model_id: str, name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    for weights in ("model*.safetensors", "pytorch_model*.bin"):  # the second only where there are none of the first
+        patterns = [f"{name}/{pattern}" for pattern in ("*.json", "vocab.txt", weights)]
+        try:
+            folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns)) / name
+        except OSError as error:  # covers HTTP, connection and disk errors
+            where = f"{model_id!r}" + (f" at revision {revision!r}" if revision else "")
+            raise OSError(f"cannot get {name!r} of the hub model {where}: {_first_line(error)}") from error
+        if any(folder.glob(weights)):
+            break
+    return folder
 
 
 def _hub_file(model_id: str, filename: str, revision: str | None, required: bool) -> Path | None:

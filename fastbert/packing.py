@@ -8,7 +8,8 @@ flattened (B * S,) batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
+from operator import sub
 
 import torch
 from torch import Tensor
@@ -79,29 +80,47 @@ def batch_from_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
     return PackedBatch(batch_size, seq_len, cu_seqlens, longest, indices, leading)
 
 
+def sequence_lengths(cu_seqlens: Tensor, total: int, max_seqlen: int | None = None, op: str = "") -> list[int]:
+    """The lengths of the sequences of a row of `total` packed tokens; on a GPU the host waits for them.
+
+    Raises:
+        ValueError: cu_seqlens is no int32 or int64 vector of at least one offset, does not rise from 0 to `total`, or
+            holds a sequence longer than max_seqlen. The message begins with `op`.
+    """
+    check_offsets_form(cu_seqlens, op)
+    offsets, before = cu_seqlens.tolist(), f"{op}: " if op else ""
+    lengths = list(map(sub, offsets[1:], offsets))
+    if offsets[0] != 0 or offsets[-1] != total or (lengths and min(lengths) < 0):
+        least = [0, *accumulate(offsets[:-1], max)]
+        wrong = [b for b, (low, x) in enumerate(zip(least, offsets, strict=True)) if not low <= x <= total * (b > 0)]
+        b = wrong[0] if wrong else len(lengths)
+        raise ValueError(
+            f"{before}cu_seqlens[{b}] is {offsets[b]}; offsets must rise from 0 to the number of tokens, {total}"
+        )
+    if max_seqlen is not None and lengths and (longest := max(lengths)) > max_seqlen:
+        raise ValueError(f"{before}cu_seqlens holds a sequence of {longest} tokens; max_seqlen is {max_seqlen}")
+    return lengths
+
+
+def check_offsets_form(cu_seqlens: Tensor, op: str = "") -> None:
+    """Holds cu_seqlens to the dtype and shape of offsets; looks at no value."""
+    if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1 or not len(cu_seqlens):
+        raise ValueError(
+            f"{f'{op}: ' if op else ''}cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; "
+            "it must be an int32 or int64 vector of batch + 1 offsets"
+        )
+
+
 def batch_from_cu_seqlens(cu_seqlens: Tensor, total: int, max_seqlen: int | None = None) -> PackedBatch:
     """The batch of a row that is packed already: `total` tokens, sequences as `cu_seqlens` says.
 
     Its padded shape is (B, max_seqlen), right-padded.
 
     Raises:
-        ValueError: cu_seqlens does not start at 0, descends, does not end at `total`, is no int32 or int64
-            vector, or holds a sequence longer than max_seqlen.
+        ValueError: as `sequence_lengths`.
     """
-    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; "
-            "it must be an int32 or int64 vector of batch + 1 offsets"
-        )
-    starts = cu_seqlens.tolist()
-    lengths = [end - start for start, end in pairwise(starts)]
-    if starts[0] != 0 or starts[-1] != total or min(lengths, default=0) < 0:
-        raise ValueError(
-            f"cu_seqlens runs from {starts[0]} to {starts[-1]}; it must rise from 0 to the number of tokens, {total}"
-        )
+    lengths = sequence_lengths(cu_seqlens, total, max_seqlen)
     longest = max(lengths, default=0)
-    if max_seqlen is not None and longest > max_seqlen:
-        raise ValueError(f"cu_seqlens holds a sequence of {longest} tokens; max_seqlen is {max_seqlen}")
     if longest * len(lengths) == total:
         return full_batch(len(lengths), longest, cu_seqlens.device)
     cu_seqlens = cu_seqlens.to(torch.int32)

@@ -6,7 +6,7 @@ A faster implementation is right when it agrees with the one here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import groupby
 
 import torch
@@ -37,6 +37,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 # Rows whose logits linear_cross_entropy holds at a time: 1024 x 30522 in fp32 are 125 MB.
 _LOSS_ROWS = 1024
 _EXACT_COLUMNS = 1024
+_SCORES = 1 << 23  # that attention_backward holds at a time: 32 MB in fp32
 
 
 def embed_layer_norm(
@@ -154,7 +155,7 @@ def attention(
     dropout_p: float = 0.0,
 ) -> Tensor:  # (T, H, D)
     """A token behind the last sequence belongs to none and gets zeros."""
-    if not dropout_p and not torch.compiler.is_compiling() and _is_transformed():
+    if not dropout_p and not torch.compiler.is_compiling() and is_transformed():
         return attention_formula(qkv, cu_seqlens, scale)
     contexts = []
     for run in _equal_length_runs(qkv, cu_seqlens):
@@ -174,7 +175,7 @@ def attention_formula(qkv: Tensor, cu_seqlens: Tensor, scale: float | None = Non
     return _with_tail(torch.cat(contexts) if contexts else qkv[:0, 0].clone(), len(qkv))
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, for which fused attention has no rule."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
@@ -190,7 +191,7 @@ def attention_backward(
     """The gradient of `attention` without dropout, from its input alone (Dao et al., 2022, appendix B.2)."""
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     dqkv = []
-    for run, drun in zip(_equal_length_runs(qkv, cu_seqlens), _equal_length_runs(dout, cu_seqlens), strict=True):
+    for run, drun in zip(_blocks(qkv, cu_seqlens), _blocks(dout, cu_seqlens), strict=True):
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
         do = drun.transpose(1, 2)
         p = torch.softmax(q @ k.mT * scale, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
@@ -199,6 +200,12 @@ def attention_backward(
         dv = p.to(q.dtype).mT @ do
         dqkv.append(torch.stack([ds @ k, ds.mT @ q, dv]).permute(1, 3, 0, 2, 4).flatten(0, 1))
     return _with_tail(torch.cat(dqkv) if dqkv else torch.empty_like(qkv[:0]), len(qkv))
+
+
+def _blocks(x: Tensor, cu_seqlens: Tensor) -> Iterator[Tensor]:
+    """`_equal_length_runs`, those that are long in parts of _SCORES scores, or of one sequence."""
+    for run in _equal_length_runs(x, cu_seqlens):
+        yield from run.split(max(_SCORES // (run.shape[1] ** 2 * x.shape[-2]), 1))
 
 
 def padded_attention(
@@ -255,10 +262,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
     torch's sums them over the rows in the dtype of x, which in bf16 on a CPU loses most of them.
     """
-    if torch.is_grad_enabled() and weight.requires_grad and x.dtype in (torch.bfloat16, torch.float16):
-        return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
-    if torch.promote_types(weight.dtype, x.dtype) != weight.dtype:  # narrower than x, which F.layer_norm refuses
-        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if x.dtype != wide and torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad):
+        rows = x.float()
+        rows = rows - rows.mean(-1, keepdim=True).detach()  # changes nothing but what a large mean would cost in digits
+        return F.layer_norm(rows, weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
+    if not (weight.dtype == bias.dtype in (x.dtype, wide)):  # which F.layer_norm refuses
+        weight, bias = weight.to(wide), bias.to(wide)
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
@@ -276,7 +286,7 @@ def linear_cross_entropy(
     x, labels = x.index_select(0, kept), labels.index_select(0, kept).long()
     total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
     for rows, targets in zip(x.split(_LOSS_ROWS), labels.split(_LOSS_ROWS), strict=True):
-        if _is_transformed():
+        if is_transformed():
             total = total + _cross_entropy_sum(rows, weight, bias, targets)
             continue
         # A checkpoint keeps x and not the logits: the backward makes them again, a block at a time.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from copy import copy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,17 @@ from fastbert.encoding import (
     BatchEncoding,
     as_int64,
     as_list,
+    as_rows,
+    as_tensor,
     check_inputs,
     check_settings,
+    check_side,
+    check_tensors,
     check_unicode,
+    feature_columns,
     pad_columns,
+    pad_features,
+    padded_width,
     stack_columns,
 )
 from fastbert.files import write_text
@@ -49,6 +57,10 @@ class BertTokenizer:
     vocabulary that is empty, is not UTF-8 or lacks a special token.
     """
 
+    model_input_names = ("input_ids", "token_type_ids", "attention_mask")
+    pad_token_type_id = 0
+    is_fast = True  # for callers that ask whether encodings know characters and words
+
     def __init__(
         self,
         vocab: dict[str, int] | Sequence[str] | str | os.PathLike,
@@ -66,6 +78,7 @@ class BertTokenizer:
         padding_side: str = "right",
         truncation_side: str = "right",
         clean_up_tokenization_spaces: bool = False,
+        split_special_tokens: bool = False,
         max_input_chars_per_word: int = 100,
         continuing_subword_prefix: str = "##",
     ) -> None:
@@ -87,15 +100,14 @@ class BertTokenizer:
                 raise ValueError(f"the vocabulary{where} has no {name} {content_of(token)!r}")
             if content_of(token) not in known:
                 added.append(as_added_token(token, special=True))
-        for name, side in {"padding_side": padding_side, "truncation_side": truncation_side}.items():
-            if side not in ("left", "right"):
-                raise ValueError(f"{name} must be 'left' or 'right', got {side!r}")
 
         self.special_tokens_map = {name: content_of(token) for name, token in special.items()}
         for token in added:
             token.special = token.special or token.content in self.special_tokens_map.values()
         self.model_max_length = UNLIMITED if model_max_length is None else int(model_max_length)
-        self.padding_side, self.truncation_side = padding_side, truncation_side
+        self.padding_side = check_side("padding_side", padding_side)
+        self.truncation_side = check_side("truncation_side", truncation_side)
+        self.split_special_tokens = split_special_tokens
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self._normalization = dict(
             do_lower_case=do_lower_case,
@@ -164,6 +176,25 @@ class BertTokenizer:
             setattr(self._backend, part, getattr(stored, part))
         self._tokenizer_class = "PreTrainedTokenizerFast"
 
+    def lower_cased(self) -> BertTokenizer:
+        """This tokenizer, or where it does not lower-case, one like it that lower-cases a text first.
+
+        Special tokens in the text stay as they are.
+        """
+        from tokenizers import normalizers
+
+        normalizer = self._backend.normalizer
+        steps = list(normalizer) if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+        for step in steps:
+            if isinstance(step, normalizers.Lowercase) or getattr(step, "lowercase", False):
+                return self
+        steps = [normalizers.Lowercase(), *(step for step in steps if step is not None)]
+        lower = copy(self)
+        lower._backend, lower._views = self._copy(), {}
+        lower._backend.normalizer = normalizers.Sequence(steps)
+        lower._tokenizer_class = "PreTrainedTokenizerFast"  # so that its normalizer is read back
+        return lower
+
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json, vocab.txt and two files of settings into `folder`, each atomically."""
         folder = Path(folder)
@@ -172,9 +203,10 @@ class BertTokenizer:
             **self.special_tokens_map,
             "mask_token": self.mask_token,
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
-            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+            "model_input_names": list(self.model_input_names),
             "model_max_length": self.model_max_length,
             "padding_side": self.padding_side,
+            **({"split_special_tokens": True} if self.split_special_tokens else {}),
             "tokenizer_class": self._tokenizer_class,
             "truncation_side": self.truncation_side,
         }
@@ -199,37 +231,41 @@ class BertTokenizer:
         max_length: int | None = None,
         stride: int = 0,
         pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
         return_tensors: str | None = None,
         return_token_type_ids: bool = True,
         return_attention_mask: bool = True,
         return_offsets_mapping: bool = False,
         return_overflowing_tokens: bool = False,
         return_special_tokens_mask: bool = False,
+        return_length: bool = False,
         is_split_into_words: bool = False,
+        split_special_tokens: bool | None = None,
     ) -> BatchEncoding:
         """Tokenizes a text, a pair, or a list of either; a list runs on several cores.
 
         Arguments mean what they mean in transformers, `max_length` alone turning truncation on included.
+        `padding_side` and `split_special_tokens` override the tokenizer's own. With `split_special_tokens`, a text
+        that spells a special token is split like any other text. `return_length` counts pad tokens, too.
         Columns are lists, or int64 arrays or tensors (B, S) with `return_tensors` "np" or "pt". Raises
         TypeError for what is not text, ValueError for settings that cannot be met.
         """
         items, batched = check_inputs(text, text_pair, is_split_into_words)
-        if return_tensors not in (None, "np", "pt"):
-            raise ValueError(f"return_tensors must be None, 'np' or 'pt', got {return_tensors!r}")
+        return_tensors = check_tensors(return_tensors)
+        side = self.padding_side if padding_side is None else check_side("padding_side", padding_side)
         pad, strategy, max_length = check_settings(
             padding, truncation, max_length, stride, pad_to_multiple_of, self.model_max_length
         )
-        encodings = self._encode(items, is_split_into_words, add_special_tokens, strategy, max_length, stride)
+        split = self.split_special_tokens if split_special_tokens is None else bool(split_special_tokens)
+        backend = self._view(items, add_special_tokens, strategy, max_length, stride, split)
+        encodings = self._encode(backend, items, is_split_into_words, add_special_tokens)
         samples: list[int] = []
         if return_overflowing_tokens:
             families = [[first, *first.overflowing] for first in encodings]
             samples = [sample for sample, family in enumerate(families) for _ in family]
             encodings = list(chain.from_iterable(families))
         lengths = [len(encoding) for encoding in encodings]
-        width = 0
-        if pad:
-            width = max_length if pad == "max_length" else max(lengths, default=0)
-            width += -width % (pad_to_multiple_of or 1)
+        width = padded_width(lengths, pad, max_length, pad_to_multiple_of)
 
         columns: dict[str, tuple[list, Any]] = {"input_ids": ([e.ids for e in encodings], self.pad_token_id)}
         if return_token_type_ids:
@@ -240,15 +276,69 @@ class BertTokenizer:
             columns["special_tokens_mask"] = [e.special_tokens_mask for e in encodings], 1
         if return_offsets_mapping:
             columns["offset_mapping"] = [e.offsets for e in encodings], (0, 0)
-        side = self.padding_side
         result = stack_columns(columns, width, side) if return_tensors else pad_columns(columns, width, side)
+        if return_length:
+            result["length"] = [max(length, width) for length in lengths]
         if return_overflowing_tokens:
             result["overflow_to_sample_mapping"] = samples
         elif not batched and not return_tensors:
-            result = {name: rows[0] for name, rows in result.items()}
+            result = {name: rows[0] if isinstance(rows[0], list) else rows for name, rows in result.items()}
         if return_tensors:
             result = {name: as_int64(column, return_tensors) for name, column in result.items()}
         return BatchEncoding(result, encodings, width, self.pad_token, side)
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:
+        """Pads tokenized texts to one length, as data collators ask for.
+
+        Args:
+            encoded_inputs: a list of features (mappings from a column's name to its row), or columns of a batch or of
+                one text. `input_ids`, `token_type_ids`, `attention_mask` and `special_tokens_mask` are padded, other
+                columns returned as they are. The input is not changed.
+            return_attention_mask: False neither adds the mask nor pads one that is there.
+            return_tensors: "np" or "pt"; None is the kind that `input_ids` has.
+
+        Raises:
+            TypeError, ValueError: features that are none, that differ in their columns, or make no tensor.
+        """
+        columns, batched, kind = as_rows(feature_columns(encoded_inputs))
+        kind = check_tensors(return_tensors) or kind
+        side = self.padding_side if padding_side is None else check_side("padding_side", padding_side)
+        pad, _, max_length = check_settings(padding, False, max_length, 0, pad_to_multiple_of, self.model_max_length)
+        if not batched:
+            columns = {name: [value] for name, value in columns.items()}
+        lengths = [len(row) for row in columns["input_ids"]]
+        width = padded_width(lengths, pad, max_length, pad_to_multiple_of)
+        fills = {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id, "special_tokens_mask": 1}
+        if return_attention_mask is not False:
+            fills["attention_mask"] = 0
+            columns.setdefault("attention_mask", [[1] * length for length in lengths])
+        columns = pad_features(columns, fills, width, side)
+        if not batched:
+            columns = {name: rows[0] for name, rows in columns.items()}
+        if kind:
+            columns = {name: as_tensor(name, value, kind) for name, value in columns.items()}
+        return BatchEncoding(columns)
+
+    def get_special_tokens_mask(
+        self, token_ids_0: Any, token_ids_1: Any = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """For each id of a tokenized row, special tokens included, 1 where it is a special token and 0 elsewhere."""
+        if not already_has_special_tokens or token_ids_1 is not None:
+            raise NotImplementedError(
+                "get_special_tokens_mask takes one row of ids with its special tokens, and "
+                "already_has_special_tokens=True; before they are added, return_special_tokens_mask=True tells"
+            )
+        special = set(self.all_special_ids)
+        return [int(index in special) for index in as_list(token_ids_0)]
 
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
         """Ids of one text or pair (of each, for a list); takes what calling the tokenizer takes."""
@@ -256,17 +346,18 @@ class BertTokenizer:
 
     def encode_plain(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts as they stand: no special tokens are added, and none is read out of a text that spells one."""
-        backend = self._copy()
-        backend.encode_special_tokens = True
+        backend = self._view(texts, False, None, None, 0, split=True)
         try:
             return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
         except BaseException:
             check_unicode(texts)
             raise
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
-        """Tokens of one text or pair."""
-        return self(text, pair, add_special_tokens=add_special_tokens).tokens()
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
+        """Tokens of one text or pair; takes what calling the tokenizer takes."""
+        return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
     def decode(
         self,
@@ -355,40 +446,35 @@ class BertTokenizer:
         token = self.special_tokens_map.get(token_name)
         return token if name == token_name or token is None else self._backend.token_to_id(token)
 
-    def _encode(
-        self,
-        items: list,
-        pretokenized: bool,
-        special: bool,
-        strategy: str | None,
-        max_length: Any,
-        stride: int,
-    ) -> list:
-        backend = self._backend
-        if strategy:
-            paired = any(type(item) is tuple for item in items)
-            reserved = backend.num_special_tokens_to_add(paired) if special else 0
-            if max_length < reserved or (stride and stride >= max_length - reserved):
-                raise ValueError(
-                    f"max_length={max_length} leaves no room for {reserved} special tokens, stride={stride}"
-                )
-            backend = self._truncating(max_length, stride, strategy)
+    def _encode(self, backend: Any, items: list, pretokenized: bool, special: bool) -> list:
         try:
             return backend.encode_batch(items, pretokenized, special)
         except BaseException as error:
             # Rust panics derive from BaseException; its own complaint about pairs is a bare Exception.
-            if strategy and type(error).__name__ in ("Exception", "PanicException"):
-                setting = f"truncation={strategy!r}, max_length={max_length}, stride={stride}"
-                raise ValueError(f"{setting} cannot be met: {error}") from error
+            if (setting := backend.truncation) and type(error).__name__ in ("Exception", "PanicException"):
+                shown = "truncation={strategy!r}, max_length={max_length}, stride={stride}".format(**setting)
+                raise ValueError(f"{shown} cannot be met: {error}") from error
             check_unicode(items)
             raise
 
-    def _truncating(self, max_length: int, stride: int, strategy: str) -> Any:
-        key = (max_length, stride, strategy, self.truncation_side)
+    def _view(self, items: list, special: bool, strategy: str | None, max_length: Any, stride: int, split: bool) -> Any:
+        """A Rust tokenizer with these settings."""
+        if strategy:
+            paired = any(type(item) is tuple for item in items)
+            reserved = self._backend.num_special_tokens_to_add(paired) if special else 0
+            if max_length < reserved or (stride and stride >= max_length - reserved):
+                raise ValueError(
+                    f"max_length={max_length} leaves no room for {reserved} special tokens, stride={stride}"
+                )
+        elif not split:
+            return self._backend
+        key = (strategy and (max_length, stride, strategy, self.truncation_side), split)
         views = self._views
         if key not in views:
             view = self._copy()
-            view.enable_truncation(max_length, stride=stride, strategy=strategy, direction=self.truncation_side)
+            view.encode_special_tokens = split
+            if strategy:
+                view.enable_truncation(max_length, stride=stride, strategy=strategy, direction=self.truncation_side)
             if len(views) >= MAX_VIEWS:
                 views = self._views = {}
             views[key] = view

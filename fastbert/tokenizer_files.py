@@ -23,11 +23,12 @@ OPTIONS = (
     "strip_accents",
     "tokenize_chinese_chars",
     "clean_up_tokenization_spaces",
+    "split_special_tokens",
     "padding_side",
     "truncation_side",
     *SPECIAL_TOKENS,
 )
-_FLAGS = ("do_lower_case", "tokenize_chinese_chars")
+_FLAGS = ("do_lower_case", "tokenize_chinese_chars", "split_special_tokens")
 _FLAGS_OR_NULL = ("strip_accents", "clean_up_tokenization_spaces")
 _SIDES = ("padding_side", "truncation_side")
 _MOST_IDS = 2**32  # the library's ids have 32 bits

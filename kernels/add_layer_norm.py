@@ -21,12 +21,14 @@ from fastbert.kernels.layer_norm import (
     columns_of,
     dropped,
     gradient,
+    load_statistics,
     load_tile,
     load_vector,
     programs_for,
     row_keys,
     statistics,
     store_partials,
+    store_statistics,
     store_tile,
     sum_partials,
 )
@@ -41,7 +43,7 @@ def _add_layer_norm_fwd_kernel(
     seed_ptr,  # (1,) or None: no dropout
     y_ptr,  # (M, N)
     total_ptr,  # (M, N) or None: not kept
-    mean_ptr,  # (M,) or None: not kept
+    mean_ptr,  # (2, M) or None: not kept
     rstd_ptr,  # (M,)
     stride_xm,
     stride_rm,
@@ -84,12 +86,11 @@ def _add_layer_norm_fwd_kernel(
         if total_ptr is not None:
             store_tile(total_ptr, rows, N, columns_a, mask_a, x_a)
             store_tile(total_ptr, rows, N, columns_b, mask_b, x_b)
-        mean, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
+        x_a, x_b, mean, left, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
         if mean_ptr is not None:
-            tl.store(mean_ptr + rows, mean, mask=mask_m)
-            tl.store(rstd_ptr + rows, rstd, mask=mask_m)
-        store_tile(y_ptr, rows, N, columns_a, mask_a, (x_a - mean) * rstd * weight_a + bias_a)
-        store_tile(y_ptr, rows, N, columns_b, mask_b, (x_b - mean) * rstd * weight_b + bias_b)
+            store_statistics(mean_ptr, rstd_ptr, rows, mask_m, M, mean, left, rstd)
+        store_tile(y_ptr, rows, N, columns_a, mask_a, x_a * rstd * weight_a + bias_a)
+        store_tile(y_ptr, rows, N, columns_b, mask_b, x_b * rstd * weight_b + bias_b)
 
 
 @triton.jit(do_not_specialize=["M", "threshold"])
@@ -97,7 +98,7 @@ def _add_layer_norm_bwd_kernel(
     dy_ptr,  # (M, N)
     total_ptr,  # (M, N)
     weight_ptr,  # (N,)
-    mean_ptr,  # (M,)
+    mean_ptr,  # (2, M)
     rstd_ptr,  # (M,)
     seed_ptr,  # (1,) or None: no dropout
     dx_ptr,  # (M, N) or None: not wanted
@@ -133,10 +134,9 @@ def _add_layer_norm_bwd_kernel(
         mask_b = mask_m & (columns_b < N)
         dy_a = load_tile(dy_ptr, rows, stride_dym, columns_a, mask_a)
         dy_b = load_tile(dy_ptr, rows, stride_dym, columns_b, mask_b)
-        mean = tl.load(mean_ptr + rows, mask=mask_m, other=0.0)
-        rstd = tl.load(rstd_ptr + rows, mask=mask_m, other=0.0)
-        xhat_a = (load_tile(total_ptr, rows, stride_tm, columns_a, mask_a) - mean) * rstd
-        xhat_b = (load_tile(total_ptr, rows, stride_tm, columns_b, mask_b) - mean) * rstd
+        mean, left, rstd = load_statistics(mean_ptr, rstd_ptr, rows, mask_m, M)
+        xhat_a = (load_tile(total_ptr, rows, stride_tm, columns_a, mask_a) - mean - left) * rstd
+        xhat_b = (load_tile(total_ptr, rows, stride_tm, columns_b, mask_b) - mean - left) * rstd
         if partials_ptr is not None:
             dweight_a += dy_a * xhat_a
             dweight_b += dy_b * xhat_b
@@ -173,7 +173,8 @@ def add_layer_norm_fwd(
     """x, residual (M, N), weight, bias (N,), columns contiguous, floating dtypes each its own -> y and what is kept.
 
     y (M, N) has the wider dtype of x and residual. For training: total = dropout(x) + residual (M, N) in that dtype,
-    or x where that is it; mean and rstd (M,) in fp32. Else None for the three. `seed` is read if dropout_p is above 0.
+    or x where that is it; mean (2, M), the second being the first's rounding, and rstd (M,) in fp32. Else None for
+    the three. `seed` is read if dropout_p is above 0.
     """
     M, N = x.shape
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
@@ -182,7 +183,7 @@ def add_layer_norm_fwd(
     changed = residual is not None or dropout_p > 0
     if training:
         total = torch.empty((M, N), dtype=dtype, device=x.device) if changed else x
-        mean = torch.empty(M, dtype=torch.float32, device=x.device)
+        mean = torch.empty((2, M), dtype=torch.float32, device=x.device)
         rstd = torch.empty(M, dtype=torch.float32, device=x.device)
     if not y.numel():
         return y, total, mean, rstd

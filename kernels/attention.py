@@ -2,8 +2,12 @@
 
 A program owns one tile of queries of one head of one sequence and walks that sequence's keys (Dao, 2023, algorithm
 1): 4 L^2 D FLOPs a head, K and V read L / BLOCK_M times, mostly from L2. Scores, their running maximum and sum, and
-the output's accumulator are fp32; products take the input's dtype. Logarithms and exponentials are base 2 throughout:
-`lse` is log2 of the sum of 2^(score log2 e).
+the output's accumulator are fp32; products take the input's dtype. Logarithms and exponentials are base 2 throughout.
+
+What the backward needs of the softmax are `statistics`. In half precision it is one number per row, log2 of the sum of
+2^score. It has the absolute precision of the highest score: at scores of 1e4 a probability would be off by 3e-4. So in
+fp32 there are two, the highest score and log2 of the sum of 2^(score - highest), and the highest score is subtracted
+before the rest is scaled to base 2.
 """
 
 from __future__ import annotations
@@ -53,9 +57,15 @@ def store_rows(ptr, x, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit
+def before_scale(dtype: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Whether a row's highest score is subtracted before the scores are scaled to base 2."""
+    return (dtype == tl.float32) & (not HAS_BIAS)
+
+
+@triton.jit
 def _attention_step(
     q,  # (BLOCK_M, BLOCK_D)
-    top,  # (BLOCK_M,) highest score so far
+    top,  # (BLOCK_M,) highest score so far; in base 2, unless `before_scale`
     total,  # (BLOCK_M,) sum of 2^(score - top)
     acc,  # (BLOCK_M, BLOCK_D)
     qkv,  # descriptor of the rows, or None
@@ -92,13 +102,18 @@ def _attention_step(
         # Of a row whose keys are all at minus infinity, every probability is 0.
         shift = tl.where(new_top == float("-inf"), 0.0, new_top)
         p = tl.exp2(scores - shift[:, None])
+        correction = tl.exp2(top - shift)
     else:
         if MASKED:
             scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1) * scale)
-        shift = new_top
-        p = tl.exp2(scores * scale - shift[:, None])  # one fused multiply-add and one exponential a score
-    correction = tl.exp2(top - shift)
+        if before_scale(q.dtype, HAS_BIAS):
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            p = tl.exp2((scores - new_top[:, None]) * scale)
+            correction = tl.exp2((top - new_top) * scale)
+        else:
+            new_top = tl.maximum(top, tl.max(scores, 1) * scale)
+            p = tl.exp2(scores * scale - new_top[:, None])  # one fused multiply-add and one exponential per score
+            correction = tl.exp2(top - new_top)
     total = total * correction + tl.sum(p, 1)
     if HAS_DROPOUT:
         keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
@@ -117,7 +132,7 @@ def _attention_fwd_kernel(
     qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
     bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
     out_ptr,  # (T, H, D)
-    lse_ptr,  # (H, T) fp32
+    statistics_ptr,  # (2 or 1, H, T) fp32
     table_ptr,  # (slots, 4) of the schedule
     seed_ptr,  # (1,), not read unless HAS_DROPOUT
     stride_qt,
@@ -173,12 +188,18 @@ def _attention_fwd_kernel(
             True, PRECISION,
         )  # fmt: skip
 
-    # A row without a key: zeros, and a logarithm that makes every probability 0 in the backward.
+    # A row without a key: zeros, and a highest score that makes every probability 0 in the backward.
     some = total > 0
     out = acc * (keep_scale / tl.where(some, total, 1.0))[:, None]
     store_rows(out_ptr + tile * stride_ot + h * stride_oh, out, offs_m, stride_ot, rows - begins, D, BLOCK_D)
-    lse = tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("inf"))
-    tl.store(lse_ptr + h.to(tl.int64) * T + tile + offs_m, lse, mask=offs_m < rows - begins)
+    top_ptr = statistics_ptr + h.to(tl.int64) * T + tile + offs_m
+    log_total = tl.log2(tl.where(some, total, 1.0))
+    if qkv_ptr.dtype.element_ty == tl.float32:
+        log_total_ptr = top_ptr + tl.num_programs(1).to(tl.int64) * T
+        tl.store(log_total_ptr, log_total, mask=offs_m < rows - begins)
+    else:
+        top += log_total
+    tl.store(top_ptr, tl.where(some, top, float("inf")), mask=offs_m < rows - begins)
 
 
 def attention_fwd(
@@ -193,7 +214,7 @@ def attention_fwd(
     precision: str = "ieee",
     schedule: TileSchedule | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """qkv (T, 3, H, D) -> out (T, H, D), lse (H, T) in fp32 and base 2; rows of no sequence get zeros.
+    """qkv (T, 3, H, D) -> out (T, H, D), statistics (2 or 1, H, T) in fp32; rows of no sequence get zeros.
 
     Args:
         qkv: D at most 128 and contiguous; other strides are free.
@@ -207,9 +228,9 @@ def attention_fwd(
     """
     T, _, H, D = qkv.shape
     out = torch.empty((T, H, D), dtype=qkv.dtype, device=qkv.device)
-    lse = torch.empty((H, T), dtype=torch.float32, device=qkv.device)
+    statistics = torch.empty((statistics_per_row(qkv.dtype), H, T), dtype=torch.float32, device=qkv.device)
     if qkv.numel() == 0:
-        return out, lse
+        return out, statistics
     arch = architecture.architecture(qkv.device)
     plain = key_bias is None and not dropout_p
     config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=plain)
@@ -220,7 +241,7 @@ def attention_fwd(
             descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
             qkv if key_bias is None else key_bias,
             out,
-            lse,
+            statistics,
             schedule.table,
             qkv if seed is None else seed,
             *qkv.stride()[:3],
@@ -239,7 +260,12 @@ def attention_fwd(
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
-    return out, lse
+    return out, statistics
+
+
+def statistics_per_row(dtype: torch.dtype) -> int:
+    """How many numbers per row the forward keeps for the backward."""
+    return 2 if dtype == torch.float32 else 1
 
 
 def describable(x: Tensor) -> bool:

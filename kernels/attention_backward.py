@@ -1,7 +1,7 @@
 """dqkv of attention, by kernels that own what they write: no atomics, a fixed order of every sum.
 
-With P = 2^(scores - lse), keep the dropout mask over 1 - p, and delta = rowsum(dout * out), which dropout leaves as it
-is (Dao et al., 2022, appendix B; Dao, 2023, algorithm 2):
+With P = 2^(scores - highest - log2 of the row's sum), keep the dropout mask over 1 - p, and delta = rowsum(dout * out),
+which dropout leaves as it is (Dao et al., 2022, appendix B; Dao, 2023, algorithm 2):
 
     dV = (keep P)^T dout    dP = keep (dout V^T)    dS = P (dP - delta)    dQ = scale dS K    dK = scale dS^T Q
 
@@ -20,17 +20,51 @@ import triton.language as tl
 from torch import Tensor
 
 from fastbert.kernels import architecture, configs, dropout
-from fastbert.kernels.attention import LOG2E, attention_schedule, describable, descriptor, load_rows, store_rows
+from fastbert.kernels.attention import (
+    LOG2E,
+    attention_schedule,
+    before_scale,
+    describable,
+    descriptor,
+    load_rows,
+    store_rows,
+)
 from fastbert.kernels.schedule import TileSchedule
 
 _LOG2E = tl.constexpr(LOG2E)
 
 
 @triton.jit
+def _load_statistics(ptr, apart, rows, left, dtype: tl.constexpr, MASKED: tl.constexpr):
+    """What the forward kept of rows of one head, `apart` elements between the two numbers of a row, of which half
+    precision has one. Of rows beyond the sequence, such that they have no probabilities."""
+    top = tl.load(ptr + rows, mask=rows < left, other=float("inf")) if MASKED else tl.load(ptr + rows)
+    log_total = top
+    if dtype == tl.float32:
+        log_total = tl.load(ptr + apart + rows, mask=rows < left, other=0.0)
+    return top, log_total
+
+
+@triton.jit
+def _probabilities(scores, top, log_total, scale, dtype: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """2^(scores - top - log_total), of statistics broadcast to scores; scores are scaled already if HAS_BIAS."""
+    if before_scale(dtype, HAS_BIAS):
+        p = tl.exp2((scores - top) * scale - log_total)
+    elif dtype == tl.float32:
+        p = tl.exp2(scores - top - log_total)
+    elif HAS_BIAS:
+        p = tl.exp2(scores - top)
+    else:
+        p = tl.exp2(scores * scale - top)
+    return p
+
+
+@triton.jit
 def _dq_step(
     q,  # (BLOCK_M, BLOCK_D)
     dout,  # (BLOCK_M, BLOCK_D)
-    lse,  # (BLOCK_M,)
+    top,  # (BLOCK_M,)
+    log_total,  # (BLOCK_M,)
     delta,  # (BLOCK_M,)
     dq,  # (BLOCK_M, BLOCK_D)
     qkv,  # descriptor of the rows, or None
@@ -62,13 +96,13 @@ def _dq_step(
     else:
         k = qkv.load([first, k_column])
         v = qkv.load([first, v_column])
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + first + offs_n, mask=offs_n < left, other=float("-inf"))
-        scores += (bias * _LOG2E)[None, :]
+        scores = scores * scale + (bias * _LOG2E)[None, :]
     elif MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
-    p = tl.exp2(scores - lse[:, None])
+    p = _probabilities(scores, top[:, None], log_total[:, None], scale, q.dtype, HAS_BIAS)
     dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
     if HAS_DROPOUT:
         keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
@@ -84,7 +118,7 @@ def _attention_bwd_dq_kernel(
     bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
     out_ptr,  # (T, H, D)
     dout_ptr,  # (T, H, D)
-    lse_ptr,  # (H, T) fp32
+    statistics_ptr,  # (2 or 1, H, T) fp32
     delta_ptr,  # (H, T) fp32, written
     dqkv_ptr,  # (T, 3, H, D), of which dq is written
     table_ptr,  # (slots, 4) of the schedule
@@ -126,9 +160,10 @@ def _attention_bwd_dq_kernel(
     out = load_rows(out_ptr + tile * stride_ot + h * stride_oh, offs_m, stride_ot, rows, D, BLOCK_D, True)
     dout = load_rows(dout_ptr + tile * stride_dot + h * stride_doh, offs_m, stride_dot, rows, D, BLOCK_D, True)
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-    statistics = h.to(tl.int64) * T + tile + offs_m
-    tl.store(delta_ptr + statistics, delta, mask=offs_m < rows)
-    lse = tl.load(lse_ptr + statistics, mask=offs_m < rows, other=float("inf"))
+    head = h.to(tl.int64) * T + tile
+    tl.store(delta_ptr + head + offs_m, delta, mask=offs_m < rows)
+    apart = tl.num_programs(1).to(tl.int64) * T
+    top, log_total = _load_statistics(statistics_ptr + head, apart, offs_m, rows, qkv_ptr.dtype.element_ty, True)
     q = load_rows(q_ptr + tile * stride_qt, offs_m, stride_qt, rows, D, BLOCK_D, True)
     seed = tile
     query_keys = offs_m
@@ -140,15 +175,15 @@ def _attention_bwd_dq_kernel(
     full = keys // BLOCK_N * BLOCK_N
     for n in range(0, full, BLOCK_N):
         dq = _dq_step(
-            q, dout, lse, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + n, BLOCK_N,
-            scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, False,
-            PRECISION,
+            q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + n,
+            BLOCK_N, scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS,
+            HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
     if full < keys:
         dq = _dq_step(
-            q, dout, lse, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + full,
-            keys - full, scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS,
-            HAS_DROPOUT, True, PRECISION,
+            q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt,
+            start + full, keys - full, scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N,
+            HAS_BIAS, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
     store_rows(dqkv_ptr + tile * stride_dqt + h * stride_dqh, dq * scale, offs_m, stride_dqt, rows, D, BLOCK_D)
 
@@ -168,12 +203,14 @@ def _dkdv_step(
     dq_ptr,
     q_column,  # where the head's queries begin in a row
     dout_column,
-    lse_ptr,  # the head's
+    statistics_ptr,  # the head's
+    apart,  # between its two numbers of a row
     delta_ptr,
     stride_q,
     stride_o,
     stride_do,
     stride_dq,
+    keys,  # of the tile, within the sequence
     first,  # packed row of the block's first query
     left,  # queries from there to the sequence's end
     scale,  # in base 2
@@ -199,10 +236,7 @@ def _dkdv_step(
     else:
         q = qkv.load([first, q_column])
         dout = douts.load([first, dout_column])
-    if MASKED:  # a logarithm of infinity: rows beyond the sequence have no probabilities
-        lse = tl.load(lse_ptr + row + offs_m, mask=offs_m < left, other=float("inf"))
-    else:
-        lse = tl.load(lse_ptr + row + offs_m)
+    top, log_total = _load_statistics(statistics_ptr + row, apart, offs_m, left, q.dtype, MASKED)
     if WITH_DQ:
         out = load_rows(out_ptr + row * stride_o, offs_m, stride_o, left, D, BLOCK_D, MASKED)
         delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
@@ -210,10 +244,12 @@ def _dkdv_step(
         delta = tl.load(delta_ptr + row + offs_m, mask=offs_m < left, other=0.0)
     else:
         delta = tl.load(delta_ptr + row + offs_m)
-    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     if HAS_BIAS:
-        scores += bias[:, None]
-    p = tl.exp2(scores - lse[None, :])
+        scores = scores * scale + bias[:, None]
+    p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype, HAS_BIAS)
+    if WITH_DQ:  # a key beyond the sequence scores 0, which may be far above the others: infinity times its zeros
+        p = tl.where((tl.arange(0, k.shape[0]) < keys)[:, None], p, 0.0)
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
     if HAS_DROPOUT:
         keep = dropout.kept(dropout.row_keys(seed, row + offs_m, plane)[None, :], key_keys[:, None], threshold)
@@ -237,7 +273,7 @@ def _attention_bwd_dkdv_kernel(
     out_ptr,  # (T, H, D), not read unless WITH_DQ
     dout_ptr,  # (T, H, D)
     douts,  # descriptor of the same in blocks of (BLOCK_M, D), or None
-    lse_ptr,  # (H, T) fp32
+    statistics_ptr,  # (2 or 1, H, T) fp32
     delta_ptr,  # (H, T) fp32, not read if WITH_DQ
     dqkv_ptr,  # (T, 3, H, D), of which dk and dv are written, and dq if WITH_DQ
     table_ptr,  # (slots, 4) of the schedule
@@ -280,7 +316,8 @@ def _attention_bwd_dkdv_kernel(
     out_ptr += h * stride_oh
     dout_ptr += h * stride_doh
     dq_ptr = dqkv_ptr + h * stride_dqh
-    lse_ptr += h.to(tl.int64) * T
+    statistics_ptr += h.to(tl.int64) * T
+    apart = tl.num_programs(1).to(tl.int64) * T
     delta_ptr += h.to(tl.int64) * T
     bias = offs_n
     if HAS_BIAS:
@@ -296,16 +333,17 @@ def _attention_bwd_dkdv_kernel(
     full = queries // BLOCK_M * BLOCK_M
     for m in range(0, full, BLOCK_M):
         dk, dv = _dkdv_step(
-            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh, lse_ptr,
-            delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, start + m, BLOCK_M, scale * _LOG2E, seed, h,
-            key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, False, PRECISION,
+            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
+            statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + m, BLOCK_M,
+            scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT,
+            WITH_DQ, False, PRECISION,
         )  # fmt: skip
     if full < queries:
         dk, dv = _dkdv_step(
-            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh, lse_ptr,
-            delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, start + full, queries - full, scale * _LOG2E,
-            seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, True,
-            PRECISION,
+            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
+            statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + full,
+            queries - full, scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS,
+            HAS_DROPOUT, WITH_DQ, True, PRECISION,
         )  # fmt: skip
     if HAS_DROPOUT:
         dv *= keep_scale
@@ -320,7 +358,7 @@ def attention_bwd(
     dout: Tensor,
     qkv: Tensor,
     out: Tensor,
-    lse: Tensor,
+    statistics: Tensor,
     cu_seqlens: Tensor,
     max_seqlen: int,
     *,
@@ -342,7 +380,7 @@ def attention_bwd(
     arch = architecture.architecture(qkv.device)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     one_launch = configs.attention_in_one_launch(arch, qkv.dtype, D, max_seqlen)
-    delta = lse if one_launch else torch.empty_like(lse)
+    delta = statistics[0] if one_launch else torch.empty_like(statistics[0])
     grid = (len(schedule.table), H)
     bias, seeds = (qkv if x is None else x for x in (key_bias, seed))
     constants = {
@@ -365,7 +403,7 @@ def attention_bwd(
                 bias,
                 out,
                 dout,
-                lse,
+                statistics,
                 delta,
                 dqkv,
                 schedule.table,
@@ -390,7 +428,7 @@ def attention_bwd(
             out,
             dout,
             descriptor(dout, config.step) if tma else None,
-            lse,
+            statistics,
             delta,
             dqkv,
             schedule.table,

@@ -20,12 +20,14 @@ from fastbert.kernels.layer_norm import (
     columns_of,
     dropped,
     gradient,
+    load_statistics,
     load_tile,
     load_vector,
     programs_for,
     row_keys,
     statistics,
     store_partials,
+    store_statistics,
     store_tile,
     sum_partials,
 )
@@ -68,7 +70,7 @@ def _embed_layer_norm_fwd_kernel(
     bias_ptr,  # (N,)
     seed_ptr,  # (1,) or None: no dropout
     y_ptr,  # (T, N)
-    mean_ptr,  # (T,) or None: not kept
+    mean_ptr,  # (2, T) or None: not kept
     rstd_ptr,  # (T,)
     stride_w,
     stride_t,
@@ -108,12 +110,11 @@ def _embed_layer_norm_fwd_kernel(
         known = word_known & type_known & position_known
         x_a = _sum_rows(tables, ids, strides, columns_a, mask_a, known)
         x_b = _sum_rows(tables, ids, strides, columns_b, mask_b, known)
-        mean, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
+        x_a, x_b, mean, left, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
         if mean_ptr is not None:
-            tl.store(mean_ptr + rows, mean, mask=mask_m)
-            tl.store(rstd_ptr + rows, rstd, mask=mask_m)
-        y_a = (x_a - mean) * rstd * weight_a + bias_a
-        y_b = (x_b - mean) * rstd * weight_b + bias_b
+            store_statistics(mean_ptr, rstd_ptr, rows, mask_m, T, mean, left, rstd)
+        y_a = x_a * rstd * weight_a + bias_a
+        y_b = x_b * rstd * weight_b + bias_b
         if seed_ptr is not None:
             keys_m = row_keys(seed, rows)
             y_a = dropped(y_a, keys_m, keys_a, threshold, scale)
@@ -132,7 +133,7 @@ def _embed_layer_norm_bwd_kernel(
     token_type_ptr,  # (types, N)
     position_ptr,  # (P, N)
     weight_ptr,  # (N,)
-    mean_ptr,  # (T,)
+    mean_ptr,  # (2, T)
     rstd_ptr,  # (T,)
     seed_ptr,  # (1,) or None: no dropout
     dtotal_ptr,  # (T, N) or None: no table's gradient is wanted
@@ -182,10 +183,9 @@ def _embed_layer_norm_bwd_kernel(
         position_ids, position_known = _load_ids(position_ids_ptr, rows, mask_m, P)
         ids = (word_ids, type_ids, position_ids)
         known = word_known & type_known & position_known
-        mean = tl.load(mean_ptr + rows, mask=mask_m, other=0.0)
-        rstd = tl.load(rstd_ptr + rows, mask=mask_m, other=0.0)
-        xhat_a = (_sum_rows(tables, ids, strides, columns_a, mask_a, known) - mean) * rstd
-        xhat_b = (_sum_rows(tables, ids, strides, columns_b, mask_b, known) - mean) * rstd
+        mean, left, rstd = load_statistics(mean_ptr, rstd_ptr, rows, mask_m, T)
+        xhat_a = (_sum_rows(tables, ids, strides, columns_a, mask_a, known) - mean - left) * rstd
+        xhat_b = (_sum_rows(tables, ids, strides, columns_b, mask_b, known) - mean - left) * rstd
         if seed_ptr is not None:
             keys_m = row_keys(seed, rows)
             dy_a = dropped(dy_a, keys_m, keys_a, threshold, scale)
@@ -220,11 +220,12 @@ def embed_layer_norm_fwd(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """ids (T,) int32 or int64, contiguous; tables (V, N), (types, N), (P, N), columns contiguous -> y (T, N).
 
-    And for training mean and rstd (T,) in fp32, else None for both. `seed` is read if dropout_p is above 0.
+    And for training mean (2, T), the second being the first's rounding, and rstd (T,) in fp32, else None for both.
+    `seed` is read if dropout_p is above 0.
     """
     T, N, device = ids[0].shape[0], weight.shape[0], weight.device
     y = torch.empty((T, N), dtype=tables[0].dtype, device=device)
-    mean = torch.empty(T, dtype=torch.float32, device=device) if training else None
+    mean = torch.empty((2, T), dtype=torch.float32, device=device) if training else None
     rstd = torch.empty(T, dtype=torch.float32, device=device) if training else None
     if not y.numel():
         return y, mean, rstd

@@ -53,12 +53,34 @@ def row_sum(a, b):
 
 @triton.jit
 def statistics(x_a, x_b, columns_a, columns_b, eps, N: tl.constexpr):
-    """Mean, then squares about the mean: one pass over E[x^2] - mean^2 would lose a large mean's digits."""
+    """The row about its mean, zero from column N on; the mean in two terms, to be subtracted one after the other; rstd.
+
+    The second term is what the rounding of the first leaves as the mean: far from zero, eps / 2 of the mean is not
+    small against the row's spread. The squares are summed about the mean, as E[x^2] - mean^2 would lose a large mean's
+    digits.
+    """
     mean = row_sum(x_a, x_b) / N
-    centred_a = tl.where(columns_a < N, x_a - mean, 0.0)
-    centred_b = tl.where(columns_b < N, x_b - mean, 0.0)
-    rstd = 1.0 / tl.sqrt_rn(row_sum(centred_a * centred_a, centred_b * centred_b) / N + eps)
-    return mean, rstd
+    x_a = tl.where(columns_a < N, x_a - mean, 0.0)
+    x_b = tl.where(columns_b < N, x_b - mean, 0.0)
+    left = row_sum(x_a, x_b) / N
+    x_a = tl.where(columns_a < N, x_a - left, 0.0)
+    x_b = tl.where(columns_b < N, x_b - left, 0.0)
+    rstd = 1.0 / tl.sqrt_rn(row_sum(x_a * x_a, x_b * x_b) / N + eps)
+    return x_a, x_b, mean, left, rstd
+
+
+@triton.jit
+def store_statistics(mean_ptr, rstd_ptr, rows, mask_m, M, mean, left, rstd):
+    tl.store(mean_ptr + rows, mean, mask=mask_m)
+    tl.store(mean_ptr + M + rows, left, mask=mask_m)
+    tl.store(rstd_ptr + rows, rstd, mask=mask_m)
+
+
+@triton.jit
+def load_statistics(mean_ptr, rstd_ptr, rows, mask_m, M):
+    mean = tl.load(mean_ptr + rows, mask=mask_m, other=0.0)
+    left = tl.load(mean_ptr + M + rows, mask=mask_m, other=0.0)
+    return mean, left, tl.load(rstd_ptr + rows, mask=mask_m, other=0.0)
 
 
 @triton.jit

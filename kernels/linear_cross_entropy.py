@@ -62,17 +62,18 @@ def _cross_entropy_kernel(
             total = total * tl.exp(before - largest) + tl.sum(tl.exp(z - largest), axis=0)
         # A label outside the vocabulary reads nothing: loss and gradients are NaN.
         within = (label >= 0) & (label < V)
-        lse = tl.where(within, largest + tl.log(total), float("nan"))
+        # Kept apart from the largest: their sum would round what is small to what a large logit has of digits.
+        log_total = tl.where(within, tl.log(total), float("nan"))
         target = tl.load(row_ptr + label, mask=within, other=0.0).to(tl.float32)
         target += tl.load(bias_ptr + label, mask=within, other=0.0).to(tl.float32)
-        tl.store(loss_ptr + m, lse - target)
+        tl.store(loss_ptr + m, log_total + (largest - target))
         if GRADIENT:
             tl.debug_barrier()  # every warp has read the label's logit before one of them writes over it
             for start in range(0, P, BLOCK_V):
                 mask = start + offs < P
                 z = tl.load(row_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
                 z += tl.load(bias_ptr + start + offs, mask=mask, other=-float("inf")).to(tl.float32)
-                dz = (tl.exp(z - lse) - tl.where(start + offs == label, 1.0, 0.0)) * scale
+                dz = (tl.exp(z - largest - log_total) - tl.where(start + offs == label, 1.0, 0.0)) * scale
                 tl.store(row_ptr + start + offs, dz.to(row_ptr.dtype.element_ty), mask=mask)
 
 

@@ -45,7 +45,7 @@ MODELS = ("BertModel", "BertForPreTraining", "BertForMaskedLM", "BertForSequence
 TEXTS = ["the cat sat on the mat.", "zebra", ""]
 LABELS = {0: "no", 1: "yes", 2: "perhaps"}
 SENTENCE_FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
-SENTENCE_FILES += ("config_sentence_transformers.json",)
+SENTENCE_FILES += ("config_sentence_transformers.json", "2_Dense/config.json", "2_Dense/model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FILES += ("vocab.txt",)
 
@@ -75,14 +75,20 @@ def make_folders(root: Path) -> list[Path]:
 
 
 def _write_sentence_files(folder: Path) -> None:
+    kinds = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Normalize", "3_Normalize"))
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate((("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")))
+        for i, (kind, path) in enumerate(kinds)
     ]
     (folder / "1_Pooling").mkdir()
+    (folder / "2_Dense").mkdir()
+    dense = {"linear.weight": torch.eye(8, 32), "linear.bias": torch.ones(8)}
+    safetensors.torch.save_file(dense, folder / "2_Dense" / "model.safetensors")
+    activation = "torch.nn.modules.activation.Tanh"
     for name, content in (
         ("modules.json", modules),
         ("1_Pooling/config.json", {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}),
+        ("2_Dense/config.json", {"in_features": 32, "out_features": 8, "activation_function": activation}),
         ("sentence_bert_config.json", {"max_seq_length": 30, "do_lower_case": False}),
         ("config_sentence_transformers.json", {"prompts": {"query": "a "}, "default_prompt_name": None}),
     ):

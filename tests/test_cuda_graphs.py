@@ -9,6 +9,7 @@ import torch
 from support import MASKS, TINY, mask_of, tokens
 
 import fastbert
+from fastbert.backend import TABLE
 from fastbert.inference import graph_calls
 from fastbert.inference.cuda_graphs import CompiledModel
 from fastbert.inference.static_batch import BAD_OFFSETS, Bucket, StaticBatch, bucket_of, token_sizes
@@ -76,6 +77,13 @@ def tiny(kind=fastbert.BertModel, **sizes):
 def pretended(model, each=1000, **limits):
     limits = {"max_tokens": 64, "max_graphs": 8, "max_bytes": 10**6, **limits}
     return CompiledModel(model, PretendedGraphs(model, each), **limits)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """The C++ ops are the CPU's, where offsets end at the last token; a graph has tokens after it."""
+    for op in ("attention", "encoder"):
+        monkeypatch.setitem(TABLE, op, {**TABLE[op], "cpu": ("reference",)})
 
 
 @pytest.fixture

@@ -92,15 +92,6 @@ def test_rows_far_from_zero(isa, norm, mean):
     assert (x.grad - exact.grad).abs().max() <= 2e-6 * float(exact.grad.abs().max())
 
 
-@pytest.mark.parametrize("offsets", [[1, 4], [0, 3, 2, 4], [0, 5], [-1, 4]])
-@pytest.mark.parametrize("grad", [False, True])
-def test_offsets_begin_at_zero_and_rise(offsets, grad):
-    require_native()
-    qkv = torch.randn(4, 3, 2, 8, requires_grad=grad)
-    with pytest.raises(ValueError, match="cu_seqlens"), fastbert.use_backend("native", "attention"):
-        ops.attention(qkv, torch.tensor(offsets, dtype=torch.int32), 4)
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided"])
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
 def test_mixed_dtypes_in_any_layout(layout, dtypes):

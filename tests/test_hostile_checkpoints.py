@@ -160,12 +160,16 @@ def test_values_of_tokenizer_files(name, field, value, limit, folder):
     assert_refused(lambda: fastbert.BertTokenizer.from_pretrained(folder), str(file), limit)
 
 
+POOLING = "sentence_transformers.models.Pooling"
+T = {"type": "sentence_transformers.models.Transformer"}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "parts"),
     [
         ("modules.json", [3], ["a module is 3"]),
-        ("modules.json", [{"type": "x.Pooling", "path": "../other"}], ["names '../other/config.json'"]),
-        ("modules.json", [{"type": "x.Pooling", "path": "/etc"}], ["names '/etc/config.json'"]),
+        ("modules.json", [T, {"type": POOLING, "path": "../other"}], ["names '../other/config.json'"]),
+        ("modules.json", [T, {"type": POOLING, "path": "/etc"}], ["names '/etc/config.json'"]),
         ("1_Pooling/config.json", {"pooling_mode": 3}, ["pooling_mode is 3"]),
         ("sentence_bert_config.json", {"max_seq_length": "9"}, ["max_seq_length is '9'"]),
         ("sentence_bert_config.json", {"max_seq_length": 2}, ["are 2, ", "each must be at least 3"]),
@@ -177,9 +181,7 @@ def test_values_of_tokenizer_files(name, field, value, limit, folder):
 def test_values_of_sentence_transformers_files(name, value, parts, folder):
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text("{}")
-    (folder / "modules.json").write_text(
-        json.dumps([{"type": "x.Transformer"}, {"type": "Pooling", "path": "1_Pooling"}])
-    )
+    (folder / "modules.json").write_text(json.dumps([T, {"type": POOLING, "path": "1_Pooling"}]))
     assert Embedder.from_pretrained(folder).pooling == "mean"
     (folder / name).write_text(json.dumps(value))
     assert_refused(lambda: Embedder.from_pretrained(folder), name, *parts)
@@ -221,7 +223,9 @@ def test_every_json_file_has_one_reader(content, message, tmp_path):
     ],
 )
 def test_nested_json_in_each_file(name, folder):
-    (folder / "modules.json").write_text("[]")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    (folder / "modules.json").write_text(json.dumps([T, {"type": POOLING, "path": "1_Pooling"}]))
     if "index" in name:
         (folder / "model.safetensors").unlink()
     (folder / name).write_text('{"a":' * 100_000)

@@ -77,8 +77,8 @@ def naive_gradient(qkv, dout, *args, **kwargs):
 
 def kernels(qkv, dout, lengths, **kwargs):
     cu_seqlens, longest = cu_seqlens_of(lengths), max(lengths, default=0)
-    out, lse = attention.attention_fwd(qkv, cu_seqlens, longest, **kwargs)
-    return out, attention_backward.attention_bwd(dout, qkv, out, lse, cu_seqlens, longest, **kwargs)
+    out, statistics = attention.attention_fwd(qkv, cu_seqlens, longest, **kwargs)
+    return out, attention_backward.attention_bwd(dout, qkv, out, statistics, cu_seqlens, longest, **kwargs)
 
 
 def check(dtype, qkv, lengths=LENGTHS, scale=0.3, bias=None, keep=None, **kwargs):
@@ -389,8 +389,8 @@ def compiled(target, dtype, dim=64, max_seqlen=512, p=0.0, bias=False, precision
     kwargs = {"scale": 0.1, "dropout_p": p, "seed": torch.zeros(1, dtype=torch.int64), "precision": precision}
     kwargs |= {"key_bias": torch.empty(1000) if bias else None}
     with compiling_for(target) as kernels:
-        out, lse = attention.attention_fwd(qkv, cu_seqlens, max_seqlen, **kwargs)
-        attention_backward.attention_bwd(torch.empty_like(out), qkv, out, lse, cu_seqlens, max_seqlen, **kwargs)
+        out, statistics = attention.attention_fwd(qkv, cu_seqlens, max_seqlen, **kwargs)
+        attention_backward.attention_bwd(torch.empty_like(out), qkv, out, statistics, cu_seqlens, max_seqlen, **kwargs)
     names = [kernel.name.strip("_").removesuffix("_kernel").removeprefix("attention_") for kernel in kernels]
     one_launch = configs.attention_in_one_launch(target, dtype, dim, max_seqlen)  # dK and dV have dQ with them
     assert names == ["tile_schedule", "fwd", "tile_schedule", *([] if one_launch else ["bwd_dq"]), "bwd_dkdv"]

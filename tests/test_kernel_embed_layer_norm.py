@@ -78,10 +78,21 @@ def check(ids, tensors, *, dropout_p=0.0, padding_idx=None, seed=0):
 
     got, again = run(op, tensors, dy), run(op, tensors, dy)
     eager = run(lambda *t: naive(ids, *t, multiplier, padding_idx), tensors, dy)
-    exact = run(lambda *t: naive(ids, *t, multiplier, padding_idx), [t.double() for t in tensors], dy)
+    precise = [t.double() for t in tensors]
+    exact = run(lambda *t: naive(ids, *t, multiplier, padding_idx), precise, dy)
+    # The floor of tests/support.py: what is exact of inputs that were rounded once. Rows of two numbers are 1 and -1
+    # whatever they hold, their gradients zero but for roundings, of which eager may happen to have few.
+    half = torch.finfo(tensors[0].dtype).eps / 2
+    signs = lambda x: torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x).sub(0.5).sign()  # noqa: E731
+    rounded = [x * (1 + half * signs(x)) for x in (*precise, dy)]
+    moved = run(lambda *t: naive(ids, *t, multiplier, padding_idx), rounded[:-1], rounded[-1])
+    floors = [
+        ((a - b).abs().max(), (a - b).pow(2).mean().sqrt()) if a.numel() else (0.0, 0.0)
+        for a, b in zip(moved, exact, strict=True)
+    ]
     names = ("y", "dword", "dtoken_type", "dposition", "dweight", "dbias")
-    for name, *values in zip(names, got, eager, exact, again, strict=True):
-        assert_accurate(*values[:3], name)
+    for name, floor, *values in zip(names, floors, got, eager, exact, again, strict=True):
+        assert_accurate(*values[:3], name, floor)
         assert torch.equal(values[0], values[3]), f"{name} differs on a repeat"
     with torch.no_grad():
         assert torch.equal(op(*tensors), got[0]), "without a gradient it is another"
@@ -230,14 +241,14 @@ def test_a_row_alone_is_the_same():
 
 
 @runs
-def test_it_keeps_two_numbers_a_token():
+def test_it_keeps_three_numbers_a_token():
     ids, tensors = example(40, 48)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         leaves = [t.requires_grad_() for t in tensors]
         _triton(*ids, *leaves, eps=EPS, dropout_p=0.4, padding_idx=None)
     given = {t.data_ptr() for t in (*ids, *tensors)}
-    assert sum(t.numel() for t in saved if t.data_ptr() not in given) == 2 * 40 + 1
+    assert sum(t.numel() for t in saved if t.data_ptr() not in given) == 3 * 40 + 1  # the mean is two
 
 
 @runs

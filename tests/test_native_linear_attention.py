@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import assert_accurate, poisoned_memory, require_native
 
-from fastbert import native, reference
+from fastbert import native, ops, reference, use_backend
 from fastbert.native import extension, packed_weights
 
 
@@ -172,10 +172,44 @@ def test_attention_of_large_scores(isa):
     torch.testing.assert_close(native.attention(qkv, cu_seqlens, 20).double(), exact, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_scores_of_ten_thousand(isa, dtype):
+    """By the contract: scores that fp32 holds exactly, so close together that probabilities are not all 0 or 1.
+
+    A maximum and the logarithm of a sum in one number would lose all but four of that one's digits.
+    """
+    queries, keys, values = (
+        torch.randint(1, 5, (100, 2, 64)) * 32.0,
+        torch.full((100, 2, 64), 64.0),
+        torch.randn(100, 2, 64),
+    )
+    keys[..., 0] += torch.randint(-2, 3, (100, 2)) / 32
+    qkv, lengths = torch.stack([queries, keys, values], 1), (40, 60)
+    cu_seqlens, dy = torch.tensor([0, 40, 100]).int(), torch.randn(100, 2, 64)
+
+    def eager(qkv):
+        parts = [part.permute(1, 2, 0, 3) for part in qkv.split(lengths)]
+        results = [torch.softmax(q @ k.mT / 8, -1) @ v for q, k, v in parts]
+        return torch.cat([y.transpose(0, 1) for y in results])
+
+    def gradient(function, dtype):
+        x = qkv.to(dtype).requires_grad_()
+        y = function(x)
+        return y.detach(), *torch.autograd.grad(y, x, dy.to(dtype))
+
+    scores = queries[:, 0] @ keys[:, 0].T / 8
+    assert 1e4 < scores.max() < 1e5 and 0.1 < scores.std(1).median() < 10
+    with use_backend("native"):
+        got = gradient(lambda x: ops.attention(x, cu_seqlens, 60), dtype)
+    qkv = qkv.to(dtype)
+    for name, *three in zip(("y", "dqkv"), got, gradient(eager, dtype), gradient(eager, torch.float64), strict=True):
+        assert_accurate(*three, name)
+
+
 def test_attention_refuses_offsets_that_would_crash():
     require_native()
     qkv = torch.randn(4, 3, 1, 8)
-    for offsets in ([0, 5], [0, 3, 2, 4], [-1, 4]):
+    for offsets in ([0, 5], [0, 3, 2, 4], [-1, 4], [1, 4], [0, 3], [0]):
         with pytest.raises(ValueError, match="offsets must rise from 0 to the number of tokens, 4"):
             native.attention(qkv, torch.tensor(offsets, dtype=torch.int32), 5)
 

@@ -194,3 +194,56 @@ def test_labels_outside_the_vocabulary(bad, grad):
 def test_reasons(change, reason):
     with pytest.raises(fastbert.BackendError, match=f"cannot run this call: .*{reason}"):
         ops.linear_cross_entropy(**{**inputs_of(4, 64, 300), **change})
+
+
+def exact_logits(kind):
+    """Inputs whose logits, of some 10,000, fp32 holds exactly; three neighbours in the vocabulary are close."""
+    if kind == "a large bias":
+        x, weight = torch.randint(-2, 3, (60, 64)).float(), torch.randint(-1, 2, (300, 64)).float() / 8
+        bias = 1e4 + torch.randint(-4, 5, (300,)).float()
+    else:
+        x, weight = torch.randint(-40, 41, (60, 64)).float(), torch.randint(-40, 41, (300, 64)).float()
+        for first in (1, 2):
+            weight[first::3] = weight[::3] + (torch.randn(100, 64) < -2.5)
+        bias = torch.zeros(300)
+    return {"x": x, "weight": weight, "bias": bias, "labels": torch.randint(0, 300, (60,))}
+
+
+@pytest.mark.parametrize("kind", ["a large bias", "large products"])
+def test_logits_of_ten_thousand(isa, budget, kind):
+    """By the contract without a floor: log(sum) added to such a maximum would lose all but four of its digits."""
+    inputs = exact_logits(kind)
+    assert 5e3 < F.linear(*(inputs[k] for k in ("x", "weight", "bias"))).amax() < 1e5
+    eager, exact = [], []
+    for results, dtype in ((eager, torch.float32), (exact, torch.float64)):
+        leaves = {k: x.to(dtype).requires_grad_() if x.is_floating_point() else x for k, x in inputs.items()}
+        loss = naive(**leaves)
+        results += [loss.detach(), *torch.autograd.grad(loss, [leaves[k] for k in ("x", "weight", "bias")])]
+    for name, got, peer, truth in zip(("loss", "dx", "dweight", "dbias"), run(inputs), eager, exact, strict=True):
+        assert_accurate(got, peer, truth, name)
+
+
+def test_a_small_loss_of_large_logits(isa):
+    """The label's logit is 10,000 and the largest by 8: a loss of 1e-3, which is not 0."""
+    x, weight = torch.ones(40, 2), torch.full((4, 2), 4996.0)
+    weight[2] += 4
+    labels = torch.full((40,), 2)
+    exact = naive(x.double(), weight.double(), None, labels)
+    assert 5e-4 < exact < 2e-3
+    got = ops.linear_cross_entropy(x, weight, None, labels)
+    assert abs(got - exact) <= 1e-4 * exact
+
+
+def test_words_that_a_bias_of_minus_infinity_leaves_out(isa):
+    """The first words of all, a whole block of them, and some others: they have no probability and no gradient."""
+    inputs = inputs_of(40, 64, 400)
+    inputs["labels"][:] = 399
+    out = torch.cat([torch.arange(140), torch.arange(150, 390, 7)])
+    inputs["bias"][out] = -float("inf")
+    got, left = run(inputs), torch.ones(400, dtype=torch.bool)
+    left[out] = False
+    alone = {**inputs, "weight": inputs["weight"][left], "bias": inputs["bias"][left]}
+    alone["labels"] = torch.full((40,), int(left.sum()) - 1)
+    for a, b in zip([*got[:2], got[2][left], got[3][left]], run(alone), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert (got[2][out] == 0).all() and (got[3][out] == 0).all()

@@ -1,6 +1,7 @@
 """The C++ backward passes: every instruction set this machine has, by the accuracy contract; what they must not do."""
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ def native_and_poisoned(monkeypatch):
     real_workspace = linear_gradient.workspace
 
     def poisoned_workspace(*parts):
-        return [t.fill_(255 if t.dtype == torch.uint8 else float("nan")) for t in real_workspace(*parts)]
+        memory, found = real_workspace(*parts)
+        memory.fill_(255)  # NaN in every dtype
+        return memory, found
 
     for module in (linear_gradient, add_layer_norm_gradient):
         monkeypatch.setattr(module, "workspace", poisoned_workspace)
@@ -393,9 +396,32 @@ def test_compiled_training_is_left_to_the_compiler():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_a_call_in_the_middle_of_another_one_has_memory_of_its_own(monkeypatch):
+    """As a signal's handler makes it: between two steps of linear's backward, whose chunks share a workspace."""
+    monkeypatch.setattr(linear_gradient, "_CHUNK_WORDS", 16)
+    real, middle = linear_gradient.C, []
+
+    def backward(rows):
+        x, weight, dy = torch.randn(rows, 48), torch.randn(64, 48), torch.randn(rows, 64)
+        return lambda: native.linear_backward(dy, x, weight, None, None)
+
+    def interrupted(*args):
+        if not middle:
+            middle.append(None)
+            middle[0] = other()
+        return real.pack_transposed_cpu(*args)
+
+    call, other = backward(100), backward(90)
+    expected, expected_other = call(), other()
+    names = {name: getattr(real, name) for name in dir(real) if not name.startswith("_")}
+    monkeypatch.setattr(linear_gradient, "C", SimpleNamespace(**{**names, "pack_transposed_cpu": interrupted}))
+    for got, wanted in ((call(), expected), (middle[0], expected_other)):
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
 def test_offsets_must_end_at_the_last_token():
     qkv = torch.randn(4, 3, 1, 8, requires_grad=True)
-    with pytest.raises(ValueError, match="cu_seqlens ends at 3; there are 4 tokens"):
+    with pytest.raises(ValueError, match=r"cu_seqlens\[1\] is 3; offsets must rise from 0 to the number of tokens, 4"):
         ops.attention(qkv, torch.tensor([0, 3]).int(), 3)
 
 

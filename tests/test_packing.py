@@ -110,8 +110,8 @@ def test_a_mask_has_two_dimensions(shape):
 @pytest.mark.parametrize(
     ("offsets", "longest", "message"),
     [
-        ([1, 4], None, "cu_seqlens runs from 1 to 4"),
-        ([0, 3], None, "it must rise from 0 to the number of tokens, 4"),
+        ([1, 4], None, r"cu_seqlens\[0\] is 1; offsets must rise from 0 to the number of tokens, 4"),
+        ([0, 3], None, "offsets must rise from 0 to the number of tokens, 4"),
         ([0, 3, 2, 4], None, "must rise"),
         ([0, 4], 3, "a sequence of 4 tokens; max_seqlen is 3"),
     ],

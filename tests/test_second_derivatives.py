@@ -78,13 +78,25 @@ def test_second_derivatives_of_ops(name, backend):
     op, formula, tensors = OPS[name]
     if backend == "native":
         require_native()
-    if backend == "reference" and name == "attention":
-        pytest.skip("torch's fused attention has no second derivative, and says so")
     with fastbert.use_backend(backend):
         got = penalty(op, tensors, torch.float32)
     for a, b in zip(got, penalty(formula, tensors, torch.float64), strict=True):
         assert b.abs().max() > 0
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_torch_func_hessian_of_ops(name):
+    """Also where the tensors ask for a gradient of their own."""
+    op, formula, tensors = OPS[name]
+
+    def hessian(call, dtype):
+        first, *rest = (t.to(dtype).requires_grad_() for t in tensors)
+        return torch.func.hessian(lambda x: call(x, *rest).square().sum())(first)
+
+    got, expected = hessian(op, torch.float32).detach(), hessian(formula, torch.float64).detach()
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["attention", "add_layer_norm", "embed_layer_norm"])

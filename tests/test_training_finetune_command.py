@@ -43,6 +43,18 @@ def test_the_command_offers_every_task():
     assert set(FINETUNE_TASKS) == set(TASKS)
 
 
+def test_the_help_names_the_score_of_each_task_that_chooses_the_best(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["finetune", "--help"])
+    text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+    told = text.split("lower loss is better (default: ")[1].split(")")[0]
+    named = {}
+    for part in told.split(", "):
+        score, tasks = part.split(" for ")
+        named |= dict.fromkeys(tasks.split(" and "), score)
+    assert named == {name: task.scores[0] for name, task in TASKS.items()}
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_transformers_loads_the_model_and_predicts_the_same(tmp_path, model, task, capsys):
     data, out = write(tmp_path, task), tmp_path / "out"
@@ -183,7 +195,7 @@ def test_errors_are_one_line_with_file_and_line(tmp_path, model, capsys):
         empty.write_text(text)
         assert error_of(capsys, model, "classification", empty, out) == f"{empty}:1: the file holds no example"
     message = error_of(capsys, model, "classification", good, out, "--label-column", "stars")
-    assert message.startswith(f"{good}:2: no column 'stars'; there are ") and "'text', 'label'" in message
+    assert message.startswith(f"{good}:1: no column 'stars'; there are ") and "'text', 'label'" in message
     assert error_of(capsys, model, "classification", tmp_path / "none.csv", out) == f"{tmp_path}/none.csv: no such file"
     message = error_of(capsys, model, "classification", good, out, "--freeze-layers", "9")
     assert message == "freeze_layers is 9; the model has 2 layers"
@@ -193,7 +205,7 @@ def test_errors_are_one_line_with_file_and_line(tmp_path, model, capsys):
     message = error_of(capsys, model, "token-classification", words, out)
     assert message == f"{words}:1: 2 words and 1 tags; each word has one"
     message = error_of(capsys, model, "classification", good, out, "--best", "f1")
-    assert message.startswith("best is 'f1'; classification has the scores accuracy, f1_macro")
+    assert message.startswith("best is 'f1'; classification has the scores f1_macro, accuracy")
     assert not out.exists()
 
 

@@ -118,13 +118,13 @@ BAD_TEXTS = [
     (
         read_texts,
         "words,label\na,x\n",
-        "bad.csv:2: no column 'text'; there are 'words', 'label'; if line 1 names no columns, give --no-header and the "
+        "bad.csv:1: no column 'text'; there are 'words', 'label'; if line 1 names no columns, give --no-header and the "
         "column's number",
     ),
     (
         read_texts,
         "text;label\na;x\n",
-        "bad.csv:2: no column 'text'; there are 'text;label'; the line looks separated by semicolons: give "
+        "bad.csv:1: no column 'text'; there are 'text;label'; the line looks separated by semicolons: give "
         "--delimiter ';'",
     ),
     (read_texts, 'text,label\na,x\n"b,y\n', "bad.csv:3: is no csv: unexpected end of data"),

@@ -115,7 +115,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_of_lower_loss(tmp_path, 
     def evaluate(data):
         evaluation = whole(data)
         weights.append({name: p.detach().clone() for name, p in run.model.named_parameters()})
-        evaluation.scores.update({"accuracy": next(scores), "loss": next(losses)})
+        evaluation.scores.update({"f1_macro": next(scores), "loss": next(losses)})
         return evaluation
 
     monkeypatch.setattr(run, "evaluate", evaluate)
@@ -135,6 +135,31 @@ def test_the_best_may_be_the_least_loss(tmp_path, monkeypatch):
     assert len(errors) == len(run.plan) and run.best_step == min(errors, key=errors.get)
     with pytest.raises(ValueError, match="best is 'f1'; regression has the scores spearman, pearson, mse, mae and"):
         make_run(tmp_path, "regression", best="f1")
+
+
+def test_a_model_of_one_class_is_not_the_best_though_most_accurate(tmp_path, monkeypatch):
+    """One class everywhere has the accuracy of its share; a model that finds the rare ones may have less."""
+    run = make_run(tmp_path, "classification", evaluate_every=1, epochs=3, batch_size=20)
+    gold = "a" * 17 + "bbc"
+    steps = iter(["a" * 20, "a" * 13 + "bbcc" + "bbc", "a" * 20])
+    evaluated = []
+
+    def evaluate(data):
+        pairs = zip(gold, next(steps), strict=True)
+        predictions = [{"gold": g, "predicted": p, "probabilities": {}} for g, p in pairs]
+        evaluated.append({"loss": 1.0, **run.task.score([], predictions, run.recipe.labels)})
+        return finetune_loop.Evaluation(evaluated[-1], predictions)
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    assert run.run().best_step == 2
+    assert [scores["accuracy"] for scores in evaluated] == [0.85, 0.8, 0.85]
+    assert [path.name for path in run.checkpoints.complete()] == ["step-00000002", "step-00000003"]
+
+
+def test_few_examples_are_seen_more_often():
+    """Steps of an epoch: 150 in all, between 3 and 20 epochs."""
+    epochs = FinetuneSettings(task="classification").default_epochs
+    assert [epochs(steps) for steps in (1, 7, 8, 19, 49, 50, 51, 10_000)] == [20, 20, 19, 8, 4, 3, 3, 3]
 
 
 class Killed(Exception):

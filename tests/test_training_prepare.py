@@ -366,10 +366,73 @@ def test_the_command(tmp_path, capsys):
     assert shards.tokenizer("Ba")["input_ids"] != shards.tokenizer("ba")["input_ids"]
     code, _, err = run(capsys, *args)
     assert code == 1 and "holds prepared data: --restart makes it anew" in err
-    assert run(capsys, *args, "--restart", "--bad-documents", "skip", "-q") == (
-        0,
-        "",
-        "fastbert: 1 documents skipped\n",
+    code, out, err = run(capsys, *args, "--restart", "--bad-documents", "skip", "-q")
+    assert (code, out) == (0, "") and err.startswith("fastbert: 1 documents skipped\nfastbert: ")
+    assert err.count("\n") == 2 and "sentences have more than the 37 tokens of text that --max-length 40 leaves" in err
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("mode, room", [("--pairs", 17), ("--no-pairs", 18)])
+def test_sentences_longer_than_an_example_are_counted(tmp_path, capsys, mode, room, processes):
+    documents = make_documents(40)
+    text, vocab = write_documents(tmp_path / "a.txt", documents), write_vocab(tmp_path / "vocab.txt")
+    lengths = [len(TOKENIZER.tokenize(line)) for document in documents for line in document.splitlines()]
+    long = sum(length > room for length in lengths)
+    args = ["prepare", text, "-o", tmp_path / "out", "--vocab", vocab, "--held-out", 0.2, "-q", mode]
+    code, _, err = run(capsys, *args, "--max-length", 20, "--processes", processes)
+    become = {"--pairs": "the rest of them is dropped", "--no-pairs": "they are split over several examples"}[mode]
+    assert code == 0 and 0 < long < len(lengths)
+    assert err == (
+        f"fastbert: {long} of {len(lengths)} sentences have more than the {room} tokens of text that --max-length 20 "
+        f"leaves room for: {become}\n"
+    )
+    code, _, err = run(capsys, *args, "--max-length", 200, "--restart")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("mode", ["--pairs", "--no-pairs"])
+def test_text_that_the_vocabulary_does_not_know_is_told(tmp_path, capsys, mode):
+    vocab = write_vocab(tmp_path / "vocab.txt")
+    foreign = write_documents(tmp_path / "foreign.txt", ["привет всем ba\nпока ещё ke"] * 9)
+    fitting = write_documents(tmp_path / "fitting.txt", ["ba ke привет\nbake dilo пока"] * 9)
+    more = [write_documents(tmp_path / f"{name}.txt", ["привет\nba"]) for name in "bcd"]
+    args = ["prepare", "--vocab", vocab, "-q", mode, "--max-length", 20]
+    code, _, err = run(capsys, *args, foreign, "-o", tmp_path / "out")
+    assert code == 0
+    assert re.fullmatch(
+        rf"fastbert: warning: {foreign}: 6[67]% of the tokens are \[UNK\]; the model's vocabulary does not fit .*\n",
+        err,
+    )
+    code, _, err = run(capsys, *args, foreign, *more, "-o", tmp_path / "more")
+    assert code == 0 and err.count("\n") == 1 and f"{foreign}, {more[0]}, {more[1]} and 1 more: 6" in err
+    code, _, err = run(capsys, *args, fitting, "-o", tmp_path / "fits")
+    assert (code, err) == (0, "")
+    examples = Shards(tmp_path / "fits").read(np.arange(len(Shards(tmp_path / "fits"))))
+    assert Shards(tmp_path / "fits").counts.unknown == (examples.tokens == TOKENIZER.unk_token_id).sum() > 0
+
+
+def test_what_was_counted_is_told_after_an_interruption_too(tmp_path, capsys):
+    """The figures are the shards' own: those that the run before made count."""
+    foreign = write_documents(tmp_path / "foreign.txt", ["привет всем ba\nпока ещё ke"] * 9)
+    args = ["prepare", foreign, "--vocab", write_vocab(tmp_path / "vocab.txt"), "-q", "--max-length", 20]
+    code, _, told = run(capsys, *args, "-o", tmp_path / "out")
+    assert code == 0 and "are [UNK]" in told
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastbert.training.prepare.write_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        prepare([foreign], tmp_path / "again", PrepareSettings(max_length=20), vocab=tmp_path / "vocab.txt")
+    assert (tmp_path / "again" / JOURNAL).exists()
+    code, _, err = run(capsys, *args, "-o", tmp_path / "again", "--resume")
+    assert (code, err) == (0, told)
+
+
+def test_a_learned_vocabulary_smaller_than_asked_is_told(tmp_path, capsys):
+    text = write_documents(tmp_path / "a.txt", make_documents(20))
+    code, _, err = run(capsys, "prepare", text, "-o", tmp_path / "out", "--learn-vocab", 5000, "-q")
+    size = Shards(tmp_path / "out").vocabulary.size
+    assert code == 0 and size < 5000
+    assert err == (
+        f"fastbert: warning: the vocabulary has {size} tokens and not 5000: the text has no more that come up 2 times "
+        "or more\n"
     )
 
 

@@ -46,7 +46,8 @@ class BertSizes:
     def prepare_config_and_inputs_for_common(self):
         shape = [self.batch_size, self.seq_length]
         inputs = {
-            "input_ids": ids_tensor(shape, self.vocab_size),
+            # Without 0, the pad token's: where the mask leaves it out, it is a pad, whose states are zeros by contract.
+            "input_ids": ids_tensor(shape, self.vocab_size - 1) + 1,
             "token_type_ids": ids_tensor(shape, 16),
             "attention_mask": random_attention_mask(shape),
         }

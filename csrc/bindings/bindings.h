@@ -15,7 +15,7 @@ inline void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address
 // Throws where a number that came from Python would crash: no such instruction set here, no such dtype on CPU.
 Isa checked_isa(int isa, int dtype);
 Precision checked_precision(int precision);
-// Throws where offsets do not rise from 0 to at most T.
+// Throws where offsets do not rise from 0 to T: rows would be read that do not exist, or left unwritten.
 void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T);
 
 Dropout dropout_of(uint64_t seed, double p);

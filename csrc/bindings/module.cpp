@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -35,6 +36,28 @@ int isa_id(const std::string& name) {
     throw py::value_error("unknown instruction set '" + name + "', known: " + join_names(all));
 }
 
+unsigned long main_thread = 0;
+
+// Whether the handler of a signal raised, whose exception is then set. Python runs handlers on its main thread only; no
+// other thread waits for the lock here.
+bool handler_raised() {
+    if (PyThread_get_thread_ident() != main_thread) return false;
+    py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+}
+
+// Ops that last let Python's handlers of signals run, and end where one raises.
+void watch_signals() {
+    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+    set_stop(&handler_raised);
+    py::register_local_exception_translator([](std::exception_ptr thrown) {
+        try {
+            std::rethrow_exception(thrown);
+        } catch (const Stopped&) {  // the handler's exception stands
+        }
+    });
+}
+
 }  // namespace
 
 Isa checked_isa(int isa, int dtype) {
@@ -53,8 +76,9 @@ Precision checked_precision(int precision) {
 }
 
 void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T) {
+    if (B < 0) throw py::value_error("cu_seqlens is empty; offsets must rise from 0 to the number of tokens");
     for (int64_t b = 0; b <= B; ++b)
-        if (b ? cu_seqlens[b] < cu_seqlens[b - 1] || cu_seqlens[b] > T : cu_seqlens[b] != 0)
+        if (cu_seqlens[b] < (b ? cu_seqlens[b - 1] : 0) || cu_seqlens[b] > (b ? T : 0) || (b == B && cu_seqlens[b] != T))
             throw py::value_error("cu_seqlens[" + std::to_string(b) + "] is " + std::to_string(cu_seqlens[b]) +
                                   "; offsets must rise from 0 to the number of tokens, " + std::to_string(T));
 }
@@ -92,6 +116,7 @@ PYBIND11_MODULE(_C, m) {
     });
     m.def("isas", &isas);
     m.def("isa_id", &isa_id);
+    watch_signals();
     bind_add_layer_norm(m);
     bind_attention(m);
     bind_encoder(m);

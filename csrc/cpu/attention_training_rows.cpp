@@ -1,13 +1,12 @@
 // softmax(scale q k^T) v of one head of one sequence with dropped probabilities, and its gradient (Dao et al., 2022);
 // compiled once per instruction set.
 //
-// The forward goes over tiles of queries, as attention_rows.cpp does, and keeps log2 of each query's sum. The backward
+// The forward goes over tiles of queries, as attention_rows.cpp does, and keeps each query's largest score and, apart
+// from it, 1 / its sum: the logarithm of the sum, added to a large score, would lose its digits. The backward
 // goes over tiles of keys: rows of S^T = K Q^T and dP^T = V dO^T, with the queries along the vectors, so that what
 // belongs to a query (its sum, delta, the key of its mask) is a vector, and rows of P^T and dS^T are the left operands
 // of dV = P^T dO and dK = dS^T Q as they lie. Only dQ = dS K is summed up over tiles, by groups of GROUP keys.
-//     P = 2^(S - lse),  dS = P (mask dP - delta),  delta = rowsum(dO O)
-#include <math.h>  // log2f: see add_layer_norm_rows.cpp
-
+//     P = 2^(S - max) / sum,  dS = P (mask dP - delta),  delta = rowsum(dO O)
 #include "training_kernels.h"
 #include "words.h"
 

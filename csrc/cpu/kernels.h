@@ -62,7 +62,8 @@ struct EmbedLayerNormKernels {
 struct CrossEntropyKernels {
     void (*statistics_f32)(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total);
     void (*statistics_bf16)(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total);
-    void (*combine)(const float* partial, int64_t count, int64_t K, float* lse, int64_t begin, int64_t end);
+    void (*combine)(const float* partial, int64_t count, int64_t K, float* row_max, float* total, int64_t begin,
+                    int64_t end);
     void (*gradient_f32)(const CrossEntropy& op, int64_t begin, int64_t end);
     void (*gradient_bf16)(const CrossEntropy& op, int64_t begin, int64_t end);
 };

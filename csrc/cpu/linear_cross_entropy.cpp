@@ -42,12 +42,13 @@ void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads) 
     }
 }
 
-void cross_entropy_lse_cpu(const float* partial, int64_t blocks, int64_t K, float* lse, Isa isa, int threads) {
+void cross_entropy_combine_cpu(const float* partial, int64_t blocks, int64_t K, float* row_max, float* total, Isa isa,
+                               int threads) {
     constexpr int64_t TOKENS = 32;  // a multiple of any vector
     const auto combine = cpu_kernels(isa).cross_entropy.combine;
     Team::share(threads, (K + TOKENS - 1) / TOKENS, [&](int64_t task) {
         const int64_t k = task * TOKENS;
-        combine(partial, blocks, K, lse, k, std::min(K, k + TOKENS));
+        combine(partial, blocks, K, row_max, total, k, std::min(K, k + TOKENS));
     });
 }
 

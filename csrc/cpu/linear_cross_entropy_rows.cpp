@@ -2,8 +2,6 @@
 //
 // Logits are (V, K): a row belongs to a word of the vocabulary and a column to a token, so that a vector holds one
 // word's logits of WIDTH tokens, and maximum, sum and softmax need no sum across lanes. K is a multiple of WIDTH.
-#include <math.h>  // logf
-
 #include "kernels.h"
 #include "vec_math.h"
 
@@ -25,7 +23,8 @@ void statistics(const CrossEntropy& op, int64_t begin, int64_t end, float* top, 
     for (int64_t k = 0; k < op.K; k += WIDTH) {
         // Rows come in groups that share one look at the maximum; the sum is cut as long sums of fp32 are.
         constexpr int64_t GROUP = 8;
-        Vec highest = set(-__builtin_inff()), sums = set(0.0f);
+        // Not from -infinity: less itself, it would be NaN where the first logits are so.
+        Vec highest = set(-__FLT_MAX__), sums = set(0.0f);
         for (int64_t first = begin; first < end; first += GROUP) {
             const int count = static_cast<int>(end - first < GROUP ? end - first : GROUP);
             Vec v[GROUP], above = highest;
@@ -44,8 +43,8 @@ void statistics(const CrossEntropy& op, int64_t begin, int64_t end, float* top, 
     }
 }
 
-// lse[k] for tokens [begin, end) out of `count` tops and totals, (count, 2, K).
-void combine(const float* partial, int64_t count, int64_t K, float* lse, int64_t begin, int64_t end) {
+// row_max[k] and sums[k] for tokens [begin, end) out of `count` tops and totals, (count, 2, K).
+void combine(const float* partial, int64_t count, int64_t K, float* row_max, float* sums, int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k += WIDTH) {
         Vec highest = load(partial + k), total = set(0.0f);
         for (int64_t i = 1; i < count; ++i) highest = max(load(partial + 2 * i * K + k), highest);
@@ -53,10 +52,8 @@ void combine(const float* partial, int64_t count, int64_t K, float* lse, int64_t
             const float* row = partial + 2 * i * K + k;
             total = fma(load(row + K), exp(sub(load(row), highest)), total);
         }
-        float tops[WIDTH], totals[WIDTH];
-        store(tops, highest);
-        store(totals, total);
-        for (int j = 0; j < WIDTH; ++j) lse[k + j] = tops[j] + logf(totals[j]);
+        store(row_max + k, highest);
+        store(sums + k, total);
     }
 }
 
@@ -73,9 +70,9 @@ void gradient(const CrossEntropy& op, int64_t begin, int64_t end) {
         for (int64_t k = 0; k < op.K; k += WIDTH) {
             Ints label;
             std::memcpy(&label, op.labels + k, sizeof label);
-            const Vec probability = exp(sub(add(load(row + k), shift), load(op.lse + k)));
+            const Vec above = exp(sub(add(load(row + k), shift), load(op.row_max + k)));
             const Vec onehot = (Vec)((Ints)set(1.0f) & (Ints)(label == word));
-            const Vec out = mul(sub(probability, onehot), load(op.scale + k));
+            const Vec out = mul(sub(mul(above, load(op.inverse + k)), onehot), load(op.scale + k));
             total = add(total, out);
             store(row + k, out);
         }

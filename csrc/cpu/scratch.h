@@ -7,6 +7,8 @@
 #include <cstring>
 #include <new>
 
+#include "stop.h"
+
 namespace fastbert {
 
 // At least `bytes`, aligned to 64, valid until the same thread asks again; `Tag` tells apart what is held at once. A thread
@@ -19,7 +21,8 @@ void* scratch(size_t bytes) {
         size_t size = 0;
         ~Memory() { std::free(data); }
     };
-    static thread_local Memory memory;
+    static thread_local Memory kept[2];
+    Memory& memory = kept[nesting()];
     if (memory.size < bytes || (memory.size > KEPT && bytes <= KEPT)) {
         std::free(memory.data);
         memory.size = (bytes + 63) / 64 * 64;

@@ -23,6 +23,7 @@
 #endif
 
 #include "kernels.h"
+#include "stop.h"
 
 namespace fastbert {
 
@@ -34,7 +35,8 @@ inline int worth(int threads, int64_t tasks, int64_t elements) {
 
 class Team {
 public:
-    // Calls body(team) on so many threads, or as many as OpenMP gives; returns when all have.
+    // Calls body(team) on so many threads, or as many as OpenMP gives; returns when all have. Throws Stopped where the
+    // thread that called was told to stop: the tasks that had begun are done then, the others left out.
     template <typename Body>
     static void run(int threads, const Body& body) {
         Shared shared;
@@ -46,11 +48,13 @@ public:
                 team.spread();
                 body(team);
             }
+            if (shared.stopped.load(std::memory_order_relaxed)) throw Stopped();
             return;
         }
 #endif
         Team alone(shared, 0, 1);
         body(alone);
+        if (shared.stopped.load(std::memory_order_relaxed)) throw Stopped();
     }
 
     // One loop, and no more.
@@ -67,11 +71,17 @@ public:
     template <typename Task>
     void each(int64_t tasks, const Task& task) {
         if (size_ == 1) {
-            for (int64_t i = 0; i < tasks; ++i) task(i);
+            for (int64_t i = 0; i < tasks && !stopped(); ++i) {
+                task(i);
+                look();
+            }
             return;
         }
         int64_t mine = 0;
-        for (int64_t i; (i = ticket(tasks)) < tasks; ++mine) task(i);
+        for (int64_t i; (i = ticket(tasks)) < tasks; ++mine) {
+            if (!stopped()) task(i);
+            look();
+        }
         if (mine) shared_.done.fetch_add(mine, std::memory_order_acq_rel);
         expected_ += tasks;
         wait();
@@ -87,6 +97,7 @@ private:
         alignas(64) std::atomic<int64_t> next{0};  // the loop that is on, and its next task
         alignas(64) std::atomic<int64_t> done{0};  // tasks, of all loops
         alignas(64) std::atomic<uint64_t> cores[16] = {};  // a bit for each on which a thread has begun
+        std::atomic<bool> stopped{false};
     };
 
     // The next task of this thread's loop, or `tasks` where there is none left, or the others are in a later loop.
@@ -97,7 +108,16 @@ private:
         return tasks;
     }
 
-    Team(Shared& shared, int number, int size) : shared_(shared), number_(number), size_(size) {}
+    Team(Shared& shared, int number, int size)
+        : shared_(shared), number_(number), size_(size), next_look_(number ? NEVER : first_look()) {}
+
+    bool stopped() const { return shared_.stopped.load(std::memory_order_relaxed); }
+
+    // Asks, when it is time, whether to stop. Thread 0 is the one that called.
+    void look() {
+        if (next_look_ == NEVER || coarse_now() < next_look_ || stopped()) return;
+        if (stop_asked(next_look_)) shared_.stopped.store(true, std::memory_order_relaxed);
+    }
 
     // Linux may leave two threads on one core for most of a second while another is idle, since neither ever sleeps. Who
     // begins where another one has begun sleeps for as short as can be: who wakes is given an idle core.
@@ -116,8 +136,12 @@ private:
     void wait() {
         constexpr int SPINS = 64;
         for (int spins = 0; shared_.done.load(std::memory_order_acquire) < expected_; ++spins) {
-            if (spins < SPINS) relax();
-            else std::this_thread::yield();
+            if (spins < SPINS) {
+                relax();
+            } else {
+                look();
+                std::this_thread::yield();
+            }
         }
     }
 
@@ -132,6 +156,7 @@ private:
     Shared& shared_;
     int number_, size_;
     int64_t loop_ = 0, expected_ = 0;  // loops gone through, and their tasks
+    int64_t next_look_;
 };
 
 // The ops as parts of what a team goes through. Where `linear` prepares its rows, its memory must have been placed.

@@ -2,7 +2,8 @@
 //
 // x, residual and y cross the memory bus once: a thread keeps its part of the row as fp32 in shared memory
 // (or, for rows too long for that, reads it again from the L2 cache). Loads are 16 bytes wide where all
-// addresses allow it. Mean, then squares about the mean, in fp32.
+// addresses allow it. Mean, then squares about the mean, in fp32; what the mean was rounded by is summed up with
+// the squares and taken out of the deviations, as it would be a large part of those of a row far from zero.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -83,13 +84,19 @@ __global__ void add_layer_norm_kernel(AddLayerNorm op) {
     }
     const float mean = block_sum(total, scratch) / static_cast<float>(op.N);
 
-    float squares = 0.0f;
+    float squares = 0.0f, deviations = 0.0f;
     for (int64_t n = first; n < op.N; n += step) {
         again(n, v);
-        for (int i = 0; i < VEC; ++i) squares += (v[i] - mean) * (v[i] - mean);
+        for (int i = 0; i < VEC; ++i) {
+            const float u = v[i] - mean;
+            squares += u * u;
+            deviations += u;
+        }
     }
+    const float off = block_sum(deviations, scratch) / static_cast<float>(op.N);
+    const float variance = fmaxf(block_sum(squares, scratch) / static_cast<float>(op.N) - off * off, 0.0f);
     // not rsqrtf, which is approximate: sqrt and division are rounded correctly
-    const float rstd = 1.0f / sqrtf(block_sum(squares, scratch) / static_cast<float>(op.N) + op.eps);
+    const float rstd = 1.0f / sqrtf(variance + op.eps);
 
     for (int64_t n = first; n < op.N; n += step) {
         again(n, v);
@@ -97,7 +104,7 @@ __global__ void add_layer_norm_kernel(AddLayerNorm op) {
         const P pb = *reinterpret_cast<const P*>(static_cast<const T*>(op.bias) + n);
         P py;
         for (int i = 0; i < VEC; ++i)
-            from_float(py.lane + i, (v[i] - mean) * rstd * to_float(pw.lane[i]) + to_float(pb.lane[i]));
+            from_float(py.lane + i, (v[i] - mean - off) * rstd * to_float(pw.lane[i]) + to_float(pb.lane[i]));
         *reinterpret_cast<P*>(y + n) = py;
     }
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -13,8 +15,13 @@ import torch
 from torch import Tensor
 
 from fastbert.checkpoint import Checkpoint
+from fastbert.encoding import BatchEncoding
+from fastbert.hub import resolve_folder
 from fastbert.inference.batching import token_budget_batches
-from fastbert.inference.sentence_settings import POOLINGS, read_settings
+from fastbert.inference.pooling import POOLER, pool, pooling_modes
+from fastbert.inference.sentence_modules import RowModule, apply, width_after
+from fastbert.inference.sentence_settings import SentenceSettings, read_settings
+from fastbert.json_files import shown
 from fastbert.model import BertModel
 from fastbert.tokenization import BertTokenizer
 
@@ -23,22 +30,37 @@ WINDOW = 8192  # texts sorted by length together: bounds what is held beside the
 _TOKENIZED_TOGETHER = 256  # the tokenizer keeps offsets and more of each token until a call ends
 
 
+@dataclass
+class TokenCounts:
+    """What the tokenizer made of texts: sums, to which each call adds."""
+
+    tokens: int = 0  # without [CLS], [SEP] and the prompt
+    unknown: int = 0  # [UNK] among them
+    cut: int = 0  # texts longer than max_length
+
+
 class Embedder:
     """A model, its tokenizer, and the way from token states to one vector.
 
     Args:
         model: a BertModel, with a pooler for pooling "pooler".
         tokenizer: of that model.
-        pooling: "mean" of the token states, "cls" (the first state) or "pooler" (the model's pooler_output).
+        pooling: "mean" of the token states, "cls" (the first state), "max", "mean_sqrt_len_tokens" (the sum over the
+            square root of the length), "weightedmean" (by position, from 1), "lasttoken", or "pooler" (the model's
+            pooler_output); or a list of them, whose vectors are concatenated.
         normalize: whether vectors are scaled to length 1.
         max_length: tokens a text is cut to, [CLS] and [SEP] among them; None for as many as model and
             tokenizer take.
-        lower_case: whether texts are lower-cased before the tokenizer.
-        prompt: put before each text.
+        lower_case: whether texts are lower-cased first where the tokenizer does not.
+        prompt: put before each text, unless a call asks for another.
         truncate_dim: how many leading numbers of a vector are kept, after normalize; None for all.
+        prompts: by the names that `embed` takes.
+        include_prompt: whether the pooling takes in [CLS] and the prompt's tokens where there is a prompt.
+        token_modules: what token states go through before the pooling, of fastbert.inference.sentence_modules.
+        modules: what vectors go through after it, before normalize.
 
     Raises:
-        ValueError: no such pooling, no pooler, or a max_length that the model cannot take.
+        ValueError: no such pooling, no pooler, a module for another width, or a max_length that the model cannot take.
     """
 
     def __init__(
@@ -46,27 +68,33 @@ class Embedder:
         model: BertModel,
         tokenizer: BertTokenizer,
         *,
-        pooling: str = "mean",
+        pooling: str | Sequence[str] = "mean",
         normalize: bool = False,
         max_length: int | None = None,
         lower_case: bool = False,
         prompt: str = "",
         truncate_dim: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        include_prompt: bool = True,
+        token_modules: Sequence[RowModule] = (),
+        modules: Sequence[RowModule] = (),
     ) -> None:
         positions = model.config.max_position_embeddings
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
-        if pooling == "pooler" and model.pooler is None:
+        self._modes = pooling_modes(pooling)
+        if POOLER in self._modes and model.pooler is None:
             raise ValueError("pooling is 'pooler', but the model has no pooler")
         if max_length is None:
             max_length = min(tokenizer.model_max_length, positions)
         if not 3 <= max_length <= positions:
             raise ValueError(f"max_length is {max_length}; it must be 3 to max_position_embeddings, {positions}")
-        check_truncate_dim(truncate_dim, model.config.hidden_size)
+        self.token_modules, self.modules = list(token_modules), list(modules)
+        self._full_width = _full_width(model.config.hidden_size, self._modes, token_modules, modules)
+        check_truncate_dim(truncate_dim, self._full_width)
         self.truncate_dim = truncate_dim
-        self.model, self.tokenizer = model, tokenizer
-        self.pooling, self.normalize, self.max_length = pooling, normalize, max_length
+        self.model, self.tokenizer = model, tokenizer.lower_cased() if lower_case else tokenizer
+        self.normalize, self.max_length = normalize, max_length
         self.lower_case, self.prompt = lower_case, prompt
+        self.prompts, self.include_prompt = dict(prompts or {}), include_prompt
 
     @classmethod
     def from_pretrained(
@@ -78,49 +106,57 @@ class Embedder:
         precision: str | None = None,
         quantize: str | None = None,
         device: torch.device | str | None = None,
-        pooling: str | None = None,
+        pooling: str | Sequence[str] | None = None,
         normalize: bool | None = None,
         max_length: int | None = None,
+        truncate_dim: int | None = None,
         revision: str | None = None,
         inference_only: bool = False,
     ) -> Self:
-        """Loads a folder or hub id; its sentence-transformers files say what pooling to max_length leave None.
+        """Loads a folder or hub id; its sentence-transformers files say what pooling to truncate_dim leave None.
 
-        Without such files: the mean, not normalised, as many tokens as model and tokenizer take. dtype, precision,
-        quantize and inference_only are those of BertModel.from_pretrained.
+        A given pooling replaces that of the folder's Pooling module, and normalize its Normalize module at the end; the
+        two together stand for all modules that follow the Transformer. Without such files: the mean, not normalised, as
+        many tokens as model and tokenizer take. dtype, precision, quantize and inference_only are those of
+        BertModel.from_pretrained.
 
         Raises:
             FileNotFoundError: no config.json, weights or vocabulary there.
-            ValueError: the folder asks for a pooling or module that fastbert has not, or has no pooler and
-                pooling is "pooler"; and what BertModel.from_pretrained raises.
+            ValueError: the folder asks for a module that fastbert has not, has a value of another kind, or has no
+                pooler and pooling is "pooler"; and what BertModel.from_pretrained raises.
         """
-        settings = read_settings(path, pooling, normalize, revision)
-        if settings.pooling == "pooler":
-            with Checkpoint(path, revision) as checkpoint:
+        modes = None if pooling is None else pooling_modes(pooling)
+        settings = read_settings(path, modes, normalize, revision)
+        folder, of_folder = path, revision  # the Transformer's own
+        if settings.transformer:
+            folder = resolve_folder(path, settings.transformer, revision=revision, named_by=settings.modules_file)
+            of_folder = None
+        if POOLER in settings.pooling:
+            with Checkpoint(folder, of_folder) as checkpoint:
                 if "pooler.dense.weight" not in checkpoint:
-                    raise ValueError(f"{path}: no tensor pooler.dense.weight, so no pooling 'pooler'")
+                    raise ValueError(f"{folder}: no tensor pooler.dense.weight, so no pooling 'pooler'")
         model = BertModel.from_pretrained(
-            path,
+            folder,
             dtype=dtype,
             precision=precision,
             quantize=quantize,
             device=device,
-            revision=revision,
+            revision=of_folder,
             inference_only=inference_only,
-            add_pooling_layer=settings.pooling == "pooler",
+            add_pooling_layer=POOLER in settings.pooling,
         )
-        check_truncate_dim(
-            settings.truncate_dim, model.config.hidden_size, f"{path}/config_sentence_transformers.json: "
-        )
+        truncate_dim = _checked_widths(path, settings, model.config.hidden_size, truncate_dim)
         if tokenizer is None:
-            tokenizer = BertTokenizer.from_pretrained(path, revision=revision)
+            tokenizer = BertTokenizer.from_pretrained(folder, revision=of_folder)
         if max_length is None:
-            limits = (settings.max_length, tokenizer.model_max_length, model.config.max_position_embeddings)
-            max_length = min(limit for limit in limits if limit is not None)
+            longest = tokenizer.model_max_length if settings.max_length is None else settings.max_length
+            positions = model.config.max_position_embeddings
+            max_length = min(longest, positions)
             if max_length < 3:
                 raise ValueError(
-                    f"{path}: max_seq_length in sentence_bert_config.json, model_max_length in tokenizer_config.json, "
-                    f"max_position_embeddings in config.json are {', '.join(map(str, limits))}; each must be at least 3"
+                    f"{folder}: max_seq_length in sentence_bert_config.json, or else model_max_length in "
+                    f"tokenizer_config.json, and max_position_embeddings in config.json are {longest}, {positions}; "
+                    "each must be at least 3"
                 )
         try:
             return cls(
@@ -131,36 +167,92 @@ class Embedder:
                 max_length=max_length,
                 lower_case=settings.lower_case,
                 prompt=settings.prompt,
-                truncate_dim=settings.truncate_dim,
+                truncate_dim=truncate_dim,
+                prompts=settings.prompts,
+                include_prompt=settings.include_prompt,
+                token_modules=settings.token_modules,
+                modules=settings.modules,
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     @property
+    def pooling(self) -> str | tuple[str, ...]:
+        """The pooling's name, or several that are concatenated."""
+        return self._modes[0] if len(self._modes) == 1 else self._modes
+
+    @property
     def width(self) -> int:
         """The length E of a vector."""
-        return self.model.config.hidden_size if self.truncate_dim is None else self.truncate_dim
+        return self._full_width if self.truncate_dim is None else self.truncate_dim
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, cut to `max_length`."""
-        texts = [self.prompt + text for text in texts]
-        if self.lower_case:
-            texts = [text.lower() for text in texts]
+    def prompt_of(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
+        """What is put before each text: `prompt`, else the prompt of that name, else the embedder's own.
+
+        Raises:
+            ValueError: there is no prompt of that name.
+            TypeError: prompt is no str.
+        """
+        if prompt is not None:
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompt is a {type(prompt).__name__}; it must be a str")
+            if prompt_name is not None:
+                warnings.warn(f"prompt is given, so prompt_name {prompt_name!r} is not used", stacklevel=3)
+            return prompt
+        if prompt_name is None:
+            return self.prompt
+        if prompt_name not in self.prompts:
+            known = f"one of {', '.join(map(repr, self.prompts))}" if self.prompts else "None, as there are no prompts"
+            raise ValueError(f"prompt_name is {prompt_name!r}; it must be {known}")
+        return self.prompts[prompt_name]
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        counts: TokenCounts | None = None,
+    ) -> list[list[int]]:
+        """Ids of each text behind its prompt, cut to `max_length`; adds to `counts`."""
+        prompt = self.prompt_of(prompt_name, prompt)
         ids: list[list[int]] = []
         for start in range(0, len(texts), _TOKENIZED_TOGETHER):
-            batch = self.tokenizer(
-                texts[start : start + _TOKENIZED_TOGETHER],
-                truncation=True,
-                max_length=self.max_length,
-                return_token_type_ids=False,
-                return_attention_mask=False,
-            )
+            batch = self._tokenize([prompt + text for text in texts[start : start + _TOKENIZED_TOGETHER]])
             ids.extend(batch["input_ids"])
+            if counts is not None:
+                counts.cut += sum(
+                    bool(encoding.overflowing)
+                    for encoding, text in zip(batch.encodings, batch["input_ids"], strict=True)
+                    if len(text) == self.max_length  # else nothing is left over, and to look costs time
+                )
+        if counts is not None:
+            skip = max(self._prompt_tokens(prompt), 1)  # [CLS] at least
+            special = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
+            for text in (text[skip:] for text in ids):
+                counts.tokens += len(text) - sum(map(text.count, special))
+                counts.unknown += text.count(self.tokenizer.unk_token_id)
         return ids
 
+    def _tokenize(self, texts: list[str]) -> BatchEncoding:
+        return self.tokenizer(
+            texts,
+            truncation=True,
+            max_length=self.max_length,
+            return_token_type_ids=False,
+            return_attention_mask=False,
+        )
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """How many tokens at the start of a text are [CLS] and the prompt's; 0 without a prompt."""
+        return len(self._tokenize([prompt])["input_ids"][0]) - 1 if prompt else 0
+
     @torch.inference_mode()
-    def embed_tokens(self, batch: Sequence[Sequence[int]]) -> Tensor:
+    def embed_tokens(self, batch: Sequence[Sequence[int]], *, skip: int = 0) -> Tensor:
         """Vectors of texts given as ids with their special tokens: (B, E) float32 on the model's device.
+
+        Args:
+            skip: how many tokens at the start of each text the pooling leaves out.
 
         Raises:
             ValueError: an id outside the vocabulary, a text over max_position_embeddings.
@@ -172,12 +264,10 @@ class Embedder:
         ids = torch.tensor([i for text in batch for i in text], dtype=torch.int64, device=device)
         longest = int(lengths.max()) if len(batch) else 0
         output = self.model(ids, cu_seqlens=cu_seqlens.to(device), max_seqlen=longest, return_dict=True)
-        if self.pooling == "pooler":
-            vectors = output.pooler_output.float()
-        elif self.pooling == "cls":
-            vectors = _first(output.last_hidden_state, cu_seqlens.to(device), lengths.to(device)).float()
-        else:
-            vectors = _mean(output.last_hidden_state.float(), lengths.to(device))
+        pooler_output = output.pooler_output.float() if POOLER in self._modes else None
+        states = apply(self.token_modules, output.last_hidden_state.float())
+        vectors = pool(states, lengths.to(device), self._modes, skip=skip, pooler_output=pooler_output)
+        vectors = apply(self.modules, vectors)
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         return vectors[:, : self.width]
@@ -186,33 +276,41 @@ class Embedder:
         self,
         texts: Sequence[str],
         *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         max_tokens: int = MAX_TOKENS,
         progress: bool | Callable[[int, int], None] = False,
+        counts: TokenCounts | None = None,
     ) -> np.ndarray:
         """Vectors of texts, in their order: (N, E) float32.
 
         Args:
             texts: a list of str; an empty text is [CLS] [SEP].
+            prompt_name: of `prompts`, put before each text instead of the embedder's own prompt.
+            prompt: put before each text; prompt_name is not used then.
             max_tokens: most real tokens that go through the model together.
             progress: True for a bar on stderr; or a function, called with the number of texts and of tokens
                 of each batch when it is done.
+            counts: what the tokenizer made of the texts is added to it.
 
         Raises:
-            TypeError: texts is one string, or holds something else than str.
-            ValueError: max_tokens is less than 1.
+            TypeError: texts is one string, or holds something else than str; or prompt is no str.
+            ValueError: max_tokens is less than 1, or there is no prompt of that name.
         """
         if isinstance(texts, str | bytes | dict) or not hasattr(texts, "__len__") or not hasattr(texts, "__getitem__"):
             raise TypeError(f"texts is a {type(texts).__name__}; it must be a list of str")
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{i}] is a {type(text).__name__}; it must be a str")
+        prompt = self.prompt_of(prompt_name, prompt)
+        skip = 0 if self.include_prompt else self._prompt_tokens(prompt)
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
         with _reporting(progress, len(texts)) as report:
             for start in range(0, len(texts), WINDOW):
-                ids = self.tokenize(texts[start : start + WINDOW])
+                ids = self.tokenize(texts[start : start + WINDOW], prompt=prompt, counts=counts)
                 window = vectors[start : start + WINDOW]
                 for batch in token_budget_batches([len(text) for text in ids], max_tokens):
-                    window[batch] = self.embed_tokens([ids[i] for i in batch]).cpu().numpy()
+                    window[batch] = self.embed_tokens([ids[i] for i in batch], skip=skip).cpu().numpy()
                     report(len(batch), sum(len(ids[i]) for i in batch))
         return vectors
 
@@ -226,32 +324,41 @@ class Embedder:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         vocab = sorted(self.tokenizer.get_vocab().items())
         config = sorted(self.model.config.to_dict().items())
-        digest.update(repr((vocab, repr(self.tokenizer), config, self.lower_case, self.prompt)).encode())
+        prompts = (sorted(self.prompts.items()), self.prompt, self.include_prompt)
+        digest.update(repr((vocab, repr(self.tokenizer), config, self.lower_case, prompts)).encode())
         digest.update(f"{self.pooling} {self.normalize} {self.max_length} {self.truncate_dim}".encode())
+        for module in (*self.token_modules, *self.modules):
+            digest.update(repr(module.settings).encode())
+            for name, tensor in module.tensors.items():
+                digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
         digest.update(f"{self.model.matmul_precision}".encode())
         return digest.hexdigest()
 
 
-def check_truncate_dim(value: object, hidden_size: int, where: str = "") -> None:
-    if value is not None and (type(value) is not int or not 1 <= value <= hidden_size):
-        raise ValueError(f"{where}truncate_dim is {value!r}; it must be 1 to {hidden_size}, or None")
+def check_truncate_dim(value: object, width: int, where: str = "") -> None:
+    if value is not None and (type(value) is not int or not 1 <= value <= width):
+        raise ValueError(f"{where}truncate_dim is {shown(value)}; it must be 1 to {width}, or None")
 
 
-def _first(x: Tensor, cu_seqlens: Tensor, lengths: Tensor) -> Tensor:
-    """The first row of each segment, (T, E) -> (B, E); zeros for one without rows."""
-    if not x.shape[0]:
-        return x.new_zeros(len(lengths), x.shape[1])
-    return x[cu_seqlens[:-1].long().clamp(max=x.shape[0] - 1)] * (lengths > 0)[:, None]
+def _full_width(
+    hidden_size: int, modes: Sequence[str], token_modules: Sequence[RowModule], modules: Sequence[RowModule]
+) -> int:
+    """The length of a vector before it is truncated."""
+    width = width_after(token_modules, hidden_size)
+    return width_after(modules, sum(hidden_size if mode == POOLER else width for mode in modes))
 
 
-def _mean(x: Tensor, lengths: Tensor) -> Tensor:
-    """The mean over each segment's rows, (T, E) -> (B, E); zeros for one without rows."""
-    if not x.shape[0]:
-        return x.new_zeros(len(lengths), x.shape[1])
-    # Unlike index_add_, each sum runs in one order, whatever stands beside the segment. `unsafe` leaves out
-    # a check of the lengths that waits for the device.
-    sums = torch.segment_reduce(x, "sum", lengths=lengths, axis=0, unsafe=True)
-    return sums / lengths.clamp(min=1)[:, None]
+def _checked_widths(
+    path: str | Path, settings: SentenceSettings, hidden_size: int, truncate_dim: int | None
+) -> int | None:
+    """The truncate_dim that holds, given or the folder's; errors name the file of the width that does not fit."""
+    width = width_after(settings.token_modules, hidden_size)
+    if settings.pooling_width is not None and settings.pooling_width[1] != width:
+        where, named = settings.pooling_width
+        raise ValueError(f"{where} is {named}; the token states have {width} numbers")
+    width = _full_width(hidden_size, settings.pooling, settings.token_modules, settings.modules)
+    check_truncate_dim(settings.truncate_dim, width, f"{path}/config_sentence_transformers.json: ")
+    return settings.truncate_dim if truncate_dim is None else truncate_dim
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastbert.inference.embed import Embedder
+from fastbert.inference.embed import Embedder, TokenCounts
 from fastbert.inference.input_files import InputError
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
 from fastbert.inference.records import Record, Records
@@ -36,6 +36,7 @@ def embed_records(
     output: FileOutput | StreamOutput,
     *,
     max_tokens: int,
+    prompt: str = "",
     window: int = WINDOW,
     skip_bad: bool = False,
     report: Callable[[str], None] = lambda message: None,
@@ -47,6 +48,7 @@ def embed_records(
     vectors, are those of a run that was not interrupted.
 
     Args:
+        prompt: put before each text.
         report: called with a message for each bad line that is skipped.
         advance: called with the tokens of each batch.
 
@@ -76,13 +78,18 @@ def embed_records(
             advance(batch)
 
         vectors = np.full((len(block), embedder.width), np.nan, dtype=np.float32)
-        vectors[good] = embedder.embed([block[i].text for i in good], max_tokens=max_tokens, progress=count)
+        counts = TokenCounts()
+        texts = [block[i].text for i in good]
+        vectors[good] = embedder.embed(texts, prompt=prompt, max_tokens=max_tokens, progress=count, counts=counts)
         for i in good:
             if not np.isfinite(vectors[i]).all():
                 raise OutputError(f"{records.where(block[i])}: the vector is not finite; try another dtype")
         progress.records += len(block)
         progress.skipped += len(block) - len(good)
         progress.tokens += tokens
+        progress.words += counts.tokens
+        progress.unknown += counts.unknown
+        progress.cut += counts.cut
         progress.input_sha256 = records.digest()
         output.append(block, vectors, progress)
     output.finish(progress)

@@ -22,7 +22,7 @@ import numpy as np
 from fastbert.files import atomic_path, naming, write_text
 from fastbert.inference.records import Record
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 _LENGTHS = struct.Struct("<qq")  # of ids and rows of a window, in bytes
 ROW_GROUP = 16384  # rows of a parquet row group
 
@@ -210,6 +210,9 @@ class Progress:
     records: int = 0  # of the input, bad ones too
     skipped: int = 0
     tokens: int = 0
+    words: int = 0  # tokens without [CLS], [SEP] and the prompt's
+    unknown: int = 0  # [UNK] among them
+    cut: int = 0  # texts longer than the maximum length
     input_sha256: str = ""  # of the bytes of those records
     bytes: int = 0  # of the partial file
     complete: bool = False

@@ -1,15 +1,27 @@
-"""How a sentence-transformers folder wants its token states made into one vector."""
+"""How a sentence-transformers folder wants its token states made into one vector: its files, each field checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fastbert.hub import resolve_file
+from fastbert.inference.pooling import TOKEN_POOLINGS, pooling_modes
+from fastbert.inference.sentence_modules import (
+    ACTIVATIONS,
+    Dense,
+    LayerNorm,
+    Normalize,
+    RowModule,
+    activation_name,
+    load_tensors,
+)
 from fastbert.json_files import read_json, shown
 
-POOLINGS = ("mean", "cls", "pooler")
+_LARGEST = 2**24  # of a width or a length
+_TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # what a module may read and write
 # The switches of a Pooling module's config.json before sentence-transformers wrote one `pooling_mode`.
 _SWITCHES = {
     "pooling_mode_cls_token": "cls",
@@ -19,96 +31,333 @@ _SWITCHES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_NO_PROMPTS = {"query": "", "document": ""}  # the names that sentence-transformers knows in any case
+_OLD_TRANSFORMER = "BERT"  # that of the first versions: its max_seq_length counts neither [CLS] nor [SEP]
+_OLD_LONGEST = 510
+_TRANSFORMERS = ("Transformer", _OLD_TRANSFORMER)
+_KINDS = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+# Arguments of transformers' from_pretrained that change no vector.
+_HARMLESS_ARGUMENTS = ("trust_remote_code", "attn_implementation", "add_pooling_layer", "use_safetensors")
+
+Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and the values that would
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 1 <= value <= _LARGEST
+
+
+def _is_modes(value: object) -> bool:
+    modes = [value] if isinstance(value, str) else value
+    return isinstance(modes, list) and bool(modes) and all(mode in TOKEN_POOLINGS for mode in modes)
+
+
+def _is_arguments(value: object) -> bool:
+    return isinstance(value, dict) and all(name in _HARMLESS_ARGUMENTS for name in value)
+
+
+def _is_prompts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str | None) for text in value.values())
+
+
+def _is_text_only(value: object) -> bool:
+    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    return isinstance(value, dict) and value.get("text") == text
+
+
+def _or_null(check: Check) -> Check:
+    return (lambda value: value is None or check[0](value)), f"null or {check[1]}"
+
+
+def _one_of(*values: object) -> Check:
+    return (lambda v: any(type(v) is type(x) and v == x for x in values)), " or ".join(map(repr, values))
+
+
+_SIZE: Check = _is_size, f"an integer from 1 to {_LARGEST}"
+_FLAG: Check = (lambda value: type(value) is bool), "true or false"
+_STRING: Check = (lambda value: isinstance(value, str)), "a string"
+_STRINGS: Check = (
+    (lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
+    "a list of strings",
+)
+_OBJECT: Check = (lambda value: isinstance(value, dict)), "an object"
+_EMPTY: Check = (lambda value: value in (None, {})), "null or an empty object"
+_ARGUMENTS: Check = _is_arguments, f"an object with no other names than {', '.join(_HARMLESS_ARGUMENTS)}"
+_PROBABILITY: Check = (
+    (lambda value: isinstance(value, int | float) and type(value) is not bool and 0 <= value <= 1),
+    "a number from 0 to 1",
+)
+
+_MODULE = {"idx": ((lambda v: type(v) is int), "an integer"), "name": _STRING, "path": _STRING, "type": _STRING}
+_MODULE["kwargs"] = _STRINGS  # names of keywords that `encode` may pass on; it has to be given them
+_TRANSFORMER = {
+    "max_seq_length": _or_null(_SIZE),
+    "do_lower_case": _or_null(_FLAG),
+    "tokenizer_name_or_path": _one_of(None),
+    "transformer_task": _one_of("feature-extraction"),
+    "modality_config": (_is_text_only, "an object whose 'text' is the last_hidden_state of forward"),
+    "module_output_name": _one_of(_TOKENS),
+    "processing_kwargs": _EMPTY,
+    "unpad_inputs": _or_null(_FLAG),  # vectors do not depend on it
+    "query_length": _or_null(_SIZE),  # of texts that are given a task, which `encode` does not by itself
+    "document_length": _or_null(_SIZE),
+    "query_expansion": _EMPTY,
+    "backend": _one_of("torch"),
+    **dict.fromkeys(("model_args", "model_kwargs", "config_args", "config_kwargs"), _ARGUMENTS),
+    **dict.fromkeys(("tokenizer_args", "processor_kwargs"), _ARGUMENTS),
+}
+_MODEL = {  # other fields are of no consequence to a vector
+    "__version__": _OBJECT,
+    "default_prompt_name": _or_null(_STRING),
+    "model_type": _one_of("SentenceTransformer"),
+    "prompts": (_is_prompts, "an object of strings by their names"),
+    "similarity_fn_name": _or_null(_STRING),
+    "requirements": _or_null(_OBJECT),
+}
+_POOLING = {
+    "embedding_dimension": _SIZE,
+    "word_embedding_dimension": _SIZE,
+    "pooling_mode": (_is_modes, f"one of {', '.join(TOKEN_POOLINGS)}, or a list of them"),
+    "include_prompt": _FLAG,
+    **dict.fromkeys(_SWITCHES, _FLAG),
+}
+_FEATURES = {
+    "module_input_name": _one_of(_SENTENCE, _TOKENS),
+    "module_output_name": _or_null(_one_of(_SENTENCE, _TOKENS)),
+}
+_DENSE = {
+    "in_features": _SIZE,
+    "out_features": _SIZE,
+    "bias": _FLAG,
+    "activation_function": (
+        lambda value: activation_name(value) is not None,
+        f"torch.nn.modules.activation.NAME, with a NAME of {', '.join(ACTIVATIONS)}",
+    ),
+    "use_residual": _FLAG,
+    **_FEATURES,
+}
 
 
 @dataclass(frozen=True)
 class SentenceSettings:
     """What a folder asks for; the defaults are those of a folder that says nothing."""
 
-    pooling: str = "mean"
-    normalize: bool = False
+    transformer: str = ""  # the folder of the Transformer within the model's
+    modules_file: Path | None = None
+    token_modules: tuple[RowModule, ...] = ()  # before the pooling
+    pooling: tuple[str, ...] = ("mean",)
+    pooling_width: tuple[str, int] | None = None  # the Pooling module's file and field, and the width it names
+    include_prompt: bool = True
+    modules: tuple[RowModule, ...] = ()  # after the pooling
+    normalize: bool = False  # after all of them
     max_length: int | None = None
-    lower_case: bool = False  # of the text, before the tokenizer
-    prompt: str = ""  # put before each text
+    lower_case: bool = False
+    prompts: dict[str, str] = field(default_factory=_NO_PROMPTS.copy)
+    prompt: str = ""  # the one used where none is asked for
     truncate_dim: Any = None  # leading numbers kept of a vector; not yet checked
 
 
 def read_settings(
-    path: str | Path, pooling: str | None, normalize: bool | None, revision: str | None = None
+    path: str | Path, pooling: tuple[str, ...] | None, normalize: bool | None, revision: str | None = None
 ) -> SentenceSettings:
-    """Reads modules.json and what it points to; an explicit `pooling` or `normalize` wins.
+    """Reads modules.json and what it points to.
+
+    An explicit `pooling` replaces the mode of the Pooling module, an explicit `normalize` the Normalize module at the
+    end. With both, they stand for all that follows the Transformer, which is not read then.
 
     Raises:
-        ValueError: the folder asks for something fastbert has not (another pooling, a dense layer on top),
-            and pooling and normalize are not both given; a file is no JSON object, or has a value of another kind.
+        ValueError: the folder asks for something fastbert has not, or a file is no JSON object, or has an unknown
+            field or a value of another kind: naming file, field, value and limit.
     """
-    if pooling is not None and pooling not in POOLINGS:
-        raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
     modules_file = resolve_file(path, "modules.json", revision=revision, required=False)
     if modules_file is None:
-        return SentenceSettings(pooling or "mean", bool(normalize))
-    modules = read_json(modules_file, list)
-    kinds = []
-    for module in modules:
-        if not isinstance(module, dict) or not all(isinstance(module.get(name, ""), str) for name in ("type", "path")):
-            _refuse(modules_file, "a module", module, "an object with the strings 'type' and 'path'")
-        kinds.append(module.get("type", "").rpartition(".")[2])
+        return SentenceSettings(pooling=pooling or ("mean",), normalize=bool(normalize))
+    modules = _read_modules(modules_file)
+    chain: dict[str, Any] = {"pooling": pooling, "normalize": normalize}
     if pooling is None or normalize is None:
-        for kind in kinds:
-            if kind not in ("Transformer", "Pooling", "Normalize"):
-                raise ValueError(
-                    f"{modules_file} holds a {kind} module, which fastbert does not run; "
-                    "to do without it, give both pooling and normalize"
-                )
-    if pooling is None:
-        folder = next((m.get("path", "") for m, kind in zip(modules, kinds, strict=True) if kind == "Pooling"), None)
-        pooling = "mean" if folder is None else _read_pooling(path, folder, modules_file, revision)
-    file, transformer = _read_optional(path, "sentence_bert_config.json", revision)
-    longest, lower = transformer.get("max_seq_length"), transformer.get("do_lower_case")
-    if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
-        _refuse(file, "max_seq_length", longest, "null or an integer of at least 1")
-    if lower not in (None, False, True):
-        _refuse(file, "do_lower_case", lower, "true, false or null")
-    file, sentence = _read_optional(path, "config_sentence_transformers.json", revision)
+        chain = _Chain(path, revision, modules_file, modules[1:]).settings(pooling, normalize)
+    first = modules[0]
+    folder = first.get("path", "")
+    name = f"{folder}/sentence_bert_config.json" if folder else "sentence_bert_config.json"
+    named_by = modules_file if folder else None
+    file = resolve_file(path, name, revision=revision, required=False, named_by=named_by)
+    transformer = {} if file is None else _fields(file, read_json(file), _TRANSFORMER)
+    longest = transformer.get("max_seq_length")
+    if longest is not None and _kind(first) == _OLD_TRANSFORMER:
+        longest = min(longest, _OLD_LONGEST) + 2
+    file = resolve_file(path, "config_sentence_transformers.json", revision=revision, required=False)
+    model = {} if file is None else _fields(file, read_json(file), _MODEL, others=True)
+    prompts, prompt = _prompts(file, model)
     return SentenceSettings(
-        pooling,
-        "Normalize" in kinds if normalize is None else normalize,
-        longest,
-        bool(lower),
-        _default_prompt(file, sentence),
-        sentence.get("truncate_dim"),
+        transformer=folder,
+        modules_file=modules_file,
+        max_length=longest,
+        lower_case=bool(transformer.get("do_lower_case")),
+        prompts=prompts,
+        prompt=prompt,
+        truncate_dim=model.get("truncate_dim"),
+        **chain,
     )
 
 
-def _default_prompt(file: Path | None, config: dict[str, Any]) -> str:
-    prompts, name = config.get("prompts") or {}, config.get("default_prompt_name")
-    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
-        _refuse(file, "prompts", prompts, "an object of strings by their names")
-    if name is not None and (not isinstance(name, str) or name not in prompts):
+def _read_modules(file: Path) -> list[dict[str, Any]]:
+    """The entries of modules.json, a Transformer and what follows it."""
+    modules = read_json(file, list)
+    for module in modules:
+        if not isinstance(module, dict) or not isinstance(module.get("type"), str):
+            _refuse(file, "a module", module, "an object with the strings 'type' and 'path'")
+        _fields(file, module, _MODULE)
+    names = [module["name"] for module in modules if "name" in module]
+    if len(set(names)) < len(names):
+        _refuse(file, "the list of names", names, "without a name that occurs twice")
+    if not modules or _kind(modules[0]) not in _TRANSFORMERS:
+        found = modules[0]["type"] if modules else None
+        _refuse(file, "the first module's type", found, "sentence_transformers.models.Transformer")
+    return modules
+
+
+def _kind(module: dict[str, Any]) -> str:
+    """Pooling of "sentence_transformers.models.Pooling"; other packages' types are given in full."""
+    path = module["type"]
+    return path.rpartition(".")[2] if path.startswith("sentence_transformers.") else path
+
+
+def _prompts(file: Path | None, model: dict[str, Any]) -> tuple[dict[str, str], str]:
+    """All prompts by name, and the default one."""
+    prompts = _NO_PROMPTS | {name: text or "" for name, text in model.get("prompts", {}).items()}
+    name = model.get("default_prompt_name")
+    if name is not None and name not in prompts:
         _refuse(file, "default_prompt_name", name, f"null or one of the prompts' names, {shown(list(prompts))}")
-    return prompts.get(name, "")
+    return prompts, prompts[name] if name is not None else ""
 
 
-def _read_pooling(path: str | Path, folder: str, modules_file: Path, revision: str | None) -> str:
-    file = resolve_file(path, f"{folder}/config.json", revision=revision, named_by=modules_file)
-    config = read_json(file)
-    modes = config.get("pooling_mode") or [mode for key, mode in _SWITCHES.items() if config.get(key)]
-    modes = [modes] if isinstance(modes, str) else modes or ["mean"]
-    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes):
-        _refuse(file, "pooling_mode", modes, "a string or a list of strings")
-    if config.get("include_prompt") is False:
-        modes = [*modes, "no prompt tokens"]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ValueError(
-            f"{file} asks for {' + '.join(modes)} pooling; fastbert has {', '.join(POOLINGS)}: choose one with pooling"
+class _Chain:
+    """The modules that follow the Transformer, sorted into those before the Pooling module and those after it."""
+
+    def __init__(self, path: str | Path, revision: str | None, modules_file: Path, modules: list[dict]) -> None:
+        self._path, self._revision, self._modules_file = path, revision, modules_file
+        self._pooling: dict[str, Any] | None = None
+        self._before: list[RowModule] = []
+        self._after: list[RowModule] = []
+        self._pooled = all(_kind(module) != "Pooling" for module in modules)  # by an explicit pooling then
+        for module in modules:
+            self._add(_kind(module), module.get("path", ""))
+
+    def settings(self, pooling: tuple[str, ...] | None, normalize: bool | None) -> dict[str, Any]:
+        """The fields of SentenceSettings that the chain decides."""
+        found = self._pooling
+        if found is None and pooling is None:
+            _refuse(self._modules_file, "the list of modules", "without Pooling", "with one, or give pooling")
+        last = bool(self._after) and isinstance(self._after[-1], Normalize)
+        return {
+            **(found or {}),
+            **({} if pooling is None else {"pooling": pooling}),
+            "token_modules": tuple(self._before),
+            "modules": tuple(self._after[:-1] if last else self._after),
+            "normalize": last if normalize is None else normalize,
+        }
+
+    def _add(self, kind: str, folder: str) -> None:
+        if kind not in _KINDS:
+            raise ValueError(
+                f"{self._modules_file} holds a {shown(kind)} module, which fastbert does not run; it runs Transformer, "
+                f"{', '.join(_KINDS)}. To have the vectors of the Transformer alone, give both pooling and normalize"
+            )
+        if kind == "Pooling":
+            if self._pooling is not None:
+                raise ValueError(f"{self._modules_file} holds two Pooling modules; fastbert runs one")
+            self._pooling, self._pooled = self._read_pooling(folder), True
+            return
+        of_tokens, module = getattr(self, f"_read_{kind.lower()}")(folder)
+        if of_tokens and self._pooling is None:
+            self._before.append(module)
+        elif not of_tokens and self._pooled and module is not None:
+            self._after.append(module)
+        elif not of_tokens and not self._pooled and kind in ("Dense", "LayerNorm"):
+            raise ValueError(f"{self._modules_file} holds a {kind} module of {_SENTENCE} before its Pooling module")
+        # What maps tokens after they are pooled, or scales a vector before there is one, changes no vector.
+
+    def _read(self, folder: str, known: dict[str, Check], *, required: bool = True) -> tuple[Path | None, dict]:
+        if not required and not folder:
+            return None, {}
+        file = resolve_file(
+            self._path,
+            f"{folder}/config.json",
+            revision=self._revision,
+            required=required,
+            named_by=self._modules_file,
         )
-    return modes[0]
+        return file, {} if file is None else _fields(file, read_json(file), known)
+
+    def _read_pooling(self, folder: str) -> dict[str, Any]:
+        file, config = self._read(folder, _POOLING)
+        modes = config.get("pooling_mode") or [m for switch, m in _SWITCHES.items() if config.get(switch)] or "mean"
+        found = {"pooling": pooling_modes(modes), "include_prompt": config.get("include_prompt", True)}
+        for name in ("embedding_dimension", "word_embedding_dimension"):
+            if name in config:
+                return {**found, "pooling_width": (f"{file}: {name}", config[name])}
+        return found
+
+    def _read_dense(self, folder: str) -> tuple[bool, Dense]:
+        file, config = self._read(folder, _DENSE)
+        for name in ("in_features", "out_features"):
+            if name not in config:
+                _refuse(file, name, None, _SIZE[1])
+        sizes = (config["out_features"], config["in_features"])
+        shapes = {"linear.weight": sizes}
+        if config.get("bias", True):
+            shapes["linear.bias"] = sizes[:1]
+        activation = activation_name(config.get("activation_function", "torch.nn.Tanh"))
+        if activation == "PReLU":
+            shapes["activation_function.weight"] = (1,)
+        residual = config.get("use_residual", False)
+        if residual and sizes[0] != sizes[1]:
+            shapes["residual.weight"] = sizes
+        module = Dense(self._load(file, folder, shapes), activation, residual, str(file))
+        return _of_tokens(file, config), module
+
+    def _read_layernorm(self, folder: str) -> tuple[bool, LayerNorm]:
+        file, config = self._read(folder, {"dimension": _SIZE})
+        if "dimension" not in config:
+            _refuse(file, "dimension", None, _SIZE[1])
+        shape = (config["dimension"],)
+        tensors = self._load(file, folder, {"norm.weight": shape, "norm.bias": shape})
+        return False, LayerNorm(tensors, str(file))
+
+    def _read_normalize(self, folder: str) -> tuple[bool, Normalize]:
+        file, config = self._read(folder, _FEATURES, required=False)
+        return _of_tokens(file, config), Normalize()
+
+    def _read_dropout(self, folder: str) -> tuple[bool, None]:
+        self._read(folder, {"dropout": _PROBABILITY}, required=False)
+        return False, None  # for training only
+
+    def _load(self, config: Path, folder: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        find = {"revision": self._revision, "named_by": self._modules_file}
+        weights = resolve_file(self._path, f"{folder}/model.safetensors", required=False, **find)
+        if weights is None:
+            weights = resolve_file(self._path, f"{folder}/pytorch_model.bin", **find)
+        return load_tensors(weights.parent, shapes, config)
 
 
-def _read_optional(path: str | Path, name: str, revision: str | None) -> tuple[Path | None, dict[str, Any]]:
-    file = resolve_file(path, name, revision=revision, required=False)
-    return file, {} if file is None else read_json(file)
+def _of_tokens(file: Path | None, config: dict[str, Any]) -> bool:
+    """Whether a module maps token states, and not vectors of texts."""
+    source = config.get("module_input_name", _SENTENCE)
+    if config.get("module_output_name") not in (None, source):
+        _refuse(file, "module_output_name", config["module_output_name"], f"{source!r}, as module_input_name")
+    return source == _TOKENS
 
 
-def _refuse(file: Path | None, field: str, value: object, wanted: str) -> None:
+def _fields(file: Path, config: dict[str, Any], known: dict[str, Check], *, others: bool = False) -> dict[str, Any]:
+    """`config`, after a check of its values; names that are not `known` are refused unless there may be `others`."""
+    for name, value in config.items():
+        if name in known:
+            is_right, wanted = known[name]
+            if not is_right(value):
+                _refuse(file, name, value, wanted)
+        elif not others:
+            raise ValueError(f"{file}: fastbert does not know the field {shown(name)}; it knows {', '.join(known)}")
+    return config
+
+
+def _refuse(file: Path | None, field: str, value: object, wanted: str) -> NoReturn:
     raise ValueError(f"{file}: {field} is {shown(value)}; it must be {wanted}")

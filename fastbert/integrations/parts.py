@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbert.model.layer import is_plain, sharded
+from fastbert.model.layer import has_global_hook, is_plain, sharded
 
 BERT = "transformers.models.bert.modeling_bert"
 
 # Packages of PEFT's adapters whose layers work token by token; each is compared with transformers in a test. The others
-# look along the sequence or at the rows of a batch (adaption_prompt, poly, xlora), or have not been tried.
+# look along the sequence or at the rows of a batch (adaption_prompt, lily, poly, xlora), or have not been tried.
 ADAPTERS = (
-    *("adalora", "boft", "c3a", "delora", "fourierft", "gralora", "hra", "ia3", "ln_tuning", "loha", "lokr", "lora"),
-    *("miss", "oft", "randlora", "road", "shira", "trainable_tokens", "vblora", "vera", "waveft"),
+    *("adalora", "adamss", "beft", "boft", "c3a", "deft", "delora", "fourierft", "frod", "glora", "gralora", "hira"),
+    *("hra", "ia3", "ln_tuning", "loha", "lokr", "lora", "miss", "oft", "osf", "peanut", "psoft", "pvera", "randlora"),
+    *("road", "shira", "supertuning", "tinylora", "trainable_tokens", "unilora", "vblora", "vera", "waveft"),
 )
 # Linear layers over quantised weights, by the module that has them.
 QUANTISED = (
@@ -35,7 +36,12 @@ QUANTISED = (
     "optimum.quanto.nn.qlinear",
 )
 # Of PEFT and torch, what a known part may be made of.
-_INNER = ("torch.nn.modules.", "torch.nn.utils.parametrize", "peft.tuners.tuners_utils", "peft.utils.other")
+_INNER = (
+    *("torch.nn.modules.", "torch.nn.utils.parametrize"),
+    *("peft.tuners.tuners_utils", "peft.tuners._buffer_dict", "peft.utils.other"),
+)
+# Tensor classes of torch, which mean what a tensor means: sharded ones, and those without memory.
+_TENSORS = ("torch.distributed.", "torch._subclasses.", "torch.nn.parameter")
 # Hooks that see tokens and do nothing that depends on where they stand.
 _HARMLESS = (
     "transformers.utils.output_capturing",  # recorders that are idle unless transformers' forward runs
@@ -60,7 +66,7 @@ def attention_reason(config: Any) -> str | None:
 
 def global_hook_reason() -> str | None:
     """Why no call can be packed: hooks for all modules, which would see packed tokens."""
-    return "hooks for all modules are registered" if nn.modules.module._has_any_global_hook() else None
+    return "hooks for all modules are registered" if has_global_hook() else None
 
 
 def _is_theirs(function: Any) -> bool:
@@ -92,6 +98,8 @@ def _first_foreign(bert: nn.Module) -> str | None:
             return f"{own.__name__}.forward has been replaced"
         if _is_hooked(module):
             return f"{name} has a hook"
+        if reason := _foreign_weight(module):
+            return f"{name}{reason}"
     embeddings = bert.embeddings
     if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
         return "embeddings.LayerNorm has no weight or no bias"
@@ -101,7 +109,7 @@ def _first_foreign(bert: nn.Module) -> str | None:
             return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
     for name, part, kind in _called(bert):
         if reason := _unknown_part(part, kind):
-            return f"{name} {reason}"
+            return f"{name}{'' if reason.startswith('.') else ' '}{reason}"
     for i, layer in enumerate(bert.encoder.layer):
         attention = _inner(layer).attention.self
         scaling, width = _attributes(attention, "scaling", "attention_head_size")
@@ -134,8 +142,8 @@ def _passed_over(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type | None]
     activation = _activation(bert.config.hidden_act)
     embeddings, encoder = _children(bert, "embeddings", "encoder")
     yield "embeddings", embeddings, None
-    tables = "position_embeddings", "token_type_embeddings", "LayerNorm", "dropout"
-    kinds = nn.Embedding, nn.Embedding, nn.LayerNorm, nn.Dropout
+    tables = "position_embeddings", "token_type_embeddings", "dropout"
+    kinds = nn.Embedding, nn.Embedding, nn.Dropout
     for name, module, kind in zip(tables, _children(embeddings, *tables), kinds, strict=True):
         yield f"embeddings.{name}", module, kind
     yield "encoder", encoder, None
@@ -163,6 +171,7 @@ def _passed_over(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type | None]
 def _called(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type]]:
     """The modules that a packed call reads the weights of or, where they are wrapped, calls with (T, E)."""
     yield "embeddings.word_embeddings", *_children(bert.embeddings, "word_embeddings"), nn.Embedding
+    yield "embeddings.LayerNorm", *_children(bert.embeddings, "LayerNorm"), nn.LayerNorm
     for i, layer in enumerate(bert.encoder.layer):
         name, layer = f"encoder.layer.{i}", _inner(layer)
         for part in ("query", "key", "value"):
@@ -177,7 +186,8 @@ def _unknown_part(part: nn.Module, kind: type) -> str | None:
     """What is not known of a module in the place of a `kind`; None where it works token by token and has no hook."""
     own = type(part)
     if own is kind:
-        return "has a hook" if not is_plain(part, own) and _is_hooked(part) else None
+        hooked = not is_plain(part, own) and _is_hooked(part)
+        return "has a hook" if hooked else _foreign_weight(part)
     if not _is_known(own, kind):
         return f"is a {own.__module__}.{own.__qualname__}"
     if _follows_the_sequence(part):
@@ -187,6 +197,19 @@ def _unknown_part(part: nn.Module, kind: type) -> str | None:
             return f"holds {name}, a {type(inner).__module__}.{type(inner).__qualname__}"
         if _is_hooked(inner):
             return f"has a hook on {name}" if name else "has a hook"
+    return None
+
+
+def _foreign_weight(part: nn.Module) -> str | None:
+    """Which parameter of a plain module is a tensor of a class that may give torch's functions another meaning."""
+    for name, parameter in part._parameters.items():
+        own = type(parameter)
+        if (
+            parameter is not None
+            and own not in (nn.Parameter, torch.Tensor)
+            and not own.__module__.startswith(_TENSORS)
+        ):
+            return f".{name} is a {own.__module__}.{own.__qualname__}"
     return None
 
 

@@ -58,10 +58,11 @@ def encode(
         return Encoded(x, tuple(states) or None, attentions, plan)
 
     x = plan.embeddings(inputs.packed())
-    if not (output_hidden_states or inputs.key_mask is not None) and _runs_whole(plan, bert, x):
+    by_layer = output_hidden_states or inputs.key_mask is not None
+    if not by_layer and _runs_whole(plan, bert, x):
         if torch.compiler.is_compiling():
-            return Encoded(ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen), plan=plan)
-        x = plan.timed(ops.encoder, x, plan.whole, batch.cu_seqlens, batch.max_seqlen)
+            return Encoded(ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True), plan=plan)
+        x = plan.timed(ops.encoder, x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
         return Encoded(x, plan=plan)
     x = _returned(x, inputs, states) if output_hidden_states else x
     for i in range(len(plan.modules)):
@@ -137,7 +138,8 @@ def _packed_attend(layer: Layer, inputs: Inputs) -> Attend:
     if inputs.key_mask is not None:
         return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p)
     batch = inputs.batch
-    return partial(ops.attention, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen, dropout_p=dropout_p)
+    lengths = {"cu_seqlens": batch.cu_seqlens, "max_seqlen": batch.max_seqlen, "checked": True}
+    return partial(ops.attention, **lengths, dropout_p=dropout_p)
 
 
 def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float) -> Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 
 from fastbert import ops
 from fastbert.model.inputs import Inputs
@@ -39,7 +40,8 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    return any(map(module.__dict__.get, (*_HOOKS, "forward")))
+    """Whether calling `module` runs a hook, its own or one for all modules, or a forward of its own."""
+    return any(map(module.__dict__.get, (*_HOOKS, "forward"))) or has_global_hook()
 
 
 class Projection:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastbert import native, ops
-from fastbert.model.layer import Embeddings, Layer, Products, Projection, is_hooked, sharded
+from fastbert.model.layer import Embeddings, Layer, Products, Projection, has_global_hook, is_hooked, sharded
 
 _PLAN = "_fastbert_plan"
 Verdict = Callable[[nn.Module], str | None]
@@ -64,7 +64,7 @@ class Tree:
 
     def _look(self, root: nn.Module) -> list[Any]:
         """All that is compared by identity, one behind the other."""
-        seen: list[Any] = [type(root), *map(type, self.modules), *root._modules.values()]
+        seen: list[Any] = [has_global_hook(), type(root), *map(type, self.modules), *root._modules.values()]
         seen += chain.from_iterable(map(dict.values, map(_MODULES, self.parents)))
         seen += root._parameters.values()
         seen += chain.from_iterable(map(dict.values, map(_PARAMETERS, self.holders)))

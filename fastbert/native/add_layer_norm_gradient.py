@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
-from fastbert.native.workspace import workspace
+from fastbert.native.workspace import keep, workspace
 
 
 def add_layer_norm_training(
@@ -64,7 +64,7 @@ def add_layer_norm_backward(
     dresidual = fresh(x, M, N) if want_residual and not shared else None
     dweight, dbias = (fresh(x, N) if want else None for want in (want_weight, want_bias))
     blocks = -(-M // C.PARTIAL_ROWS) if want_weight or want_bias else 0
-    (partials,) = workspace((torch.float32, (blocks, 2, N)))
+    memory, (partials,) = workspace((torch.float32, (blocks, 2, N)))
     C.add_layer_norm_backward_cpu(
         *_inputs(x, residual, weight),
         dropout_p,
@@ -78,6 +78,7 @@ def add_layer_norm_backward(
         chosen_isa()[1],
         torch.get_num_threads(),
     )
+    keep(memory)
     return dx, dx if shared else dresidual, dweight, dbias
 
 

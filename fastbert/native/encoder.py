@@ -14,7 +14,7 @@ from fastbert.native.attention import offsets_reason
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason, fresh
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed
-from fastbert.native.workspace import workspace
+from fastbert.native.workspace import keep, workspace
 
 
 def supports_encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> str | None:
@@ -74,7 +74,7 @@ def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Ten
     words, _held = weights.form(("descriptors", isa), lambda: _descriptors(weights.layers))
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
     where = len(weights.layers), words.buffer_info()[0]
-    (memory,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads),)))
+    memory, (part,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads),)))
     y = fresh(x, T, E)
     C.encoder_cpu(
         *kind,
@@ -85,10 +85,11 @@ def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Ten
         cu_seqlens.data_ptr(),
         x.data_ptr(),
         y.data_ptr(),
-        memory.data_ptr(),
+        part.data_ptr(),
         first.eps,
         (E // first.num_heads) ** -0.5 * math.log2(math.e),
         isa,
         threads,
     )
+    keep(memory)
     return y

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 def _load() -> tuple[Any, str | None]:
@@ -25,8 +27,6 @@ def _load() -> tuple[Any, str | None]:
 
 
 C, _reason = _load()
-_get_dispatch_mode = torch._C._get_dispatch_mode
-_WITHOUT_MEMORY = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 CPU_DTYPES = {} if C is None else {torch.float32: C.F32, torch.bfloat16: C.BF16}
 CUDA_DTYPES = {} if C is None else {**CPU_DTYPES, torch.float16: C.F16}
 ACTIVATIONS = (
@@ -120,7 +120,7 @@ def has_memory(x: Tensor) -> bool:
 
 
 def pointer_reason() -> str | None:
-    """Why pointers will not do, whatever the tensors: somebody records or transforms what is called."""
+    """Why pointers will not do, whatever the tensors: the call is recorded or transformed."""
     if torch.jit.is_tracing():
         return "a trace cannot hold pointers"
     if torch.compiler.is_compiling():  # in a transform of its own; the ops know what it can hold
@@ -129,8 +129,19 @@ def pointer_reason() -> str | None:
         return "torch.func cannot see through pointers"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation cannot see through pointers"
-    if torch._C._len_torch_dispatch_stack() and any(map(_get_dispatch_mode, _WITHOUT_MEMORY)):
-        return "somebody records the call with tensors that have no memory"
+    return mode_reason()
+
+
+def mode_reason() -> str | None:
+    """Which dispatch or function mode is active, and has to see every operation; None where there is none.
+
+    The mode of torch.device as a context, and of torch.set_default_device, sees only where tensors are made.
+    """
+    if torch._C._len_torch_dispatch_stack():
+        return f"a dispatch mode is active: {type(_get_current_dispatch_mode()).__name__}"
+    for i in range(torch._C._len_torch_function_stack()):
+        if type(mode := torch._C._get_function_stack_at(i)) is not DeviceContext:
+            return f"a function mode is active: {type(mode).__name__}"
     return None
 
 

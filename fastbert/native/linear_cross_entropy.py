@@ -74,8 +74,8 @@ def linear_cross_entropy(
         call.with_gradients(*gradients)
     else:
         call.statistics(_LOSS_BYTES)
-    # In fp64, where the order of a sum does not show.
-    loss = (call.lse - call.picked)[:count].sum(dtype=torch.float64) / count
+    call.keep()
+    loss = call.losses().sum() / count
     return loss.to(x.dtype), gradients
 
 
@@ -98,12 +98,14 @@ class _Call:
                 f"to {self.V - 1} are valid"
             )
         self.labels[: self.count] = labels
-        self.lse, self.picked = x.new_zeros((2, self.K), dtype=torch.float32)
+        self.row_max, self.total, self.picked = x.new_zeros((3, self.K), dtype=torch.float32)
         self.packed_rows = self._pack(self.rows)
+        # This call's own until it is done, also where the handler of a signal calls the op meanwhile.
+        self.memory, _thread.memory = getattr(_thread, "memory", None), None
 
     def statistics(self, budget: int) -> Tensor | None:
-        """Fills lse and picked; returns the logits, if those of the whole vocabulary are there."""
-        partial = fresh(self.lse, C.cross_entropy_blocks(self.V), 2, self.K)
+        """Fills row_max, total and picked; returns the logits, if those of the whole vocabulary are there."""
+        partial = fresh(self.row_max, C.cross_entropy_blocks(self.V), 2, self.K)
         stretches = self._stretches(budget)
         for first, size in stretches:
             logits = self._logits(first, size)
@@ -111,13 +113,21 @@ class _Call:
                 *(self.dtype, size, self.K, first, logits.data_ptr(), self._bias(first), self.labels.data_ptr()),
                 *(partial[first // _BLOCK].data_ptr(), self.picked.data_ptr(), self.isa, self.threads),
             )
-        C.cross_entropy_lse_cpu(partial.data_ptr(), len(partial), self.K, self.lse.data_ptr(), self.isa, self.threads)
+        C.cross_entropy_combine_cpu(
+            *(partial.data_ptr(), len(partial), self.K, self.row_max.data_ptr(), self.total.data_ptr()),
+            *(self.isa, self.threads),
+        )
         return logits if len(stretches) == 1 else None
+
+    def losses(self) -> Tensor:
+        """Of each token, (count,) in fp64, where the order of their sum does not show."""
+        row_max, total, picked = (t[: self.count].double() for t in (self.row_max, self.total, self.picked))
+        return (row_max - picked) + total.log()
 
     def with_gradients(self, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> None:
         """Fills the gradients that are not None, too."""
         there = self.statistics(_GRADIENT_BYTES)
-        scale = torch.zeros_like(self.lse)
+        scale, inverse = torch.zeros_like(self.total), self.total.reciprocal()
         scale[: self.count] = 1 / self.count
         packed_columns = None if dweight is None else self._pack(self.rows.t().contiguous())
         drows = None if dx is None else _Rows(self)
@@ -125,8 +135,8 @@ class _Call:
             logits = self._logits(first, size) if there is None else there
             C.cross_entropy_gradient_cpu(
                 *(self.dtype, size, self.K, first, logits.data_ptr(), self._bias(first), self.labels.data_ptr()),
-                *(self.lse.data_ptr(), scale.data_ptr(), 0 if dbias is None else dbias[first:].data_ptr()),
-                *(self.isa, self.threads),
+                *(self.row_max.data_ptr(), inverse.data_ptr(), scale.data_ptr()),
+                *(0 if dbias is None else dbias[first:].data_ptr(), self.isa, self.threads),
             )
             if packed_columns is not None:
                 self._multiply(logits, packed_columns, dweight[first : first + size])
@@ -148,12 +158,14 @@ class _Call:
 
     def _workspace(self, size: int) -> Tensor:
         elements = size * self.K
-        kept = getattr(_thread, "memory", None)
-        if kept is None or kept.dtype != self.rows.dtype or kept.numel() < elements:
-            _thread.memory = None  # before, so that both never stand side by side
-            kept = fresh(self.rows, elements)
-            _thread.memory = kept if elements * kept.element_size() <= _GRADIENT_BYTES else None
-        return kept[:elements].view(size, self.K)
+        if self.memory is None or self.memory.dtype != self.rows.dtype or self.memory.numel() < elements:
+            self.memory = None  # before, so that both never stand side by side
+            self.memory = fresh(self.rows, elements)
+        return self.memory[:elements].view(size, self.K)
+
+    def keep(self) -> None:
+        """Leaves the memory of the logits to the thread's next call, unless it is large."""
+        _thread.memory = self.memory if self.memory.nbytes <= _GRADIENT_BYTES else None
 
     def _bias(self, first: int) -> int:
         return 0 if self.bias is None else self.bias.data_ptr() + first * self.bias.element_size()

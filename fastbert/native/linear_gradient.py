@@ -12,7 +12,7 @@ from torch import Tensor
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fresh
 from fastbert.native.linear import linear_into
 from fastbert.native.packed_weights import packed_transpose
-from fastbert.native.workspace import workspace
+from fastbert.native.workspace import keep, workspace
 from fastbert.weight import Weight
 
 # Tokens are taken so many words (of one fp32, two bf16) at a time, so that a strip of dz^T and a panel of x lie in the
@@ -66,7 +66,7 @@ def linear_backward(
     direct = activation is None and N % per_word == 0 and dy.stride(0) % per_word == 0 and dy.data_ptr() % 4 == 0
     chunk = min(M, _CHUNK_WORDS * per_word)
     inner, stride = _even(N, per_word), _even(chunk, per_word) + 64 // dtype.itemsize
-    dz, dzt, packed_x, sums, partials = workspace(
+    memory, (dz, dzt, packed_x, sums, partials) = workspace(
         (dtype, (chunk, inner) if want_x and not direct else (0, 0)),
         (dtype, (N, stride) if want_weight else (0, 0)),
         (
@@ -110,6 +110,7 @@ def linear_backward(
             )
     if dbias is not None:
         C.sum_partials_cpu(code, len(partials), N, partials.data_ptr(), dbias.data_ptr(), isa)
+    keep(memory)
     return dx, dweight, dbias
 
 

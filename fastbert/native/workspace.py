@@ -12,21 +12,26 @@ _KEPT = 64 << 20  # bytes that a thread keeps between calls
 _memory = threading.local()
 
 
-def workspace(*parts: tuple[torch.dtype, tuple[int, ...]]) -> list[Tensor]:
-    """Uninitialised tensors of these dtypes and shapes, each aligned to 64 bytes, out of one allocation.
+def workspace(*parts: tuple[torch.dtype, tuple[int, ...]]) -> tuple[Tensor, list[Tensor]]:
+    """Memory, and uninitialised tensors of these dtypes and shapes in it, each aligned to 64 bytes.
 
-    The thread keeps it for its next call unless it is large: fresh memory costs a page fault every 4 KiB. So what a
-    call gets is its own until the next call of this function only.
+    Fresh memory costs a page fault every 4 KiB, so the caller hands the memory to `keep` when it is done, for the
+    thread's next call. Until then it is the caller's own, also where the handler of a signal interrupts the call and
+    calls an op itself.
     """
     sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in parts]
     padded = [-(-size // 64) * 64 for size in sizes]
     total = sum(padded) + 64
-    memory = getattr(_memory, "bytes", None)
+    memory, _memory.bytes = getattr(_memory, "bytes", None), None
     if memory is None or memory.numel() < total:
         memory = torch.empty(total, dtype=torch.uint8, device="cpu")
-        _memory.bytes = memory if total <= _KEPT else None
     start, found = -memory.data_ptr() % 64, []
     for (dtype, shape), size, step in zip(parts, sizes, padded, strict=True):
         found.append(memory[start : start + size].view(dtype).view(shape))
         start += step
-    return found
+    return memory, found
+
+
+def keep(memory: Tensor) -> None:
+    """Leaves memory of `workspace` to the thread's next call, unless it is large."""
+    _memory.bytes = memory if memory.numel() <= _KEPT else None

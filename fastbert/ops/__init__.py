@@ -1,6 +1,6 @@
 """The five ops of a BERT, and the whole encoder as a sixth: packed tensors in and out; and packing itself."""
 
-from fastbert.native.extension import pointer_reason
+from fastbert.native.extension import mode_reason, pointer_reason
 from fastbert.native.packing import bounds
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
@@ -24,6 +24,7 @@ __all__ = [
     "feed_forward",
     "linear",
     "linear_cross_entropy",
+    "mode_reason",
     "pack_mask",
     "pointer_reason",
     "read_mask",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastbert.packing import check_offsets_form, sequence_lengths
 from fastbert.precision import PRECISIONS, QUANTIZED, SPLIT
 
 
@@ -29,9 +30,41 @@ def check_floating(op: str, name: str, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} has dtype {x.dtype}; it must be a floating-point tensor")
 
 
+def check_one_dtype(op: str, **operands: Tensor | None) -> None:
+    """Holds the operands of a product to one dtype, as torch does but by name."""
+    present = {name: x.dtype for name, x in operands.items() if x is not None}
+    if len(set(present.values())) > 1:
+        raise ValueError(f"{op}: {_dtypes(present)}; they must be of one dtype, unless torch.autocast is on")
+
+
+def check_norm_dtypes(op: str, summed: dict[str, Tensor | None], weight: Tensor, bias: Tensor) -> None:
+    """Refuses a LayerNorm's weight or bias in float64 over rows in less, whose result would be neither."""
+    if torch.float64 in (weight.dtype, bias.dtype):
+        rows = {name: x.dtype for name, x in summed.items() if x is not None}
+        if torch.float64 not in rows.values():
+            given = _dtypes({**rows, "weight": weight.dtype, "bias": bias.dtype})
+            raise ValueError(f"{op}: {given}; weight and bias may be float64 only where {' or '.join(rows)} is")
+
+
+def _dtypes(of: dict[str, torch.dtype]) -> str:
+    return ", ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in of.items())
+
+
 def check_integer(op: str, name: str, x: Tensor) -> None:
     if x.is_floating_point() or x.is_complex() or x.dtype.itemsize < 4:
         raise ValueError(f"{op}: {name} has dtype {x.dtype}; it must be int32 or int64")
+
+
+def check_offsets(op: str, cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
+    """Holds offsets to their dtype and shape and, on a CPU, to their values.
+
+    To read them on a GPU would be to wait for it; the kernels there keep to the tokens that exist, whatever they hold.
+    A compiled graph looks when it runs.
+    """
+    if cu_seqlens.is_cpu and not torch.compiler.is_compiling():
+        sequence_lengths(cu_seqlens, tokens, max_seqlen, op)
+    else:
+        check_offsets_form(cu_seqlens, op)
 
 
 def check_ids(op: str, name: str, ids: Tensor, rows: int) -> None:

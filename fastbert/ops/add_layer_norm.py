@@ -11,42 +11,59 @@ from torch import Tensor
 from fastbert import backend, native, reference
 from fastbert.ops._autocast import autocast_is_on, autocast_off
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
-from fastbert.ops._checks import check_floating, check_probability, check_shape
+from fastbert.ops._checks import check_floating, check_norm_dtypes, check_probability, check_shape
 from fastbert.ops._triton import reason_against, rows_in_memory
 
 _MAX_COLUMNS = 8192  # a row in registers; more would spill
 
 
 class _TritonAddLayerNorm(torch.autograd.Function):
-    """Keeps the sum dropout(x) + residual, so that both can be freed, and two numbers a row."""
+    """Keeps the sum dropout(x) + residual, so that both can be freed, and three numbers per row.
+
+    The sum is an output as well: saved as that, it is a function of x and residual where a second derivative asks.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dropout_p: float
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         from fastbert.kernels.add_layer_norm import add_layer_norm_fwd
         from fastbert.kernels.dropout import draw_seed
 
+        ctx.set_materialize_grads(False)
         seed = draw_seed(x.device) if dropout_p else None
         y, total, mean, rstd = add_layer_norm_fwd(
             x, residual, weight, bias, seed, eps=eps, dropout_p=dropout_p, training=True
         )
-        ctx.save_for_backward(total, weight, mean, rstd, seed)
+        ctx.save_for_backward(total, weight, mean, rstd, seed, bias)
         dtypes = (x.dtype, None if residual is None else residual.dtype, bias.dtype)
-        ctx.constants = {"dropout_p": dropout_p, "dtypes": dtypes}
-        return y
+        ctx.constants, ctx.eps = {"dropout_p": dropout_p, "dtypes": dtypes}, eps
+        return y, None if total is x else total
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dtotal: Tensor | None) -> tuple[Tensor | None, ...]:
         from fastbert.kernels.add_layer_norm import add_layer_norm_bwd
 
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "add_layer_norm: a derivative of its gradient is asked for (create_graph=True), for which the Triton "
-                "version keeps too little: use_backend('reference', 'add_layer_norm') has it"
-            )
-        wanted = ctx.needs_input_grad[:4]
-        return *add_layer_norm_bwd(rows_in_memory(dy), *ctx.saved_tensors, **ctx.constants, wanted=wanted), None, None
+        (*saved, bias), wanted = ctx.saved_tensors, ctx.needs_input_grad[:4]
+        if dy is None:
+            found = [None] * 4
+        elif torch.is_grad_enabled():
+            forward, inputs = partial(reference.layer_norm, eps=ctx.eps), (saved[0], saved[1], bias)
+            needed = (any(wanted[:2]), *wanted[2:])
+            dropout_p = ctx.constants["dropout_p"]
+            dx, *of_weights = differentiable_gradients("add_layer_norm", forward, inputs, needed, dy, dropout_p)
+            found = [dx, dx, *of_weights]
+        else:
+            found = add_layer_norm_bwd(rows_in_memory(dy), *saved, **ctx.constants, wanted=wanted)
+        inner = (_sum_in(dtype, d, dtotal) for dtype, d in zip(ctx.constants["dtypes"], found[:2], strict=False))
+        made = (*inner, *found[2:])
+        return *(d if want else None for d, want in zip(made, wanted, strict=True)), None, None
+
+
+def _sum_in(dtype: torch.dtype | None, *parts: Tensor | None) -> Tensor | None:
+    """The sum of those that are there, in `dtype`."""
+    parts = tuple(part for part in parts if part is not None)
+    return sum(parts[1:], start=parts[0]).to(dtype) if parts and dtype is not None else None
 
 
 def _triton(
@@ -56,7 +73,7 @@ def _triton(
     from fastbert.kernels.dropout import draw_seed
 
     if needs_gradient(x, residual, weight, bias):
-        return _TritonAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p)
+        return _TritonAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p)[0]
     seed = draw_seed(x.device) if dropout_p else None
     return add_layer_norm_fwd(x, residual, weight, bias, seed, eps=eps, dropout_p=dropout_p)[0]
 
@@ -137,7 +154,8 @@ def add_layer_norm(
     """LN(dropout(x) + residual) over the last dimension, (T, E); without a residual, a plain LayerNorm.
 
     Mean and variance are taken in fp32 at least (Ba et al., 2016). Where dtypes differ, as under autocast, the result
-    has the wider one of x and residual.
+    has the wider one of x and residual; weight and bias may be in any that is not float64, or in float64 if x or
+    residual is.
 
     Raises:
         ValueError: a shape, dtype or probability that does not fit.
@@ -154,7 +172,9 @@ def add_layer_norm(
         with autocast_off(x):
             return add_layer_norm(x, residual, weight, bias, **kwargs)
     name, run = backend.choose("add_layer_norm", x.device.type, x, residual, weight, bias, **kwargs)
-    if torch.compiler.is_compiling() and name != "reference":
+    if name == "reference":
+        check_norm_dtypes("add_layer_norm", {"x": x, "residual": residual}, weight, bias)
+    elif torch.compiler.is_compiling():
         # Pointers cannot be traced; the reference can, and is then left to the compiler to fuse.
         if dropout_p or needs_gradient(x, residual, weight, bias):
             return reference.add_layer_norm(x, residual, weight, bias, **kwargs)

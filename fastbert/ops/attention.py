@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fastbert import backend, native, reference
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
-from fastbert.ops._checks import check_floating, check_integer, check_probability, check_shape
+from fastbert.ops._checks import check_floating, check_offsets, check_probability, check_shape
 from fastbert.ops._triton import reason_against
 
 if TYPE_CHECKING:
@@ -42,6 +42,39 @@ class _NativeAttention(torch.autograd.Function):
         return native.attention_backward(dy, *ctx.saved_tensors, **ctx.constants), None, None, None
 
 
+class _DifferentiableTwice(torch.autograd.Function):
+    """`out` as it is, which torch's fused attention made of qkv; that has a gradient, of which there is no derivative.
+
+    Where one is asked for, the gradient is the formula's, and none goes through `out`. So it is in fp32 on a CPU,
+    where torch's fused gradient loses digits to large scores: it keeps the logarithm of the sum alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, out: Tensor, cu_seqlens: Tensor, scale: float | None, dropout_p: float
+    ) -> Tensor:
+        ctx.save_for_backward(qkv, cu_seqlens)
+        ctx.constants = {"scale": scale, "dropout_p": dropout_p}
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return _second(*ctx.saved_tensors, dout, ctx.constants), None, None, None, None
+        if dout.is_cpu and dout.dtype == torch.float32 and not ctx.constants["dropout_p"]:
+            qkv, cu_seqlens = ctx.saved_tensors
+            dqkv = reference.attention_backward(dout, qkv, cu_seqlens, len(qkv), scale=ctx.constants["scale"])
+            return dqkv, None, None, None, None
+        return None, dout, None, None, None
+
+
+def _reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
+    out = reference.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
+    if not needs_gradient(qkv) or torch.compiler.is_compiling() or torch.jit.is_tracing() or reference.is_transformed():
+        return out
+    return _DifferentiableTwice.apply(qkv, out, cu_seqlens, scale, dropout_p)
+
+
 def _native(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
     if needs_gradient(qkv):
         return _NativeAttention.apply(qkv, cu_seqlens, scale, dropout_p)
@@ -58,8 +91,8 @@ class _TritonAttention(torch.autograd.Function):
         qkv = _rows(qkv)
         ctx.arguments = _triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
         ctx.max_seqlen = max_seqlen
-        out, lse = attention_fwd(qkv, cu_seqlens, max_seqlen, **ctx.arguments)
-        ctx.save_for_backward(qkv, out, lse, cu_seqlens)
+        out, statistics = attention_fwd(qkv, cu_seqlens, max_seqlen, **ctx.arguments)
+        ctx.save_for_backward(qkv, out, statistics, cu_seqlens)
         return out
 
     @staticmethod
@@ -179,7 +212,7 @@ def shared_schedules() -> Iterator[None]:
 
 backend.implement("attention", "triton", _triton, _supports_triton)
 backend.implement("attention", "native", _native, native.supports_attention)
-backend.implement("attention", "reference", reference.attention)
+backend.implement("attention", "reference", _reference)
 
 
 def attention(
@@ -189,27 +222,33 @@ def attention(
     *,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    checked: bool = False,
 ) -> Tensor:
     """(T, 3, H, D) -> (T, H, D); sequence b is rows cu_seqlens[b] to cu_seqlens[b+1] and sees only itself.
 
     Args:
         qkv: queries, keys and values of every token.
         cu_seqlens: int32 (B+1,), from 0 to T.
-        max_seqlen: the longest sequence.
+        max_seqlen: at least the longest sequence.
         scale: what the scores are multiplied by; None is D ** -0.5.
         dropout_p: the share of probabilities dropped.
+        checked: cu_seqlens and max_seqlen were checked before, as by `packing`, and are not again.
+
+    Offsets on a GPU are not read by the host, which would wait for them: there a token after the last sequence belongs
+    to none and gets zeros, and offsets that do not rise are kept within 0 to T.
 
     Raises:
-        ValueError: a shape, dtype or probability that does not fit.
+        ValueError: a shape, dtype or probability that does not fit; offsets on a CPU that do not rise from 0 to T or
+            hold a sequence longer than max_seqlen.
     """
     check_shape("attention", "qkv", qkv, (None, 3, None, None))
     check_floating("attention", "qkv", qkv)
-    check_shape("attention", "cu_seqlens", cu_seqlens, (None,))
-    check_integer("attention", "cu_seqlens", cu_seqlens)
+    if not checked:
+        check_offsets("attention", cu_seqlens, len(qkv), max_seqlen)
     check_probability("attention", "dropout_p", dropout_p)
     if autocast_is_on(qkv):
         with autocast_off(qkv):
-            return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
+            return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, checked=True)
     kwargs = {"scale": scale, "dropout_p": dropout_p}
     name, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
     if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
@@ -235,6 +274,7 @@ def _attention_op(
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    check_offsets("attention", cu_seqlens, len(qkv), len(qkv))
     if backend == "triton":
         from fastbert.kernels.attention import attention_fwd
 
@@ -266,8 +306,10 @@ def _(
 
 def _saved(backend: str, training: bool, qkv: Tensor) -> Tensor:
     T, _, H, _ = qkv.shape
-    shape = {"triton": (H, T), "native": (2, H, T)}.get(backend, (0,)) if training else (0,)
-    return qkv.new_empty(shape, dtype=torch.float32)
+    if backend == "reference" or not training:
+        return qkv.new_empty(0, dtype=torch.float32)
+    per_row = 2 if backend == "native" or qkv.dtype == torch.float32 else 1
+    return qkv.new_empty((per_row, H, T), dtype=torch.float32)
 
 
 def _number(seed: Tensor | None) -> int:

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from fastbert import backend, native, reference
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
-from fastbert.ops._checks import check_ids, check_integer, check_probability, check_shape
+from fastbert.ops._checks import (
+    check_floating,
+    check_ids,
+    check_integer,
+    check_norm_dtypes,
+    check_probability,
+    check_shape,
+)
 from fastbert.ops._triton import reason_against, rows_in_memory
 
 _MAX_COLUMNS = 8192  # a row in registers; more would spill
@@ -25,7 +32,7 @@ def _second(
 
 
 class _TritonEmbedLayerNorm(torch.autograd.Function):
-    """Keeps two numbers a token: the backward gathers the tables' rows again, and makes the mask again."""
+    """Keeps three numbers per token: the backward gathers the tables' rows again, and makes the mask again."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -162,6 +169,7 @@ def embed_layer_norm(
         check_shape(op, name, ids, (input_ids.shape[0],))
         check_integer(op, name, ids)
     for name, table in (("word", word), ("token_type", token_type), ("position", position)):
+        check_floating(op, name, table)
         check_shape(op, name, table, (None, width))
     if validate_ids:
         check_ids(op, "input_ids", input_ids, word.shape[0])
@@ -172,7 +180,11 @@ def embed_layer_norm(
     check_probability(op, "dropout_p", dropout_p)
     args = (input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias)
     kwargs = {"eps": eps, "dropout_p": dropout_p, "padding_idx": padding_idx}
+    summed = {"word": word, "token_type": token_type, "position": position}
     if torch.compiler.is_compiling():  # pointers cannot be traced; the reference can, and is the compiler's to fuse
+        check_norm_dtypes(op, summed, weight, bias)
         return reference.embed_layer_norm(*args, **kwargs)
-    _, run = backend.choose(op, word.device.type, *args, **kwargs)
+    name, run = backend.choose(op, word.device.type, *args, **kwargs)
+    if name == "reference":
+        check_norm_dtypes(op, summed, weight, bias)
     return run(*args, **kwargs)

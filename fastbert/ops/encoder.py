@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbert import backend, native
-from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.ops._checks import check_floating, check_offsets, check_precision, check_shape
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention, shared_schedules
 from fastbert.ops.linear import linear
@@ -54,13 +54,19 @@ class EncoderWeights:
         return found
 
 
-def encoder(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def encoder(
+    x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int, *, checked: bool = False
+) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
+    `cu_seqlens`, `max_seqlen` and `checked` are as of `attention`.
+
     Raises:
-        ValueError: a shape, dtype or precision that does not fit.
+        ValueError: a shape, dtype or precision that does not fit, or offsets.
     """
     check_floating("encoder", "x", x)
+    if not checked:
+        check_offsets("encoder", cu_seqlens, len(x), max_seqlen)
     for layer in weights.layers[:1]:  # a backend asks the others once
         check_shape("encoder", "x", x, (None, layer.qkv.shape[1]))
         check_precision("encoder", layer.precision, x, *layer.tensors)
@@ -93,7 +99,7 @@ def _reference(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqle
 def _layers(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     for w in weights.layers:
         qkv = linear(x, w.qkv, precision=w.precision).unflatten(1, (3, w.num_heads, -1))
-        context = attention(qkv, cu_seqlens, max_seqlen).flatten(1)
+        context = attention(qkv, cu_seqlens, max_seqlen, checked=True).flatten(1)
         y = linear(context, w.out, precision=w.precision)
         x = add_layer_norm(y, x, *w.out_norm, eps=w.eps)
         y = linear(x, w.up, activation=w.activation, precision=w.precision)

@@ -13,13 +13,14 @@ from torch import Tensor
 from fastbert import backend, native
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
-from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.ops._checks import check_floating, check_one_dtype, check_precision, check_shape
 from fastbert.ops.linear import linear
 from fastbert.precision import QUANTIZED
-from fastbert.reference import ACTIVATIONS
+from fastbert.reference import ACTIVATIONS, is_transformed
 from fastbert.weight import Weight, as_weight
 
 Wanted = tuple[bool, bool, bool]
+_NAMES = ("x", "up_weight", "up_bias", "down_weight", "down_bias")
 
 
 class _Parts(NamedTuple):
@@ -153,9 +154,9 @@ def feed_forward(
     if not (isinstance(up_weight, Weight) and isinstance(down_weight, Weight)):
         _check(x, up_weight, up_bias, down_weight, down_bias, activation, precision)
     up, down = as_weight(up_weight, up_bias), as_weight(down_weight, down_bias)
-    # A quantised product, which has no gradient, is refused by linear.
-    wanted = recompute and needs_gradient(x, *up.tensors, *down.tensors)
-    if not wanted or torch.compiler.is_compiling() or precision in QUANTIZED:
+    # A quantised product, which has no gradient, is refused by linear; torch.func looks into no autograd function.
+    plain = torch.compiler.is_compiling() or precision in QUANTIZED or is_transformed()
+    if not recompute or plain or not needs_gradient(x, *up.tensors, *down.tensors):
         inner = linear(x, up, activation=activation, precision=precision)
         return linear(inner, down, precision=precision)
     tensors = (x, *up.stacked(), *down.stacked())
@@ -163,6 +164,7 @@ def feed_forward(
     if autocast_is_on(x):
         with autocast_off(x):
             return feed_forward(*cast(*tensors), activation=activation, recompute=True)
+    check_one_dtype("feed_forward", **dict(zip(_NAMES, tensors, strict=True)))
     inner = x.new_empty((0, up.shape[0]))  # what the second product's backend is to take
     parts = _parts(x, up, activation, precision), _parts(inner, down, None, precision)
     return _Recomputed.apply(*tensors, activation, (up, down), parts)

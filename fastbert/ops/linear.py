@@ -13,41 +13,53 @@ from fastbert import backend, native, reference
 from fastbert.ops import _quantized_linear
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
-from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.ops._checks import check_floating, check_one_dtype, check_precision, check_shape
 from fastbert.ops._triton import reason_against
 from fastbert.precision import QUANTIZED
 from fastbert.weight import Weight, as_weight
 
 
-def _second(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:
-    forward = partial(reference.linear, activation=ctx.activation)
-    return differentiable_gradients("linear", forward, (x, weight, bias), ctx.needs_input_grad[:3], dy)
-
-
 class _TritonLinear(torch.autograd.Function):
+    """Keeps of x and weight what a gradient reads, and z, to which the activation is applied.
+
+    z is an output as well: saved as that, it is a function of x, weight and bias where a second derivative asks.
+    """
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+    ) -> tuple[Tensor, Tensor | None]:
         from fastbert.kernels.linear import linear_fwd
 
+        ctx.set_materialize_grads(False)
         y, z = linear_fwd(x, weight, bias, activation, keep_z=True)
         want_x, want_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if want_weight else None, weight if want_x else None, z, bias)
+        ctx.save_for_backward(x if want_weight else None, weight if want_x else None, z)
         ctx.activation = activation
-        return y
+        return y, z
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
         from fastbert.kernels.linear import linear_bwd
 
-        *saved, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            if saved[0] is None or saved[1] is None:
-                raise RuntimeError(
-                    "linear: a derivative of its gradient is asked for (create_graph=True), which needs x and weight, "
-                    "and one of them requires none: use_backend('reference') keeps both"
-                )
-            return *_second(ctx, dy, *saved[:2], bias), None
-        return *linear_bwd(dy, *saved, ctx.activation, ctx.needs_input_grad[:3]), None
+        (x, weight, z), wanted = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        if dz is None and dy is not None and not torch.is_grad_enabled():
+            return *linear_bwd(dy, x, weight, z, ctx.activation, wanted), None
+        if dy is not None and z is not None:
+            dy = _through(ctx.activation, z, dy)
+        dz = dy if dz is None else dz if dy is None else dy + dz
+        if dz is None:
+            return None, None, None, None
+        products = dz @ weight if wanted[0] else None, dz.mT @ x if wanted[1] else None
+        return *products, dz.sum(0) if wanted[2] else None, None
+
+
+def _through(activation: str, z: Tensor, dy: Tensor) -> Tensor:
+    """dy act'(z), as a function of both where grad mode is on."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = z.view_as(z) if create_graph else z.detach().requires_grad_()
+        return torch.autograd.grad(reference.ACTIVATIONS[activation](z), z, dy, create_graph=create_graph)[0]
 
 
 def _triton(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
@@ -56,7 +68,7 @@ def _triton(x: Tensor, weight: Weight, *, activation: str | None, precision: str
     if precision in QUANTIZED:
         return _quantized_linear.run(x, weight, activation, precision)
     if needs_gradient(x, *weight.tensors):
-        return _TritonLinear.apply(x, *weight.stacked(), activation)
+        return _TritonLinear.apply(x, *weight.stacked(), activation)[0]
     stacked = weight.stacked() if len(weight.weights) == 1 else weight.form("stacked", weight.stacked)
     return linear_fwd(x, *stacked, activation)[0]
 
@@ -111,6 +123,7 @@ def _reference(x: Tensor, weight: Weight, *, activation: str | None, precision: 
             "linear: weight has no memory; a model loaded with inference_only=True runs in the dtype, precision and "
             "backend that it was loaded for, and is not copied, trained or compiled"
         )
+    _check_dtypes(x, weight, precision)
     return reference.linear(x, *weight.stacked(), activation=activation, precision=precision)
 
 
@@ -161,9 +174,17 @@ def linear(
     kwargs = {"activation": activation, "precision": precision}
     if torch.compiler.is_compiling():
         # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
+        _check_dtypes(x, weight, precision)
         return reference.linear(x, *weight.stacked(), **kwargs)
     _, run = backend.choose("linear", x.device.type, x, weight, **kwargs)
     return run(x, weight, **kwargs)
+
+
+def _check_dtypes(x: Tensor, weight: Weight, precision: str | None) -> None:
+    if precision not in QUANTIZED:
+        biases = weight.biases or (None,) * len(weight.weights)
+        for w, bias in zip(weight.weights, biases, strict=True):
+            check_one_dtype("linear", x=x, weight=w, bias=bias)
 
 
 def _checked(x: Tensor, weight: Tensor | Weight, bias: Tensor | None) -> Weight:

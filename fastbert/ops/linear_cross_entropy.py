@@ -11,7 +11,7 @@ from torch import Tensor
 from fastbert import backend, native, reference
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
-from fastbert.ops._checks import check_floating, check_integer, check_shape
+from fastbert.ops._checks import check_floating, check_integer, check_one_dtype, check_shape
 from fastbert.ops._triton import reason_against
 
 
@@ -196,6 +196,8 @@ def linear_cross_entropy(
         check_shape(op, "bias", bias, (weight.shape[0],))
     args = (x, weight, bias, labels)
     name, run = backend.choose(op, x.device.type, *args, ignore_index=ignore_index)
+    if name == "reference" and not torch.is_autocast_enabled(x.device.type):
+        check_one_dtype(op, x=x, weight=weight, bias=bias)
     if not torch.compiler.is_compiling() or name == "reference":
         return run(*args, ignore_index=ignore_index)
     if torch.is_autocast_enabled(x.device.type):  # which casts what a compiler traces, and no op of ours

@@ -29,7 +29,15 @@ from fastbert.files import write_text
 from fastbert.inference.input_files import InputError
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.documents import Document, DocumentReading, Piece, cut, documents, find_files, group
-from fastbert.training.examples import LEAST_LENGTH, TokenizedDocuments, assemble, pairs, runs
+from fastbert.training.examples import (
+    LEAST_LENGTH,
+    PAIR_SPECIALS,
+    RUN_SPECIALS,
+    TokenizedDocuments,
+    assemble,
+    pairs,
+    runs,
+)
 from fastbert.training.pool import Advance, Progress, run_tasks
 from fastbert.training.sentences import split_sentences
 from fastbert.training.shards import (
@@ -95,6 +103,16 @@ class PrepareSettings:
             raise ValueError(f"seed is {self.seed}; it must be at least {-(2**63)} and at most {2**63 - 1}")
         if self.shard_bytes < 1:
             raise ValueError(f"shard_bytes is {self.shard_bytes}; it must be at least 1")
+
+    @property
+    def specials(self) -> int:
+        """Special tokens of an example."""
+        return PAIR_SPECIALS if self.pairs else RUN_SPECIALS
+
+    @property
+    def room(self) -> int:
+        """Tokens of text that an example holds at most."""
+        return self.max_length - self.specials
 
 
 class Summary(NamedTuple):
@@ -270,7 +288,13 @@ class _ShardMaker:
                     "shard, hold out more, or make no pairs"
                 ) from None
         examples = assemble(held, rows, self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
-        counts = Counts(len(held.documents) - 1, len(held.sentences) - 1, skipped)
+        counts = Counts(
+            documents=len(held.documents) - 1,
+            sentences=len(held.sentences) - 1,
+            skipped=skipped,
+            unknown=int((examples.tokens == self._tokenizer.unk_token_id).sum()),
+            too_long=int((np.diff(held.sentences) > settings.room).sum()),
+        )
         write_shard(task.path, examples, self._vocabulary, counts)
 
     def _tokenize(self, task: _Task, advance: Advance) -> tuple[TokenizedDocuments, int]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastbert.training.documents import DocumentReading
 from fastbert.training.pool import Progress
 from fastbert.training.prepare import JOURNAL, PrepareSettings, Summary, prepare
+from fastbert.training.shards import Counts
+from fastbert.unknown_tokens import unknown_warning
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,8 +54,31 @@ def run(args: argparse.Namespace) -> int:
         raise
     finally:
         meter.close()
+    for line in _findings(summary, settings, args.inputs):
+        _say(line)
     meter.summary(summary, args.output)
     return 0
+
+
+def _findings(done: Summary, settings: PrepareSettings, inputs: list[str]) -> Iterator[str]:
+    """What the user must know, also with --quiet: documents skipped, sentences cut, a vocabulary that does not fit."""
+    counts = sum(done.splits.values(), Counts())
+    if counts.skipped:
+        yield f"{counts.skipped:,} documents skipped"
+    if counts.too_long:
+        become = "the rest of them is dropped" if settings.pairs else "they are split over several examples"
+        yield (
+            f"{counts.too_long:,} of {counts.sentences:,} sentences have more than the {settings.room:,} tokens of "
+            f"text that --max-length {settings.max_length:,} leaves room for: {become}"
+        )
+    named = ", ".join(inputs[:3]) + (f" and {len(inputs) - 3:,} more" if len(inputs) > 3 else "")
+    text_tokens = counts.tokens - settings.specials * counts.examples
+    if warning := unknown_warning(named, counts.unknown, text_tokens):
+        yield warning
+
+
+def _say(message: str) -> None:
+    print(f"fastbert: {message}", file=sys.stderr)
 
 
 class _Meter(Progress):
@@ -83,19 +109,16 @@ class _Meter(Progress):
             self._bar.close()
 
     def summary(self, done: Summary, output: str) -> None:
-        """A line for each split, and one on the run; skipped documents are counted also for --quiet."""
-        say = lambda message: print(f"fastbert: {message}", file=sys.stderr)  # noqa: E731
-        if skipped := sum(counts.skipped for counts in done.splits.values()):
-            say(f"{skipped:,} documents skipped")
+        """A line for each split, and one on the run."""
         if self._quiet:
             return
         for split, counts in done.splits.items():
-            say(
+            _say(
                 f"{split}: {counts.documents:,} documents, {counts.sentences:,} sentences, "
                 f"{counts.examples:,} examples, {counts.tokens:,} tokens"
             )
         before = f", {done.resumed:,} of them by the run before" if done.resumed else ""
-        say(
+        _say(
             f"{done.shards:,} shards, {done.bytes:,} bytes, vocabulary of {done.vocabulary.size:,} tokens to {output}"
             f"{before}; {self._tokens:,} tokens of text in {time.monotonic() - self._start:.1f} s, "
             f"{self._rate():,.0f} tokens/s"

@@ -35,7 +35,7 @@ INDEX, SUFFIX, VERSION = "index.json", ".shard", 1
 _MAGIC = b"fbSHARD\n"
 # magic, version, bytes a token, sha256 of the vocabulary; tokens in the vocabulary, documents, sentences, skipped
 # documents, examples, tokens; crc32 of all after the header; and, behind it, crc32 of the header so far
-_HEADER = struct.Struct("<8sII32s6QI24x")
+_HEADER = struct.Struct("<8sII32s6QI2Q8x")
 _HEADER_BYTES = _HEADER.size + 4
 _PADDED = 128  # a model's vocabulary may be this much larger, rounded up for speed
 
@@ -52,7 +52,9 @@ class Counts:
     sentences: int = 0
     skipped: int = 0  # documents that could not be read
     examples: int = 0
-    tokens: int = 0
+    tokens: int = 0  # of the examples, special ones included
+    unknown: int = 0  # of them, [UNK]
+    too_long: int = 0  # sentences of more tokens than an example holds
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
@@ -108,6 +110,8 @@ def write_shard(path: Path, examples: Examples, vocabulary: Vocabulary, counts: 
         len(examples.labels),
         len(examples.tokens),
         crc,
+        counts.unknown,
+        counts.too_long,
     )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(header + struct.pack("<I", zlib.crc32(header)))
@@ -131,13 +135,13 @@ class Shard:
             raise ShardError(f"{path} is no shard of `fastbert prepare`")
         if size < _HEADER_BYTES:
             raise ShardError(f"{path} is cut short: {size} bytes, less than its header's {_HEADER_BYTES}")
-        _, version, width, sha256, vocab_size, *numbers, self.crc32 = _HEADER.unpack(header[:-4])
+        _, version, width, sha256, vocab_size, *numbers, self.crc32, unknown, too_long = _HEADER.unpack(header[:-4])
         if version != VERSION:
             raise ShardError(f"{path} is a shard of version {version}; this is version {VERSION}")
         if struct.pack("<I", zlib.crc32(header[:-4])) != header[-4:]:
             raise ShardError(f"{path} is corrupted: its header does not have the checksum that it names")
         self.vocabulary = Vocabulary(vocab_size, sha256.hex())
-        self.counts = Counts(*numbers)
+        self.counts = Counts(*numbers, unknown, too_long)  # the last two are 0 in shards of before they were counted
         examples, tokens = self.counts.examples, self.counts.tokens
         expected = _HEADER_BYTES + 8 * (examples + 1) + 5 * examples + width * tokens
         if size != expected:

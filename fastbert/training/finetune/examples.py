@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,12 +273,12 @@ class _Row:
 
     where: str
     values: dict[str, Any]
-    missing: Callable[[str], str] | None = None  # the message for a column that is not there
+    missing: Callable[[str], str] | None = None  # where and why a column is not there
 
     def value(self, column: str) -> Any:
         if column not in self.values:
-            there = f"no column {column!r}; there are {', '.join(map(repr, self.values))}"
-            raise DataError(f"{self.where}: {self.missing(column) if self.missing else there}")
+            there = f"{self.where}: no column {column!r}; there are {', '.join(map(repr, self.values))}"
+            raise DataError(self.missing(column) if self.missing else there)
         return self.values[column]
 
     def _typed(self, column: str, is_it: Callable[[Any], bool], what: str) -> Any:
@@ -390,7 +391,14 @@ def _csv_rows(path: Path, reading: Reading) -> Iterator[_Row]:
             if fields:
                 values = {str(i): value for i, value in enumerate(fields, start=1)}
                 values |= dict(zip(rows.names, fields, strict=True)) if rows.names else {}
-                yield _Row(f"{path}:{rows.line}", values, rows.missing)
+                yield _Row(f"{path}:{rows.line}", values, partial(_missing, path, rows, len(fields)))
+
+
+def _missing(path: Path, rows: CsvRows, fields: int, column: str) -> str:
+    """A column is missing from the header line; without one, from the row that was read last."""
+    if not rows.names and column.isdecimal():
+        return f"{path}:{rows.line}: has {fields} fields; there is no field {column}"
+    return f"{path}:1: {rows.missing(column)}"
 
 
 def _format(path: Path, reading: Reading, formats: dict[str, str]) -> str:

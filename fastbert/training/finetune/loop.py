@@ -129,7 +129,10 @@ class Recipe:
             name: Dataset(paths[name], found, task.encode(found, tokenizer, labels, settings))
             for name, found in examples.items()
         }
-        return cls(settings, task, tokenizer, labels, data["train"], data["dev"], data.get("test"))
+        recipe = cls(settings, task, tokenizer, labels, data["train"], data["dev"], data.get("test"))
+        if settings.epochs is None:
+            settings = replace(settings, epochs=settings.default_epochs(len(recipe._epoch(0))))
+        return replace(recipe, settings=settings)
 
     def fresh_model(self, path: str | Path, *, revision: str | None = None) -> BertPreTrainedModel:
         """The checkpoint in float32 under a head of the task, whose weights follow from the seed."""
@@ -193,10 +196,8 @@ def _source(example: Any) -> dict[str, Any]:
     """Where an example stands, and its texts, as far as it has them."""
     texts = {name: getattr(example, name, None) for name in ("text", "pair", "choices", "question")}
     line = example.where.rpartition(":")[2]
-    return {
-        "line": int(line) if line.isdecimal() else example.where,
-        **{k: v for k, v in texts.items() if v is not None},
-    }
+    where = int(line) if line.isdecimal() else example.where
+    return {"line": where} | {name: text for name, text in texts.items() if text is not None}
 
 
 def task_of(settings: FinetuneSettings) -> Task:

@@ -10,6 +10,8 @@ from fastbert.training.settings import MOST_SEED, OptimizerSettings
 
 CLASS_WEIGHTS = ("none", "balanced")
 EXAMPLES, TOKENS = 16, 2048  # the bounds of a batch where neither is given
+# Epochs where none are given. Three of a few hundred examples are too few steps to learn from (Mosbach et al., 2021).
+EPOCHS, MOST_EPOCHS, LEAST_STEPS = 3, 20, 150
 _FREE_TO_CHANGE = ("save_every", "tensorboard")
 
 
@@ -23,7 +25,7 @@ class FinetuneSettings:
 
     task: str
     seed: int = 0
-    epochs: int = 3
+    epochs: int | None = None  # None: as `default_epochs`
     batch_size: int | None = None  # examples; None: up to 16 within `tokens`
     tokens: int | None = None  # in a batch, at most; None: no bound where batch_size is given, else 2048
     accumulate: int = 1  # batches that make one step
@@ -42,7 +44,7 @@ class FinetuneSettings:
     class_weights: str = "none"  # "balanced": each class counts alike, however many examples it has
     evaluate_every: int | None = None  # steps; None: at the end of each epoch
     patience: int | None = None  # evaluations without a better score after which the run ends
-    best: str | None = None  # the score that says which checkpoint is best; None: the task's
+    best: str | None = None  # the score that the best checkpoint is chosen by; None: the task's first
     save_every: int | None = None  # steps; None: a checkpoint at each evaluation only
     tensorboard: bool = False  # event files next to the log
     max_length: int | None = None  # tokens of an example, or of a window of a question's context
@@ -82,6 +84,11 @@ class FinetuneSettings:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.class_weights not in CLASS_WEIGHTS:
             raise ValueError(f"class_weights is {self.class_weights!r}; it must be one of {', '.join(CLASS_WEIGHTS)}")
+
+    @staticmethod
+    def default_epochs(steps: int) -> int:
+        """3, or as many as make 150 steps, up to 20, for training data of which an epoch takes `steps`."""
+        return min(max(EPOCHS, -(-LEAST_STEPS // steps)), MOST_EPOCHS)
 
     @property
     def batch_bounds(self) -> tuple[int, int | None]:

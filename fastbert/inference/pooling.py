@@ -1,0 +1,98 @@
+"""Poolings of packed token states: from the states of each text, (T, E), to one vector, (B, n * E).
+
+The names and their meaning are those of sentence-transformers' Pooling module; "pooler" is the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+POOLER = "pooler"
+TOKEN_POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+POOLINGS = (*TOKEN_POOLINGS, POOLER)
+
+
+def pooling_modes(pooling: str | Sequence[str]) -> tuple[str, ...]:
+    """The poolings that are concatenated: of one name, or of several in a list or tuple.
+
+    Raises:
+        ValueError: no name, or one that is not in POOLINGS.
+    """
+    modes = (pooling,) if isinstance(pooling, str) else pooling
+    if not isinstance(modes, list | tuple) or not modes or not all(mode in POOLINGS for mode in modes):
+        raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}, or a list of them")
+    return tuple(modes)
+
+
+def pool(
+    states: Tensor, lengths: Tensor, modes: Sequence[str], *, skip: int = 0, pooler_output: Tensor | None = None
+) -> Tensor:
+    """Pools the states of each text and concatenates the modes: (T, E) float -> (B, n * E).
+
+    Args:
+        states: the token states of all texts, one text after the other.
+        lengths: tokens of each text, (B) int64, on the states' device.
+        modes: names of POOLINGS.
+        skip: tokens at the start of each text that are left out, [CLS] and the prompt's. Positions, by which
+            "weightedmean" weighs, still count from the text's start. Where nothing is left, the vector is 0, but
+            that of "cls", which is the first state then.
+        pooler_output: (B, E), for the mode "pooler", which knows no `skip`.
+    """
+    segments = _Segments(states, lengths, skip)
+    vectors = [pooler_output if mode == POOLER else getattr(segments, mode)() for mode in modes]
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
+
+
+class _Segments:
+    """The states of each text, and one method for each pooling."""
+
+    def __init__(self, states: Tensor, lengths: Tensor, skip: int) -> None:
+        self._all, self._all_lengths, self._skip = states, lengths, skip
+        self._ends = lengths.cumsum(0)
+        self._states, self._lengths = states, lengths
+        if skip:
+            self._states = states[self._positions() >= skip]
+            self._lengths = (lengths - skip).clamp(min=0)
+
+    def _positions(self) -> Tensor:
+        """The position of each token in its text, (T)."""
+        starts = torch.repeat_interleave(self._ends - self._all_lengths, self._all_lengths)
+        return torch.arange(len(self._all), device=self._all.device) - starts
+
+    def _reduce(self, x: Tensor, how: str) -> Tensor:
+        """`how` over each text's rows, (T, E) -> (B, E); zeros for one without rows."""
+        if not x.shape[0]:
+            return x.new_zeros(len(self._lengths), x.shape[1])
+        # Unlike index_add_, each sum runs in one order, whatever texts it is batched with. `unsafe` leaves out a
+        # check of the lengths that waits for the device.
+        return torch.segment_reduce(x, how, lengths=self._lengths, axis=0, unsafe=True, initial=None)
+
+    def _row(self, index: Tensor, exists: Tensor) -> Tensor:
+        """Row `index` of all states, (B) -> (B, E); zeros where it does not exist."""
+        if not self._all.shape[0]:
+            return self._all.new_zeros(len(index), self._all.shape[1])
+        return self._all[index.clamp(0, len(self._all) - 1)] * exists[:, None]
+
+    def cls(self) -> Tensor:
+        start = self._ends - self._all_lengths
+        return self._row(start + torch.where(self._lengths > 0, self._skip, 0), self._all_lengths > 0)
+
+    def lasttoken(self) -> Tensor:
+        return self._row(self._ends - 1, self._lengths > 0)
+
+    def max(self) -> Tensor:
+        return self._reduce(self._states, "max").masked_fill((self._lengths == 0)[:, None], 0)
+
+    def mean(self) -> Tensor:
+        return self._reduce(self._states, "sum") / self._lengths.clamp(min=1)[:, None]
+
+    def mean_sqrt_len_tokens(self) -> Tensor:
+        return self._reduce(self._states, "sum") / self._lengths.clamp(min=1).to(self._states.dtype).sqrt()[:, None]
+
+    def weightedmean(self) -> Tensor:
+        positions = self._positions()
+        weights = (positions[positions >= self._skip] + 1).to(self._states.dtype)[:, None]
+        return self._reduce(self._states * weights, "sum") / self._reduce(weights, "sum").clamp(min=1e-9)

@@ -1,0 +1,144 @@
+"""The modules of a sentence-transformers model that follow its Transformer, but Pooling: Dense, LayerNorm, Normalize.
+
+Each maps rows to rows, whether those are token states or vectors of texts. Weights and arithmetic are float32.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastbert import ops
+from fastbert.checkpoint import Checkpoint
+
+_PATH = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
+# Those that work by element, draw no numbers and need no argument.
+ACTIVATIONS = (
+    *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU"),
+    *("LogSigmoid", "Mish", "PReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink"),
+    *("Softsign", "Tanh", "Tanhshrink"),
+)
+_NORM_EPS = 1e-5  # of torch.nn.LayerNorm
+
+
+def activation_name(path: object) -> str | None:
+    """Tanh of "torch.nn.modules.activation.Tanh"; None where the path names no activation in ACTIVATIONS."""
+    match = _PATH.fullmatch(path) if isinstance(path, str) else None
+    return match[1] if match and match[1] in ACTIVATIONS else None
+
+
+@dataclass
+class Dense:
+    """y = activation(x W^T + b), plus x or its projection where the module has a residual: (M, in) -> (M, out)."""
+
+    tensors: dict[str, Tensor]  # by the names that sentence-transformers stores them under
+    activation: str = "Tanh"  # of ACTIVATIONS
+    residual: bool = False
+    where: str = "Dense"  # begins an error
+
+    def __post_init__(self) -> None:
+        self.settings = ("Dense", self.activation, self.residual)
+        self._activate: Callable[[Tensor], Tensor] = getattr(nn, self.activation)()
+
+    def width_after(self, width: int) -> int:
+        out_features, in_features = self.tensors["linear.weight"].shape
+        _check_width(self.where, "in_features", in_features, width)
+        return out_features
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = ops.linear(x, self.tensors["linear.weight"], self.tensors.get("linear.bias"))
+        slope = self.tensors.get("activation_function.weight")
+        y = self._activate(y) if slope is None else F.prelu(y, slope)
+        if self.residual:
+            y = y + (ops.linear(x, self.tensors["residual.weight"]) if "residual.weight" in self.tensors else x)
+        return y
+
+
+@dataclass
+class LayerNorm:
+    """torch.nn.LayerNorm over each row."""
+
+    tensors: dict[str, Tensor]
+    where: str = "LayerNorm"
+    settings = ("LayerNorm",)
+
+    def width_after(self, width: int) -> int:
+        _check_width(self.where, "dimension", len(self.tensors["norm.weight"]), width)
+        return width
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight = self.tensors["norm.weight"]
+        return F.layer_norm(x, weight.shape, weight, self.tensors["norm.bias"], _NORM_EPS)
+
+
+@dataclass
+class Normalize:
+    """Scales each row to length 1."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    settings = ("Normalize",)
+
+    def width_after(self, width: int) -> int:
+        return width
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1)
+
+
+RowModule = Dense | LayerNorm | Normalize
+
+
+def width_after(modules: Iterable[RowModule], width: int) -> int:
+    """The length of a row that has gone through `modules`.
+
+    Raises:
+        ValueError: a module is for rows of another length.
+    """
+    for module in modules:
+        width = module.width_after(width)
+    return width
+
+
+def apply(modules: Iterable[RowModule], x: Tensor) -> Tensor:
+    """Sends rows through `modules`, whose tensors move to the rows' device."""
+    for module in modules:
+        for name, tensor in module.tensors.items():
+            module.tensors[name] = tensor.to(x.device)
+        x = module(x)
+    return x
+
+
+def load_tensors(folder: Path, shapes: dict[str, tuple[int, ...]], config: Path) -> dict[str, Tensor]:
+    """The tensors of a module's folder, in float32.
+
+    Raises:
+        FileNotFoundError: the folder has neither model.safetensors nor pytorch_model.bin.
+        ValueError: a tensor is missing, one too many, unreadable, or has another shape than `config` makes it.
+    """
+    tensors = {}
+    with Checkpoint(folder) as stored:
+        file = next(iter(stored.files.values()), folder)
+        for name, shape in shapes.items():
+            if name not in stored:
+                raise ValueError(f"{file}: no tensor {name}; {config} asks for it")
+            if (found := tuple(stored.shape(name))) != shape:
+                raise ValueError(f"{file}: tensor {name} has shape {found}; {config} makes it {shape}")
+            if not (dtype := stored.dtype(name)).is_floating_point:
+                raise ValueError(f"{file}: tensor {name} has dtype {dtype}; a weight is no integer")
+            tensors[name] = torch.empty(shape, dtype=torch.float32)
+            stored.copy_into(tensors[name], name)
+        for name in stored.files:
+            if name not in shapes:
+                raise ValueError(f"{file}: tensor {name} is none of {', '.join(shapes)}, which {config} asks for")
+    return tensors
+
+
+def _check_width(where: str, field: str, value: int, width: int) -> None:
+    if value != width:
+        raise ValueError(f"{where}: {field} is {value}; the rows before it have {width} numbers")
