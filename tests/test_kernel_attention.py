@@ -97,7 +97,7 @@ def check(dtype, qkv, lengths=LENGTHS, scale=0.3, bias=None, keep=None, **kwargs
 
 
 @runs
-@pytest.mark.parametrize("lengths", [[], [0], [7], [40, 64, 8, 0, 64, 65], [5] * 300], ids=lambda x: str(x[:6]))
+@pytest.mark.parametrize("lengths", [[], [0], [7], [40, 64, 8, 0, 64, 65], [5] * 70], ids=lambda x: str(x[:6]))
 @pytest.mark.parametrize("tail", [0, 40])
 def test_schedule(nan_filled, lengths, tail):
     total = sum(lengths) + tail
