@@ -23,6 +23,8 @@ def layer():
     return ops.LayerWeights(*weights, num_heads=4, activation="gelu", eps=1e-12, precision=None)
 
 
+# Also where SIGINT is ignored from the start, as in a shell's background jobs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 LAYER, X = layer(), torch.randn(2048, WIDTH)
 
 

@@ -78,6 +78,23 @@ def assert_accurate(
         assert norm(mine) <= 2 * norm(theirs) + rounding + slack, (what, norm(mine), norm(theirs), slack)
 
 
+def floor_of_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """The error, in max and RMS, of a @ b whose first factor comes of some roundings: two eps of each element of it.
+
+    For `inherent` of `assert_accurate` where the products cancel: what eager's error is there, is its luck.
+    """
+    bound = 2 * torch.finfo(dtype).eps * (a.detach().double().abs() @ b.detach().double().abs())
+    return float(bound.max()), float(bound.pow(2).mean().sqrt())
+
+
+def score_gradients(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, scale: float) -> Tensor:
+    """The gradient of attention's scores before `scale`, exact: (..., S, D) of each -> (..., S, S)."""
+    q, k, v, dout = (x.double() for x in (q, k, v, dout))
+    p = torch.softmax(q @ k.mT * scale, -1)
+    dp = dout @ v.mT
+    return scale * p * (dp - (p * dp).sum(-1, keepdim=True))
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()

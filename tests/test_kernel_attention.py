@@ -97,8 +97,12 @@ def check(dtype, qkv, lengths=LENGTHS, scale=0.3, bias=None, keep=None, **kwargs
 
 
 @runs
-@pytest.mark.parametrize("lengths", [[], [0], [7], [40, 64, 8, 0, 64, 65], [5] * 300], ids=lambda x: str(x[:6]))
-@pytest.mark.parametrize("tail", [0, 40])
+@pytest.mark.parametrize(
+    ("lengths", "tail"),
+    # A program reads the lengths of 256 sequences at a time.
+    [*((x, tail) for x in ([], [0], [7], [40, 64, 8, 0, 64, 65], [5] * 70) for tail in (0, 40)), ([5] * 260, 40)],
+    ids=lambda x: str(x[:6]) + str(len(x)) if isinstance(x, list) else str(x),
+)
 def test_schedule(nan_filled, lengths, tail):
     total = sum(lengths) + tail
     table = schedule.tile_schedule(cu_seqlens_of(lengths), total, 32).table.tolist()

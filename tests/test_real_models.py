@@ -163,13 +163,14 @@ def test_antiberty_every_head_and_its_predictions(antiberty):
     right = total = 0
     for sequence in residues:
         ids = torch.tensor([[known["[CLS]"], *(known[r] for r in sequence), known["[SEP]"]]])
-        masked = ids.repeat(len(sequence), 1)
-        masked[torch.arange(len(sequence)), torch.arange(len(sequence)) + 1] = known["[MASK]"]
+        places = torch.arange(1, len(sequence) + 1, 3)  # one row masks one of them
+        rows = torch.arange(len(places))
+        masked = ids.repeat(len(places), 1)
+        masked[rows, places] = known["[MASK]"]
         with torch.inference_mode():
             logits = model(masked).logits
-        guesses = logits[torch.arange(len(sequence)), torch.arange(len(sequence)) + 1].argmax(-1)
-        right += (guesses == ids[0, 1:-1]).sum().item()
-        total += len(sequence)
+        right += (logits[rows, places].argmax(-1) == ids[0, places]).sum().item()
+        total += len(places)
     assert right / total > 0.9
     mask = torch.ones(3, 12, dtype=torch.long)
     mask[1, 5:] = 0

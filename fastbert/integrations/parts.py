@@ -101,8 +101,6 @@ def _first_foreign(bert: nn.Module) -> str | None:
         if reason := _foreign_weight(module):
             return f"{name}{reason}"
     embeddings = bert.embeddings
-    if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
-        return "embeddings.LayerNorm has no weight or no bias"
     for name in ("position_embeddings", "token_type_embeddings"):
         table = embeddings._modules[name]
         if any(_attributes(table, "max_norm", "sparse", "scale_grad_by_freq")):
@@ -110,6 +108,8 @@ def _first_foreign(bert: nn.Module) -> str | None:
     for name, part, kind in _called(bert):
         if reason := _unknown_part(part, kind):
             return f"{name}{'' if reason.startswith('.') else ' '}{reason}"
+    if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
+        return "embeddings.LayerNorm has no weight or no bias"
     for i, layer in enumerate(bert.encoder.layer):
         attention = _inner(layer).attention.self
         scaling, width = _attributes(attention, "scaling", "attention_head_size")

@@ -348,8 +348,6 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         return f"attention_mask is {mask.dim()}-D"
     if mask is not None and tokens is not None and mask.shape != tokens.shape[:2]:
         return f"attention_mask has shape {tuple(mask.shape)}"
-    if mask is not None and torch._C._functorch.is_functorch_wrapped_tensor(mask):
-        return "attention_mask is batched by torch.func, which hides its lengths"
     if not isinstance(given.get("output_hidden_states", bert.config.output_hidden_states), bool):
         return "output_hidden_states selects layers"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
@@ -358,8 +356,11 @@ def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
         return "it is being compiled with a mask, whose lengths no graph can hold"
     if tokens is not None and (tokens.is_meta or type(tokens).__name__ == "FakeTensor"):
         return "its tensors have no memory"
-    if not torch.compiler.is_compiling() and (reason := ops.mode_reason()):
-        return reason
+    if not torch.compiler.is_compiling():
+        if mask is not None and torch._C._functorch.is_functorch_wrapped_tensor(mask):
+            return "attention_mask is batched by torch.func, which hides its lengths"
+        if reason := ops.mode_reason():
+            return reason
     if reason := attention_reason(bert.config):
         return reason
     if bert.config.is_decoder or getattr(bert.config, "is_causal", None):
