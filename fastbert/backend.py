@@ -76,8 +76,9 @@ def choose(op: str, device: str, *args: Any, **kwargs: Any) -> tuple[str, Callab
         BackendError: the backend demanded for this op cannot run them.
     """
     order = TABLE[op].get(device, ("reference",))
-    demanded = _demanded(op)
-    if demanded is None:
+    demands = None if torch.compiler.is_compiling() else _demand.get(None) or _from_environment()
+    demanded = (_current() if demands is None else demands).get(op)
+    if demanded is None or demanded == "auto":
         for backend in order:
             implementation = _implementations[op, backend]
             if implementation.supports(*args, **kwargs) is None:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Weight:
@@ -18,7 +18,7 @@ class Weight:
     live as long as this object and are dropped by its owner, a plan, when the parameters have changed.
     """
 
-    __slots__ = ("__weakref__", "biases", "forms", "shape", "weights")
+    __slots__ = ("__weakref__", "biases", "forms", "shape", "tensors", "weights")
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         """weights: (N_i, K); biases: (N_i,) each, or all None."""
@@ -26,13 +26,16 @@ class Weight:
         self.biases = tuple(b for b in biases if b is not None)
         if self.biases and len(self.biases) < len(self.weights):
             raise ValueError(f"{len(self.biases)} of {len(self.weights)} weights have a bias; it must be all or none")
+        self.tensors = self.weights + self.biases  # all parameters
         self.shape = sum(w.shape[0] for w in self.weights), self.weights[0].shape[1]  # (N, K)
         self.forms: dict[Hashable, Any] = {}
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All parameters: the weights, then the biases."""
-        return self.weights + self.biases
+    def release(self) -> tuple[Tensor, ...]:
+        """Puts placeholders on the meta device in the weights' place, and returns them: only the forms are left."""
+        empty = [torch.empty(w.shape, dtype=w.dtype, device="meta") for w in self.weights]
+        self.weights = tuple(nn.Parameter(x, requires_grad=False) for x in empty)
+        self.tensors = self.weights + self.biases
+        return self.weights
 
     @property
     def is_placeholder(self) -> bool:

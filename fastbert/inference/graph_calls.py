@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.inference.static_batch import BAD_MASK, BAD_OFFSETS, BEGINS_WITH_PAD, StaticBatch, on_device
+from fastbert.inference.static_batch import BAD_MASK, BAD_OFFSETS, StaticBatch, on_device
 from fastbert.model.inputs import Inputs, is_spread, prepare
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, unpack
-
-NO_GRAPH_FOR_LEADING_PADS = "a text begins with a pad, whose state is what the pooler takes"
 
 
 class Call(NamedTuple):
@@ -54,7 +52,7 @@ def read_call(
         ValueError: as the model does, where all of it is on the host.
     """
     bert = getattr(model, "bert", model)
-    has_pooler, most = getattr(bert, "pooler", None) is not None, bert.embeddings.position_embeddings.weight.shape[0]
+    most = bert.embeddings.position_embeddings.weight.shape[0]
     tensors = (attention_mask, token_type_ids, position_ids, cu_seqlens)
     if not isinstance(input_ids, Tensor) or not all(x is None or isinstance(x, Tensor) for x in tensors):
         return "input_ids are not given as a tensor"
@@ -62,7 +60,7 @@ def read_call(
         return "there is no token"
     if all(on_host(x) for x in (input_ids, *tensors)):
         arguments = (attention_mask, token_type_ids, position_ids, None, cu_seqlens, max_seqlen)
-        return _host_call(prepare(bert.embeddings, input_ids, *arguments), has_pooler, most)
+        return _host_call(prepare(bert.embeddings, input_ids, *arguments), most)
     if cu_seqlens is not None and attention_mask is not None:
         return "attention_mask and cu_seqlens are both given"
     shape = input_ids.shape
@@ -89,25 +87,23 @@ def read_call(
     if attention_mask is None:
         return _full_call(*fitted, tuple(shape))
     if on_host(attention_mask):
-        return _host_mask_call(*fitted, ops.read_mask(attention_mask), has_pooler)
-    return _device_mask_call(*fitted, attention_mask, has_pooler)
+        return _host_mask_call(*fitted, ops.read_mask(attention_mask))
+    return _device_mask_call(*fitted, attention_mask)
 
 
-def _host_call(inputs: Inputs, has_pooler: bool, most: int) -> Call | str:
+def _host_call(inputs: Inputs, most: int) -> Call | str:
     """Everything is on the host, and checked there."""
-    batch, tokens = inputs.batch, inputs.packed()
+    batch, ids = inputs.batch, inputs.ids
     if batch.max_seqlen > most:
         return "a text is longer than max_position_embeddings"
-    if has_pooler and batch.leading_pads and not inputs.came_packed:
-        return NO_GRAPH_FOR_LEADING_PADS
 
     def load(static: StaticBatch) -> Tensor | None:
-        static.load_host(tokens.ids, tokens.token_type_ids, tokens.position_ids, batch.cu_seqlens)
+        static.load_host(ids, inputs.token_type_ids, inputs.position_ids, batch.cu_seqlens)
         static.load_wrong(None)
         return None if inputs.came_packed else _places(batch, static)
 
-    shape = (len(tokens.ids),) if inputs.came_packed else (batch.batch_size, batch.seq_len)
-    return Call(len(tokens.ids), batch.batch_size, shape, load)
+    shape = (len(ids),) if inputs.came_packed else inputs.padded_shape
+    return Call(len(ids), batch.batch_size, shape, load)
 
 
 def _full_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, shape: tuple[int, ...]) -> Call:
@@ -124,15 +120,11 @@ def _full_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, shap
     return Call(len(ids), shape[0], shape, load)
 
 
-def _host_mask_call(
-    ids: Tensor, types: Tensor | None, positions: Tensor | None, batch: PackedBatch, has_pooler: bool
-) -> Call | str:
+def _host_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, batch: PackedBatch) -> Call:
     """The tokens are on the device, and the host knows which of them are real."""
     shape = (batch.batch_size, batch.seq_len)
     if batch.indices is None:
         return _full_call(ids, types, positions, shape)
-    if has_pooler and batch.leading_pads:
-        return NO_GRAPH_FOR_LEADING_PADS
 
     def load(static: StaticBatch) -> Tensor | None:
         indices = on_device(batch.indices, ids.device)
@@ -147,9 +139,7 @@ def _host_mask_call(
     return Call(len(batch.indices), batch.batch_size, shape, load)
 
 
-def _device_mask_call(
-    ids: Tensor, types: Tensor | None, positions: Tensor | None, mask: Tensor, has_pooler: bool
-) -> Call:
+def _device_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, mask: Tensor) -> Call:
     """Only the device knows which tokens are real: there may be B * S of them, and it packs them."""
 
     def load(static: StaticBatch) -> Tensor:
@@ -159,11 +149,7 @@ def _device_mask_call(
         columns = indices % mask.shape[1]  # -1, of which nothing comes, is a column too
         static.load_positions(columns if positions is None else ops.take_rows(positions, indices))
         static.load_offsets(cu_seqlens)
-        wrong = bad * BAD_MASK
-        if has_pooler:
-            leading = (mask[:, 0] == 0) & (cu_seqlens.diff() > 0)
-            wrong = wrong + leading.any() * BEGINS_WITH_PAD
-        static.load_wrong(wrong)
+        static.load_wrong(bad * BAD_MASK)
         return places
 
     return Call(len(ids), mask.shape[0], tuple(mask.shape), load)

@@ -12,14 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastbert.model.inputs import PackedInputs, vocab_rows
+from fastbert.model.inputs import PackedInputs
 from fastbert.packing import PackedBatch
 
 # What a device found wrong with a call, as bits.
-BAD_MASK, BEGINS_WITH_PAD, BAD_OFFSETS, BAD_ID = 1, 2, 4, 8
+BAD_MASK, BAD_OFFSETS, BAD_ID = 1, 2, 4
 COMPLAINTS = {
     BAD_MASK: "attention_mask holds another value than 0 and 1",
-    BEGINS_WITH_PAD: "a text begins with a pad, whose state is what the pooler takes: give the mask on the CPU",
     BAD_OFFSETS: "cu_seqlens does not rise from 0 to the number of tokens, or holds a sequence longer than max_seqlen "
     "or max_position_embeddings",
     BAD_ID: "an id in input_ids, token_type_ids or position_ids is outside its table",
@@ -62,7 +61,7 @@ class StaticBatch:
     def __init__(self, model: nn.Module, bucket: Bucket, device: torch.device) -> None:
         tables = getattr(model, "bert", model).embeddings
         places = tables.position_embeddings.weight.shape[0]
-        limits = (vocab_rows(tables.word_embeddings), tables.token_type_embeddings.weight.shape[0], places)
+        limits = (tables.word_embeddings.weight.shape[0], tables.token_type_embeddings.weight.shape[0], places)
         self.bucket = bucket
         # One block, for what comes from the host in one copy: ids, types, positions, and the offsets in half words.
         self._block = torch.zeros(3 * bucket.tokens + bucket.texts // 2 + 1, dtype=torch.int64, device=device)

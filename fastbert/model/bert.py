@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastbert.config import BertConfig
-from fastbert.model.encoder import Encoded, encode, encode_first_column
+from fastbert.model.encoder import Encoded, encode
 from fastbert.model.inputs import Inputs, prepare
 from fastbert.model.modules import BertEmbeddings, BertEncoder, BertPooler
 from fastbert.model.outputs import BaseModelOutputWithPooling
@@ -63,18 +63,15 @@ def run_bert(
 
 
 def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
-    """tanh(W h + b) of each row's column 0, (B, E); zeros for a row without a real token."""
+    """tanh(W h + b) of each row's first real token, (B, E); zeros for a row without one.
+
+    transformers takes column 0, which is another token only where a row begins with a pad.
+    """
     batch, x, dense = inputs.batch, encoded.last_hidden_state, encoded.plan.pooler
     if inputs.is_full and batch.seq_len:
-        return dense(x.reshape(batch.batch_size, batch.seq_len, x.shape[1])[:, 0], "tanh")
-    some = batch.lengths > 0
-    starts = batch.cu_seqlens[:-1].long().clamp(0, x.shape[0] - 1)
-    first = x[starts] if x.shape[0] else x.new_zeros(batch.batch_size, x.shape[1])
-    if batch.leading_pads and not inputs.came_packed:
-        # A row that begins with a pad: transformers pools that pad's state, and so do we.
-        padded = (some & ~batch.mask()[:, 0]).nonzero().squeeze(1)
-        states = encode_first_column(encoded.plan, inputs.rows(padded))
-        first = first.index_copy(0, padded, states.to(first.dtype))
+        return dense(x.view(batch.batch_size, batch.seq_len, x.shape[1])[:, 0], "tanh")
+    starts, some = batch.cu_seqlens[:-1].long(), batch.cu_seqlens.diff() > 0
+    first = x[starts.clamp(0, len(x) - 1)] if len(x) else x.new_zeros(batch.batch_size, x.shape[1])
     return dense(first, "tanh") * some[:, None]
 
 
@@ -138,7 +135,7 @@ class BertModel(BertPreTrainedModel):
         Raises:
             ValueError: naming the argument, its value and the limit.
         """
-        precision = self.matmul_precision
+        precision = self._matmul_precision
         inputs, encoded = run_bert(
             self,
             self.config,
@@ -156,8 +153,6 @@ class BertModel(BertPreTrainedModel):
         )
         pooled = None if self.pooler is None else pool(inputs, encoded)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=last_state(inputs, encoded),
-            pooler_output=pooled,
-            **output_states(encoded),
+            last_hidden_state=last_state(inputs, encoded), pooler_output=pooled, **output_states(encoded)
         )
         return self._returned(output, return_dict)

@@ -57,7 +57,7 @@ def encode(
         x = inputs.take(states[-1]) if output_hidden_states else pack(x.unflatten(0, inputs.padded_shape), batch)
         return Encoded(x, tuple(states) or None, attentions, plan)
 
-    x = plan.embeddings(inputs.packed())
+    x = plan.embeddings(inputs)
     by_layer = output_hidden_states or inputs.key_mask is not None
     if not by_layer and _runs_whole(plan, bert, x):
         if torch.compiler.is_compiling():
@@ -90,28 +90,18 @@ def _returned(x: Tensor, inputs: Inputs, states: list[Tensor]) -> Tensor:
     return inputs.take(states[-1]) if x.requires_grad else x
 
 
-def encode_first_column(plan: EncoderPlan, inputs: Inputs) -> Tensor:
-    """The last state of column 0 of each row, (B, E), also where that column is a pad, as transformers has it.
-
-    A pad asks but does not answer, which packed attention cannot express: the padded path does.
-    """
-    x, _ = _encode_padded(plan, inputs, queries=False)
-    return x.unflatten(0, inputs.padded_shape)[:, 0]
-
-
 def _encode_padded(
     plan: EncoderPlan,
     inputs: Inputs,
     states: list[Tensor] | None = None,
-    queries: bool = True,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Every column through every layer, with explicit probabilities: the last states (B * S, E), and L of (B, H, S, S).
 
-    `states` is filled with those around each layer, in the shape of the caller's tokens. With `queries` the
-    probabilities of pads are zero, which makes their states meaningless; without, pads attend to the real tokens.
+    `states` is filled with those around each layer, in the shape of the caller's tokens. The probabilities of pads are
+    zero, which makes their states meaningless.
     """
     keys, attentions = inputs.keys(), []
-    computed = inputs.batch.mask() if queries else None
+    computed = inputs.batch.mask()
 
     def attend(layer: Layer, qkv: Tensor) -> tuple[Tensor, Tensor]:
         dropout_p = active_dropout(layer.attention.dropout)

@@ -405,8 +405,7 @@ def answer_positions(positions: Tensor, length: int) -> Tensor:
 
 def _packed_labels(inputs: Inputs, labels: Tensor, classes: int) -> Tensor:
     """Labels of each token, as (T,): checked, and those of pads left behind."""
-    shape = tuple(inputs.token_type_ids.shape)
-    wanted = (int(inputs.batch.cu_seqlens[-1]),) if inputs.came_packed else shape
+    wanted = tuple(inputs.token_type_ids.shape) if inputs.came_packed else inputs.padded_shape
     if tuple(labels.shape) != wanted:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be {wanted}")
     return _check_labels("labels", inputs.take(labels), classes)

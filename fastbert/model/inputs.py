@@ -14,9 +14,9 @@ from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pac
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tokens of a batch, padded; `batch` says which of them are computed.
+    """The tokens that are computed, packed; `batch` says where they stand in the caller's rows.
 
-    ids, token_type_ids and position_ids are (B, S) int64; embeds is (B, S, E) and takes the place of ids.
+    ids, token_type_ids and position_ids are (T,) int64; embeds is (T, E) and takes the place of ids.
     `key_mask` (B, S) bool is None where every computed token is attended to. Otherwise some tokens are queries only:
     the mask is 0 where they stand, but they are no pads, and their states are read (ColBERT's query expansion).
     """
@@ -29,15 +29,6 @@ class Inputs:
     came_packed: bool = False
     key_mask: Tensor | None = None
 
-    def _each(self, function) -> Inputs:
-        return replace(
-            self,
-            ids=None if self.ids is None else function(self.ids),
-            embeds=None if self.embeds is None else function(self.embeds),
-            token_type_ids=function(self.token_type_ids),
-            position_ids=function(self.position_ids),
-        )
-
     @property
     def padded_shape(self) -> tuple[int, int]:
         """(B, S)."""
@@ -48,27 +39,21 @@ class Inputs:
         """Whether no column is a pad, so that row b starts at token b * S."""
         return self.batch.indices is None
 
-    def packed(self) -> Inputs:
-        """The real tokens alone: every field (T, ...)."""
-        return self._each(lambda x: pack(x, self.batch))
-
     def flat(self) -> Inputs:
-        """Every column, pads too: every field (B * S, ...)."""
-        return self._each(lambda x: x.reshape(-1, *x.shape[2:]))
+        """Every column, pads too, as token 0: every field (B * S, ...)."""
+        if self.batch.indices is None:
+            return self
+        names = ("ids", "embeds", "token_type_ids", "position_ids")
+        given = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: self.pad(x).flatten(0, 1) for name, x in given.items() if x is not None})
 
     def keys(self) -> Tensor:
         """Which positions are attended to, (B, S) bool."""
         return self.batch.mask() if self.key_mask is None else self.key_mask
 
-    def rows(self, index: Tensor) -> Inputs:
-        """The rows that `index` (N,) names, still padded."""
-        key_mask = None if self.key_mask is None else self.key_mask[index]
-        batch = ops.read_mask(self.batch.mask()[index])
-        return replace(self._each(lambda x: x[index]), batch=batch, key_mask=key_mask)
-
     def give_back(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Packed (T, ...) to the shape the caller's input had: (B, S, ...), or (T, ...) where it came packed."""
-        return x if self.came_packed else self.pad(x, fill)
+        return x if self.came_packed else unpack(x, self.batch, fill)
 
     def pad(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Packed (T, ...) to (B, S, ...), `fill` at the pads, whatever shape the input had."""
@@ -80,7 +65,7 @@ class Inputs:
 
 
 class PackedInputs(Inputs):
-    """Tokens that somebody else has checked and packed, every field (T, ...): nothing made of them waits for a device.
+    """Tokens whose values and offsets nothing on the host knows, so that nothing made of them waits for a device.
 
     Sequences may be empty, and tokens behind the last one belong to none, so that T and the number of sequences can
     be those of a larger batch. `batch.max_seqlen` is a bound. Pads, and what asks for them, there are none.
@@ -89,9 +74,6 @@ class PackedInputs(Inputs):
     @property
     def is_full(self) -> bool:
         return False
-
-    def packed(self) -> Inputs:
-        return self
 
 
 def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
@@ -104,15 +86,21 @@ def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
 
 def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
     """Holds the ids of each (name, ids, limit, what) to 0..limit-1; waits for their device once."""
-    several = [one for one in several if one[1].numel()]
-    if not several or torch.compiler.is_compiling():  # a compiled graph cannot branch on values
+    if torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         return
-    tensors = [_unwrapped(ids) for _, ids, _, _ in several]
-    bounds = [ops.bounds(ids) for ids in tensors]
-    if None in bounds:
-        flat = torch.stack([bound for ids in tensors for bound in ids.aminmax()]).tolist()
-        bounds = zip(flat[::2], flat[1::2], strict=True)
-    for (name, _, limit, what), (low, high) in zip(several, bounds, strict=True):
+    found, waiting = [], []
+    for name, ids, limit, what in several:
+        if ids.numel():
+            ids = _unwrapped(ids)
+            bounds = ops.bounds(ids)
+            found.append([name, limit, what, bounds])
+            if bounds is None:
+                waiting += ids.aminmax()
+    if waiting:
+        flat = iter(torch.stack(waiting).tolist())
+        for one in found:
+            one[3] = one[3] or (next(flat), next(flat))
+    for name, limit, what, (low, high) in found:
         if low < 0 or high >= limit:
             raise ValueError(
                 f"{name} holds {low if low < 0 else high}; {what} is {limit}, so 0 to {limit - 1} are valid"
@@ -186,39 +174,55 @@ def prepare(
         )
     else:
         batch = ops.read_mask(attention_mask)
-    ranges = []
-
-    def per_token(name: str, x: Tensor | None, limit: int, what: str) -> Tensor | None:
-        if x is None:
-            return None
-        if name != "input_ids" and cu_seqlens is None and is_spread(x, shape):
-            x = x.expand(shape)
-        if x.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
-        if x.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{name} has dtype {x.dtype}; it must be int64 or int32")
-        ranges.append((name, x, limit, what))
-        return x.long() if cu_seqlens is None else unpack(x.long(), batch)
-
     positions = embeddings.position_embeddings.weight.shape[0]
     if position_ids is None and batch.seq_len > positions:
         raise ValueError(f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}")
-    ids = per_token("input_ids", input_ids, vocab_rows(embeddings.word_embeddings), "vocab_size")
-    types = per_token(
-        "token_type_ids", token_type_ids, embeddings.token_type_embeddings.weight.shape[0], "type_vocab_size"
-    )
-    places = per_token("position_ids", position_ids, positions, "max_position_embeddings")
+    ranges, checked = [], {}
+    for argument, x, table, what in (
+        ("input_ids", input_ids, embeddings.word_embeddings, "vocab_size"),
+        ("token_type_ids", token_type_ids, embeddings.token_type_embeddings, "type_vocab_size"),
+        ("position_ids", position_ids, embeddings.position_embeddings, "max_position_embeddings"),
+    ):
+        if x is None:
+            continue
+        if argument != "input_ids" and cu_seqlens is None and is_spread(x, shape):
+            x = x.expand(shape)
+        if x.shape != shape:
+            raise ValueError(f"{argument} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
+        if x.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{argument} has dtype {x.dtype}; it must be int64 or int32")
+        # A table that is wrapped, by PEFT say, has its rows all the same.
+        ranges.append((argument, x, table.weight.shape[0], what))
+        checked[argument] = x.long()
     check_ranges(ranges)
-    padded = (batch.batch_size, batch.seq_len)
-    if types is None:
-        types = torch.zeros(padded, dtype=torch.int64, device=device)
-    if places is None:
-        places = torch.arange(batch.seq_len, device=device).expand(padded)
-    embeds = inputs_embeds if cu_seqlens is None or inputs_embeds is None else unpack(inputs_embeds, batch)
     key_mask = None
     if masked_queries and attention_mask is not None and batch.indices is not None:
-        batch, key_mask = _with_queries(batch, ids, pad_id)
-    return Inputs(batch, ids, embeds, types, places, cu_seqlens is not None, key_mask)
+        batch, key_mask = _with_queries(batch, checked.get("input_ids"), pad_id)
+    return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
+
+
+def _packed(
+    batch: PackedBatch,
+    ids: dict[str, Tensor],
+    embeds: Tensor | None,
+    came_packed: bool,
+    key_mask: Tensor | None,
+) -> Inputs:
+    indices, device = batch.indices, batch.cu_seqlens.device
+    if not came_packed:
+        ids = {name: x.reshape(-1) for name, x in ids.items()}
+        embeds = None if embeds is None else embeds.flatten(0, 1)
+        if indices is not None:
+            ids = {name: x.index_select(0, indices) for name, x in ids.items()}
+            embeds = None if embeds is None else embeds.index_select(0, indices)
+    tokens = ids.get("input_ids", embeds)
+    types, positions = ids.get("token_type_ids"), ids.get("position_ids")
+    if types is None:
+        types = torch.zeros(len(tokens), dtype=torch.int64, device=device)
+    if positions is None:
+        columns = torch.arange(len(tokens), device=device) if indices is None else indices
+        positions = columns % max(batch.seq_len, 1)
+    return Inputs(batch, ids.get("input_ids"), embeds, types, positions, came_packed, key_mask)
 
 
 def _with_queries(batch: PackedBatch, ids: Tensor | None, pad_id: int | None) -> tuple[PackedBatch, Tensor | None]:
@@ -236,8 +240,3 @@ def _with_queries(batch: PackedBatch, ids: Tensor | None, pad_id: int | None) ->
 def is_spread(x: Tensor, shape: torch.Size) -> bool:
     """Whether x is a row for all of `shape` (B, S), or a number a row: transformers takes such types and positions."""
     return x.shape in ((1, *shape[1:]), shape[1:], (shape[0], 1), (1, 1))
-
-
-def vocab_rows(word_embeddings: nn.Module) -> int:
-    """The size of the vocabulary, also where the table is wrapped (by PEFT, say)."""
-    return word_embeddings.weight.shape[0]

@@ -22,10 +22,14 @@ class ModelOutput(dict):
         pytree.register_pytree_node(cls, _flatten, unflatten, serialized_type_name=f"{cls.__module__}.{cls.__name__}")
 
     def __init__(self, fields: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **more: Any) -> None:
-        names, fields = self._names(), dict(fields, **more)
-        if unknown := set(fields) - set(names):
+        names, fields = type(self).__annotations__, dict(fields, **more)
+        if not fields.keys() <= names.keys():
+            unknown = fields.keys() - names.keys()
             raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
-        super().__init__({name: fields[name] for name in names if fields.get(name) is not None})
+        super().__init__()
+        for name in names:  # in transformers' order
+            if fields.get(name) is not None:
+                self[name] = fields[name]
 
     @classmethod
     def _names(cls) -> tuple[str, ...]:

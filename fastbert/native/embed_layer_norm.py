@@ -72,12 +72,15 @@ def embed_layer_norm(
     tokens, width = input_ids.shape[0], word.shape[1]
     y = fresh(word, tokens, width)
     statistics = fresh(word, tokens, 2, dtype=torch.float32) if with_statistics else None
-    ids = [_int64(x) for x in (input_ids, token_type_ids, position_ids)]
+    tables, held = [], []  # ids that are made here have to last for the call
+    for table, ids in ((word, input_ids), (token_type, token_type_ids), (position, position_ids)):
+        held.append(ids.to(torch.int64).contiguous())
+        tables.append((table.data_ptr(), held[-1].data_ptr(), table.shape[0], table.stride(0)))
     C.embed_layer_norm_cpu(
         CPU_DTYPES[word.dtype],
         tokens,
         width,
-        *map(_table, (word, token_type, position), ids),
+        *tables,
         weight.data_ptr(),
         bias.data_ptr(),
         y.data_ptr(),

@@ -32,7 +32,8 @@ def supports_encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: in
     if reason := offsets_reason(cu_seqlens):
         return f"attention: {reason}"
     key = "reason", x.dtype, x.shape[1], chosen_isa()[1]
-    return weights.form(key, lambda: (_why_not(x, weights.layers),))[0]
+    found = weights.forms.get(key)
+    return (found or weights.form(key, lambda: (_why_not(x, weights.layers),)))[0]
 
 
 def _why_not(x: Tensor, layers: Any) -> str | None:
@@ -71,7 +72,8 @@ def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Ten
     """
     (T, E), first, (_, isa), threads = x.shape, weights.layers[0], chosen_isa(), torch.get_num_threads()
     # Held until the call is over: another thread may drop a weight's forms meanwhile.
-    words, _held = weights.form(("descriptors", isa), lambda: _descriptors(weights.layers))
+    found = weights.forms.get(("descriptors", isa))
+    words, _held = found or weights.form(("descriptors", isa), lambda: _descriptors(weights.layers))
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
     where = len(weights.layers), words.buffer_info()[0]
     memory, (part,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads),)))

@@ -129,7 +129,9 @@ def pointer_reason() -> str | None:
         return "torch.func cannot see through pointers"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation cannot see through pointers"
-    return mode_reason()
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return mode_reason()
+    return None
 
 
 def mode_reason() -> str | None:
@@ -147,8 +149,7 @@ def mode_reason() -> str | None:
 
 def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
     """Why the CPU kernels cannot take these tensors, whatever the op; None where they can."""
-    tensors = [first, *(t for t in others if t is not None)]
-    if first.device.type != "cpu":
+    if not first.is_cpu:
         return f"device {first.device.type}"
     if first.dtype not in CPU_DTYPES:
         return f"dtype {first.dtype}"
@@ -156,7 +157,9 @@ def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
         return "autocast is on"
     if reason := pointer_reason():
         return reason
-    for t in tensors:
+    for t in others:
+        if t is None:
+            continue
         if t.dtype != first.dtype:
             return f"mixed dtypes {first.dtype} and {t.dtype}"
         if t.device != first.device:

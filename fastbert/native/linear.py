@@ -19,7 +19,8 @@ def supports_linear(
     precision: str | None = None,
 ) -> str | None:
     """None where `linear` takes these arguments, else the reason why not."""
-    weight = as_weight(weight, bias)
+    if not isinstance(weight, Weight):
+        weight = as_weight(weight, bias)
     if C is None:
         return available()
     if activation not in ACTIVATIONS:
@@ -28,10 +29,10 @@ def supports_linear(
         return f"precision {precision}"
     if precision in ("high", "highest") and x.dtype != torch.float32:
         return f"precision {precision} is for float32, not {x.dtype}"
-    held = not (weight.is_placeholder and has_packed(weight, precision))
+    held = not weight.weights[0].is_meta or not has_packed(weight, precision)
     if reason := cpu_reason(x, *(weight.tensors if held else weight.biases)):
         return reason
-    if x.dim() != 2 or x.shape[1] != weight.shape[1] or any(w.dim() != 2 for w in weight.weights):
+    if x.dim() != 2 or x.shape[1] != weight.shape[1]:
         return f"shapes {tuple(x.shape)} and {tuple(weight.shape)}"
     for t in (x, *weight.weights) if held else (x,):
         if t.stride(1) != 1 and t.shape[1] > 1:
@@ -41,8 +42,9 @@ def supports_linear(
     for w, bias in zip(weight.weights, weight.biases, strict=False):
         if bias.shape != w.shape[:1] or not bias.is_contiguous():
             return f"bias of shape {tuple(bias.shape)}"
-    if any(t.is_inference() for t in weight.tensors):
-        return "a weight made in inference mode does not say when it changes"
+    for t in weight.tensors:
+        if t.is_inference():
+            return "a weight made in inference mode does not say when it changes"
     return None
 
 
@@ -64,6 +66,11 @@ def linear(
     reason = supports_linear(x, weight, activation=activation, precision=precision)
     if reason is not None:
         raise ValueError(f"native.linear: {reason}")
+    return linear_fwd(x, weight, activation, precision)
+
+
+def linear_fwd(x: Tensor, weight: Weight, activation: str | None, precision: str | None = None) -> Tensor:
+    """`linear` of arguments that `supports_linear` has taken."""
     y = fresh(x, x.shape[0], weight.shape[0])
     linear_into(y, x, weight, activation, precision)
     return y

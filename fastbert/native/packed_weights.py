@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa, fresh
 from fastbert.weight import Weight
@@ -11,7 +11,9 @@ from fastbert.weight import Weight
 
 def packed(weight: Weight, precision: str | None = None) -> Tensor:
     """The panels of an Weight with its biases, for the instruction set in use."""
-    return weight.form(("packed", precision, chosen_isa()[1]), lambda: _pack(weight, precision))
+    key = "packed", precision, chosen_isa()[1]
+    found = weight.forms.get(key)
+    return weight.form(key, lambda: _pack(weight, precision)) if found is None else found
 
 
 def _pack(weight: Weight, precision: str | None) -> Tensor:
@@ -47,15 +49,6 @@ def _pack_transpose(weight: Weight, inner: int) -> Tensor:
         *(code, K, inner, stacked.data_ptr(), N, stacked.stride(0), buffer.data_ptr(), isa, torch.get_num_threads())
     )
     return buffer
-
-
-def release(weight: Weight, precision: str | None) -> list[nn.Parameter]:
-    """Packs, and returns placeholders on the meta device for the weights: only the packed form is left."""
-    packed(weight, precision)
-    weight.weights = tuple(
-        nn.Parameter(torch.empty(w.shape, dtype=w.dtype, device="meta"), requires_grad=False) for w in weight.weights
-    )
-    return list(weight.weights)
 
 
 def has_packed(weight: Weight, precision: str | None) -> bool:

@@ -19,16 +19,17 @@ def workspace(*parts: tuple[torch.dtype, tuple[int, ...]]) -> tuple[Tensor, list
     thread's next call. Until then it is the caller's own, also where the handler of a signal interrupts the call and
     calls an op itself.
     """
-    sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in parts]
-    padded = [-(-size // 64) * 64 for size in sizes]
-    total = sum(padded) + 64
+    sizes, total = [], 64
+    for dtype, shape in parts:
+        sizes.append(math.prod(shape) * dtype.itemsize)
+        total += -(-sizes[-1] // 64) * 64
     memory, _memory.bytes = getattr(_memory, "bytes", None), None
     if memory is None or memory.numel() < total:
         memory = torch.empty(total, dtype=torch.uint8, device="cpu")
     start, found = -memory.data_ptr() % 64, []
-    for (dtype, shape), size, step in zip(parts, sizes, padded, strict=True):
+    for (dtype, shape), size in zip(parts, sizes, strict=True):
         found.append(memory[start : start + size].view(dtype).view(shape))
-        start += step
+        start += -(-size // 64) * 64
     return memory, found
 
 

@@ -116,7 +116,7 @@ class _Native(torch.autograd.Function):
 
 
 def _native(*tensors: Tensor, eps: float, dropout_p: float, padding_idx: int | None) -> Tensor:
-    seed = native.draw_seed(dropout_p)
+    seed = native.draw_seed(dropout_p) if dropout_p else 0
     if needs_gradient(*tensors):
         return _Native.apply(*tensors, eps, dropout_p, seed, padding_idx)
     return native.embed_layer_norm(*tensors, eps=eps, dropout_p=dropout_p, seed=seed)[0]
@@ -160,24 +160,27 @@ def embed_layer_norm(
             any, an id outside its table.
     """
     op, width = "embed_layer_norm", word.shape[-1]
-    check_shape(op, "input_ids", input_ids, (None,))
-    for name, ids in (
-        ("input_ids", input_ids),
-        ("token_type_ids", token_type_ids),
-        ("position_ids", position_ids),
-    ):
-        check_shape(op, name, ids, (input_ids.shape[0],))
-        check_integer(op, name, ids)
+    if input_ids.dim() != 1:
+        check_shape(op, "input_ids", input_ids, (None,))
+    for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+        if ids.shape != input_ids.shape:
+            check_shape(op, name, ids, (input_ids.shape[0],))
+        if ids.dtype != torch.int64:
+            check_integer(op, name, ids)
     for name, table in (("word", word), ("token_type", token_type), ("position", position)):
-        check_floating(op, name, table)
-        check_shape(op, name, table, (None, width))
+        if not table.is_floating_point():
+            check_floating(op, name, table)
+        if table.dim() != 2 or table.shape[1] != width:
+            check_shape(op, name, table, (None, width))
     if validate_ids:
         check_ids(op, "input_ids", input_ids, word.shape[0])
         check_ids(op, "token_type_ids", token_type_ids, token_type.shape[0])
         check_ids(op, "position_ids", position_ids, position.shape[0])
-    check_shape(op, "weight", weight, (width,))
-    check_shape(op, "bias", bias, (width,))
-    check_probability(op, "dropout_p", dropout_p)
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector.shape != (width,):
+            check_shape(op, name, vector, (width,))
+    if dropout_p:
+        check_probability(op, "dropout_p", dropout_p)
     args = (input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias)
     kwargs = {"eps": eps, "dropout_p": dropout_p, "padding_idx": padding_idx}
     summed = {"word": word, "token_type": token_type, "position": position}

@@ -64,12 +64,15 @@ def encoder(
     Raises:
         ValueError: a shape, dtype or precision that does not fit, or offsets.
     """
-    check_floating("encoder", "x", x)
+    if not x.is_floating_point():
+        check_floating("encoder", "x", x)
     if not checked:
         check_offsets("encoder", cu_seqlens, len(x), max_seqlen)
     for layer in weights.layers[:1]:  # a backend asks the others once
-        check_shape("encoder", "x", x, (None, layer.qkv.shape[1]))
-        check_precision("encoder", layer.precision, x, *layer.tensors)
+        if x.dim() != 2 or x.shape[1] != layer.qkv.shape[1]:
+            check_shape("encoder", "x", x, (None, layer.qkv.shape[1]))
+        if layer.precision is not None:
+            check_precision("encoder", layer.precision, x, *layer.tensors)
     if torch.compiler.is_compiling():  # each op knows what a compiled graph can hold
         return _layers(x, weights, cu_seqlens, max_seqlen)
     _, run = backend.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen)
@@ -87,7 +90,8 @@ def release(layer: LayerWeights) -> bool:
     if name != "native":
         return False
     for weight in layer.products:
-        native.release(weight, layer.precision)
+        native.packed(weight, layer.precision)
+        weight.release()
     return True
 
 

@@ -114,7 +114,7 @@ def _reference_of_parts(x: Tensor, *tensors: Tensor, rows: int, activation: str 
 def _native(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
     if needs_gradient(x, *weight.tensors):  # in full precision, which "high" and "highest" allow
         return _NativeLinear.apply(x, weight, activation, *weight.tensors)
-    return native.linear(x, weight, activation=activation, precision=precision)
+    return native.linear_fwd(x, weight, activation, precision)
 
 
 def _reference(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
@@ -158,11 +158,14 @@ def linear(
         ValueError: a shape or dtype that does not fit, an unknown activation or precision, a gradient of int8 or
             fp8.
     """
-    check_floating("linear", "x", x)
-    weight = _checked(x, weight, bias)
+    if not x.is_floating_point():
+        check_floating("linear", "x", x)
+    if not isinstance(weight, Weight) or x.dim() != 2 or x.shape[1] != weight.shape[1]:
+        weight = _checked(x, weight, bias)
     if activation is not None and activation not in reference.ACTIVATIONS:
         raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}")
-    check_precision("linear", precision, x, *weight.tensors)
+    if precision is not None:
+        check_precision("linear", precision, x, *weight.tensors)
     if autocast_is_on(x):
         with autocast_off(x):
             if precision in QUANTIZED:  # chosen for the model, and narrower than autocast
@@ -190,8 +193,7 @@ def _check_dtypes(x: Tensor, weight: Weight, precision: str | None) -> None:
 def _checked(x: Tensor, weight: Tensor | Weight, bias: Tensor | None) -> Weight:
     """The operands as a Weight, its shapes held to those of x."""
     if isinstance(weight, Weight):
-        if x.dim() != 2 or x.shape[1] != weight.shape[1]:
-            check_shape("linear", "x", x, (None, weight.shape[1]))
+        check_shape("linear", "x", x, (None, weight.shape[1]))
         return weight
     check_shape("linear", "weight", weight, (None, x.shape[-1] if x.dim() else None))
     check_shape("linear", "x", x, (None, weight.shape[1]))
