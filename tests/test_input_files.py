@@ -187,6 +187,7 @@ def test_json_lists_and_objects_that_follow_one_another():
         ("[1, ", "the JSON list does not end where the file does"),
         ("[1] 2", "the JSON list does not end where the file does"),
         ('[1,\n{"a"}]', "f:2: is not JSON"),
+        ("[1,\n2,\n]", "f:3: the JSON list ends with a comma"),
     ):
         with pytest.raises(InputError, match=message):
             list(json_values("f", text))

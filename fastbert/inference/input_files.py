@@ -345,7 +345,10 @@ def json_values(path: str | Path, text: str) -> Iterator[tuple[int, Any]]:
         if is_list:
             if text[at : at + 1] not in (",", "]"):
                 raise InputError(f"{path}:{line + text.count(chr(10), counted, at)}: the JSON list does not go on")
-            at = _skip(text, at + (text[at] == ","), " \t\r\n")
+            follows = text[at] == ","
+            at = _skip(text, at + follows, " \t\r\n")
+            if follows and text[at : at + 1] == "]":
+                raise InputError(f"{path}:{line + text.count(chr(10), counted, at)}: the JSON list ends with a comma")
     if is_list and (at >= len(text) or text[at + 1 :].strip()):
         raise InputError(f"{path}: the JSON list does not end where the file does")
 
