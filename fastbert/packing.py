@@ -27,6 +27,7 @@ class PackedBatch:
     cu_seqlens: Tensor  # (B+1,) int32
     max_seqlen: int
     indices: Tensor | None  # (T,) int64
+    leading_pads: bool = False  # whether a row begins with a pad and has tokens
 
     @property
     def lengths(self) -> Tensor:
@@ -72,10 +73,11 @@ def batch_from_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
     total, longest = lengths.sum().item(), int(lengths.max()) if batch_size else 0
     if total == batch_size * seq_len:
         return full_batch(batch_size, seq_len, mask.device)
+    leading = bool((~real[:, 0] & (lengths > 0)).any())
     cu_seqlens = torch.zeros(batch_size + 1, dtype=torch.int32, device=mask.device)
     torch.cumsum(lengths, dim=0, dtype=torch.int32, out=cu_seqlens[1:])
     indices = real.reshape(-1).nonzero().squeeze(1)
-    return PackedBatch(batch_size, seq_len, cu_seqlens, longest, indices)
+    return PackedBatch(batch_size, seq_len, cu_seqlens, longest, indices, leading)
 
 
 def sequence_lengths(cu_seqlens: Tensor, total: int, max_seqlen: int | None = None, op: str = "") -> list[int]:

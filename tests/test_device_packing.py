@@ -101,12 +101,13 @@ def test_nothing(backend, device, shape):
 def test_a_batch_is_read_with_one_wait(mask):
     device = "cuda" if CUDA else "cpu"
     mine, theirs = read_mask_at_once(mask.to(device)), batch_from_mask(mask)
-    for name in ("batch_size", "seq_len", "max_seqlen"):
+    for name in ("batch_size", "seq_len", "max_seqlen", "leading_pads"):
         assert getattr(mine, name) == getattr(theirs, name), name
     assert torch.equal(mine.cu_seqlens.cpu(), theirs.cu_seqlens)
     assert (mine.indices is None) == (theirs.indices is None)
     assert mine.indices is None or torch.equal(mine.indices.cpu(), theirs.indices)
     lengths = mask.sum(1)
+    assert mine.leading_pads == any(row[0] == 0 and n for row, n in zip(mask.tolist(), lengths.tolist(), strict=True))
     assert read_mask_at_once(torch.full((2, 3), 7, device=device)) is None
 
 

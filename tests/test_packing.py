@@ -33,6 +33,7 @@ def test_mask_round_trip(read_mask, kind, dtype):
     assert batch.cu_seqlens.tolist() == [0, *lengths.cumsum(0).tolist()]
     assert batch.max_seqlen == lengths.max()
     assert torch.equal(batch.mask(), mask.bool())
+    assert batch.leading_pads == bool((~mask[:, 0].bool() & (lengths > 0)).any())
     assert torch.equal(unpack(packed, batch), x * mask.bool()[..., None])
 
 

@@ -221,7 +221,11 @@ class PackedBert(_Packed):
             reason = self._buffer_reason(buffers)
         if reason is None and "attention_mask" in given:
             given["attention_mask"] = ops.read_mask(given["attention_mask"], strict=False)
-            reason = None if given["attention_mask"] else "attention_mask holds other values than 0 and 1"
+            batch = given["attention_mask"]
+            if batch is None:
+                reason = "attention_mask holds other values than 0 and 1"
+            elif batch.leading_pads and bert.pooler is not None:
+                reason = "a row begins with a pad, whose state transformers' pooler takes"
         if reason is not None:
             self.declined[reason] += 1
             return self.original(*args, **kwargs)

@@ -33,7 +33,6 @@ from fastbert.model.layer import Embeddings, Layer, Products, Projection, has_gl
 _PLAN = "_fastbert_plan"
 Verdict = Callable[[nn.Module], str | None]
 _MODULES, _PARAMETERS, _FORWARD = itemgetter("_modules"), itemgetter("_parameters"), attrgetter("forward")
-_TRAINING = itemgetter("training")
 _VERSION = attrgetter("_version")
 _HOOKS = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Attributes that a plan's parts are read of, by what has them.
@@ -194,7 +193,10 @@ class EncoderPlan(Plan):
 
     def drops_out(self) -> bool:
         """Whether a layer's dropout is active."""
-        return any(map(_TRAINING, self.drops)) and any(d["training"] and d["p"] for d in self.drops)
+        for drop in self.drops:
+            if drop["training"] and drop["p"]:
+                return True
+        return False
 
     def written(self) -> None:
         super().written()

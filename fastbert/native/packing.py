@@ -38,12 +38,13 @@ def supports_read_mask(mask: Tensor) -> str | None:
     return "more than 2^31 - 1 positions" if mask.numel() > _MOST else None
 
 
-def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool]:
+def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool, bool]:
     """What `ops.read_mask` makes a batch of, in one pass over a (B, S) mask on the host.
 
     Returns:
         cu_seqlens (B+1,) int32 and indices (B * S,) int64, as of `ops.pack_mask`, but for what stands behind the last
-        token; the number of tokens; the longest sequence; whether a value is neither 0 nor 1, which counts as a pad.
+        token; the number of tokens; the longest sequence; whether one begins with a pad; whether a value is neither 0
+        nor 1, which counts as a pad.
 
     Raises:
         ValueError: a mask it does not take, with the reason of `supports_read_mask`.
@@ -54,7 +55,7 @@ def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool]:
     (batch_size, seq_len), values = mask.shape, mask.contiguous()
     cu_seqlens = fresh(mask, batch_size + 1, dtype=torch.int32)
     indices = fresh(mask, batch_size * seq_len, dtype=torch.int64)
-    tokens, longest, _, bad = C.read_mask_cpu(
+    found = C.read_mask_cpu(
         values.element_size(),
         *_BITS[mask.dtype],
         batch_size,
@@ -63,7 +64,7 @@ def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool]:
         cu_seqlens.data_ptr(),
         indices.data_ptr(),
     )
-    return cu_seqlens, indices, tokens, longest, bad
+    return cu_seqlens, indices, *found
 
 
 def bounds(ids: Tensor) -> tuple[int, int] | None:

@@ -36,18 +36,19 @@ def read_mask_at_once(mask: Tensor) -> PackedBatch | None:
         return batch_from_mask(mask, strict=False)
     cu_seqlens, indices, _, bad = pack_mask(mask)
     lengths = cu_seqlens.diff()
-    known = torch.stack([cu_seqlens[-1], lengths.max(), bad[0]]).tolist()
+    leading = ((mask[:, 0] == 0) & (lengths > 0)).any().to(torch.int32)
+    known = torch.stack([cu_seqlens[-1], lengths.max(), leading, bad[0]]).tolist()
     return _batch(mask, cu_seqlens, indices, *known)
 
 
 def _batch(
-    mask: Tensor, cu_seqlens: Tensor, indices: Tensor, tokens: int, longest: int, bad: bool
+    mask: Tensor, cu_seqlens: Tensor, indices: Tensor, tokens: int, longest: int, leading_pads: bool, bad: bool
 ) -> PackedBatch | None:
     if bad:
         return None
     if tokens == mask.numel():
         return PackedBatch(*mask.shape, cu_seqlens, mask.shape[1], None)
-    return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:tokens])
+    return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:tokens], bool(leading_pads))
 
 
 def _native_read_mask(mask: Tensor) -> PackedBatch | None:
