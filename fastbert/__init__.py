@@ -1,25 +1,31 @@
 """A BERT engine: Hugging Face checkpoints, the same numbers, several times faster.
 
-Importing fastbert needs torch only: no triton, no transformers, no GPU query.
+Names are imported on first use: `import fastbert` alone imports no torch.
 """
 
-from fastbert.backend import BackendError, use_backend
-from fastbert.config import BertConfig
-from fastbert.explain import explain
-from fastbert.inference import CompiledModel, Embedder, FillMask, compile
-from fastbert.integrations.transformers import accelerate, restore
-from fastbert.model import (
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
-)
-from fastbert.packing import PackedBatch, pack, unpack
-from fastbert.tokenization import BertTokenizer
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastbert.backend import BackendError, use_backend
+    from fastbert.config import BertConfig
+    from fastbert.diagnostics import explain
+    from fastbert.inference import CompiledModel, Embedder, FillMask, compile
+    from fastbert.integrations.transformers import accelerate, refresh, restore
+    from fastbert.model import (
+        BertForMaskedLM,
+        BertForMultipleChoice,
+        BertForNextSentencePrediction,
+        BertForPreTraining,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertModel,
+    )
+    from fastbert.packing import PackedBatch, pack, unpack
+    from fastbert.tokenization import BertTokenizer
 
 __version__ = "0.1.0"
 
@@ -43,7 +49,34 @@ __all__ = [
     "compile",
     "explain",
     "pack",
+    "refresh",
     "restore",
     "unpack",
     "use_backend",
 ]
+
+# Where each name is defined; fastbert.model where nothing is said. No module has the name of one of them.
+_HOMES = {
+    **dict.fromkeys(("BackendError", "use_backend"), "backend"),
+    "BertConfig": "config",
+    "explain": "diagnostics",
+    **dict.fromkeys(("CompiledModel", "Embedder", "FillMask", "compile"), "inference"),
+    **dict.fromkeys(("accelerate", "refresh", "restore"), "integrations.transformers"),
+    **dict.fromkeys(("PackedBatch", "pack", "unpack"), "packing"),
+    "BertTokenizer": "tokenization",
+}
+# Modules that `import fastbert` makes reachable as attributes.
+_MODULES = ("backend", "config", "inference", "integrations", "model", "native", "ops", "packing", "reference", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        globals()[name] = value = getattr(import_module(f"fastbert.{_HOMES.get(name, 'model')}"), name)
+        return value
+    if name in _MODULES:
+        return import_module(f"fastbert.{name}")
+    raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -27,7 +27,7 @@ def diagnosis() -> str:
 
     import fastbert
     from fastbert import native
-    from fastbert.explain import explain_precisions
+    from fastbert.diagnostics import explain_precisions
 
     lines = ["versions", _row("fastbert", fastbert.__version__), _row("python", platform.python_version())]
     lines += [_row(name, _version(name)) for name in PACKAGES]

@@ -7,8 +7,10 @@ both. None multiplies the operands as they are, in their dtype.
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 SPLIT = ("high", "highest")  # of precision=
 QUANTIZED = ("int8", "fp8")  # of quantize=
@@ -45,6 +47,8 @@ def check_precision(setting: str | None, dtype: torch.dtype, device: torch.devic
     Raises:
         ValueError: precision= and weights that are not float32, or quantize= on a device that lacks its products.
     """
+    import torch
+
     if setting in SPLIT and dtype != torch.float32:
         raise ValueError(
             f"precision is {setting!r} and the weights are {str(dtype).removeprefix('torch.')}; "
@@ -62,6 +66,8 @@ def check_precision(setting: str | None, dtype: torch.dtype, device: torch.devic
 @cache
 def quantized_reason(setting: str, device: torch.device) -> str | None:
     """Why a GPU has no products of this quantize=; None where it has."""
+    import torch
+
     if torch.version.hip:
         # AMD's float8 before gfx950 is e4m3fnuz: half the range, another bias; numbers would not be the reference's.
         return None if setting == "int8" else "an AMD GPU; fp8 is NVIDIA's float8_e4m3fn, and int8 runs"

@@ -29,15 +29,15 @@ LEAVES = {
     "backend",
     "reference",
     "precision",
-    "reads",
+    "weight",
     "garbage",
 }
 TEXT = {"encoding", "tokenizer_files", "tokenization"}
 BELOW_MODEL = LEAVES | {"ops", "checkpoint"}
-ALL_OF_MODEL = BELOW_MODEL | TEXT | {"model", "explain"}
+ALL_OF_MODEL = BELOW_MODEL | TEXT | {"model", "diagnostics"}
 MAY_IMPORT = {
     "kernels": set(),
-    "native": {"_C"},
+    "native": {"_C", "weight"},
     "files": set(),
     "unknown_tokens": set(),
     "garbage": set(),
@@ -47,15 +47,15 @@ MAY_IMPORT = {
     "packing": set(),
     "backend": set(),
     "precision": set(),
-    "reads": {"native"},
+    "weight": set(),
     "reference": {"packing"},
     "encoding": set(),
     "tokenizer_files": {"files", "hub", "json_files"},
     "tokenization": {"files", "hub", "garbage", *TEXT},
     "checkpoint": {"files", "hub", "config", "json_files"},
-    "ops": {"native", "kernels", "reference", "backend", "packing", "config", "precision"},
+    "ops": {"native", "kernels", "reference", "backend", "packing", "config", "precision", "weight"},
     "model": BELOW_MODEL,
-    "explain": ALL_OF_MODEL | {"integrations", "native"},
+    "diagnostics": ALL_OF_MODEL | {"integrations", "native"},
     "inference": ALL_OF_MODEL,
     "training": ALL_OF_MODEL | {"inference"},
     "integrations": ALL_OF_MODEL | {"inference"},
@@ -64,6 +64,7 @@ MAY_IMPORT = {
 }
 PART_OF = {
     "doctor": "cli",
+    "__main__": "cli",
     "embed_command": "cli",
     "distill_arguments": "cli",
     "finetune_arguments": "cli",

@@ -25,7 +25,7 @@ from fastbert.integrations.parts import BERT, attention_reason, foreign_part, gl
 from fastbert.model.bert import last_state, output_states, pool, run_bert
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.model.layer import Products
-from fastbert.model.plan import encoder_plan, forget
+from fastbert.model.plan import encoder_plan, forget, forget_forms
 from fastbert.precision import check_precision, choose_precision, describe_setting
 from fastbert.reference import ACTIVATIONS
 
@@ -113,6 +113,18 @@ def restore(model: Model) -> Model:
                 del module.forward
                 if packed.own_forward is not None:
                     module.forward = packed.own_forward
+    return model
+
+
+def refresh(model: Model) -> Model:
+    """Tells fastbert that weights of `model` were written to, by whatever means; returns `model`.
+
+    The next call reads them again. Needed only after writes that bypass the version counter (through `.data` or numpy),
+    and only where the next call has to know: fastbert sees them by itself after a number of calls, on a CPU, that
+    `explain(model)` prints.
+    """
+    for module in _modules(model):
+        forget_forms(module)
     return model
 
 

@@ -261,12 +261,11 @@ def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tens
     return plan.timed(ops.linear, x, plan.weights[0], activation=activation)
 
 
-def refresh(module: nn.Module) -> None:
-    """Drops every form in a module: see `fastbert.refresh`."""
-    for part in module.modules():
-        plan = vars(part).get(_PLAN)
-        if plan is not None:
-            plan.written()
+def forget_forms(module: nn.Module) -> None:
+    """Drops what the plan of a module, if there is one, has made of weights: see `fastbert.refresh`."""
+    plan = vars(module).get(_PLAN)
+    if plan is not None:
+        plan.written()
 
 
 def forget(module: nn.Module) -> None:
