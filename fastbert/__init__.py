@@ -66,7 +66,18 @@ _HOMES = {
     "BertTokenizer": "tokenization",
 }
 # Modules that `import fastbert` makes reachable as attributes.
-_MODULES = ("backend", "config", "inference", "integrations", "model", "native", "ops", "packing", "reference", "training")
+_MODULES = (
+    "backend",
+    "config",
+    "inference",
+    "integrations",
+    "model",
+    "native",
+    "ops",
+    "packing",
+    "reference",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fastbert import native, ops
+from fastbert import ops
 from fastbert.model.layer import Embeddings, Layer, Products, Projection, has_global_hook, is_hooked, sharded
 
 _PLAN = "_fastbert_plan"
@@ -111,7 +111,8 @@ class Plan:
             if not weight.is_placeholder:
                 weight.forms.clear()
         self.state = self._state() if self.counts else None
-        self.checksums: native.Checksums | None = None
+        self.checksums: ops.Checksums | None = None
+        self.looked = False
 
     def _state(self) -> list[int]:
         """The memory of each parameter, and how often it was written to, by what counts that."""
@@ -128,13 +129,8 @@ class Plan:
         """Drops the forms of what was written to; at all values where `whole`, else at a part of them."""
         if self.state != self._state() or (self.checksums is not None and self.checksums.changed(whole=whole)):
             self.written()
-        if self.checksums is None and native.available() is None and self._is_on_cpu():
-            weights = [w for w in self.weights if not w.is_placeholder]
-            self.checksums = native.Checksums(weights)
-            self.checksums.take()
-
-    def _is_on_cpu(self) -> bool:
-        return all(t.is_cpu for w in self.weights[:1] for t in w.tensors)
+        if not self.looked:
+            self.checksums, self.looked = ops.checksums_of(self.weights), True
 
     def timed(self, call: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """call(*args), whose time bounds the next call's look at values."""

@@ -8,7 +8,7 @@ from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_no
 from fastbert.native.add_layer_norm_gradient import add_layer_norm_backward, add_layer_norm_training
 from fastbert.native.attention import attention, supports_attention
 from fastbert.native.attention_gradient import attention_backward, attention_training
-from fastbert.native.checksums import Checksums
+from fastbert.native.checksums import Checksums, checksums_of
 from fastbert.native.dropout import draw_seed
 from fastbert.native.embed_layer_norm import (
     embed_layer_norm,
@@ -44,6 +44,7 @@ __all__ = [
     "attention_training",
     "available",
     "bounds",
+    "checksums_of",
     "cpu_features",
     "describe_precision",
     "draw_seed",

@@ -81,6 +81,16 @@ class Checksums:
         return end > begin and C.first_changed_cpu(address, end - begin, threads) >= 0
 
 
+def checksums_of(weights: Sequence[Weight]) -> Checksums | None:
+    """The checksums of what lies on the CPU, taken now; None where the extension is missing or nothing lies there."""
+    lying = [w for w in weights if all(t.is_cpu for t in w.tensors)]
+    if C is None or not lying:
+        return None
+    checksums = Checksums(lying)
+    checksums.take()
+    return checksums
+
+
 def _span(x: Tensor) -> int:
     """The bytes from the first element of x to the last one."""
     if not x.numel():

@@ -1,5 +1,6 @@
 """The five ops of a BERT, and the whole encoder as a sixth: packed tensors in and out; and packing itself."""
 
+from fastbert.native.checksums import Checksums, checksums_of
 from fastbert.native.extension import mode_reason, pointer_reason
 from fastbert.native.packing import bounds
 from fastbert.ops.add_layer_norm import add_layer_norm
@@ -13,12 +14,14 @@ from fastbert.ops.packing import pack_mask, read_mask, take_rows
 from fastbert.weight import Weight
 
 __all__ = [
+    "Checksums",
     "EncoderWeights",
     "LayerWeights",
     "Weight",
     "add_layer_norm",
     "attention",
     "bounds",
+    "checksums_of",
     "embed_layer_norm",
     "encoder",
     "feed_forward",
