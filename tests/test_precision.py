@@ -16,7 +16,7 @@ from tiny_bert import save_tiny
 import fastbert
 from fastbert.cli import main
 from fastbert.inference import Embedder, FillMask
-from fastbert.model import encoder
+from fastbert.model.layer import Embeddings
 from fastbert.precision import DEVICES, PRECISIONS, QUANTIZED, SPLIT
 
 CLASSES = [n for n in fastbert.__all__ if n.startswith("BertFor")] + ["BertModel"]
@@ -190,8 +190,8 @@ def test_a_gradient_of_int8_is_refused_before_anything_runs(tiny, monkeypatch):
     mine = fastbert.BertForSequenceClassification.from_pretrained(tiny, quantize="int8")
     theirs = fastbert.accelerate(transformers.BertModel(transformers.BertConfig(**TINY)), quantize="int8")
     for model, bert in ((mine, mine.bert), (theirs, theirs)):
-        ran, embed = [], encoder.embed
-        monkeypatch.setattr(encoder, "embed", lambda *call, ran=ran, embed=embed: ran.append(call) or embed(*call))
+        ran, embed = [], Embeddings.__call__
+        monkeypatch.setattr(Embeddings, "__call__", lambda *call, r=ran, embed=embed: r.append(call) or embed(*call))
         for options in ({}, {"output_attentions": True}, {"output_hidden_states": True}):
             with pytest.raises(
                 ValueError, match="quantize is 'int8', which has no gradient, and one is wanted: run the"

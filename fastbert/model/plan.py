@@ -189,10 +189,7 @@ class EncoderPlan(Plan):
 
     def drops_out(self) -> bool:
         """Whether a layer's dropout is active."""
-        for drop in self.drops:
-            if drop["training"] and drop["p"]:
-                return True
-        return False
+        return any(drop["training"] and drop["p"] for drop in self.drops)
 
     def written(self) -> None:
         super().written()
