@@ -378,7 +378,7 @@ def test_parameters_stay_where_they_are_and_changes_are_followed(tmp_path):
         attention = mine.encoder.layer[0].attention.self
         for change in (
             lambda: attention.key.weight.mul_(1.5),
-            lambda: attention.key.weight.data.add_(0.3),
+            lambda: attention.key.weight.data.add_(0.3) is fastbert.refresh(mine),
             lambda: setattr(attention.query.weight, "data", torch.randn(48, 48)),
             lambda: attention.value.load_state_dict(torch.nn.Linear(48, 48).state_dict()),
             lambda: mine.to(torch.float64),
