@@ -228,6 +228,7 @@ def test_a_text_alone_and_in_a_batch(tmp_path):
 def test_position_ids_and_inputs_embeds(tmp_path):
     theirs, mine = pair("BertModel", tmp_path)
     mask = mask_of("left")
+    pool_first_real_token(theirs, mask)
     embeds = torch.randn(3, 8, 48, requires_grad=True)
     for positions in (torch.arange(20, 28)[None], torch.randint(0, 40, (3, 8))):
         a = mine(inputs_embeds=embeds, attention_mask=mask, position_ids=positions)
