@@ -311,10 +311,14 @@ def test_ceiling_of_each_precision(monkeypatch):
 
 def test_gemm_rows(tmp_path):
     file = tmp_path / "gemm.csv"
-    assert bench_gemm.main(["--rows", "3", "--seconds", "0", "--output", str(file)]) == 0
+    code = bench_gemm.main(["--rows", "3", "--seconds", "0", "--output", str(file)])
     rows = harness.read_rows(file)
+    bad = {row["provider"] for row in rows if row["status"].startswith(("failed", "wrong"))}
+    # Peers, which lack instructions or are wrong under some settings of torch's own (ONEDNN_MAX_CPU_ISA).
+    assert code == bool(bad) and bad <= {"torch", "torch-packed"}
     assert {(row["case"], row["shape"]) for row in rows} == {("768->3072", "3x768x3072"), ("3072->768", "3x3072x768")}
-    assert all(row["status"] == "ok" for row in rows if row["provider"] == "torch")
+    ran = {(row["provider"], row["dtype"]) for row in rows if row["status"] == "ok"}
+    assert {("torch", "fp32"), ("fastbert", "fp32"), ("fastbert", "bf16"), ("fastbert", "int8")} <= ran
 
 
 def test_fresh_process():

@@ -223,9 +223,9 @@ def test_quick_run_and_its_picture(tiny, tmp_path, capsys):
     assert {row["status"].split(":")[0] for row in rows} == {"ok", "unsupported"}
     grid = ["--batch", "2", "--length", "8", "--fill", "0.5", "1", "--dtype", "fp32", "--providers", "torch-*", *names]
     code = bench_encoder.main([*arguments[1:], *grid])
-    failed = {row["provider"] for row in harness.read_rows(file) if row["status"].startswith("failed")}
-    # torch's compiler is a peer, which some settings of torch's own (ATEN_CPU_CAPABILITY=default) stop.
-    assert code == bool(failed) and failed <= {"torch-compile"}
+    bad = {row["provider"] for row in harness.read_rows(file) if row["status"].startswith(("failed", "wrong"))}
+    # torch's compiler is a peer, which fails or yields NaN under some settings of torch's own (ATEN_CPU_CAPABILITY).
+    assert code == bool(bad) and bad <= {"torch-compile"}
 
     pictures = plot.plot([file], tmp_path / "pictures")
     assert len(pictures) == 3  # cases in fp32 and in bf16, the grid in fp32
