@@ -210,6 +210,7 @@ def _dkdv_step(
     stride_o,
     stride_do,
     stride_dq,
+    keys,  # of the tile, within the sequence
     first,  # packed row of the block's first query
     left,  # queries from there to the sequence's end
     scale,  # in base 2
@@ -248,7 +249,10 @@ def _dkdv_step(
         scores = scores * scale + bias[:, None]
     p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype, HAS_BIAS)
     if WITH_DQ:  # a key beyond the sequence scores 0, which may be far above the others: infinity times its zeros
-        p = tl.minimum(p, 1.0)
+        if q.dtype == tl.float32:
+            p = tl.where((tl.arange(0, k.shape[0]) < keys)[:, None], p, 0.0)
+        else:  # one register less: bf16 spilled with D 64 on sm_90
+            p = tl.minimum(p, 1.0)
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
     if HAS_DROPOUT:
         keep = dropout.kept(dropout.row_keys(seed, row + offs_m, plane)[None, :], key_keys[:, None], threshold)
@@ -333,14 +337,14 @@ def _attention_bwd_dkdv_kernel(
     for m in range(0, full, BLOCK_M):
         dk, dv = _dkdv_step(
             k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
-            statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, start + m, BLOCK_M,
+            statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + m, BLOCK_M,
             scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT,
             WITH_DQ, False, PRECISION,
         )  # fmt: skip
     if full < queries:
         dk, dv = _dkdv_step(
             k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
-            statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, start + full,
+            statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + full,
             queries - full, scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS,
             HAS_DROPOUT, WITH_DQ, True, PRECISION,
         )  # fmt: skip
