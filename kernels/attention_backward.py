@@ -249,7 +249,10 @@ def _dkdv_step(
         scores = scores * scale + bias[:, None]
     p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype, HAS_BIAS)
     if WITH_DQ:  # a key beyond the sequence scores 0, which may be far above the others: infinity times its zeros
-        p = tl.where((tl.arange(0, k.shape[0]) < keys)[:, None], p, 0.0)
+        if q.dtype == tl.float32:
+            p = tl.where((tl.arange(0, k.shape[0]) < keys)[:, None], p, 0.0)
+        else:  # one register less: bf16 spilled with D 64 on sm_90
+            p = tl.minimum(p, 1.0)
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
     if HAS_DROPOUT:
         keep = dropout.kept(dropout.row_keys(seed, row + offs_m, plane)[None, :], key_keys[:, None], threshold)

@@ -106,7 +106,7 @@ def test_no_matrix_over_the_whole_row(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [[5, 8], [0], [20, 0]], ids=str)
 def test_tokens_of_no_sequence_get_zeros(dtype, lengths):
-    """In the reference, as on a GPU, whose offsets nobody has read."""
+    """In the reference, as on a GPU, whose offsets no one has read."""
     given = inputs_of(lengths, heads=2, dim=8)
     tokens = sum(lengths)
     qkv = torch.cat([given["qkv"], torch.full((7, 3, 2, 8), float("nan"))]).to(dtype)

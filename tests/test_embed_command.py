@@ -16,8 +16,9 @@ from cli_support import make_texts, read_jsonl, run, write_texts
 from tiny_bert import save_tiny
 
 import fastbert
+from fastbert import cli
 from fastbert.cli import main
-from fastbert.inference import Embedder
+from fastbert.inference import Embedder, pooling
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,10 @@ def tiny(tmp_path_factory):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_the_command_names_the_poolings_that_there_are():
+    assert cli.POOLINGS == pooling.POOLINGS  # a copy, so that --help need not import torch
 
 
 def test_every_format_holds_the_embedders_vectors_in_order(tiny, folder, capsys):

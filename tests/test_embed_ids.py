@@ -38,7 +38,7 @@ def test_ids_of_each_format(tmp_path):
 
 
 @pytest.mark.parametrize("name, ids", [("jsonl", ["é", 5, "c"]), ("parquet", ["é", "5", "c"])])
-def test_ids_stand_beside_their_vectors_and_skipped_lines_have_none(tmp_path, name, ids, monkeypatch):
+def test_ids_stand_next_to_their_vectors_and_skipped_lines_have_none(tmp_path, name, ids, monkeypatch):
     monkeypatch.setattr("fastbert.inference.output.ROW_GROUP", 2)
     out = tmp_path / f"o.{name}"
     windows = [

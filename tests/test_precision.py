@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from cli_support import run
 from support import TINY, mask_of, tokens
 from tiny_bert import save_tiny
 
 import fastbert
-from fastbert.cli import main
 from fastbert.inference import Embedder, FillMask
 from fastbert.model.layer import Embeddings
 from fastbert.precision import DEVICES, PRECISIONS, QUANTIZED, SPLIT
@@ -330,16 +330,6 @@ def test_explain_says_what_a_model_runs_in(setting, tiny):
 
 
 # The command line.
-
-
-def run(capsys, *args):
-    """Exit code, stdout and stderr of the command line."""
-    try:
-        code = main([str(arg) for arg in args])
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.mark.parametrize("setting", ON_A_CPU)

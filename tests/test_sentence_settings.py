@@ -89,7 +89,7 @@ def test_the_folder_as_it_is(whole):
 
 
 KINDS = [None, 0, 1, -1, 2**24 + 1, 1.5, "1", "", True, [], ["a"], [3], {}, {"a": 1}]
-# What is right of KINDS for each field, beside what FILES have. 0 and 1 are no flags, True is no number.
+# What is right of KINDS for each field, in addition to what FILES have. 0 and 1 are no flags, True is no number.
 RIGHT = {
     "sentence_bert_config.json": {
         **{key: [None, 1] for key in ("max_seq_length", "query_length", "document_length")},

@@ -12,9 +12,9 @@ from random import Random
 
 import numpy as np
 import pytest
+from cli_support import run
 from training_text import VOCAB, make_documents, prepared, write_documents, write_vocab
 
-from fastbert.cli import main
 from fastbert.inference.records import InputError
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.prepare import JOURNAL, PrepareError, PrepareSettings, prepare
@@ -332,15 +332,6 @@ def test_settings_that_do_not_go_together(tmp_path):
 
 
 # The command line
-
-
-def run(capsys, *args):
-    try:
-        code = main([str(arg) for arg in args])
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_the_command(tmp_path, capsys):
