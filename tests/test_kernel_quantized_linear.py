@@ -1,7 +1,5 @@
 """int8 and fp8 linear by Triton: the reference's integers, its sums, and what is kept of a weight and for how long."""
 
-import gc
-
 import pytest
 import torch
 
@@ -26,7 +24,12 @@ from fastbert import precision, reference
 from fastbert.kernels import architecture, configs
 from fastbert.kernels.linear_quantized import linear_quantized_fwd
 from fastbert.kernels.quantize import quantize_rows_fwd
-from fastbert.ops import _quantized_linear
+from fastbert.ops import Weight, _quantized_linear
+
+
+def run(x, weight, bias, *rest):
+    return _quantized_linear.run(x, Weight([weight], [bias]), *rest)
+
 
 QUANTIZERS = {"int8": lambda x: reference.quantize_rows(reference.rotate(x)), "fp8": reference.quantize_rows_fp8}
 needs_fp8 = pytest.mark.skipif(
@@ -106,11 +109,11 @@ def test_rows_of_almost_nothing():
 def test_int8_is_the_reference(activation):
     for M, K, N in SHAPES if activation in (None, "gelu") else SHAPES[1:2]:
         x, weight, bias = random(M, K), random(N, K), random(N) if N != 7 else None
-        got = _quantized_linear.run(x, weight, bias, activation, "int8")
+        got = run(x, weight, bias, activation, "int8")
         expected = reference.linear_int8(x, weight, bias, activation=activation)
         assert got.dtype == expected.dtype
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=lambda m, s=(M, K, N): f"{s}: {m}")
-        assert torch.equal(_quantized_linear.run(x, weight, bias, activation, "int8"), got)
+        assert torch.equal(run(x, weight, bias, activation, "int8"), got)
 
 
 @runs
@@ -148,7 +151,7 @@ def test_fp8_is_the_reference(activation):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_fp8_from_end_to_end(dtype):
     x, weight, bias = random(300, 1024, dtype=dtype), random(513, 1024, dtype=dtype), random(513, dtype=dtype)
-    got = _quantized_linear.run(x, weight, bias, "gelu", "fp8").double()
+    got = run(x, weight, bias, "gelu", "fp8").double()
     expected = reference.linear_fp8(x, weight, bias, activation="gelu").double()
     assert (got - expected).norm() <= 0.01 * expected.norm()
 
@@ -172,37 +175,26 @@ def test_the_gpus_own_tiles(number, kind):
 def test_a_row_does_not_depend_on_its_neighbours_and_strides_do_not_matter():
     wide, weight, bias = random(40, 512), random(50, 512)[:, ::2], random(100)[::2]
     x = wide[:, :256]
-    whole = _quantized_linear.run(x, weight, bias, "gelu", "int8")
-    assert torch.equal(_quantized_linear.run(x[7:8], weight, bias, "gelu", "int8"), whole[7:8])
+    whole = run(x, weight, bias, "gelu", "int8")
+    assert torch.equal(run(x[7:8], weight, bias, "gelu", "int8"), whole[7:8])
     compact = _quantized_linear.run(x.contiguous(), weight.contiguous(), bias.contiguous(), "gelu", "int8")
     assert torch.equal(whole, compact)
-    assert torch.equal(_quantized_linear.run(x.T.contiguous().T, weight, bias, "gelu", "int8"), whole)
+    assert torch.equal(run(x.T.contiguous().T, weight, bias, "gelu", "int8"), whole)
 
 
 @runs
-def test_a_weight_is_quantized_once_and_again_when_it_changes():
-    gc.collect()
-    before = _quantized_linear.quantized_bytes()
-    weight = torch.nn.Parameter(random(8, 128))
-    with torch.no_grad():
-        made, scale = _quantized_linear.quantized(weight, "int8")
-        assert _quantized_linear.quantized(weight, "int8")[0] is made
-        assert _quantized_linear.quantized_bytes() == before + 8 * 128 + 8 * 4
-        weight.mul_(2)
-        again, twice = _quantized_linear.quantized(weight, "int8")
-        assert again is not made and torch.equal(twice, 2 * scale)
-        weight.data = random(8, 128)
-        assert _quantized_linear.quantized(weight, "int8")[0] is not again
-    assert _quantized_linear.quantized_bytes() == before + 8 * 128 + 8 * 4
-    del weight
-    gc.collect()
-    assert _quantized_linear.quantized_bytes() == before
+def test_a_weight_is_quantized_once():
+    weight, x = Weight([random(8, 128)], [None]), random(3, 128)
+    _quantized_linear.run(x, weight, None, "int8")
+    (made,) = weight.forms.values()
+    _quantized_linear.run(x, weight, None, "int8")
+    assert list(weight.forms.values()) == [made] and weight.nbytes() == 8 * 128 + 8 * 4
 
 
 def test_reasons():
     x, weight = torch.randn(2, 8), torch.randn(3, 8)
     for kind in precision.QUANTIZED:
-        assert _quantized_linear.supports(x, weight, None, kind) == "it runs on a GPU, not on cpu"
+        assert _quantized_linear.supports(x, Weight([weight], [None]), kind) == "it runs on a GPU, not on cpu"
 
 
 @pytest.mark.parametrize(
