@@ -285,9 +285,11 @@ def test_nothing_is_done_for_what_needs_no_gradient(called):
     x, weight, bias = torch.randn(5, 8), torch.randn(4, 8), torch.randn(4)
     norm = torch.ones(8)
 
-    def run(call, *wanted):
+    owner = ops.Weight([weight], [bias])
+
+    def run(call, *wanted, owned=False):
         leaves = [t.requires_grad_(w) for t, w in zip((x, weight, bias), wanted, strict=True)]
-        out = call(*leaves)
+        out = call(x, owner) if owned else call(*leaves)
         called.clear()
         out.sum().backward()
         assert [t.grad is not None for t in leaves] == list(wanted)
@@ -295,8 +297,9 @@ def test_nothing_is_done_for_what_needs_no_gradient(called):
             t.grad = None
         return set(called)
 
-    assert run(ops.linear, True, False, False) == {"pack_transposed_cpu", "linear_cpu"}
-    assert run(ops.linear, True, False, False) == {"linear_cpu"}, "the frozen weight is packed again"
+    for owned in (False, True):
+        assert run(ops.linear, True, False, False, owned=owned) == {"pack_transposed_cpu", "linear_cpu"}
+    assert run(ops.linear, True, False, False, owned=True) == {"linear_cpu"}, "the frozen weight is packed again"
     both = {"activation_backward_cpu", "pack_transposed_cpu", "weight_gradient_cpu"}
     assert run(ops.linear, False, True, False) == both
     assert run(ops.linear, False, False, True) == {"activation_backward_cpu", "sum_partials_cpu"}

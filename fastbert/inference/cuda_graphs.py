@@ -337,8 +337,6 @@ class CompiledModel:
         with self._graphs.in_order():
             replay, output = self._graphs.capture(run)
         self._captured += 1
-        # The first run of all lays queries, keys and values of a layer into one storage.
-        self._state = _State(self.model)
         return _Graph(static, replay, output)
 
     def _raise_what_was_told(self) -> None:

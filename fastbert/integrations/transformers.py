@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from fastbert import ops
 from fastbert.integrations.parts import BERT, attention_reason, foreign_part, global_hook_reason
-from fastbert.model.bert import last_state, output_states, pool, run_bert
+from fastbert.model.bert import last_state, pool, run_bert
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.model.layer import Products
-from fastbert.model.plan import encoder_plan, forget, forget_forms
+from fastbert.model.plan import encoder_plan, forget, forget_forms, freshness
 from fastbert.precision import check_precision, choose_precision, describe_setting
 from fastbert.reference import ACTIVATIONS
 
@@ -64,7 +64,7 @@ def accelerate(
             stay as they are.
         recompute_activations: in training, as `BertModel.recompute_activations`.
 
-    Queries, keys and values of a layer come to share one storage; the parameters stay the same objects.
+    The parameters stay the same objects, where they are.
     A decoder, a subclass with a forward of its own and an activation that fastbert lacks are left alone, with a
     warning where nothing else is there to speed up. What runs the original code runs it in the parameters' dtype,
     whatever precision and quantize say. Accelerated again, a model runs as the last call says.
@@ -101,7 +101,7 @@ def accelerate(
 def restore(model: Model) -> Model:
     """Undoes `accelerate`: every call runs the original code again, without precision or quantize; returns `model`.
 
-    Queries, keys and values have memory of their own again. A dtype that accelerate has given the parameters stays.
+    A dtype that accelerate has given the parameters stays.
     """
     for module in _modules(model):
         packed = _packed(module)
@@ -151,6 +151,8 @@ def explain_model(model: Any) -> list[Verdict]:
             if packed is not None:
                 for reason, calls in packed.declined.items():
                     verdict += f"\n  {calls} calls ran the original code: {reason}"
+                if seen := freshness(module):
+                    verdict += f"\n  {seen}"
             verdicts.append(Verdict(name or type(module).__name__, verdict, runs))
     if not verdicts:
         raise ValueError(f"model is a {type(model).__name__} without a BertModel; there is nothing to explain")
@@ -249,7 +251,8 @@ class PackedBert(_Packed):
         output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=last_state(inputs, encoded),
             pooler_output=pooled,
-            **output_states(encoded),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
             cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
         )
         return output if return_dict else output.to_tuple()

@@ -81,11 +81,6 @@ def last_state(inputs: Inputs, encoded: Encoded) -> Tensor:
     return inputs.give_back(encoded.last_hidden_state) if states is None else states[-1]
 
 
-def output_states(encoded: Encoded) -> dict[str, Any]:
-    """The output fields hidden_states and attentions."""
-    return {"hidden_states": encoded.hidden_states, "attentions": encoded.attentions}
-
-
 class BertModel(BertPreTrainedModel):
     """The bare encoder, with transformers' arguments and output; pads come out as zeros.
 
@@ -153,6 +148,9 @@ class BertModel(BertPreTrainedModel):
         )
         pooled = None if self.pooler is None else pool(inputs, encoded)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=last_state(inputs, encoded), pooler_output=pooled, **output_states(encoded)
+            last_hidden_state=last_state(inputs, encoded),
+            pooler_output=pooled,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
         return self._returned(output, return_dict)

@@ -73,7 +73,7 @@ def encode(
 
 def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
     """Whether all layers can be one call: no gradient, no active dropout, no part that has to be called."""
-    if plan.whole is None or plan.drops_out() or ops.pointer_reason():
+    if plan.whole is None or plan.drops_out():
         return False
     if not torch.is_grad_enabled():
         return True

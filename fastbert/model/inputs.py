@@ -91,7 +91,8 @@ def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
     found, waiting = [], []
     for name, ids, limit, what in several:
         if ids.numel():
-            ids = _unwrapped(ids)
+            while torch._C._functorch.is_functorch_wrapped_tensor(ids):  # of torch.vmap: the whole batch
+                ids = torch._C._functorch.get_unwrapped(ids)
             bounds = ops.bounds(ids)
             found.append([name, limit, what, bounds])
             if bounds is None:
@@ -105,13 +106,6 @@ def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
             raise ValueError(
                 f"{name} holds {low if low < 0 else high}; {what} is {limit}, so 0 to {limit - 1} are valid"
             )
-
-
-def _unwrapped(x: Tensor) -> Tensor:
-    """All that is behind a tensor of torch.func: of torch.vmap, the whole batch."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
 
 
 def prepare(
@@ -210,11 +204,10 @@ def _packed(
 ) -> Inputs:
     indices, device = batch.indices, batch.cu_seqlens.device
     if not came_packed:
-        ids = {name: x.reshape(-1) for name, x in ids.items()}
-        embeds = None if embeds is None else embeds.flatten(0, 1)
-        if indices is not None:
-            ids = {name: x.index_select(0, indices) for name, x in ids.items()}
-            embeds = None if embeds is None else embeds.index_select(0, indices)
+        for name, x in ids.items():
+            ids[name] = x.reshape(-1) if indices is None else x.reshape(-1).index_select(0, indices)
+        if embeds is not None:
+            embeds = pack(embeds, batch)
     tokens = ids.get("input_ids", embeds)
     types, positions = ids.get("token_type_ids"), ids.get("position_ids")
     if types is None:

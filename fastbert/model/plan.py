@@ -102,7 +102,7 @@ class Plan:
         self.weights = weights
         self.tensors = [p for p in self.tree.parameters if not p.is_meta]
         self.counts = not any(type(p) is not nn.Parameter or p.is_inference() for p in self.tensors)
-        self.shapes = self._shapes()
+        self.shapes = [*map(Tensor.numel, self.tensors), *map(Tensor.stride, self.tensors)]
         self.written()
 
     def written(self) -> None:
@@ -118,12 +118,11 @@ class Plan:
         """The memory of each parameter, and how often it was written to, by what counts that."""
         return [*map(Tensor.data_ptr, self.tensors), *map(_VERSION, self.tensors)]
 
-    def _shapes(self) -> list[Any]:
-        return [*map(Tensor.numel, self.tensors), *map(Tensor.stride, self.tensors)]
-
     def holds(self, root: nn.Module) -> bool:
         """Whether the plan is of `root` as it is, values aside."""
-        return self.owner() is root and self.counts and self.tree.holds(root) and self.shapes == self._shapes()
+        if self.owner() is not root or not self.counts or not self.tree.holds(root):
+            return False
+        return self.shapes == [*map(Tensor.numel, self.tensors), *map(Tensor.stride, self.tensors)]
 
     def look_for_writes(self, *, whole: bool) -> None:
         """Drops the forms of what was written to; at all values where `whole`, else at a part of them."""
@@ -187,9 +186,17 @@ class EncoderPlan(Plan):
         found = [layer.weights(self.products) for layer in self.layers]
         return None if any(w is None for w in found) else ops.EncoderWeights(found)
 
+    def multiply_as(self, products: Products) -> None:
+        """The same parts with another activation or precision; forms are kept by precision."""
+        self.products = products
+        self.whole = None if self.foreign is not None else self._whole()
+
     def drops_out(self) -> bool:
         """Whether a layer's dropout is active."""
-        return any(drop["training"] and drop["p"] for drop in self.drops)
+        for drop in self.drops:
+            if drop["training"] and drop["p"]:
+                return True
+        return False
 
     def written(self) -> None:
         super().written()
@@ -223,7 +230,9 @@ def encoder_plan(bert: nn.Module, products: Products, verdict: Verdict | None = 
     if torch.compiler.is_compiling():
         return _Untracked(bert, products, verdict)
     plan = vars(bert).get(_PLAN)
-    if plan is None or plan.products != products or not plan.holds(bert):
+    if plan is not None and plan.products != products:
+        plan.multiply_as(products)
+    if plan is None or not plan.holds(bert):
         vars(bert).pop(_PLAN, None)  # with all that it holds
         plan = EncoderPlan(bert, products, verdict)
         if plan.counts:
@@ -252,6 +261,18 @@ def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tens
     if plan.counts:
         plan.look_for_writes(whole=torch.is_grad_enabled())
     return plan.timed(ops.linear, x, plan.weights[0], activation=activation)
+
+
+def freshness(module: nn.Module) -> str | None:
+    """When the plan of a module, if it has one, sees writes to weights that bypass the version counter; a sentence."""
+    plan = vars(module).get(_PLAN)
+    if plan is None or not plan.looked:
+        return None
+    if plan.checksums is None:
+        return "writes to weights through .data are not seen; fastbert.refresh(model): at once"
+    calls = plan.checksums.calls_until_seen()
+    bound = f"after at most {calls} calls like the last one"
+    return f"writes to weights through .data are seen {bound}; fastbert.refresh(model): at once"
 
 
 def forget_forms(module: nn.Module) -> None:

@@ -72,11 +72,6 @@ def linear(
 def linear_fwd(x: Tensor, weight: Weight, activation: str | None, precision: str | None = None) -> Tensor:
     """`linear` of arguments that `supports_linear` has taken."""
     y = fresh(x, x.shape[0], weight.shape[0])
-    linear_into(y, x, weight, activation, precision)
-    return y
-
-
-def linear_into(y: Tensor, x: Tensor, weight: Weight, activation: str | None, precision: str | None = None) -> None:
     buffer = packed(weight, precision)  # held: another thread may drop the form while this one multiplies
     C.linear_cpu(
         CPU_DTYPES[x.dtype],
@@ -92,3 +87,4 @@ def linear_into(y: Tensor, x: Tensor, weight: Weight, activation: str | None, pr
         chosen_isa()[1],
         torch.get_num_threads(),
     )
+    return y

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fresh
-from fastbert.native.linear import linear_into
+from fastbert.native.linear import linear_fwd
 from fastbert.native.packed_weights import packed_transpose
 from fastbert.native.workspace import keep, workspace
-from fastbert.weight import Weight
+from fastbert.weight import Weight, as_weight
 
 # Tokens are taken so many words (of one fp32, two bf16) at a time, so that a strip of dz^T and a panel of x lie in the
 # L2 cache. Over 16384 at once, dW took 1.6 times as long.
@@ -27,12 +27,11 @@ def linear_training(x: Tensor, weight: Weight, activation: str | None) -> tuple[
 
     The caller has asked `supports_linear`.
     """
-    y = fresh(x, x.shape[0], weight.shape[0])
     if activation is None or activation in _FROM_OUTPUT:
-        linear_into(y, x, weight, activation)
+        y = linear_fwd(x, weight, activation)
         return y, None if activation is None else y
-    linear_into(y, x, weight, None)
-    return activate(y, activation), y
+    z = linear_fwd(x, weight, None)
+    return activate(z, activation), z
 
 
 def activate(saved: Tensor, activation: str) -> Tensor:
@@ -48,7 +47,7 @@ def activate(saved: Tensor, activation: str) -> Tensor:
 def linear_backward(
     dy: Tensor,
     x: Tensor,
-    weight: Weight,
+    weight: Tensor | Weight,
     saved: Tensor | None,
     activation: str | None,
     wanted: tuple[bool, bool, bool] = (True, True, True),
@@ -81,7 +80,7 @@ def linear_backward(
     if not M and want_weight:
         dweight.zero_()  # no row is added to it below
     dbias = fresh(x, N) if want_bias else None
-    packed = packed_transpose(weight, inner) if want_x else None
+    packed = packed_transpose(as_weight(weight, None), inner) if want_x else None
 
     for start in range(0, M, chunk or 1):
         rows = min(chunk, M - start)

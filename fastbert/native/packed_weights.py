@@ -1,4 +1,4 @@
-"""Weights in the order that the kernels read, kept as forms of an `Weight`, by its owner."""
+"""Weights in the order that the kernels read, kept as forms of a `Weight`, by its owner."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fastbert.weight import Weight
 
 
 def packed(weight: Weight, precision: str | None = None) -> Tensor:
-    """The panels of an Weight with its biases, for the instruction set in use."""
-    key = "packed", precision, chosen_isa()[1]
+    """The panels of a Weight with its biases, for the instruction set in use."""
+    key = _key(weight, precision)
     found = weight.forms.get(key)
     return weight.form(key, lambda: _pack(weight, precision)) if found is None else found
 
@@ -53,4 +53,8 @@ def _pack_transpose(weight: Weight, inner: int) -> Tensor:
 
 def has_packed(weight: Weight, precision: str | None) -> bool:
     """Whether a weight without memory has the form that these kernels read."""
-    return ("packed", precision, chosen_isa()[1]) in weight.forms
+    return _key(weight, precision) in weight.forms
+
+
+def _key(weight: Weight, precision: str | None) -> tuple:
+    return "packed", precision, weight.weights[0].dtype, chosen_isa()[1]

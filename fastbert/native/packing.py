@@ -46,12 +46,8 @@ def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool, bool]:
         token; the number of tokens; the longest sequence; whether one begins with a pad; whether a value is neither 0
         nor 1, which counts as a pad.
 
-    Raises:
-        ValueError: a mask it does not take, with the reason of `supports_read_mask`.
+    The caller has asked `supports_read_mask`.
     """
-    reason = supports_read_mask(mask)
-    if reason is not None:
-        raise ValueError(f"native.read_mask: {reason}")
     (batch_size, seq_len), values = mask.shape, mask.contiguous()
     cu_seqlens = fresh(mask, batch_size + 1, dtype=torch.int32)
     indices = fresh(mask, batch_size * seq_len, dtype=torch.int64)

@@ -112,7 +112,8 @@ def _reference_of_parts(x: Tensor, *tensors: Tensor, rows: int, activation: str 
 
 
 def _native(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
-    if needs_gradient(x, *weight.tensors):  # in full precision, which "high" and "highest" allow
+    # With a gradient, "high" and "highest" are in full precision.
+    if torch.is_grad_enabled() and needs_gradient(x, *weight.tensors):
         return _NativeLinear.apply(x, weight, activation, *weight.tensors)
     return native.linear_fwd(x, weight, activation, precision)
 
