@@ -494,7 +494,7 @@ def test_gpu_same_as_the_model(kind, mask, dtype):
     with torch.inference_mode():
         expected = model(ids.cuda(), mask_there)
     bound = 1e-5 if dtype == torch.float32 else 3e-2
-    ways = [(ids, mask_here), (ids.cuda(), mask_here)] + [(ids.cuda(), mask_there)]
+    ways = [(ids, mask_here), (ids.cuda(), mask_here), (ids.cuda(), mask_there)]
     for given in ways * 2:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -9,7 +9,7 @@ from support import assert_accurate, assert_op_accurate, poisoned_memory, requir
 
 import fastbert
 from fastbert import native, ops, reference
-from fastbert.native import add_layer_norm_gradient, extension, linear_gradient
+from fastbert.native import add_layer_norm_gradient, extension, linear_gradient, packed_weights
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -277,7 +277,8 @@ def called(monkeypatch):
                 names.append(name)
             return value
 
-    monkeypatch.setattr(linear_gradient, "C", Spy())
+    for module in (linear_gradient, packed_weights):
+        monkeypatch.setattr(module, "C", Spy())
     return names
 
 

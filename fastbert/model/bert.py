@@ -75,12 +75,6 @@ def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
     return dense(first, "tanh") * some[:, None]
 
 
-def last_state(inputs: Inputs, encoded: Encoded) -> Tensor:
-    """The output field last_hidden_state, in the shape of the caller's input: that of hidden_states, if asked for."""
-    states = encoded.hidden_states
-    return inputs.give_back(encoded.last_hidden_state) if states is None else states[-1]
-
-
 class BertModel(BertPreTrainedModel):
     """The bare encoder, with transformers' arguments and output; pads come out as zeros.
 
@@ -147,10 +141,11 @@ class BertModel(BertPreTrainedModel):
             prepared=prepared,
         )
         pooled = None if self.pooler is None else pool(inputs, encoded)
+        states = encoded.hidden_states
         output = BaseModelOutputWithPooling(
-            last_hidden_state=last_state(inputs, encoded),
+            last_hidden_state=inputs.give_back(encoded.last_hidden_state) if states is None else states[-1],
             pooler_output=pooled,
-            hidden_states=encoded.hidden_states,
+            hidden_states=states,
             attentions=encoded.attentions,
         )
         return self._returned(output, return_dict)

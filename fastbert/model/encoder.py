@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -60,9 +61,10 @@ def encode(
     x = plan.embeddings(inputs)
     by_layer = output_hidden_states or inputs.key_mask is not None
     if not by_layer and _runs_whole(plan, bert, x):
-        if torch.compiler.is_compiling():
-            return Encoded(ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True), plan=plan)
-        x = plan.timed(ops.encoder, x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
+        start = 0.0 if plan.checksums is None else time.perf_counter()
+        x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
+        if plan.checksums is not None:
+            plan.checksums.seconds = time.perf_counter() - start  # bounds the next call's look at values
         return Encoded(x, plan=plan)
     x = _returned(x, inputs, states) if output_hidden_states else x
     for i in range(len(plan.modules)):

@@ -28,16 +28,12 @@ class Inputs:
     position_ids: Tensor
     came_packed: bool = False
     key_mask: Tensor | None = None
+    is_full: bool = False  # no column is a pad: row b starts at token b * S
 
     @property
     def padded_shape(self) -> tuple[int, int]:
         """(B, S)."""
         return self.batch.batch_size, self.batch.seq_len
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no column is a pad, so that row b starts at token b * S."""
-        return self.batch.indices is None
 
     def flat(self) -> Inputs:
         """Every column, pads too, as token 0: every field (B * S, ...)."""
@@ -62,18 +58,6 @@ class Inputs:
     def take(self, x: Tensor) -> Tensor:
         """What the caller gave for each of its tokens, labels say, as (T, ...)."""
         return x if self.came_packed else pack(x, self.batch)
-
-
-class PackedInputs(Inputs):
-    """Tokens whose values and offsets nothing on the host knows, so that nothing made of them waits for a device.
-
-    Sequences may be empty, and tokens behind the last one belong to none, so that T and the number of sequences can
-    be those of a larger batch. `batch.max_seqlen` is a bound. Pads, and what asks for them, there are none.
-    """
-
-    @property
-    def is_full(self) -> bool:
-        return False
 
 
 def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
@@ -215,7 +199,8 @@ def _packed(
     if positions is None:
         columns = torch.arange(len(tokens), device=device) if indices is None else indices
         positions = columns % max(batch.seq_len, 1)
-    return Inputs(batch, ids.get("input_ids"), embeds, types, positions, came_packed, key_mask)
+    is_full = indices is None
+    return Inputs(batch, ids.get("input_ids"), embeds, types, positions, came_packed, key_mask, is_full)
 
 
 def _with_queries(batch: PackedBatch, ids: Tensor | None, pad_id: int | None) -> tuple[PackedBatch, Tensor | None]:

@@ -11,7 +11,7 @@ from fastbert.weight import Weight
 
 def packed(weight: Weight, precision: str | None = None) -> Tensor:
     """The panels of a Weight with its biases, for the instruction set in use."""
-    key = _key(weight, precision)
+    key = "packed", precision, weight.weights[0].dtype, chosen_isa()[1]
     found = weight.forms.get(key)
     return weight.form(key, lambda: _pack(weight, precision)) if found is None else found
 
@@ -53,8 +53,4 @@ def _pack_transpose(weight: Weight, inner: int) -> Tensor:
 
 def has_packed(weight: Weight, precision: str | None) -> bool:
     """Whether a weight without memory has the form that these kernels read."""
-    return _key(weight, precision) in weight.forms
-
-
-def _key(weight: Weight, precision: str | None) -> tuple:
-    return "packed", precision, weight.weights[0].dtype, chosen_isa()[1]
+    return ("packed", precision, weight.weights[0].dtype, chosen_isa()[1]) in weight.forms

@@ -167,7 +167,7 @@ def linear(
         raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}")
     if precision is not None:
         check_precision("linear", precision, x, *weight.tensors)
-    if autocast_is_on(x):
+    if torch._C._is_any_autocast_enabled() and autocast_is_on(x):
         with autocast_off(x):
             if precision in QUANTIZED:  # chosen for the model, and narrower than autocast
                 return linear(x, weight, activation=activation, precision=precision)
