@@ -29,7 +29,7 @@ def test_frames_of_a_warm_call(make, most):
     with torch.inference_mode(False):
         model = make()
     ids, mask = torch.randint(1, TINY["vocab_size"], (3, 8)), torch.ones(3, 8, dtype=torch.long)
-    mask[1, 5:] = 0
+    mask[1, 5:] = ids[1, 5:] = 0
     frames = []
 
     def record(frame, event, argument):

@@ -25,7 +25,7 @@ from fastbert.integrations.parts import BERT, attention_reason, foreign_part
 from fastbert.model.bert import pool, run_bert
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.model.layer import Products, has_global_hook
-from fastbert.model.plan import encoder_plan, forget, forget_forms, freshness
+from fastbert.model.plan import EncoderPlan, encoder_plan, forget, forget_forms, freshness
 from fastbert.precision import check_precision, choose_precision, describe_setting
 from fastbert.reference import ACTIVATIONS
 
@@ -214,8 +214,6 @@ class PackedBert(_Packed):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.declined: Counter[str] = Counter()
-        # Of the buffers that stand in for arguments: what each has to hold, which one held it, and its version then.
-        self._usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
@@ -233,7 +231,7 @@ class PackedBert(_Packed):
         if torch.compiler.is_compiling():  # a graph cannot branch on what they hold, but can read it
             given |= {name: buffer[:, : tokens.shape[1]] for name, buffer in buffers.items()}
         elif reason is None:
-            reason = self._buffer_reason(buffers)
+            reason = _buffer_reason(plan, buffers)
         if reason is None and "attention_mask" in given:
             given["attention_mask"] = ops.read_mask(given["attention_mask"], strict=False)
             batch = given["attention_mask"]
@@ -259,23 +257,6 @@ class PackedBert(_Packed):
             cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
         )
         return output if return_dict else output.to_tuple()
-
-    def _buffer_reason(self, buffers: dict[str, Tensor]) -> str | None:
-        """Why what stands in for missing arguments is not what is taken here; None where it is."""
-        for name, buffer in buffers.items():
-            expected, seen, version = self._usual.get(name, (None, None, None))
-            # Not every write is counted; to look for them each time is for the CPU only, where nothing waits.
-            now = buffer._version if buffer.is_cuda and not buffer.is_inference() else None
-            if seen is buffer and version is not None and version == now:
-                continue
-            kind = buffer.shape, buffer.dtype, buffer.device
-            if expected is None or (expected.shape, expected.dtype, expected.device) != kind:
-                make = torch.arange if name == "position_ids" else torch.zeros
-                expected = make(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)[None]
-            if not torch.equal(buffer, expected):
-                return f"embeddings.{name} holds other values than transformers gives it"
-            self._usual[name] = expected, buffer, now
-        return None
 
 
 class PackedTokenHead(_Packed):
@@ -419,6 +400,24 @@ def _stand_ins(bert: nn.Module, given: dict[str, Any]) -> dict[str, Tensor]:
         if buffer is not None and name not in given:
             buffers[name] = buffer
     return buffers
+
+
+def _buffer_reason(plan: EncoderPlan, buffers: dict[str, Tensor]) -> str | None:
+    """Why what stands in for missing arguments is not what is taken here; None where it is."""
+    for name, buffer in buffers.items():
+        expected, seen, version = plan.usual.get(name, (None, None, None))
+        # Not every write is counted; to look for them each time is for the CPU only, where nothing waits.
+        now = buffer._version if buffer.is_cuda and not buffer.is_inference() else None
+        if seen is buffer and version is not None and version == now:
+            continue
+        kind = buffer.shape, buffer.dtype, buffer.device
+        if expected is None or (expected.shape, expected.dtype, expected.device) != kind:
+            make = torch.arange if name == "position_ids" else torch.zeros
+            expected = make(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)[None]
+        if not torch.equal(buffer, expected):
+            return f"embeddings.{name} holds other values than transformers gives it"
+        plan.usual[name] = expected, buffer, now
+    return None
 
 
 def _is_bert(module: nn.Module, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,9 +68,10 @@ def encode(
             plan.checksums.seconds = time.perf_counter() - start  # bounds the next call's look at values
         return Encoded(x, plan=plan)
     x = _returned(x, inputs, states) if output_hidden_states else x
-    for i in range(len(plan.modules)):
-        x = _run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
-        x = _returned(x, inputs, states) if output_hidden_states else x
+    with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
+        for i in range(len(plan.modules)):
+            x = _run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
+            x = _returned(x, inputs, states) if output_hidden_states else x
     return Encoded(x, tuple(states) or None, plan=plan)
 
 

@@ -59,7 +59,8 @@ class Tree:
         self.seen = self._look(root)
         self.parameters = [p for table in self._parameter_tables(root) for p in table.values() if p is not None]
         self.has_hooks = any(map(is_hooked, (root, *self.modules)))
-        self.handles, self.hooks = RemovableHandle.next_id, [hooks and hooks.copy() for hooks in self._hooks(root)]
+        self.handles = RemovableHandle.next_id
+        self.hooks = [hooks if hooks is None else dict(hooks) for hooks in self._hooks(root)]
 
     def _look(self, root: nn.Module) -> list[Any]:
         """All that is compared by identity, one behind the other."""
@@ -159,6 +160,8 @@ class EncoderPlan(Plan):
         self.layers: list[Layer | None] = []
         self.pooler = self.whole = None
         self.drops: list[dict[str, Any]] = []
+        # Of the buffers that stand for missing arguments: what each must hold, which one held it, and its version then.
+        self.usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
         if self.foreign is not None:
             return
         self.modules = list(bert.encoder.layer)
