@@ -23,6 +23,7 @@ ELSEWHERE = {
 }
 PAGE_OF = {source: page for page, source in ELSEWHERE.items()} | {"README.md": "index.md"}
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
+SPREAD = re.compile(r"\([\d.,]+–[\d.,]+\)")
 HELP = re.compile(r"<!-- help (?P<command>\S+) -->")
 
 
@@ -52,11 +53,16 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     return HELP.sub(lambda found: f"```text\n{_help(found['command'])}```", LINK.sub(link, markdown))
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """A spread stays on one line, in whichever column."""
+    return SPREAD.sub(lambda found: f'<span class="spread">{found[0]}</span>', html)
+
+
 def _help(command: str) -> str:
     run = subprocess.run(
         [sys.executable, "-m", "fastbert", command, "--help"],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "100"},
+        env={**os.environ, "COLUMNS": "86"},
         capture_output=True,
         text=True,
         check=True,
