@@ -66,7 +66,6 @@ lint: $(STAMP)
 
 # The pages of docs/ as a site in site/; a broken link or anchor ends it (with -q mkdocs would not count them).
 docs: $(STAMP)
-	@$(PIP) install -q -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --clean -f docs/mkdocs/mkdocs.yml $(ARGS)
 	@echo 'site/index.html'
 
