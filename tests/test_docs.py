@@ -91,6 +91,17 @@ def test_a_changed_figure_is_found():
         readme_figures.texts_of(re.sub(r"rows texts \d{4}", "rows texts 1999", page), newest=False)
 
 
+@pytest.mark.usefixtures("all_cores")
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_python_of_a_page_runs(page, minilm):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        names = {}
+        exec(re.sub(r'"(path/or/hub-id|sentence-transformers/\S+?)"', repr(str(minilm)), block), names)
+        assert names["vectors"].shape == (2, 384)
+
+
 def test_the_api_page_has_every_public_name():
     shown = re.findall(r"^::: fastbert\.(\w+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.M)
     assert sorted(shown) == sorted(fastbert.__all__)
