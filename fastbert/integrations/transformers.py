@@ -64,7 +64,7 @@ def accelerate(
             stay as they are.
         recompute_activations: in training, as `BertModel.recompute_activations`.
 
-    The parameters stay the same objects, in the same memory.
+    Queries, keys and values of a layer come to share one storage; the parameters stay the same objects.
     A decoder, a subclass with a forward of its own and an activation that fastbert lacks are left alone, with a
     warning where nothing else is there to speed up. What runs the original code runs it in the parameters' dtype,
     whatever precision and quantize say. Accelerated again, a model runs as the last call says.
@@ -101,7 +101,7 @@ def accelerate(
 def restore(model: Model) -> Model:
     """Undoes `accelerate`: every call runs the original code again, without precision or quantize; returns `model`.
 
-    A dtype that accelerate has given the parameters stays.
+    Queries, keys and values have memory of their own again. A dtype that accelerate has given the parameters stays.
     """
     for module in _modules(model):
         packed = _packed(module)
