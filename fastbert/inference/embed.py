@@ -285,7 +285,7 @@ class Embedder:
         """Vectors of texts, in their order: (N, E) float32.
 
         Args:
-            texts: a list of str; an empty text is [CLS] [SEP].
+            texts: a list of str; an empty text is `[CLS] [SEP]`.
             prompt_name: of `prompts`, put before each text instead of the embedder's own prompt.
             prompt: put before each text; prompt_name is not used then.
             max_tokens: most real tokens that go through the model together.

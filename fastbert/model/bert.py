@@ -112,7 +112,8 @@ class BertModel(BertPreTrainedModel):
         Args:
             input_ids: (B, S) int64; or, packed, (T,) with `cu_seqlens`.
             attention_mask: (B, S) of 0 and 1, any pattern; None means no pads.
-            token_type_ids, position_ids: (B, S); None means 0, and the column.
+            token_type_ids: (B, S); None means 0.
+            position_ids: (B, S); None means the column.
             inputs_embeds: (B, S, E) in place of input_ids.
             cu_seqlens: int32 (B+1,), where each sequence of packed input starts; `max_seqlen` its longest.
             prepared: in place of all these, from a caller who has checked and packed them.
