@@ -84,6 +84,24 @@ struct WeightGradient {
     bool first, last;
 };
 
+// The gradients of linear: with dz = dy * activation'(z), dx = dz W, dweight = dz^T x, dbias = the sum of dz over rows.
+// Any of the three may be null.
+struct LinearBackward {
+    DType dtype;
+    int64_t M, N, K;
+    const void* dy;      // (M, N)
+    const void* x;       // (M, K)
+    const void* saved;   // (M, N), as of ActivationBackward
+    const void* packed;  // weight^T (K, inner), by pack_transposed_cpu, inner = N rounded up to even in bf16; for dx
+    void* dx;            // (M, K), contiguous as the next
+    void* dweight;       // (N, K)
+    void* dbias;         // (N,)
+    void* workspace;     // linear_backward_workspace_bytes bytes, aligned to 64
+    int64_t chunk_words;  // tokens are taken so many words, of one fp32 or two bf16, at a time
+    int64_t stride_dym, stride_xm, stride_sm;
+    Activation activation;
+};
+
 // attention, with probabilities dropped; row h * T + t of the mask is token t's in head h, columns are keys.
 struct AttentionTraining {
     Attention op;
@@ -108,6 +126,8 @@ void activation_backward_cpu(const ActivationBackward& op, Isa isa, int threads)
 void sum_partials_cpu(const SumPartials& op, Isa isa);
 void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads);
 void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads);
+int64_t linear_backward_workspace_bytes(const LinearBackward& op, Isa isa);
+void linear_backward_cpu(const LinearBackward& op, Isa isa, int threads);
 void attention_training_cpu(const AttentionTraining& op, Isa isa, int threads);
 void attention_backward_cpu(const AttentionBackward& op, Isa isa, int threads);
 

@@ -1,5 +1,6 @@
 """The C++ backward passes: every instruction set this machine has, by the accuracy contract; what they must not do."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -92,18 +93,9 @@ def test_attention(isa, heads, width, dtype):
     ops.attention(dirty, torch.tensor([0, 300]).int(), 300).sum().backward()  # leaves NaN in the threads' memory
     qkv = torch.randn(int(cu_seqlens[-1]), 3, heads, width)
     for scale in (None, 0.2):
-        kwargs = {"cu_seqlens": cu_seqlens, "scale": scale}
-        got, again, eager, exact = (
-            gradients(lambda qkv, f=f: f(qkv, **kwargs), d, {"qkv": qkv})  # noqa: B023
-            for f, d in (
-                *[(lambda qkv, **k: ops.attention(qkv, max_seqlen=130, **k), dtype)] * 2,
-                (naive_attention, dtype),
-                (naive_attention, torch.float64),
-            )
-        )
-        for name, *values in zip(("out", "dqkv"), got, eager, exact, strict=True):
-            assert_accurate(*values, name)
-        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+        attention = partial(ops.attention, cu_seqlens=cu_seqlens, max_seqlen=130, scale=scale)
+        naive = partial(naive_attention, cu_seqlens=cu_seqlens, scale=scale)
+        assert_op_accurate(attention, naive, {"qkv": qkv}, dtype)
 
 
 def dropped_linear(dropout_p):
@@ -300,11 +292,9 @@ def test_nothing_is_done_for_what_needs_no_gradient(called):
         return set(called)
 
     for owned in (False, True):
-        assert run(ops.linear, True, False, False, owned=owned) == {"pack_transposed_cpu", "linear_cpu"}
-    assert run(ops.linear, True, False, False, owned=True) == {"linear_cpu"}, "the frozen weight is packed again"
-    both = {"activation_backward_cpu", "pack_transposed_cpu", "weight_gradient_cpu"}
-    assert run(ops.linear, False, True, False) == both
-    assert run(ops.linear, False, False, True) == {"activation_backward_cpu", "sum_partials_cpu"}
+        assert run(ops.linear, True, False, False, owned=owned) == {"pack_transposed_cpu", "linear_backward_cpu"}
+    assert run(ops.linear, True, False, False, owned=True) == {"linear_backward_cpu"}, "packed again"
+    assert run(ops.linear, False, True, False) == run(ops.linear, False, False, True) == {"linear_backward_cpu"}
     for wanted in ((True, False, False), (False, True, False), (False, True, True)):
         expected = gradients(
             lambda x, residual, w: reference.add_layer_norm(x, residual, w, norm.double(), eps=1e-5),
@@ -392,8 +382,7 @@ def test_compiled_training_is_left_to_the_compiler():
 
 
 def test_a_call_in_the_middle_of_another_one_has_memory_of_its_own(monkeypatch):
-    """As a signal's handler makes it: between two steps of linear's backward, whose chunks share a workspace."""
-    monkeypatch.setattr(linear_gradient, "_CHUNK_WORDS", 16)
+    """As a signal's handler makes it: within linear's backward, whose chunks share a workspace."""
     real, middle = linear_gradient.C, []
 
     def backward(rows):
@@ -404,12 +393,12 @@ def test_a_call_in_the_middle_of_another_one_has_memory_of_its_own(monkeypatch):
         if not middle:
             middle.append(None)
             middle[0] = other()
-        return real.pack_transposed_cpu(*args)
+        return real.linear_backward_cpu(*args)
 
     call, other = backward(100), backward(90)
     expected, expected_other = call(), other()
     names = {name: getattr(real, name) for name in dir(real) if not name.startswith("_")}
-    monkeypatch.setattr(linear_gradient, "C", SimpleNamespace(**{**names, "pack_transposed_cpu": interrupted}))
+    monkeypatch.setattr(linear_gradient, "C", SimpleNamespace(**{**names, "linear_backward_cpu": interrupted}))
     for got, wanted in ((call(), expected), (middle[0], expected_other)):
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 

@@ -86,6 +86,41 @@ void pack_transposed_binding(int dtype, int64_t N, int64_t K, uintptr_t source, 
     pack_transposed_cpu(op, checked, threads);
 }
 
+LinearBackward linear_backward_of(int dtype, int64_t M, int64_t N, int64_t K, uintptr_t dy, int64_t stride_dym,
+                                  int activation, uintptr_t dx, uintptr_t dweight, uintptr_t dbias, int64_t chunk_words) {
+    if (chunk_words < 1) throw py::value_error("chunk_words is " + std::to_string(chunk_words) + "; it must be positive");
+    LinearBackward op = {};
+    op.dtype = static_cast<DType>(dtype);
+    op.M = M, op.N = N, op.K = K;
+    op.dy = pointer(dy), op.stride_dym = stride_dym;
+    op.activation = static_cast<Activation>(activation);
+    op.dx = pointer(dx), op.dweight = pointer(dweight), op.dbias = pointer(dbias);
+    op.chunk_words = chunk_words;
+    return op;
+}
+
+int64_t linear_backward_workspace_bytes_binding(int dtype, int64_t M, int64_t N, int64_t K, uintptr_t dy,
+                                                int64_t stride_dym, int activation, uintptr_t dx, uintptr_t dweight,
+                                                uintptr_t dbias, int64_t chunk_words, int isa) {
+    return linear_backward_workspace_bytes(
+        linear_backward_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias, chunk_words),
+        checked_isa(isa, dtype));
+}
+
+void linear_backward_binding(int dtype, int64_t M, int64_t N, int64_t K, uintptr_t dy, int64_t stride_dym,
+                             int activation, uintptr_t dx, uintptr_t dweight, uintptr_t dbias,
+                             int64_t chunk_words, uintptr_t x, int64_t stride_xm, uintptr_t saved, int64_t stride_sm, uintptr_t packed,
+                             uintptr_t workspace, int isa, int threads) {
+    LinearBackward op = linear_backward_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias,
+                                           chunk_words);
+    op.x = pointer(x), op.stride_xm = stride_xm;
+    op.saved = pointer(saved), op.stride_sm = stride_sm;
+    op.packed = pointer(packed), op.workspace = pointer(workspace);
+    const Isa checked = checked_isa(isa, dtype);
+    py::gil_scoped_release nogil;
+    linear_backward_cpu(op, checked, threads);
+}
+
 Attention attention_of(int dtype, int64_t T, int64_t B, int64_t H, int64_t D, uintptr_t qkv, int64_t stride_t,
                        int64_t stride_3, uintptr_t cu_seqlens, uintptr_t y, float scale_log2) {
     const auto* offsets = static_cast<const int32_t*>(pointer(cu_seqlens));
@@ -124,6 +159,8 @@ void bind_training(py::module_& m) {
     m.def("activation_backward_cpu", &activation_backward_binding);
     m.def("sum_partials_cpu", &sum_partials_binding);
     m.def("weight_gradient_cpu", &weight_gradient_binding);
+    m.def("linear_backward_workspace_bytes", &linear_backward_workspace_bytes_binding);
+    m.def("linear_backward_cpu", &linear_backward_binding);
     m.def("pack_transposed_cpu", &pack_transposed_binding);
     m.def("attention_training_cpu", &attention_training_binding);
     m.def("attention_backward_cpu", &attention_backward_binding);
