@@ -133,12 +133,8 @@ def prepare(
     if tokens.dim() - trailing != (1 if cu_seqlens is not None else 2):
         raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be {wanted}")
     shape, device = tokens.shape[: tokens.dim() - trailing], tokens.device
-    width = embeddings.position_embeddings.weight.shape[1]
-    if inputs_embeds is not None and (inputs_embeds.shape[-1] != width or not inputs_embeds.is_floating_point()):
-        raise ValueError(
-            f"inputs_embeds has shape {tuple(inputs_embeds.shape)} and dtype {inputs_embeds.dtype}; "
-            f"it must be floating-point with {width} columns"
-        )
+    if inputs_embeds is not None:
+        _check_embeds(inputs_embeds, embeddings.position_embeddings.weight.shape[1])
 
     if cu_seqlens is not None:
         batch = batch_from_cu_seqlens(cu_seqlens, tokens.shape[0], max_seqlen)
@@ -177,6 +173,14 @@ def prepare(
     if masked_queries and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_queries(batch, checked.get("input_ids"), pad_id)
     return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
+
+
+def _check_embeds(embeds: Tensor, width: int) -> None:
+    if embeds.shape[-1] != width or not embeds.is_floating_point():
+        raise ValueError(
+            f"inputs_embeds has shape {tuple(embeds.shape)} and dtype {embeds.dtype}; "
+            f"it must be floating-point with {width} columns"
+        )
 
 
 def _packed(
