@@ -69,6 +69,7 @@ struct PackTransposed {
     const void* source;  // (rows, N), rows <= K: what is missing of K counts as zero
     void* packed;        // packed_weight_bytes(dtype, N, K, isa) bytes, aligned to 64
     int64_t rows, stride;
+    int64_t first = 0, last = 0;  // the block of the rows that lies at source; last 0: all of them. Even in bf16
 };
 
 // dW += dz^T x over some tokens. The sum is held in fp32 until the last of them: in `sums`, which may be dweight itself

@@ -319,12 +319,22 @@ def test_a_packed_transpose_is_the_packed_transpose(isa, dtype):
         size = extension.C.packed_weight_bytes(code, 0, columns, rows, number)
         got, expected = torch.empty(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
         extension.C.pack_transposed_cpu(
-            *(code, columns, rows, source.data_ptr(), rows, source.stride(0), got.data_ptr(), number, 1)
+            *(code, columns, rows, source.data_ptr(), rows, source.stride(0), got.data_ptr(), 0, rows, number, 1)
         )
         extension.C.pack_weight_cpu(
             *(code, 0, columns, rows, turned.data_ptr(), rows, 0, expected.data_ptr(), number, 1)
         )
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocks", [(64, 64, 64), (96, 30, 6), (33, 7, 20)], ids=str)
+def test_row_blocks_are_transposed_as_their_concatenation(isa, blocks, dtype):
+    weights = [torch.randn(rows, 50).to(dtype) for rows in blocks]
+    inner = sum(blocks) + sum(blocks) % 2
+    several = packed_weights.packed_transpose(ops.Weight(weights, [None] * 3), inner)
+    one = packed_weights.packed_transpose(ops.Weight([torch.cat(weights)], [None]), inner)
+    assert torch.equal(several, one)
 
 
 def test_the_packed_transpose_is_a_form_of_the_weight():

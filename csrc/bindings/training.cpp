@@ -79,8 +79,9 @@ void weight_gradient_binding(int dtype, int64_t N, int64_t K, int64_t tokens, ui
 }
 
 void pack_transposed_binding(int dtype, int64_t N, int64_t K, uintptr_t source, int64_t rows, int64_t stride,
-                             uintptr_t packed, int isa, int threads) {
-    const PackTransposed op = {static_cast<DType>(dtype), N, K, pointer(source), pointer(packed), rows, stride};
+                             uintptr_t packed, int64_t first, int64_t last, int isa, int threads) {
+    const PackTransposed op = {static_cast<DType>(dtype), N, K, pointer(source), pointer(packed), rows, stride, first,
+                               last};
     const Isa checked = checked_isa(isa, dtype);
     py::gil_scoped_release nogil;
     pack_transposed_cpu(op, checked, threads);

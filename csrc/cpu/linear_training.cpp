@@ -58,9 +58,12 @@ void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads) {
     const LinearTrainingKernels& kernels = training_kernels(isa).linear;
     const auto run = op.dtype == DType::f32 ? kernels.pack_f32 : kernels.pack_bf16;
     constexpr int64_t PART = 64;
-    const int64_t parts = std::max<int64_t>(1, divide_up(op.rows, PART));
-    Team::share(worth(threads, parts, op.rows * op.N), parts, [&](int64_t part) {
-        run(op, part * PART, std::min(op.rows, (part + 1) * PART));
+    PackTransposed block = op;
+    const int64_t last = op.last ? op.last : op.rows, size = op.dtype == DType::f32 ? 4 : 2;
+    block.source = static_cast<const char*>(op.source) - op.first * op.stride * size;
+    const int64_t parts = std::max<int64_t>(1, divide_up(last - op.first, PART));
+    Team::share(worth(threads, parts, (last - op.first) * op.N), parts, [&](int64_t part) {
+        run(block, op.first + part * PART, std::min(last, op.first + (part + 1) * PART));
     });
 }
 

@@ -41,13 +41,16 @@ def packed_transpose(weight: Weight, inner: int) -> Tensor:
 
 
 def _pack_transpose(weight: Weight, inner: int) -> Tensor:
-    (N, K), isa = weight.shape, chosen_isa()[1]
-    stacked = weight.stacked()[0]
-    code = CPU_DTYPES[stacked.dtype]
-    buffer = fresh(stacked, C.packed_weight_bytes(code, C.PRECISION_full, K, inner, isa), dtype=torch.uint8)
-    C.pack_transposed_cpu(
-        *(code, K, inner, stacked.data_ptr(), N, stacked.stride(0), buffer.data_ptr(), isa, torch.get_num_threads())
-    )
+    (N, K), blocks, isa, threads = weight.shape, weight.weights, chosen_isa()[1], torch.get_num_threads()
+    code = CPU_DTYPES[blocks[0].dtype]
+    if any(len(block) * block.element_size() % 4 for block in blocks[:-1]):  # a word holds rows of two blocks
+        blocks = weight.stacked()[:1]
+    buffer = fresh(blocks[0], C.packed_weight_bytes(code, C.PRECISION_full, K, inner, isa), dtype=torch.uint8)
+    first = 0
+    for block in blocks:
+        where = block.data_ptr(), N, block.stride(0), buffer.data_ptr(), first, first + len(block)
+        C.pack_transposed_cpu(code, K, inner, *where, isa, threads)
+        first += len(block)
     return buffer
 
 
