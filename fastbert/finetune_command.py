@@ -17,11 +17,12 @@ from fastbert import __version__
 from fastbert.cli import device_of
 from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.examples import DataError, Reading
-from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe, open_checkpoints
+from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe
 from fastbert.training.finetune.report import draw_confusion, draw_curves, read_log, write_report
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
 from fastbert.training.logs import summary_writer
+from fastbert.training.loop import open_checkpoints
 from fastbert.unknown_tokens import unknown_warning
 
 REPORT = "report"
@@ -79,7 +80,7 @@ def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list
 def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
     """Trains, from the checkpoint `newest` if there is one, and reports; `start` is the model that was begun with."""
     _say_data(run.recipe)
-    _say(f"{len(run.plan):,} optimizer steps in {run.settings.epochs:,} epochs")
+    _say(f"{len(run.plan):,} optimizer steps in {run.recipe.settings.epochs:,} epochs")
     if len(run.plan) < FEW_STEPS:
         _say(
             f"warning: {len(run.plan)} optimizer steps in all; below {FEW_STEPS} a model hardly learns: "

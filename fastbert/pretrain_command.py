@@ -19,9 +19,10 @@ from fastbert.model import BertPreTrainedModel
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes, join, local_rank
-from fastbert.training.loop import Outcome, Pretraining, open_checkpoints
+from fastbert.training.loop import Outcome, open_checkpoints
 from fastbert.training.masking import Masking
 from fastbert.training.objective import MODELS, Objective
+from fastbert.training.pretraining import Pretraining
 from fastbert.training.settings import Settings, SettingsError, load_settings
 from fastbert.training.shards import Shards, read_index
 
@@ -88,7 +89,7 @@ def _pretrain(
     folder = Path(settings.output.folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output.folder {folder} is a file; it must be a folder")
-    newest = open_checkpoints(settings).newest()
+    newest = open_checkpoints(folder).newest()
     processes.wait()  # all have looked before one may write
     if newest is not None and not resume:
         raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another output.folder")

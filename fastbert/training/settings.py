@@ -99,17 +99,15 @@ class OutputSettings:
 
 
 @dataclass(frozen=True)
-class Settings:
-    model: ModelSettings
-    data: DataSettings
+class RunSettings:
+    """What the loop reads, whatever is trained."""
+
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     training: TrainingSettings
     output: OutputSettings
 
     def __post_init__(self) -> None:
-        if self.model.checkpoint and self.model.config:
-            raise SettingsError("model.checkpoint and model.config are both given; a checkpoint has its own config")
         if self.schedule.warmup_steps is not None and self.schedule.warmup_share is not None:
             raise SettingsError("schedule.warmup_steps and schedule.warmup_share are both given; name one")
         if self.warmup_steps > self.total_steps:
@@ -132,6 +130,19 @@ class Settings:
     @property
     def warmup_steps(self) -> int:
         return self.schedule.warmup_steps or round((self.schedule.warmup_share or 0.0) * self.total_steps)
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """Of pre-training: the sections of its TOML file."""
+
+    model: ModelSettings
+    data: DataSettings
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.checkpoint and self.model.config:
+            raise SettingsError("model.checkpoint and model.config are both given; a checkpoint has its own config")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """By section and key, as in the file; JSON can hold it."""

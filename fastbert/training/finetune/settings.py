@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from fastbert.training.settings import MOST_SEED, OptimizerSettings
+from fastbert.training.settings import (
+    MOST_SEED,
+    OptimizerSettings,
+    OutputSettings,
+    RunSettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
 
 CLASS_WEIGHTS = ("none", "balanced")
 EXAMPLES, TOKENS = 16, 2048  # the bounds of a batch where neither is given
@@ -100,8 +108,15 @@ class FinetuneSettings:
         """The settings that the weights follow from; the others may change when a run is resumed."""
         return {name: value for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
 
-    @property
-    def optimizer(self) -> OptimizerSettings:
-        return OptimizerSettings(
-            lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm
+    def of_run(self, steps: int, log_every: int, folder: Path) -> RunSettings:
+        """The settings of the loop, for so many steps of the optimizer."""
+        return RunSettings(
+            OptimizerSettings(
+                lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm
+            ),
+            ScheduleSettings(self.schedule, warmup_share=self.warmup_share),
+            TrainingSettings(
+                steps, precision=self.precision, seed=self.seed, log_every=log_every, keep=1, keep_best=True
+            ),
+            OutputSettings(str(folder), self.tensorboard),
         )
