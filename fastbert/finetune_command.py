@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import sys
 from dataclasses import fields
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 import torch
 
 from fastbert import __version__
 from fastbert.cli import device_of
+from fastbert.progress import say
 from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe
@@ -80,21 +79,19 @@ def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list
 def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
     """Trains, from the checkpoint `newest` if there is one, and reports; `start` is the model that was begun with."""
     _say_data(run.recipe)
-    _say(f"{len(run.plan):,} optimizer steps in {run.recipe.settings.epochs:,} epochs")
+    say(f"{len(run.plan):,} optimizer steps in {run.recipe.settings.epochs:,} epochs")
     if len(run.plan) < FEW_STEPS:
-        _say(
+        say(
             f"warning: {len(run.plan)} optimizer steps in all; below {FEW_STEPS} a model hardly learns: "
             "more --epochs or a smaller --batch-size make more"
         )
     if newest is not None:
         run.resume(newest)
-        _say(f"resuming from {newest}: {run.step:,} of {len(run.plan):,} steps done, {run.where()}")
+        say(f"resuming from {newest}: {run.step:,} of {len(run.plan):,} steps done, {run.where()}")
     outcome = run.run()
-    if outcome.signal is not None:
-        _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")
-        return 128 + outcome.signal
-    _finish(run, run.folder, start)
-    return 0
+    if outcome.signal is None:
+        _finish(run, run.folder, start)
+    return outcome.exit_code()
 
 
 def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
@@ -146,8 +143,8 @@ def _finish(run: Finetuning, folder: Path, start: str) -> None:
     write_report(report, metrics, evaluations)
     run.remove_checkpoints()
     for name, evaluation in evaluations.items():
-        _say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))
-    _say(f"the model of step {run.best_step:,} is in {folder}, its report in {report}")
+        say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))
+    say(f"the model of step {run.best_step:,} is in {folder}, its report in {report}")
 
 
 def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, seconds: float) -> dict[str, Any]:
@@ -178,16 +175,12 @@ def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, se
 def _say_data(recipe: Recipe) -> None:
     train, dev, test = (None if d is None else len(d.examples) for d in (recipe.train, recipe.dev, recipe.test))
     labels = f", {len(recipe.labels)} labels" if recipe.labels else ""
-    _say(f"{train:,} examples to train on, {dev:,} dev" + (f", {test:,} test" if test else "") + labels)
+    say(f"{train:,} examples to train on, {dev:,} dev" + (f", {test:,} test" if test else "") + labels)
     for data in (recipe.train, recipe.dev, recipe.test):
         if data is not None and data.truncated:
-            _say(
+            say(
                 f"{data.path}: {data.truncated:,} of {len(data.examples):,} examples are cut to "
                 f"{recipe.settings.max_length} tokens"
             )
         if data is not None and (warning := unknown_warning(str(data.path), *data.unknown(recipe.tokenizer))):
-            _say(warning)
-
-
-def _say(message: str) -> None:
-    print(f"fastbert: {message}", file=sys.stderr)
+            say(warning)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from signal import Signals
 
 import torch
 
@@ -16,6 +14,7 @@ from fastbert.cli import device_of
 from fastbert.config import BertConfig
 from fastbert.hub import resolve_file
 from fastbert.model import BertPreTrainedModel
+from fastbert.progress import say
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes, join, local_rank
@@ -70,11 +69,8 @@ def train(
     with join(device) as processes:
         outcome = _pretrain(settings, device, processes, begin or fresh_model, objective, resume=resume)
     if processes.first:
-        _say(f"step {outcome.step:,}, checkpoint {outcome.checkpoint}")
-    if outcome.signal is None:
-        return 0
-    _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")
-    return 128 + outcome.signal
+        say(f"step {outcome.step:,}, checkpoint {outcome.checkpoint}")
+    return outcome.exit_code()
 
 
 def _pretrain(
@@ -117,9 +113,9 @@ def _pretrain(
     if newest is not None:
         trainer.resume(newest)
         if processes.first:
-            _say(f"resuming from {newest}: {trainer.step:,} of {settings.training.steps:,} steps done")
+            say(f"resuming from {newest}: {trainer.step:,} of {settings.training.steps:,} steps done")
             if trainer.step >= settings.training.steps:
-                _say(
+                say(
                     f"the run is finished; more steps prolong it, as in --resume --set "
                     f"training.steps={2 * trainer.step} --set schedule.total_steps={2 * trainer.step}"
                 )
@@ -192,7 +188,3 @@ def _device(name: str | None) -> str:
     """The device that is asked for; of several GPUs, each of torchrun's processes takes its own."""
     number, device = local_rank(), device_of(name)
     return f"cuda:{number}" if device == "cuda" and number is not None else device
-
-
-def _say(message: str) -> None:
-    print(f"fastbert: {message}", file=sys.stderr)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
 LEAVES = {
     "files",
+    "progress",
     "unknown_tokens",
     "json_files",
     "hub",
@@ -39,6 +40,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "native": {"_C", "weight"},
     "files": set(),
+    "progress": set(),
     "unknown_tokens": set(),
     "garbage": set(),
     "json_files": set(),

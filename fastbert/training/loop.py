@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.model import BertPreTrainedModel
+from fastbert.progress import StatusLine, say
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.distributed import Processes
-from fastbert.training.logs import Log, Meter, ProgressLine
+from fastbert.training.logs import Log, Meter, progress_line
 from fastbert.training.objective import Counts
 from fastbert.training.optimizer import clip_gradients, make_optimizer
 from fastbert.training.schedule import make_schedule
@@ -49,6 +50,13 @@ class Outcome:
     step: int
     checkpoint: Path | None  # None in a process that does not write
     signal: int | None = None
+
+    def exit_code(self) -> int:
+        """Of the command; says which signal stopped the run, if one did."""
+        if self.signal is None:
+            return 0
+        say(f"stopped by {signal.Signals(self.signal).name} after step {self.step:,}; --resume goes on")
+        return 128 + self.signal
 
 
 class Trainer(ABC):
@@ -86,7 +94,7 @@ class Trainer(ABC):
         sharded: bool = False,
         peak_flops: float | None = None,
     ) -> None:
-        training, output = settings.training, settings.output
+        training, self.folder = settings.training, Path(settings.output.folder)
         self.settings, self.model, self.tokenizer = settings, model, tokenizer
         self.trained, self.extra, self.sharded = trained, extra, sharded
         self.replica = model if replica is None else replica
@@ -95,7 +103,7 @@ class Trainer(ABC):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
         lengths = {"warmup_steps": settings.warmup_steps, "total_steps": settings.total_steps}
         self.schedule = make_schedule(settings.schedule.shape, settings.optimizer.lr, **lengths)
-        self.checkpoints = open_checkpoints(output.folder, keep=training.keep, keep_best=training.keep_best)
+        self.checkpoints = open_checkpoints(self.folder, keep=training.keep, keep_best=training.keep_best)
         self.step, self._saved = 0, -1  # steps done; at the newest checkpoint
         self.heldout_loss: float | list[float] | None = None  # of the weights as they are now; see TrainingState
         self._unlogged: list[Tensor | list[float]] = []  # (the losses, gradient norm) of each step since the last line
@@ -147,12 +155,9 @@ class Trainer(ABC):
         first = self.processes.first
         if first:
             self.checkpoints.tidy()
-        folder, tensorboard = Path(self.settings.output.folder), self.settings.output.tensorboard
-        self._log = Log(folder, step=self.step, tensorboard=tensorboard) if first else None
-        self._progress, self._meter = (
-            ProgressLine(self.settings.training.steps),
-            Meter(self.peak_flops, self.processes.world_size),
-        )
+        tensorboard = self.settings.output.tensorboard
+        self._log = Log(self.folder, step=self.step, tensorboard=tensorboard) if first else None
+        self._progress, self._meter = StatusLine(), Meter(self.peak_flops, self.processes.world_size)
         try:
             with signals() as received:
                 while not self.is_finished():
@@ -221,8 +226,9 @@ class Trainer(ABC):
         figures |= self._meter.figures()
         if self._log is not None:
             self._log.write(self.step, "train", figures)
-            left = (self.settings.training.steps - self.step) * self._meter.seconds_per_step
-            self._progress.show(self.step, figures, left)
+            steps = self.settings.training.steps
+            left = (steps - self.step) * self._meter.seconds_per_step
+            self._progress.show(progress_line(self.step, steps, figures, left))
 
     def _figures(self) -> list[list[float]]:
         """The unlogged figures of each step, summed over the processes, as numbers.

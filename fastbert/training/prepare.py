@@ -27,6 +27,7 @@ import numpy as np
 
 from fastbert.files import write_text
 from fastbert.inference.input_files import InputError
+from fastbert.progress import Progress
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.documents import Document, DocumentReading, Piece, cut, documents, find_files, group
 from fastbert.training.examples import (
@@ -38,7 +39,7 @@ from fastbert.training.examples import (
     pairs,
     runs,
 )
-from fastbert.training.pool import Advance, Progress, run_tasks
+from fastbert.training.pool import Advance, run_tasks
 from fastbert.training.sentences import split_sentences
 from fastbert.training.shards import (
     INDEX,
@@ -158,7 +159,7 @@ def prepare(
         processes: how many work at once; 1 is this one.
         resume: go on with an interrupted run, where there is one.
         restart: throw away what an earlier run made of this folder.
-        progress: is told how many bytes were read and tokens made.
+        progress: of the bytes read.
 
     Raises:
         InputError: an input that cannot be read, is empty, or holds a bad document.
@@ -191,9 +192,9 @@ def prepare(
         if vocabulary.sha256 != run.vocabulary:
             raise PrepareError(f"{output}: the tokenizer is not the interrupted run's; --restart begins anew")
         left = [task for task in tasks if not _is_done(task.path, vocabulary)]
-        progress = progress or Progress()
+        progress = progress or Progress(shown=False)
         progress.begin(sum(piece.bytes for task in left for piece in task.pieces))
-        run_tasks(_ShardMaker(output, settings), left, processes, progress)
+        run_tasks(_ShardMaker(output, settings), left, processes, progress.update)
         totals: dict[str, Counts] = {}
         for task in tasks:
             totals[task.split] = totals.get(task.split, Counts()) + Shard(task.path).counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,14 @@ class SettingsError(ValueError):
     """A key that is unknown, missing, of another type or out of range; the message names it."""
 
 
-def limited(
-    default: Any = MISSING, *, least: float | None = None, most: float | None = None, above: float | None = None
-):
-    limits = {"least": least, "most": most, "above": above}
-    return field(default=default, metadata={name: value for name, value in limits.items() if value is not None})
+def limited(default: Any = MISSING, **limits: float):
+    """A field whose value has limits: `least`, `most`, `above`, `below`."""
+    return field(default=default, metadata=limits)
+
+
+def option(default: Any, help: str, **more: Any):
+    """A field that is a command's option, too, with limits; `spelling`, if not that of the field, and `metavar`."""
+    return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
@@ -259,13 +263,29 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _check_limits(key: str, value: Any, limits: Mapping[str, float]) -> None:
-    words = {"least": "at least", "most": "at most", "above": "above"}
-    fits = {"least": lambda a, b: a >= b, "most": lambda a, b: a <= b, "above": lambda a, b: a > b}
-    for name, limit in limits.items():
-        if not fits[name](value, limit):  # nan fits nowhere
+def check_fields(settings: Any) -> None:
+    """Raises SettingsError for a value that is not what its field's type and limits say."""
+    hints = get_type_hints(type(settings))
+    for entry in fields(settings):
+        if (value := getattr(settings, entry.name)) is not None:
+            _check_limits(entry.name, _typed(entry.name, value, hints[entry.name]), entry.metadata)
+
+
+_LIMITS = {
+    "least": ("at least", operator.ge),
+    "most": ("at most", operator.le),
+    "above": ("above", operator.gt),
+    "below": ("below", operator.lt),
+}
+
+
+def _check_limits(key: str, value: Any, limits: Mapping[str, Any]) -> None:
+    for name, (words, fits) in _LIMITS.items():
+        if name in limits and not fits(value, limit := limits[name]):  # nan fits nowhere
             shown = limit if type(limit) is int else f"{limit:g}"
-            raise SettingsError(f"{key} is {value!r}; it must be {words[name]} {shown}")
+            raise SettingsError(f"{key} is {value!r}; it must be {words} {shown}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{key} is {value!r}; it must be finite")
 
 
 def _toml_value(text: str) -> Any:

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RELATIONS = tuple(f"{a}{b}" for a in "qkv" for b in "qkv")
-
 
 def choice_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Soft targets of one class out of several: T^2 KL(teacher || student) over (N, C) logits, summed over N.
