@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAVES = {
     "files",
     "progress",
+    "journal",
     "unknown_tokens",
     "json_files",
     "hub",
@@ -41,6 +42,7 @@ MAY_IMPORT = {
     "native": {"_C", "weight"},
     "files": set(),
     "progress": set(),
+    "journal": {"files"},
     "unknown_tokens": set(),
     "garbage": set(),
     "json_files": set(),

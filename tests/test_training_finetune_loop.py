@@ -352,14 +352,14 @@ def test_a_feature_above_the_budget_has_a_batch_of_its_own():
     "settings, message",
     [
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
-        ({"layer_decay": 1.5}, "layer_decay is 1.5; it must be at most 1"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5; it must be above 0 and at most 1"),
         ({"lr": float("nan")}, "lr is nan"),
-        ({"dropout": 1.0}, "dropout is 1.0; it must be below 1"),
+        ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
         ({"class_weights": "heavy"}, "class_weights is 'heavy'"),
-        ({"warmup_share": 1.1}, "warmup_share is 1.1; it must be at most 1"),
+        ({"warmup_share": 1.1}, "warmup_share is 1.1; it must be at least 0 and at most 1"),
         ({"weight_decay": float("inf")}, "weight_decay is inf; it must be finite"),
         ({"null_threshold": float("nan")}, "null_threshold is nan; it must be finite"),
-        ({"seed": 2**63}, f"seed is {2**63}; it must be at most {2**63 - 1}"),
+        ({"seed": 2**63}, f"seed is {2**63}; it must be at least 0 and at most {2**63 - 1}"),
     ],
 )
 def test_settings_out_of_range(settings, message):

@@ -73,7 +73,7 @@ def test_a_file_and_what_wins_over_it(file):
         ("schedule.total_steps=0", r"schedule\.total_steps is 0; it must be at least 1"),
         ("optimizer.lr=inf", r"optimizer\.lr is inf; it must be finite"),
         ("optimizer.betas=[inf, 0.9]", r"optimizer\.betas\[0\] is inf; it must be finite"),
-        (f"training.seed={2**63}", rf"training\.seed is {2**63}; it must be at most {2**63 - 1}"),
+        (f"training.seed={2**63}", rf"training\.seed is {2**63}; it must be at least 0 and at most {2**63 - 1}"),
     ],
 )
 def test_errors_name_the_key(file, override, message):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastbert.model import BertPreTrainedModel
 from fastbert.tokenization import BertTokenizer
-from fastbert.training.batches import PretrainingBatch
+from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes
 from fastbert.training.loop import AUTOCAST, Trainer, TrainingError
 from fastbert.training.objective import Counts, MicroBatch, Objective
@@ -18,22 +18,12 @@ from fastbert.training.settings import Settings
 from fastbert.training.sharding import shard
 
 
-class Batches(Protocol):
-    """Training batches without end, the same at the same position."""
-
-    def __iter__(self) -> Iterator[PretrainingBatch]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class Pretraining(Trainer):
     """One run; see Trainer.
 
     Args:
         model: of the class that the objective asks for; to resume, with the checkpoint's weights.
-        batches: of this process, at the start; `resume` moves them.
+        batches: of this process, without end, at the start; `resume` moves them.
         heldout: makes the batches of an evaluation, the same each time; None where there is no held-out text.
         device: where to train; None where the model is. One that is to be sharded may then stay on the host.
         objective: of this model; None: the losses of the model's own heads.
@@ -44,7 +34,7 @@ class Pretraining(Trainer):
         settings: Settings,
         model: BertPreTrainedModel,
         tokenizer: BertTokenizer,
-        batches: Batches,
+        batches: PackedBatches,
         heldout: Callable[[], Iterable[PretrainingBatch]] | None = None,
         *,
         device: torch.device | None = None,
@@ -75,18 +65,16 @@ class Pretraining(Trainer):
             model,
             tokenizer,
             trained=self.objective.trained,
-            extra=self.objective,
+            extra=self.objective.extra,
             replica=self.objective if sharded else processes.replicate(self.objective.to(device)),
             device=device,
             processes=processes,
             sharded=sharded,
             peak_flops=peak_flops,
         )
-        self._stream: Iterator[PretrainingBatch] | None = None
+        self._stream = iter(batches)
 
     def next_step(self) -> list[MicroBatch]:
-        if self._stream is None:
-            self._stream = iter(self.batches)
         return [self._micro_batch(next(self._stream)) for _ in range(self.settings.training.accumulate)]
 
     def _micro_batch(self, batch: PretrainingBatch) -> MicroBatch:

@@ -273,17 +273,17 @@ def check_fields(settings: Any) -> None:
 
 _LIMITS = {
     "least": ("at least", operator.ge),
-    "most": ("at most", operator.le),
     "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
     "below": ("below", operator.lt),
 }
 
 
 def _check_limits(key: str, value: Any, limits: Mapping[str, Any]) -> None:
-    for name, (words, fits) in _LIMITS.items():
-        if name in limits and not fits(value, limit := limits[name]):  # nan fits nowhere
-            shown = limit if type(limit) is int else f"{limit:g}"
-            raise SettingsError(f"{key} is {value!r}; it must be {words} {shown}")
+    known = [(words, fits, limits[name]) for name, (words, fits) in _LIMITS.items() if name in limits]
+    if not all(fits(value, limit) for _, fits, limit in known):  # nan fits nowhere
+        shown = (f"{words} {limit if type(limit) is int else f'{limit:g}'}" for words, _, limit in known)
+        raise SettingsError(f"{key} is {value!r}; it must be {' and '.join(shown)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"{key} is {value!r}; it must be finite")
 
