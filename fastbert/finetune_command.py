@@ -21,7 +21,7 @@ from fastbert.training.finetune.report import draw_confusion, draw_curves, read_
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
 from fastbert.training.logs import summary_writer
-from fastbert.training.loop import open_checkpoints
+from fastbert.training.loop import newest_checkpoint
 from fastbert.unknown_tokens import unknown_warning
 
 REPORT = "report"
@@ -39,20 +39,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The folder, and the checkpoint in it to go on with.
+    """The folder, and the checkpoint in it to resume from; what would fail later fails here, before loading.
 
     Raises:
         ValueError: it is a file, or holds what the arguments would overwrite; or torchrun started several processes.
+        ModuleNotFoundError: a library that the report or the log takes is not installed.
     """
     folder = Path(args.output)
     if (number := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "RANK" in os.environ:
         raise ValueError(f"WORLD_SIZE is {number}; training for a task takes one process, without torchrun")
-    _check(folder, tensorboard=bool(args.tensorboard))
-    newest = open_checkpoints(folder).newest()
+    newest = newest_checkpoint(folder, "--output", resume=args.resume)
+    if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
+        raise ModuleNotFoundError(
+            f"fine-tuning needs {', '.join(missing)}: pip install 'fastbert-engine[train]'", name=missing[0]
+        )
+    if args.tensorboard:
+        summary_writer("--tensorboard is given", "leave it out")
     if (folder / REPORT / "metrics.json").exists():
         raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
-    if newest is not None and not args.resume:
-        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
     if newest is None and (folder / "config.json").exists():  # the model to begin with, say
         raise ValueError(f"{folder} holds a model already; a new run takes another --output")
     return folder, newest
@@ -108,18 +112,6 @@ def given_options(args: argparse.Namespace) -> list[tuple[str, str]]:
         if long and getattr(args, action.dest, action.default) != action.default:
             found.append((action.dest, long[0]))
     return found
-
-
-def _check(folder: Path, *, tensorboard: bool) -> None:
-    """Finds out before anything is loaded what would fail after it."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {folder} is a file; it must be a folder")
-    if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
-        raise ModuleNotFoundError(
-            f"fine-tuning needs {', '.join(missing)}: pip install 'fastbert-engine[train]'", name=missing[0]
-        )
-    if tensorboard:
-        summary_writer("--tensorboard is given", "leave it out")
 
 
 def _finish(run: Finetuning, folder: Path, start: str) -> None:

@@ -18,7 +18,7 @@ from fastbert.progress import say
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes, join, local_rank
-from fastbert.training.loop import Outcome, open_checkpoints
+from fastbert.training.loop import Outcome, newest_checkpoint
 from fastbert.training.masking import Masking
 from fastbert.training.objective import MODELS, Objective
 from fastbert.training.pretraining import Pretraining
@@ -82,13 +82,8 @@ def _pretrain(
     *,
     resume: bool,
 ) -> Outcome:
-    folder = Path(settings.output.folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output.folder {folder} is a file; it must be a folder")
-    newest = open_checkpoints(folder).newest()
+    newest = newest_checkpoint(Path(settings.output.folder), "output.folder", resume=resume)
     processes.wait()  # all have looked before one may write
-    if newest is not None and not resume:
-        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another output.folder")
     shards = Shards(settings.data.shards)
     tokenizer = shards.tokenizer
     if newest is None:

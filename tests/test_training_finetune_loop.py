@@ -147,7 +147,7 @@ def test_a_model_of_one_class_is_not_the_best_though_most_accurate(tmp_path, mon
     def evaluate(data):
         pairs = zip(gold, next(steps), strict=True)
         predictions = [{"gold": g, "predicted": p, "probabilities": {}} for g, p in pairs]
-        evaluated.append({"loss": 1.0, **run.task.score([], predictions, run.recipe.labels)})
+        evaluated.append({"loss": 1.0, **run.task.score(predictions, run.recipe.labels)})
         return finetune_loop.Evaluation(evaluated[-1], predictions)
 
     monkeypatch.setattr(run, "evaluate", evaluate)

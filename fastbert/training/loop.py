@@ -338,6 +338,20 @@ def open_checkpoints(output: str | Path, *, keep: int = 1, keep_best: bool = Tru
     return Checkpoints(Path(output) / "checkpoints", keep=keep, keep_best=keep_best)
 
 
+def newest_checkpoint(output: Path, name: str, *, resume: bool) -> Path | None:
+    """That of an output folder, called `name` in the settings, from which the run is resumed; None: it begins.
+
+    Raises:
+        ValueError: the folder is a file, or holds a checkpoint and `resume` is false.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{name} {output} is a file; it must be a folder")
+    newest = open_checkpoints(output).newest()
+    if newest is not None and not resume:
+        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another {name}")
+    return newest
+
+
 @contextmanager
 def signals() -> Iterator[Callable[[], int]]:
     """Keeps SIGTERM and SIGINT until the caller asks which came (0: none); a second one acts as before."""

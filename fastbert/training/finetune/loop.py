@@ -177,7 +177,7 @@ class Recipe:
     def evaluate(self, data: Dataset, logits: Sequence[np.ndarray]) -> Evaluation:
         """Predictions and scores from the logits of each feature."""
         predictions = self.task.decode(data.examples, data.features, logits, self.labels, self.settings)
-        scores = self.task.score(data.examples, predictions, self.labels)
+        scores = self.task.score(predictions, self.labels)
         return Evaluation(scores, [_source(e) | p for e, p in zip(data.examples, predictions, strict=True)])
 
 
