@@ -131,7 +131,7 @@ def _settings(
     format_name: str,
     options: dict[str, int],
 ) -> dict:
-    """What the output follows from beside the input: a run can only be gone on with by the same."""
+    """What the output follows from, in addition to the input: a run is resumed by the same only."""
     return {
         "pooling": embedder.pooling if isinstance(embedder.pooling, str) else ",".join(embedder.pooling),
         "prompt": prompt,

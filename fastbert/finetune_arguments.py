@@ -40,7 +40,7 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """What training for a task takes beside the models; `required`: there is no other way to train."""
+    """What training for a task takes in addition to the models; `required`: there is no other way to train."""
     parser.add_argument("--train", metavar="FILE", required=required, help="examples to learn from")
     parser.add_argument("--dev", metavar="FILE", required=required, help="examples to choose the best checkpoint by")
     parser.add_argument("--test", metavar="FILE", help="examples for the report")

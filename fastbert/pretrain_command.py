@@ -118,7 +118,7 @@ def _pretrain(
 
 
 def _heldout(settings: Settings, config: BertConfig, options: dict) -> Callable[[], Iterator[PretrainingBatch]] | None:
-    """Makes the same batches for each evaluation; None where there is no held-out text, or none is wanted."""
+    """Makes the same batches for each evaluation; None where there is no held-out text, or none is asked for."""
     folder = Path(settings.data.heldout or settings.data.shards)
     if not settings.data.heldout_batches or (
         settings.data.heldout is None and "held_out" not in read_index(folder)["splits"]

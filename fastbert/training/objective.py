@@ -64,7 +64,7 @@ class States:
 
     mlm: Tensor | None  # last states of the labelled tokens (n, E)
     nsp: Tensor | None  # next-sentence logits (B, 2)
-    hidden: tuple[Tensor, ...] | None = None  # where wanted, the L + 1 states (T, E)
+    hidden: tuple[Tensor, ...] | None = None  # where asked for, the L + 1 states (T, E)
 
 
 def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hidden_states: bool = False) -> States:

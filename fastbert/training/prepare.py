@@ -1,12 +1,12 @@
-"""From text to shards of pre-training examples, over many processes; a run that was killed goes on.
+"""From text to shards of pre-training examples, over many processes; a run that was killed can be resumed.
 
 The inputs' sizes alone say which documents make which shard, and a shard follows from its documents, the vocabulary,
 the settings and the seed: so its bytes are the same for any number of processes and whether or not it was
-interrupted. A shard's file appears when it is whole, under its own name; what there is of them when a run begins
-anew is done. `prepare.journal.json` says what an unfinished run was asked, `index.json` ends it.
+interrupted. A shard's file appears when it is whole, under its own name; the shards that there are when a
+run is resumed are done. `prepare.journal.json` says what an unfinished run was asked, `index.json` ends it.
 
 Documents are held out by a hash of their text, so that no copy of one is in both splits. The held-out split has
-shards of its own, made by reading all text once more: reading costs little beside tokenizing, and so its pairs, too,
+shards of its own, made by reading all text once more: reading costs little against tokenizing, and so its pairs, too,
 are of held-out documents on both sides.
 """
 
@@ -63,7 +63,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What the examples follow from, beside text and vocabulary.
+    """What the examples follow from, in addition to text and vocabulary.
 
     Args:
         max_length: tokens of an example, special ones included, at most.
@@ -145,7 +145,7 @@ def prepare(
         learn_vocab: how many tokens to learn from the text.
         lower: whether text is lower-cased (default: it is); not for a tokenizer's folder, which says so itself.
         processes: how many work at once; 1 is this one.
-        resume: go on with an interrupted run, where there is one.
+        resume: continue an interrupted run, where there is one.
         restart: throw away what an earlier run made of this folder.
         progress: of the bytes read.
 
@@ -236,7 +236,7 @@ def _sample(pieces: list[Piece], settings: PrepareSettings, size: int) -> Iterat
 
 
 def _is_done(path: Path, vocabulary: Vocabulary) -> bool:
-    """Whether an earlier run finished this shard; one that has come to harm since is made anew."""
+    """Whether an earlier run finished this shard; one that has come to harm since is made again."""
     if not path.exists():
         return False
     try:

@@ -156,7 +156,7 @@ class Settings(RunSettings):
         }
 
     def decisive(self) -> dict[str, Any]:
-        """By `section.key`, what the weights of a step follow from: a run is gone on with by the same only.
+        """By `section.key`, what the weights of a step follow from: a run is resumed by the same only.
 
         Shards may move; whether they are the same is for the batches to say.
         """

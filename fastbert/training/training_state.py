@@ -1,4 +1,4 @@
-"""Checkpoints: folders in transformers' layout, with beside the weights all that a run needs to go on.
+"""Checkpoints: folders in transformers' layout, with all that resuming a run takes in addition to the weights.
 
     checkpoints/step-00001000/
         config.json, model.safetensors, the vocabulary    what transformers loads
@@ -39,7 +39,7 @@ _TEMPORARY = ".incomplete-"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read or gone on with; the message says which and why."""
+    """A checkpoint that cannot be written, read or resumed from; the message says which and why."""
 
 
 @dataclass(frozen=True)

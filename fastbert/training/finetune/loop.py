@@ -53,7 +53,7 @@ class Dataset:
         return int((ids == tokenizer.unk_token_id).sum()), int((~np.isin(ids, special)).sum())
 
     def digest(self) -> str:
-        """A hash of the features, by which a run that is gone on with knows its data."""
+        """A hash of the features, by which a resumed run knows its data."""
         digest = hashlib.sha256()
         for feature in self.features:
             for ids, types in feature.sequences:
@@ -170,7 +170,7 @@ class Recipe:
         return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
 
     def decisive(self) -> dict[str, Any]:
-        """What a run is gone on with by the same only."""
+        """What a run is resumed by the same only."""
         data = {"training data": self.train.digest(), "dev data": self.dev.digest(), "labels": self.labels}
         return self.settings.decisive() | data
 

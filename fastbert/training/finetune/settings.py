@@ -27,7 +27,7 @@ _FREE_TO_CHANGE = ("save_every", "tensorboard")
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """All that the weights follow from, beside the model it starts from and the data.
+    """All that the weights follow from, in addition to the model it starts from and the data.
 
     Raises:
         ValueError: a setting out of range, by name.
