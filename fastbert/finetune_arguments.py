@@ -18,6 +18,16 @@ FINETUNE_TASKS = (
     "question-answering",
     "multiple-choice",
 )
+COLUMNS = {
+    "text": "(default: text)",
+    "pair": "the second text of a pair",
+    "label": "class, number or classes (default: label)",
+    "words": "a list; in CoNLL, a number from 1 (default: words)",
+    "tags": "a list; in CoNLL, a number from 1 (default: tags)",
+    "question": "(default: question)",
+    "context": "(default: context)",
+    "answers": "(default: answers)",
+}
 FINETUNE_EXAMPLES = """\
 examples:
   fastbert finetune --task classification --model path/to/model --train train.csv --dev dev.csv -o out
@@ -56,28 +66,11 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
         choices=("auto", "csv", "jsonl", "json", "parquet", "conll", "squad"),
         help="(default: by the suffix)",
     )
-    reading.add_argument("--text-column", dest="text", metavar="NAME", help="(default: text)")
-    reading.add_argument("--pair-column", dest="pair", metavar="NAME", help="the second text of a pair")
-    reading.add_argument(
-        "--label-column", dest="label", metavar="NAME", help="class, number or classes (default: label)"
-    )
+    for name, help in COLUMNS.items():
+        reading.add_argument(f"--{name}-column", dest=name, metavar="NAME", help=help)
     reading.add_argument("--label-separator", metavar="TEXT", help="between several classes (default: a comma)")
-    reading.add_argument(
-        "--choice-columns",
-        dest="choices",
-        type=_names,
-        metavar="A,B,...",
-        help="a column each, or one of lists (default: choices)",
-    )
-    reading.add_argument(
-        "--words-column", dest="words", metavar="NAME", help="a list; in CoNLL, a number from 1 (default: words)"
-    )
-    reading.add_argument(
-        "--tags-column", dest="tags", metavar="NAME", help="a list; in CoNLL, a number from 1 (default: tags)"
-    )
-    reading.add_argument("--question-column", dest="question", metavar="NAME", help="(default: question)")
-    reading.add_argument("--context-column", dest="context", metavar="NAME", help="(default: context)")
-    reading.add_argument("--answers-column", dest="answers", metavar="NAME", help="(default: answers)")
+    choices = "a column each, or one of lists (default: choices)"
+    reading.add_argument("--choice-columns", dest="choices", type=_names, metavar="A,B,...", help=choices)
     add_csv_arguments(reading)
 
     add_options(parser.add_argument_group("training"), FinetuneSettings, without=TEXT_OPTIONS)
