@@ -63,8 +63,8 @@ class Progress:
         if self.line.terminal and (now - self._refreshed >= REFRESH_SECONDS or done == self._total):
             self._refreshed = now
             amount = self._amount(done)
-            if self._total:
-                left = (now - self._start) * (self._total - done) / max(done, 1)
+            if self._total and done:
+                left = (now - self._start) * (self._total - done) / done
                 amount = f"{done / self._total:.0%} of {self._amount(self._total)}, {duration(left)} left"
             self.line.show(f"{amount}, {self.tokens / self._seconds():,.0f} tokens/s")
 

@@ -18,13 +18,14 @@ def clock(monkeypatch):
 def test_bytes_speed_and_time_left(clock, capsys):
     bar = Progress(shown=True)
     bar.begin(4_000_000)
-    for seconds, done in ((1, 1_000_000), (1.05, 1_500_000), (10, 3_000_000), (10.01, 4_000_000)):
+    for seconds, done in ((0.5, 0), (1, 1_000_000), (1.05, 1_500_000), (10, 3_000_000), (10.01, 4_000_000)):
         clock[0] = 1000.0 + seconds
         bar.update(done, done // 100)
     bar.line.say("bad")
     bar.line.close()
     lines = capsys.readouterr().err.split("\r\x1b[K")
     assert lines == [
+        "fastbert: 0.0 MB, 0 tokens/s",
         "fastbert: 25% of 4.0 MB, 3 s left, 10,000 tokens/s",  # the second one follows too soon
         "fastbert: 75% of 4.0 MB, 3 s left, 3,000 tokens/s",
         "fastbert: 100% of 4.0 MB, 0 s left, 3,996 tokens/s",
