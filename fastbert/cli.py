@@ -186,6 +186,7 @@ def _add_embed(commands) -> None:
     reading = parser.add_argument_group("input")
     reading.add_argument(
         "--input-format",
+        dest="format",
         choices=("auto", "text", "jsonl", "json", "csv", "parquet"),
         default="auto",
         help="auto goes by the suffix: .jsonl, .ndjson, .json (a list), .csv, .tsv, .parquet, .txt, .md, each but "
@@ -268,6 +269,7 @@ def _add_prepare(commands) -> None:
     reading = parser.add_argument_group("input")
     reading.add_argument(
         "--input-format",
+        dest="format",
         choices=("auto", "text", "jsonl", "json", "csv", "parquet"),
         default="auto",
         help="auto goes by the suffix: .jsonl, .ndjson, .json (a list), .csv, .tsv, .parquet, .txt, .md, each but "
@@ -275,6 +277,7 @@ def _add_prepare(commands) -> None:
     )
     reading.add_argument(
         "--documents",
+        dest="separator",
         choices=("blank-line", "line", "file"),
         default="blank-line",
         help="what ends a document of a text file (default: blank-line); a line end always ends a sentence",

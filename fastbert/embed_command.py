@@ -31,16 +31,10 @@ BAD_LINES_SHOWN = 20  # each run names these many, then counts
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert embed`; returns the exit code. Usage errors exit, others are raised."""
     format_name = _output_format(args)
-    reading = Reading(
-        format=args.input_format,
-        field=args.field,
-        column=args.column,
-        header=args.header,
-        delimiter=args.delimiter,
-        quoted=args.quoted,
-        allow_empty=args.allow_empty,
-        id_column=args.id_column,
-    )
+    try:
+        reading = Reading.of(args)
+    except ValueError as error:
+        args.parser.error(str(error))
     records = Records(args.inputs, reading)
     _check_paths(args, format_name)
     embedder = Embedder.from_pretrained(
@@ -91,8 +85,6 @@ def _output_format(args: argparse.Namespace) -> str:
     usage = args.parser.error
     if args.inputs.count(STDIN) > 1:
         usage("stdin (-) can be read once")
-    if args.delimiter is not None and len(args.delimiter) != 1:
-        usage("--delimiter must be one character")
     if args.output == STDIN:
         if args.resume or args.restart:
             usage("--resume and --restart need a file: -o OUT")
