@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from support import TINY, mask_of, require_native, tokens
 
 import fastbert
 from fastbert import native
+from fastbert.model.plan import EncoderPlan
 
 
 @pytest.fixture
@@ -56,6 +58,20 @@ def test_the_weights_have_no_memory(folder):
     del lean, layer, linear
     gc.collect()
     assert native.packed_bytes() == before
+
+
+def test_a_layer_lets_go_of_its_weights_before_the_next_one_is_loaded(folder, monkeypatch):
+    require_native()
+    release, left = EncoderPlan.release, []
+
+    def released(plan, index):
+        weights = [weakref.ref(w) for p in plan.layers[index].projections for w in p.weight.weights]
+        release(plan, index)
+        left.append(sum(weight() is not None for weight in weights))
+
+    monkeypatch.setattr(EncoderPlan, "release", released)
+    fastbert.BertForMaskedLM.from_pretrained(folder, inference_only=True)
+    assert left == [0] * TINY["num_hidden_layers"]
 
 
 def test_what_such_a_model_cannot_do(folder, tmp_path, monkeypatch):

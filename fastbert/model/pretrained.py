@@ -253,7 +253,9 @@ def _ignore(name: str) -> None:
 
 def _plan(model: BertPreTrainedModel) -> EncoderPlan:
     base = _base(model)
-    return EncoderPlan(base, Products(base.config.hidden_act, base.matmul_precision))
+    plan = EncoderPlan(base, Products(base.config.hidden_act, base.matmul_precision))
+    del plan.tree, plan.tensors  # they hold parameters that are to be released; `adopt` makes them again
+    return plan
 
 
 def _releaser(model: BertPreTrainedModel, plan: EncoderPlan) -> Callable[[str], None]:
