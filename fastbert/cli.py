@@ -11,12 +11,13 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from fastbert.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
 from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments
-from fastbert.precision import QUANTIZED, SPLIT
+from fastbert.precision import QUANTIZED, SPLIT, LoadOptions
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 DTYPES = ("float32", "bfloat16", "float16")
@@ -382,7 +383,7 @@ def _fill_mask(args: argparse.Namespace) -> int:
 
     from fastbert.inference.fill_mask import FillMask
 
-    model = FillMask.from_pretrained(args.model, revision=args.revision, inference_only=True, **placement(args))
+    model = FillMask.from_pretrained(args.model, **vars(replace(load_options(args), inference_only=True)))
     for text in args.texts:
         masks = model(text, top_k=args.top_k)
         for number, candidates in enumerate(masks, start=1):
@@ -428,12 +429,12 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0
 
 
-def placement(args: argparse.Namespace) -> dict:
-    """What --dtype, --precision, --quantize and --device ask for, as from_pretrained takes it."""
+def load_options(args: argparse.Namespace) -> LoadOptions:
+    """What --dtype, --precision, --quantize, --device and --revision ask for."""
     import torch
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return {"dtype": dtype, "precision": args.precision, "quantize": args.quantize, "device": device_of(args.device)}
+    return LoadOptions(dtype, args.precision, args.quantize, device_of(args.device), args.revision)
 
 
 def device_of(name: str | None) -> str:

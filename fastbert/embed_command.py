@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastbert.cli import placement
+from fastbert.cli import load_options
 from fastbert.inference.embed import MAX_TOKENS, Embedder
 from fastbert.inference.input_files import STDIN
 from fastbert.inference.job import WINDOW, embed_records
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
         normalize=args.normalize,
         max_length=args.max_length,
         truncate_dim=args.truncate_dim,
-        revision=args.revision,
-        **placement(args),
+        **vars(load_options(args)),
     )
     prompt = embedder.prompt_of(args.prompt_name, args.prompt)
     options = {"max_tokens": args.max_tokens or MAX_TOKENS, "window": args.window or WINDOW}

@@ -34,8 +34,7 @@ from fastbert.encoding import (
     padded_width,
     stack_columns,
 )
-from fastbert.files import write_text
-from fastbert.garbage import collector_at_rest
+from fastbert.files import collector_at_rest, write_text
 from fastbert.tokenizer_files import (
     SPECIAL_TOKENS,
     as_added_token,

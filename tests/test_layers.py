@@ -30,7 +30,6 @@ LEAVES = {
     "reference",
     "precision",
     "weight",
-    "garbage",
 }
 TEXT = {"encoding", "tokenizer_files", "tokenization"}
 BELOW_MODEL = LEAVES | {"ops", "checkpoint"}
@@ -40,7 +39,6 @@ MAY_IMPORT = {
     "native": {"_C", "weight"},
     "files": set(),
     "unknown_tokens": set(),
-    "garbage": set(),
     "json_files": set(),
     "hub": {"json_files"},
     "config": {"files", "hub", "json_files"},
@@ -51,7 +49,7 @@ MAY_IMPORT = {
     "reference": {"packing"},
     "encoding": set(),
     "tokenizer_files": {"files", "hub", "json_files"},
-    "tokenization": {"files", "hub", "garbage", *TEXT},
+    "tokenization": {"files", "hub", *TEXT},
     "checkpoint": {"files", "hub", "config", "json_files"},
     "ops": {"native", "kernels", "reference", "backend", "packing", "config", "precision", "weight"},
     "model": BELOW_MODEL,
