@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         warnings.showwarning = _show_warning
-        code = args.run(args)
+        code = import_module(f"fastbert.{args.module}").run(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; each command sets `run`."""
+    """The parser of the whole command line; each command sets `module`, whose `run` carries it out."""
     parser = _Parser(
         prog="fastbert",
         description="A BERT engine: vectors and masked words from Hugging Face checkpoints.",
@@ -152,7 +152,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _command(commands, name: str, run, help: str, epilog: str) -> argparse.ArgumentParser:
+def _command(commands, name: str, module: str, help: str, epilog: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=help,
@@ -161,7 +161,7 @@ def _command(commands, name: str, run, help: str, epilog: str) -> argparse.Argum
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(module=module, parser=parser)
     return parser
 
 
@@ -178,12 +178,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def _add_embed(commands) -> None:
-    parser = _command(commands, "embed", _embed, "turn texts into vectors", _EMBED_EXAMPLES)
-    parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
-    parser.add_argument("inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)")
-    _add_model_options(parser)
-
+def _add_reading(parser: argparse.ArgumentParser, note: str) -> argparse._ArgumentGroup:
+    """What a command that reads texts takes: the fields of input_files.Form, and where the text is."""
     reading = parser.add_argument_group("input")
     reading.add_argument(
         "--input-format",
@@ -191,7 +187,7 @@ def _add_embed(commands) -> None:
         choices=("auto", "text", "jsonl", "json", "csv", "parquet"),
         default="auto",
         help="auto goes by the suffix: .jsonl, .ndjson, .json (a list), .csv, .tsv, .parquet, .txt, .md, each but "
-        ".parquet also with .gz, .xz or .zst; stdin is text, one a line",
+        ".parquet also with .gz, .xz or .zst" + note,
     )
     reading.add_argument("--field", default="text", help="of a JSON object, the text (default: text)")
     reading.add_argument(
@@ -200,6 +196,23 @@ def _add_embed(commands) -> None:
         help="of a csv or parquet file, the text: a name or, in csv, a number from 1 (default: text)",
     )
     add_csv_arguments(reading)
+    return reading
+
+
+def _add_restart(group: argparse._ArgumentGroup, what: str) -> None:
+    again = group.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
+    again.add_argument("--restart", action="store_true", help=f"throw {what}")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def _add_embed(commands) -> None:
+    parser = _command(commands, "embed", "embed_command", "turn texts into vectors", _EMBED_EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
+    parser.add_argument("inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)")
+    _add_model_options(parser)
+
+    reading = _add_reading(parser, "; stdin is text, one a line")
     reading.add_argument(
         "--id-column", metavar="NAME", help="a csv or parquet column, or a JSON field, which .parquet and .jsonl repeat"
     )
@@ -236,15 +249,12 @@ def _add_embed(commands) -> None:
         choices=("npy", "parquet", "jsonl"),
         help="(default: by OUT's suffix; stdout is jsonl)",
     )
-    again = writing.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
-    again.add_argument("--restart", action="store_true", help="throw an interrupted run away")
-    writing.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+    _add_restart(writing, "an interrupted run away")
 
 
 def _add_fill_mask(commands) -> None:
     parser = _command(
-        commands, "fill-mask", _fill_mask, "name the likeliest words for each [MASK]", _FILL_MASK_EXAMPLES
+        commands, "fill-mask", "fill_mask_command", "name the likeliest words for each [MASK]", _FILL_MASK_EXAMPLES
     )
     parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("texts", metavar="TEXT", nargs="+", help="a text with one [MASK] or more")
@@ -254,7 +264,9 @@ def _add_fill_mask(commands) -> None:
 
 
 def _add_prepare(commands) -> None:
-    parser = _command(commands, "prepare", _prepare, "turn text into examples to pre-train on", _PREPARE_EXAMPLES)
+    parser = _command(
+        commands, "prepare", "training.prepare_command", "turn text into examples to pre-train on", _PREPARE_EXAMPLES
+    )
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, or folders of files")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to be made")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
@@ -267,15 +279,7 @@ def _add_prepare(commands) -> None:
         help="lower-case the text (default: yes, or as the tokenizer's folder says)",
     )
 
-    reading = parser.add_argument_group("input")
-    reading.add_argument(
-        "--input-format",
-        dest="format",
-        choices=("auto", "text", "jsonl", "json", "csv", "parquet"),
-        default="auto",
-        help="auto goes by the suffix: .jsonl, .ndjson, .json (a list), .csv, .tsv, .parquet, .txt, .md, each but "
-        ".parquet also with .gz, .xz or .zst, as one piece; others are left out of a folder",
-    )
+    reading = _add_reading(parser, ", as one piece; others are left out of a folder")
     reading.add_argument(
         "--documents",
         dest="separator",
@@ -283,9 +287,6 @@ def _add_prepare(commands) -> None:
         default="blank-line",
         help="what ends a document of a text file (default: blank-line); a line end always ends a sentence",
     )
-    reading.add_argument("--field", default="text", help="of a JSON object, the text (default: text)")
-    reading.add_argument("--column", default="text", help="of a csv or parquet file, the text (default: text)")
-    add_csv_arguments(reading)
     reading.add_argument(
         "--bad-documents",
         choices=("fail", "skip"),
@@ -319,14 +320,11 @@ def _add_prepare(commands) -> None:
     running = parser.add_argument_group("run")
     running.add_argument("--processes", type=_positive, default=1, help="how many work at once (default: 1)")
     running.add_argument("--shard-mib", type=_positive, default=32, help="MiB of text in a shard (default: 32)")
-    again = running.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
-    again.add_argument("--restart", action="store_true", help="throw away what an earlier run made of OUT")
-    running.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+    _add_restart(running, "away what an earlier run made of OUT")
 
 
 def _add_pretrain(commands) -> None:
-    parser = _command(commands, "pretrain", _pretrain, "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
+    parser = _command(commands, "pretrain", "pretrain_command", "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
     parser.add_argument("config", metavar="CONFIG", help="a TOML file; docs/pretrain.toml is one with every key")
     parser.add_argument("--resume", action="store_true", help="go on with the newest checkpoint, if there is one")
     parser.add_argument(
@@ -340,18 +338,18 @@ def _add_pretrain(commands) -> None:
 
 
 def _add_finetune(commands) -> None:
-    parser = _command(commands, "finetune", _finetune, "train a model for a task", FINETUNE_EXAMPLES)
+    parser = _command(commands, "finetune", "finetune_command", "train a model for a task", FINETUNE_EXAMPLES)
     add_finetune_arguments(parser, _positive)
 
 
 def _add_distill(commands) -> None:
     what = "make a smaller model that does as a larger one"
-    add_distill_arguments(_command(commands, "distill", _distill, what, DISTILL_EXAMPLES), _positive)
+    add_distill_arguments(_command(commands, "distill", "distill_command", what, DISTILL_EXAMPLES), _positive)
 
 
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
-    _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
+    _command(commands, "doctor", "doctor", what, _DOCTOR_EXAMPLES)
 
 
 def _positive(text: str) -> int:
@@ -370,63 +368,6 @@ def _poolings(text: str) -> list[str]:
         if name not in POOLINGS:
             raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(POOLINGS)}")
     return names
-
-
-def _embed(args: argparse.Namespace) -> int:
-    from fastbert.embed_command import run
-
-    return run(args)
-
-
-def _fill_mask(args: argparse.Namespace) -> int:
-    import json
-
-    from fastbert.inference.fill_mask import FillMask
-
-    model = FillMask.from_pretrained(args.model, **vars(replace(load_options(args), inference_only=True)))
-    for text in args.texts:
-        masks = model(text, top_k=args.top_k)
-        for number, candidates in enumerate(masks, start=1):
-            if args.json:
-                rows = [candidate._asdict() for candidate in candidates]
-                print(json.dumps({"text": text, "mask": number, "candidates": rows}, ensure_ascii=False))
-                continue
-            print(text if len(masks) == 1 else f"{text}  ({number} of {len(masks)})")
-            width = max(len(candidate.token) for candidate in candidates)
-            for token, probability, sequence in candidates:
-                print(f"  {probability:6.1%}  {token:<{width}}  {sequence}")
-    return 0
-
-
-def _prepare(args: argparse.Namespace) -> int:
-    from fastbert.training.prepare_command import run
-
-    return run(args)
-
-
-def _pretrain(args: argparse.Namespace) -> int:
-    from fastbert.pretrain_command import run
-
-    return run(args)
-
-
-def _finetune(args: argparse.Namespace) -> int:
-    from fastbert.finetune_command import run
-
-    return run(args)
-
-
-def _distill(args: argparse.Namespace) -> int:
-    from fastbert.distill_command import run
-
-    return run(args)
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from fastbert.doctor import diagnosis
-
-    print(diagnosis())
-    return 0
 
 
 def load_options(args: argparse.Namespace) -> LoadOptions:

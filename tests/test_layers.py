@@ -64,6 +64,7 @@ PART_OF = {
     "doctor": "cli",
     "__main__": "cli",
     "embed_command": "cli",
+    "fill_mask_command": "cli",
     "distill_arguments": "cli",
     "finetune_arguments": "cli",
     "finetune_command": "cli",
