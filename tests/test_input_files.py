@@ -32,15 +32,17 @@ def rows_of(tmp_path, name, text, **options):
     (tmp_path / name).write_bytes(text.encode())
     got = []
     with open_input(tmp_path / name) as stream:
-        rows = CsvRows(tmp_path / name, Lines(stream), Form(**options))
+        lines = Lines(stream)
+        rows = CsvRows(tmp_path / name, lines, Form(**options))
         while True:
+            line = lines.number + 1
             try:
                 row = next(rows)
             except RecordProblem as problem:
                 row = str(problem)
             except StopIteration:
                 return got
-            got.append((rows.line, row))
+            got.append((line, row))
 
 
 @pytest.mark.parametrize("suffix, compress", [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstd)])

@@ -265,7 +265,6 @@ class CsvRows:
 
     def __init__(self, name: str | Path, lines: Lines, form: Form) -> None:
         csv.field_size_limit(MAX_LINE)
-        self.line = 1  # the one that the last row begins on
         self.names: list[str] = []  # of the columns; empty without a header line
         self._shown, self._lines = shown(name), lines
         is_tsv = suffix_of(name) == ".tsv"
@@ -290,11 +289,7 @@ class CsvRows:
                 f"{self._shown}:1: the header line names {twice[0]!r} twice; if it names no columns, give --no-header"
             )
 
-    def __iter__(self) -> CsvRows:
-        return self
-
     def __next__(self) -> list[str]:
-        self.line = self._lines.number + 1
         try:
             row = next(self._rows)
         except csv.Error as error:

@@ -43,10 +43,8 @@ def read_rows(
     name: str | Path,
     form: Form,
     kind: str,
-    columns: Sequence[str],
+    columns: Sequence[str] | None,
     *,
-    text: str | None = None,
-    optional: Sequence[str] = (),
     tally: Tally | None = None,
     blank_rows: bool = False,
     groups: Sequence[int] | None = None,
@@ -55,10 +53,8 @@ def read_rows(
 
     Args:
         kind: the file's format, one of FORMATS.
-        columns: that a caller wants: names, or in a csv file also numbers from 1. All values of a JSON object are
-            there, and the line of a text file is the first column.
-        text: the column that must hold strings in a parquet file; a null there is an empty one.
-        optional: columns of a parquet file that need not be there.
+        columns: of a csv or parquet file, those wanted: names, or in csv also numbers from 1; None for all. The line of
+            a text file is the first of them; a JSON object has all its values.
         tally: hears what is read.
         blank_rows: whether an empty line of a csv file is a row, with a problem.
         groups: row groups of a parquet file; None is all.
@@ -67,23 +63,18 @@ def read_rows(
         InputError: a csv or parquet file without a column, or one that holds something else than its format's.
     """
     if kind == "parquet":
-        return _parquet_rows(name, columns, text, optional, tally, groups)
-    if kind == "json":
-        return _json_rows(name, tally)
-    return _line_rows(name, form, kind, columns, tally, blank_rows)
-
-
-def _line_rows(
-    name: str | Path, form: Form, kind: str, columns: Sequence[str], tally: Tally | None, blank_rows: bool
-) -> Iterator[Row]:
-    with open_input(name) as stream:
-        lines = Lines(stream, tally)
-        if kind == "jsonl":
-            yield from jsonl_rows(lines)
-        elif kind == "text":
-            yield from _rows(lines, lambda: {columns[0]: next(lines).removesuffix("\n").removesuffix("\r")})
-        else:
-            yield from _csv_rows(lines, *open_csv(name, lines, form, columns), columns, blank_rows)
+        yield from _parquet_rows(name, columns, tally, groups)
+    elif kind == "json":
+        yield from _json_rows(name, tally)
+    else:
+        with open_input(name) as stream:
+            lines = Lines(stream, tally)
+            if kind == "jsonl":
+                yield from jsonl_rows(lines)
+            elif kind == "text":
+                yield from _rows(lines, lambda: {columns[0]: next(lines).removesuffix("\n").removesuffix("\r")})
+            else:
+                yield from _csv_rows(name, lines, form, columns, blank_rows)
 
 
 def _rows(lines: Lines, following: Callable[[], dict[str, Any] | None]) -> Iterator[Row]:
@@ -101,26 +92,21 @@ def _rows(lines: Lines, following: Callable[[], dict[str, Any] | None]) -> Itera
                 yield Row(line, values)
 
 
-def open_csv(name: str | Path, lines: Lines, form: Form, columns: Sequence[str]) -> tuple[CsvRows, list[int]]:
-    """The rows of a csv file, and the place of each column in them; an empty file has no columns and no rows.
-
-    Raises:
-        InputError: the header line cannot be read or lacks a column.
-    """
-    rows = CsvRows(name, lines, form)
-    is_empty = form.header and not lines.number
-    return rows, [] if is_empty else [rows.column(column) for column in columns]
-
-
 def _csv_rows(
-    lines: Lines, rows: CsvRows, places: list[int], columns: Sequence[str], blank_rows: bool
+    name: str | Path, lines: Lines, form: Form, columns: Sequence[str] | None, blank_rows: bool
 ) -> Iterator[Row]:
+    rows = CsvRows(name, lines, form)
+    if form.header and not lines.number:
+        return iter(())  # an empty file
+    columns = rows.names if columns is None else columns
+    places = [rows.column(column) for column in columns]
+
     def following() -> dict[str, Any] | None:
         if not (row := next(rows)):
             if blank_rows:
                 raise RecordProblem("is empty")
             return None
-        if max(places) >= len(row):
+        if max(places, default=0) >= len(row):
             raise RecordProblem(f"has {len(row)} fields; there is no field {max(places) + 1}")
         return {column: row[place] for column, place in zip(columns, places, strict=True)}
 
@@ -169,8 +155,8 @@ def json_object(value: Any, *, escapes: bool) -> dict[str, Any]:
     return value
 
 
-def text_of(row: Row, column: str, *, allow_empty: bool = False) -> str:
-    """The text in a column of a row.
+def text_of(row: Row, column: str, kind: str, *, allow_empty: bool = False) -> str:
+    """The text in a column of a row of a file of this kind; a null in a parquet file is an empty one.
 
     Raises:
         RecordProblem: the row's problem, or that of its text.
@@ -180,6 +166,8 @@ def text_of(row: Row, column: str, *, allow_empty: bool = False) -> str:
     if column not in row.values:
         raise RecordProblem(f"has no field {column!r}")
     text = row.values[column]
+    if text is None and kind == "parquet":
+        text = ""
     if not isinstance(text, str):
         raise RecordProblem(f"has a field {column!r} of type {type(text).__name__}, not a string")
     if not allow_empty and (not text or text.isspace()):
@@ -188,20 +176,12 @@ def text_of(row: Row, column: str, *, allow_empty: bool = False) -> str:
 
 
 def _parquet_rows(
-    name: str | Path,
-    columns: Sequence[str],
-    text: str | None,
-    optional: Sequence[str],
-    tally: Tally | None,
-    groups: Sequence[int] | None,
+    name: str | Path, columns: Sequence[str] | None, tally: Tally | None, groups: Sequence[int] | None
 ) -> Iterator[Row]:
     """Rows of row groups (all of them by default), without holding more than a batch."""
-    with open_parquet(name, columns, text) as file:
-        names = list(dict.fromkeys([*columns, *(c for c in optional if c in file.schema_arrow.names)]))
-        batches = file.iter_batches(row_groups=groups, columns=names, batch_size=1024)
+    with open_parquet(name, columns or ()) as file:
+        batches = file.iter_batches(row_groups=groups, columns=columns, batch_size=1024)
         for number, values in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1):
-            if text is not None:
-                values[text] = values[text] or ""
             if tally is not None:
                 tally.digest.update(repr(list(values.values())).encode())
             yield Row(number, values)
@@ -271,7 +251,7 @@ class Records:
     def _columns(self, kind: str) -> tuple[list[str], str]:
         """The columns to be read, and that of the text among them."""
         text = self.reading.field if kind in ("json", "jsonl") else self.reading.column
-        return [text] if self.reading.id_column is None else [text, self.reading.id_column], text
+        return list(dict.fromkeys([text, self.reading.id_column or text])), text
 
     @property
     def bytes_read(self) -> int:
@@ -290,11 +270,10 @@ class Records:
             self._tally.digest.update(b"\0file\0")
             kind = self.reading.format_of(name)
             columns, text = self._columns(kind)
-            rows = read_rows(name, self.reading, kind, columns, text=text, tally=self._tally, blank_rows=True)
-            for row in rows:
+            for row in read_rows(name, self.reading, kind, columns, tally=self._tally, blank_rows=True):
                 self._digest_at_record = self._tally.digest.copy()
                 try:
-                    found = text_of(row, text, allow_empty=self.reading.allow_empty)
+                    found = text_of(row, text, kind, allow_empty=self.reading.allow_empty)
                     yield Record(index, row.line, found, id=_id_of(row, self.reading.id_column))
                 except RecordProblem as problem:
                     yield Record(index, row.line, "", str(problem))

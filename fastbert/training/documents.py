@@ -28,7 +28,7 @@ from fastbert.inference.input_files import (
     open_parquet,
     suffix_of,
 )
-from fastbert.inference.records import jsonl_rows, open_csv, read_rows, text_of
+from fastbert.inference.records import jsonl_rows, read_rows, text_of
 
 SEPARATORS = ("blank-line", "line", "file")
 _BLANK = re.compile(rb"\n\s*\n")
@@ -136,9 +136,11 @@ def cut(path: Path, reading: DocumentReading, size: int) -> list[Piece]:
     if kind == "parquet":
         return _row_groups(path, reading.column)
     total = path.stat().st_size
-    with open_input(path) as file:
-        if kind == "csv":
-            open_csv(path, Lines(file), reading, [reading.column])
+    if kind == "csv":
+        next(read_rows(path, reading, kind, [reading.column]), None)  # for its errors
+    else:
+        with open_input(path):
+            pass
     if compression_of(path) or kind in ("csv", "json") or (kind == "text" and reading.separator == "file"):
         return [Piece(path, kind, 0, total, total)]
     separator = _BLANK if kind == "text" and reading.separator == "blank-line" else _LINE
@@ -201,10 +203,10 @@ def documents(piece: Piece, reading: DocumentReading) -> Iterator[Document]:
         rows = jsonl_rows(Lines(BytesIO(_content(piece)), first=piece.start == 0))
     else:
         groups = range(piece.start, piece.stop) if piece.format == "parquet" else None
-        rows = read_rows(piece.path, reading, piece.format, [column], text=column, groups=groups)
+        rows = read_rows(piece.path, reading, piece.format, [column], groups=groups)
     for row in rows:
         try:
-            text = text_of(row, column)
+            text = text_of(row, column, piece.format)
             yield Document(text if piece.format == "parquet" else text.strip(), piece, row.line - 1)
         except RecordProblem as problem:
             yield Document("", piece, row.line - 1, str(problem))

@@ -228,8 +228,7 @@ def _answer(text: Any, start: Any) -> Answer:
 
 
 def _question_rows(path: Path, reading: Reading) -> Iterator[QuestionExample]:
-    columns = [reading.answers, reading.question, reading.context]
-    for row in _rows(path, reading, columns, optional=[reading.id]):
+    for row in _rows(path, reading, None):  # an id may be missing
         value = row.value(reading.answers)
         try:
             texts, starts = value["text"], value["answer_start"]
@@ -300,11 +299,11 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
-def _rows(path: Path, reading: Reading, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[_Row]:
+def _rows(path: Path, reading: Reading, columns: Sequence[str] | None) -> Iterator[_Row]:
     kind = reading.format_of(path, ROWS, "--format")
     if kind not in ROWS.values():
         raise DataError(f"{path}: the format is {kind}; this task reads csv, jsonl, json and parquet")
-    for row in read_rows(path, reading, kind, columns, optional=optional):
+    for row in read_rows(path, reading, kind, columns):
         where = f"{path}: row {row.line}" if kind == "parquet" else f"{path}:{row.line}"
         if row.problem is not None:
             raise DataError(f"{where}: {row.problem}")
