@@ -41,9 +41,6 @@ class PickledFile:
     def __iter__(self) -> Iterator[str]:
         return iter(self._state)
 
-    def close(self) -> None:
-        self._state = {}
-
     def shape(self, name: str) -> torch.Size:
         return self._state[name].shape
 

@@ -55,9 +55,6 @@ class SafetensorsFile:
     def __iter__(self):
         return iter(self._entries)
 
-    def close(self) -> None:
-        self._map = None
-
     def shape(self, name: str) -> torch.Size:
         return torch.Size(self._entries[name]["shape"])
 

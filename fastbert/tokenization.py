@@ -19,7 +19,6 @@ from typing import Any
 from fastbert.encoding import (
     UNLIMITED,
     BatchEncoding,
-    as_int64,
     as_list,
     as_rows,
     as_tensor,
@@ -283,7 +282,7 @@ class BertTokenizer:
         elif not batched and not return_tensors:
             result = {name: rows[0] if isinstance(rows[0], list) else rows for name, rows in result.items()}
         if return_tensors:
-            result = {name: as_int64(column, return_tensors) for name, column in result.items()}
+            result = {name: as_tensor(name, column, return_tensors) for name, column in result.items()}
         return BatchEncoding(result, encodings, width, self.pad_token, side)
 
     def pad(

@@ -108,14 +108,12 @@ class BertPreTrainedModel(nn.Module):
                 _materialise(model, dtype, device)
                 model.tie_weights()
                 model.eval().matmul_precision = options.setting
-                plan = None
                 if options.inference_only:
                     plan = _plan(model.requires_grad_(False))
-                checkpoint.load_into(
-                    model, source, found, _initialise, _ignore if plan is None else _releaser(model, plan)
-                )
-                if plan is not None:
+                    checkpoint.load_into(model, source, found, _initialise, _releaser(model, plan))
                     adopt(_base(model), plan)
+                else:
+                    checkpoint.load_into(model, source, found, _initialise)
         return model
 
     _constructor_keywords: tuple[str, ...] = ()
@@ -257,10 +255,6 @@ class BertPreTrainedModel(nn.Module):
 def _base(model: nn.Module) -> nn.Module:
     """The BertModel within a model with a head, or the model itself."""
     return getattr(model, "bert", model)
-
-
-def _ignore(name: str) -> None:
-    """What a model to be trained does with the news that a parameter is loaded."""
 
 
 def _plan(model: BertPreTrainedModel) -> EncoderPlan:
