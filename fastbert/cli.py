@@ -37,8 +37,8 @@ rows and lines:
   .jsonl      {"line": 1, "embedding": [...]}, and "file" with several inputs. A skipped line has no row
 
 interruption:
-  OUT appears when it is complete. Until then OUT.partial and OUT.journal.json stand beside it; after Ctrl-C,
-  a kill or a crash, the same command with --resume goes on with the first window that was not finished. The
+  OUT appears when it is complete. Until then OUT.partial and OUT.journal.json are next to it; after Ctrl-C, a
+  kill or a crash, the same command with --resume continues with the first window that was not finished. The
   lines done are read again, to make sure that they are the same.
 """
 _FILL_MASK_EXAMPLES = """\
@@ -53,7 +53,7 @@ examples:
 
 OUT is a folder: shards of examples for each split, the tokenizer, and index.json, which is written last. The same
 inputs, options and seed make the same bytes, with any number of processes. After Ctrl-C, a kill or a crash, the
-same command with --resume goes on with the shards that were not finished.
+same command with --resume continues with the shards that were not finished.
 """
 _PRETRAIN_EXAMPLES = """\
 examples:
@@ -63,7 +63,7 @@ examples:
 
 interruption:
   On SIGTERM and Ctrl-C the run ends with a checkpoint. After a kill or a crash, too, the same command with
-  --resume goes on with the newest checkpoint in output.folder, or begins where there is none.
+  --resume continues from the newest checkpoint in output.folder, or begins where there is none.
 """
 _DOCTOR_EXAMPLES = """\
 example:
@@ -201,7 +201,7 @@ def _add_reading(parser: argparse.ArgumentParser, note: str) -> argparse._Argume
 
 def _add_restart(group: argparse._ArgumentGroup, what: str) -> None:
     again = group.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
+    again.add_argument("--resume", action="store_true", help="continue an interrupted run, if there is one")
     again.add_argument("--restart", action="store_true", help=f"throw {what}")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
 
@@ -326,7 +326,7 @@ def _add_prepare(commands) -> None:
 def _add_pretrain(commands) -> None:
     parser = _command(commands, "pretrain", "pretrain_command", "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
     parser.add_argument("config", metavar="CONFIG", help="a TOML file; docs/pretrain.toml is one with every key")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest checkpoint, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
     parser.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",

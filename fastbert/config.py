@@ -44,7 +44,7 @@ class BertConfig:
 
     Keys that fastbert has no use for (from the file they came in) are kept in `extra` and written back
     by `save_pretrained`. Setting `num_labels` (or giving it to `from_dict` or `from_pretrained`) makes
-    `id2label` and `label2id` anew, as in transformers.
+    new `id2label` and `label2id`, as in transformers.
 
     Raises:
         ValueError: a field of another kind or beyond its limits, a hidden size that the heads do not divide, a

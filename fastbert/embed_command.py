@@ -118,7 +118,7 @@ def _settings(
     format_name: str,
     options: dict[str, int],
 ) -> dict:
-    """What the output follows from beside the input: a run can only be gone on with by the same."""
+    """The settings that the output depends on, in addition to the input: a run is resumed with the same ones only."""
     return {
         "pooling": embedder.pooling if isinstance(embedder.pooling, str) else ",".join(embedder.pooling),
         "prompt": prompt,

@@ -38,9 +38,9 @@ def _wrapped_errno(error: Exception) -> int | None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to the disk and renamed to `path`.
+    """Yields a temporary path in the folder of `path`; on success it is flushed to the disk and renamed to `path`.
 
-    On an exception the temporary file is removed and whatever stood at `path` is left as it was.
+    On an exception the temporary file is removed and the file at `path`, if there is one, stays as it was.
     A full disk is an OSError that names `path`.
     """
     path = Path(path)

@@ -153,7 +153,7 @@ class BertTokenizer:
     @classmethod
     @collector_at_rest()
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, revision: str | None = None) -> BertTokenizer:
-        """Reads tokenizer.json or vocab.txt, and the configuration beside it, from a folder or a hub id.
+        """Reads tokenizer.json or vocab.txt, and the configuration next to it, from a folder or a hub id.
 
         Where the files disagree, they are read as transformers reads them: vocabulary and added tokens from
         tokenizer.json, lower-casing, accents and Chinese characters from tokenizer_config.json.

@@ -27,7 +27,7 @@ from fastbert.precision import LoadOptions
 from fastbert.tokenization import BertTokenizer
 
 MAX_TOKENS = 8192  # a batch: past the size where more tokens a batch are faster on CPU, small on a GPU
-WINDOW = 8192  # texts sorted by length together: bounds what is held beside the result
+WINDOW = 8192  # texts sorted by length together: bounds the memory held in addition to the result
 _TOKENIZED_TOGETHER = 256  # the tokenizer keeps offsets and more of each token until a call ends
 
 
@@ -117,7 +117,7 @@ class Embedder:
         """Loads a folder or hub id; its sentence-transformers files say what pooling to truncate_dim leave None.
 
         A given pooling replaces that of the folder's Pooling module, and normalize its Normalize module at the end; the
-        two together stand for all modules that follow the Transformer. Without such files: the mean, not normalised, as
+        two together replace all modules that follow the Transformer. Without such files: the mean, not normalised, as
         many tokens as model and tokenizer take. dtype, precision, quantize and inference_only are those of
         BertModel.from_pretrained.
 

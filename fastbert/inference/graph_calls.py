@@ -17,7 +17,7 @@ _MISFIT, _TOO_LONG = "shapes do not match", "a text is longer than max_position_
 
 
 class Call(NamedTuple):
-    """A call that a graph can stand for.
+    """A call that a graph can run.
 
     `tokens` is how many there are, or may be; `shape` that of the caller's tokens, (B, S) or (T,). `load` writes the
     call into buffers and returns where each position went, (B * S,), or None where no position is a pad.
@@ -48,7 +48,7 @@ def read_call(
     cu_seqlens: Tensor | None,
     max_seqlen: int | None,
 ) -> Call | str:
-    """The call that these arguments make, or why no graph can stand for it.
+    """The call that these arguments make, or the reason why no graph can run it.
 
     Raises:
         ValueError: as the model does, where all of it is on the host.
@@ -88,7 +88,7 @@ def read_call(
 
 
 def _why_not(shape: torch.Size, mask: Tensor | None, cu_seqlens: Tensor | None, most: int) -> str | None:
-    """Why no graph can stand for ids of this shape on the device; None where one can."""
+    """The reason why no graph can run ids of this shape on the device; None where one can."""
     if cu_seqlens is not None:
         if mask is not None:
             return "attention_mask and cu_seqlens are both given"

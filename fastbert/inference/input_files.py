@@ -1,7 +1,7 @@
 """What files of records are made of: compression, lines, csv rows, JSON lists, parquet; read by `records.read_rows`.
 
 A file's format follows from its suffix, after that of a compression: `reviews.csv.gz` is csv. Files are UTF-8, with
-or without a byte order mark. Bytes of another kind than the suffix stands for are refused by name. Lines end at a
+or without a byte order mark. A file whose bytes are of another kind than its suffix says is refused. Lines end at a
 line feed (a carriage return before it is removed) and nowhere else, so that their numbers are those an editor shows.
 """
 
@@ -100,7 +100,7 @@ class Tally:
 
 
 def suffix_of(path: str | Path) -> str:
-    """The suffix that stands for a file's format, in lower case, without that of its compression."""
+    """The suffix that gives a file's format, in lower case, without that of its compression."""
     path = Path(path)
     return Path(path.stem if compression_of(path) else path.name).suffix.lower()
 

@@ -60,7 +60,7 @@ def read_rows(
         groups: row groups of a parquet file; None is all.
 
     Raises:
-        InputError: a csv or parquet file without a column, or one that holds something else than its format's.
+        InputError: a csv or parquet file without a column, or a file of another format.
     """
     if kind == "parquet":
         yield from _parquet_rows(name, columns, tally, groups)
@@ -224,7 +224,7 @@ class Records:
 
     Raises:
         InputError: on construction, a path that is no file, an unknown suffix, a parquet file without the column;
-            while iterating, a csv file without it, or a file that holds something else than its suffix stands for.
+            while iterating, a csv file without it, or a file whose content is not what its suffix says.
     """
 
     def __init__(self, inputs: Sequence[str], reading: Reading | None = None) -> None:

@@ -162,7 +162,7 @@ def read_settings(
     """Reads modules.json and what it points to.
 
     An explicit `pooling` replaces the mode of the Pooling module, an explicit `normalize` the Normalize module at the
-    end. With both, they stand for all that follows the Transformer, which is not read then.
+    end. The two together replace all that follows the Transformer, which is not read then.
 
     Raises:
         ValueError: the folder asks for something fastbert has not, or a file is no JSON object, or has an unknown

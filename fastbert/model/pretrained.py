@@ -122,7 +122,7 @@ class BertPreTrainedModel(nn.Module):
 
     @property
     def matmul_precision(self) -> str | None:
-        """How the layers multiply: None, "high", "highest", "int8" or "fp8"; chosen anew each time a model is loaded.
+        """How the layers multiply: None, "high", "highest", "int8" or "fp8"; chosen each time a model is loaded.
 
         Copies and pickles keep it, save_pretrained does not: like the device, it is no part of the model.
         """

@@ -129,8 +129,8 @@ def cut(path: Path, reading: DocumentReading, size: int) -> list[Piece]:
     """Cuts a file into pieces of about `size` bytes.
 
     Raises:
-        InputError: a parquet file that cannot be read, or has no such column of strings; a file that holds something
-            else than its suffix stands for.
+        InputError: a parquet file that cannot be read, or has no such column of strings; a file
+            whose content is not what its suffix says.
     """
     kind = reading.format_of(path)
     if kind == "parquet":

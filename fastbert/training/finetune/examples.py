@@ -149,7 +149,7 @@ def read_words(path: Path, reading: Reading) -> list[WordsExample]:
 
 
 def _check_tags(example: WordsExample) -> None:
-    """As many tags as words, each O, B-TYPE, or an I-TYPE that goes on with its type's entity."""
+    """As many tags as words, each O, B-TYPE, or an I-TYPE that continues an entity of its type."""
     words, tags = example.words, example.tags
     if len(words) != len(tags):
         raise DataError(f"{example.where}: {len(words)} words and {len(tags)} tags; each word has one")
@@ -270,7 +270,7 @@ class _Row:
         return self._typed(column, is_list, "a list of texts")
 
     def name(self, column: str) -> str:
-        """A class: a string, or a whole number (1.0 is 1) or a truth value that stands for one."""
+        """A class: a string, or a whole number (1.0 is 1) or a truth value."""
         is_name = lambda v: _is_whole(v) or (isinstance(v, str | int) and bool(str(v).strip()))  # noqa: E731
         value = self._typed(column, is_name, "a name or a number")
         if _is_whole(value):
