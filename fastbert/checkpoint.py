@@ -21,8 +21,6 @@ from fastbert.safetensors_file import SafetensorsFile
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _ENCODER = ("embeddings.", "encoder.")
-# Buffers that old versions of transformers saved; they hold no weight.
-_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),

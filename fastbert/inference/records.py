@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastbert.inference.input_files import (
+    FORMATS,
     STDIN,
     CsvRows,
     Form,
@@ -62,6 +63,8 @@ def read_rows(
     Raises:
         InputError: a csv or parquet file without a column, or a file of another format.
     """
+    if kind not in FORMATS:
+        raise InputError(f"{shown(name)}: the format is {kind!r}; it must be one of {', '.join(FORMATS)}")
     if kind == "parquet":
         yield from _parquet_rows(name, columns, tally, groups)
     elif kind == "json":

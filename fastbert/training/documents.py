@@ -30,7 +30,6 @@ from fastbert.inference.input_files import (
 )
 from fastbert.inference.records import jsonl_rows, read_rows, text_of
 
-SEPARATORS = ("blank-line", "line", "file")
 _BLANK = re.compile(rb"\n\s*\n")
 _LINE = re.compile(rb"\n")
 _WINDOW = 1 << 20  # bytes looked at together
@@ -55,7 +54,7 @@ class Piece(NamedTuple):
     """A range of a file: bytes, or row groups of a parquet file."""
 
     path: Path
-    format: str  # one of FORMATS
+    format: str  # one of input_files.FORMATS
     start: int
     stop: int
     bytes: int  # of text, more or less
@@ -222,7 +221,7 @@ def _content(piece: Piece) -> bytes:
 
 def _texts(piece: Piece, separator: str) -> Iterator[Document]:
     data = _content(piece)
-    ends = {"blank-line": _BLANK, "line": _LINE}.get(separator)
+    ends = {"blank-line": _BLANK, "line": _LINE, "file": None}[separator]
     line = counted = start = 0
     for end in (*(ends.finditer(data) if ends else ()), None):
         at, stop = start, end.start() if end else len(data)
