@@ -17,7 +17,7 @@ from torch import Tensor
 from workload import Batch
 
 import fastbert
-from fastbert.precision import check_precision, choose_precision
+from fastbert.precision import LoadOptions, check_precision
 
 # What fastbert is asked for in each precision. int8 and fp8 with bf16 for the rest, as OpenVINO's.
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -121,7 +121,7 @@ def require_precision(dtype: str, device: torch.device | None = None) -> None:
     if unknown := sorted(asked.keys() - known.keys()):
         raise Unsupported(f"fastbert.BertModel.from_pretrained takes no {', '.join(unknown)} yet")
     try:
-        setting = choose_precision(asked.get("precision"), asked.get("quantize"))
+        setting = LoadOptions(precision=asked.get("precision"), quantize=asked.get("quantize")).setting
         check_precision(setting, asked["dtype"], device or "cpu")
     except ValueError as reason:
         raise Unsupported(str(reason)) from reason

@@ -6,7 +6,6 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from fastbert.safetensors_file import SafetensorsFile
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _ENCODER = ("embeddings.", "encoder.")
-# Buffers that old versions of transformers saved; they hold no weight.
-_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
@@ -44,20 +41,16 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, revision: str | None = None) -> None:
-        self._stack = ExitStack()
         self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str]] = {}  # plain name -> file, name in it
         self.files: dict[str, Path] = {}
-        with self._stack:  # closes what is open when a later file cannot be read
-            for file in _weight_files(path, revision):
-                self._open(file)
-            self._stack = self._stack.pop_all()
+        for file in _weight_files(path, revision):
+            self._open(file)
 
     def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stored.clear()
-        self._stack.close()
+        self._stored.clear()  # what was mapped or read goes with it
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
@@ -86,7 +79,6 @@ class Checkpoint:
             file = PickledFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
         except _UNREADABLE as error:
             raise ValueError(f"{path} is truncated or no checkpoint: {error}") from error
-        self._stack.callback(file.close)
         for stored in file:
             name = plain_name(stored)
             if name in self._stored:

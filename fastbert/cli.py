@@ -11,12 +11,13 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from fastbert.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
 from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments, positive
-from fastbert.precision import QUANTIZED, SPLIT
+from fastbert.precision import QUANTIZED, SPLIT, LoadOptions
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 DTYPES = ("float32", "bfloat16", "float16")
@@ -36,8 +37,8 @@ rows and lines:
   .jsonl      {"line": 1, "embedding": [...]}, and "file" with several inputs. A skipped line has no row
 
 interruption:
-  OUT appears when it is complete. Until then OUT.partial and OUT.journal.json stand beside it; after Ctrl-C,
-  a kill or a crash, the same command with --resume goes on with the first window that was not finished. The
+  OUT appears when it is complete. Until then OUT.partial and OUT.journal.json are next to it; after Ctrl-C, a
+  kill or a crash, the same command with --resume continues with the first window that was not finished. The
   lines done are read again, to make sure that they are the same.
 """
 _FILL_MASK_EXAMPLES = """\
@@ -52,7 +53,7 @@ examples:
 
 OUT is a folder: shards of examples for each split, the tokenizer, and index.json, which is written last. The same
 inputs, options and seed make the same bytes, with any number of processes. After Ctrl-C, a kill or a crash, the
-same command with --resume goes on with the shards that were not finished.
+same command with --resume continues with the shards that were not finished.
 """
 _PRETRAIN_EXAMPLES = """\
 examples:
@@ -62,7 +63,7 @@ examples:
 
 interruption:
   On SIGTERM and Ctrl-C the run ends with a checkpoint. After a kill or a crash, too, the same command with
-  --resume goes on with the newest checkpoint in output.folder, or begins where there is none.
+  --resume continues from the newest checkpoint in output.folder, or begins where there is none.
 """
 _DOCTOR_EXAMPLES = """\
 example:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         warnings.showwarning = _show_warning
-        code = args.run(args)
+        code = import_module(f"fastbert.{args.module}").run(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; each command sets `run`."""
+    """The parser of the whole command line; each command sets `module`, whose `run` carries it out."""
     parser = _Parser(
         prog="fastbert",
         description="A BERT engine: vectors and masked words from Hugging Face checkpoints.",
@@ -151,7 +152,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _command(commands, name: str, run, help: str, epilog: str) -> argparse.ArgumentParser:
+def _command(commands, name: str, module: str, help: str, epilog: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=help,
@@ -160,7 +161,7 @@ def _command(commands, name: str, run, help: str, epilog: str) -> argparse.Argum
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(module=module, parser=parser)
     return parser
 
 
@@ -177,19 +178,16 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def _add_embed(commands) -> None:
-    parser = _command(commands, "embed", _embed, "turn texts into vectors", _EMBED_EXAMPLES)
-    parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
-    parser.add_argument("inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)")
-    _add_model_options(parser)
-
+def _add_reading(parser: argparse.ArgumentParser, note: str) -> argparse._ArgumentGroup:
+    """What a command that reads texts takes: the fields of input_files.Form, and where the text is."""
     reading = parser.add_argument_group("input")
     reading.add_argument(
         "--input-format",
+        dest="format",
         choices=("auto", "text", "jsonl", "json", "csv", "parquet"),
         default="auto",
         help="auto goes by the suffix: .jsonl, .ndjson, .json (a list), .csv, .tsv, .parquet, .txt, .md, each but "
-        ".parquet also with .gz, .xz or .zst; stdin is text, one a line",
+        ".parquet also with .gz, .xz or .zst" + note,
     )
     reading.add_argument("--field", default="text", help="of a JSON object, the text (default: text)")
     reading.add_argument(
@@ -198,6 +196,23 @@ def _add_embed(commands) -> None:
         help="of a csv or parquet file, the text: a name or, in csv, a number from 1 (default: text)",
     )
     add_csv_arguments(reading)
+    return reading
+
+
+def _add_restart(group: argparse._ArgumentGroup, what: str) -> None:
+    again = group.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue an interrupted run, if there is one")
+    again.add_argument("--restart", action="store_true", help=f"throw {what}")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def _add_embed(commands) -> None:
+    parser = _command(commands, "embed", "embed_command", "turn texts into vectors", _EMBED_EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
+    parser.add_argument("inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)")
+    _add_model_options(parser)
+
+    reading = _add_reading(parser, "; stdin is text, one a line")
     reading.add_argument(
         "--id-column", metavar="NAME", help="a csv or parquet column, or a JSON field, which .parquet and .jsonl repeat"
     )
@@ -234,15 +249,12 @@ def _add_embed(commands) -> None:
         choices=("npy", "parquet", "jsonl"),
         help="(default: by OUT's suffix; stdout is jsonl)",
     )
-    again = writing.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
-    again.add_argument("--restart", action="store_true", help="throw an interrupted run away")
-    writing.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+    _add_restart(writing, "an interrupted run away")
 
 
 def _add_fill_mask(commands) -> None:
     parser = _command(
-        commands, "fill-mask", _fill_mask, "name the likeliest words for each [MASK]", _FILL_MASK_EXAMPLES
+        commands, "fill-mask", "fill_mask_command", "name the likeliest words for each [MASK]", _FILL_MASK_EXAMPLES
     )
     parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("texts", metavar="TEXT", nargs="+", help="a text with one [MASK] or more")
@@ -252,7 +264,9 @@ def _add_fill_mask(commands) -> None:
 
 
 def _add_prepare(commands) -> None:
-    parser = _command(commands, "prepare", _prepare, "turn text into examples to pre-train on", _PREPARE_EXAMPLES)
+    parser = _command(
+        commands, "prepare", "training.prepare_command", "turn text into examples to pre-train on", _PREPARE_EXAMPLES
+    )
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, or folders of files")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to be made")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
@@ -265,23 +279,14 @@ def _add_prepare(commands) -> None:
         help="lower-case the text (default: yes, or as the tokenizer's folder says)",
     )
 
-    reading = parser.add_argument_group("input")
-    reading.add_argument(
-        "--input-format",
-        choices=("auto", "text", "jsonl", "json", "csv", "parquet"),
-        default="auto",
-        help="auto goes by the suffix: .jsonl, .ndjson, .json (a list), .csv, .tsv, .parquet, .txt, .md, each but "
-        ".parquet also with .gz, .xz or .zst, as one piece; others are left out of a folder",
-    )
+    reading = _add_reading(parser, ", as one piece; others are left out of a folder")
     reading.add_argument(
         "--documents",
+        dest="separator",
         choices=("blank-line", "line", "file"),
         default="blank-line",
         help="what ends a document of a text file (default: blank-line); a line end always ends a sentence",
     )
-    reading.add_argument("--field", default="text", help="of a JSON object, the text (default: text)")
-    reading.add_argument("--column", default="text", help="of a csv or parquet file, the text (default: text)")
-    add_csv_arguments(reading)
     reading.add_argument(
         "--bad-documents",
         choices=("fail", "skip"),
@@ -315,16 +320,13 @@ def _add_prepare(commands) -> None:
     running = parser.add_argument_group("run")
     running.add_argument("--processes", type=positive, default=1, help="how many work at once (default: 1)")
     running.add_argument("--shard-mib", type=positive, default=32, help="MiB of text in a shard (default: 32)")
-    again = running.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
-    again.add_argument("--restart", action="store_true", help="throw away what an earlier run made of OUT")
-    running.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+    _add_restart(running, "away what an earlier run made of OUT")
 
 
 def _add_pretrain(commands) -> None:
-    parser = _command(commands, "pretrain", _pretrain, "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
+    parser = _command(commands, "pretrain", "pretrain_command", "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
     parser.add_argument("config", metavar="CONFIG", help="a TOML file; docs/pretrain.toml is one with every key")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest checkpoint, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
     parser.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",
@@ -336,18 +338,18 @@ def _add_pretrain(commands) -> None:
 
 
 def _add_finetune(commands) -> None:
-    parser = _command(commands, "finetune", _finetune, "train a model for a task", FINETUNE_EXAMPLES)
+    parser = _command(commands, "finetune", "finetune_command", "train a model for a task", FINETUNE_EXAMPLES)
     add_finetune_arguments(parser)
 
 
 def _add_distill(commands) -> None:
     what = "make a smaller model that does as a larger one"
-    add_distill_arguments(_command(commands, "distill", _distill, what, DISTILL_EXAMPLES))
+    add_distill_arguments(_command(commands, "distill", "distill_command", what, DISTILL_EXAMPLES))
 
 
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
-    _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
+    _command(commands, "doctor", "doctor", what, _DOCTOR_EXAMPLES)
 
 
 def _poolings(text: str) -> list[str]:
@@ -358,69 +360,12 @@ def _poolings(text: str) -> list[str]:
     return names
 
 
-def _embed(args: argparse.Namespace) -> int:
-    from fastbert.embed_command import run
-
-    return run(args)
-
-
-def _fill_mask(args: argparse.Namespace) -> int:
-    import json
-
-    from fastbert.inference.fill_mask import FillMask
-
-    model = FillMask.from_pretrained(args.model, revision=args.revision, inference_only=True, **placement(args))
-    for text in args.texts:
-        masks = model(text, top_k=args.top_k)
-        for number, candidates in enumerate(masks, start=1):
-            if args.json:
-                rows = [candidate._asdict() for candidate in candidates]
-                print(json.dumps({"text": text, "mask": number, "candidates": rows}, ensure_ascii=False))
-                continue
-            print(text if len(masks) == 1 else f"{text}  ({number} of {len(masks)})")
-            width = max(len(candidate.token) for candidate in candidates)
-            for token, probability, sequence in candidates:
-                print(f"  {probability:6.1%}  {token:<{width}}  {sequence}")
-    return 0
-
-
-def _prepare(args: argparse.Namespace) -> int:
-    from fastbert.training.prepare_command import run
-
-    return run(args)
-
-
-def _pretrain(args: argparse.Namespace) -> int:
-    from fastbert.pretrain_command import run
-
-    return run(args)
-
-
-def _finetune(args: argparse.Namespace) -> int:
-    from fastbert.finetune_command import run
-
-    return run(args)
-
-
-def _distill(args: argparse.Namespace) -> int:
-    from fastbert.distill_command import run
-
-    return run(args)
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from fastbert.doctor import diagnosis
-
-    print(diagnosis())
-    return 0
-
-
-def placement(args: argparse.Namespace) -> dict:
-    """What --dtype, --precision, --quantize and --device ask for, as from_pretrained takes it."""
+def load_options(args: argparse.Namespace) -> LoadOptions:
+    """What --dtype, --precision, --quantize, --device and --revision ask for."""
     import torch
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return {"dtype": dtype, "precision": args.precision, "quantize": args.quantize, "device": device_of(args.device)}
+    return LoadOptions(dtype, args.precision, args.quantize, device_of(args.device), args.revision)
 
 
 def device_of(name: str | None) -> str:

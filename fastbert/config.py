@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fastbert import checks
 from fastbert.files import write_text
 from fastbert.hub import resolve_file
 from fastbert.json_files import read_json, shown
 
 CONFIG_NAME = "config.json"
 _LONGEST = 2**24
-_INTEGERS = {  # least and greatest value
-    "vocab_size": (1, 2**31 - 1),
-    "hidden_size": (1, 2**14),
-    "num_hidden_layers": (0, 1024),
-    "num_attention_heads": (1, 2**14),
-    "intermediate_size": (1, _LONGEST),
-    "max_position_embeddings": (1, _LONGEST),
-    "type_vocab_size": (1, _LONGEST),
-}
-_NUMBERS = {  # of any finite kind
-    "hidden_dropout_prob": (0, 1),
-    "attention_probs_dropout_prob": (0, 1),
-    "classifier_dropout": (0, 1),
-    "initializer_range": (0, 1000),
-    "layer_norm_eps": (0, 1),
-}
-_FLAGS = ("tie_word_embeddings", "output_hidden_states", "output_attentions", "return_dict")
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
-_OPTIONAL = ("pad_token_id", "classifier_dropout", "problem_type")
+_NUMBERS = {
+    "hidden_dropout_prob": checks.number(0, 1),
+    "attention_probs_dropout_prob": checks.number(0, 1),
+    "classifier_dropout": checks.or_null(checks.number(0, 1)),
+    "initializer_range": checks.number(0, 1000),
+    "layer_norm_eps": checks.number(0, 1),
+}
+_FIELDS = {
+    "vocab_size": checks.integer(1, 2**31 - 1),
+    "hidden_size": checks.integer(1, 2**14),
+    "num_hidden_layers": checks.integer(0, 1024),
+    "num_attention_heads": checks.integer(1, 2**14),
+    "intermediate_size": checks.integer(1, _LONGEST),
+    "max_position_embeddings": checks.integer(1, _LONGEST),
+    "type_vocab_size": checks.integer(1, _LONGEST),
+    **_NUMBERS,
+    **dict.fromkeys(("tie_word_embeddings", "output_hidden_states", "output_attentions", "return_dict"), checks.FLAG),
+    "hidden_act": (checks.STRING[0], "the name of an activation"),
+    "problem_type": checks.or_null((_PROBLEMS.__contains__, f"one of {', '.join(_PROBLEMS)}")),
+}
 # Where a file has null, transformers takes its default.
 _DEFAULT_FOR_NULL = ("id2label", "label2id", "output_hidden_states", "output_attentions", "return_dict")
 _MOST_LABELS = 1_000_000
@@ -44,7 +46,7 @@ class BertConfig:
 
     Keys that fastbert has no use for (from the file they came in) are kept in `extra` and written back
     by `save_pretrained`. Setting `num_labels` (or giving it to `from_dict` or `from_pretrained`) makes
-    `id2label` and `label2id` anew, as in transformers.
+    new `id2label` and `label2id`, as in transformers.
 
     Raises:
         ValueError: a field of another kind or beyond its limits, a hidden size that the heads do not divide, a
@@ -75,20 +77,12 @@ class BertConfig:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, limits in _INTEGERS.items():
-            self._check(name, _is_integer, limits, "an integer")
-        for name, limits in _NUMBERS.items():
-            self._check(name, _is_number, limits, "a number")
+        checks.fields("config", vars(self), _FIELDS, others=True)
+        pads = checks.or_null(checks.integer(0, self.vocab_size - 1, ", vocab_size - 1"))
+        checks.fields("config", {"pad_token_id": self.pad_token_id}, {"pad_token_id": pads})
+        for name in _NUMBERS:
             if getattr(self, name) is not None:
                 setattr(self, name, float(getattr(self, name)))
-        self._check("pad_token_id", _is_integer, (0, self.vocab_size - 1), "an integer", "vocab_size - 1")
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                self._refuse(name, "true or false")
-        if not isinstance(self.hidden_act, str):
-            self._refuse("hidden_act", "the name of an activation")
-        if self.problem_type is not None and self.problem_type not in _PROBLEMS:
-            self._refuse("problem_type", f"null or one of {', '.join(_PROBLEMS)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"config: hidden_size {self.hidden_size} is not a multiple of "
@@ -103,17 +97,6 @@ class BertConfig:
         self.id2label = self._labels_by_id()
         self._check_label2id()
 
-    def _check(self, name: str, is_kind: Any, limits: tuple[int, int], kind: str, meaning: str = "") -> None:
-        value, (least, most) = getattr(self, name), limits
-        if value is None and name in _OPTIONAL:
-            return
-        if not is_kind(value) or not least <= value <= most:
-            null = "null or " if name in _OPTIONAL else ""
-            self._refuse(name, f"{null}{kind} from {least} to {most}{meaning and f', {meaning}'}")
-
-    def _refuse(self, name: str, wanted: str) -> None:
-        raise ValueError(f"config: {name} is {shown(getattr(self, name))}; it must be {wanted}")
-
     def _labels_by_id(self) -> dict[int, str]:
         try:
             labels = {int(index): label for index, label in self.id2label.items() if not isinstance(index, float)}
@@ -121,13 +104,15 @@ class BertConfig:
             labels = {}
         sound = all(index >= 0 and isinstance(label, str | int | float) for index, label in labels.items())
         if not sound or not labels or len(labels) != len(self.id2label) or len(labels) > _MOST_LABELS:
-            self._refuse("id2label", f"an object of 1 to {_MOST_LABELS} labels by their ids from 0")
+            checks.refuse(
+                "config", "id2label", self.id2label, f"an object of 1 to {_MOST_LABELS} labels by their ids from 0"
+            )
         return labels
 
     def _check_label2id(self) -> None:
         values = self.label2id.values() if isinstance(self.label2id, dict) else [None]
-        if not all(_is_integer(value) or (isinstance(value, str) and value.isdecimal()) for value in values):
-            self._refuse("label2id", "an object of ids by their labels")
+        if not all(checks.is_integer(value) or (isinstance(value, str) and value.isdecimal()) for value in values):
+            checks.refuse("config", "label2id", self.label2id, "an object of ids by their labels")
 
     @property
     def num_labels(self) -> int:
@@ -135,8 +120,7 @@ class BertConfig:
 
     @num_labels.setter
     def num_labels(self, count: int) -> None:
-        if not _is_integer(count) or not 1 <= count <= _MOST_LABELS:
-            raise ValueError(f"config: num_labels is {shown(count)}; it must be an integer from 1 to {_MOST_LABELS}")
+        checks.fields("config", {"num_labels": count}, {"num_labels": checks.integer(1, _MOST_LABELS)})
         self.id2label = {i: f"LABEL_{i}" for i in range(count)}
         self.label2id = {label: i for i, label in self.id2label.items()}
 
@@ -168,7 +152,7 @@ class BertConfig:
         own = {f.name for f in fields(cls)} - {"extra"}
         known = {name: value for name, value in values.items() if name in own}
         config = cls(**known, extra={name: value for name, value in values.items() if name not in own})
-        if num_labels is not None and (not _is_integer(num_labels) or num_labels != config.num_labels):
+        if num_labels is not None and (not checks.is_integer(num_labels) or num_labels != config.num_labels):
             config.num_labels = num_labels
         return config
 
@@ -192,11 +176,3 @@ class BertConfig:
         """Writes config.json into `folder`, atomically."""
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
         write_text(Path(folder) / CONFIG_NAME, text + "\n")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))

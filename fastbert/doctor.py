@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,12 @@ PACKAGES = (
     "pyarrow",
 )
 VARIABLES = ("FASTBERT_BACKEND", "FASTBERT_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `fastbert doctor`; returns the exit code."""
+    print(diagnosis())
+    return 0
 
 
 def diagnosis() -> str:

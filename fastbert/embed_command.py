@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
-from fastbert.cli import placement
+from fastbert.cli import load_options
 from fastbert.inference.embed import MAX_TOKENS, Embedder
 from fastbert.inference.input_files import STDIN
 from fastbert.inference.job import WINDOW, embed_records
@@ -31,16 +31,10 @@ BAD_LINES_SHOWN = 20  # each run names these many, then counts
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert embed`; returns the exit code. Usage errors exit, others are raised."""
     format_name = _output_format(args)
-    reading = Reading(
-        format=args.input_format,
-        field=args.field,
-        column=args.column,
-        header=args.header,
-        delimiter=args.delimiter,
-        quoted=args.quoted,
-        allow_empty=args.allow_empty,
-        id_column=args.id_column,
-    )
+    try:
+        reading = Reading.of(args)
+    except ValueError as error:
+        args.parser.error(str(error))
     records = Records(args.inputs, reading)
     _check_paths(args, format_name)
     embedder = Embedder.from_pretrained(
@@ -49,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
         normalize=args.normalize,
         max_length=args.max_length,
         truncate_dim=args.truncate_dim,
-        revision=args.revision,
-        **placement(args),
+        **vars(load_options(args)),
     )
     prompt = embedder.prompt_of(args.prompt_name, args.prompt)
     options = {"max_tokens": args.max_tokens or MAX_TOKENS, "window": args.window or WINDOW}
@@ -95,8 +88,6 @@ def _output_format(args: argparse.Namespace) -> str:
     usage = args.parser.error
     if args.inputs.count(STDIN) > 1:
         usage("stdin (-) can be read once")
-    if args.delimiter is not None and len(args.delimiter) != 1:
-        usage("--delimiter must be one character")
     if args.output == STDIN:
         if args.resume or args.restart:
             usage("--resume and --restart need a file: -o OUT")
@@ -131,7 +122,7 @@ def _settings(
     format_name: str,
     options: dict[str, int],
 ) -> dict:
-    """What the output follows from, in addition to the input: a run is resumed by the same only."""
+    """The settings that the output depends on, in addition to the input: a run is resumed with the same ones only."""
     return {
         "pooling": embedder.pooling if isinstance(embedder.pooling, str) else ",".join(embedder.pooling),
         "prompt": prompt,

@@ -292,17 +292,6 @@ def as_list(ids: Any) -> list:
     return [index.tolist() if hasattr(index, "tolist") else index for index in ids]
 
 
-def as_int64(column: Any, kind: str) -> Any:
-    """A list or array as an int64 array ("np") or tensor ("pt")."""
-    if kind == "np":
-        import numpy as np
-
-        return np.asarray(column, dtype=np.int64)
-    import torch
-
-    return torch.as_tensor(column, dtype=torch.int64)
-
-
 def feature_columns(features: Any) -> dict[str, Any]:
     """Columns of a list of features, each a mapping from a column's name to its row; a mapping is columns already."""
     if isinstance(features, Mapping):

@@ -72,7 +72,7 @@ def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list
     if idle := [option for name, option in given_options(args) if name in others]:
         raise ValueError(f"{idle[0]} is given; --task {args.task} has no use for it")
     settings = FinetuneSettings(**given(args, FinetuneSettings))
-    reading = Reading(**given(args, Reading))
+    reading = Reading.of(args)
     paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
     for path in paths.values():
         if not path.is_file():

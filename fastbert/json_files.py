@@ -10,7 +10,7 @@ from typing import Any
 
 LARGEST = 32 << 20  # bytes: twice the tokenizer.json of 500,000 tokens
 DEEPEST = 64  # lists and objects within each other; a tokenizer's pipeline has about ten
-_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _LEAVES = {str, int, float, bool, type(None)}
 
 _short = reprlib.Repr()
@@ -36,7 +36,7 @@ def parse_json(content: bytes, source: str | Path, kind: type = dict) -> Any:
     try:
         text = content.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_object)
-        if _HALF_PAIR.search(text):
+        if HALF_PAIR.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # a string cannot be written that holds half a pair
         deep = _depth_exceeds(value, DEEPEST)
     except _DoubledKeyError as error:

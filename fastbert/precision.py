@@ -1,11 +1,12 @@
-"""How the encoder multiplies: the values of `precision=` and `quantize=`, and what each of them goes with.
+"""What every loader takes, `LoadOptions`, and how the encoder multiplies: `precision=` and `quantize=`.
 
-The two come to one setting, the `precision` of ops.linear: a product is split into bf16 pieces or quantised, never
+The two come to one setting, the `precision` of ops.linear: a product is split into bf16 terms or quantised, never
 both. None multiplies the operands as they are, in their dtype.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,18 +20,35 @@ DEVICES = {"int8": ("cpu", "cuda"), "fp8": ("cuda",)}  # where a quantised produ
 _CAPABILITY = {"int8": (8, 0), "fp8": (8, 9)}  # of an NVIDIA GPU that has the products
 
 
-def choose_precision(precision: str | None, quantize: str | None) -> str | None:
-    """The one setting that the two arguments come to.
+@dataclass(frozen=True)
+class LoadOptions:
+    """The options that `from_pretrained` of models, Embedder and FillMask share, as BertModel's describes them.
 
     Raises:
-        ValueError: both are given, or one has an unknown value.
+        ValueError: precision and quantize are both given, or one has an unknown value.
     """
-    for name, value, known in (("precision", precision, SPLIT), ("quantize", quantize, QUANTIZED)):
-        if value is not None and value not in known:
-            raise ValueError(f"{name} is {value!r}; it must be None, {' or '.join(map(repr, known))}")
-    if precision is not None and quantize is not None:
-        raise ValueError(f"precision is {precision!r} and quantize is {quantize!r}; at most one of them may be given")
-    return precision or quantize
+
+    dtype: torch.dtype | None = None
+    precision: str | None = None
+    quantize: str | None = None
+    device: torch.device | str | None = None
+    revision: str | None = None
+    inference_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("precision", SPLIT), ("quantize", QUANTIZED)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"{name} is {value!r}; it must be None, {' or '.join(map(repr, known))}")
+        if self.precision is not None and self.quantize is not None:
+            raise ValueError(
+                f"precision is {self.precision!r} and quantize is {self.quantize!r}; at most one of them may be given"
+            )
+
+    @property
+    def setting(self) -> str | None:
+        """The one setting that precision and quantize come to."""
+        return self.precision or self.quantize
 
 
 def describe_setting(dtype: torch.dtype, setting: str | None) -> str:

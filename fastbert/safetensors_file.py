@@ -1,13 +1,9 @@
-"""Reads a safetensors file straight into the tensors that want it, in chunks.
-
-The package safetensors judges the file: its reader refuses a header with overlaps, holes or sizes that do not fit the
-file. It maps the file, though, and each page that was read counts as memory of the process until the map goes, so that
-loading would hold the whole file next to the model: the bytes are read here.
-"""
+"""Reads a safetensors file through its library, which judges the header: overlaps, holes, sizes that do not fit."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +22,9 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_CHUNK = 4 << 20  # bytes that are held while they are converted
+# The library maps the file, and each page that was read counts as memory of the process until the map goes: after this
+# many bytes, the file is mapped again, so that loading does not hold the whole of it next to the model.
+_MAPPED = 8 << 20
 
 
 class SafetensorsFile:
@@ -37,29 +35,25 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path, self._stat = path, _identity(path)
+        self._open()
+        with open(path, "rb") as file:
+            # The library takes the last of two entries of one name.
+            self._entries = parse_json(file.read(int.from_bytes(file.read(8), "little")), "its header")
+        self._entries.pop("__metadata__", None)
+
+    def _open(self) -> None:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="np"):
-                pass
+            self._map, self._left = safe_open(self._path, framework="pt"), _MAPPED
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        try:
-            length = int.from_bytes(self._file.read(8), "little")
-            self._start = 8 + length
-            # The library takes the last of two entries of one name.
-            self._entries = parse_json(self._file.read(length), "its header")
-        except BaseException:
-            self._file.close()
-            raise
-        self._entries.pop("__metadata__", None)
+        if _identity(self._path) != self._stat:
+            raise ValueError("the file was changed while it was read")
 
     def __iter__(self):
         return iter(self._entries)
-
-    def close(self) -> None:
-        self._file.close()
 
     def shape(self, name: str) -> torch.Size:
         return torch.Size(self._entries[name]["shape"])
@@ -73,24 +67,22 @@ class SafetensorsFile:
     @torch.no_grad()
     def copy_into(self, target: Tensor, name: str) -> None:
         """Fills `target`, of the tensor's shape, in its own dtype and on its own device."""
-        dtype = self.dtype(name)
-        self._file.seek(self._start + self._entries[name]["data_offsets"][0])
-        if not target.numel():
+        size = target.numel() * self.dtype(name).itemsize
+        if size <= _MAPPED or not target.dim():
+            target.copy_(self._mapped(size).get_tensor(name))
             return
-        if target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous():
-            self._fill(target)
-            return
-        rows = target if target.dim() else target[None]
-        count = max(1, _CHUNK // (rows[0].numel() * dtype.itemsize))
-        chunk = torch.empty((min(count, len(rows)), *rows.shape[1:]), dtype=dtype)
-        for part in rows.split(count):
-            self._fill(chunk[: len(part)])
-            part.copy_(chunk[: len(part)])
+        rows = max(1, len(target) * _MAPPED // size)
+        for start in range(0, len(target), rows):
+            target[start : start + rows].copy_(self._mapped(_MAPPED).get_slice(name)[start : start + rows])
 
-    def _fill(self, tensor: Tensor) -> None:
-        memory = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
-        while len(memory):
-            got = self._file.readinto(memory)  # at most 2 GiB at a time
-            if not got:
-                raise ValueError("the file ends within it")
-            memory = memory[got:]
+    def _mapped(self, size: int) -> Any:
+        """The file as the library has it, of which `size` bytes are about to be read."""
+        if self._left < size:
+            self._open()
+        self._left -= size
+        return self._map
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -13,13 +13,13 @@ import os
 from collections.abc import Iterable, Sequence
 from copy import copy
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from fastbert.encoding import (
     UNLIMITED,
     BatchEncoding,
-    as_int64,
     as_list,
     as_rows,
     as_tensor,
@@ -34,8 +34,7 @@ from fastbert.encoding import (
     padded_width,
     stack_columns,
 )
-from fastbert.files import write_text
-from fastbert.garbage import collector_at_rest
+from fastbert.files import collector_at_rest, write_text
 from fastbert.tokenizer_files import (
     SPECIAL_TOKENS,
     as_added_token,
@@ -47,6 +46,12 @@ from fastbert.tokenizer_files import (
 
 PIPELINE = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 MAX_VIEWS = 8
+_COLUMNS = {  # of a batch, next to the ids: each row of an encoding, and what pads it
+    "token_type_ids": (attrgetter("type_ids"), 0),
+    "attention_mask": (lambda encoding: [1] * len(encoding), 0),
+    "special_tokens_mask": (attrgetter("special_tokens_mask"), 1),
+    "offset_mapping": (attrgetter("offsets"), (0, 0)),
+}
 
 
 class BertTokenizer:
@@ -148,7 +153,7 @@ class BertTokenizer:
     @classmethod
     @collector_at_rest()
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, revision: str | None = None) -> BertTokenizer:
-        """Reads tokenizer.json or vocab.txt, and the configuration beside it, from a folder or a hub id.
+        """Reads tokenizer.json or vocab.txt, and the configuration next to it, from a folder or a hub id.
 
         Where the files disagree, they are read as transformers reads them: vocabulary and added tokens from
         tokenizer.json, lower-casing, accents and Chinese characters from tokenizer_config.json.
@@ -267,15 +272,16 @@ class BertTokenizer:
         lengths = [len(encoding) for encoding in encodings]
         width = padded_width(lengths, pad, max_length, pad_to_multiple_of)
 
+        wanted = {
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
         columns: dict[str, tuple[list, Any]] = {"input_ids": ([e.ids for e in encodings], self.pad_token_id)}
-        if return_token_type_ids:
-            columns["token_type_ids"] = [e.type_ids for e in encodings], 0
-        if return_attention_mask:
-            columns["attention_mask"] = [[1] * length for length in lengths], 0
-        if return_special_tokens_mask:
-            columns["special_tokens_mask"] = [e.special_tokens_mask for e in encodings], 1
-        if return_offsets_mapping:
-            columns["offset_mapping"] = [e.offsets for e in encodings], (0, 0)
+        for name, (rows_of, fill) in _COLUMNS.items():
+            if wanted[name]:
+                columns[name] = [*map(rows_of, encodings)], fill
         result = stack_columns(columns, width, side) if return_tensors else pad_columns(columns, width, side)
         if return_length:
             result["length"] = [max(length, width) for length in lengths]
@@ -284,7 +290,7 @@ class BertTokenizer:
         elif not batched and not return_tensors:
             result = {name: rows[0] if isinstance(rows[0], list) else rows for name, rows in result.items()}
         if return_tensors:
-            result = {name: as_int64(column, return_tensors) for name, column in result.items()}
+            result = {name: as_tensor(name, column, return_tensors) for name, column in result.items()}
         return BatchEncoding(result, encodings, width, self.pad_token, side)
 
     def pad(

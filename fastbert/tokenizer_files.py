@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastbert import checks
 from fastbert.hub import resolve_file
 from fastbert.json_files import LARGEST, read_json, shown
 
@@ -28,10 +29,13 @@ OPTIONS = (
     "truncation_side",
     *SPECIAL_TOKENS,
 )
-_FLAGS = ("do_lower_case", "tokenize_chinese_chars", "split_special_tokens")
-_FLAGS_OR_NULL = ("strip_accents", "clean_up_tokenization_spaces")
-_SIDES = ("padding_side", "truncation_side")
 _MOST_IDS = 2**32  # the library's ids have 32 bits
+_ID = checks.integer(0, _MOST_IDS - 1)
+_CONFIG = {
+    **dict.fromkeys(("do_lower_case", "tokenize_chinese_chars", "split_special_tokens"), checks.FLAG),
+    **dict.fromkeys(("strip_accents", "clean_up_tokenization_spaces"), checks.or_null(checks.FLAG)),
+    **dict.fromkeys(("padding_side", "truncation_side"), checks.one_of("left", "right")),
+}
 # AutoTokenizer takes tokenizer.json as it stands for these classes. For BertTokenizer, and for a folder that
 # names no class, it rebuilds the pipeline from tokenizer_config.json, lower-casing unless told otherwise.
 AS_THE_FILE_SAYS = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -97,21 +101,15 @@ def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> Tokenize
 
 def _options(file: Path | None, config: dict) -> dict[str, Any]:
     """The arguments of BertTokenizer in tokenizer_config.json."""
-    for name in (*_FLAGS, *_FLAGS_OR_NULL):
-        value = config.get(name, False)
-        if not isinstance(value, bool) and (value is not None or name in _FLAGS):
-            _refuse(file, name, value, "true or false" if name in _FLAGS else "true, false or null")
-    for name in _SIDES:
-        if (side := config.get(name, "right")) not in ("left", "right"):
-            _refuse(file, name, side, "'left' or 'right'")
+    checks.fields(file, config, _CONFIG, others=True)
     options = {name: config[name] for name in OPTIONS if name in config} | _special_tokens(file, config)
     name = "model_max_length" if "model_max_length" in config else "max_len"
     longest = config.get(name)
     if longest is not None:
         if isinstance(longest, float) and math.isfinite(longest):
             longest = int(longest)  # 1e30 is how some say that there is no limit
-        if not _is_integer(longest) or longest < 1:
-            _refuse(file, name, config[name], "null or an integer of at least 1")
+        if not checks.is_integer(longest) or longest < 1:
+            checks.refuse(file, name, config[name], "null or an integer of at least 1")
     options["model_max_length"] = longest
     return options
 
@@ -119,11 +117,9 @@ def _options(file: Path | None, config: dict) -> dict[str, Any]:
 def _shape(file: Path, model: dict) -> dict[str, Any]:
     """The arguments of BertTokenizer in the model section of tokenizer.json."""
     longest, prefix = model.get("max_input_chars_per_word", 100), model.get("continuing_subword_prefix", "##")
-    if not _is_integer(longest) or not 0 <= longest < _MOST_IDS:
-        _refuse(file, "max_input_chars_per_word", longest, f"an integer from 0 to {_MOST_IDS - 1}")
-    if not isinstance(prefix, str):
-        _refuse(file, "continuing_subword_prefix", prefix, "a string")
-    return {"max_input_chars_per_word": longest, "continuing_subword_prefix": prefix}
+    shape = {"max_input_chars_per_word": longest, "continuing_subword_prefix": prefix}
+    checks.fields(file, shape, {"max_input_chars_per_word": _ID, "continuing_subword_prefix": checks.STRING})
+    return shape
 
 
 def _special_tokens(file: Path | None, config: dict) -> dict[str, Any]:
@@ -140,7 +136,7 @@ def _extra_tokens(file: Path | None, config: dict) -> list:
     field = "extra_special_tokens" if config.get("extra_special_tokens") else "additional_special_tokens"
     extra = config.get(field) or []
     if not isinstance(extra, dict | list):
-        _refuse(file, field, extra, "a list of tokens, or an object of them")
+        checks.refuse(file, field, extra, "a list of tokens, or an object of them")
     extra = [(field, token) for token in (extra.values() if isinstance(extra, dict) else extra)]
     extra = [(name, config[name]) for name in ("bos_token", "eos_token") if config.get(name)] + extra
     for name, token in extra:
@@ -150,7 +146,7 @@ def _extra_tokens(file: Path | None, config: dict) -> list:
 
 def _decoder(file: Path | None, decoder: object) -> dict[int, Any]:
     if not isinstance(decoder, dict):
-        _refuse(file, "added_tokens_decoder", decoder, "an object of tokens by their ids")
+        checks.refuse(file, "added_tokens_decoder", decoder, "an object of tokens by their ids")
     tokens = {}
     for index, token in decoder.items():
         number = int(index) if index.isdecimal() and len(index) <= 10 else None
@@ -161,13 +157,13 @@ def _decoder(file: Path | None, decoder: object) -> dict[int, Any]:
 def _listed(file: Path, listed: object) -> dict[int, Any]:
     """The added tokens of a tokenizer.json."""
     if not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
-        _refuse(file, "added_tokens", listed, "a list of objects")
+        checks.refuse(file, "added_tokens", listed, "a list of objects")
     return {_id(file, "added_tokens", t.get("id"), t): _token(file, "added_tokens", t) for t in listed}
 
 
 def _id(file: Path | None, field: str, index: object, value: object = None) -> int:
-    if not _is_integer(index) or not 0 <= index < _MOST_IDS:
-        _refuse(file, field, index if value is None else value, f"given with an id from 0 to {_MOST_IDS - 1}")
+    if not checks.is_integer(index) or not 0 <= index < _MOST_IDS:
+        checks.refuse(file, field, index if value is None else value, f"given with an id from 0 to {_MOST_IDS - 1}")
     return index
 
 
@@ -176,15 +172,7 @@ def _token(file: Path | None, field: str, token: object, special: bool | None = 
     try:
         return as_added_token(token, special)
     except TypeError:
-        _refuse(file, field, token, "a token: a string, or an object with the string 'content' and flags")
-
-
-def _refuse(file: Path | None, field: str, value: object, wanted: str) -> None:
-    raise ValueError(f"{file}: {field} is {shown(value)}; it must be {wanted}")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        checks.refuse(file, field, token, "a token: a string, or an object with the string 'content' and flags")
 
 
 def content_of(token: Any) -> Any:

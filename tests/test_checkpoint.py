@@ -290,6 +290,20 @@ def test_loading_holds_no_second_copy(dtype, folder, tmp_path):
     assert peak <= 1.15 * weights + 8, (peak, weights)
 
 
+def test_a_file_that_is_replaced_while_it_is_read(folder, monkeypatch):
+    """Its tensors would be of two models; the library maps the file again after so many bytes."""
+    monkeypatch.setattr("fastbert.safetensors_file._MAPPED", 1000)
+    state = state_of(folder)
+    with Checkpoint(folder) as checkpoint:
+        names = iter(checkpoint.files)
+        target = next(names)
+        checkpoint.copy_into(torch.empty(checkpoint.shape(target)), target)
+        rewrite(folder, {name: tensor + 1 for name, tensor in state.items()})
+        with pytest.raises(ValueError, match=r"model\.safetensors: tensor .* the file was changed while it was read"):
+            for name in names:
+                checkpoint.copy_into(torch.empty(checkpoint.shape(name)), name)
+
+
 def described(**entry):
     return {"bert.x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **entry}}
 
@@ -338,7 +352,7 @@ def test_a_dtype_that_torch_cannot_read(folder):
 @pytest.mark.parametrize("stored", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
 def test_any_dtype_becomes_any_other(stored, dtype, folder, monkeypatch):
-    monkeypatch.setattr("fastbert.safetensors_file._CHUNK", 1000)  # fewer bytes than a table has
+    monkeypatch.setattr("fastbert.safetensors_file._MAPPED", 1000)  # fewer bytes than a table has
     state = {name: tensor.to(stored) for name, tensor in state_of(folder).items()}
     rewrite(folder, state)
     model = fastbert.BertModel.from_pretrained(folder, dtype=dtype)

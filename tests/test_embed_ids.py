@@ -33,7 +33,7 @@ def test_ids_of_each_format(tmp_path):
     with pytest.raises(InputError, match=r"b\.csv:1: no column 'n'; there are 'text', 'm'"):
         ids_of(tmp_path / "b.csv")
     pq.write_table(pa.table({"text": ["one"]}), tmp_path / "b.parquet")
-    with pytest.raises(InputError, match=r"b\.parquet: no column 'n' of ids"):
+    with pytest.raises(InputError, match=r"b\.parquet: no column 'n'; there are 'text'"):
         ids_of(tmp_path / "b.parquet")
 
 

@@ -74,6 +74,10 @@ def test_a_suffix_that_is_not_known_is_refused(folder):
     with pytest.raises(InputError, match=r"in\.log: the suffix '\.log' is none of \.txt, \.md"):
         Records(["in.log"])
     assert texts_of(["in.log"], format="text") == [(1, '["a"]')]
+    with pytest.raises(
+        InputError, match=r"in\.log: the format is 'xml'; it must be one of text, jsonl, json, csv, parquet"
+    ):
+        texts_of(["in.log"], format="xml")
 
 
 def test_csv_columns(folder):

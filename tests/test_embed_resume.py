@@ -77,7 +77,7 @@ def test_damaged_leftovers_and_restart(tiny, folder, capsys):
     assert "has 100 bytes and the journal speaks of" in run(capsys, *args, "--resume")[2]
     partial.unlink()
     assert "has 0 bytes and the journal speaks of" in run(capsys, *args, "--resume")[2]
-    for damage in ("{", "[]", "{}", kept.replace("records", "recor"), kept.replace('"version": 2', '"version": 1')):
+    for damage in ("{", "[]", "{}", kept.replace("records", "recor"), kept.replace('"version": 3', '"version": 2')):
         journal.write_text(damage)
         code, _, err = run(capsys, *args, "--resume")
         assert code == 1 and "--restart" in err and "Traceback" not in err

@@ -1,6 +1,7 @@
 """Models loaded with inference_only=True: the same numbers, without the memory of weights that nobody reads."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from support import TINY, mask_of, require_native, tokens
 
 import fastbert
 from fastbert.model.layer import Products
-from fastbert.model.plan import encoder_plan
+from fastbert.model.plan import EncoderPlan, encoder_plan
 
 
 @pytest.fixture
@@ -55,6 +56,20 @@ def test_the_weights_have_no_memory(folder):
     width, inner = lean.config.hidden_size, lean.config.intermediate_size
     matrices = lean.config.num_hidden_layers * (4 * width + 2 * inner) * width * 4
     assert matrices <= plan.nbytes() <= 1.5 * matrices
+
+
+def test_a_layer_lets_go_of_its_weights_before_the_next_one_is_loaded(folder, monkeypatch):
+    require_native()
+    release, left = EncoderPlan.release, []
+
+    def released(plan, index):
+        weights = [weakref.ref(w) for p in plan.layers[index].projections for w in p.weight.weights]
+        release(plan, index)
+        left.append(sum(weight() is not None for weight in weights))
+
+    monkeypatch.setattr(EncoderPlan, "release", released)
+    fastbert.BertForMaskedLM.from_pretrained(folder, inference_only=True)
+    assert left == [0] * TINY["num_hidden_layers"]
 
 
 def test_what_such_a_model_cannot_do(folder, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 
 from fastbert.inference.input_files import (
     CsvRows,
+    Form,
     InputError,
     Lines,
     RecordProblem,
@@ -31,15 +32,17 @@ def rows_of(tmp_path, name, text, **options):
     (tmp_path / name).write_bytes(text.encode())
     got = []
     with open_input(tmp_path / name) as stream:
-        rows = CsvRows(tmp_path / name, Lines(stream), **options)
+        lines = Lines(stream)
+        rows = CsvRows(tmp_path / name, lines, Form(**options))
         while True:
+            line = lines.number + 1
             try:
                 row = next(rows)
             except RecordProblem as problem:
                 row = str(problem)
             except StopIteration:
                 return got
-            got.append((rows.line, row))
+            got.append((line, row))
 
 
 @pytest.mark.parametrize("suffix, compress", [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstd)])
@@ -121,7 +124,7 @@ def test_a_reader_continues_after_a_problem(tmp_path):
 def test_names_are_stripped_and_not_doubled(tmp_path):
     (tmp_path / "a.csv").write_text(" a , b\n1,2\n")
     with open_input(tmp_path / "a.csv") as stream:
-        rows = CsvRows(tmp_path / "a.csv", Lines(stream))
+        rows = CsvRows(tmp_path / "a.csv", Lines(stream), Form())
         assert rows.names == ["a", "b"] and rows.column("b") == rows.column("2") == 1
     with pytest.raises(InputError, match=r"a\.csv:1: the header line names 'a' twice; .* --no-header"):
         rows_of(tmp_path, "a.csv", "a,b,a \n")
@@ -169,7 +172,7 @@ def test_quotes_in_a_tsv_are_characters(tmp_path, text, rows):
 def test_a_column_that_is_missing_names_the_option(tmp_path, text, option):
     (tmp_path / "a.csv").write_text(text)
     with open_input(tmp_path / "a.csv") as stream:
-        rows = CsvRows(tmp_path / "a.csv", Lines(stream))
+        rows = CsvRows(tmp_path / "a.csv", Lines(stream), Form())
         with pytest.raises(InputError, match=rf"a\.csv:1: no column 'text'; there are .*; .*{option}"):
             rows.column("text")
         if len(rows.names) == 1:  # a number must not take the whole line for a text

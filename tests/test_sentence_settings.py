@@ -154,7 +154,7 @@ class Stopped(Exception):
 
 class Stop:
     @staticmethod
-    def from_pretrained(*args, **options):
+    def load(*args, **options):
         raise Stopped
 
 

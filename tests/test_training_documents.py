@@ -24,6 +24,15 @@ def read(path, size=1 << 20, **options):
     return [f"[{d.where().removeprefix(str(path))} {d.problem}]" if d.problem else d.text for d in found]
 
 
+@pytest.mark.parametrize("size", [1, 9, 1 << 20])
+@pytest.mark.parametrize("separator", ["blank-line", "line"])
+def test_the_line_of_a_bad_document_however_a_file_is_cut(tmp_path, size, separator):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf\n \nbad \xff\n\n\n good\n\r\n\n  bad \xfe\n\ngood")
+    where = [text.split()[0] for text in read(path, size, separator=separator) if text != "good"]
+    assert where == ["[:3", "[:9"]
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, 300, 1 << 20])
 def test_blank_lines_end_documents_however_a_file_is_cut(tmp_path, size):
     path = tmp_path / "a.txt"

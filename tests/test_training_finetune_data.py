@@ -174,7 +174,7 @@ def test_files_that_are_not_what_they_seem(tmp_path):
     assert [e.text for e in read_texts(path, Reading(quoted=True))] == ["one\ntwo"]
     path = tmp_path / "a.xlsx"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(DataError, match=r"the suffix '\.xlsx' is none of \.csv, .* name the format with --format"):
+    with pytest.raises(DataError, match=r"the suffix '\.xlsx' is none of \.jsonl, .* name the format with --format"):
         read_texts(path, Reading())
     with pytest.raises(DataError, match=r"a\.xlsx holds a zip archive"):
         read_texts(path, Reading(format="csv"))

@@ -221,7 +221,7 @@ class CompiledModel:
         """Waits for the device and raises what it found wrong with the calls so far.
 
         Raises:
-            ValueError: a mask, an id or cu_seqlens of a call, on the GPU, that nobody has been told of yet.
+            ValueError: a mask, an id or cu_seqlens of a call, on the GPU, that was not raised before.
         """
         with self._lock:
             self._graphs.settle()
@@ -279,7 +279,7 @@ class CompiledModel:
         return type(output)(fields)
 
     def _why_outside(self, others: dict[str, Any]) -> str | None:
-        """Why no graph can stand for a call, whatever its tokens; None where one can."""
+        """The reason why no graph can run a call, whatever its tokens; None where one can."""
         for name, value in others.items():
             if not any(value is idle for idle in _IDLE.get(name, (None, False))):
                 return f"{name} is given"
@@ -392,7 +392,7 @@ def compile(
     the number of texts. Beyond `max_tokens` the GPU is busy enough without: such calls run eagerly, as do
     calls that ask for a loss, attentions or hidden states, run under autocast or with dropout, or give anything but
     ids. `report()` says which did. Weights may change in place; where one is replaced, or a quantised one changes, the
-    graphs are made anew.
+    graphs are captured again.
 
     Args:
         model: a fastbert model on a GPU. It is not changed.

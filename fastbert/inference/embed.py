@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -23,11 +23,12 @@ from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
 from fastbert.json_files import shown
 from fastbert.model import BertModel
+from fastbert.precision import LoadOptions
 from fastbert.progress import Progress
 from fastbert.tokenization import BertTokenizer
 
 MAX_TOKENS = 8192  # a batch: past the size where more tokens a batch are faster on CPU, small on a GPU
-WINDOW = 8192  # texts sorted by length together: bounds what is held beside the result
+WINDOW = 8192  # texts sorted by length together: bounds the memory held in addition to the result
 _TOKENIZED_TOGETHER = 256  # the tokenizer keeps offsets and more of each token until a call ends
 
 
@@ -117,7 +118,7 @@ class Embedder:
         """Loads a folder or hub id; its sentence-transformers files say what pooling to truncate_dim leave None.
 
         A given pooling replaces that of the folder's Pooling module, and normalize its Normalize module at the end; the
-        two together stand for all modules that follow the Transformer. Without such files: the mean, not normalised, as
+        two together replace all modules that follow the Transformer. Without such files: the mean, not normalised, as
         many tokens as model and tokenizer take. dtype, precision, quantize and inference_only are those of
         BertModel.from_pretrained.
 
@@ -126,29 +127,21 @@ class Embedder:
             ValueError: the folder asks for a module that fastbert has not, has a value of another kind, or has no
                 pooler and pooling is "pooler"; and what BertModel.from_pretrained raises.
         """
+        options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
         modes = None if pooling is None else pooling_modes(pooling)
         settings = read_settings(path, modes, normalize, revision)
-        folder, of_folder = path, revision  # the Transformer's own
+        folder = path  # the Transformer's own
         if settings.transformer:
             folder = resolve_folder(path, settings.transformer, revision=revision, named_by=settings.modules_file)
-            of_folder = None
+            options = replace(options, revision=None)
         if POOLER in settings.pooling:
-            with Checkpoint(folder, of_folder) as checkpoint:
+            with Checkpoint(folder, options.revision) as checkpoint:
                 if "pooler.dense.weight" not in checkpoint:
                     raise ValueError(f"{folder}: no tensor pooler.dense.weight, so no pooling 'pooler'")
-        model = BertModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            precision=precision,
-            quantize=quantize,
-            device=device,
-            revision=of_folder,
-            inference_only=inference_only,
-            add_pooling_layer=POOLER in settings.pooling,
-        )
+        model = BertModel.load(folder, options, add_pooling_layer=POOLER in settings.pooling)
         truncate_dim = _checked_widths(path, settings, model.config.hidden_size, truncate_dim)
         if tokenizer is None:
-            tokenizer = BertTokenizer.from_pretrained(folder, revision=of_folder)
+            tokenizer = BertTokenizer.from_pretrained(folder, revision=options.revision)
         if max_length is None:
             longest = tokenizer.model_max_length if settings.max_length is None else settings.max_length
             positions = model.config.max_position_embeddings

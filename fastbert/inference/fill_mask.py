@@ -9,6 +9,7 @@ import torch
 
 from fastbert.checkpoint import Checkpoint
 from fastbert.model import BertForMaskedLM
+from fastbert.precision import LoadOptions
 from fastbert.tokenization import BertTokenizer
 
 
@@ -58,15 +59,8 @@ class FillMask:
                     f"{path}: no tensor cls.predictions.transform.dense.weight: "
                     "this checkpoint has no masked-language-model head"
                 )
-        model = BertForMaskedLM.from_pretrained(
-            path,
-            dtype=dtype,
-            precision=precision,
-            quantize=quantize,
-            device=device,
-            revision=revision,
-            inference_only=inference_only,
-        )
+        options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
+        model = BertForMaskedLM.load(path, options)
         return cls(model, tokenizer or BertTokenizer.from_pretrained(path, revision=revision))
 
     @torch.inference_mode()

@@ -13,9 +13,11 @@ from fastbert.inference.static_batch import BAD_MASK, BAD_OFFSETS, StaticBatch, 
 from fastbert.model.inputs import Inputs, is_spread, prepare
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, unpack
 
+_MISFIT, _TOO_LONG = "shapes do not match", "a text is longer than max_position_embeddings"
+
 
 class Call(NamedTuple):
-    """A call that a graph can stand for.
+    """A call that a graph can run.
 
     `tokens` is how many there are, or may be; `shape` that of the caller's tokens, (B, S) or (T,). `load` writes the
     call into buffers and returns where each position went, (B * S,), or None where no position is a pad.
@@ -46,7 +48,7 @@ def read_call(
     cu_seqlens: Tensor | None,
     max_seqlen: int | None,
 ) -> Call | str:
-    """The call that these arguments make, or why no graph can stand for it.
+    """The call that these arguments make, or the reason why no graph can run it.
 
     Raises:
         ValueError: as the model does, where all of it is on the host.
@@ -61,28 +63,22 @@ def read_call(
     if all(on_host(x) for x in (input_ids, *tensors)):
         arguments = (attention_mask, token_type_ids, position_ids, None, cu_seqlens, max_seqlen)
         return _host_call(prepare(bert.embeddings, input_ids, *arguments), most)
-    if cu_seqlens is not None and attention_mask is not None:
-        return "attention_mask and cu_seqlens are both given"
     shape = input_ids.shape
-    if len(shape) != (2 if cu_seqlens is None else 1) or (attention_mask is not None and attention_mask.shape != shape):
-        return "shapes do not match"
-    if cu_seqlens is not None and (cu_seqlens.dim() != 1 or not len(cu_seqlens)):
-        return "shapes do not match"
-    if cu_seqlens is None and shape[1] > most:
-        return "a text is longer than max_position_embeddings"
+    if reason := _why_not(shape, attention_mask, cu_seqlens, most):
+        return reason
     fitted = []
     for x in (input_ids, token_type_ids, position_ids):
         if x is not None:
             x = x.expand(shape) if cu_seqlens is None and is_spread(x, shape) else x
             if x.shape != shape:
-                return "shapes do not match"
+                return _MISFIT
             if x.dtype not in (torch.int64, torch.int32):
                 return "ids are neither int64 nor int32"
             x = x.reshape(-1)
         fitted.append(x)
     if cu_seqlens is not None:
         if on_host(cu_seqlens) and batch_from_cu_seqlens(cu_seqlens, shape[0], max_seqlen).max_seqlen > most:
-            return "a text is longer than max_position_embeddings"
+            return _TOO_LONG
         return _packed_call(*fitted, cu_seqlens, most if max_seqlen is None else min(most, max_seqlen))
     if attention_mask is None:
         return _full_call(*fitted, tuple(shape))
@@ -91,11 +87,22 @@ def read_call(
     return _device_mask_call(*fitted, attention_mask)
 
 
+def _why_not(shape: torch.Size, mask: Tensor | None, cu_seqlens: Tensor | None, most: int) -> str | None:
+    """The reason why no graph can run ids of this shape on the device; None where one can."""
+    if cu_seqlens is not None:
+        if mask is not None:
+            return "attention_mask and cu_seqlens are both given"
+        return None if len(shape) == 1 and cu_seqlens.dim() == 1 and len(cu_seqlens) else _MISFIT
+    if len(shape) != 2 or (mask is not None and mask.shape != shape):
+        return _MISFIT
+    return _TOO_LONG if shape[1] > most else None
+
+
 def _host_call(inputs: Inputs, most: int) -> Call | str:
     """Everything is on the host, and checked there."""
     batch, ids = inputs.batch, inputs.ids
     if batch.max_seqlen > most:
-        return "a text is longer than max_position_embeddings"
+        return _TOO_LONG
 
     def load(static: StaticBatch) -> Tensor | None:
         static.load_host(ids, inputs.token_type_ids, inputs.position_ids, batch.cu_seqlens)

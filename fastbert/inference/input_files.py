@@ -1,7 +1,7 @@
-"""The readers of input files that all commands share: compression, lines, csv rows, JSON lists, parquet rows.
+"""What files of records are made of: compression, lines, csv rows, JSON lists, parquet; read by `records.read_rows`.
 
 A file's format follows from its suffix, after that of a compression: `reviews.csv.gz` is csv. Files are UTF-8, with
-or without a byte order mark. Bytes of another kind than the suffix stands for are refused by name. Lines end at a
+or without a byte order mark. A file whose bytes are of another kind than its suffix says is refused. Lines end at a
 line feed (a carriage return before it is removed) and nowhere else, so that their numbers are those an editor shows.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -17,10 +18,14 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 STDIN = "-"
+FORMATS = ("text", "jsonl", "json", "csv", "parquet")
+ROWS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SUFFIXES = {".txt": "text", ".md": "text", **ROWS}
 MAX_LINE = 1 << 24  # bytes of a line, characters of a csv field: what one record may cost in memory
 COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
 PEEK = 1 << 16  # bytes that a file's kind is judged by
@@ -47,8 +52,55 @@ class RecordProblem(Exception):
     """A problem of one record. The reader that raises it continues with the next record."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """How files are read.
+
+    Args:
+        format: one of FORMATS, or "auto": by the file's suffix, text for stdin.
+        header: whether the first line of a csv file names the columns.
+        delimiter: between csv fields; None is a tab for .tsv and a comma for others.
+        quoted: whether csv fields may stand in double quotes; None: not in a .tsv.
+
+    Raises:
+        ValueError: a delimiter that is not one character, or is a quote or a line end.
+    """
+
+    format: str = "auto"
+    header: bool = True
+    delimiter: str | None = None
+    quoted: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(f"delimiter is {self.delimiter!r}; it must be one character, no quote or line end")
+
+    @classmethod
+    def of(cls, arguments: object) -> Self:
+        """Takes the fields from attributes of their names; what is not there, or None, keeps its default."""
+        values = {field.name: getattr(arguments, field.name, None) for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
+    def format_of(self, path: str | Path, formats: Mapping[str, str] = SUFFIXES, option: str = "--input-format") -> str:
+        """The format of a file: the one asked for, or what `formats` has for its suffix; see format_by_suffix."""
+        if self.format != "auto":
+            return self.format
+        return "text" if str(path) == STDIN else format_by_suffix(path, formats, option)
+
+
+class Tally:
+    """The bytes read of inputs that are read by lines, and a hash of all that rows came from."""
+
+    def __init__(self) -> None:
+        self.bytes, self.digest = 0, hashlib.sha256()
+
+    def add(self, raw: bytes) -> None:
+        self.bytes += len(raw)
+        self.digest.update(raw)
+
+
 def suffix_of(path: str | Path) -> str:
-    """The suffix that stands for a file's format, in lower case, without that of its compression."""
+    """The suffix that gives a file's format, in lower case, without that of its compression."""
     path = Path(path)
     return Path(path.stem if compression_of(path) else path.name).suffix.lower()
 
@@ -148,16 +200,17 @@ def _refuse_foreign(name: str, head: bytes) -> None:
 
 
 class Lines:
-    """The lines of a stream as text, with their ends, counted and hashed; after a bad one, the next call continues.
+    """The lines of a stream as text, with their ends, counted; after a bad one, the next call continues.
 
     Args:
-        digest: an object of hashlib that is updated with each line's bytes.
+        tally: hears the bytes of each line.
+        first: whether the stream begins where its file does, where there may be a byte order mark.
     """
 
-    def __init__(self, stream: BinaryIO, digest: Any = None) -> None:
-        self.number, self.bytes = 0, 0
+    def __init__(self, stream: BinaryIO, tally: Tally | None = None, *, first: bool = True) -> None:
+        self.number = 0
         self.head = stream.peek(PEEK)[:PEEK] if hasattr(stream, "peek") else b""
-        self._stream, self._digest = stream, digest
+        self._stream, self._tally, self._first = stream, tally, first
 
     def __iter__(self) -> Lines:
         return self
@@ -171,7 +224,7 @@ class Lines:
             while raw and not raw.endswith(b"\n"):
                 raw = self._read()
             raise RecordProblem(f"is longer than {MAX_LINE >> 20} MiB")
-        if self.number == 1:
+        if self.number == 1 and self._first:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         try:
             return raw.decode("utf-8")
@@ -180,9 +233,8 @@ class Lines:
 
     def _read(self) -> bytes:
         raw = self._stream.readline(MAX_LINE + 1)
-        self.bytes += len(raw)
-        if self._digest is not None:
-            self._digest.update(raw)
+        if self._tally is not None:
+            self._tally.add(raw)
         return raw
 
 
@@ -205,35 +257,24 @@ class CsvRows:
     Args:
         name: the file's, which errors name.
         lines: of the file, from its first.
-        header: whether the first row names the columns.
-        delimiter: between fields; None is a tab for .tsv and a comma for others.
-        quoted: whether fields may stand in double quotes; None goes by the suffix.
+        form: header, delimiter and quoted are those of csv.
 
     Raises:
         InputError: the header line cannot be read or names a column twice; a .tsv that was written with quotes.
     """
 
-    def __init__(
-        self,
-        name: str | Path,
-        lines: Lines,
-        *,
-        header: bool = True,
-        delimiter: str | None = None,
-        quoted: bool | None = None,
-    ) -> None:
+    def __init__(self, name: str | Path, lines: Lines, form: Form) -> None:
         csv.field_size_limit(MAX_LINE)
-        self.line = 1  # the one that the last row begins on
         self.names: list[str] = []  # of the columns; empty without a header line
         self._shown, self._lines = shown(name), lines
         is_tsv = suffix_of(name) == ".tsv"
-        self._delimiter = delimiter or ("\t" if is_tsv else ",")
-        self._quotes_unsaid = is_tsv and quoted is None
+        self._delimiter = form.delimiter or ("\t" if is_tsv else ",")
+        self._quotes_unsaid = is_tsv and form.quoted is None
         if self._quotes_unsaid:
             self._refuse_quotes(lines.head)
-        quoting = csv.QUOTE_NONE if self._quotes_unsaid or quoted is False else csv.QUOTE_MINIMAL
+        quoting = csv.QUOTE_NONE if self._quotes_unsaid or form.quoted is False else csv.QUOTE_MINIMAL
         self._rows = csv.reader(lines, delimiter=self._delimiter, quoting=quoting, strict=True)
-        if header:
+        if form.header:
             self._read_names()
 
     def _read_names(self) -> None:
@@ -241,16 +282,14 @@ class CsvRows:
             self.names = [name.strip() for name in next(self._rows, [])]
         except (RecordProblem, csv.Error) as error:
             raise InputError(f"{self._shown}:1: cannot read the header line: {error}") from None
+        if self._lines.number and not any(self.names):
+            raise InputError(f"{self._shown}:1: the header line names no column; if it is none, give --no-header")
         if twice := [name for name in self.names if name and self.names.count(name) > 1]:
             raise InputError(
                 f"{self._shown}:1: the header line names {twice[0]!r} twice; if it names no columns, give --no-header"
             )
 
-    def __iter__(self) -> CsvRows:
-        return self
-
     def __next__(self) -> list[str]:
-        self.line = self._lines.number + 1
         try:
             row = next(self._rows)
         except csv.Error as error:
@@ -276,13 +315,11 @@ class CsvRows:
             raise InputError(f"{self._shown}: without a header line, the column is a number from 1, not {wanted!r}")
         if is_number and int(wanted) <= len(self.names) and not self._other_delimiter():
             return int(wanted) - 1
-        raise InputError(f"{self._shown}:1: {self.missing(wanted)}")
+        raise InputError(f"{self._shown}:1: {self._missing(wanted)}")
 
-    def missing(self, column: str) -> str:
+    def _missing(self, column: str) -> str:
         """The message for a column that the header line does not name, with the option that may be missing."""
-        message = f"no column {column!r}; there are {', '.join(map(repr, self.names))}"
-        if not self.names:
-            return f"no column {column!r}; without a header line, columns are numbers from 1"
+        message = no_column(column, self.names)
         if other := self._other_delimiter():
             shell = {"\t": r"'\t'"}.get(other, f"'{other}'")
             return f"{message}; the line looks separated by {_DELIMITER_NAMES[other]}: give --delimiter {shell}"
@@ -359,37 +396,18 @@ def _skip(text: str, at: int, characters: str) -> int:
     return at
 
 
-def json_value(line: str) -> Any:
-    if not line.strip():
-        raise RecordProblem("is empty")
-    try:
-        return json.loads(line.rstrip("\r\n"))
-    except (ValueError, RecursionError) as error:
-        raise RecordProblem(f"is not JSON: {error}") from None
-
-
-def json_text(line: str, field: str) -> str:
-    """The text in a field of a line's object."""
-    return text_of(json_value(line), field)
-
-
-def text_of(value: Any, field: str) -> str:
-    """The text in a field of a JSON object."""
-    if not isinstance(value, dict):
-        raise RecordProblem(f"holds a JSON {type(value).__name__}, not an object")
-    if field not in value:
-        raise RecordProblem(f"has no field {field!r}")
-    text = value[field]
-    if not isinstance(text, str):
-        raise RecordProblem(f"has a field {field!r} of type {type(text).__name__}, not a string")
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise RecordProblem(f"has half a surrogate pair in field {field!r}")
-    return text
+def no_column(column: str, names: Sequence[str]) -> str:
+    return f"no column {column!r}; there are {', '.join(map(repr, names))}"
 
 
 @contextmanager
-def open_parquet(path: str | Path) -> Iterator[Any]:
-    """A pyarrow ParquetFile; what is wrong with it, also while it is read, is an InputError."""
+def open_parquet(path: str | Path, columns: Sequence[str] = (), text: str | None = None) -> Iterator[Any]:
+    """A pyarrow ParquetFile; what is wrong with it, also while it is read, is an InputError.
+
+    Args:
+        columns: that it must have.
+        text: the one of them that must hold strings.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -400,27 +418,15 @@ def open_parquet(path: str | Path) -> Iterator[Any]:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is no parquet file: {error}") from None
     with file:
+        for column in columns:
+            if column not in file.schema_arrow.names:
+                raise InputError(f"{path}: {no_column(column, file.schema_arrow.names)}")
+        if text is not None:
+            kind = file.schema_arrow.field(text).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise InputError(f"{path}: column {text!r} is of type {kind}, not string")
         try:
             yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from None
-
-
-def check_text_column(path: str | Path, file: Any, column: str) -> None:
-    """Raises InputError unless a parquet file has a column of strings of this name."""
-    import pyarrow as pa
-
-    schema = file.schema_arrow
-    if column not in schema.names:
-        raise InputError(f"{path}: no column {column!r}; there are {', '.join(map(repr, schema.names))}")
-    kind = schema.field(column).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise InputError(f"{path}: column {column!r} is of type {kind}, not string")
-
-
-def parquet_rows(file: Any, columns: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file's row groups (all of them by default), without holding more than a batch."""
-    for batch in file.iter_batches(row_groups=groups, columns=list(columns), batch_size=1024):
-        yield from batch.to_pylist()

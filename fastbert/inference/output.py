@@ -24,7 +24,7 @@ from fastbert.inference.records import Record
 from fastbert.journal import Journal, lock
 from fastbert.journal import RunError as OutputError
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
 _LENGTHS = struct.Struct("<qq")  # of ids and rows of a window, in bytes
 ROW_GROUP = 16384  # rows of a parquet row group
 
@@ -103,8 +103,8 @@ class ParquetFormat:
     """Columns line (int64), embedding (a list of E float32), file (string) where inputs are several, id (string).
 
     Skipped lines have no row. A parquet file cannot be cut and grown, so rows are spooled as they are and
-    become parquet, a row group at a time, at the end. With ids, each window's rows stand behind a JSON list of their
-    ids, and that behind the lengths of both.
+    become parquet, a row group at a time, at the end. In the spool, each window is the lengths of its two parts, a JSON
+    list of ids, and rows.
     """
 
     def __init__(self, width: int, files: Sequence[str], *, ids: bool = False) -> None:
@@ -124,35 +124,31 @@ class ParquetFormat:
         rows["file"] = [records[i].file for i in good]
         rows["line"] = [records[i].line for i in good]
         rows["embedding"] = vectors[good]
-        if not self._ids:
-            return rows.tobytes()
-        ids = json.dumps([str(records[i].id) for i in good]).encode()
+        ids = json.dumps([str(records[i].id) for i in good] if self._ids else []).encode()
         return _LENGTHS.pack(len(ids), rows.nbytes) + ids + rows.tobytes()
 
     def _groups(self, spool: BinaryIO) -> Iterator[tuple[list[str], np.ndarray]]:
-        """The ids and rows of each row group to be."""
-        if not self._ids:
-            while len(rows := np.frombuffer(spool.read(ROW_GROUP * self._dtype.itemsize), self._dtype)):
-                yield [], rows
-            return
-        held: list[tuple[list[str], np.ndarray]] = []
+        """The ids and rows of each row group to be, of ROW_GROUP rows and what is left of the last window."""
+        ids: list[str] = []
+        held: list[np.ndarray] = []
         while header := spool.read(_LENGTHS.size):
             of_ids, of_rows = _LENGTHS.unpack(header)
-            held.append((json.loads(spool.read(of_ids)), np.frombuffer(spool.read(of_rows), self._dtype)))
-            if sum(len(ids) for ids, _ in held) >= ROW_GROUP:
-                yield [id for ids, _ in held for id in ids], np.concatenate([rows for _, rows in held])
-                held = []
+            ids += json.loads(spool.read(of_ids))
+            held.append(np.frombuffer(spool.read(of_rows), self._dtype))
+            if sum(map(len, held)) >= ROW_GROUP:
+                yield ids, np.concatenate(held)
+                ids, held = [], []
         if held:
-            yield [id for ids, _ in held for id in ids], np.concatenate([rows for _, rows in held])
+            yield ids, np.concatenate(held)
 
     def finish(self, partial: Path, out: Path, records: int) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        several = len(self._files) > 1
         columns = [("line", pa.int64()), ("embedding", pa.list_(pa.float32(), self._width))]
         columns[1:1] = [("id", pa.string())] if self._ids else []
-        schema = pa.schema([("file", pa.string()), *columns] if several else columns)
+        columns[:0] = [("file", pa.string())] if len(self._files) > 1 else []
+        schema = pa.schema(columns)
         with (
             atomic_path(out) as temporary,
             open(partial, "rb") as spool,
@@ -161,15 +157,13 @@ class ParquetFormat:
         ):
             for ids, rows in self._groups(spool):
                 flat = pa.array(np.ascontiguousarray(rows["embedding"]).reshape(-1))
-                arrays = [
-                    pa.array(np.ascontiguousarray(rows["line"])),
-                    pa.FixedSizeListArray.from_arrays(flat, self._width),
-                ]
-                if self._ids:
-                    arrays.insert(1, pa.array(ids, pa.string()))
-                if several:
-                    arrays.insert(0, pa.array([self._files[i] for i in rows["file"]], pa.string()))
-                writer.write_table(pa.table(arrays, schema=schema))
+                found = {
+                    "file": [self._files[i] for i in rows["file"]],
+                    "line": np.ascontiguousarray(rows["line"]),
+                    "id": ids,
+                    "embedding": pa.FixedSizeListArray.from_arrays(flat, self._width),
+                }
+                writer.write_table(pa.table({name: found[name] for name in schema.names}, schema=schema))
         partial.unlink()
 
 

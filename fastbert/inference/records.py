@@ -1,43 +1,193 @@
-"""Texts from text, jsonl, JSON, csv and parquet files, one record at a time: its text, or the problem there is."""
+"""The one reader of text, jsonl, JSON, csv, tsv and parquet files, and the records that `fastbert embed` makes of them.
+
+`read_rows` yields the rows of a file, each with its values by column or with the problem there is in their place; what
+is wrong with the file itself is an InputError. embed, prepare and finetune all read by it.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastbert.inference.input_files import (
+    FORMATS,
     STDIN,
     CsvRows,
+    Form,
     InputError,
     Lines,
     RecordProblem,
-    check_text_column,
+    Tally,
     compression_of,
-    format_by_suffix,
-    json_value,
     json_values,
     open_input,
     open_parquet,
-    parquet_rows,
     read_text,
     shown,
-    text_of,
 )
+from fastbert.json_files import HALF_PAIR
 
-FORMATS = ("text", "jsonl", "json", "csv", "parquet")
-SUFFIXES = {
-    ".txt": "text",
-    ".md": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
+
+class Row(NamedTuple):
+    """One record of a file: its values by column, or the problem there is in their place."""
+
+    line: int  # the one it begins on, or the row of a parquet file, counted from 1
+    values: dict[str, Any]
+    problem: str | None = None
+
+
+def read_rows(
+    name: str | Path,
+    form: Form,
+    kind: str,
+    columns: Sequence[str] | None,
+    *,
+    tally: Tally | None = None,
+    blank_rows: bool = False,
+    groups: Sequence[int] | None = None,
+) -> Iterator[Row]:
+    """The rows of a file of any format, or of stdin for "-", in order; after one with a problem, the next is read.
+
+    Args:
+        kind: the file's format, one of FORMATS.
+        columns: of a csv or parquet file, those wanted: names, or in csv also numbers from 1; None for all. The line of
+            a text file is the first of them; a JSON object has all its values.
+        tally: hears what is read.
+        blank_rows: whether an empty line of a csv file is a row, with a problem.
+        groups: row groups of a parquet file; None is all.
+
+    Raises:
+        InputError: a csv or parquet file without a column, or a file of another format.
+    """
+    if kind not in FORMATS:
+        raise InputError(f"{shown(name)}: the format is {kind!r}; it must be one of {', '.join(FORMATS)}")
+    if kind == "parquet":
+        yield from _parquet_rows(name, columns, tally, groups)
+    elif kind == "json":
+        yield from _json_rows(name, tally)
+    else:
+        with open_input(name) as stream:
+            lines = Lines(stream, tally)
+            if kind == "jsonl":
+                yield from jsonl_rows(lines)
+            elif kind == "text":
+                yield from _rows(lines, lambda: {columns[0]: next(lines).removesuffix("\n").removesuffix("\r")})
+            else:
+                yield from _csv_rows(name, lines, form, columns, blank_rows)
+
+
+def _rows(lines: Lines, following: Callable[[], dict[str, Any] | None]) -> Iterator[Row]:
+    """The rows that calls of `following` return until it raises StopIteration; None is no row."""
+    while True:
+        line = lines.number + 1
+        try:
+            values = following()
+        except RecordProblem as problem:
+            yield Row(line, {}, str(problem))
+        except StopIteration:
+            return
+        else:
+            if values is not None:
+                yield Row(line, values)
+
+
+def _csv_rows(
+    name: str | Path, lines: Lines, form: Form, columns: Sequence[str] | None, blank_rows: bool
+) -> Iterator[Row]:
+    rows = CsvRows(name, lines, form)
+    if form.header and not lines.number:
+        return iter(())  # an empty file
+    columns = rows.names if columns is None else columns
+    places = [rows.column(column) for column in columns]
+
+    def following() -> dict[str, Any] | None:
+        if not (row := next(rows)):
+            if blank_rows:
+                raise RecordProblem("is empty")
+            return None
+        if max(places, default=0) >= len(row):
+            raise RecordProblem(f"has {len(row)} fields; there is no field {max(places) + 1}")
+        return {column: row[place] for column, place in zip(columns, places, strict=True)}
+
+    return _rows(lines, following)
+
+
+def jsonl_rows(lines: Lines) -> Iterator[Row]:
+    """The rows of lines that each hold a JSON object."""
+
+    def following() -> dict[str, Any]:
+        if not (line := next(lines)).strip():
+            raise RecordProblem("is empty")
+        try:
+            value = json.loads(line.rstrip("\r\n"))
+        except (ValueError, RecursionError) as error:
+            raise RecordProblem(f"is not JSON: {error}") from None
+        return json_object(value, escapes=HALF_PAIR.search(line) is not None)
+
+    return _rows(lines, following)
+
+
+def _json_rows(name: str | Path, tally: Tally | None) -> Iterator[Row]:
+    text = read_text(name)
+    if tally is not None:
+        tally.digest.update(text.encode())
+    escapes = HALF_PAIR.search(text) is not None
+    for line, value in json_values(shown(name), text):
+        try:
+            yield Row(line, json_object(value, escapes=escapes))
+        except RecordProblem as problem:
+            yield Row(line, {}, str(problem))
+
+
+def json_object(value: Any, *, escapes: bool) -> dict[str, Any]:
+    """`value`, if it is an object; with `escapes`, of characters.
+
+    Escapes can spell half a surrogate pair, which a Python string holds and UTF-8 cannot.
+    """
+    if not isinstance(value, dict):
+        raise RecordProblem(f"holds a JSON {type(value).__name__}, not an object")
+    if escapes:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise RecordProblem("has half a surrogate pair, which is no character") from None
+    return value
+
+
+def text_of(row: Row, column: str, kind: str, *, allow_empty: bool = False) -> str:
+    """The text in a column of a row of a file of this kind; a null in a parquet file is an empty one.
+
+    Raises:
+        RecordProblem: the row's problem, or that of its text.
+    """
+    if row.problem is not None:
+        raise RecordProblem(row.problem)
+    if column not in row.values:
+        raise RecordProblem(f"has no field {column!r}")
+    text = row.values[column]
+    if text is None and kind == "parquet":
+        text = ""
+    if not isinstance(text, str):
+        raise RecordProblem(f"has a field {column!r} of type {type(text).__name__}, not a string")
+    if not allow_empty and (not text or text.isspace()):
+        raise RecordProblem("has an empty text")
+    return text
+
+
+def _parquet_rows(
+    name: str | Path, columns: Sequence[str] | None, tally: Tally | None, groups: Sequence[int] | None
+) -> Iterator[Row]:
+    """Rows of row groups (all of them by default), without holding more than a batch."""
+    with open_parquet(name, columns or ()) as file:
+        batches = file.iter_batches(row_groups=groups, columns=columns, batch_size=1024)
+        for number, values in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1):
+            if tally is not None:
+                tally.digest.update(repr(list(values.values())).encode())
+            yield Row(number, values)
 
 
 @dataclass(frozen=True)
@@ -52,26 +202,18 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How inputs are read.
+class Reading(Form):
+    """How `fastbert embed` reads inputs.
 
     Args:
-        format: one of FORMATS, or "auto": by the file's suffix, text for stdin.
         field: of a JSON object, its text.
         column: of a csv or parquet file, its text: a name, or, of csv, a number counted from 1.
-        header: whether the first line of a csv file names the columns.
-        delimiter: between csv fields; None is a tab for .tsv and a comma for others.
-        quoted: whether csv fields may stand in double quotes; None: not in a .tsv.
         allow_empty: whether a text of white space alone is a text.
         id_column: of a csv or parquet file, or the field of a JSON object, what identifies a record.
     """
 
-    format: str = "auto"
     field: str = "text"
     column: str = "text"
-    header: bool = True
-    delimiter: str | None = None
-    quoted: bool | None = None
     allow_empty: bool = False
     id_column: str | None = None
 
@@ -85,43 +227,38 @@ class Records:
 
     Raises:
         InputError: on construction, a path that is no file, an unknown suffix, a parquet file without the column;
-            while iterating, a csv file without it, or a file that holds something else than its suffix stands for.
+            while iterating, a csv file without it, or a file whose content is not what its suffix says.
     """
 
     def __init__(self, inputs: Sequence[str], reading: Reading | None = None) -> None:
         self.inputs, self.reading = list(inputs), reading or Reading()
-        self._digest = hashlib.sha256()
-        self._digest_at_record = self._digest.copy()
-        self._bytes_before, self._lines = 0, None
+        self._tally = Tally()
+        self._digest_at_record = self._tally.digest.copy()
         self.total_bytes: int | None = 0  # None where an input has no size
         for name in self.inputs:
-            path = Path(name)
-            if name == STDIN:
-                self.total_bytes = None
-            elif path.is_dir() or not path.exists():
+            path, kind = Path(name), self.reading.format_of(name)
+            if name != STDIN and (path.is_dir() or not path.exists()):
                 raise InputError(f"{name}: {'is a folder' if path.is_dir() else 'no such file'}")
-            elif not path.is_file() or compression_of(name) or self._format(name) in ("json", "parquet"):
+            if kind == "text" and self.reading.id_column is not None:
+                raise InputError(f"{shown(name)}: a text file has no column {self.reading.id_column!r} of ids")
+            if kind == "parquet":
+                if name == STDIN or not path.is_file():
+                    raise InputError(f"{shown(name)}: parquet is read from ordinary files alone")
+                with open_parquet(name, *self._columns(kind)):
+                    pass
+            if name == STDIN or not path.is_file() or compression_of(name) or kind in ("json", "parquet"):
                 self.total_bytes = None
             elif self.total_bytes is not None:
                 self.total_bytes += path.stat().st_size
-            if self._format(name) == "text" and self.reading.id_column is not None:
-                raise InputError(f"{shown(name)}: a text file has no column {self.reading.id_column!r} of ids")
-            if self._format(name) == "parquet":
-                if name == STDIN or not path.is_file():
-                    raise InputError(f"{shown(name)}: parquet is read from ordinary files alone")
-                with open_parquet(name) as file:
-                    check_text_column(name, file, self.reading.column)
-                    if self.reading.id_column not in (None, *file.schema_arrow.names):
-                        raise InputError(f"{name}: no column {self.reading.id_column!r} of ids")
 
-    def _format(self, name: str) -> str:
-        if self.reading.format != "auto":
-            return self.reading.format
-        return "text" if name == STDIN else format_by_suffix(name, SUFFIXES)
+    def _columns(self, kind: str) -> tuple[list[str], str]:
+        """The columns to be read, and that of the text among them."""
+        text = self.reading.field if kind in ("json", "jsonl") else self.reading.column
+        return list(dict.fromkeys([text, self.reading.id_column or text])), text
 
     @property
     def bytes_read(self) -> int:
-        return self._bytes_before + (self._lines.bytes if self._lines else 0)
+        return self._tally.bytes
 
     def digest(self) -> str:
         """A hash of all bytes up to the end of the record that came last."""
@@ -133,83 +270,20 @@ class Records:
 
     def __iter__(self) -> Iterator[Record]:
         for index, name in enumerate(self.inputs):
-            self._digest.update(b"\0file\0")
-            read = {"parquet": self._parquet, "json": self._json}.get(self._format(name), self._by_lines)
-            for record in read(index, name):
-                self._digest_at_record = self._digest.copy()
-                yield record
-
-    def _by_lines(self, index: int, name: str) -> Iterator[Record]:
-        with open_input(name) as stream:
-            self._lines = lines = Lines(stream, self._digest)
-            next_text = self._next_text(name, lines)  # returns a text and its id
-            while True:
-                line = lines.number + 1
+            self._tally.digest.update(b"\0file\0")
+            kind = self.reading.format_of(name)
+            columns, text = self._columns(kind)
+            for row in read_rows(name, self.reading, kind, columns, tally=self._tally, blank_rows=True):
+                self._digest_at_record = self._tally.digest.copy()
                 try:
-                    yield self._record(index, line, *next_text())
+                    found = text_of(row, text, kind, allow_empty=self.reading.allow_empty)
+                    yield Record(index, row.line, found, id=_id_of(row, self.reading.id_column))
                 except RecordProblem as problem:
-                    yield Record(index, line, "", str(problem))
-                except StopIteration:
-                    break
-        self._bytes_before, self._lines = self.bytes_read, None
-
-    def _next_text(self, name: str, lines: Lines) -> Callable[[], tuple[str, str | int | None]]:
-        kind, reading = self._format(name), self.reading
-        if kind == "jsonl":
-            return lambda: self._json_text_and_id(json_value(next(lines)))
-        if kind == "text":
-            return lambda: (next(lines).removesuffix("\n").removesuffix("\r"), None)
-        rows = CsvRows(name, lines, header=reading.header, delimiter=reading.delimiter, quoted=reading.quoted)
-        if reading.header and not rows.names:
-            return lambda: (next(lines), None)  # an empty file
-        column = rows.column(reading.column)
-        id_column = None if reading.id_column is None else rows.column(reading.id_column)
-
-        def next_text() -> tuple[str, str | None]:
-            if not (row := next(rows)):
-                raise RecordProblem("is empty")
-            if max(column, id_column or 0) >= len(row):
-                raise RecordProblem(f"has {len(row)} fields; text or id is field {max(column, id_column or 0) + 1}")
-            return row[column], None if id_column is None else row[id_column]
-
-        return next_text
-
-    def _json(self, index: int, name: str) -> Iterator[Record]:
-        text = read_text(name)
-        self._digest.update(text.encode())
-        for line, value in json_values(shown(name), text):
-            try:
-                yield self._record(index, line, *self._json_text_and_id(value))
-            except RecordProblem as problem:
-                yield Record(index, line, "", str(problem))
-
-    def _json_text_and_id(self, value: Any) -> tuple[str, str | int | None]:
-        text, name = text_of(value, self.reading.field), self.reading.id_column
-        return text, None if name is None else _checked_id(value.get(name), name)
-
-    def _parquet(self, index: int, name: str) -> Iterator[Record]:
-        column, id_column = self.reading.column, self.reading.id_column
-        columns = [column] if id_column is None else list(dict.fromkeys([column, id_column]))
-        with open_parquet(name) as file:
-            for number, row in enumerate(parquet_rows(file, columns), start=1):
-                text = row[column] or ""
-                self._digest.update(text.encode() + b"\0")
-                try:
-                    id = None if id_column is None else _checked_id(row[id_column], id_column)
-                    self._digest.update(repr(id).encode())
-                    yield self._record(index, number, text, id)
-                except RecordProblem as problem:
-                    yield Record(index, number, "", str(problem))
-
-    def _record(self, index: int, line: int, text: str, id: str | int | None) -> Record:
-        if not self.reading.allow_empty and (not text or text.isspace()):
-            raise RecordProblem("has an empty text")
-        return Record(index, line, text, id=id)
+                    yield Record(index, row.line, "", str(problem))
 
 
-def _checked_id(value: Any, name: str) -> str | int:
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise RecordProblem(f"has {value!r} for an id in {name!r}, not a string or a whole number")
-    if isinstance(value, str):
-        text_of({name: value}, name)  # half a surrogate pair cannot be written
+def _id_of(row: Row, column: str | None) -> str | int | None:
+    value = None if column is None else row.values.get(column)
+    if column is not None and (not isinstance(value, str | int) or isinstance(value, bool)):
+        raise RecordProblem(f"has {value!r} for an id in {column!r}, not a string or a whole number")
     return value

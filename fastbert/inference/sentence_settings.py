@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from fastbert import checks
 from fastbert.hub import resolve_file
 from fastbert.inference.pooling import TOKEN_POOLINGS, pooling_modes
 from fastbert.inference.sentence_modules import (
@@ -39,12 +39,6 @@ _KINDS = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 # Arguments of transformers' from_pretrained that change no vector.
 _HARMLESS_ARGUMENTS = ("trust_remote_code", "attn_implementation", "add_pooling_layer", "use_safetensors")
 
-Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and the values that would
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 1 <= value <= _LARGEST
-
 
 def _is_modes(value: object) -> bool:
     modes = [value] if isinstance(value, str) else value
@@ -64,75 +58,57 @@ def _is_text_only(value: object) -> bool:
     return isinstance(value, dict) and value.get("text") == text
 
 
-def _or_null(check: Check) -> Check:
-    return (lambda value: value is None or check[0](value)), f"null or {check[1]}"
+_EMPTY: checks.Check = (lambda value: value in (None, {})), "null or an empty object"
+_ARGUMENTS: checks.Check = _is_arguments, f"an object with no other names than {', '.join(_HARMLESS_ARGUMENTS)}"
+_SIZE = checks.integer(1, _LARGEST)
 
-
-def _one_of(*values: object) -> Check:
-    return (lambda v: any(type(v) is type(x) and v == x for x in values)), " or ".join(map(repr, values))
-
-
-_SIZE: Check = _is_size, f"an integer from 1 to {_LARGEST}"
-_FLAG: Check = (lambda value: type(value) is bool), "true or false"
-_STRING: Check = (lambda value: isinstance(value, str)), "a string"
-_STRINGS: Check = (
-    (lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
-    "a list of strings",
-)
-_OBJECT: Check = (lambda value: isinstance(value, dict)), "an object"
-_EMPTY: Check = (lambda value: value in (None, {})), "null or an empty object"
-_ARGUMENTS: Check = _is_arguments, f"an object with no other names than {', '.join(_HARMLESS_ARGUMENTS)}"
-_PROBABILITY: Check = (
-    (lambda value: isinstance(value, int | float) and type(value) is not bool and 0 <= value <= 1),
-    "a number from 0 to 1",
-)
-
-_MODULE = {"idx": ((lambda v: type(v) is int), "an integer"), "name": _STRING, "path": _STRING, "type": _STRING}
-_MODULE["kwargs"] = _STRINGS  # names of keywords that `encode` may pass on; it has to be given them
+_MODULE = dict.fromkeys(("name", "path", "type"), checks.STRING)
+_MODULE["idx"] = (lambda value: type(value) is int), "an integer"
+_MODULE["kwargs"] = checks.STRINGS  # names of keywords that `encode` may pass on; it has to be given them
 _TRANSFORMER = {
-    "max_seq_length": _or_null(_SIZE),
-    "do_lower_case": _or_null(_FLAG),
-    "tokenizer_name_or_path": _one_of(None),
-    "transformer_task": _one_of("feature-extraction"),
+    "max_seq_length": checks.or_null(_SIZE),
+    "do_lower_case": checks.or_null(checks.FLAG),
+    "tokenizer_name_or_path": checks.one_of(None),
+    "transformer_task": checks.one_of("feature-extraction"),
     "modality_config": (_is_text_only, "an object whose 'text' is the last_hidden_state of forward"),
-    "module_output_name": _one_of(_TOKENS),
+    "module_output_name": checks.one_of(_TOKENS),
     "processing_kwargs": _EMPTY,
-    "unpad_inputs": _or_null(_FLAG),  # vectors do not depend on it
-    "query_length": _or_null(_SIZE),  # of texts that are given a task, which `encode` does not by itself
-    "document_length": _or_null(_SIZE),
+    "unpad_inputs": checks.or_null(checks.FLAG),  # vectors do not depend on it
+    "query_length": checks.or_null(_SIZE),  # of texts that are given a task, which `encode` does not by itself
+    "document_length": checks.or_null(_SIZE),
     "query_expansion": _EMPTY,
-    "backend": _one_of("torch"),
+    "backend": checks.one_of("torch"),
     **dict.fromkeys(("model_args", "model_kwargs", "config_args", "config_kwargs"), _ARGUMENTS),
     **dict.fromkeys(("tokenizer_args", "processor_kwargs"), _ARGUMENTS),
 }
 _MODEL = {  # other fields are of no consequence to a vector
-    "__version__": _OBJECT,
-    "default_prompt_name": _or_null(_STRING),
-    "model_type": _one_of("SentenceTransformer"),
+    "__version__": checks.OBJECT,
+    "default_prompt_name": checks.or_null(checks.STRING),
+    "model_type": checks.one_of("SentenceTransformer"),
     "prompts": (_is_prompts, "an object of strings by their names"),
-    "similarity_fn_name": _or_null(_STRING),
-    "requirements": _or_null(_OBJECT),
+    "similarity_fn_name": checks.or_null(checks.STRING),
+    "requirements": checks.or_null(checks.OBJECT),
 }
 _POOLING = {
     "embedding_dimension": _SIZE,
     "word_embedding_dimension": _SIZE,
     "pooling_mode": (_is_modes, f"one of {', '.join(TOKEN_POOLINGS)}, or a list of them"),
-    "include_prompt": _FLAG,
-    **dict.fromkeys(_SWITCHES, _FLAG),
+    "include_prompt": checks.FLAG,
+    **dict.fromkeys(_SWITCHES, checks.FLAG),
 }
 _FEATURES = {
-    "module_input_name": _one_of(_SENTENCE, _TOKENS),
-    "module_output_name": _or_null(_one_of(_SENTENCE, _TOKENS)),
+    "module_input_name": checks.one_of(_SENTENCE, _TOKENS),
+    "module_output_name": checks.or_null(checks.one_of(_SENTENCE, _TOKENS)),
 }
 _DENSE = {
     "in_features": _SIZE,
     "out_features": _SIZE,
-    "bias": _FLAG,
+    "bias": checks.FLAG,
     "activation_function": (
         lambda value: activation_name(value) is not None,
         f"torch.nn.modules.activation.NAME, with a NAME of {', '.join(ACTIVATIONS)}",
     ),
-    "use_residual": _FLAG,
+    "use_residual": checks.FLAG,
     **_FEATURES,
 }
 
@@ -162,7 +138,7 @@ def read_settings(
     """Reads modules.json and what it points to.
 
     An explicit `pooling` replaces the mode of the Pooling module, an explicit `normalize` the Normalize module at the
-    end. With both, they stand for all that follows the Transformer, which is not read then.
+    end. The two together replace all that follows the Transformer, which is not read then.
 
     Raises:
         ValueError: the folder asks for something fastbert has not, or a file is no JSON object, or has an unknown
@@ -180,12 +156,12 @@ def read_settings(
     name = f"{folder}/sentence_bert_config.json" if folder else "sentence_bert_config.json"
     named_by = modules_file if folder else None
     file = resolve_file(path, name, revision=revision, required=False, named_by=named_by)
-    transformer = {} if file is None else _fields(file, read_json(file), _TRANSFORMER)
+    transformer = {} if file is None else _read_fields(file, _TRANSFORMER)
     longest = transformer.get("max_seq_length")
     if longest is not None and _kind(first) == _OLD_TRANSFORMER:
         longest = min(longest, _OLD_LONGEST) + 2
     file = resolve_file(path, "config_sentence_transformers.json", revision=revision, required=False)
-    model = {} if file is None else _fields(file, read_json(file), _MODEL, others=True)
+    model = {} if file is None else _read_fields(file, _MODEL, others=True)
     prompts, prompt = _prompts(file, model)
     return SentenceSettings(
         transformer=folder,
@@ -204,14 +180,14 @@ def _read_modules(file: Path) -> list[dict[str, Any]]:
     modules = read_json(file, list)
     for module in modules:
         if not isinstance(module, dict) or not isinstance(module.get("type"), str):
-            _refuse(file, "a module", module, "an object with the strings 'type' and 'path'")
-        _fields(file, module, _MODULE)
+            checks.refuse(file, "a module", module, "an object with the strings 'type' and 'path'")
+        checks.fields(file, module, _MODULE)
     names = [module["name"] for module in modules if "name" in module]
     if len(set(names)) < len(names):
-        _refuse(file, "the list of names", names, "without a name that occurs twice")
+        checks.refuse(file, "the list of names", names, "without a name that occurs twice")
     if not modules or _kind(modules[0]) not in _TRANSFORMERS:
         found = modules[0]["type"] if modules else None
-        _refuse(file, "the first module's type", found, "sentence_transformers.models.Transformer")
+        checks.refuse(file, "the first module's type", found, "sentence_transformers.models.Transformer")
     return modules
 
 
@@ -226,7 +202,7 @@ def _prompts(file: Path | None, model: dict[str, Any]) -> tuple[dict[str, str], 
     prompts = _NO_PROMPTS | {name: text or "" for name, text in model.get("prompts", {}).items()}
     name = model.get("default_prompt_name")
     if name is not None and name not in prompts:
-        _refuse(file, "default_prompt_name", name, f"null or one of the prompts' names, {shown(list(prompts))}")
+        checks.refuse(file, "default_prompt_name", name, f"null or one of the prompts' names, {shown(list(prompts))}")
     return prompts, prompts[name] if name is not None else ""
 
 
@@ -246,7 +222,7 @@ class _Chain:
         """The fields of SentenceSettings that the chain decides."""
         found = self._pooling
         if found is None and pooling is None:
-            _refuse(self._modules_file, "the list of modules", "without Pooling", "with one, or give pooling")
+            checks.refuse(self._modules_file, "the list of modules", "without Pooling", "with one, or give pooling")
         last = bool(self._after) and isinstance(self._after[-1], Normalize)
         return {
             **(found or {}),
@@ -276,7 +252,7 @@ class _Chain:
             raise ValueError(f"{self._modules_file} holds a {kind} module of {_SENTENCE} before its Pooling module")
         # What maps tokens after they are pooled, or scales a vector before there is one, changes no vector.
 
-    def _read(self, folder: str, known: dict[str, Check], *, required: bool = True) -> tuple[Path | None, dict]:
+    def _read(self, folder: str, known: dict[str, checks.Check], *, required: bool = True) -> tuple[Path | None, dict]:
         if not required and not folder:
             return None, {}
         file = resolve_file(
@@ -286,7 +262,7 @@ class _Chain:
             required=required,
             named_by=self._modules_file,
         )
-        return file, {} if file is None else _fields(file, read_json(file), known)
+        return file, {} if file is None else _read_fields(file, known)
 
     def _read_pooling(self, folder: str) -> dict[str, Any]:
         file, config = self._read(folder, _POOLING)
@@ -301,7 +277,7 @@ class _Chain:
         file, config = self._read(folder, _DENSE)
         for name in ("in_features", "out_features"):
             if name not in config:
-                _refuse(file, name, None, _SIZE[1])
+                checks.refuse(file, name, None, _SIZE[1])
         sizes = (config["out_features"], config["in_features"])
         shapes = {"linear.weight": sizes}
         if config.get("bias", True):
@@ -318,7 +294,7 @@ class _Chain:
     def _read_layernorm(self, folder: str) -> tuple[bool, LayerNorm]:
         file, config = self._read(folder, {"dimension": _SIZE})
         if "dimension" not in config:
-            _refuse(file, "dimension", None, _SIZE[1])
+            checks.refuse(file, "dimension", None, _SIZE[1])
         shape = (config["dimension"],)
         tensors = self._load(file, folder, {"norm.weight": shape, "norm.bias": shape})
         return False, LayerNorm(tensors, str(file))
@@ -328,7 +304,7 @@ class _Chain:
         return _of_tokens(file, config), Normalize()
 
     def _read_dropout(self, folder: str) -> tuple[bool, None]:
-        self._read(folder, {"dropout": _PROBABILITY}, required=False)
+        self._read(folder, {"dropout": checks.number(0, 1)}, required=False)
         return False, None  # for training only
 
     def _load(self, config: Path, folder: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -343,21 +319,11 @@ def _of_tokens(file: Path | None, config: dict[str, Any]) -> bool:
     """Whether a module maps token states, and not vectors of texts."""
     source = config.get("module_input_name", _SENTENCE)
     if config.get("module_output_name") not in (None, source):
-        _refuse(file, "module_output_name", config["module_output_name"], f"{source!r}, as module_input_name")
+        checks.refuse(file, "module_output_name", config["module_output_name"], f"{source!r}, as module_input_name")
     return source == _TOKENS
 
 
-def _fields(file: Path, config: dict[str, Any], known: dict[str, Check], *, others: bool = False) -> dict[str, Any]:
-    """`config`, after a check of its values; names that are not `known` are refused unless there may be `others`."""
-    for name, value in config.items():
-        if name in known:
-            is_right, wanted = known[name]
-            if not is_right(value):
-                _refuse(file, name, value, wanted)
-        elif not others:
-            raise ValueError(f"{file}: fastbert does not know the field {shown(name)}; it knows {', '.join(known)}")
-    return config
-
-
-def _refuse(file: Path | None, field: str, value: object, wanted: str) -> NoReturn:
-    raise ValueError(f"{file}: {field} is {shown(value)}; it must be {wanted}")
+def _read_fields(file: Path, known: dict[str, checks.Check], *, others: bool = False) -> dict[str, Any]:
+    values = read_json(file)
+    checks.fields(file, values, known, others=others)
+    return values

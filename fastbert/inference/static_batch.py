@@ -1,7 +1,7 @@
 """What a graph is made for: a number of tokens and of texts, rounded up, in tensors whose addresses never change.
 
 Tokens behind the last text belong to none: attention gives them zeros, everything else works on them by rows, and
-nobody reads what comes of it. Texts behind the last one are empty.
+their results are not read. Texts behind the last one are empty.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Bucket(NamedTuple):
 
 
 def token_sizes(most: int) -> list[int]:
-    """16 to `most`: powers of two up to 256, from there four steps an octave, so that a fifth at most is in vain."""
+    """16 to `most`: powers of two up to 256, from there four steps an octave, so that a fifth at most is wasted."""
     sizes, size = [], 16
     while size < most:
         sizes.append(size)
@@ -53,7 +53,7 @@ class StaticBatch:
     """The buffers of one bucket, and what a model takes of them.
 
     `tokens` (3, T) int64 are input ids, token types and positions; `cu_seqlens` (B+1,) int32; `wrong` (1,) int32 what
-    was found wrong with the call before it was loaded. `full` is the (B, S) that positions and offsets stand for now,
+    was found wrong with the call before it was loaded. `full` is the (B, S) that positions and offsets belong to now,
     where they are those of a batch without pads; `typed` whether a token type other than 0 may stand there, `suspect`
     whether `wrong` may be other than 0.
     """

@@ -26,7 +26,7 @@ from fastbert.model.bert import pool, run_bert
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.model.layer import Products, has_global_hook
 from fastbert.model.plan import EncoderPlan, encoder_plan, forget, forget_forms, freshness
-from fastbert.precision import check_precision, choose_precision, describe_setting
+from fastbert.precision import LoadOptions, check_precision, describe_setting
 from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
@@ -73,7 +73,7 @@ def accelerate(
         ValueError: there is no transformers BertModel in `model`; a dtype that is not floating-point; a precision or
             quantize that is unknown or does not go with the dtype, the device or the other. The model is unchanged.
     """
-    setting = choose_precision(precision, quantize)
+    setting = LoadOptions(dtype, precision, quantize).setting
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; it must be a floating-point one")
     encoders = [m for m in _modules(model) if _is_bert(m, "BertModel")]

@@ -13,11 +13,11 @@ from torch import nn
 
 from fastbert import checkpoint
 from fastbert.config import CONFIG_NAME, BertConfig
-from fastbert.garbage import collector_at_rest
+from fastbert.files import collector_at_rest
 from fastbert.model.layer import Products
 from fastbert.model.outputs import ModelOutput
 from fastbert.model.plan import EncoderPlan, adopt
-from fastbert.precision import PRECISIONS, check_precision, choose_precision
+from fastbert.precision import PRECISIONS, LoadOptions, check_precision
 from fastbert.reference import ACTIVATIONS
 
 
@@ -70,19 +70,31 @@ class BertPreTrainedModel(nn.Module):
             ValueError: another model type, a missing, misshapen or unreadable tensor: naming file and tensor;
                 a precision or quantize that is unknown or does not go with the dtype, the device or the other.
         """
+        options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
+        return cls.load(path, options, config, ignore_mismatched_sizes, **overrides)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        options: LoadOptions,
+        config: BertConfig | None = None,
+        ignore_mismatched_sizes: bool | Literal["head"] = False,
+        **overrides: Any,
+    ) -> Self:
+        """from_pretrained, with the options that all loaders share as one value."""
         if ignore_mismatched_sizes not in (False, True, "head"):
             raise ValueError(
                 f"ignore_mismatched_sizes is {ignore_mismatched_sizes!r}; it must be False, True or 'head'"
             )
         keywords = {name: overrides.pop(name) for name in cls._constructor_keywords if name in overrides}
-        setting = choose_precision(precision, quantize)
         named = path
         if config is None:
             named = f"{path}/{CONFIG_NAME}"
-            config = BertConfig.from_pretrained(path, revision=revision, **overrides)
+            config = BertConfig.from_pretrained(path, revision=options.revision, **overrides)
         elif overrides:
             raise TypeError(f"config is given, so {', '.join(overrides)} must be set on it")
-        with checkpoint.Checkpoint(path, revision) as source:
+        with checkpoint.Checkpoint(path, options.revision) as source:
             checkpoint.check_layers(source, config.num_hidden_layers)
             try:
                 with torch.device("meta"), collector_at_rest():
@@ -90,20 +102,18 @@ class BertPreTrainedModel(nn.Module):
             except ValueError as error:
                 raise ValueError(f"{named}: {error}") from error
             found = checkpoint.match(model, source, ignore_mismatched_sizes)
-            dtype, device = dtype or checkpoint.stored_dtype(source), device or "cpu"
-            check_precision(setting, dtype, device)
+            dtype, device = options.dtype or checkpoint.stored_dtype(source), options.device or "cpu"
+            check_precision(options.setting, dtype, device)
             with torch.inference_mode(False):  # else a model loaded in inference mode could never be trained
                 _materialise(model, dtype, device)
                 model.tie_weights()
-                model.eval().matmul_precision = setting
-                if inference_only:
-                    model.requires_grad_(False)
-                plan = _plan(model) if inference_only else None
-                checkpoint.load_into(
-                    model, source, found, _initialise, _ignore if plan is None else _releaser(model, plan)
-                )
-                if plan is not None:
+                model.eval().matmul_precision = options.setting
+                if options.inference_only:
+                    plan = _plan(model.requires_grad_(False))
+                    checkpoint.load_into(model, source, found, _initialise, _releaser(model, plan))
                     adopt(_base(model), plan)
+                else:
+                    checkpoint.load_into(model, source, found, _initialise)
         return model
 
     _constructor_keywords: tuple[str, ...] = ()
@@ -112,7 +122,7 @@ class BertPreTrainedModel(nn.Module):
 
     @property
     def matmul_precision(self) -> str | None:
-        """How the layers multiply: None, "high", "highest", "int8" or "fp8"; chosen anew each time a model is loaded.
+        """How the layers multiply: None, "high", "highest", "int8" or "fp8"; chosen each time a model is loaded.
 
         Copies and pickles keep it, save_pretrained does not: like the device, it is no part of the model.
         """
@@ -247,13 +257,11 @@ def _base(model: nn.Module) -> nn.Module:
     return getattr(model, "bert", model)
 
 
-def _ignore(name: str) -> None:
-    """What a model to be trained does with the news that a parameter is loaded."""
-
-
 def _plan(model: BertPreTrainedModel) -> EncoderPlan:
     base = _base(model)
-    return EncoderPlan(base, Products(base.config.hidden_act, base.matmul_precision))
+    plan = EncoderPlan(base, Products(base.config.hidden_act, base.matmul_precision))
+    del plan.tree, plan.tensors  # they hold parameters that are to be released; `adopt` makes them again
+    return plan
 
 
 def _releaser(model: BertPreTrainedModel, plan: EncoderPlan) -> Callable[[str], None]:

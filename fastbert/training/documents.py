@@ -12,65 +12,49 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from fastbert.inference.input_files import (
-    CsvRows,
+    SUFFIXES,
+    Form,
     InputError,
     Lines,
     RecordProblem,
-    check_text_column,
     compression_of,
-    format_by_suffix,
-    json_text,
-    json_values,
     open_input,
     open_parquet,
-    parquet_rows,
-    read_text,
     suffix_of,
-    text_of,
 )
-from fastbert.inference.records import SUFFIXES
+from fastbert.inference.records import jsonl_rows, read_rows, text_of
 
-FORMATS = ("text", "jsonl", "json", "csv", "parquet")
-SEPARATORS = ("blank-line", "line", "file")
 _BLANK = re.compile(rb"\n\s*\n")
 _LINE = re.compile(rb"\n")
 _WINDOW = 1 << 20  # bytes looked at together
 
 
 @dataclass(frozen=True)
-class DocumentReading:
-    """How inputs are read.
+class DocumentReading(Form):
+    """How `fastbert prepare` reads inputs.
 
     Args:
-        format: one of FORMATS, or "auto": by each file's suffix.
         separator: what ends a document of a text file: "blank-line", "line" or "file".
         field: of a JSON object, its text.
         column: of a csv or parquet file, its text.
-        header, delimiter, quoted: of a csv file, as CsvRows takes them.
     """
 
-    format: str = "auto"
     separator: str = "blank-line"
     field: str = "text"
     column: str = "text"
-    header: bool = True
-    delimiter: str | None = None
-    quoted: bool | None = None
-
-    def format_of(self, path: Path) -> str:
-        return format_by_suffix(path, SUFFIXES) if self.format == "auto" else self.format
 
 
 class Piece(NamedTuple):
     """A range of a file: bytes, or row groups of a parquet file."""
 
     path: Path
-    format: str  # one of FORMATS
+    format: str  # one of input_files.FORMATS
     start: int
     stop: int
     bytes: int  # of text, more or less
@@ -81,7 +65,7 @@ class Document(NamedTuple):
 
     text: str
     piece: Piece
-    position: int  # byte, row, or line of a csv or JSON file it begins at, counted from the piece's start
+    position: int  # line or row it begins at, counted from 0 at the piece's start
     problem: str | None = None
 
     def where(self) -> str:
@@ -89,12 +73,11 @@ class Document(NamedTuple):
         path, start = self.piece.path, self.piece.start
         if self.piece.format == "parquet":
             return f"{path}: row {self.position + 1} of row group {start + 1}"
-        if self.piece.format in ("csv", "json"):
-            return f"{path}:{self.position + 1}"
-        line, left = 1, start + self.position
-        with open_input(path) as file:
-            while left and (block := file.read(min(left, _WINDOW))):
-                line, left = line + block.count(b"\n"), left - len(block)
+        line = self.position + 1
+        if start:
+            with open_input(path) as file:
+                while start and (block := file.read(min(start, _WINDOW))):
+                    line, start = line + block.count(b"\n"), start - len(block)
         return f"{path}:{line}"
 
 
@@ -145,16 +128,18 @@ def cut(path: Path, reading: DocumentReading, size: int) -> list[Piece]:
     """Cuts a file into pieces of about `size` bytes.
 
     Raises:
-        InputError: a parquet file that cannot be read, or has no such column of strings; a file that holds something
-            else than its suffix stands for.
+        InputError: a parquet file that cannot be read, or has no such column of strings; a file
+            whose content is not what its suffix says.
     """
     kind = reading.format_of(path)
     if kind == "parquet":
         return _row_groups(path, reading.column)
     total = path.stat().st_size
-    with open_input(path) as file:
-        if kind == "csv":
-            _csv_rows(path, Lines(file), reading)
+    if kind == "csv":
+        next(read_rows(path, reading, kind, [reading.column]), None)  # for its errors
+    else:
+        with open_input(path):
+            pass
     if compression_of(path) or kind in ("csv", "json") or (kind == "text" and reading.separator == "file"):
         return [Piece(path, kind, 0, total, total)]
     separator = _BLANK if kind == "text" and reading.separator == "blank-line" else _LINE
@@ -180,8 +165,7 @@ def _next_document(file, position: int, separator: re.Pattern, total: int) -> in
 
 
 def _row_groups(path: Path, column: str) -> list[Piece]:
-    with open_parquet(path) as file:
-        check_text_column(path, file, column)
+    with open_parquet(path, [column], column) as file:
         metadata = file.metadata
     pieces = []
     for number in range(metadata.num_row_groups):
@@ -210,90 +194,46 @@ def group(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
 
 def documents(piece: Piece, reading: DocumentReading) -> Iterator[Document]:
     """The documents of a piece, in order. What is empty between separators of a text file is no document."""
-    kind = piece.format
-    if kind == "parquet":
-        yield from _parquet(piece, reading.column)
+    column = reading.field if piece.format in ("json", "jsonl") else reading.column
+    if piece.format == "text":
+        yield from _texts(piece, reading.separator)
         return
-    if kind in ("csv", "json"):
-        yield from (_csv if kind == "csv" else _json)(piece, reading)
-        return
+    if piece.format == "jsonl":
+        rows = jsonl_rows(Lines(BytesIO(_content(piece)), first=piece.start == 0))
+    else:
+        groups = range(piece.start, piece.stop) if piece.format == "parquet" else None
+        rows = read_rows(piece.path, reading, piece.format, [column], groups=groups)
+    for row in rows:
+        try:
+            text = text_of(row, column, piece.format)
+            yield Document(text if piece.format == "parquet" else text.strip(), piece, row.line - 1)
+        except RecordProblem as problem:
+            yield Document("", piece, row.line - 1, str(problem))
+
+
+def _content(piece: Piece) -> bytes:
     with open_input(piece.path) as file:
         if compression_of(piece.path):
-            data = file.read()
-        else:
-            file.seek(piece.start)
-            data = file.read(piece.stop - piece.start)
-    separator = {"blank-line": _BLANK, "line": _LINE, "file": None}[reading.separator] if kind == "text" else _LINE
-    for start, raw in _split(data, separator):
-        if piece.start + start == 0:
+            return file.read()
+        file.seek(piece.start)
+        return file.read(piece.stop - piece.start)
+
+
+def _texts(piece: Piece, separator: str) -> Iterator[Document]:
+    data = _content(piece)
+    ends = {"blank-line": _BLANK, "line": _LINE, "file": None}[separator]
+    line = counted = start = 0
+    for end in (*(ends.finditer(data) if ends else ()), None):
+        at, stop = start, end.start() if end else len(data)
+        raw, start = data[at:stop], end.end() if end else stop
+        if piece.start + at == 0:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if kind == "text" and not raw.strip():
+        if not raw.strip():
             continue
-        lead = len(raw) - len(raw.lstrip()) if kind == "text" else 0  # where the error's line is
+        at = stop - len(raw.lstrip())
+        line, counted = line + data.count(b"\n", counted, at), at
         try:
-            text = _decoded(raw)
-            text = (json_text(text, reading.field) if kind == "jsonl" else text).strip()
-            if not text:
-                raise RecordProblem("has an empty text")
-            yield Document(text, piece, start + lead)
-        except RecordProblem as problem:
-            yield Document("", piece, start + lead, str(problem))
-
-
-def _split(data: bytes, separator: re.Pattern | None) -> Iterator[tuple[int, bytes]]:
-    start = 0
-    for found in separator.finditer(data) if separator else ():
-        yield start, data[start : found.start()]
-        start = found.end()
-    if start < len(data):
-        yield start, data[start:]
-
-
-def _decoded(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordProblem(
-            f"is not UTF-8 (byte {raw[error.start]:#04x} at byte {error.start + 1} of the document)"
-        ) from None
-
-
-def _csv_rows(path: Path, lines: Lines, reading: DocumentReading) -> tuple[CsvRows, int]:
-    """The rows of a csv file, and the index of the text among their fields."""
-    rows = CsvRows(path, lines, header=reading.header, delimiter=reading.delimiter, quoted=reading.quoted)
-    return rows, rows.column(reading.column)
-
-
-def _csv(piece: Piece, reading: DocumentReading) -> Iterator[Document]:
-    with open_input(piece.path) as stream:
-        rows, column = _csv_rows(piece.path, Lines(stream), reading)
-        while True:
-            try:
-                if not (row := next(rows)):
-                    continue
-                if column >= len(row):
-                    raise RecordProblem(f"has {len(row)} fields; the text is field {column + 1}")
-                yield _document(row[column], piece, rows.line - 1)
-            except RecordProblem as problem:
-                yield Document("", piece, rows.line - 1, str(problem))
-            except StopIteration:
-                return
-
-
-def _json(piece: Piece, reading: DocumentReading) -> Iterator[Document]:
-    for line, value in json_values(piece.path, read_text(piece.path)):
-        try:
-            yield _document(text_of(value, reading.field), piece, line - 1)
-        except RecordProblem as problem:
-            yield Document("", piece, line - 1, str(problem))
-
-
-def _parquet(piece: Piece, column: str) -> Iterator[Document]:
-    with open_parquet(piece.path) as file:
-        for number, row in enumerate(parquet_rows(file, [column], range(piece.start, piece.stop))):
-            yield _document(row[column] or "", piece, number)
-
-
-def _document(text: str, piece: Piece, position: int) -> Document:
-    text = text.strip() if piece.format != "parquet" else text
-    return Document(text, piece, position, None if text and not text.isspace() else "has an empty text")
+            yield Document(raw.decode().strip(), piece, line)
+        except UnicodeDecodeError as error:
+            where = f"byte {raw[error.start]:#04x} at byte {error.start + 1} of the document"
+            yield Document("", piece, line, f"is not UTF-8 ({where})")

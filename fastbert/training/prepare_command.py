@@ -16,8 +16,6 @@ from fastbert.unknown_tokens import unknown_warning
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert prepare`; returns the exit code. Usage errors exit, others are raised."""
-    if args.delimiter is not None and len(args.delimiter) != 1:
-        args.parser.error("--delimiter must be one character")
     try:
         settings = PrepareSettings(
             max_length=args.max_length,
@@ -27,9 +25,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             shard_bytes=args.shard_mib << 20,
             skip_bad=args.bad_documents == "skip",
-            reading=DocumentReading(
-                args.input_format, args.documents, args.field, args.column, args.header, args.delimiter, args.quoted
-            ),
+            reading=DocumentReading.of(args),
         )
     except ValueError as error:
         args.parser.error(str(error))

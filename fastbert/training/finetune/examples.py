@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastbert.inference.input_files import (
-    CsvRows,
-    Lines,
-    RecordProblem,
-    format_by_suffix,
-    json_value,
-    json_values,
-    open_input,
-    open_parquet,
-    parquet_rows,
-    read_text,
-)
+from fastbert.inference.input_files import ROWS, Form, RecordProblem, no_column, read_text
 from fastbert.inference.input_files import InputError as DataError  # a file or a line of it is no example of the task
+from fastbert.inference.records import json_object, read_rows
 from fastbert.training.finetune.conll import read_sentences, to_bio
 
-_ROWS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-}
-_LISTS = {suffix: kind for suffix, kind in _ROWS.items() if kind != "csv"}  # formats that hold lists of words
+_LISTS = {suffix: kind for suffix, kind in ROWS.items() if kind != "csv"}  # formats that hold lists of words
 _CONLL_SUFFIXES = ".conll .conllu .conllup .iob .iob2 .bio .bioes .txt .tsv .train .dev .test .testa .testb"
 _CONLL = dict.fromkeys(_CONLL_SUFFIXES.split(), "conll")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How files are read: their format, and which columns hold what (csv: names, or numbers from 1; JSON: keys)."""
+class Reading(Form):
+    """How files are read, and which columns hold what (csv: names, or numbers from 1; JSON: keys).
 
-    format: str = "auto"  # csv, jsonl, json, parquet, conll or squad; auto goes by the suffix
-    delimiter: str | None = None  # None: a tab for .tsv, else a comma
-    header: bool = True
-    quoted: bool | None = None  # whether csv fields may stand in quotes; None: not in a .tsv
+    In addition to those of Form, the format may be "conll" or "squad".
+    """
+
     label_separator: str = ","  # between the labels of a cell, where an example has several
     text: str = "text"
     pair: str | None = None
@@ -58,8 +38,7 @@ class Reading:
     answers: str = "answers"
 
     def __post_init__(self) -> None:
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
-            raise ValueError(f"delimiter is {self.delimiter!r}; it must be one character, no quote or line end")
+        super().__post_init__()
         if not self.label_separator:
             raise ValueError("label_separator is empty; it must be at least one character")
 
@@ -112,37 +91,32 @@ class ChoiceExample:
 
 def read_texts(path: Path, reading: Reading) -> list[TextExample]:
     """Texts and pairs with the name of a class."""
-    return [
-        TextExample(row.where, row.text(reading.text), row.optional_text(reading.pair), row.name(reading.label))
-        for row in _rows(path, reading)
-    ]
+    return _labelled(path, reading, lambda row: row.name(reading.label))
 
 
 def read_scores(path: Path, reading: Reading) -> list[TextExample]:
     """Texts and pairs with a number."""
-    return [
-        TextExample(row.where, row.text(reading.text), row.optional_text(reading.pair), row.number(reading.label))
-        for row in _rows(path, reading)
-    ]
+    return _labelled(path, reading, lambda row: row.number(reading.label))
 
 
 def read_label_lists(path: Path, reading: Reading) -> list[TextExample]:
     """Texts and pairs with any number of classes, none among them."""
+    return _labelled(path, reading, lambda row: row.names(reading.label, reading.label_separator))
+
+
+def _labelled(path: Path, reading: Reading, label: Callable[[_Row], Any]) -> list[TextExample]:
+    columns = [reading.text] if reading.pair is None else [reading.text, reading.pair]
     return [
-        TextExample(
-            row.where,
-            row.text(reading.text),
-            row.optional_text(reading.pair),
-            row.names(reading.label, reading.label_separator),
-        )
-        for row in _rows(path, reading)
+        TextExample(row.where, *texts, label(row))
+        for row in _rows(path, reading, [*columns, reading.label])
+        if (texts := [row.text(reading.text), None if reading.pair is None else row.text(reading.pair)])
     ]
 
 
 def read_choices(path: Path, reading: Reading) -> list[ChoiceExample]:
     """Texts with several choices; all examples of a file have the same number of them."""
     examples: list[ChoiceExample] = []
-    for row in _rows(path, reading):
+    for row in _rows(path, reading, [reading.text, *reading.choices, reading.label]):
         if len(reading.choices) == 1:
             choices = row.texts(reading.choices[0])
         else:
@@ -160,12 +134,13 @@ def read_choices(path: Path, reading: Reading) -> list[ChoiceExample]:
 
 def read_words(path: Path, reading: Reading) -> list[WordsExample]:
     """Words with BIO tags, from CoNLL columns or lists; tags of another scheme are converted."""
-    if _format(path, reading, _CONLL | _LISTS) == "conll":
+    if reading.format_of(path, _CONLL | _LISTS, "--format") == "conll":
         columns = [int(name) if name.isdecimal() else None for name in (reading.words, reading.tags)]
         found = read_sentences(path, read_text(path), *columns)
         examples = [WordsExample(f"{path}:{line}", words, tags) for line, words, tags in found]
     else:
-        examples = [WordsExample(r.where, r.texts(reading.words), r.texts(reading.tags)) for r in _rows(path, reading)]
+        rows = _rows(path, reading, [reading.words, reading.tags])
+        examples = [WordsExample(row.where, row.texts(reading.words), row.texts(reading.tags)) for row in rows]
     tags = to_bio([example.tags for example in examples])
     examples = [WordsExample(e.where, e.words, converted) for e, converted in zip(examples, tags, strict=True)]
     for example in examples:
@@ -174,7 +149,7 @@ def read_words(path: Path, reading: Reading) -> list[WordsExample]:
 
 
 def _check_tags(example: WordsExample) -> None:
-    """As many tags as words, each O, B-TYPE, or an I-TYPE that goes on with its type's entity."""
+    """As many tags as words, each O, B-TYPE, or an I-TYPE that continues an entity of its type."""
     words, tags = example.words, example.tags
     if len(words) != len(tags):
         raise DataError(f"{example.where}: {len(words)} words and {len(tags)} tags; each word has one")
@@ -192,7 +167,7 @@ def _check_tags(example: WordsExample) -> None:
 
 def read_questions(path: Path, reading: Reading) -> list[QuestionExample]:
     """Questions on contexts, from SQuAD's JSON, 1.1 or 2.0, or rows with the columns of Hugging Face's."""
-    kind = _format(path, reading, _ROWS)
+    kind = reading.format_of(path, ROWS, "--format")
     text = read_text(path) if kind in ("json", "squad") else ""
     is_squad = kind == "squad" or (kind == "json" and not text.lstrip().startswith("["))
     examples = list(_squad(path, text) if is_squad else _question_rows(path, reading))
@@ -229,8 +204,10 @@ def _squad(path: Path, text: str) -> Iterator[QuestionExample]:
         if (found := text.find(json.dumps(id), place)) >= 0:
             line, place = line + text.count("\n", place, found), found
         row = _Row(f"{path}:{line + 1}", {**question, "context": context})
-        if "\\u" in text:
-            _check_characters(row.where, row.values)
+        try:
+            json_object(row.values, escapes="\\u" in text)
+        except RecordProblem as problem:
+            raise DataError(f"{row.where}: {problem}") from None
         try:
             answers = [] if question.get("is_impossible") else question["answers"]
             answers = [_answer(answer["text"], answer["answer_start"]) for answer in answers]
@@ -251,7 +228,7 @@ def _answer(text: Any, start: Any) -> Answer:
 
 
 def _question_rows(path: Path, reading: Reading) -> Iterator[QuestionExample]:
-    for row in _rows(path, reading):
+    for row in _rows(path, reading, None):  # an id may be missing
         value = row.value(reading.answers)
         try:
             texts, starts = value["text"], value["answer_start"]
@@ -269,16 +246,14 @@ def _question_rows(path: Path, reading: Reading) -> Iterator[QuestionExample]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of csv or jsonl, its values by column; each method returns one as what it must be."""
+    """A row's values by column; each method returns one as what it must be."""
 
     where: str
     values: dict[str, Any]
-    missing: Callable[[str], str] | None = None  # where and why a column is not there
 
     def value(self, column: str) -> Any:
         if column not in self.values:
-            there = f"{self.where}: no column {column!r}; there are {', '.join(map(repr, self.values))}"
-            raise DataError(self.missing(column) if self.missing else there)
+            raise DataError(f"{self.where}: {no_column(column, self.values)}")
         return self.values[column]
 
     def _typed(self, column: str, is_it: Callable[[Any], bool], what: str) -> Any:
@@ -290,15 +265,12 @@ class _Row:
     def text(self, column: str) -> str:
         return self._typed(column, lambda value: isinstance(value, str) and bool(value.strip()), "a text, not empty")
 
-    def optional_text(self, column: str | None) -> str | None:
-        return None if column is None else self.text(column)
-
     def texts(self, column: str) -> list[str]:
         is_list = lambda value: isinstance(value, list) and all(isinstance(v, str) and v for v in value)  # noqa: E731
         return self._typed(column, is_list, "a list of texts")
 
     def name(self, column: str) -> str:
-        """A class: a string, or a whole number (1.0 is 1) or a truth value that stands for one."""
+        """A class: a string, or a whole number (1.0 is 1) or a truth value."""
         is_name = lambda v: _is_whole(v) or (isinstance(v, str | int) and bool(str(v).strip()))  # noqa: E731
         value = self._typed(column, is_name, "a name or a number")
         if _is_whole(value):
@@ -327,79 +299,12 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
-def _rows(path: Path, reading: Reading) -> Iterator[_Row]:
-    kind = _format(path, reading, _ROWS)
-    read = {"csv": _csv_rows, "jsonl": _jsonl_rows, "json": _json_rows, "parquet": _parquet_rows}.get(kind)
-    if read is None:
+def _rows(path: Path, reading: Reading, columns: Sequence[str] | None) -> Iterator[_Row]:
+    kind = reading.format_of(path, ROWS, "--format")
+    if kind not in ROWS.values():
         raise DataError(f"{path}: the format is {kind}; this task reads csv, jsonl, json and parquet")
-    return read(path, reading)
-
-
-def _jsonl_rows(path: Path, reading: Reading) -> Iterator[_Row]:
-    with open_input(path) as stream:
-        lines = Lines(stream)
-        while True:
-            where = f"{path}:{lines.number + 1}"
-            try:
-                line = next(lines)
-                yield _json_row(where, json_value(line), escapes="\\u" in line)
-            except RecordProblem as problem:
-                raise DataError(f"{where}: {problem}") from None
-            except StopIteration:
-                return
-
-
-def _json_rows(path: Path, reading: Reading) -> Iterator[_Row]:
-    text = read_text(path)
-    for line, value in json_values(path, text):
-        yield _json_row(f"{path}:{line}", value, escapes="\\u" in text)
-
-
-def _parquet_rows(path: Path, reading: Reading) -> Iterator[_Row]:
-    with open_parquet(path) as file:
-        for number, row in enumerate(parquet_rows(file, file.schema_arrow.names), start=1):
-            yield _Row(f"{path}: row {number}", row)
-
-
-def _json_row(where: str, values: Any, *, escapes: bool) -> _Row:
-    if not isinstance(values, dict):
-        raise DataError(f"{where}: holds a JSON {type(values).__name__}, not an object")
-    if escapes:
-        _check_characters(where, values)
-    return _Row(where, values)
-
-
-def _check_characters(where: str, values: dict[str, Any]) -> None:
-    """Escapes can spell half a surrogate pair, which a Python string holds and no report's UTF-8."""
-    try:
-        json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: has half a surrogate pair, which is no character") from None
-
-
-def _csv_rows(path: Path, reading: Reading) -> Iterator[_Row]:
-    """Each line's fields by their column's name and number; a number wins where it is no name."""
-    with open_input(path) as stream:
-        rows = CsvRows(path, Lines(stream), header=reading.header, delimiter=reading.delimiter, quoted=reading.quoted)
-        while True:
-            try:
-                fields = next(rows)
-            except RecordProblem as problem:
-                raise DataError(f"{path}:{rows.line}: {problem}") from None
-            except StopIteration:
-                return
-            if fields:
-                values = {str(i): value for i, value in enumerate(fields, start=1)}
-                values |= dict(zip(rows.names, fields, strict=True)) if rows.names else {}
-                yield _Row(f"{path}:{rows.line}", values, partial(_missing, path, rows, len(fields)))
-
-
-def _missing(path: Path, rows: CsvRows, fields: int, column: str) -> str:
-    """A column is missing from the header line; without one, from the row that was read last."""
-    if not rows.names and column.isdecimal():
-        return f"{path}:{rows.line}: has {fields} fields; there is no field {column}"
-    return f"{path}:1: {rows.missing(column)}"
-
-
-def _format(path: Path, reading: Reading, formats: dict[str, str]) -> str:
-    return format_by_suffix(path, formats, "--format") if reading.format == "auto" else reading.format
+    for row in read_rows(path, reading, kind, columns):
+        where = f"{path}: row {row.line}" if kind == "parquet" else f"{path}:{row.line}"
+        if row.problem is not None:
+            raise DataError(f"{where}: {row.problem}")
+        yield _Row(where, row.values)
