@@ -9,9 +9,10 @@ from itertools import count
 from pathlib import Path
 
 from fastbert.cli import load_options
+from fastbert.inference.batching import WINDOW
 from fastbert.inference.embed import MAX_TOKENS, Embedder
 from fastbert.inference.input_files import STDIN
-from fastbert.inference.job import WINDOW, embed_records
+from fastbert.inference.job import embed_records
 from fastbert.inference.output import (
     FileOutput,
     OutputError,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+WINDOW = 2048  # texts sorted by length together, which bounds the memory held for them; `embed` commits as many at once
+
 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Splits texts into batches of at most `max_tokens` real tokens, which is all that a packed batch costs.

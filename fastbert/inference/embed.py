@@ -17,7 +17,7 @@ from torch import Tensor
 from fastbert.checkpoint import Checkpoint
 from fastbert.encoding import BatchEncoding
 from fastbert.hub import resolve_folder
-from fastbert.inference.batching import token_budget_batches
+from fastbert.inference.batching import WINDOW, token_budget_batches
 from fastbert.inference.pooling import POOLER, pool, pooling_modes
 from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
@@ -28,7 +28,6 @@ from fastbert.progress import Progress
 from fastbert.tokenization import BertTokenizer
 
 MAX_TOKENS = 8192  # a batch: past the size where more tokens a batch are faster on CPU, small on a GPU
-WINDOW = 8192  # texts sorted by length together: bounds the memory held in addition to the result
 _TOKENIZED_TOGETHER = 256  # the tokenizer keeps offsets and more of each token until a call ends
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from fastbert.inference.batching import WINDOW
 from fastbert.inference.embed import Embedder, TokenCounts
 from fastbert.inference.input_files import InputError
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
 from fastbert.inference.records import Record, Records
 
-WINDOW = 2048  # records sorted by length together and committed together
-WINDOW_CHARS = 1 << 21  # and the most text that is held for that
+WINDOW_CHARS = 1 << 21  # the most text that is held for a window
 
 
 def windows(records: Iterable[Record], size: int = WINDOW, chars: int = WINDOW_CHARS) -> Iterator[list[Record]]:
