@@ -32,7 +32,9 @@ CALLS = {
     "attention": attention,
     "attention with a gradient": lambda *args: attention(*args, grad=True),
     "attention with dropout": lambda *args: attention(*args, dropout_p=0.5),
-    "encoder": lambda *args: ops.encoder(torch.ones(TOKENS, 48), make_layers(48, 96, 4, torch.float32), *args),
+    "encoder": lambda *args: ops.encoder(
+        torch.ones(TOKENS, 48), ops.EncoderWeights(make_layers(48, 96, 4, torch.float32)), *args
+    ),
 }
 
 
