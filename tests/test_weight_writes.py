@@ -116,10 +116,11 @@ def test_uncounted_writes_are_seen_within_the_bound(loaded, write, dtype):
     UNCOUNTED[write](model)
     right = expected(model)
     assert not torch.equal(before, right)
-    calls = 0
+    calls = bound = 0
     while not torch.equal(states(model), right):
+        bound = max(bound, vars(model)["_fastbert_plan"].checksums.calls_until_seen())  # calls differ in time
         calls += 1
-        assert calls <= vars(model)["_fastbert_plan"].checksums.calls_until_seen() + 1
+        assert calls <= bound + 1
 
 
 @pytest.mark.parametrize("write", UNCOUNTED)

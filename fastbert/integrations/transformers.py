@@ -24,6 +24,7 @@ from fastbert import ops
 from fastbert.integrations.parts import BERT, attention_reason, foreign_part
 from fastbert.model.bert import pool, run_bert
 from fastbert.model.heads import IGNORE, answer_positions
+from fastbert.model.inputs import prepare
 from fastbert.model.layer import Products, has_global_hook
 from fastbert.model.plan import EncoderPlan, encoder_plan, forget, forget_forms, freshness
 from fastbert.precision import LoadOptions, check_precision, describe_setting
@@ -33,15 +34,8 @@ Model = TypeVar("Model")
 
 # Arguments that transformers names and that change nothing for an encoder, whatever their value.
 _IDLE = {"use_cache", "num_items_in_batch"}
-_TAKEN = {
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "position_ids",
-    "inputs_embeds",
-    "output_attentions",
-    "output_hidden_states",
-}
+_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+_TAKEN = {*_TOKENS, "output_attentions", "output_hidden_states"}
 
 
 def accelerate(
@@ -234,20 +228,22 @@ class PackedBert(_Packed):
             reason = _buffer_reason(plan, buffers)
         if reason is None and "attention_mask" in given:
             given["attention_mask"] = ops.read_mask(given["attention_mask"], strict=False)
-            batch = given["attention_mask"]
-            if batch is None:
+            if given["attention_mask"] is None:
                 reason = "attention_mask holds other values than 0 and 1"
-            elif batch.leading_pads and bert.pooler is not None:
+        inputs = None
+        if reason is None:
+            inputs = prepare(bert.embeddings, *map(given.get, _TOKENS), None, None, bert.config.pad_token_id, True)
+            if inputs.batch.leading_pads and bert.pooler is not None:
                 reason = "a row begins with a pad, whose state transformers' pooler takes"
         if reason is not None:
             self.declined[reason] += 1
             return self.original(*args, **kwargs)
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-        for name in given.keys() - _TAKEN:
-            del given[name]
+        wanted = {"output_attentions": given.get("output_attentions")}
+        wanted["output_hidden_states"] = given.get("output_hidden_states")
         precision = self.matmul_precision
-        inputs, encoded = run_bert(bert, bert.config, **given, precision=precision, masked_queries=True, plan=plan)
+        _, encoded = run_bert(bert, bert.config, **wanted, precision=precision, prepared=inputs, plan=plan)
         pooled, states = None if bert.pooler is None else pool(inputs, encoded), encoded.hidden_states
         output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=inputs.give_back(encoded.last_hidden_state) if states is None else states[-1],

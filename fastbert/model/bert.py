@@ -30,13 +30,11 @@ def run_bert(
     *,
     precision: str | None = None,
     prepared: Inputs | None = None,
-    masked_queries: bool = False,
     plan: EncoderPlan | None = None,
 ) -> tuple[Inputs, Encoded]:
     """Checks, packs and encodes: what every model does first, on any module tree with transformers' names.
 
-    `prepared` is in place of everything that says what the tokens are; `masked_queries` as of `inputs.prepare`,
-    `plan` as of `encode`.
+    `prepared` is in place of everything that says what the tokens are; `plan` as of `encode`.
     """
     inputs = prepared or prepare(
         bert.embeddings,
@@ -48,7 +46,6 @@ def run_bert(
         cu_seqlens,
         max_seqlen,
         config.pad_token_id,
-        masked_queries,
     )
     encoded = encode(
         bert,

@@ -199,9 +199,9 @@ def _packed(
     tokens = ids.get("input_ids", embeds)
     types, positions = ids.get("token_type_ids"), ids.get("position_ids")
     if types is None:
-        types = torch.zeros(len(tokens), dtype=torch.int64, device=device)
+        types = torch.zeros(tokens.shape[0], dtype=torch.int64, device=device)
     if positions is None:
-        columns = torch.arange(len(tokens), device=device) if indices is None else indices
+        columns = torch.arange(tokens.shape[0], device=device) if indices is None else indices
         positions = columns % max(batch.seq_len, 1)
     is_full = indices is None
     return Inputs(batch, ids.get("input_ids"), embeds, types, positions, came_packed, key_mask, is_full)
