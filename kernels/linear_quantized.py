@@ -1,12 +1,9 @@
-"""y = act((A B^T) a b^T + bias) of 8-bit A and B with a scale a, b for each row: int8 with sums in int32, fp8 in fp32.
+"""y = act((A B^T) a b^T + bias) of int8 A and B with a scale a, b for each row; sums in int32.
 
 2 M N K operations for (M + N) K bytes of operands and M N elements of y. Scales, bias and activation are applied to the
 sums in registers: through torch._int_mm, int32 sums would cross the memory bus twice, 8 M N bytes beside 2 M N of y,
-which at K = 1024 takes longer than the product. An H200's tensor cores do 1,979 Tera-operations a second in either
-type; the tiles are those of 16 bits with twice as many columns a step, the same bytes.
-
-Hopper's tensor cores add products of fp8 with about 14 bits after the first (DeepSeek-V3's report, 3.3.2), which moves
-a sum by a fraction of a percent of what the rounding to fp8 does; as torch's use_fast_accum, it is left so.
+which at K = 1024 takes longer than the product. An H200's tensor cores do 1,979 Tera-operations a second; the tiles
+are those of 16 bits with twice as many columns a step, the same bytes.
 """
 
 from __future__ import annotations
@@ -61,7 +58,6 @@ def _linear_quantized_fwd_kernel(
     M,
     N,
     P,  # a multiple of BLOCK_K
-    SUMS: tl.constexpr,
     DTYPE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -77,11 +73,11 @@ def _linear_quantized_fwd_kernel(
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=TMA):
         tile_m, tile_n = corner(tile, tiles_m, tiles_n, GROUP_M)
         first_m, first_n = tile_m * BLOCK_M, tile_n * BLOCK_N
-        sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=SUMS)
+        sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
         if TMA:
             for step in range(P // BLOCK_K):
                 left, right = a.load([first_m, step * BLOCK_K]), b.load([first_n, step * BLOCK_K])
-                sums = tl.dot(left, right.T, sums, out_dtype=SUMS)
+                sums = tl.dot(left, right.T, sums, out_dtype=tl.int32)
         else:
             offs_k = tl.arange(0, BLOCK_K)
             # Rows past the end read the last one, and are not stored.
@@ -90,7 +86,7 @@ def _linear_quantized_fwd_kernel(
             a_ptrs = a + rows_a[:, None] * P + offs_k[None, :]
             b_ptrs = b + rows_b[None, :] * P + offs_k[:, None]
             for _ in range(P // BLOCK_K):
-                sums = tl.dot(tl.load(a_ptrs), tl.load(b_ptrs), sums, out_dtype=SUMS)
+                sums = tl.dot(tl.load(a_ptrs), tl.load(b_ptrs), sums, out_dtype=tl.int32)
                 a_ptrs += BLOCK_K
                 b_ptrs += BLOCK_K
 
@@ -120,7 +116,7 @@ def linear_quantized_fwd(
 ) -> Tensor:
     """act(a b^T a_scale b_scale^T + bias) in `dtype`: (M, N) of what `quantize_rows_fwd` made of x and the weight.
 
-    a (M, P), b (N, P) both int8 or both float8_e4m3fn, a_scale (M,) and b_scale (N,) fp32, bias (N,) of any type.
+    a (M, P), b (N, P) int8, a_scale (M,) and b_scale (N,) fp32, bias (N,) of any type.
     """
     (M, P), N = a.shape, b.shape[0]
     y = torch.empty((M, N), dtype=dtype, device=a.device)
@@ -146,7 +142,6 @@ def linear_quantized_fwd(
             M,
             N,
             P,
-            SUMS=tl.int32 if a.dtype == torch.int8 else tl.float32,
             DTYPE=_DTYPES[dtype],
             ACTIVATION=activation,
             HAS_BIAS=bias is not None,

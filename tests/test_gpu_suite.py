@@ -30,7 +30,7 @@ WANTED = [
     *((f"add_layer_norm forward N {width}", 0.85) for width in (768, 1024)),
     *((f"add_layer_norm backward N {width}", 0.75) for width in (768, 1024)),
     ("BERT-base bf16 128x128", 3.0e6),
-    *(("BERT-large bf16 SQuAD", 5400), ("BERT-large fp8 SQuAD", 8200), ("BERT-large int8 SQuAD", 8200)),
+    *(("BERT-large bf16 SQuAD", 5400), ("BERT-large int8 SQuAD", 8200)),
     ("BERT-base N(256, 64)", 2),
     *(("1x128 by a graph, ms", 0.45), ("1x16 by a graph, transformers eager", 12)),
     *(("1x16 eager", 1), ("1x128 eager", 1)),
