@@ -49,7 +49,7 @@ def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_se
 def attention(
     kernel: str, architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, *, plain: bool = True
 ) -> Attention:
-    """For `fwd` (`plain`: without dropout and bias), `dq` or `dkdv`.
+    """For `fwd` (`plain`: without dropout), `dq` or `dkdv`.
 
     Only the class of max_seqlen counts: up to 16, 32, 64, below 256, below 512, or more.
     """

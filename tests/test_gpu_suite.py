@@ -88,7 +88,8 @@ def test_training(tmp_path, capsys):
 
 
 def test_planted_bugs_are_caught(tmp_path, monkeypatch):
-    broken = backend.Implementation(lambda *a, **k: reference.linear(*a, **k) * 1.03, backend.always)
+    linear = backend._implementations["linear", "reference"].run
+    broken = backend.Implementation(lambda *a, **k: linear(*a, **k) * 1.03, backend.always)
     with monkeypatch.context() as patch, use_backend("reference"):
         patch.setitem(backend._implementations, ("linear", "reference"), broken)
         status, rows = run_tiny(bench_gpu_ops, tmp_path / "ops.csv", "--subjects", "linear")

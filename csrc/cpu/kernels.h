@@ -103,6 +103,12 @@ FASTBERT_DECLARE_KERNELS(avx512_bf16)
 FASTBERT_DECLARE_KERNELS(amx)
 #endif
 
+#ifdef FASTBERT_AMX_EMULATION
+// tests/amx_emulation.cpp. From now on the instructions of AMX that the kernels use are emulated, slowly, on a processor
+// without them: until another handler takes SIGILL (faulthandler installs one, so enable it before).
+void emulate_amx();
+#endif
+
 // The instruction set itself, or `amx` for amx_emulated, which from now on is emulated.
 Isa with_kernels(Isa isa);
 

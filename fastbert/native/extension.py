@@ -28,7 +28,6 @@ def _load() -> tuple[Any, str | None]:
 
 C, _reason = _load()
 CPU_DTYPES = {} if C is None else {torch.float32: C.F32, torch.bfloat16: C.BF16}
-CUDA_DTYPES = {} if C is None else {**CPU_DTYPES, torch.float16: C.F16}
 ACTIVATIONS = (
     {}
     if C is None
