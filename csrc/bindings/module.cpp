@@ -125,5 +125,4 @@ PYBIND11_MODULE(_C, m) {
     bind_packing(m);
     bind_peak(m);
     bind_checksum(m);
-    bind_training(m);
 }

@@ -96,23 +96,20 @@ std::vector<Isa> supported_isas() {
     return found;
 }
 
-Isa with_kernels(Isa isa) {
-#ifdef FASTBERT_AMX_EMULATION
-    if (isa == Isa::amx_emulated) return emulate_amx(), Isa::amx;
-#endif
-    return isa;
-}
-
 const CpuKernels& cpu_kernels(Isa isa) {
-#define FASTBERT_KERNELS(isa)                                                          \
-    {isa::add_layer_norm_kernels, isa::linear_kernels,        isa::attention_kernels, \
-     isa::embed_layer_norm_kernels, isa::cross_entropy_kernels, isa::peak_kernels}
+#define FASTBERT_KERNELS(isa)                                                                              \
+    {isa::add_layer_norm_kernels,          isa::linear_kernels,          isa::attention_kernels,          \
+     isa::embed_layer_norm_kernels,        isa::cross_entropy_kernels,   isa::peak_kernels,               \
+     isa::add_layer_norm_training_kernels, isa::linear_training_kernels, isa::attention_training_kernels}
 #ifdef FASTBERT_X86
     static const CpuKernels tables[] = {
         FASTBERT_KERNELS(amx),    FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512_vnni),
         FASTBERT_KERNELS(avx512), FASTBERT_KERNELS(avx2),        FASTBERT_KERNELS(portable),
     };
-    return tables[static_cast<int>(with_kernels(isa))];
+#ifdef FASTBERT_AMX_EMULATION
+    if (isa == Isa::amx_emulated) return emulate_amx(), tables[static_cast<int>(Isa::amx)];
+#endif
+    return tables[static_cast<int>(isa)];
 #else
     static const CpuKernels table = FASTBERT_KERNELS(portable);
     return (void)isa, table;
