@@ -187,7 +187,6 @@ def padded_attention(
     mask: Tensor,  # (B, S) bool, True at real tokens
     *,
     queries: Tensor | None = None,  # (B, S) bool
-    scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Attention that forms its probabilities: returns the context (B, S, H, D) and them, (B, H, S, S).
@@ -195,10 +194,9 @@ def padded_attention(
     Every column asks, pads too, unless `queries` leaves it out; only real tokens answer. A row without a real token
     yields zeros.
     """
-    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
     keys = mask[:, None, None, :]
-    scores = (q @ k.mT * scale).masked_fill(~keys, torch.finfo(q.dtype).min)
+    scores = (q @ k.mT * qkv.shape[-1] ** -0.5).masked_fill(~keys, torch.finfo(q.dtype).min)
     probs = torch.softmax(scores, dim=-1).to(v.dtype).masked_fill(~keys, 0.0)
     probs = probs if queries is None else probs.masked_fill(~queries[:, None, :, None], 0.0)
     probs = F.dropout(probs, dropout_p) if dropout_p else probs

@@ -264,7 +264,7 @@ def test_command_tunes(tmp_path):
     new = [row for row in linear_table.read(tmp_path / "results/linear_table.csv") if row.key not in committed]
     assert {row.keeps_z for row in new} == {False, True} and len(new) == 2
     for row in new:
-        (tile,) = configs.linear_tiles(row.architecture, 2)
+        (tile,) = configs.linear_tiles(row.architecture)
         assert row.tile == (tile if row.triton_us < row.cublas_us else None)
     rows = harness.read_rows(tmp_path / "results/tune-attention.csv")
     assert statuses(rows) == {"ok"}

@@ -22,7 +22,7 @@ from triton_support import (
 
 from fastbert import precision, reference
 from fastbert.kernels import architecture, configs
-from fastbert.kernels.linear_quantized import linear_quantized_fwd
+from fastbert.kernels.linear import linear_quantized_fwd
 from fastbert.kernels.quantize import quantize_rows_fwd
 from fastbert.ops import _quantized_linear
 from fastbert.weight import Weight, as_weight
@@ -110,10 +110,10 @@ def test_int8_sums_are_exact(dtype):
 
 @runs
 @pytest.mark.skipif(INTERPRETED, reason="products that fill a GPU take the interpreter minutes")
-@pytest.mark.parametrize("number", range(len(configs.linear_tiles("sm_90", 2))))
+@pytest.mark.parametrize("number", range(len(configs.linear_tiles("sm_90"))))
 def test_the_gpus_own_tiles(number):
     """Each that this GPU has, over more of them than run at once, and a rest of rows and columns."""
-    tiles = configs.linear_tiles(architecture.architecture(torch.device(DEVICE)), 2)
+    tiles = configs.linear_tiles(architecture.architecture(torch.device(DEVICE)))
     if number < len(tiles):
         (a, a_scale), (b, b_scale) = (quantize_rows_fwd(random(rows, 768)) for rows in (1111, 2056))
         got = linear_quantized_fwd(a, a_scale, b, b_scale, None, None, torch.float32, tile=tiles[number]).double()
@@ -187,7 +187,7 @@ def operands(M=300, N=1024, K=1024):
 @compiles
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_tile_compiles(target):
-    for tile in configs.linear_tiles(target, 2):
+    for tile in configs.linear_tiles(target):
         with compiling_for(target) as compiled:
             bias = torch.zeros(1024, dtype=torch.bfloat16)
             linear_quantized_fwd(*operands(), bias, "gelu", torch.bfloat16, tile=tile)

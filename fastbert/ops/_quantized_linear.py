@@ -13,7 +13,7 @@ _MOST_COLUMNS = 1 << 15  # what one program can hold of a row
 
 def run(x: Tensor, weight: Weight, activation: str | None) -> Tensor:
     """act(x weight^T + bias), (M, K), (N, K), (N,) -> (M, N), as `reference.linear_int8` defines it."""
-    from fastbert.kernels.linear_quantized import linear_quantized_fwd
+    from fastbert.kernels.linear import linear_quantized_fwd
     from fastbert.kernels.quantize import quantize_rows_fwd
 
     x8 = quantize_rows_fwd(rows_in_memory(x))

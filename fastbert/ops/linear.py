@@ -114,7 +114,7 @@ def _reference_of_parts(x: Tensor, *tensors: Tensor, rows: int, activation: str 
 def _native(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
     if needs_gradient(x, *weight.tensors):  # in full precision, which "high" and "highest" allow
         return _NativeLinear.apply(x, weight, activation, *weight.tensors)
-    return native.linear_fwd(x, weight, activation, precision)
+    return native.linear(x, weight, activation=activation, precision=precision)
 
 
 def _reference(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
