@@ -357,8 +357,8 @@ def attention_bwd(
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     one_launch = configs.attention_in_one_launch(arch, qkv.dtype, D, max_seqlen)
     delta = statistics[0] if one_launch else torch.empty_like(statistics[0])
-    grid = (len(schedule.table), H)
-    seeds = qkv if seed is None else seed
+    grid, seeds = (len(schedule.table), H), qkv if seed is None else seed
+    strides = *qkv.stride()[:3], *out.stride()[:2], *dout.stride()[:2]
     constants = {
         "T": T,
         "scale": scale,
@@ -382,11 +382,8 @@ def attention_bwd(
                 dqkv,
                 schedule.table,
                 seeds,
-                *qkv.stride()[:3],
-                *out.stride()[:2],
-                *dout.stride()[:2],
-                dqkv.stride(0),
-                dqkv.stride(2),
+                *strides,
+                *dqkv.stride()[::2],
                 BLOCK_M=schedule.block,
                 BLOCK_N=config.step,
                 num_warps=config.num_warps,
@@ -406,9 +403,7 @@ def attention_bwd(
             dqkv,
             schedule.table,
             seeds,
-            *qkv.stride()[:3],
-            *out.stride()[:2],
-            *dout.stride()[:2],
+            *strides,
             *dqkv.stride()[:3],
             BLOCK_N=schedule.block,
             BLOCK_M=config.step,
