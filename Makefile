@@ -11,10 +11,10 @@ TORCH := torch==2.13.0
 usable = command -v $(1) >/dev/null 2>&1 && $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $(call usable,$$p) && { echo $$p; break; }; done)
 
-.PHONY: help install demo test test-slow sanitize bench targets lint clean
+.PHONY: help install demo test test-slow sanitize bench targets lint docs clean
 
 help:
-	@echo 'make demo | test | test-slow | sanitize | bench | targets | lint | install | clean'
+	@echo 'make demo | test | test-slow | sanitize | bench | targets | lint | docs | install | clean'
 
 install: $(STAMP)
 
@@ -64,7 +64,12 @@ lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
+# The pages of docs/ as a site in site/; a broken link or anchor ends it (with -q mkdocs would not count them).
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --clean -f docs/mkdocs/mkdocs.yml $(ARGS)
+	@echo 'site/index.html'
+
 # Back to a fresh clone.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,7 +22,7 @@ from harness import Case, Gate, Harness, Prepared, Provider, Unsupported, exact_
 from torch import Tensor
 from workload import SEED
 
-from fastbert import native
+from fastbert import native, ops
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = ((768, 3072), (3072, 768))  # K, N
@@ -97,7 +97,8 @@ def fastbert_linear(case: Case, dtype: str) -> Prepared:
         raise Unsupported(reason)
     precision = "int8" if dtype == "int8" else None
     with torch.inference_mode(False):  # a weight made in inference mode does not say when it changes
-        x, weight = operands(case, "bf16" if precision else dtype)
+        x, rows = operands(case, "bf16" if precision else dtype)
+        weight = ops.Weight([rows], [None])
     if reason := native.supports_linear(x, weight, precision=precision):
         raise Unsupported(reason)
     return Prepared(lambda: native.linear(x, weight, precision=precision), backend=f"native {native.isa()}")

@@ -49,17 +49,29 @@ class Call:
 
 
 def cast(x: Any, dtype: torch.dtype) -> Any:
+    if isinstance(x, ops.Weight):
+        return ops.Weight(cast(x.weights, dtype), cast(x.biases, dtype))
+    if isinstance(x, ops.EncoderWeights):
+        return ops.EncoderWeights([cast(layer, dtype) for layer in x.layers])
     if isinstance(x, ops.LayerWeights):
         return ops.LayerWeights(*(cast(part, dtype) for part in x))
-    if isinstance(x, list):
-        return [cast(part, dtype) for part in x]
-    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+    if isinstance(x, tuple):
+        return tuple(cast(part, dtype) for part in x)
+    return x.detach().to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def tensors(x: Any) -> list[Tensor]:
     if isinstance(x, Tensor):
         return [x]
-    return [t for part in x for t in tensors(part)] if isinstance(x, list | tuple) else []
+    if isinstance(x, ops.Weight):
+        return list(x.tensors)
+    parts = x.layers if isinstance(x, ops.EncoderWeights) else x
+    return [t for part in parts for t in tensors(part)] if isinstance(parts, list | tuple) else []
+
+
+def differentiable(x: Any) -> list[Tensor]:
+    """The floating-point tensors of arguments, asked for a gradient."""
+    return [t.requires_grad_() for t in tensors(x) if t.is_floating_point()]
 
 
 def normal(*shape: int, scale: float = 1.0) -> Tensor:
@@ -71,23 +83,27 @@ def ids(limit: int) -> Tensor:
 
 
 def layer() -> ops.LayerWeights:
-    def linear(out: int, width: int) -> tuple[Tensor, Tensor]:
-        return normal(out, width, scale=0.02), normal(out, scale=0.02)
+    def linear(out: int, width: int) -> ops.Weight:
+        return ops.Weight([normal(out, width, scale=0.02)], [normal(out, scale=0.02)])
 
     def norm() -> tuple[Tensor, Tensor]:
         return 1 + normal(E, scale=0.02), normal(E, scale=0.02)
 
     return ops.LayerWeights(
-        *(*linear(3 * E, E), *linear(E, E), *norm(), *linear(FFN, E), *linear(E, FFN), *norm()),
+        *(linear(3 * E, E), linear(E, E), norm(), linear(FFN, E), linear(E, FFN), norm()),
         num_heads=H,
         activation="gelu",
         eps=1e-12,
     )
 
 
-def plain_encoder(x: Tensor, layers: list[ops.LayerWeights], cu_seqlens: Tensor, longest: int) -> Tensor:
+def plain_linear(x: Tensor, weight: ops.Weight, activation: str | None) -> Tensor:
+    return reference.linear(x, *weight.stacked(), activation=activation)
+
+
+def plain_encoder(x: Tensor, weights: ops.EncoderWeights, cu_seqlens: Tensor, longest: int) -> Tensor:
     with fastbert.use_backend("reference"):
-        return ops.encoder(x, layers, cu_seqlens, longest)
+        return ops.encoder(x, weights, cu_seqlens, longest)
 
 
 def make_call(name: str) -> Call:
@@ -107,8 +123,9 @@ def make_call(name: str) -> Call:
             "linear_up_gelu": (FFN, E, "gelu"),
             "linear_down": (E, FFN, None),
         }[name]
-        args = (normal(T, width), normal(out, width, scale=0.02), normal(out, scale=0.02))
-        return Call(ops.linear, reference.linear, args, {"activation": activation}, 2.0 * T * out * width)
+        weight = ops.Weight([normal(out, width, scale=0.02)], [normal(out, scale=0.02)])
+        args = (normal(T, width), weight)
+        return Call(ops.linear, plain_linear, args, {"activation": activation}, 2.0 * T * out * width)
     if name == "attention":
         args = (normal(T, 3, H, E // H), cu_seqlens, longest)
         return Call(ops.attention, reference.attention, args, {}, 4.0 * E * pairs)
@@ -118,7 +135,7 @@ def make_call(name: str) -> Call:
     if name == "linear_cross_entropy":
         args = (normal(T, E), normal(V, E, scale=0.02), normal(V, scale=0.02), ids(V))
         return Call(ops.linear_cross_entropy, reference.linear_cross_entropy, args, {}, 2.0 * T * E * V)
-    args = (normal(T, E), [layer(), layer()], cu_seqlens, longest)
+    args = (normal(T, E), ops.EncoderWeights([layer(), layer()]), cu_seqlens, longest)
     flops = 2 * (2.0 * T * (4 * E * E + 2 * E * FFN) + 4.0 * E * pairs)
     return Call(ops.encoder, plain_encoder, args, {}, flops)
 
@@ -166,7 +183,7 @@ def test_backward(benchmark: Any, name: str, chosen: str, dtype: str) -> None:
     """The gradient of every floating-point argument; the graph is made once and kept."""
     call = make_call(name)
     args = call.cast(machine.DTYPES[dtype])
-    wanted = [x.requires_grad_() for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+    wanted = differentiable(args)
     with fastbert.use_backend(chosen, OPS[name]):
         try:
             output = call.run(*args, **call.kwargs)
@@ -194,7 +211,7 @@ def test_step(benchmark: Any, name: str, chosen: str, dtype: str) -> None:
     """Forward and the gradient of every floating-point argument, as in training: what one makes the other may use."""
     call = make_call(name)
     args = call.cast(machine.DTYPES[dtype])
-    wanted = [x.requires_grad_() for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+    wanted = differentiable(args)
     dy = None
 
     def run() -> tuple[Tensor, ...]:
@@ -221,9 +238,8 @@ def check_gradients(call: Call, args: tuple[Any, ...], dy: Tensor, actual: tuple
     """The gate of `check` for every gradient; in fp32 each relative to its largest value."""
 
     def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
-        leaves = [cast(x.detach() if isinstance(x, Tensor) else x, dtype) for x in args]
-        wanted = [x.requires_grad_() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
-        return torch.autograd.grad(call.plain(*leaves, **call.kwargs), wanted, dy.to(dtype))
+        leaves = [cast(x, dtype) for x in args]
+        return torch.autograd.grad(call.plain(*leaves, **call.kwargs), differentiable(leaves), dy.to(dtype))
 
     for mine, exact, eager in zip(actual, gradients(torch.float64), gradients(dy.dtype), strict=True):
         reason = twice_eager_gate(exact, eager).reason(mine)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import harness
 import machine
 import torch
+from accuracy import root_mean_square
 from harness import Case, Gate, Harness, Provider
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def allow_compiling() -> None:
 
 def sizes(tensors: Sequence[Tensor]) -> list[float]:
     """The power of two next to each one's root mean square: what `joined` divides by, which rounds nothing."""
-    return [2.0 ** round(math.log2(harness.root_mean_square(t) or 1.0)) for t in tensors]
+    return [2.0 ** round(math.log2(root_mean_square(t) or 1.0)) for t in tensors]
 
 
 def joined(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:

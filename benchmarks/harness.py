@@ -22,6 +22,7 @@ from typing import Any
 
 import machine
 import torch
+from accuracy import complaint, differences, limits, root_mean_square
 from torch import Tensor
 
 COLUMNS = (
@@ -129,14 +130,7 @@ class Gate:
 
     def reason(self, actual: Tensor) -> str | None:
         """Why `actual` is wrong; None where it is right. A NaN is wrong."""
-        if actual.shape != self.expected.shape:
-            return f"shape {tuple(actual.shape)}, expected {tuple(self.expected.shape)}"
-        for kind, error, limit in zip(
-            ("max", "rms"), self.errors(actual), (self.max_error, self.rms_error), strict=True
-        ):
-            if not error <= limit:
-                return f"{kind} error {error:.2e}, allowed {limit:.2e}"
-        return None
+        return complaint(actual, self.expected, (self.max_error, self.rms_error))
 
 
 def relative_gate(expected: Tensor, limit: float) -> Gate:
@@ -150,23 +144,8 @@ def exact_gate(expected: Tensor, limit: float = 1e-5) -> Gate:
 
 
 def twice_eager_gate(expected: Tensor, eager: Tensor) -> Gate:
-    """The contract below fp32: twice the error of eager PyTorch in that dtype, and two roundings.
-
-    Args:
-        expected: in fp32 or fp64.
-        eager: the same, computed by eager PyTorch in the dtype that is being measured.
-    """
-    largest, rms = differences(eager, expected)
-    rounding = torch.finfo(eager.dtype).eps / 2
-    return Gate(
-        expected,
-        2 * largest + 2 * rounding * expected.double().abs().max().item(),
-        2 * rms + 2 * rounding * root_mean_square(expected),
-    )
-
-
-def root_mean_square(x: Tensor) -> float:
-    return x.double().square().mean().sqrt().item() if x.numel() else 0.0
+    """The accuracy contract, see `accuracy.limits`: `expected` in fp32 or fp64, `eager` in the measured dtype."""
+    return Gate(expected, *limits(expected, eager))
 
 
 def pooled_cosine(actual: Tensor, expected: Tensor, lengths: Sequence[int]) -> float:
@@ -175,14 +154,6 @@ def pooled_cosine(actual: Tensor, expected: Tensor, lengths: Sequence[int]) -> f
         torch.stack([states.mean(0) for states in x.cpu().double().split(list(lengths))]) for x in (actual, expected)
     ]
     return torch.nn.functional.cosine_similarity(*means).min().item()
-
-
-def differences(actual: Tensor, expected: Tensor) -> tuple[float, float]:
-    """The largest and the root-mean-square difference, in fp64."""
-    if not expected.numel():
-        return 0.0, 0.0
-    difference = actual.double() - expected.to(actual.device).double()
-    return difference.abs().max().item(), difference.square().mean().sqrt().item()
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:

@@ -69,6 +69,7 @@ struct PackTransposed {
     const void* source;  // (rows, N), rows <= K: what is missing of K counts as zero
     void* packed;        // packed_weight_bytes(dtype, N, K, isa) bytes, aligned to 64
     int64_t rows, stride;
+    int64_t first = 0, last = 0;  // the block of the rows that lies at source; last 0: all of them. Even in bf16
 };
 
 // dW += dz^T x over some tokens. The sum is held in fp32 until the last of them: in `sums`, which may be dweight itself
@@ -82,6 +83,24 @@ struct WeightGradient {
     void* dweight;         // (N, K)
     int64_t stride_dzt;
     bool first, last;
+};
+
+// The gradients of linear: with dz = dy * activation'(z), dx = dz W, dweight = dz^T x, dbias = the sum of dz over rows.
+// Any of the three may be null.
+struct LinearBackward {
+    DType dtype;
+    int64_t M, N, K;
+    const void* dy;      // (M, N)
+    const void* x;       // (M, K)
+    const void* saved;   // (M, N), as of ActivationBackward
+    const void* packed;  // weight^T (K, inner), by pack_transposed_cpu, inner = N rounded up to even in bf16; for dx
+    void* dx;            // (M, K), contiguous as the next
+    void* dweight;       // (N, K)
+    void* dbias;         // (N,)
+    void* workspace;     // linear_backward_workspace_bytes bytes, aligned to 64
+    int64_t chunk_words;  // tokens are taken so many words, of one fp32 or two bf16, at a time
+    int64_t stride_dym, stride_xm, stride_sm;
+    Activation activation;
 };
 
 // attention, with probabilities dropped; row h * T + t of the mask is token t's in head h, columns are keys.
@@ -108,6 +127,8 @@ void activation_backward_cpu(const ActivationBackward& op, Isa isa, int threads)
 void sum_partials_cpu(const SumPartials& op, Isa isa);
 void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads);
 void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads);
+int64_t linear_backward_workspace_bytes(const LinearBackward& op, Isa isa);
+void linear_backward_cpu(const LinearBackward& op, Isa isa, int threads);
 void attention_training_cpu(const AttentionTraining& op, Isa isa, int threads);
 void attention_backward_cpu(const AttentionBackward& op, Isa isa, int threads);
 

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from fastbert.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
-from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments
+from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments, positive
 from fastbert.precision import QUANTIZED, SPLIT
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
@@ -218,11 +218,11 @@ def _add_embed(commands) -> None:
     prompts = vectors.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="put before each text; '' for none")
     prompts.add_argument("--prompt-name", metavar="NAME", help="the model's prompt of that name: query, say")
-    vectors.add_argument("--truncate-dim", metavar="N", type=_positive, help="keep the first N numbers of a vector")
-    vectors.add_argument("--max-length", type=_positive, help="tokens a text is cut to")
-    vectors.add_argument("--max-tokens", type=_positive, help="most tokens that go through the model together")
+    vectors.add_argument("--truncate-dim", metavar="N", type=positive, help="keep the first N numbers of a vector")
+    vectors.add_argument("--max-length", type=positive, help="tokens a text is cut to")
+    vectors.add_argument("--max-tokens", type=positive, help="most tokens that go through the model together")
     vectors.add_argument(
-        "--window", type=_positive, help="texts sorted by length together and kept together (default: 2048)"
+        "--window", type=positive, help="texts sorted by length together and kept together (default: 2048)"
     )
 
     writing = parser.add_argument_group("output")
@@ -244,7 +244,7 @@ def _add_fill_mask(commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("texts", metavar="TEXT", nargs="+", help="a text with one [MASK] or more")
-    parser.add_argument("--top-k", type=_positive, default=5, help="words for each mask (default: 5)")
+    parser.add_argument("--top-k", type=positive, default=5, help="words for each mask (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a mask")
     _add_model_options(parser)
 
@@ -255,7 +255,7 @@ def _add_prepare(commands) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to be made")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
     vocabulary.add_argument("--vocab", metavar="PATH", help="a vocab.txt, or a folder with a tokenizer")
-    vocabulary.add_argument("--learn-vocab", metavar="N", type=_positive, help="learn N tokens from the text")
+    vocabulary.add_argument("--learn-vocab", metavar="N", type=positive, help="learn N tokens from the text")
     parser.add_argument(
         "--lower",
         action=argparse.BooleanOptionalAction,
@@ -288,7 +288,7 @@ def _add_prepare(commands) -> None:
     )
 
     examples = parser.add_argument_group("examples")
-    examples.add_argument("--max-length", type=_positive, default=512, help="most tokens of one (default: 512)")
+    examples.add_argument("--max-length", type=positive, default=512, help="most tokens of one (default: 512)")
     examples.add_argument(
         "--pairs",
         action=argparse.BooleanOptionalAction,
@@ -311,8 +311,8 @@ def _add_prepare(commands) -> None:
     examples.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
 
     running = parser.add_argument_group("run")
-    running.add_argument("--processes", type=_positive, default=1, help="how many work at once (default: 1)")
-    running.add_argument("--shard-mib", type=_positive, default=32, help="MiB of text in a shard (default: 32)")
+    running.add_argument("--processes", type=positive, default=1, help="how many work at once (default: 1)")
+    running.add_argument("--shard-mib", type=positive, default=32, help="MiB of text in a shard (default: 32)")
     again = running.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
     again.add_argument("--restart", action="store_true", help="throw away what an earlier run made of OUT")
@@ -335,27 +335,17 @@ def _add_pretrain(commands) -> None:
 
 def _add_finetune(commands) -> None:
     parser = _command(commands, "finetune", _finetune, "train a model for a task", FINETUNE_EXAMPLES)
-    add_finetune_arguments(parser, _positive)
+    add_finetune_arguments(parser)
 
 
 def _add_distill(commands) -> None:
     what = "make a smaller model that does as a larger one"
-    add_distill_arguments(_command(commands, "distill", _distill, what, DISTILL_EXAMPLES), _positive)
+    add_distill_arguments(_command(commands, "distill", _distill, what, DISTILL_EXAMPLES))
 
 
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
     _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
 
 
 def _poolings(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastbert.backend import Explanation, explain_table
 from fastbert.integrations.transformers import explain_model
+from fastbert.model.plan import freshness
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.ops import EncoderWeights, LayerWeights, Weight
 from fastbert.precision import PRECISIONS, QUANTIZED, describe_setting, quantized_reason
@@ -30,7 +31,9 @@ def explain(model: Any = None) -> Explanation:
         settings = [verdict.runs for verdict in verdicts if verdict.runs is not None]
     else:
         settings = [(ours.device.type, ours.dtype, ours.matmul_precision)]
-        rows = [("BertModel", ours.device.type, "", f"fastbert, in {describe_setting(*settings[0][1:])}")]
+        text = f"fastbert, in {describe_setting(*settings[0][1:])}"
+        seen = next(filter(None, map(freshness, ours.modules())), None)
+        rows = [("BertModel", ours.device.type, "", text if seen is None else f"{text}\n  {seen}")]
     for device, dtype, setting in dict.fromkeys(settings):
         rows += _explain_ops([device], dtype, setting).rows
     return Explanation(tuple(rows))

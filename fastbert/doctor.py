@@ -16,7 +16,6 @@ PACKAGES = (
     "safetensors",
     "huggingface_hub",
     "pyarrow",
-    "tqdm",
 )
 VARIABLES = ("FASTBERT_BACKEND", "FASTBERT_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")
 

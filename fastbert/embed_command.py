@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 from fastbert.cli import placement
@@ -16,12 +15,13 @@ from fastbert.inference.job import WINDOW, embed_records
 from fastbert.inference.output import (
     FileOutput,
     OutputError,
-    Progress,
     StreamOutput,
     journal_path,
     make_format,
 )
+from fastbert.inference.output import Progress as Done
 from fastbert.inference.records import Reading, Records
+from fastbert.progress import Progress, say
 from fastbert.unknown_tokens import unknown_warning
 
 SUFFIXES = {".npy": "npy", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -60,29 +60,33 @@ def run(args: argparse.Namespace) -> int:
     else:
         settings = _settings(args, embedder, prompt, reading, format_name, options)
         output = FileOutput(Path(args.output), format, settings, resume=args.resume, restart=args.restart)
-    meter = _Meter(records, quiet=args.quiet)
+    progress = Progress(shown=False if args.quiet else None)
+    progress.begin(records.total_bytes)
     try:
-        with meter.bar():
-            done = embed_records(
-                embedder,
-                records,
-                output,
-                prompt=prompt,
-                skip_bad=args.bad_lines == "skip",
-                report=meter.bad_line,
-                advance=meter.advance,
-                **options,
-            )
+        done = embed_records(
+            embedder,
+            records,
+            output,
+            prompt=prompt,
+            skip_bad=args.bad_lines == "skip",
+            report=_bad_lines(progress),
+            advance=lambda tokens: progress.update(records.bytes_read, progress.tokens + tokens),
+            **options,
+        )
     except KeyboardInterrupt:
         if args.output != STDIN and journal_path(Path(args.output)).exists():
-            print(f"fastbert: {args.output} is not complete; --resume goes on with it", file=sys.stderr)
+            progress.line.say(f"{args.output} is not complete; --resume goes on with it")
         raise
     finally:
+        progress.line.close()
         output.close()
-    meter.summary(done, output.resumed, args.output, embedder.max_length)
+    if done.skipped:
+        say(f"{done.skipped:,} of {done.records:,} lines skipped")
+    for line in () if args.quiet else _summary(done, output.resumed, progress, args.output, embedder.max_length):
+        say(line)
     names = ["stdin" if name == STDIN else name for name in args.inputs]
     if warning := unknown_warning(", ".join(names), done.unknown, done.words):
-        print(f"fastbert: {warning}", file=sys.stderr)
+        say(warning)
     return 0
 
 
@@ -127,7 +131,7 @@ def _settings(
     format_name: str,
     options: dict[str, int],
 ) -> dict:
-    """What the output follows from beside the input: a run can only be gone on with by the same."""
+    """What the output follows from, in addition to the input: a run is resumed by the same only."""
     return {
         "pooling": embedder.pooling if isinstance(embedder.pooling, str) else ",".join(embedder.pooling),
         "prompt": prompt,
@@ -146,65 +150,22 @@ def _settings(
     }
 
 
-class _Meter:
-    """The bar while a run goes on, the bad lines it meets, and the summary at its end; all on stderr."""
+def _bad_lines(progress: Progress) -> Callable[[str], None]:
+    """Says the first messages on bad lines, and that there are more."""
+    number = count(1)
 
-    def __init__(self, records: Records, *, quiet: bool) -> None:
-        self._records, self._quiet = records, quiet
-        self._bar = None
-        self._tokens, self._bad, self._start = 0, 0, time.monotonic()
+    def report(message: str) -> None:
+        if (bad := next(number)) <= BAD_LINES_SHOWN + 1:
+            more = "more bad lines: skipped, and counted at the end"
+            progress.line.say(message if bad <= BAD_LINES_SHOWN else more)
 
-    @contextmanager
-    def bar(self) -> Iterator[None]:
-        """Shows how much of the input is read, where stderr is a terminal and tqdm is installed."""
-        self._start = time.monotonic()
-        if self._quiet or not sys.stderr.isatty():
-            yield
-            return
-        try:
-            from tqdm import tqdm
-        except ModuleNotFoundError:
-            yield
-            return
-        total = self._records.total_bytes
-        with tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, dynamic_ncols=True) as self._bar:
-            yield
-        self._bar = None
+    return report
 
-    def advance(self, tokens: int) -> None:
-        self._tokens += tokens
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._rate():,.0f} tokens/s", refresh=False)
-            self._bar.update(self._records.bytes_read - self._bar.n)
 
-    def bad_line(self, message: str) -> None:
-        self._bad += 1
-        if self._bad <= BAD_LINES_SHOWN:
-            self._say(message)
-        elif self._bad == BAD_LINES_SHOWN + 1:
-            self._say("more bad lines: skipped, and counted at the end")
-
-    def summary(self, done: Progress, resumed: Progress | None, out: str, max_length: int) -> None:
-        """One line on what was done and one on the texts cut; bad lines are counted also for --quiet."""
-        if done.skipped:
-            self._say(f"{done.skipped:,} of {done.records:,} lines skipped")
-        if self._quiet:
-            return
-        before = f", {resumed.records:,} of them by the run before" if resumed else ""
-        where = "stdout" if out == STDIN else out
-        self._say(
-            f"{done.records - done.skipped:,} texts to {where}{before}; {self._tokens:,} tokens in "
-            f"{time.monotonic() - self._start:.1f} s, {self._rate():,.0f} tokens/s"
-        )
-        if done.cut:
-            self._say(f"{done.cut:,} of {done.records - done.skipped:,} texts are cut to {max_length} tokens")
-
-    def _rate(self) -> float:
-        return self._tokens / max(time.monotonic() - self._start, 1e-9)
-
-    def _say(self, message: str) -> None:
-        line = f"fastbert: {message}"
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr)
+def _summary(done: Done, resumed: Done | None, progress: Progress, out: str, max_length: int) -> Iterator[str]:
+    """One line on what was done and one on the texts cut."""
+    before = f", {resumed.records:,} of them by the run before" if resumed else ""
+    where = "stdout" if out == STDIN else out
+    yield f"{done.records - done.skipped:,} texts to {where}{before}; {progress.spent()}"
+    if done.cut:
+        yield f"{done.cut:,} of {done.records - done.skipped:,} texts are cut to {max_length} tokens"

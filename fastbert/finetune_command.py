@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import sys
 from dataclasses import fields
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 import torch
 
 from fastbert import __version__
 from fastbert.cli import device_of
+from fastbert.progress import say
 from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.examples import DataError, Reading
-from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe, open_checkpoints
+from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe
 from fastbert.training.finetune.report import draw_confusion, draw_curves, read_log, write_report
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
 from fastbert.training.logs import summary_writer
+from fastbert.training.loop import newest_checkpoint
 from fastbert.unknown_tokens import unknown_warning
 
 REPORT = "report"
@@ -39,20 +39,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The folder, and the checkpoint in it to go on with.
+    """The folder, and the checkpoint in it to resume from; what would fail later fails here, before loading.
 
     Raises:
         ValueError: it is a file, or holds what the arguments would overwrite; or torchrun started several processes.
+        ModuleNotFoundError: a library that the report or the log takes is not installed.
     """
     folder = Path(args.output)
     if (number := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "RANK" in os.environ:
         raise ValueError(f"WORLD_SIZE is {number}; training for a task takes one process, without torchrun")
-    _check(folder, tensorboard=bool(args.tensorboard))
-    newest = open_checkpoints(folder).newest()
+    newest = newest_checkpoint(folder, "--output", resume=args.resume)
+    if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
+        raise ModuleNotFoundError(
+            f"fine-tuning needs {', '.join(missing)}: pip install 'fastbert-engine[train]'", name=missing[0]
+        )
+    if args.tensorboard:
+        summary_writer("--tensorboard is given", "leave it out")
     if (folder / REPORT / "metrics.json").exists():
         raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
-    if newest is not None and not args.resume:
-        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another --output")
     if newest is None and (folder / "config.json").exists():  # the model to begin with, say
         raise ValueError(f"{folder} holds a model already; a new run takes another --output")
     return folder, newest
@@ -79,21 +83,19 @@ def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list
 def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
     """Trains, from the checkpoint `newest` if there is one, and reports; `start` is the model that was begun with."""
     _say_data(run.recipe)
-    _say(f"{len(run.plan):,} optimizer steps in {run.settings.epochs:,} epochs")
+    say(f"{len(run.plan):,} optimizer steps in {run.recipe.settings.epochs:,} epochs")
     if len(run.plan) < FEW_STEPS:
-        _say(
+        say(
             f"warning: {len(run.plan)} optimizer steps in all; below {FEW_STEPS} a model hardly learns: "
             "more --epochs or a smaller --batch-size make more"
         )
     if newest is not None:
         run.resume(newest)
-        _say(f"resuming from {newest}: {run.step:,} of {len(run.plan):,} steps done, {run.where()}")
+        say(f"resuming from {newest}: {run.step:,} of {len(run.plan):,} steps done, {run.where()}")
     outcome = run.run()
-    if outcome.signal is not None:
-        _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")
-        return 128 + outcome.signal
-    _finish(run, run.folder, start)
-    return 0
+    if outcome.signal is None:
+        _finish(run, run.folder, start)
+    return outcome.exit_code()
 
 
 def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
@@ -110,18 +112,6 @@ def given_options(args: argparse.Namespace) -> list[tuple[str, str]]:
         if long and getattr(args, action.dest, action.default) != action.default:
             found.append((action.dest, long[0]))
     return found
-
-
-def _check(folder: Path, *, tensorboard: bool) -> None:
-    """Finds out before anything is loaded what would fail after it."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {folder} is a file; it must be a folder")
-    if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
-        raise ModuleNotFoundError(
-            f"fine-tuning needs {', '.join(missing)}: pip install 'fastbert-engine[train]'", name=missing[0]
-        )
-    if tensorboard:
-        summary_writer("--tensorboard is given", "leave it out")
 
 
 def _finish(run: Finetuning, folder: Path, start: str) -> None:
@@ -145,8 +135,8 @@ def _finish(run: Finetuning, folder: Path, start: str) -> None:
     write_report(report, metrics, evaluations)
     run.remove_checkpoints()
     for name, evaluation in evaluations.items():
-        _say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))
-    _say(f"the model of step {run.best_step:,} is in {folder}, its report in {report}")
+        say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))
+    say(f"the model of step {run.best_step:,} is in {folder}, its report in {report}")
 
 
 def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, seconds: float) -> dict[str, Any]:
@@ -177,16 +167,12 @@ def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, se
 def _say_data(recipe: Recipe) -> None:
     train, dev, test = (None if d is None else len(d.examples) for d in (recipe.train, recipe.dev, recipe.test))
     labels = f", {len(recipe.labels)} labels" if recipe.labels else ""
-    _say(f"{train:,} examples to train on, {dev:,} dev" + (f", {test:,} test" if test else "") + labels)
+    say(f"{train:,} examples to train on, {dev:,} dev" + (f", {test:,} test" if test else "") + labels)
     for data in (recipe.train, recipe.dev, recipe.test):
         if data is not None and data.truncated:
-            _say(
+            say(
                 f"{data.path}: {data.truncated:,} of {len(data.examples):,} examples are cut to "
                 f"{recipe.settings.max_length} tokens"
             )
         if data is not None and (warning := unknown_warning(str(data.path), *data.unknown(recipe.tokenizer))):
-            _say(warning)
-
-
-def _say(message: str) -> None:
-    print(f"fastbert: {message}", file=sys.stderr)
+            say(warning)

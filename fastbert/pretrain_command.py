@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from signal import Signals
 
 import torch
 
@@ -16,12 +14,14 @@ from fastbert.cli import device_of
 from fastbert.config import BertConfig
 from fastbert.hub import resolve_file
 from fastbert.model import BertPreTrainedModel
+from fastbert.progress import say
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes, join, local_rank
-from fastbert.training.loop import Outcome, Pretraining, open_checkpoints
+from fastbert.training.loop import Outcome, newest_checkpoint
 from fastbert.training.masking import Masking
 from fastbert.training.objective import MODELS, Objective
+from fastbert.training.pretraining import Pretraining
 from fastbert.training.settings import Settings, SettingsError, load_settings
 from fastbert.training.shards import Shards, read_index
 
@@ -69,11 +69,8 @@ def train(
     with join(device) as processes:
         outcome = _pretrain(settings, device, processes, begin or fresh_model, objective, resume=resume)
     if processes.first:
-        _say(f"step {outcome.step:,}, checkpoint {outcome.checkpoint}")
-    if outcome.signal is None:
-        return 0
-    _say(f"stopped by {Signals(outcome.signal).name} after step {outcome.step:,}; --resume goes on")
-    return 128 + outcome.signal
+        say(f"step {outcome.step:,}, checkpoint {outcome.checkpoint}")
+    return outcome.exit_code()
 
 
 def _pretrain(
@@ -85,13 +82,8 @@ def _pretrain(
     *,
     resume: bool,
 ) -> Outcome:
-    folder = Path(settings.output.folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output.folder {folder} is a file; it must be a folder")
-    newest = open_checkpoints(settings).newest()
+    newest = newest_checkpoint(Path(settings.output.folder), "output.folder", resume=resume)
     processes.wait()  # all have looked before one may write
-    if newest is not None and not resume:
-        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another output.folder")
     shards = Shards(settings.data.shards)
     tokenizer = shards.tokenizer
     if newest is None:
@@ -116,9 +108,9 @@ def _pretrain(
     if newest is not None:
         trainer.resume(newest)
         if processes.first:
-            _say(f"resuming from {newest}: {trainer.step:,} of {settings.training.steps:,} steps done")
+            say(f"resuming from {newest}: {trainer.step:,} of {settings.training.steps:,} steps done")
             if trainer.step >= settings.training.steps:
-                _say(
+                say(
                     f"the run is finished; more steps prolong it, as in --resume --set "
                     f"training.steps={2 * trainer.step} --set schedule.total_steps={2 * trainer.step}"
                 )
@@ -126,7 +118,7 @@ def _pretrain(
 
 
 def _heldout(settings: Settings, config: BertConfig, options: dict) -> Callable[[], Iterator[PretrainingBatch]] | None:
-    """Makes the same batches for each evaluation; None where there is no held-out text, or none is wanted."""
+    """Makes the same batches for each evaluation; None where there is no held-out text, or none is asked for."""
     folder = Path(settings.data.heldout or settings.data.shards)
     if not settings.data.heldout_batches or (
         settings.data.heldout is None and "held_out" not in read_index(folder)["splits"]
@@ -191,7 +183,3 @@ def _device(name: str | None) -> str:
     """The device that is asked for; of several GPUs, each of torchrun's processes takes its own."""
     number, device = local_rank(), device_of(name)
     return f"cuda:{number}" if device == "cuda" and number is not None else device
-
-
-def _say(message: str) -> None:
-    print(f"fastbert: {message}", file=sys.stderr)

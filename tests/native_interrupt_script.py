@@ -15,22 +15,23 @@ WIDTH, INNER, BEFORE = 256, 1024, 0.1
 
 def layer():
     def product(rows, columns):
-        return torch.randn(rows, columns) / columns**0.5, torch.randn(rows) / 10
+        return ops.Weight([torch.randn(rows, columns) / columns**0.5], [torch.randn(rows) / 10])
 
     norm = torch.ones(WIDTH), torch.zeros(WIDTH)
-    weights = (*product(3 * WIDTH, WIDTH), *product(WIDTH, WIDTH), *norm)
-    weights += (*product(INNER, WIDTH), *product(WIDTH, INNER), *norm)
-    return ops.LayerWeights(*weights, num_heads=4, activation="gelu", eps=1e-12, precision=None)
+    attention = product(3 * WIDTH, WIDTH), product(WIDTH, WIDTH), norm
+    feed_forward = product(INNER, WIDTH), product(WIDTH, INNER), norm
+    return ops.LayerWeights(*attention, *feed_forward, num_heads=4, activation="gelu", eps=1e-12, precision=None)
 
 
 # Also where SIGINT is ignored from the start, as in a shell's background jobs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 LAYER, X = layer(), torch.randn(2048, WIDTH)
+STACKS = {layers: ops.EncoderWeights([LAYER] * layers) for layers in (1, 10, 16, 200)}
 
 
 def encoder(layers, x=X):
     with torch.no_grad():
-        return native.encoder(x, [LAYER] * layers, torch.arange(0, len(x) + 1, 128, dtype=torch.int32), 128)
+        return native.encoder(x, STACKS[layers], torch.arange(0, len(x) + 1, 128, dtype=torch.int32), 128)
 
 
 def long_encoder():
@@ -43,14 +44,14 @@ def long_linear():
     """One product of 2,200 GFLOP, its weight packed."""
     x, weight = torch.randn(64, 65536), torch.randn(256, 65536)
     rows = x.as_strided((65536, 65536), (0, 1))
-    weight = torch.nn.Parameter(weight, requires_grad=False)
-    native.linear(rows[:1], weight, None)
-    return lambda: native.linear(rows, weight, None)
+    weight = ops.Weight([weight], [None])
+    native.linear(rows[:1], weight)
+    return lambda: native.linear(rows, weight)
 
 
 def long_linear_backward():
     """550 GFLOP, 34 in one piece."""
-    x, weight, dy = torch.ones(8192, 4096), torch.ones(4096, 4096), torch.ones(8192, 4096)
+    x, dy, weight = torch.ones(8192, 4096), torch.ones(8192, 4096), ops.Weight([torch.ones(4096, 4096)], [None])
     return lambda: native.linear_backward(dy, x, weight, None, None, (True, True, True))
 
 

@@ -18,6 +18,7 @@ import peers
 import pytest
 import torch
 import workload
+from accuracy import root_mean_square
 from peers import common
 from support import require_native
 
@@ -148,7 +149,7 @@ def test_limits_by_precision_and_by_whose_it_is(tiny):
     found, case = encoders.Encoders(tiny, CPU), make_case([5, 3])
     expected = found.gate(case, harness.Provider("x", None, "fp32"))
     assert expected.max_error == 1e-5 and expected.lengths == [5, 3]
-    size = harness.root_mean_square(expected.expected)
+    size = root_mean_square(expected.expected)
     limits = {
         (public, dtype): found.gate(case, harness.Provider("x", None, dtype, public=public)).rms_error / size
         for public in (True, False)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assert_accurate
+from support import assert_accurate, floors_of_rounding
 
 pytest.importorskip("triton")
 
@@ -83,10 +83,14 @@ def check(x, residual, weight, bias, *, dropout_p=0.0, seed=0):
     got, again = run(op, tensors, dy), run(op, tensors, dy)
     eager = run(lambda *t: naive(*t, multiplier), tensors, dy.to(got[0].dtype))
     rounded = dy.to(got[0].dtype).double()
-    exact = run(lambda *t: naive(*t, multiplier), [None if t is None else t.double() for t in tensors], rounded)
-    for name, *values in zip(("y", "dx", "dresidual", "dweight", "dbias"), got, eager, exact, again, strict=True):
+    truth = lambda wide: run(lambda *t: naive(*t, multiplier), wide[:-1], wide[-1])  # noqa: E731
+    wide = [None if t is None else t.double() for t in (*tensors, rounded)]
+    exact = truth(wide)
+    floors = floors_of_rounding(truth, wide, exact, got[0].dtype)
+    names = "y", "dx", "dresidual", "dweight", "dbias"
+    for name, *values, floor in zip(names, got, eager, exact, again, floors, strict=True):
         if values[0] is not None:
-            assert_accurate(*values[:3], name)
+            assert_accurate(*values[:3], name, floor)
             assert torch.equal(values[0], values[3]), f"{name} differs on a repeat"
     with torch.no_grad():
         assert torch.equal(op(*tensors), got[0]), "without a gradient it is another"

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 import tune_attention
-from support import assert_accurate
+from support import TINY, assert_accurate
 from triton_support import (
     ALL_DTYPES,
     DEVICE,
@@ -27,7 +27,8 @@ from triton_support import (
     runs,
 )
 
-import fastbert.ops
+import fastbert
+from fastbert import ops
 from fastbert.kernels import attention, attention_backward, configs, dropout, schedule
 
 LENGTHS = [33, 0, 1, 20]
@@ -309,24 +310,22 @@ def test_layers_share_a_schedule(monkeypatch):
         return len(made)
 
     cu_seqlens = cu_seqlens_of(LENGTHS)
-    kept = op._schedules.get()._kept
-    entries = len(kept)
-    assert layers(cu_seqlens) == 1
-    assert layers(cu_seqlens) == 0
-    assert len(kept) == entries + 1
-    cu_seqlens.copy_(cu_seqlens_of([20, 1, 33, 0]))
-    assert layers(cu_seqlens) == 1, "it was written, so its schedule must be made anew"
-    with torch.inference_mode():
-        inference = cu_seqlens.clone()
-        assert layers(inference) == 3, "nobody can say whether an inference tensor was written"
-        with op.shared_schedules():
-            assert layers(inference) == 1
-    monkeypatch.setattr(op, "_capturing", lambda x: True)
-    assert layers(cu_seqlens) == 3, "a graph must not hold a table from outside it"
+    assert layers(cu_seqlens) == 3
     with op.shared_schedules():
         assert layers(cu_seqlens) == 1
-    del cu_seqlens
-    assert len(kept) == entries
+        assert layers(cu_seqlens) == 0
+        assert layers(cu_seqlens_of([20, 1, 33, 0])) == 1
+    assert layers(cu_seqlens) == 3, "a schedule outlived the run through the layers"
+
+
+def test_a_model_shares_one_schedule_among_its_layers(monkeypatch):
+    """In training too, where each layer is run by itself."""
+    model = fastbert.BertModel(fastbert.BertConfig(**TINY))
+    seen = []
+    monkeypatch.setattr(op, "attention", lambda qkv, *args, **kwargs: seen.append(op._shared.get()) or qkv[:, 0])
+    monkeypatch.setattr(ops, "attention", op.attention)
+    model(torch.ones(2, 5, dtype=torch.long))
+    assert len(seen) == TINY["num_hidden_layers"] and seen[0] is not None and len(set(map(id, seen))) == 1
 
 
 @pytest.mark.parametrize(

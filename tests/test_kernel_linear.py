@@ -155,7 +155,10 @@ def test_activation(activation, dtype, monkeypatch):
     monkeypatch.setattr(architecture, "multiprocessors", lambda device: 4)
     z = torch.linspace(-12, 12, 300 * 131).view(131, 300).T.contiguous().to(DEVICE, dtype)  # columns are local
     y = kernels.activation_fwd(z, activation)
-    assert_accurate(y, reference.ACTIVATIONS[activation](z), reference.ACTIVATIONS[activation](z.double()))
+    # tanh is 1 - 2 / (1 + exp(2 z)): two terms up to 2, each rounded once, before they cancel.
+    unit = torch.finfo(torch.float32).eps / 2 if activation == "tanh" and dtype == torch.float32 else 0.0
+    exact = reference.ACTIVATIONS[activation](z.double())
+    assert_accurate(y, reference.ACTIVATIONS[activation](z), exact, "y", (2 * unit, unit))
     in_place = z.clone()
     assert kernels.activation_fwd(in_place, activation, in_place) is in_place and torch.equal(in_place, y)
 
@@ -164,7 +167,8 @@ def test_activation(activation, dtype, monkeypatch):
     exact = derivative(z.double(), dy.double(), activation)
     theirs = derivative(z, dy, activation)
     assert configs.activation_backward(*z.shape, 4).splits > 1
-    assert_accurate(dz, theirs, exact, "dz")
+    slope = 4 * unit * float(dy.abs().max())  # dz is dy (1 - tanh^2)
+    assert_accurate(dz, theirs, exact, "dz", (slope, slope / 2))
     assert_accurate(sums, theirs.sum(0), exact.sum(0), "sums")
     without, none = kernels.activation_bwd(dy, z, activation, sums=False)
     assert none is None and torch.equal(without, dz)
@@ -215,7 +219,10 @@ def test_column_sum(M, dtype, monkeypatch):
     x = draw(M, 63).to(dtype)
     assert_accurate(kernels.column_sum(x), x.sum(0), x.double().sum(0))
     expanded = draw(1, 63).to(dtype).expand(M, 63)
-    assert_accurate(kernels.column_sum(expanded), expanded.sum(0), expanded.double().sum(0))
+    exact = expanded.double().sum(0)
+    # Equal numbers round the same way at each addition of a program's chain of 16 rows; eager adds in pairs.
+    chain = 16 * torch.finfo(torch.float32).eps / 2 * float(exact.abs().max())
+    assert_accurate(kernels.column_sum(expanded), expanded.sum(0), exact, "expanded", (chain, chain / 2))
 
 
 @pytest.fixture(params=["cublas", "fused"])
@@ -230,12 +237,16 @@ def each_way(request, monkeypatch):
     assert bool(launched) == (request.param == "fused")
 
 
+def by_triton(x, weight, bias, activation):
+    return _triton(x, ops.Weight([weight], [bias]), activation=activation, precision=None)
+
+
 @runs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", NAMES)
 def test_op(each_way, activation, dtype):
     """Forward and every gradient, with and without autograd."""
-    run = lambda x, weight, bias, activation: _triton(x, weight, bias, activation=activation, precision=None)  # noqa: E731
+    run = by_triton
     for M in (1, 33):
         inputs = dict(zip(("x", "weight", "bias"), operands(M, 48, 72), strict=True))
         assert_op_accurate(run, eager, inputs, dtype, activation=activation)
@@ -248,9 +259,9 @@ def test_op_without_bias_and_with_an_expanded_gradient():
     x, weight, _ = operands(7, 16, 24)
     for activation in (None, "gelu"):
         grads = []
-        for run in (_triton, reference.linear):
+        for run in (by_triton, reference.linear):
             leaves = [t.clone().requires_grad_() for t in (x, weight)]
-            y = run(*leaves, None, activation=activation, precision=None)
+            y = run(*leaves, None, activation=activation)
             grads.append(torch.autograd.grad(y.sum(), leaves, retain_graph=True))
             grads.append(torch.autograd.grad(y.T.contiguous().T.sum(), leaves))
         for got, wanted in zip(grads[:2], grads[2:], strict=True):
@@ -263,7 +274,7 @@ def test_op_keeps_and_computes_what_is_wanted(wanted):
     kept = []
     leaves = [t.requires_grad_(want) for t, want in zip(operands(7, 16, 24), wanted, strict=True)]
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = _triton(*leaves, activation="gelu", precision=None)
+        y = by_triton(*leaves, activation="gelu")
     sizes = {(7, 24)} | ({(7, 16)} if wanted[1] else set()) | ({(24, 16)} if wanted[0] else set())
     assert {tuple(t.shape) for t in kept if t.dim() > 1} == sizes  # the bias lives anyway
     (got,) = torch.autograd.grad(y.sum(), [t for t, want in zip(leaves, wanted, strict=True) if want])
@@ -292,8 +303,9 @@ def test_feed_forward(each_way, recompute, dtype, monkeypatch):
 
 def test_what_it_refuses():
     x, weight, bias = torch.zeros(2, 4), torch.zeros(4, 4), torch.zeros(4)
-    assert "not on cpu" in _supports_triton(x, weight, bias)
-    assert "not on cpu" in _supports_triton(x, weight, bias, precision="int8")
+    weight = ops.Weight([weight], [bias])
+    assert "not on cpu" in _supports_triton(x, weight)
+    assert "not on cpu" in _supports_triton(x, weight, precision="int8")
 
 
 def test_the_table(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
 LEAVES = {
     "files",
+    "progress",
+    "journal",
     "unknown_tokens",
     "json_files",
     "hub",
@@ -39,6 +41,8 @@ MAY_IMPORT = {
     "kernels": set(),
     "native": {"_C", "weight"},
     "files": set(),
+    "progress": set(),
+    "journal": {"files"},
     "unknown_tokens": set(),
     "garbage": set(),
     "json_files": set(),

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from support import ISAS, force_isa, require_native
+from support import ISAS, assert_accurate, force_isa, require_native
 
 from fastbert import native
 from fastbert.native import extension
@@ -35,15 +35,8 @@ def eager(x, residual, weight, bias, eps=EPS):
     return F.layer_norm(x if residual is None else x + residual, weight.shape, weight, bias, eps)
 
 
-def check_accuracy(actual, x, residual, weight, bias):
-    """An error at most twice eager PyTorch's, and two roundings, in max and in RMS."""
-    want = exact(x, residual, weight, bias)
-    error, allowed = actual.double() - want, eager(x, residual, weight, bias).double() - want
-    unit = torch.finfo(x.dtype).eps / 2  # the most that one rounding adds, relative
-    rms = lambda t: t.square().mean().sqrt()  # noqa: E731
-    assert actual.dtype == x.dtype and actual.shape == x.shape and actual.isfinite().all()
-    assert error.abs().max() <= 2 * allowed.abs().max() + 2 * unit * want.abs().max()
-    assert rms(error) <= 2 * rms(allowed) + 2 * unit * rms(want)
+def check_accuracy(actual, *inputs):
+    assert_accurate(actual, eager(*inputs), exact(*inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -13,18 +13,16 @@ LENGTHS = {"op by op": [5, 0, 1, 33], "in blocks": [130, 1, 77, 0, 200, 64]}
 
 
 def make_layers(width, inner, heads, dtype, precision=None, count=2, activation="gelu"):
-    def weight(rows, columns):
-        return (torch.randn(rows, columns) / columns**0.5).to(dtype)
+    def product(rows, columns):
+        return ops.Weight([(torch.randn(rows, columns) / columns**0.5).to(dtype)], [vector(rows)])
 
     def vector(size, mean=0.0):
         return (mean + 0.1 * torch.randn(size)).to(dtype)
 
     return [
         ops.LayerWeights(
-            *(weight(3 * width, width), vector(3 * width), weight(width, width), vector(width)),
-            *(vector(width, 1.0), vector(width)),
-            *(weight(inner, width), vector(inner), weight(width, inner), vector(width)),
-            *(vector(width, 1.0), vector(width)),
+            *(product(3 * width, width), product(width, width), (vector(width, 1.0), vector(width))),
+            *(product(inner, width), product(width, inner), (vector(width, 1.0), vector(width))),
             num_heads=heads,
             activation=activation,
             eps=1e-12,
@@ -35,7 +33,19 @@ def make_layers(width, inner, heads, dtype, precision=None, count=2, activation=
 
 
 def cast(layers, dtype):
-    return [w._replace(**{n: t.to(dtype) for n, t in w._asdict().items() if torch.is_tensor(t)}) for w in layers]
+    def to(part):
+        if isinstance(part, ops.Weight):
+            return ops.Weight(to(part.weights), to(part.biases))
+        if isinstance(part, tuple):
+            return tuple(map(to, part))
+        return part.to(dtype) if torch.is_tensor(part) else part
+
+    return [ops.LayerWeights(*map(to, w)) for w in layers]
+
+
+def run(x, layers, cu_seqlens, longest):
+    """The C++ encoder of layers that no plan owns: packed for this call."""
+    return native.encoder(x, ops.EncoderWeights(layers), cu_seqlens, longest)
 
 
 def inputs(kind, width, dtype):
@@ -55,7 +65,7 @@ def two_threads_and_poison():
 
 def by_reference(x, layers, *rest):
     with use_backend("reference"):
-        return ops.encoder(x, layers, *rest)
+        return ops.encoder(x, ops.EncoderWeights(layers), *rest)
 
 
 @pytest.mark.parametrize("kind", LENGTHS)
@@ -64,7 +74,7 @@ def by_reference(x, layers, *rest):
 def test_accuracy(isa, width, inner, heads, dtype, kind):
     layers, given = make_layers(width, inner, heads, dtype), inputs(kind, width, dtype)
     exact = by_reference(given[0].double(), cast(layers, torch.float64), *given[1:])
-    assert_accurate(native.encoder(given[0], layers, *given[1:]), by_reference(given[0], layers, *given[1:]), exact)
+    assert_accurate(run(given[0], layers, *given[1:]), by_reference(given[0], layers, *given[1:]), exact)
 
 
 @pytest.mark.parametrize("kind", LENGTHS)
@@ -86,16 +96,16 @@ def test_same_bits_as_the_ops_it_is_made_of(isa, dtype, precision, kind):
     before = given[0].clone()
     x = given[0]
     for w in layers:
-        qkv = native.linear(x, w.qkv_weight, w.qkv_bias, precision=precision).unflatten(1, (3, w.num_heads, -1))
+        qkv = native.linear(x, w.qkv, precision=precision).unflatten(1, (3, w.num_heads, -1))
         context = native.attention(qkv, *given[1:]).flatten(1)
-        y = native.linear(context, w.attention_weight, w.attention_bias, precision=precision)
-        x = native.add_layer_norm(y, x, w.attention_norm_weight, w.attention_norm_bias, eps=w.eps)
-        y = native.linear(x, w.up_weight, w.up_bias, activation=w.activation, precision=precision)
-        y = native.linear(y, w.down_weight, w.down_bias, precision=precision)
-        x = native.add_layer_norm(y, x, w.norm_weight, w.norm_bias, eps=w.eps)
+        y = native.linear(context, w.out, precision=precision)
+        x = native.add_layer_norm(y, x, *w.out_norm, eps=w.eps)
+        y = native.linear(x, w.up, activation=w.activation, precision=precision)
+        y = native.linear(y, w.down, precision=precision)
+        x = native.add_layer_norm(y, x, *w.norm, eps=w.eps)
     for threads in (2, 1, 3):
         torch.set_num_threads(threads)
-        assert torch.equal(native.encoder(given[0], layers, *given[1:]), x), threads
+        assert torch.equal(run(given[0], layers, *given[1:]), x), threads
     assert torch.equal(given[0], before)
 
 
@@ -103,62 +113,66 @@ def test_a_row_does_not_depend_on_its_batch_mates():
     require_native()
     layers = make_layers(64, 128, 2, torch.float32, "int8")
     x, cu_seqlens, longest = inputs("in blocks", 64, torch.float32)
-    together = native.encoder(x, layers, cu_seqlens, longest)
+    together = run(x, layers, cu_seqlens, longest)
     for first, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
-        alone = native.encoder(x[first:end], layers, torch.tensor([0, end - first]).int(), end - first)
+        alone = run(x[first:end], layers, torch.tensor([0, end - first]).int(), end - first)
         assert torch.equal(alone, together[first:end])
 
 
 def test_threads_may_run_one_model_at_once():
-    """Each Python thread in its own memory; one of them changes a weight back and forth meanwhile for another model."""
+    """Each Python thread in its own memory; one of them drops the packed weights of another model meanwhile."""
     require_native()
-    layers, given = make_layers(64, 128, 2, torch.float32), inputs("in blocks", 64, torch.float32)
-    expected = native.encoder(given[0], layers, *given[1:])
-    other = make_layers(64, 128, 2, torch.float32)
+    given = inputs("in blocks", 64, torch.float32)
+    weights, other = (ops.EncoderWeights(make_layers(64, 128, 2, torch.float32)) for _ in range(2))
+    expected = native.encoder(given[0], weights, *given[1:])
 
-    def run(i):
+    def call(i):
         if i % 4 == 0:
-            other[0].up_weight.mul_(1.0)  # another version: packed again
+            other.layers[0].up.forms.clear()
+            other.forms.clear()
             native.encoder(given[0], other, *given[1:])
-        return torch.equal(native.encoder(given[0], layers, *given[1:]), expected)
+        return torch.equal(native.encoder(given[0], weights, *given[1:]), expected)
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(run, range(40)))
+        assert all(pool.map(call, range(40)))
 
 
-def test_changed_weights_are_seen():
+def test_weights_are_packed_once_and_again_when_dropped():
     require_native()
     layers, given = make_layers(64, 128, 2, torch.float32), inputs("op by op", 64, torch.float32)
-    first = native.encoder(given[0], layers, *given[1:])
-    for change in (
-        lambda: layers[1].down_weight.mul_(2),
-        lambda: layers[0].qkv_bias.data.add_(1),
-        lambda: layers[1].norm_weight.add_(1),
-        lambda: layers.reverse(),
-    ):
-        change()
-        second = native.encoder(given[0], layers, *given[1:])
-        torch.testing.assert_close(second, by_reference(given[0], layers, *given[1:]), rtol=1e-4, atol=1e-4)
-        assert not torch.equal(first, second)
-        first = second
+    weights = ops.EncoderWeights(layers)
+    first = native.encoder(given[0], weights, *given[1:])
+    packed = dict(layers[1].down.forms)
+    layers[1].down.weights[0].mul_(2)
+    assert torch.equal(native.encoder(given[0], weights, *given[1:]), first)
+    assert all(layers[1].down.forms[key] is form for key, form in packed.items())
+    layers[1].down.forms.clear()
+    weights.forms.clear()
+    second = native.encoder(given[0], weights, *given[1:])
+    torch.testing.assert_close(second, by_reference(given[0], layers, *given[1:]), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(first, second)
 
 
 def test_reasons():
     require_native()
     x, cu_seqlens, longest = inputs("op by op", 64, torch.float32)
     layers = make_layers(64, 128, 2, torch.float32)
-    assert native.supports_encoder(x, layers, cu_seqlens, longest) is None
-    mixed = [layers[0], layers[1]._replace(precision="int8")]
-    assert native.supports_encoder(x, mixed, cu_seqlens, longest) == "layers that differ in precision"
+
+    def reason(x, layers, offsets=cu_seqlens):
+        return native.supports_encoder(x, ops.EncoderWeights(layers), offsets, longest)
+
+    assert reason(x, layers) is None
+    assert reason(x, [layers[0], layers[1]._replace(precision="int8")]) == "layers that differ in precision"
     with torch.enable_grad():
-        grown = [w._replace(up_weight=w.up_weight.clone().requires_grad_()) for w in layers]
-        assert "no backward" in native.supports_encoder(x, grown, cu_seqlens, longest)
-    assert native.supports_encoder(x[:, :6].contiguous(), layers, cu_seqlens, longest) == "width 6 with 2 heads"
-    assert native.supports_encoder(x[:, :6], layers, cu_seqlens, longest) == "x not contiguous"
+        up = layers[0].up
+        grown = ops.Weight([up.weights[0].clone().requires_grad_()], up.biases)
+        assert "no backward" in reason(x, [layers[0]._replace(up=grown)])
+    assert reason(x[:, :6].contiguous(), layers) == "width 6 with 2 heads"
+    assert reason(x[:, :6], layers) == "x not contiguous"
     for offsets in (cu_seqlens.long(), cu_seqlens[None], cu_seqlens[:0], cu_seqlens.repeat_interleave(2)[::2]):
-        assert native.supports_encoder(x, layers, offsets, longest).startswith("attention: cu_seqlens is no")
+        assert reason(x, layers, offsets).startswith("attention: cu_seqlens is no")
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of tokens, 39"):
-        native.encoder(x, layers, torch.tensor([0, 40]).int(), 40)
+        run(x, layers, torch.tensor([0, 40]).int(), 40)
 
 
 def test_numbers_that_would_crash_are_refused():
@@ -174,11 +188,11 @@ def test_offsets_that_leave_out_tokens_or_lead_out_of_them(offsets):
     require_native()
     layers, x = make_layers(64, 144, 2, torch.float32), torch.randn(20, 64)
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of tokens, 20"):
-        native.encoder(x, layers, torch.tensor(offsets, dtype=torch.int32), 20)
+        run(x, layers, torch.tensor(offsets, dtype=torch.int32), 20)
 
 
 def test_no_token():
     require_native()
     layers = make_layers(64, 144, 2, torch.float32)
     for offsets in ([0], [0, 0, 0]):
-        assert native.encoder(torch.empty(0, 64), layers, torch.tensor(offsets).int(), 0).shape == (0, 64)
+        assert run(torch.empty(0, 64), layers, torch.tensor(offsets).int(), 0).shape == (0, 64)

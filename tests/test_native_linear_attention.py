@@ -1,6 +1,5 @@
 """The C++ linear and attention: every instruction set this machine has, by the accuracy contract."""
 
-import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -73,61 +72,37 @@ def test_linear_strides_and_neighbours(isa, dtype):
     expected = native.linear(wide[::2, 20:120].contiguous(), weight[:, 40:140].contiguous(), bias)
     assert torch.equal(native.linear(wide[::2, 20:120], weight[:, 40:140], bias), expected)
     out = torch.full((5, 60), float("nan"), dtype=dtype)
-    code, packed = extension.CPU_DTYPES[dtype], packed_weights.packed(weight[:, 40:140].contiguous(), bias)
+    owner = ops.Weight([weight[:, 40:140]], [bias])
+    code, packed = extension.CPU_DTYPES[dtype], packed_weights.packed(owner)
     x = wide[::2, 20:120]
     pointers = (x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), 60)
     extension.C.linear_cpu(code, 0, 5, 50, 100, *pointers, 0, extension.chosen_isa()[1], 1)
     assert torch.equal(out[:, :50], expected) and out[:, 50:].isnan().all()
 
 
-def test_packed_weights_follow_changes_and_die_with_the_weight():
-    require_native()
-    gc.collect()  # models of other tests
-    before = native.packed_bytes()
-    holder = [torch.nn.Parameter(torch.randn(40, 64))]
-    _follow_changes(holder[0])
-    assert native.packed_bytes() > before
-    holder.clear()
-    gc.collect()
-    assert native.packed_bytes() == before
+def test_row_blocks_are_packed_as_their_concatenation(isa):
+    """Whether or not they fill the panels of the instruction set."""
+    x = torch.randn(9, 64)
+    for rows in ((96, 96, 96), (20, 33, 7)):
+        weights, biases = [torch.randn(n, 64) for n in rows], [torch.randn(n) for n in rows]
+        stacked = native.linear(x, torch.cat(weights), torch.cat(biases))
+        assert torch.equal(native.linear(x, ops.Weight(weights, biases)), stacked)
 
 
 def test_threads_may_pack_one_weight_at_once():
-    """Each call keeps the packed weight that it reads, whatever the others do meanwhile."""
+    """Each call holds the packed weight that it reads, whatever the others do meanwhile."""
     require_native()
-    weights = [torch.nn.Parameter(torch.randn(300, 256), requires_grad=False) for _ in range(8)]
+    weights = [ops.Weight([torch.randn(300, 256)], [None]) for _ in range(8)]
     x = torch.randn(64, 256)
-    expected = [reference.linear(x, w) for w in weights]
+    expected = [reference.linear(x, *w.stacked()) for w in weights]
 
     def run(i):
-        packed_weights._kept.pop((id(weights[i % 8]), None), None)  # as if it had changed
+        weights[i % 8].forms.clear()  # as if it had changed
         return i % 8, native.linear(x, weights[i % 8])
 
     with ThreadPoolExecutor(8) as pool:
         for i, got in pool.map(run, range(400)):
             torch.testing.assert_close(got, expected[i], rtol=1e-4, atol=1e-4)
-
-
-def _follow_changes(weight):
-    x = torch.randn(3, 64)
-    changes = {
-        "in place": lambda: weight.mul_(2),
-        "through .data": lambda: weight.data.add_(1),
-        "another tensor as .data": lambda: setattr(weight, "data", torch.randn(40, 64)),
-        "bias in place": lambda: bias.mul_(3),
-    }
-    bias = torch.randn(40)
-    with torch.no_grad():
-        for name, change in changes.items():
-            native.linear(x, weight, bias)
-            change()
-            torch.testing.assert_close(
-                native.linear(x, weight, bias), reference.linear(x, weight, bias), msg=lambda m, n=name: f"{n}: {m}"
-            )
-    entry = packed_weights._kept[id(weight), None]
-    with torch.no_grad():
-        native.linear(x, weight, bias)
-    assert packed_weights._kept[id(weight), None][2] is entry[2], "packed again without a change"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

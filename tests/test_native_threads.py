@@ -12,7 +12,7 @@ from support import TINY, require_native, tokens
 
 import fastbert
 from fastbert import BertConfig, BertForMaskedLM, native, ops
-from fastbert.native import packed_weights
+from fastbert.model.plan import forget_forms
 
 WORKERS, ROUNDS = 4, 6
 
@@ -50,6 +50,7 @@ def all_at_once(call, prepare=lambda: None):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_ops(threads, dtype):
     weight, bias = torch.randn(200, 64).to(dtype), torch.randn(200).to(dtype)
+    whole, part = ops.Weight([weight], [bias]), ops.Weight([weight[:192]], [None])
     table, vector = torch.randn(50, 64).to(dtype), torch.randn(64).to(dtype)
     inputs = [torch.randn(rows, 64).to(dtype) for rows in (1, 30, 129, 400)]
 
@@ -58,13 +59,17 @@ def test_the_ops(threads, dtype):
             x, cu_seqlens = inputs[i], torch.tensor([0, len(inputs[i]) // 2, len(inputs[i])], dtype=torch.int32)
             ids = torch.arange(len(x)) % 50
             return (
-                ops.linear(x, weight, bias, activation="gelu"),
-                ops.attention(ops.linear(x, weight[:192]).view(-1, 3, 2, 32), cu_seqlens, len(x)),
+                ops.linear(x, whole, activation="gelu"),
+                ops.attention(ops.linear(x, part).view(-1, 3, 2, 32), cu_seqlens, len(x)),
                 ops.add_layer_norm(x, x, vector, vector, eps=1e-12),
                 ops.embed_layer_norm(ids, ids, ids, table, table, table, vector, vector, eps=1e-12),
             )
 
-    all_at_once(call, prepare=packed_weights._kept.clear)
+    def forget():
+        whole.forms.clear()
+        part.forms.clear()
+
+    all_at_once(call, prepare=forget)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -77,7 +82,7 @@ def test_one_model(threads, dtype):
         with torch.no_grad():
             return (model(inputs[i]).logits,)
 
-    all_at_once(call, prepare=packed_weights._kept.clear)
+    all_at_once(call, prepare=lambda: forget_forms(model.bert))
 
 
 def test_gradients_of_one_model(threads):
@@ -93,9 +98,13 @@ def test_gradients_of_one_model(threads):
 
 
 def test_packed_weights_are_kept_once(threads):
-    weights = [torch.randn(300, 64) for _ in range(4)]
+    weights = [ops.Weight([torch.randn(300, 64)], [None]) for _ in range(4)]
     x = torch.randn(50, 64)
+
+    def forget():
+        for weight in weights:
+            weight.forms.clear()
+
     with torch.no_grad():
-        all_at_once(lambda i: [native.linear(x, w) for w in weights[i:] + weights[:i]], packed_weights._kept.clear)
-    kept = [packed_weights._kept[id(w), None][2] for w in weights]
-    assert len({buffer.data_ptr() for buffer in kept}) == 4
+        all_at_once(lambda i: [native.linear(x, w) for w in weights[i:] + weights[:i]], forget)
+    assert [len(weight.forms) for weight in weights] == [1] * 4

@@ -1,6 +1,6 @@
 """The C++ backward passes: every instruction set this machine has, by the accuracy contract; what they must not do."""
 
-import gc
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +23,8 @@ def native_and_poisoned(monkeypatch):
 
     def poisoned_workspace(*parts):
         memory, found = real_workspace(*parts)
-        memory.fill_(255)  # NaN in every dtype
+        with torch.inference_mode():  # where it may have been made
+            memory.fill_(255)  # NaN in every dtype
         return memory, found
 
     for module in (linear_gradient, add_layer_norm_gradient):
@@ -92,18 +93,9 @@ def test_attention(isa, heads, width, dtype):
     ops.attention(dirty, torch.tensor([0, 300]).int(), 300).sum().backward()  # leaves NaN in the threads' memory
     qkv = torch.randn(int(cu_seqlens[-1]), 3, heads, width)
     for scale in (None, 0.2):
-        kwargs = {"cu_seqlens": cu_seqlens, "scale": scale}
-        got, again, eager, exact = (
-            gradients(lambda qkv, f=f: f(qkv, **kwargs), d, {"qkv": qkv})  # noqa: B023
-            for f, d in (
-                *[(lambda qkv, **k: ops.attention(qkv, max_seqlen=130, **k), dtype)] * 2,
-                (naive_attention, dtype),
-                (naive_attention, torch.float64),
-            )
-        )
-        for name, *values in zip(("out", "dqkv"), got, eager, exact, strict=True):
-            assert_accurate(*values, name)
-        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+        attention = partial(ops.attention, cu_seqlens=cu_seqlens, max_seqlen=130, scale=scale)
+        naive = partial(naive_attention, cu_seqlens=cu_seqlens, scale=scale)
+        assert_op_accurate(attention, naive, {"qkv": qkv}, dtype)
 
 
 def dropped_linear(dropout_p):
@@ -278,7 +270,8 @@ def called(monkeypatch):
                 names.append(name)
             return value
 
-    monkeypatch.setattr(linear_gradient, "C", Spy())
+    for module in (linear_gradient, packed_weights):
+        monkeypatch.setattr(module, "C", Spy())
     return names
 
 
@@ -286,9 +279,11 @@ def test_nothing_is_done_for_what_needs_no_gradient(called):
     x, weight, bias = torch.randn(5, 8), torch.randn(4, 8), torch.randn(4)
     norm = torch.ones(8)
 
-    def run(call, *wanted):
+    owner = ops.Weight([weight], [bias])
+
+    def run(call, *wanted, owned=False):
         leaves = [t.requires_grad_(w) for t, w in zip((x, weight, bias), wanted, strict=True)]
-        out = call(*leaves)
+        out = call(x, owner) if owned else call(*leaves)
         called.clear()
         out.sum().backward()
         assert [t.grad is not None for t in leaves] == list(wanted)
@@ -296,11 +291,10 @@ def test_nothing_is_done_for_what_needs_no_gradient(called):
             t.grad = None
         return set(called)
 
-    assert run(ops.linear, True, False, False) == {"pack_transposed_cpu", "linear_cpu"}
-    assert run(ops.linear, True, False, False) == {"linear_cpu"}, "the frozen weight is packed again"
-    both = {"activation_backward_cpu", "pack_transposed_cpu", "weight_gradient_cpu"}
-    assert run(ops.linear, False, True, False) == both
-    assert run(ops.linear, False, False, True) == {"activation_backward_cpu", "sum_partials_cpu"}
+    for owned in (False, True):
+        assert run(ops.linear, True, False, False, owned=owned) == {"pack_transposed_cpu", "linear_backward_cpu"}
+    assert run(ops.linear, True, False, False, owned=True) == {"linear_backward_cpu"}, "packed again"
+    assert run(ops.linear, False, True, False) == run(ops.linear, False, False, True) == {"linear_backward_cpu"}
     for wanted in ((True, False, False), (False, True, False), (False, True, True)):
         expected = gradients(
             lambda x, residual, w: reference.add_layer_norm(x, residual, w, norm.double(), eps=1e-5),
@@ -325,7 +319,7 @@ def test_a_packed_transpose_is_the_packed_transpose(isa, dtype):
         size = extension.C.packed_weight_bytes(code, 0, columns, rows, number)
         got, expected = torch.empty(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
         extension.C.pack_transposed_cpu(
-            *(code, columns, rows, source.data_ptr(), rows, source.stride(0), got.data_ptr(), number, 1)
+            *(code, columns, rows, source.data_ptr(), rows, source.stride(0), got.data_ptr(), 0, rows, number, 1)
         )
         extension.C.pack_weight_cpu(
             *(code, 0, columns, rows, turned.data_ptr(), rows, 0, expected.data_ptr(), number, 1)
@@ -333,23 +327,24 @@ def test_a_packed_transpose_is_the_packed_transpose(isa, dtype):
         assert torch.equal(got, expected)
 
 
-def test_packed_transposes_follow_the_weight_and_die_with_it():
-    gc.collect()  # models of other tests
-    before = native.packed_bytes()
-    x, weight = torch.randn(3, 64, requires_grad=True), torch.nn.Parameter(torch.randn(40, 64))
-    for change in (lambda w: None, lambda w: w.mul_(2), lambda w: w.data.add_(1)):
-        with torch.no_grad():
-            change(weight)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocks", [(64, 64, 64), (96, 30, 6), (33, 7, 20)], ids=str)
+def test_row_blocks_are_transposed_as_their_concatenation(isa, blocks, dtype):
+    weights = [torch.randn(rows, 50).to(dtype) for rows in blocks]
+    inner = sum(blocks) + sum(blocks) % 2
+    several = packed_weights.packed_transpose(ops.Weight(weights, [None] * 3), inner)
+    one = packed_weights.packed_transpose(ops.Weight([torch.cat(weights)], [None]), inner)
+    assert torch.equal(several, one)
+
+
+def test_the_packed_transpose_is_a_form_of_the_weight():
+    parameter = torch.nn.Parameter(torch.randn(40, 64))
+    x, weight = torch.randn(3, 64, requires_grad=True), ops.Weight([parameter], [None])
+    for _ in range(2):
         (dx,) = torch.autograd.grad(ops.linear(x, weight).sum(), x)
-        torch.testing.assert_close(dx, weight.detach().sum(0).expand(3, 64))
-    assert len(packed_weights._transposes) and native.packed_bytes() > before
-    del weight, dx
-    gc.collect()
-    assert native.packed_bytes() == before
-    for _ in range(3):  # a weight that is made anew at each step
-        ops.linear(x, torch.cat([torch.randn(8, 64, requires_grad=True)] * 2)).sum().backward()
-    gc.collect()
-    assert native.packed_bytes() == before
+        torch.testing.assert_close(dx, parameter.detach().sum(0).expand(3, 64))
+    assert len(weight.forms) == 2
+    assert weight.nbytes() >= 2 * parameter.nbytes
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -397,8 +392,7 @@ def test_compiled_training_is_left_to_the_compiler():
 
 
 def test_a_call_in_the_middle_of_another_one_has_memory_of_its_own(monkeypatch):
-    """As a signal's handler makes it: between two steps of linear's backward, whose chunks share a workspace."""
-    monkeypatch.setattr(linear_gradient, "_CHUNK_WORDS", 16)
+    """As a signal's handler makes it: within linear's backward, whose chunks share a workspace."""
     real, middle = linear_gradient.C, []
 
     def backward(rows):
@@ -409,12 +403,12 @@ def test_a_call_in_the_middle_of_another_one_has_memory_of_its_own(monkeypatch):
         if not middle:
             middle.append(None)
             middle[0] = other()
-        return real.pack_transposed_cpu(*args)
+        return real.linear_backward_cpu(*args)
 
     call, other = backward(100), backward(90)
     expected, expected_other = call(), other()
     names = {name: getattr(real, name) for name in dir(real) if not name.startswith("_")}
-    monkeypatch.setattr(linear_gradient, "C", SimpleNamespace(**{**names, "pack_transposed_cpu": interrupted}))
+    monkeypatch.setattr(linear_gradient, "C", SimpleNamespace(**{**names, "linear_backward_cpu": interrupted}))
     for got, wanted in ((call(), expected), (middle[0], expected_other)):
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 

@@ -289,3 +289,11 @@ def test_a_model_goes_without_the_garbage_collector():
         assert not any(p() is not None for p in gone)
     finally:
         gc.enable()
+
+
+def test_explain_prints_after_how_many_calls_a_write_is_seen(model):
+    model(IDS)
+    with torch.no_grad():
+        model(IDS)
+    calls = remembered(model).checksums.calls_until_seen()
+    assert f"are seen after at most {calls} calls" in str(fastbert.explain(model))

@@ -364,8 +364,8 @@ def test_a_task_goes_on_bit_for_bit_with_its_projections(tmp_path):
     whole.run()
     train = part._train
 
-    def stop(batches):
-        train(batches)
+    def stop(*args):
+        train(*args)
         if part.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -392,7 +392,7 @@ def test_a_task_goes_on_bit_for_bit_with_its_projections(tmp_path):
     ("values", "message"),
     [
         ({"temperature": 0}, "distillation.temperature is 0.0; it must be above 0"),
-        ({"alpha": 1.5}, "distillation.alpha is 1.5; it must be at most 1"),
+        ({"alpha": 1.5}, "distillation.alpha is 1.5; it must be at least 0 and at most 1"),
         ({"relations": ["qz"]}, "distillation.relations holds 'qz'; a relation is one of qq, qk, qv, kq, kk"),
         ({"relations": []}, "distillation.relations is empty"),
         ({"layers": [0, "1"]}, "distillation.layers[1] is '1'; it must be a whole number"),

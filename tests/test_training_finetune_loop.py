@@ -15,6 +15,8 @@ from fastbert.training.finetune.layers import depth_of, layer_groups
 from fastbert.training.finetune.loop import Finetuning
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
+from fastbert.training.loop import AUTOCAST, TrainingError
+from fastbert.training.objective import Counts
 from fastbert.training.training_state import CheckpointError
 
 LEARNED = {
@@ -37,7 +39,7 @@ def test_every_task_learns_twenty_examples_by_heart(tmp_path, task):
     name, least = LEARNED[task]
     assert after["loss"] < 0.3 * before["loss"], (before, after)
     assert after[name] >= least > before[name], (before, after)
-    assert outcome.step == len(run.plan) == outcome.best_step
+    assert outcome.step == len(run.plan) == run.best_step
     assert set(TASKS[task].scores) < set(after)
 
 
@@ -51,11 +53,9 @@ def test_batches_in_a_step_make_one_batch(tmp_path, task):
         run.optimizer.register_step_pre_hook(
             lambda *_, run=run, steps=steps: steps.append({n: p.grad.clone() for n, p in run.model.named_parameters()})
         )
-        run._log = run._progress = None
-        run._meter = finetune_loop.Meter(None, 1)
-        for batches in run.plan[:1]:
-            assert len(batches) == options.get("accumulate", 1)
-            run._train(batches)
+        batches = run.next_step()
+        assert len(batches) == options.get("accumulate", 1)
+        run._train(batches, sum((batch.counts for batch in batches), Counts()))
         gradients.append(steps[0])
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -80,8 +80,8 @@ def test_only_the_layers_asked_for_are_frozen(tmp_path):
 
 def test_layer_decay_gives_each_layer_its_rate(tmp_path):
     run = make_run(tmp_path, "classification", layer_decay=0.5, epochs=1, schedule="constant", warmup_share=0, lr=0.1)
-    run._meter = finetune_loop.Meter(None, 1)
-    run._train(run.plan[0])
+    (batch,) = run.next_step()
+    run._train([batch], batch.counts)
     names = {id(p): name for name, p in run.model.named_parameters()}
     rates = {names[id(p)]: group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
     assert rates.keys() == set(names.values())
@@ -120,7 +120,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_of_lower_loss(tmp_path, 
 
     monkeypatch.setattr(run, "evaluate", evaluate)
     outcome = run.run()
-    assert (outcome.step, outcome.best_step) == (5, best)  # three evaluations without a better score
+    assert (outcome.step, run.best_step) == (5, best)  # three evaluations without a better score
     assert [path.name for path in run.checkpoints.complete()] == [f"step-0000000{best}", "step-00000005"]
     run.load_best()
     for name, parameter in run.model.named_parameters():
@@ -147,11 +147,12 @@ def test_a_model_of_one_class_is_not_the_best_though_most_accurate(tmp_path, mon
     def evaluate(data):
         pairs = zip(gold, next(steps), strict=True)
         predictions = [{"gold": g, "predicted": p, "probabilities": {}} for g, p in pairs]
-        evaluated.append({"loss": 1.0, **run.task.score([], predictions, run.recipe.labels)})
+        evaluated.append({"loss": 1.0, **run.task.score(predictions, run.recipe.labels)})
         return finetune_loop.Evaluation(evaluated[-1], predictions)
 
     monkeypatch.setattr(run, "evaluate", evaluate)
-    assert run.run().best_step == 2
+    run.run()
+    assert run.best_step == 2
     assert [scores["accuracy"] for scores in evaluated] == [0.85, 0.8, 0.85]
     assert [path.name for path in run.checkpoints.complete()] == ["step-00000002", "step-00000003"]
 
@@ -278,7 +279,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     run = make_run(tmp_path, "classification")
     with torch.no_grad():
         run.model.classifier.bias.fill_(float("nan"))
-    with pytest.raises(finetune_loop.TrainingError, match="step 1: the loss is nan"):
+    with pytest.raises(TrainingError, match="step 1: the loss is nan"):
         run.run()
 
 
@@ -286,12 +287,12 @@ def test_a_dev_loss_that_is_not_finite_ends_the_run(tmp_path):
     run = make_run(tmp_path, "classification", epochs=1, evaluate_every=None)
     train = run._train
 
-    def poisoned(batches):
-        train(batches)
+    def poisoned(*args):
+        train(*args)
         run.model.classifier.bias.data[0] = float("nan")
 
-    run._train, run.plan = poisoned, run.plan[:1]
-    with pytest.raises(finetune_loop.TrainingError, match="step 1: the dev loss is nan"):
+    run._train, run.epoch_ends = poisoned, {1}
+    with pytest.raises(TrainingError, match="step 1: the dev loss is nan"):
         run.run()
     assert run.checkpoints.newest() is None
 
@@ -311,8 +312,6 @@ def test_bf16_runs_by_autocast_and_keeps_weights_in_fp32(tmp_path):
     run.model.classifier.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
     run.run()
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
-    from fastbert.training.finetune.loop import AUTOCAST
-
     assert AUTOCAST["bf16"] is torch.bfloat16 and seen <= {torch.bfloat16}
 
 
@@ -357,10 +356,10 @@ def test_a_feature_above_the_budget_has_a_batch_of_its_own():
         ({"lr": float("nan")}, "lr is nan"),
         ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
         ({"class_weights": "heavy"}, "class_weights is 'heavy'"),
-        ({"warmup_share": 1.1}, "warmup_share is 1.1; it must be at most 1"),
+        ({"warmup_share": 1.1}, "warmup_share is 1.1; it must be at least 0 and at most 1"),
         ({"weight_decay": float("inf")}, "weight_decay is inf; it must be finite"),
         ({"null_threshold": float("nan")}, "null_threshold is nan; it must be finite"),
-        ({"seed": 2**63}, f"seed is {2**63}; it must be at most {2**63 - 1}"),
+        ({"seed": 2**63}, f"seed is {2**63}; it must be at least 0 and at most {2**63 - 1}"),
     ],
 )
 def test_settings_out_of_range(settings, message):

@@ -13,8 +13,9 @@ import torch
 from training_support import MadeUpBatches, make_run, make_settings, resumed_run
 
 import fastbert
+from fastbert.progress import StatusLine, duration
 from fastbert.training import logs
-from fastbert.training.logs import Log, ProgressLine, duration
+from fastbert.training.logs import Log, progress_line
 from fastbert.training.loop import TrainingError
 from fastbert.training.training_state import CheckpointError, Checkpoints, TrainingState
 
@@ -298,15 +299,15 @@ def test_the_progress_line():
     figures = {"loss": 3.0, "mlm_loss": 2.5, "nsp_loss": 0.5, "learning_rate": 1e-4}
     figures |= {"tokens_per_second": 12345.6, "mfu": 0.417}
     lines = Terminal(False)
-    ProgressLine(10000, lines).show(1200, figures, 7980)
+    StatusLine(lines).show(progress_line(1200, 10000, figures, 7980))
     assert lines.text == (
         "fastbert: step 1,200/10,000, MLM loss 2.5000, NSP loss 0.5000, lr 1.00e-04, "
         "12,346 tokens/s, MFU 41.7%, 2 h 13 min left\n"
     )
     terminal = Terminal(True)
-    progress = ProgressLine(10000, terminal)
-    progress.show(1, figures, 5)
-    progress.show(2, figures, 5)
+    progress = StatusLine(terminal)
+    progress.show(progress_line(1, 10000, figures, 5))
+    progress.show(progress_line(2, 10000, figures, 5))
     progress.say("something")
     progress.close()
     assert terminal.text.count("\n") == 1 and re.search(

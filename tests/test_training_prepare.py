@@ -309,8 +309,8 @@ def test_text_that_makes_no_examples(tmp_path):
 def test_settings_that_do_not_go_together(tmp_path):
     for settings, message in (
         ({"max_length": 4}, "max_length is 4; it must be at least 5"),
-        ({"held_out": 1.0}, "held_out is 1.0; it must be a share"),
-        ({"short_seq_prob": 2.0}, "short_seq_prob is 2.0; it must lie between 0 and 1"),
+        ({"held_out": 1.0}, "held_out is 1.0; it must be at least 0 and below 1"),
+        ({"short_seq_prob": 2.0}, "short_seq_prob is 2.0; it must be at least 0 and at most 1"),
         ({"shard_bytes": 0}, "shard_bytes is 0; it must be at least 1"),
         ({"seed": 2**200}, f"seed is {2**200}; it must be at least .* and at most {2**63 - 1}"),
     ):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from training_support import assert_same_weights, make_run, make_settings, resumed_run, weights
 
-from fastbert.training.loop import Pretraining
+from fastbert.training.pretraining import Pretraining
 from fastbert.training.training_state import CheckpointError, seed_step
 
 

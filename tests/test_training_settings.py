@@ -56,7 +56,7 @@ def test_a_file_and_what_wins_over_it(file):
     ("override", "message"),
     [
         ("training.step=3", r"unknown key training\.step; there are steps, "),
-        ("trainings.steps=3", r"unknown section trainings; there are model, data, "),
+        ("trainings.steps=3", r"unknown section trainings; there are optimizer, schedule, "),
         ("training.steps=0", r"training\.steps is 0; it must be at least 1"),
         ("training.steps=1.5", r"training\.steps is 1\.5; it must be a whole number"),
         ("training.steps=true", r"training\.steps is True; it must be a whole number"),
@@ -73,7 +73,7 @@ def test_a_file_and_what_wins_over_it(file):
         ("schedule.total_steps=0", r"schedule\.total_steps is 0; it must be at least 1"),
         ("optimizer.lr=inf", r"optimizer\.lr is inf; it must be finite"),
         ("optimizer.betas=[inf, 0.9]", r"optimizer\.betas\[0\] is inf; it must be finite"),
-        (f"training.seed={2**63}", rf"training\.seed is {2**63}; it must be at most {2**63 - 1}"),
+        (f"training.seed={2**63}", rf"training\.seed is {2**63}; it must be at least 0 and at most {2**63 - 1}"),
     ],
 )
 def test_errors_name_the_key(file, override, message):

@@ -1,4 +1,4 @@
-"""Writes to the weights of the real MiniLM, by whatever means: the next call sees them, or one of the calls after it."""
+"""Writes to the weights of the real MiniLM, by whatever means: the next call sees them, or one of the next ones."""
 
 import copy
 
@@ -208,7 +208,7 @@ AT_ONCE = {
 
 @pytest.mark.parametrize("write", AT_ONCE)
 def test_other_writes_are_seen_at_the_next_call(loaded, write):
-    import torch.nn.utils.prune  # noqa: F401, PLC0415
+    import torch.nn.utils.prune
 
     model = copy.deepcopy(loaded[torch.float32])
     before = states(model)

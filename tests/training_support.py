@@ -15,8 +15,8 @@ from tiny_bert import VOCAB
 
 import fastbert
 from fastbert.training.batches import PretrainingBatch
-from fastbert.training.loop import Pretraining
 from fastbert.training.objective import MODELS
+from fastbert.training.pretraining import Pretraining
 from fastbert.training.settings import Settings, read_settings
 
 SIZES = {**TINY, "vocab_size": len(VOCAB), "num_hidden_layers": 2, "initializer_range": 0.05}

@@ -4,6 +4,22 @@
 #include "bindings.h"
 
 namespace fastbert::bindings {
+namespace {
+
+LinearBackward linear_backward_of(int dtype, int64_t M, int64_t N, int64_t K, Address dy, int64_t stride_dym,
+                                  int activation, Address dx, Address dweight, Address dbias, int64_t chunk_words) {
+    if (chunk_words < 1) throw py::value_error("chunk_words is " + std::to_string(chunk_words) + "; it must be positive");
+    LinearBackward op = {};
+    op.dtype = static_cast<DType>(dtype);
+    op.M = M, op.N = N, op.K = K;
+    op.dy = dy, op.stride_dym = stride_dym;
+    op.activation = static_cast<Activation>(activation);
+    op.dx = dx, op.dweight = dweight, op.dbias = dbias;
+    op.chunk_words = chunk_words;
+    return op;
+}
+
+}  // namespace
 
 void bind_linear(py::module_& m) {
     for (const auto& [name, activation] : {std::pair("none", Activation::none), std::pair("gelu", Activation::gelu),
@@ -41,11 +57,6 @@ void bind_linear(py::module_& m) {
                                        stride_sm, stride_dz, stride_dzt, static_cast<Activation>(activation)};
         call(activation_backward_cpu, op, dtype, isa, threads);
     });
-    m.def("sum_partials_cpu", [](int dtype, int64_t blocks, int64_t N, Address partials, Address out, int isa) {
-        const Isa checked = checked_isa(isa, dtype);
-        py::gil_scoped_release nogil;
-        sum_partials_cpu({static_cast<DType>(dtype), blocks, N, partials, out}, checked);
-    });
     m.def("weight_gradient_cpu", [](int dtype, int64_t N, int64_t K, int64_t tokens, Address dzt, int64_t stride_dzt,
                                     Address packed, Address sums, Address dweight, bool first, bool last, int isa,
                                     int threads) {
@@ -54,9 +65,27 @@ void bind_linear(py::module_& m) {
         call(weight_gradient_cpu, op, dtype, isa, threads);
     });
     m.def("pack_transposed_cpu", [](int dtype, int64_t N, int64_t K, Address source, int64_t rows, int64_t stride,
-                                    Address packed, int isa, int threads) {
-        const PackTransposed op = {static_cast<DType>(dtype), N, K, source, packed, rows, stride};
+                                    Address packed, int64_t first, int64_t last, int isa, int threads) {
+        const PackTransposed op = {static_cast<DType>(dtype), N, K, source, packed, rows, stride, first, last};
         call(pack_transposed_cpu, op, dtype, isa, threads);
+    });
+    m.def("linear_backward_workspace_bytes", [](int dtype, int64_t M, int64_t N, int64_t K, Address dy,
+                                                int64_t stride_dym, int activation, Address dx, Address dweight,
+                                                Address dbias, int64_t chunk_words, int isa) {
+        return linear_backward_workspace_bytes(
+            linear_backward_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias, chunk_words),
+            checked_isa(isa, dtype));
+    });
+    m.def("linear_backward_cpu", [](int dtype, int64_t M, int64_t N, int64_t K, Address dy, int64_t stride_dym,
+                                    int activation, Address dx, Address dweight, Address dbias, int64_t chunk_words,
+                                    Address x, int64_t stride_xm, Address saved, int64_t stride_sm, Address packed,
+                                    Address workspace, int isa, int threads) {
+        LinearBackward op =
+            linear_backward_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias, chunk_words);
+        op.x = x, op.stride_xm = stride_xm;
+        op.saved = saved, op.stride_sm = stride_sm;
+        op.packed = packed, op.workspace = workspace;
+        call(linear_backward_cpu, op, dtype, isa, threads);
     });
 }
 

@@ -1,5 +1,6 @@
 // Shares what surrounds the products of linear's backward out over threads. Compiled for the base instruction set.
 #include <algorithm>
+#include <cstring>
 
 #include "kernels.h"
 #include "team.h"
@@ -52,10 +53,89 @@ void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads) {
     const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
     const auto run = op.dtype == DType::f32 ? kernels.pack_f32 : kernels.pack_bf16;
     constexpr int64_t PART = 64;
-    const int64_t parts = std::max<int64_t>(1, divide_up(op.rows, PART));
-    Team::share(worth(threads, parts, op.rows * op.N), parts, [&](int64_t part) {
-        run(op, part * PART, std::min(op.rows, (part + 1) * PART));
+    PackTransposed block = op;
+    const int64_t last = op.last ? op.last : op.rows, size = op.dtype == DType::f32 ? 4 : 2;
+    block.source = static_cast<const char*>(op.source) - op.first * op.stride * size;
+    const int64_t parts = std::max<int64_t>(1, divide_up(last - op.first, PART));
+    Team::share(worth(threads, parts, (last - op.first) * op.N), parts, [&](int64_t part) {
+        run(block, op.first + part * PART, std::min(last, op.first + (part + 1) * PART));
     });
+}
+
+namespace {
+
+// Where each part of the workspace of linear_backward_cpu lies.
+struct BackwardParts {
+    int64_t per_word, chunk, inner, stride_dzt, dz, dzt, packed_x, sums, partials, bytes;
+
+    BackwardParts(const LinearBackward& op, Isa isa) {
+        const bool wide = op.dtype == DType::f32;
+        const int64_t size = wide ? 4 : 2;
+        per_word = 4 / size;
+        chunk = std::min(op.M, op.chunk_words * per_word);
+        inner = even(op.N);
+        stride_dzt = even(chunk) + 64 / size;
+        bytes = 0;
+        dz = take(op.dx && !reads_dy(op) ? chunk * inner * size : 0);
+        dzt = take(op.dweight ? op.N * stride_dzt * size : 0);
+        packed_x = take(op.dweight ? packed_weight_bytes(op.dtype, Precision::full, op.K, even(chunk), isa) : 0);
+        sums = take(op.dweight && chunk < op.M && !wide ? op.N * op.K * 4 : 0);
+        partials = take(op.dbias ? divide_up(op.M, PARTIAL_ROWS) * op.N * 4 : 0);
+    }
+
+    int64_t even(int64_t n) const { return divide_up(n, per_word) * per_word; }
+
+    // Whether dz is dy, and lies so that a product can read it.
+    bool reads_dy(const LinearBackward& op) const {
+        return op.activation == Activation::none && op.N % per_word == 0 && op.stride_dym % per_word == 0 &&
+               reinterpret_cast<uintptr_t>(op.dy) % 4 == 0;
+    }
+
+   private:
+    int64_t take(int64_t size) {
+        const int64_t start = bytes;
+        bytes += divide_up(size, 64) * 64;
+        return start;
+    }
+};
+
+}  // namespace
+
+int64_t linear_backward_workspace_bytes(const LinearBackward& op, Isa isa) { return BackwardParts(op, isa).bytes; }
+
+void linear_backward_cpu(const LinearBackward& op, Isa isa, int threads) {
+    const BackwardParts parts(op, isa);
+    const bool wide = op.dtype == DType::f32, direct = parts.reads_dy(op);
+    const int64_t size = wide ? 4 : 2, chunk = std::max<int64_t>(parts.chunk, 1);
+    char* const workspace = static_cast<char*>(op.workspace);
+    float* const partials = op.dbias ? reinterpret_cast<float*>(workspace + parts.partials) : nullptr;
+    char* const dz = op.dx && !direct ? workspace + parts.dz : nullptr;
+    char* const dzt = op.dweight ? workspace + parts.dzt : nullptr;
+    if (op.dweight && op.M == 0) std::memset(op.dweight, 0, op.N * op.K * size);
+    for (int64_t start = 0; start < op.M; start += chunk) {
+        const int64_t rows = std::min(chunk, op.M - start), tokens = parts.even(rows);
+        const char* dy = static_cast<const char*>(op.dy) + start * op.stride_dym * size;
+        const char* x = static_cast<const char*>(op.x) + start * op.stride_xm * size;
+        if (!direct || op.dweight || op.dbias) {
+            const char* saved = op.saved ? static_cast<const char*>(op.saved) + start * op.stride_sm * size : nullptr;
+            float* sums = partials ? partials + start / PARTIAL_ROWS * op.N : nullptr;
+            activation_backward_cpu({op.dtype, rows, op.N, dy, saved, dz, dzt, sums, op.stride_dym, op.stride_sm,
+                                     parts.inner, parts.stride_dzt, op.activation}, isa, threads);
+        }
+        if (op.dx) {
+            char* dx = static_cast<char*>(op.dx) + start * op.K * size;
+            linear_cpu({op.dtype, rows, op.K, parts.inner, dz ? dz : dy, op.packed, dx, dz ? parts.inner : op.stride_dym,
+                        op.K, Activation::none, Precision::full, nullptr, nullptr}, isa, threads);
+        }
+        if (op.dweight) {
+            void* packed_x = workspace + parts.packed_x;
+            pack_transposed_cpu({op.dtype, op.K, tokens, x, packed_x, rows, op.stride_xm}, isa, threads);
+            auto* sums = static_cast<float*>(wide ? op.dweight : workspace + parts.sums);
+            weight_gradient_cpu({op.dtype, op.N, op.K, tokens, dzt, packed_x, sums, op.dweight, parts.stride_dzt,
+                                 start == 0, start + rows == op.M}, isa, threads);
+        }
+    }
+    if (op.dbias) sum_partials_cpu({op.dtype, divide_up(op.M, PARTIAL_ROWS), op.N, partials, op.dbias}, isa);
 }
 
 }  // namespace fastbert

@@ -14,7 +14,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +24,7 @@ from fastbert.inference.graph_calls import Call, read_call
 from fastbert.inference.static_batch import COMPLAINTS, Bucket, StaticBatch, bucket_of, token_sizes
 from fastbert.model import BertForMultipleChoice, BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
+from fastbert.model.plan import Tree
 from fastbert.precision import QUANTIZED
 
 _WARM_UPS = 2  # kernels are compiled and loaded by the first run, and workspaces taken
@@ -337,8 +337,6 @@ class CompiledModel:
         with self._graphs.in_order():
             replay, output = self._graphs.capture(run)
         self._captured += 1
-        # The first run of all lays queries, keys and values of a layer into one storage.
-        self._state = _State(self.model)
         return _Graph(static, replay, output)
 
     def _raise_what_was_told(self) -> None:
@@ -361,34 +359,28 @@ class CompiledModel:
 
 
 class _State:
-    """What a graph depends on and does not read again when it is replayed: the tensors and modules of its model.
+    """What a graph depends on and does not read again when it is replayed: the modules of its model, and where its
+    parameters lie.
 
-    Values of weights are none of that: they may change in place, but for those of which it reads quantised copies.
+    Their values are none of that: they may change in place, but for those of which the graph reads quantised copies.
     """
 
     def __init__(self, model: BertPreTrainedModel) -> None:
-        modules = list(model.modules())
-        self._model = model
-        self._dropouts = [m for m in modules if isinstance(m, nn.Dropout) and m.p]
-        self._tables = [table for m in modules for table in (m._modules, m._parameters) if table]
-        self._objects = self._all()  # held, so that no other object takes one's identity
-        self._parameters = [x for x in self._objects if isinstance(x, Tensor)]
+        self._model, self._tree = model, Tree(model)
+        self._dropouts = [m for m in self._tree.modules if isinstance(m, nn.Dropout) and m.p]
         self._known = self._now()
 
     def drops(self) -> bool:
         return any(m.training for m in self._dropouts)
 
     def has_changed(self) -> bool:
-        return self._now() != self._known
-
-    def _all(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self._tables)))
+        return not self._tree.holds(self._model) or self._now() != self._known
 
     def _now(self) -> tuple:
-        addresses, precision = list(map(Tensor.data_ptr, self._parameters)), self._model.matmul_precision
+        parameters, precision = self._tree.parameters, self._model.matmul_precision
         # An inference tensor does not say when it changes, and so is not quantised ahead.
-        versions = [p._version for p in self._parameters if not p.is_inference()] if precision in QUANTIZED else None
-        return list(map(id, self._all())), addresses, versions, precision, dict(backend.demands())
+        versions = [p._version for p in parameters if not p.is_inference()] if precision in QUANTIZED else None
+        return list(map(Tensor.data_ptr, parameters)), versions, precision, dict(backend.demands())
 
 
 def compile(

@@ -23,6 +23,7 @@ from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
 from fastbert.json_files import shown
 from fastbert.model import BertModel
+from fastbert.progress import Progress
 from fastbert.tokenization import BertTokenizer
 
 MAX_TOKENS = 8192  # a batch: past the size where more tokens a batch are faster on CPU, small on a GPU
@@ -285,7 +286,7 @@ class Embedder:
         """Vectors of texts, in their order: (N, E) float32.
 
         Args:
-            texts: a list of str; an empty text is [CLS] [SEP].
+            texts: a list of str; an empty text is `[CLS] [SEP]`.
             prompt_name: of `prompts`, put before each text instead of the embedder's own prompt.
             prompt: put before each text; prompt_name is not used then.
             max_tokens: most real tokens that go through the model together.
@@ -366,16 +367,7 @@ def _reporting(progress: bool | Callable[[int, int], None], total: int) -> Itera
     if callable(progress) or not progress:
         yield progress or (lambda texts, tokens: None)
         return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="text", unit_scale=True) as bar:
-        tokens_done = 0
-
-        def report(texts: int, tokens: int) -> None:
-            nonlocal tokens_done
-            tokens_done += tokens
-            bar.update(texts)
-            elapsed = bar.format_dict["elapsed"]
-            bar.set_postfix_str(f"{tokens_done / max(elapsed, 1e-9):,.0f} tokens/s", refresh=False)
-
-        yield report
+    bar = Progress(shown=True, texts=True)
+    bar.begin(total)
+    yield lambda texts, tokens: bar.update(bar.done + texts, bar.tokens + tokens)
+    bar.line.close()

@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from glob import escape
 from io import BytesIO
 from pathlib import Path
@@ -19,16 +19,14 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from fastbert.files import atomic_path, naming, write_text
+from fastbert.files import atomic_path, naming
 from fastbert.inference.records import Record
+from fastbert.journal import Journal, lock
+from fastbert.journal import RunError as OutputError
 
 JOURNAL_VERSION = 2
 _LENGTHS = struct.Struct("<qq")  # of ids and rows of a window, in bytes
 ROW_GROUP = 16384  # rows of a parquet row group
-
-
-class OutputError(ValueError):
-    """An output that cannot be written, or a run that cannot be gone on with; the message says why."""
 
 
 class Format(Protocol):
@@ -216,7 +214,6 @@ class Progress:
     input_sha256: str = ""  # of the bytes of those records
     bytes: int = 0  # of the partial file
     complete: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class FileOutput:
@@ -244,26 +241,26 @@ class FileOutput:
         resume: bool = False,
         restart: bool = False,
     ) -> None:
-        self.out, self._format, self._settings = out, format, settings
-        self.partial, self.journal = out.with_name(out.name + ".partial"), journal_path(out)
+        self.out, self._format = out, format
+        self.partial = out.with_name(out.name + ".partial")
+        self._journal = Journal(
+            journal_path(out), self.partial, version=JOURNAL_VERSION, asked=settings, key="settings"
+        )
         self.resumed: Progress | None = None  # where an interrupted run stood
         out.parent.mkdir(parents=True, exist_ok=True)
         self.done = False  # whether that run was complete, and only its journal is left to clear up
         self._renamed = not self.partial.exists()
         self._file: BinaryIO | None = open(self.partial, "ab")  # noqa: SIM115
         try:
-            _lock(self._file, self.partial)
+            lock(self._file, self.partial)
+            if not _is(self._file, self.partial):
+                raise OutputError(f"another process has just finished with {self.partial}; try again")
             for stale in out.parent.glob(f".{escape(out.name)}.*.tmp"):  # of a run that was killed
                 stale.unlink()
             if restart:
-                self.journal.unlink(missing_ok=True)
-            if self.journal.exists():
-                if not resume:
-                    raise OutputError(
-                        f"{self.journal} is left of an interrupted run: --resume goes on with it, "
-                        "--restart throws it away"
-                    )
-                self.resumed = self._read_journal()
+                self._journal.path.unlink(missing_ok=True)
+            if (before := self._journal.read(resume=resume)) is not None:
+                self.resumed = self._checked(before)
             self._file.truncate(self.resumed.bytes if self.resumed else 0)
             self._file.seek(0, os.SEEK_END)  # truncating leaves the position, which commits rely on, behind
             if not self.resumed:
@@ -272,21 +269,11 @@ class FileOutput:
             self.close()
             raise
 
-    def _read_journal(self) -> Progress:
+    def _checked(self, journal: dict[str, Any]) -> Progress:
         try:
-            values = json.loads(self.journal.read_text(encoding="utf-8"))
-            version = values.pop("version")
-            progress = Progress(**values)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise OutputError(f"{self.journal} is no journal of a run; --restart throws it away") from None
-        if version != JOURNAL_VERSION:
-            raise OutputError(f"{self.journal} is of another version of fastbert; --restart begins anew")
-        for name, value in self._settings.items():
-            if progress.settings.get(name) != value:
-                raise OutputError(
-                    f"cannot go on with {self.partial}: {name} was {progress.settings.get(name)!r} and is "
-                    f"{value!r} now; give what was given before, or --restart to begin anew"
-                )
+            progress = Progress(**journal)
+        except TypeError:
+            raise self._journal.damaged() from None
         size = os.fstat(self._file.fileno()).st_size
         if progress.complete and self._renamed and self.out.exists():
             self.done, progress.bytes = True, 0
@@ -308,8 +295,7 @@ class FileOutput:
             self._file.flush()
             os.fsync(self._file.fileno())
         progress.bytes = self._file.tell()
-        progress.settings = self._settings
-        write_text(self.journal, json.dumps({"version": JOURNAL_VERSION, **asdict(progress)}, indent=1) + "\n")
+        self._journal.write(**asdict(progress))
 
     def finish(self, progress: Progress) -> None:
         """Makes the output from the partial file, under its own name, and clears up."""
@@ -317,13 +303,13 @@ class FileOutput:
             progress.complete = True
             self._commit(progress)
             self._format.finish(self.partial, self.out, progress.records)
-        self.journal.unlink()
+        self._journal.path.unlink()
         self.close()
 
     def close(self) -> None:
         """Lets go of the partial file; without a journal, nothing in it counts, and it goes."""
         if self._file is not None:
-            if not self.journal.exists() and _is(self._file, self.partial):
+            if not self._journal.path.exists() and _is(self._file, self.partial):
                 self.partial.unlink()
             file, self._file = self._file, None
             with naming(self.partial):
@@ -332,18 +318,6 @@ class FileOutput:
 
 def journal_path(out: Path) -> Path:
     return out.with_name(out.name + ".journal.json")
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Keeps other processes from writing the partial file at `path` until this one ends, however it ends."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(f"another process is writing {path}") from None
-    if not _is(file, path):
-        raise OutputError(f"another process has just finished with {path}; try again")
 
 
 def _is(file: BinaryIO, path: Path) -> bool:

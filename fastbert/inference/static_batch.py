@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastbert.model.inputs import PackedInputs
+from fastbert.model.inputs import Inputs
 from fastbert.packing import PackedBatch
 
 # What a device found wrong with a call, as bits.
@@ -83,13 +83,17 @@ class StaticBatch:
         self.wrong.zero_()
         self.full, self.typed, self.suspect = None, False, False
 
-    def inputs(self) -> tuple[PackedInputs, Tensor]:
-        """What a model is to run on, with ids held within their tables; and `wrong`, with what the ids add to it."""
+    def inputs(self) -> tuple[Inputs, Tensor]:
+        """What a model is to run on, with ids held within their tables; and `wrong`, with what the ids add to it.
+
+        Nothing on the host knows the values and offsets, so nothing made of them waits for the device. Sequences may be
+        empty, and tokens behind the last one belong to none. `max_seqlen` is a bound.
+        """
         held = self.tokens.clamp(self._lowest, self._highest)
         wrong = self.wrong + (held != self.tokens).any().to(torch.int32) * BAD_ID
         ids, token_types, positions = held.unbind()
         batch = PackedBatch(self.bucket.texts, self._longest, self.cu_seqlens, self._longest, None)
-        return PackedInputs(batch, ids, None, token_types, positions, came_packed=True), wrong
+        return Inputs(batch, ids, None, token_types, positions, came_packed=True), wrong
 
     def load_host(self, ids: Tensor, token_types: Tensor, positions: Tensor, cu_seqlens: Tensor) -> None:
         """All of a call, from the CPU: (T,) three times, and (B+1,)."""

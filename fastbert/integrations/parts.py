@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastbert.model.layer import has_global_hook, is_plain, sharded
+from fastbert.model.layer import is_plain, sharded
 
 BERT = "transformers.models.bert.modeling_bert"
 
@@ -58,15 +58,15 @@ def attention_reason(config: Any) -> str | None:
 
     name = getattr(config, "_attn_implementation", None) or "eager"
     eager = sys.modules[BERT].eager_attention_forward
-    used = [ALL_ATTENTION_FUNCTIONS.get(name, eager), ALL_MASK_ATTENTION_FUNCTIONS.get(name)]
-    if name not in ("eager", *ALL_ATTENTION_FUNCTIONS) or not all(_is_theirs(f) for f in used if f is not None):
+    used = ALL_ATTENTION_FUNCTIONS.get(name, eager), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
+    if name not in ("eager", *ALL_ATTENTION_FUNCTIONS) or not _are_theirs(*used):
         return f"its attention, {name!r}, is not transformers'"
     return None
 
 
-def global_hook_reason() -> str | None:
-    """Why no call can be packed: hooks for all modules, which would see packed tokens."""
-    return "hooks for all modules are registered" if has_global_hook() else None
+@lru_cache(maxsize=32)
+def _are_theirs(*functions: Any) -> bool:
+    return all(_is_theirs(f) for f in functions if f is not None)
 
 
 def _is_theirs(function: Any) -> bool:

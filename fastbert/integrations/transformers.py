@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.integrations.parts import BERT, attention_reason, foreign_part, global_hook_reason
-from fastbert.model.bert import last_state, output_states, pool, run_bert
+from fastbert.integrations.parts import BERT, attention_reason, foreign_part
+from fastbert.model.bert import pool, run_bert
 from fastbert.model.heads import IGNORE, answer_positions
-from fastbert.model.layer import Products
-from fastbert.model.plan import encoder_plan, forget, forget_forms
+from fastbert.model.layer import Products, has_global_hook
+from fastbert.model.plan import EncoderPlan, encoder_plan, forget, forget_forms, freshness
 from fastbert.precision import check_precision, choose_precision, describe_setting
 from fastbert.reference import ACTIVATIONS
 
@@ -63,7 +63,7 @@ def accelerate(
         quantize: "int8", for inference, under torch.no_grad() or inference_mode(). The parameters stay as they are.
         recompute_activations: in training, as `BertModel.recompute_activations`.
 
-    Queries, keys and values of a layer come to share one storage; the parameters stay the same objects.
+    The parameters stay the same objects, where they are.
     A decoder, a subclass with a forward of its own and an activation that fastbert lacks are left alone, with a
     warning where nothing else is there to speed up. What runs the original code runs it in the parameters' dtype,
     whatever precision and quantize say. Accelerated again, a model runs as the last call says.
@@ -100,7 +100,7 @@ def accelerate(
 def restore(model: Model) -> Model:
     """Undoes `accelerate`: every call runs the original code again, without precision or quantize; returns `model`.
 
-    Queries, keys and values have memory of their own again. A dtype that accelerate has given the parameters stays.
+    A dtype that accelerate has given the parameters stays.
     """
     for module in _modules(model):
         packed = _packed(module)
@@ -150,6 +150,8 @@ def explain_model(model: Any) -> list[Verdict]:
             if packed is not None:
                 for reason, calls in packed.declined.items():
                     verdict += f"\n  {calls} calls ran the original code: {reason}"
+                if seen := freshness(module):
+                    verdict += f"\n  {seen}"
             verdicts.append(Verdict(name or type(module).__name__, verdict, runs))
     if not verdicts:
         raise ValueError(f"model is a {type(model).__name__} without a BertModel; there is nothing to explain")
@@ -199,10 +201,10 @@ class _Packed:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def _given(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a call, by name."""
-        given = dict(self.__signature__.bind(*args, **kwargs).arguments)
-        rest = given.pop("kwargs", {})
-        return {**given, **rest}
+        """The arguments of a call that are not None, by name."""
+        given = dict(_signature(type(self.module)).bind(*args, **kwargs).arguments)
+        given |= given.pop("kwargs", {})
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class PackedBert(_Packed):
@@ -211,25 +213,24 @@ class PackedBert(_Packed):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.declined: Counter[str] = Counter()
-        # Of the buffers that stand in for arguments: what each has to hold, which one held it, and its version then.
-        self._usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
         if not self.active:
             return self.original(*args, **kwargs)
-        given = {name: value for name, value in self._given(args, kwargs).items() if value is not None}
+        given = self._given(args, kwargs)
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
-        reason = global_hook_reason() or _declines(bert, given)
+        tokens = given.get("input_ids", given.get("inputs_embeds"))
+        reason = "hooks for all modules are registered" if has_global_hook() else _declines(bert, given, tokens)
         plan = None
         if reason is None:
             plan = encoder_plan(bert, Products(bert.config.hidden_act, self.matmul_precision), foreign_part)
             reason = plan.foreign
-        buffers = _stand_ins(bert, given)
+        buffers = {} if tokens is None else _stand_ins(bert, given)
         if torch.compiler.is_compiling():  # a graph cannot branch on what they hold, but can read it
-            given |= {name: buffer[:, : _tokens(given).shape[1]] for name, buffer in buffers.items()}
+            given |= {name: buffer[:, : tokens.shape[1]] for name, buffer in buffers.items()}
         elif reason is None:
-            reason = self._buffer_reason(buffers)
+            reason = _buffer_reason(plan, buffers)
         if reason is None and "attention_mask" in given:
             given["attention_mask"] = ops.read_mask(given["attention_mask"], strict=False)
             batch = given["attention_mask"]
@@ -242,33 +243,19 @@ class PackedBert(_Packed):
             return self.original(*args, **kwargs)
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-        taken, precision = {k: v for k, v in given.items() if k in _TAKEN}, self.matmul_precision
-        inputs, encoded = run_bert(bert, bert.config, **taken, precision=precision, masked_queries=True, plan=plan)
-        pooled = None if bert.pooler is None else pool(inputs, encoded)
+        for name in given.keys() - _TAKEN:
+            del given[name]
+        precision = self.matmul_precision
+        inputs, encoded = run_bert(bert, bert.config, **given, precision=precision, masked_queries=True, plan=plan)
+        pooled, states = None if bert.pooler is None else pool(inputs, encoded), encoded.hidden_states
         output = BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=last_state(inputs, encoded),
+            last_hidden_state=inputs.give_back(encoded.last_hidden_state) if states is None else states[-1],
             pooler_output=pooled,
-            **output_states(encoded),
+            hidden_states=states,
+            attentions=encoded.attentions,
             cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
         )
         return output if return_dict else output.to_tuple()
-
-    def _buffer_reason(self, buffers: dict[str, Tensor]) -> str | None:
-        """Why what stands in for missing arguments is not what is taken here; None where it is."""
-        for name, buffer in buffers.items():
-            expected, seen, version = self._usual.get(name, (None, None, None))
-            # Not every write is counted; to look for them each time is for the CPU only, where nothing waits.
-            now = buffer._version if buffer.is_cuda and not buffer.is_inference() else None
-            if seen is buffer and version is not None and version == now:
-                continue
-            kind = buffer.shape, buffer.dtype, buffer.device
-            if expected is None or (expected.shape, expected.dtype, expected.device) != kind:
-                make = torch.arange if name == "position_ids" else torch.zeros
-                expected = make(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)[None]
-            if not torch.equal(buffer, expected):
-                return f"embeddings.{name} holds other values than transformers gives it"
-            self._usual[name] = expected, buffer, now
-        return None
 
 
 class PackedTokenHead(_Packed):
@@ -352,13 +339,12 @@ def _why_not(bert: nn.Module) -> str | None:
     return foreign_part(bert)
 
 
-def _declines(bert: nn.Module, given: dict[str, Any]) -> str | None:
+def _declines(bert: nn.Module, given: dict[str, Any], tokens: Tensor | None) -> str | None:
     """Why this call must run the original code; None where it can be packed."""
     for name in given:
         if name not in _TAKEN and name not in _IDLE and name in _names_that_count():
             return f"{name} is given"
     mask: Tensor | None = given.get("attention_mask")
-    tokens = _tokens(given)
     if mask is not None and mask.dim() != 2:
         return f"attention_mask is {mask.dim()}-D"
     if mask is not None and tokens is not None and mask.shape != tokens.shape[:2]:
@@ -405,17 +391,32 @@ def _pads(config: Any, given: dict[str, Any]) -> Tensor:
     return masked & ((ids == config.pad_token_id) | masked.all(1, keepdim=True))
 
 
-def _tokens(given: dict[str, Any]) -> Tensor | None:
-    """What a call has for tokens, (B, S) or (B, S, E)."""
-    return given.get("input_ids", given.get("inputs_embeds"))
-
-
 def _stand_ins(bert: nn.Module, given: dict[str, Any]) -> dict[str, Tensor]:
     """The buffers, (1, P), that transformers takes in place of missing arguments."""
-    if _tokens(given) is None:
-        return {}
-    buffers = {name: bert.embeddings._buffers.get(name) for name in ("position_ids", "token_type_ids")}
-    return {name: buffer for name, buffer in buffers.items() if buffer is not None and name not in given}
+    buffers = {}
+    for name in ("position_ids", "token_type_ids"):
+        buffer = bert.embeddings._buffers.get(name)
+        if buffer is not None and name not in given:
+            buffers[name] = buffer
+    return buffers
+
+
+def _buffer_reason(plan: EncoderPlan, buffers: dict[str, Tensor]) -> str | None:
+    """Why what stands in for missing arguments is not what is taken here; None where it is."""
+    for name, buffer in buffers.items():
+        expected, seen, version = plan.usual.get(name, (None, None, None))
+        # Not every write is counted; to look for them each time is for the CPU only, where nothing waits.
+        now = buffer._version if buffer.is_cuda and not buffer.is_inference() else None
+        if seen is buffer and version is not None and version == now:
+            continue
+        kind = buffer.shape, buffer.dtype, buffer.device
+        if expected is None or (expected.shape, expected.dtype, expected.device) != kind:
+            make = torch.arange if name == "position_ids" else torch.zeros
+            expected = make(buffer.shape[-1], dtype=buffer.dtype, device=buffer.device)[None]
+        if not torch.equal(buffer, expected):
+            return f"embeddings.{name} holds other values than transformers gives it"
+        plan.usual[name] = expected, buffer, now
+    return None
 
 
 def _is_bert(module: nn.Module, name: str) -> bool:

@@ -75,17 +75,6 @@ def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
     return dense(first, "tanh") * some[:, None]
 
 
-def last_state(inputs: Inputs, encoded: Encoded) -> Tensor:
-    """The output field last_hidden_state, in the shape of the caller's input: that of hidden_states, if asked for."""
-    states = encoded.hidden_states
-    return inputs.give_back(encoded.last_hidden_state) if states is None else states[-1]
-
-
-def output_states(encoded: Encoded) -> dict[str, Any]:
-    """The output fields hidden_states and attentions."""
-    return {"hidden_states": encoded.hidden_states, "attentions": encoded.attentions}
-
-
 class BertModel(BertPreTrainedModel):
     """The bare encoder, with transformers' arguments and output; pads come out as zeros.
 
@@ -123,7 +112,8 @@ class BertModel(BertPreTrainedModel):
         Args:
             input_ids: (B, S) int64; or, packed, (T,) with `cu_seqlens`.
             attention_mask: (B, S) of 0 and 1, any pattern; None means no pads.
-            token_type_ids, position_ids: (B, S); None means 0, and the column.
+            token_type_ids: (B, S); None means 0.
+            position_ids: (B, S); None means the column.
             inputs_embeds: (B, S, E) in place of input_ids.
             cu_seqlens: int32 (B+1,), where each sequence of packed input starts; `max_seqlen` its longest.
             prepared: in place of all these, from a caller who has checked and packed them.
@@ -152,7 +142,11 @@ class BertModel(BertPreTrainedModel):
             prepared=prepared,
         )
         pooled = None if self.pooler is None else pool(inputs, encoded)
+        states = encoded.hidden_states
         output = BaseModelOutputWithPooling(
-            last_hidden_state=last_state(inputs, encoded), pooler_output=pooled, **output_states(encoded)
+            last_hidden_state=inputs.give_back(encoded.last_hidden_state) if states is None else states[-1],
+            pooler_output=pooled,
+            hidden_states=states,
+            attentions=encoded.attentions,
         )
         return self._returned(output, return_dict)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,20 +62,22 @@ def encode(
     x = plan.embeddings(inputs)
     by_layer = output_hidden_states or inputs.key_mask is not None
     if not by_layer and _runs_whole(plan, bert, x):
-        if torch.compiler.is_compiling():
-            return Encoded(ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True), plan=plan)
-        x = plan.timed(ops.encoder, x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
+        start = 0.0 if plan.checksums is None else time.perf_counter()
+        x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
+        if plan.checksums is not None:
+            plan.checksums.seconds = time.perf_counter() - start  # bounds the next call's look at values
         return Encoded(x, plan=plan)
     x = _returned(x, inputs, states) if output_hidden_states else x
-    for i in range(len(plan.modules)):
-        x = _run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
-        x = _returned(x, inputs, states) if output_hidden_states else x
+    with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
+        for i in range(len(plan.modules)):
+            x = _run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
+            x = _returned(x, inputs, states) if output_hidden_states else x
     return Encoded(x, tuple(states) or None, plan=plan)
 
 
 def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
     """Whether all layers can be one call: no gradient, no active dropout, no part that has to be called."""
-    if plan.whole is None or plan.drops_out() or ops.pointer_reason():
+    if plan.whole is None or plan.drops_out():
         return False
     if not torch.is_grad_enabled():
         return True

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastbert import ops
 from fastbert.config import BertConfig
-from fastbert.model.bert import BertModel, output_states, pool, run_bert
+from fastbert.model.bert import BertModel, pool, run_bert
 from fastbert.model.encoder import Encoded
 from fastbert.model.inputs import Inputs, check_ids
 from fastbert.model.layer import is_plain
@@ -55,7 +55,8 @@ class BertHeadModel(BertPreTrainedModel):
         return_dict: bool | None,
         **fields: Any,
     ) -> ModelOutput | tuple:
-        return self._returned(kind(**fields, **output_states(encoded)), return_dict)
+        fields |= {"hidden_states": encoded.hidden_states, "attentions": encoded.attentions}
+        return self._returned(kind(**fields), return_dict)
 
 
 class BertPredictionHeadTransform(nn.Module):

@@ -28,16 +28,12 @@ class Inputs:
     position_ids: Tensor
     came_packed: bool = False
     key_mask: Tensor | None = None
+    is_full: bool = False  # no column is a pad: row b starts at token b * S
 
     @property
     def padded_shape(self) -> tuple[int, int]:
         """(B, S)."""
         return self.batch.batch_size, self.batch.seq_len
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no column is a pad, so that row b starts at token b * S."""
-        return self.batch.indices is None
 
     def flat(self) -> Inputs:
         """Every column, pads too, as token 0: every field (B * S, ...)."""
@@ -64,18 +60,6 @@ class Inputs:
         return x if self.came_packed else pack(x, self.batch)
 
 
-class PackedInputs(Inputs):
-    """Tokens whose values and offsets nothing on the host knows, so that nothing made of them waits for a device.
-
-    Sequences may be empty, and tokens behind the last one belong to none, so that T and the number of sequences can
-    be those of a larger batch. `batch.max_seqlen` is a bound. Pads, and what asks for them, there are none.
-    """
-
-    @property
-    def is_full(self) -> bool:
-        return False
-
-
 def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
     """Holds ids to 0..limit-1 and returns them as int64; `what` names the table in the message."""
     if ids.dtype not in (torch.int64, torch.int32):
@@ -91,7 +75,8 @@ def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
     found, waiting = [], []
     for name, ids, limit, what in several:
         if ids.numel():
-            ids = _unwrapped(ids)
+            while torch._C._functorch.is_functorch_wrapped_tensor(ids):  # of torch.vmap: the whole batch
+                ids = torch._C._functorch.get_unwrapped(ids)
             bounds = ops.bounds(ids)
             found.append([name, limit, what, bounds])
             if bounds is None:
@@ -105,13 +90,6 @@ def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
             raise ValueError(
                 f"{name} holds {low if low < 0 else high}; {what} is {limit}, so 0 to {limit - 1} are valid"
             )
-
-
-def _unwrapped(x: Tensor) -> Tensor:
-    """All that is behind a tensor of torch.func: of torch.vmap, the whole batch."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
 
 
 def prepare(
@@ -155,12 +133,8 @@ def prepare(
     if tokens.dim() - trailing != (1 if cu_seqlens is not None else 2):
         raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be {wanted}")
     shape, device = tokens.shape[: tokens.dim() - trailing], tokens.device
-    width = embeddings.position_embeddings.weight.shape[1]
-    if inputs_embeds is not None and (inputs_embeds.shape[-1] != width or not inputs_embeds.is_floating_point()):
-        raise ValueError(
-            f"inputs_embeds has shape {tuple(inputs_embeds.shape)} and dtype {inputs_embeds.dtype}; "
-            f"it must be floating-point with {width} columns"
-        )
+    if inputs_embeds is not None:
+        _check_embeds(inputs_embeds, embeddings.position_embeddings.weight.shape[1])
 
     if cu_seqlens is not None:
         batch = batch_from_cu_seqlens(cu_seqlens, tokens.shape[0], max_seqlen)
@@ -201,6 +175,14 @@ def prepare(
     return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
 
 
+def _check_embeds(embeds: Tensor, width: int) -> None:
+    if embeds.shape[-1] != width or not embeds.is_floating_point():
+        raise ValueError(
+            f"inputs_embeds has shape {tuple(embeds.shape)} and dtype {embeds.dtype}; "
+            f"it must be floating-point with {width} columns"
+        )
+
+
 def _packed(
     batch: PackedBatch,
     ids: dict[str, Tensor],
@@ -210,11 +192,10 @@ def _packed(
 ) -> Inputs:
     indices, device = batch.indices, batch.cu_seqlens.device
     if not came_packed:
-        ids = {name: x.reshape(-1) for name, x in ids.items()}
-        embeds = None if embeds is None else embeds.flatten(0, 1)
-        if indices is not None:
-            ids = {name: x.index_select(0, indices) for name, x in ids.items()}
-            embeds = None if embeds is None else embeds.index_select(0, indices)
+        for name, x in ids.items():
+            ids[name] = x.reshape(-1) if indices is None else x.reshape(-1).index_select(0, indices)
+        if embeds is not None:
+            embeds = pack(embeds, batch)
     tokens = ids.get("input_ids", embeds)
     types, positions = ids.get("token_type_ids"), ids.get("position_ids")
     if types is None:
@@ -222,7 +203,8 @@ def _packed(
     if positions is None:
         columns = torch.arange(len(tokens), device=device) if indices is None else indices
         positions = columns % max(batch.seq_len, 1)
-    return Inputs(batch, ids.get("input_ids"), embeds, types, positions, came_packed, key_mask)
+    is_full = indices is None
+    return Inputs(batch, ids.get("input_ids"), embeds, types, positions, came_packed, key_mask, is_full)
 
 
 def _with_queries(batch: PackedBatch, ids: Tensor | None, pad_id: int | None) -> tuple[PackedBatch, Tensor | None]:

@@ -155,7 +155,7 @@ class Embeddings:
 
     def __call__(self, tokens: Inputs) -> Tensor:
         """Flat tokens (T,) -> (T, E); given embeddings serve as a table of their own."""
-        dropout_p = active_dropout(self.dropout)
+        dropout_p = self.dropout.p if self.dropout.training else 0.0
         types, positions = self.tables
         if not self.is_plain:
             x = self.word(tokens.ids) if tokens.embeds is None else tokens.embeds

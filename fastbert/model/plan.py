@@ -59,7 +59,8 @@ class Tree:
         self.seen = self._look(root)
         self.parameters = [p for table in self._parameter_tables(root) for p in table.values() if p is not None]
         self.has_hooks = any(map(is_hooked, (root, *self.modules)))
-        self.handles, self.hooks = RemovableHandle.next_id, self._hooks(root)
+        self.handles = RemovableHandle.next_id
+        self.hooks = [hooks if hooks is None else dict(hooks) for hooks in self._hooks(root)]
 
     def _look(self, root: nn.Module) -> list[Any]:
         """All that is compared by identity, one behind the other."""
@@ -77,8 +78,8 @@ class Tree:
     def _parameter_tables(self, root: nn.Module) -> Iterator[dict[str, Tensor | None]]:
         return chain((root._parameters,), map(_PARAMETERS, self.holders))
 
-    def _hooks(self, root: nn.Module) -> list[tuple]:
-        return [tuple(hooks or ()) for hooks in chain.from_iterable(map(_HOOKS, (vars(root), *self.own)))]
+    def _hooks(self, root: nn.Module) -> list[dict | None]:
+        return [*chain.from_iterable(map(_HOOKS, (vars(root), *self.own)))]
 
     def holds(self, root: nn.Module) -> bool:
         """Whether everything but values is as it was."""
@@ -96,13 +97,15 @@ class Tree:
 class Plan:
     """The derived state of one module: weights, and the values that their forms were made of."""
 
+    checksums: ops.Checksums | None = None
+
     def __init__(self, root: nn.Module, weights: list[ops.Weight]) -> None:
         self.owner = ref(root)  # DataParallel copies a __dict__ as it is
         self.tree = Tree(root)
         self.weights = weights
         self.tensors = [p for p in self.tree.parameters if not p.is_meta]
         self.counts = not any(type(p) is not nn.Parameter or p.is_inference() for p in self.tensors)
-        self.shapes = self._shapes()
+        self.shapes = [*map(Tensor.numel, self.tensors), *map(Tensor.stride, self.tensors)]
         self.written()
 
     def written(self) -> None:
@@ -110,35 +113,22 @@ class Plan:
         for weight in self.weights:
             if not weight.is_placeholder:
                 weight.forms.clear()
-        self.state = self._state() if self.counts else None
-        self.checksums: ops.Checksums | None = None
-        self.looked = False
-
-    def _state(self) -> list[int]:
-        """The memory of each parameter, and how often it was written to, by what counts that."""
-        return [*map(Tensor.data_ptr, self.tensors), *map(_VERSION, self.tensors)]
-
-    def _shapes(self) -> list[Any]:
-        return [*map(Tensor.numel, self.tensors), *map(Tensor.stride, self.tensors)]
+        self.state: list[int] | None = None  # where each parameter lies, and its version
+        self.checksums = None
 
     def holds(self, root: nn.Module) -> bool:
         """Whether the plan is of `root` as it is, values aside."""
-        return self.owner() is root and self.counts and self.tree.holds(root) and self.shapes == self._shapes()
+        if self.owner() is not root or not self.counts or not self.tree.holds(root):
+            return False
+        return self.shapes == [*map(Tensor.numel, self.tensors), *map(Tensor.stride, self.tensors)]
 
     def look_for_writes(self, *, whole: bool) -> None:
         """Drops the forms of what was written to; at all values where `whole`, else at a part of them."""
-        if self.state != self._state() or (self.checksums is not None and self.checksums.changed(whole=whole)):
+        state = [*map(Tensor.data_ptr, self.tensors), *map(_VERSION, self.tensors)]
+        if state != self.state or (self.checksums is not None and self.checksums.changed(whole=whole)):
             self.written()
-        if not self.looked:
-            self.checksums, self.looked = ops.checksums_of(self.weights), True
-
-    def timed(self, call: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """call(*args), whose time bounds the next call's look at values."""
-        start = time.perf_counter()
-        result = call(*args, **kwargs)
-        if self.checksums is not None:
-            self.checksums.seconds = time.perf_counter() - start
-        return result
+        if self.state is None:
+            self.state, self.checksums = state, ops.checksums_of(self.weights)
 
     def nbytes(self) -> int:
         """The memory that forms take, in addition to the parameters."""
@@ -170,6 +160,8 @@ class EncoderPlan(Plan):
         self.layers: list[Layer | None] = []
         self.pooler = self.whole = None
         self.drops: list[dict[str, Any]] = []
+        # Of the buffers that stand for missing arguments: what each must hold, which one held it, and its version then.
+        self.usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
         if self.foreign is not None:
             return
         self.modules = list(bert.encoder.layer)
@@ -187,9 +179,14 @@ class EncoderPlan(Plan):
         found = [layer.weights(self.products) for layer in self.layers]
         return None if any(w is None for w in found) else ops.EncoderWeights(found)
 
+    def multiply_as(self, products: Products) -> None:
+        """The same parts in another precision; forms are kept by precision."""
+        self.products = products
+        self.whole = None if self.foreign is not None else self._whole()
+
     def drops_out(self) -> bool:
         """Whether a layer's dropout is active."""
-        return any(drop["training"] and drop["p"] for drop in self.drops)
+        return any([drop["p"] for drop in self.drops if drop["training"]])
 
     def written(self) -> None:
         super().written()
@@ -223,11 +220,13 @@ def encoder_plan(bert: nn.Module, products: Products, verdict: Verdict | None = 
     if torch.compiler.is_compiling():
         return _Untracked(bert, products, verdict)
     plan = vars(bert).get(_PLAN)
-    if plan is None or plan.products != products or not plan.holds(bert):
+    if plan is None or plan.products.activation != products.activation or not plan.holds(bert):
         vars(bert).pop(_PLAN, None)  # with all that it holds
         plan = EncoderPlan(bert, products, verdict)
         if plan.counts:
             vars(bert)[_PLAN] = plan
+    elif plan.products != products:
+        plan.multiply_as(products)
     if plan.counts:
         plan.look_for_writes(whole=torch.is_grad_enabled())
     return plan
@@ -251,7 +250,23 @@ def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tens
             vars(linear)[_PLAN] = plan
     if plan.counts:
         plan.look_for_writes(whole=torch.is_grad_enabled())
-    return plan.timed(ops.linear, x, plan.weights[0], activation=activation)
+    start = time.perf_counter()
+    y = ops.linear(x, plan.weights[0], activation=activation)
+    if plan.checksums is not None:
+        plan.checksums.seconds = time.perf_counter() - start
+    return y
+
+
+def freshness(module: nn.Module) -> str | None:
+    """When the plan of a module, if it has one, sees writes to weights that bypass the version counter; a sentence."""
+    plan = vars(module).get(_PLAN)
+    if plan is None or plan.state is None:
+        return None
+    if plan.checksums is None:
+        return "writes to weights through .data are not seen; fastbert.refresh(model): at once"
+    calls = plan.checksums.calls_until_seen()
+    bound = f"after at most {calls} calls like the last one"
+    return f"writes to weights through .data are seen {bound}; fastbert.refresh(model): at once"
 
 
 def forget_forms(module: nn.Module) -> None:

@@ -17,6 +17,7 @@ from fastbert.weight import Weight
 _CHUNK = 1 << 15  # bytes
 _LEAST = 1 << 16  # bytes of the weights that a call looks at, however short it is
 _SHARE = 0.01  # of a call's time
+_WORDS_BYTES = 24  # of the three words of a chunk
 
 
 class Checksums:
@@ -56,29 +57,22 @@ class Checksums:
 
     def changed(self, *, whole: bool) -> bool:
         """Whether values have changed, as far as this call looks: at all of them, or for a hundredth of its time."""
-        everything = len(self.owners)
-        credit = self.credit + self._bytes_per_call()
+        everything, words = len(self.owners), self.words.buffer_info()[0]
+        credit = self.credit + max(_SHARE * self.seconds * self.speed, _LEAST)
         if whole or credit >= self.bytes:
             self.credit = 0.0
-            return self._differ(0, everything, torch.get_num_threads())
-        if self._differ(0, self.small):
-            return True
+            return C.first_changed_cpu(words, everything, torch.get_num_threads()) >= 0
         first, done = self.next, self.ends[self.next - 1] if self.next else 0
         end = bisect_right(self.ends, done + credit)
         self.credit = credit - (self.ends[end - 1] - done) if end > first else credit
         self.next = end if end < everything else self.small
-        return self._differ(first, end)
+        if C.first_changed_cpu(words, self.small, 1) >= 0:
+            return True
+        return C.first_changed_cpu(words + _WORDS_BYTES * first, max(end - first, 0), 1) >= 0
 
     def calls_until_seen(self) -> int:
         """The most calls like the last one until a write to any weight is seen."""
-        return 1 + int(self.bytes / self._bytes_per_call())
-
-    def _bytes_per_call(self) -> float:
-        return max(_SHARE * self.seconds * self.speed, _LEAST)
-
-    def _differ(self, begin: int, end: int, threads: int = 1) -> bool:
-        address = self.words.buffer_info()[0] + 24 * begin
-        return end > begin and C.first_changed_cpu(address, end - begin, threads) >= 0
+        return 1 + int(self.bytes / max(_SHARE * self.seconds * self.speed, _LEAST))
 
 
 def checksums_of(weights: Sequence[Weight]) -> Checksums | None:

@@ -29,8 +29,7 @@ def supports_encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: in
         return "x not contiguous"
     if reason := offsets_reason(cu_seqlens):
         return f"attention: {reason}"
-    # Placeholders have the packed weights of one instruction set.
-    key = "reason", x.dtype, x.shape[1], weights.layers[0].qkv.is_placeholder and chosen_isa()[1]
+    key = "reason", x.dtype, x.shape[1]
     found = weights.forms.get(key)
     return (found or weights.form(key, lambda: (_why_not(x, weights.layers),)))[0]
 

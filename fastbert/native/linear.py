@@ -62,11 +62,6 @@ def linear(
     """
     weight = as_weight(weight, bias)
     y = fresh(x, x.shape[0], weight.shape[0])
-    linear_into(y, x, weight, activation, precision)
-    return y
-
-
-def linear_into(y: Tensor, x: Tensor, weight: Weight, activation: str | None, precision: str | None = None) -> None:
     buffer = packed(weight, precision)  # held: another thread may drop the form while this one multiplies
     C.linear_cpu(
         CPU_DTYPES[x.dtype],
@@ -82,3 +77,4 @@ def linear_into(y: Tensor, x: Tensor, weight: Weight, activation: str | None, pr
         chosen_isa()[1],
         torch.get_num_threads(),
     )
+    return y

@@ -217,7 +217,7 @@ class _Rows:
             weight = call.weight[word:]
             C.pack_transposed_cpu(
                 *(call.dtype, call.E, even, weight.data_ptr(), words, weight.stride(0), self.packed.data_ptr()),
-                *(call.isa, call.threads),
+                *(0, words, call.isa, call.threads),
             )
             C.weight_gradient_cpu(
                 *(call.dtype, call.count, call.E, even, self.turned.data_ptr(), self.stride, self.packed.data_ptr()),

@@ -1,4 +1,4 @@
-"""Weights in the order that the kernels read, kept as forms of an `Weight`, by its owner."""
+"""Weights in the order that the kernels read, kept as forms of a `Weight`, by its owner."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fastbert.weight import Weight
 
 
 def packed(weight: Weight, precision: str | None = None) -> Tensor:
-    """The panels of an Weight with its biases, for the instruction set in use."""
-    key = "packed", precision, chosen_isa()[1]
+    """The panels of a Weight with its biases, for the instruction set in use."""
+    key = "packed", precision, weight.weights[0].dtype, chosen_isa()[1]
     found = weight.forms.get(key)
     return weight.form(key, lambda: _pack(weight, precision)) if found is None else found
 
@@ -41,16 +41,19 @@ def packed_transpose(weight: Weight, inner: int) -> Tensor:
 
 
 def _pack_transpose(weight: Weight, inner: int) -> Tensor:
-    (N, K), isa = weight.shape, chosen_isa()[1]
-    stacked = weight.stacked()[0]
-    code = CPU_DTYPES[stacked.dtype]
-    buffer = fresh(stacked, C.packed_weight_bytes(code, C.PRECISION_full, K, inner, isa), dtype=torch.uint8)
-    C.pack_transposed_cpu(
-        *(code, K, inner, stacked.data_ptr(), N, stacked.stride(0), buffer.data_ptr(), isa, torch.get_num_threads())
-    )
+    (N, K), blocks, isa, threads = weight.shape, weight.weights, chosen_isa()[1], torch.get_num_threads()
+    code = CPU_DTYPES[blocks[0].dtype]
+    if any(len(block) * block.element_size() % 4 for block in blocks[:-1]):  # a word holds rows of two blocks
+        blocks = weight.stacked()[:1]
+    buffer = fresh(blocks[0], C.packed_weight_bytes(code, C.PRECISION_full, K, inner, isa), dtype=torch.uint8)
+    first = 0
+    for block in blocks:
+        where = block.data_ptr(), N, block.stride(0), buffer.data_ptr(), first, first + len(block)
+        C.pack_transposed_cpu(code, K, inner, *where, isa, threads)
+        first += len(block)
     return buffer
 
 
 def has_packed(weight: Weight, precision: str | None) -> bool:
     """Whether a weight without memory has the form that these kernels read."""
-    return ("packed", precision, chosen_isa()[1]) in weight.forms
+    return ("packed", precision, weight.weights[0].dtype, chosen_isa()[1]) in weight.forms

@@ -67,7 +67,7 @@ def bounds(ids: Tensor) -> tuple[int, int] | None:
     """The least and the greatest of int32 or int64 ids on the host, at least one; None for others."""
     if C is None or ids.dtype not in (torch.int32, torch.int64) or not ids.is_cpu or not has_memory(ids):
         return None
-    if not ids.is_contiguous() or pointer_reason():
+    if not ids.is_contiguous():
         return None
     return C.bounds_cpu(ids.element_size(), ids.numel(), ids.data_ptr())
 

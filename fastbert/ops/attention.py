@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fastbert import backend, native, reference
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
@@ -134,7 +133,7 @@ def _triton_arguments(
         "dropout_p": dropout_p,
         "seed": draw_seed(qkv.device) if dropout_p and seed is None else seed,
         "precision": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
-        "schedule": _schedules.get().of(qkv, cu_seqlens, max_seqlen),
+        "schedule": _schedule(qkv, cu_seqlens, max_seqlen),
     }
 
 
@@ -163,51 +162,43 @@ def _supports_triton(
     return None
 
 
-class _Schedules:
-    """The schedules of the lengths at hand: the layers of a model ask for the same one, one after the other.
+class _Shared:
+    """The tile schedule that the layers of one run through a model have in common: see `shared_schedules`."""
 
-    They are kept with the tensor cu_seqlens, as long as it lives and is not written. That cannot be known of an
-    inference tensor, and while a CUDA graph is captured no table from outside it may be used, nor one from inside it
-    outside: then they are kept within `shared_schedules` only.
-    """
-
-    def __init__(self, shared: bool = False) -> None:
-        self._shared = shared
-        self._kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-    def of(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> TileSchedule:
-        from fastbert.kernels.attention import attention_schedule
-
-        if not self._shared and (cu_seqlens.is_inference() or _capturing(cu_seqlens)):
-            return attention_schedule(qkv, cu_seqlens, max_seqlen)
-        version = None if cu_seqlens.is_inference() else cu_seqlens._version
-        stream = torch.cuda.current_stream(cu_seqlens.device).cuda_stream if cu_seqlens.is_cuda else 0
-        key = (version, stream, len(qkv), qkv.dtype, qkv.shape[-1], max_seqlen)
-        kept = self._kept.get(cu_seqlens)
-        if kept is None or kept[0] != key:
-            kept = self._kept[cu_seqlens] = (key, attention_schedule(qkv, cu_seqlens, max_seqlen))
-        return kept[1]
+    def __init__(self) -> None:
+        self.cu_seqlens: Tensor | None = None
+        self.key: tuple | None = None
+        self.schedule: TileSchedule | None = None
 
 
-_schedules: ContextVar[_Schedules] = ContextVar("fastbert_schedules", default=_Schedules())  # noqa: B039
+_shared: ContextVar[_Shared | None] = ContextVar("fastbert_schedule", default=None)
 
 
-def _capturing(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+def _schedule(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> TileSchedule:
+    from fastbert.kernels.attention import attention_schedule
+
+    shared = _shared.get()
+    if shared is None:
+        return attention_schedule(qkv, cu_seqlens, max_seqlen)
+    key = len(qkv), qkv.dtype, qkv.shape[-1], max_seqlen
+    if shared.cu_seqlens is not cu_seqlens or shared.key != key:
+        shared.cu_seqlens, shared.key = cu_seqlens, key
+        shared.schedule = attention_schedule(qkv, cu_seqlens, max_seqlen)
+    return shared.schedule
 
 
 @contextmanager
 def shared_schedules() -> Iterator[None]:
-    """Within it every attention over one cu_seqlens shares one schedule; nobody may write cu_seqlens meanwhile.
+    """Within it every attention over one cu_seqlens shares one schedule; no one may write to cu_seqlens meanwhile.
 
-    For the run through a model's layers, in inference mode or while a CUDA graph is captured: the schedule is made
-    by the first layer, in the graph too, and forgotten at the end.
+    For one run through a model's layers: the first layer makes the schedule, in a CUDA graph too, and nothing is kept
+    when the run is over.
     """
-    token = _schedules.set(_Schedules(shared=True))
+    token = _shared.set(_Shared())
     try:
         yield
     finally:
-        _schedules.reset(token)
+        _shared.reset(token)
 
 
 backend.implement("attention", "triton", _triton, _supports_triton)

@@ -116,7 +116,7 @@ class _Native(torch.autograd.Function):
 
 def _native(*tensors: Tensor, eps: float, dropout_p: float, padding_idx: int | None) -> Tensor:
     seed = native.draw_seed(dropout_p) if dropout_p else 0
-    if needs_gradient(*tensors):
+    if torch.is_grad_enabled() and needs_gradient(*tensors):
         return _Native.apply(*tensors, eps, dropout_p, seed, padding_idx)
     return native.embed_layer_norm(*tensors, eps=eps, dropout_p=dropout_p, seed=seed)[0]
 

@@ -112,7 +112,8 @@ def _reference_of_parts(x: Tensor, *tensors: Tensor, rows: int, activation: str 
 
 
 def _native(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
-    if needs_gradient(x, *weight.tensors):  # in full precision, which "high" and "highest" allow
+    # With a gradient, "high" and "highest" are in full precision.
+    if torch.is_grad_enabled() and needs_gradient(x, *weight.tensors):
         return _NativeLinear.apply(x, weight, activation, *weight.tensors)
     return native.linear(x, weight, activation=activation, precision=precision)
 
@@ -165,7 +166,7 @@ def linear(
         raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(reference.ACTIVATIONS)}")
     if precision is not None:
         check_precision("linear", precision, x, *weight.tensors)
-    if autocast_is_on(x):
+    if torch._C._is_any_autocast_enabled() and autocast_is_on(x):
         with autocast_off(x):
             if precision in QUANTIZED:  # chosen for the model, and narrower than autocast
                 return linear(x, weight, activation=activation, precision=precision)

@@ -38,12 +38,12 @@ def read_mask_at_once(mask: Tensor) -> PackedBatch | None:
     lengths = cu_seqlens.diff()
     leading = ((mask[:, 0] == 0) & (lengths > 0)).any().to(torch.int32)
     known = torch.stack([cu_seqlens[-1], lengths.max(), leading, bad[0]]).tolist()
-    return _batch(mask, cu_seqlens, indices, *known)
+    return _batch(mask, (cu_seqlens, indices, *known))
 
 
-def _batch(
-    mask: Tensor, cu_seqlens: Tensor, indices: Tensor, tokens: int, longest: int, leading_pads: bool, bad: bool
-) -> PackedBatch | None:
+def _batch(mask: Tensor, read: tuple[Tensor, Tensor, int, int, bool, bool] | None = None) -> PackedBatch | None:
+    """The batch of what was read of a mask, by default by the extension."""
+    cu_seqlens, indices, tokens, longest, leading_pads, bad = read or native.read_mask(mask)
     if bad:
         return None
     if tokens == mask.numel():
@@ -51,11 +51,7 @@ def _batch(
     return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:tokens], bool(leading_pads))
 
 
-def _native_read_mask(mask: Tensor) -> PackedBatch | None:
-    return _batch(mask, *native.read_mask(mask))
-
-
-backend.implement("read_mask", "native", _native_read_mask, native.supports_read_mask)
+backend.implement("read_mask", "native", _batch, native.supports_read_mask)
 backend.implement("read_mask", "reference", _read_mask)
 backend.implement("pack_mask", "native", native.pack_mask, native.supports_pack_mask)
 backend.implement("pack_mask", "reference", reference.pack_mask)

@@ -1,4 +1,4 @@
-"""Batches of pre-training: packed to a budget of tokens, without padding, in a seeded order that can be gone on with.
+"""Batches of pre-training: packed to a budget of tokens, without padding, in a seeded order that can be resumed.
 
 A batch follows from the shards, the seed and (epoch, position) alone. Every epoch has an order of its own, and in
 it every example once. A batch takes the next examples until one does not fit; that one begins the next batch, and

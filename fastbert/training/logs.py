@@ -1,14 +1,14 @@
-"""What a run reports: log.jsonl, TensorBoard event files and a line of progress."""
+"""What a run reports: log.jsonl, TensorBoard event files and its line of progress."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from fastbert.files import naming, write_text
+from fastbert.progress import duration
 from fastbert.training.objective import Counts
 
 LOG, EVENTS = "log.jsonl", "tensorboard"
@@ -89,39 +89,18 @@ def _lines(path: Path) -> list[dict]:
     return found
 
 
-class ProgressLine:
-    """One line on stderr for each report; on a terminal it takes the place of the one before."""
-
-    def __init__(self, total_steps: int, stream: TextIO | None = None) -> None:
-        self._total, self._stream = total_steps, sys.stderr if stream is None else stream
-        self._open = False
-
-    def show(self, step: int, figures: dict[str, Any], seconds_left: float) -> None:
-        losses = [
-            f"{part.upper()} loss {figures[f'{part}_loss']:.4f}" for part in ("mlm", "nsp") if f"{part}_loss" in figures
-        ]
-        if not losses and "loss" in figures:
-            losses = [f"loss {figures['loss']:.4f}"]
-        parts = [f"step {step:,}/{self._total:,}", *losses, f"lr {figures['learning_rate']:.2e}"]
-        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
-        if figures.get("mfu") is not None:
-            parts.append(f"MFU {figures['mfu']:.1%}")
-        self._write(", ".join([*parts, f"{duration(seconds_left)} left"]), replaceable=True)
-
-    def say(self, message: str) -> None:
-        self._write(message, replaceable=False)
-
-    def _write(self, message: str, *, replaceable: bool) -> None:
-        terminal = self._stream.isatty()
-        start = "\r\x1b[K" if terminal and self._open else ""
-        self._open = terminal and replaceable
-        self._stream.write(f"{start}fastbert: {message}" + ("" if self._open else "\n"))
-        self._stream.flush()
-
-    def close(self) -> None:
-        if self._open:
-            self._stream.write("\n")
-            self._open = False
+def progress_line(step: int, steps: int, figures: dict[str, Any], seconds_left: float) -> str:
+    """What a report of the loop comes to, on one line."""
+    losses = [
+        f"{part.upper()} loss {figures[f'{part}_loss']:.4f}" for part in ("mlm", "nsp") if f"{part}_loss" in figures
+    ]
+    if not losses and "loss" in figures:
+        losses = [f"loss {figures['loss']:.4f}"]
+    parts = [f"step {step:,}/{steps:,}", *losses, f"lr {figures['learning_rate']:.2e}"]
+    parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+    if figures.get("mfu") is not None:
+        parts.append(f"MFU {figures['mfu']:.1%}")
+    return ", ".join([*parts, f"{duration(seconds_left)} left"])
 
 
 class Meter:
@@ -156,11 +135,3 @@ class Meter:
     def _clear(self) -> None:
         self._whole, self._steps, self._seconds = Counts(), 0, 0.0
         self._since = time.perf_counter()
-
-
-def duration(seconds: float) -> str:
-    """`3 h 05 min`, `4 min 10 s`, `12 s`."""
-    seconds = round(seconds)
-    if seconds >= 3600:
-        return f"{seconds // 3600:,} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"

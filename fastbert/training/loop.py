@@ -1,29 +1,30 @@
-"""The pre-training loop, read top to bottom."""
+"""The training loop behind pre-training, fine-tuning and distillation, read top to bottom."""
 
 from __future__ import annotations
 
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastbert.model import BertPreTrainedModel
+from fastbert.progress import StatusLine, say
 from fastbert.tokenization import BertTokenizer
-from fastbert.training.batches import PretrainingBatch
 from fastbert.training.distributed import Processes
-from fastbert.training.logs import Log, Meter, ProgressLine
-from fastbert.training.objective import Counts, MicroBatch, Objective
+from fastbert.training.logs import Log, Meter, progress_line
+from fastbert.training.objective import Counts
 from fastbert.training.optimizer import clip_gradients, make_optimizer
 from fastbert.training.schedule import make_schedule
-from fastbert.training.settings import Settings
-from fastbert.training.sharding import gather_state, shard
+from fastbert.training.settings import RunSettings
+from fastbert.training.sharding import gather_state
 from fastbert.training.training_state import (
     CheckpointError,
     Checkpoints,
@@ -35,20 +36,11 @@ from fastbert.training.training_state import (
 )
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {"mlm_loss": "MLM loss", "nsp_loss": "next-sentence loss"}  # of losses, in messages
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what is left."""
-
-
-class Batches(Protocol):
-    """Training batches without end, the same at the same position."""
-
-    def __iter__(self) -> Iterator[PretrainingBatch]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    """Training cannot continue; the message says why and which checkpoint is left."""
 
 
 @dataclass(frozen=True)
@@ -59,160 +51,184 @@ class Outcome:
     checkpoint: Path | None  # None in a process that does not write
     signal: int | None = None
 
+    def exit_code(self) -> int:
+        """Of the command; says which signal stopped the run, if one did."""
+        if self.signal is None:
+            return 0
+        say(f"stopped by {signal.Signals(self.signal).name} after step {self.step:,}; --resume goes on")
+        return 128 + self.signal
 
-class Pretraining:
-    """One run, in one process of those that share it.
+
+class Trainer(ABC):
+    """One run, in one process of those that share it: steps, log, evaluations, checkpoints, signals, resumption.
+
+    A subclass says what is trained on what: the methods up to `read`.
 
     Args:
-        settings: all of them; the output's folder is where checkpoints and logs go.
-        model: of the class that the objective asks for, in float32.
-        tokenizer: saved with each checkpoint.
-        batches: of this process, at the start; `resume` moves them.
-        heldout: makes the batches of an evaluation, the same each time; None where there is no held-out text.
-        device: where to train; None where the model is. One that is to be sharded may then stay on the host.
-        processes: which one this is.
+        settings: the output's folder is where checkpoints and logs go.
+        model: in float32; saved with the tokenizer in each checkpoint.
+        trained: the module whose parameters are trained: the model, or one that holds it.
+        groups: of the optimizer, `decay_groups` without; the rate of one is the schedule's times its `rate`, if any.
+        extra: its `save(folder)` and `load(folder)` are for what a checkpoint holds of `trained` and the model has not.
+        replica: what runs forward in `losses`, where it is not the model: DDP's wrapper, for example.
+        sharded: whether the parameters are spread over the processes.
         peak_flops: of one device, for MFU; None leaves MFU out.
-        objective: of this model; None: the losses of the model's own heads.
     """
+
+    parts: tuple[str, ...] = ("loss",)  # names of what `losses` returns; their sum is minimised
+    unreported: str | None = None  # the one of them that the log leaves out
+    evaluation = ("heldout", "held-out text", "loss on held-out text")  # kind in the log, name, name of its loss
 
     def __init__(
         self,
-        settings: Settings,
+        settings: RunSettings,
         model: BertPreTrainedModel,
         tokenizer: BertTokenizer,
-        batches: Batches,
-        heldout: Callable[[], Iterable[PretrainingBatch]] | None = None,
         *,
+        trained: nn.Module,
+        groups: list[dict] | None = None,
+        extra: Any = None,
+        replica: nn.Module | None = None,
         device: torch.device | None = None,
         processes: Processes | None = None,
+        sharded: bool = False,
         peak_flops: float | None = None,
-        objective: Objective | None = None,
     ) -> None:
+        training, self.folder = settings.training, Path(settings.output.folder)
         self.settings, self.model, self.tokenizer = settings, model, tokenizer
-        self.batches, self.heldout, self.peak_flops = batches, heldout, peak_flops
-        self.processes = processes or Processes()
-        self.device = device or model.device
-        training = settings.training
-        if training.precision == "fp16" and self.device.type != "cuda":
-            raise ValueError(f"training.precision is 'fp16', which needs a CUDA device; {self.device} takes 'bf16'")
-        if training.keep_best and heldout is None:
-            raise ValueError("training.keep_best is true, and there is no held-out text to know the best by")
-        if training.activation_checkpointing:
-            model.gradient_checkpointing_enable()
-        self.objective = objective or Objective(model)
-        self.sharded = training.sharding == "full" and self.processes.world_size > 1
-        if self.sharded and objective is not None:
-            raise ValueError(
-                "training.sharding is 'full', which is for the losses of the model's own heads; use 'none'"
-            )
-        if self.sharded:
-            shard(self.objective, self.device, AUTOCAST[training.precision])
-            self.replica = self.objective
-        else:
-            self.replica = self.processes.replicate(self.objective.to(self.device))
-        self.optimizer = make_optimizer(self.objective, settings.optimizer)
+        self.trained, self.extra, self.sharded = trained, extra, sharded
+        self.replica = model if replica is None else replica
+        self.device, self.processes, self.peak_flops = device or model.device, processes or Processes(), peak_flops
+        self.optimizer = make_optimizer(trained, settings.optimizer, groups)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
-        self.schedule = make_schedule(
-            settings.schedule.shape,
-            settings.optimizer.lr,
-            warmup_steps=settings.warmup_steps,
-            total_steps=settings.total_steps,
-        )
-        self.checkpoints = open_checkpoints(settings)
+        lengths = {"warmup_steps": settings.warmup_steps, "total_steps": settings.total_steps}
+        self.schedule = make_schedule(settings.schedule.shape, settings.optimizer.lr, **lengths)
+        self.checkpoints = open_checkpoints(self.folder, keep=training.keep, keep_best=training.keep_best)
         self.step, self._saved = 0, -1  # steps done; at the newest checkpoint
-        self._unlogged: list[Tensor] = []  # (the losses, gradient norm) of each step since the last log line
-        self._heldout_loss: float | None = None  # of the weights as they are now
+        self.heldout_loss: float | list[float] | None = None  # of the weights as they are now; see TrainingState
+        self._unlogged: list[Tensor | list[float]] = []  # (the losses, gradient norm) of each step since the last line
+
+    @abstractmethod
+    def next_step(self) -> Sequence[Any]:
+        """The micro-batches of this process's next step, in order, each with its `counts`."""
+
+    @abstractmethod
+    def losses(self, batch: Any, whole: Counts) -> Tensor:
+        """(len(parts),): what one of the micro-batches contributes to the parts of the loss of a step of `whole`."""
+
+    @abstractmethod
+    def evaluate_heldout(self) -> tuple[dict[str, float], list[str]]:
+        """The figures of an evaluation, "loss" among them, and remarks to print. Sets `heldout_loss`."""
+
+    @abstractmethod
+    def decisive(self) -> dict[str, Any]:
+        """The settings that the weights follow from, by name: a run is resumed under the same only."""
+
+    @abstractmethod
+    def position(self) -> dict[str, Any]:
+        """Where the data of the next step begins, for `move_to`; JSON can hold it."""
+
+    @abstractmethod
+    def move_to(self, position: dict[str, Any]) -> None: ...
+
+    def read(self, folder: Path) -> None:
+        """Reads what a checkpoint holds in addition to optimizer and state; weights only where the model has others."""
+        if self.extra is not None:
+            self.extra.load(folder)
+
+    def is_finished(self) -> bool:
+        return self.step >= self.settings.training.steps
+
+    def due(self) -> tuple[bool, bool, bool]:
+        """Whether to log, to evaluate and to save after the step just done."""
+        training = self.settings.training
+        every = (training.log_every, training.evaluate_every, training.save_every)
+        return tuple(self.step % n == 0 or self.step == training.steps for n in every)
 
     def run(self) -> Outcome:
-        """Trains to the last step, or to the end of the step in which SIGTERM or SIGINT arrives, and saves.
+        """Trains to the end, or to the end of the step in which SIGTERM or SIGINT arrives, and saves.
 
         Raises:
-            TrainingError: a loss, in training or on held-out text, or a gradient that is not finite.
+            TrainingError: a loss, in training or on held-out data, or a gradient that is not finite.
             CheckpointError: a checkpoint cannot be written.
         """
-        training, first = self.settings.training, self.processes.first
-        folder = Path(self.settings.output.folder)
+        first = self.processes.first
         if first:
             self.checkpoints.tidy()
-        self._log = Log(folder, step=self.step, tensorboard=self.settings.output.tensorboard) if first else None
-        self._progress = ProgressLine(training.steps)
-        self._meter = Meter(self.peak_flops, self.processes.world_size)
-        batches = iter(self.batches)
+        tensorboard = self.settings.output.tensorboard
+        self._log = Log(self.folder, step=self.step, tensorboard=tensorboard) if first else None
+        self._progress, self._meter = StatusLine(), Meter(self.peak_flops, self.processes.world_size)
         try:
             with signals() as received:
-                while self.step < training.steps:
-                    position = self.batches.state_dict()
-                    micro_batches = [self._micro_batch(next(batches)) for _ in range(training.accumulate)]
-                    whole, stop = self._agree(micro_batches, received())
+                while not self.is_finished():
+                    position = self.position()
+                    batches = self.next_step()
+                    whole, stop = self._agree(batches, received())
                     if stop:
                         return Outcome(self.step, self._save(position), stop)
-                    self._train(micro_batches, whole)
+                    self._train(batches, whole)
                     self._meter.add(whole)
-                    if self._due(training.log_every):
+                    report, evaluate, save = self.due()
+                    if report:
                         self._report()
-                    if self.heldout is not None and self._due(training.evaluate_every):
+                    if evaluate:
                         self._evaluate()
-                    if self._due(training.save_every):
-                        self._save(self.batches.state_dict())
+                    if save:
+                        self._save(self.position())
             return Outcome(self.step, self.checkpoints.newest())
         finally:
             self._progress.close()
             if self._log is not None:
                 self._log.close()
 
-    def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.settings.training.steps
-
-    def _micro_batch(self, batch: PretrainingBatch) -> MicroBatch:
-        return MicroBatch.of(batch, self.model.config, self.settings.training.objective, self.device)
-
-    def _agree(self, micro_batches: list[MicroBatch], stop: int) -> tuple[Counts, int]:
-        """What all micro-batches of the step come to, and the signal on which all processes stop after it."""
-        whole = sum((micro_batch.counts for micro_batch in micro_batches), Counts())
+    def _agree(self, batches: Sequence[Any], stop: int) -> tuple[Counts, int]:
+        """What all micro-batches of the step come to, and the signal on which all processes stop before it."""
+        whole = sum((batch.counts for batch in batches), Counts())
         table = self.processes.gather(torch.tensor([*astuple(whole), stop], dtype=torch.float64))
         return Counts(*table[:, :-1].sum(dim=0).tolist()), int(table[:, -1].max())
 
-    def _train(self, micro_batches: list[MicroBatch], whole: Counts) -> None:
+    def _train(self, batches: Sequence[Any], whole: Counts) -> None:
         """One step of the optimizer on the micro-batches of all processes."""
         seed_step(self.settings.training.seed, self.step, self.processes.rank)
         self.replica.train()
-        losses = torch.zeros(len(self.objective.parts), device=self.device)
-        for micro_batch in micro_batches:
-            with self.processes.backward(self.replica, last=micro_batch is micro_batches[-1]):
-                with self._autocast():
-                    parts = self.replica(micro_batch, whole)
+        losses = torch.zeros(len(self.parts), device=self.device)
+        for batch in batches:
+            with self.processes.backward(self.replica, last=batch is batches[-1]):
+                with self.autocast():
+                    parts = self.losses(batch, whole)
                 # DDP takes the mean over the processes, and this is a sum.
                 self.scaler.scale(parts.sum() * self.processes.world_size).backward()
             losses += parts.detach()
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.objective.parameters(), self.settings.optimizer.max_grad_norm)
+        norm = clip_gradients(self.trained.parameters(), self.settings.optimizer.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(self.step)
+            group["lr"] = self.schedule(self.step) * group.get("rate", 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._unlogged.append(torch.stack([*losses, norm]))  # stays on the device: nobody waits for it
+        self._unlogged.append(torch.stack([*losses, norm]))  # stays on the device: nothing waits for it
         self.step += 1
-        self._heldout_loss = None
+        self.heldout_loss = None
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.settings.training.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def _report(self) -> None:
-        """The mean of the losses since the last report, with speed and time left."""
+        """Logs the mean of the losses since the last report, with speed and time left."""
         rows = [row for row in self._figures() if all(map(math.isfinite, row))]
         skipped, self._unlogged = len(self._unlogged) - len(rows), []
         *losses, norm = torch.tensor(rows or [[0.0]], dtype=torch.float64).mean(dim=0).tolist()
-        figures: dict[str, Any] = self._losses(losses) if rows else {}
+        figures: dict[str, Any] = self.named(losses) if rows else {}
         figures |= {"learning_rate": self.schedule(self.step - 1), "gradient_norm": norm}
         if self.scaler.is_enabled():
             figures |= {"loss_scale": self.scaler.get_scale(), "skipped_steps": skipped}
         figures |= self._meter.figures()
         if self._log is not None:
             self._log.write(self.step, "train", figures)
-            left = (self.settings.training.steps - self.step) * self._meter.seconds_per_step
-            self._progress.show(self.step, figures, left)
+            steps = self.settings.training.steps
+            left = (steps - self.step) * self._meter.seconds_per_step
+            self._progress.show(progress_line(self.step, steps, figures, left))
 
     def _figures(self) -> list[list[float]]:
         """The unlogged figures of each step, summed over the processes, as numbers.
@@ -225,58 +241,32 @@ class Pretraining:
             table = self.processes.gather(torch.stack(fresh).cpu().double())
             rows = torch.cat([table[:, :, :-1].sum(dim=0), table[0, :, -1:]], dim=1)  # the norm is of the whole already
             self._unlogged[-len(fresh) :] = rows.tolist()
-        first = self.step - len(self._unlogged)
-        for step, row in enumerate(self._unlogged, start=first + 1):
-            self._check_finite(step, row)
+        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0:
+            return self._unlogged
+        names = [*(_NAMES.get(name, name.replace("_", " ")) for name in self.parts), "norm of the gradients"]
+        for step, row in enumerate(self._unlogged, start=self.step - len(self._unlogged) + 1):
+            bad = [f"{name} is {value}" for name, value in zip(names, row, strict=True) if not math.isfinite(value)]
+            if bad:
+                raise TrainingError(f"step {step}: the {' and the '.join(bad)}; {self.checkpoints.last_good()}")
         return self._unlogged
 
-    def _check_finite(self, step: int, row: list[float]) -> None:
-        told = {"mlm_loss": "MLM loss", "nsp_loss": "next-sentence loss"}
-        names = [*(told.get(name, name.replace("_", " ")) for name in self.objective.parts), "norm of the gradients"]
-        bad = [f"{name} is {value}" for name, value in zip(names, row, strict=True) if not math.isfinite(value)]
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0:
-            return
-        if bad:
-            raise TrainingError(f"step {step}: the {' and the '.join(bad)}; {self._kept()}")
-
-    def _kept(self) -> str:
-        good = self.checkpoints.newest()
-        return f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
-
-    def _losses(self, values: Sequence[float]) -> dict[str, float]:
-        """The first parts by name, without that of a head which the model has not, and their sum."""
-        missing = {"mlm": "nsp_loss", "nsp": "mlm_loss"}.get(self.settings.training.objective)
-        named = {n: value for n, value in zip(self.objective.parts, values, strict=False) if n != missing}
+    def named(self, values: Sequence[float]) -> dict[str, float]:
+        """The first parts of a loss by name, and their sum."""
+        named = {n: value for n, value in zip(self.parts, values, strict=False) if n != self.unreported}
         return {"loss": sum(named.values()), **named}
 
     def _evaluate(self) -> None:
-        """The losses and accuracies on held-out text, without dropout."""
         self._figures()  # an evaluation of what is not finite says nothing
         self._meter.pause()
-        self.replica.eval()
-        sums, counts = torch.zeros(4, dtype=torch.float64), Counts()
-        with torch.no_grad(), self._autocast():
-            for batch in self.heldout():
-                micro_batch = self._micro_batch(batch)  # the last one may leave a process without a sequence
-                sums += self.objective(micro_batch).cpu()
-                counts += micro_batch.counts
-        if self.sharded:
-            self.objective.reshard()  # which a backward does otherwise
-        totals = torch.tensor([counts.labels, counts.sequences], dtype=torch.float64)
-        *sums, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
-        if not sequences:
-            raise TrainingError("the held-out shards hold no batch")
-        figures = self._losses([sums[0] / max(1, labels), sums[2] / sequences])
-        objective = self.settings.training.objective
-        figures |= {"mlm_accuracy": sums[1] / max(1, labels)} if "mlm" in objective else {}
-        figures |= {"nsp_accuracy": sums[3] / sequences} if "nsp" in objective else {}
-        self._heldout_loss = figures["loss"]
-        if not math.isfinite(self._heldout_loss):
-            raise TrainingError(f"step {self.step}: the loss on held-out text is {self._heldout_loss}; {self._kept()}")
+        kind, name, loss = self.evaluation
+        figures, remarks = self.evaluate_heldout()
+        if not math.isfinite(figures["loss"]):
+            raise TrainingError(f"step {self.step}: the {loss} is {figures['loss']}; {self.checkpoints.last_good()}")
         if self._log is not None:
-            self._log.write(self.step, "heldout", figures)
-            words = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
-            self._progress.say(f"step {self.step:,}, held-out text: {words}")
+            self._log.write(self.step, kind, figures)
+            words = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in figures.items())
+            for message in (f"step {self.step:,}, {name}: {words}", *remarks):
+                self._progress.say(message)
         self._meter.restart()
 
     def _save(self, position: dict[str, Any]) -> Path | None:
@@ -291,74 +281,80 @@ class Pretraining:
         def write(folder: Path) -> None:
             if self.sharded:
                 self.processes.wait()  # the folder is there
-            save_optimizer(self.optimizer, self.objective.trained, folder)
+            save_optimizer(self.optimizer, self.trained, folder)
             if first:
                 self.model.save_pretrained(folder, state_dict=weights)
                 self.tokenizer.save_pretrained(folder)
-                self.objective.save(folder)
+                if self.extra is not None:
+                    self.extra.save(folder)
 
-        if not first:
+        path = None
+        if first:
+            scaler, settings = self.scaler.state_dict(), self.decisive()
+            state = TrainingState(self.step, settings, position, scaler, unlogged, self.heldout_loss)
+            path = self.checkpoints.save(state, write)
+        else:
             write(self.checkpoints.temporary(self.step))
-            self._meter.restart()
-            return None
-        state = TrainingState(
-            step=self.step,
-            settings=self.settings.decisive(),
-            data=position,
-            scaler=self.scaler.state_dict(),
-            unlogged=unlogged,
-            heldout_loss=self._heldout_loss,
-        )
-        path = self.checkpoints.save(state, write)
         self._meter.restart()
         return path
 
     def resume(self, checkpoint: Path) -> None:
-        """Goes back to the moment of a checkpoint, whose weights the model has already.
+        """Goes back to the moment of a checkpoint.
 
         Raises:
-            CheckpointError: it cannot be read, or was made under other settings.
+            CheckpointError: it cannot be read, or was made under other settings or from other data.
         """
         state = read_state(checkpoint)
-        check_resumable(state, self.settings, checkpoint)
-        self.objective.load(checkpoint)
-        load_optimizer(self.optimizer, self.objective.trained, checkpoint)
+        self._check_settings(state, checkpoint)
+        self.read(checkpoint)
+        load_optimizer(self.optimizer, self.trained, checkpoint)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.scaler)
-        self.batches.load_state_dict(state.data)
-        self.step, self._unlogged, self._heldout_loss = state.step, list(state.unlogged), state.heldout_loss
+        self.move_to(state.data)
+        self.step, self._unlogged, self.heldout_loss = state.step, list(state.unlogged), state.heldout_loss
         self._saved = self.step
 
+    def _check_settings(self, state: TrainingState, checkpoint: Path) -> None:
+        """That the run continues under the settings it began with, as far as its weights follow from them.
 
-def open_checkpoints(settings: Settings) -> Checkpoints:
-    """Those of the output's folder."""
-    training = settings.training
-    folder = Path(settings.output.folder) / "checkpoints"
-    return Checkpoints(folder, keep=training.keep, keep_best=training.keep_best)
+        The number of processes is none of them: batches are cut for all together, and each takes its part. Nor is the
+        length of a schedule that has come to its end: a longer one prolongs the run.
+        """
+        then, now = state.settings, self.decisive()
+        length = then.get("schedule.total_steps", math.inf)
+        ended = state.step >= length and now["schedule.total_steps"] > length
+        free = ("schedule.total_steps", "schedule.warmup_steps") if ended else ()
+        changed = [
+            f"{key} was {then.get(key)!r} and is {value!r}"
+            for key, value in now.items()
+            if then.get(key) != value and key not in free
+        ]
+        if changed:
+            raise CheckpointError(f"{checkpoint} was made under other settings: {'; '.join(changed)}")
 
 
-def check_resumable(state: TrainingState, settings: Settings, checkpoint: Path) -> None:
-    """That the run goes on under the settings it began with, as far as its weights follow from them.
+def open_checkpoints(output: str | Path, *, keep: int = 1, keep_best: bool = True) -> Checkpoints:
+    """Those of an output folder."""
+    return Checkpoints(Path(output) / "checkpoints", keep=keep, keep_best=keep_best)
 
-    The number of processes is none of them: batches are cut for all together, and each takes its part. Nor is the
-    length of a schedule that has come to its end: a longer one prolongs the run.
+
+def newest_checkpoint(output: Path, name: str, *, resume: bool) -> Path | None:
+    """That of an output folder, called `name` in the settings, from which the run is resumed; None: it begins.
+
+    Raises:
+        ValueError: the folder is a file, or holds a checkpoint and `resume` is false.
     """
-    then = state.settings
-    now, length = settings.decisive(), then.get("schedule.total_steps", math.inf)
-    ended = state.step >= length and now["schedule.total_steps"] > length
-    free = ("schedule.total_steps", "schedule.warmup_steps") if ended else ()
-    changed = [
-        f"{key} was {then.get(key)!r} and is {value!r}"
-        for key, value in now.items()
-        if then.get(key) != value and key not in free
-    ]
-    if changed:
-        raise CheckpointError(f"{checkpoint} was made under other settings: {'; '.join(changed)}")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{name} {output} is a file; it must be a folder")
+    newest = open_checkpoints(output).newest()
+    if newest is not None and not resume:
+        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another {name}")
+    return newest
 
 
 @contextmanager
 def signals() -> Iterator[Callable[[], int]]:
-    """Keeps SIGTERM and SIGINT until somebody asks which came (0: none); a second one acts as ever."""
+    """Keeps SIGTERM and SIGINT until the caller asks which came (0: none); a second one acts as before."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return

@@ -1,6 +1,6 @@
 """Masked language modelling: which tokens are to be predicted, and what the model sees in their place.
 
-Drawn anew each time an example is read, and by counter: what becomes of token p of example i in epoch e follows from
+Drawn again each time an example is read, and by counter: what becomes of token p of example i in epoch e follows from
 (seed, e, i, p) alone, not from the batch, the rank or the steps before.
 
 Each token (or word) is chosen by a draw of its own, as in transformers' collator, rather than a fixed count of each

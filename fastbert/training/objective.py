@@ -8,7 +8,7 @@ therefore counts by its share of them, and not as one mean among others.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ class States:
 
     mlm: Tensor | None  # last states of the labelled tokens (n, E)
     nsp: Tensor | None  # next-sentence logits (B, 2)
-    hidden: tuple[Tensor, ...] | None = None  # where wanted, the L + 1 states (T, E)
+    hidden: tuple[Tensor, ...] | None = None  # where asked for, the L + 1 states (T, E)
 
 
 def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hidden_states: bool = False) -> States:
@@ -93,9 +93,10 @@ class Objective(nn.Module):
     """The model with its losses. (A module, so that what wraps modules, as DDP, can wrap it.)
 
     An objective that learns more than the model overrides `trained`, of which the optimizer's state is saved, and
-    `save` and `load`, which keep beside a checkpoint's model what it has not.
+    `extra`, whose `save` and `load` keep in a checkpoint what the model has not.
     """
 
+    extra: Any = None
     parts: tuple[str, ...] = ("mlm_loss", "nsp_loss")  # what `forward` returns; their sum is minimised
 
     def __init__(self, model: BertPreTrainedModel) -> None:
@@ -105,12 +106,6 @@ class Objective(nn.Module):
     @property
     def trained(self) -> nn.Module:
         return self.model
-
-    def save(self, folder: Path) -> None:
-        """Writes what is not the model's."""
-
-    def load(self, folder: Path) -> None:
-        """Reads what `save` wrote."""
 
     def forward(self, micro_batch: MicroBatch, whole: Counts | None = None) -> Tensor:
         """(2,): the parts of the step's MLM and NSP losses that this micro-batch of the `whole` contributes.

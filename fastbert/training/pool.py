@@ -14,16 +14,6 @@ from typing import Any
 POLL_SECONDS = 0.2
 
 
-class Progress:
-    """What a run tells of itself; this one listens to nothing."""
-
-    def begin(self, total_bytes: int) -> None:
-        """Work begins, on so much text."""
-
-    def update(self, read_bytes: int, tokens: int) -> None:
-        """So much is done, in all."""
-
-
 class Stopped(Exception):
     """Another task failed, or the run was interrupted."""
 
@@ -31,9 +21,10 @@ class Stopped(Exception):
 Advance = Callable[[int, int], None]
 
 
-def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: int, progress: Progress) -> None:
+def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: int, progress: Advance) -> None:
     """Calls `make(task, advance)` for each task; `make` calls `advance(bytes, tokens)` while it works.
 
+    `progress` is called with the bytes and tokens of all tasks so far.
     With more than one process, each has a copy of `make`. The first task to fail ends the others.
 
     Raises:
@@ -45,7 +36,7 @@ def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: 
         def advance(read: int, tokens: int) -> None:
             done[0] += read
             done[1] += tokens
-            progress.update(*done)
+            progress(*done)
 
         for task in tasks:
             make(task, advance)
@@ -59,7 +50,7 @@ def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: 
         try:
             while pending:
                 done, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
-                progress.update(*shared[:2])
+                progress(*shared[:2])
                 for future in done:
                     future.result()
         except BaseException as error:

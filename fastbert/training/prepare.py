@@ -1,19 +1,18 @@
-"""From text to shards of pre-training examples, over many processes; a run that was killed goes on.
+"""From text to shards of pre-training examples, over many processes; a run that was killed can be resumed.
 
 The inputs' sizes alone say which documents make which shard, and a shard follows from its documents, the vocabulary,
 the settings and the seed: so its bytes are the same for any number of processes and whether or not it was
-interrupted. A shard's file appears when it is whole, under its own name; what there is of them when a run begins
-anew is done. `prepare.journal.json` says what an unfinished run was asked, `index.json` ends it.
+interrupted. A shard's file appears when it is whole, under its own name; the shards that there are when a
+run is resumed are done. `prepare.journal.json` says what an unfinished run was asked, `index.json` ends it.
 
 Documents are held out by a hash of their text, so that no copy of one is in both splits. The held-out split has
-shards of its own, made by reading all text once more: reading costs little beside tokenizing, and so its pairs, too,
+shards of its own, made by reading all text once more: reading costs little against tokenizing, and so its pairs, too,
 are of held-out documents on both sides.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,8 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbert.files import write_text
 from fastbert.inference.input_files import InputError
+from fastbert.journal import Journal, lock
+from fastbert.journal import RunError as PrepareError
+from fastbert.progress import Progress
 from fastbert.tokenization import BertTokenizer
 from fastbert.training.documents import Document, DocumentReading, Piece, cut, documents, find_files, group
 from fastbert.training.examples import (
@@ -38,8 +39,9 @@ from fastbert.training.examples import (
     pairs,
     runs,
 )
-from fastbert.training.pool import Advance, Progress, run_tasks
+from fastbert.training.pool import Advance, run_tasks
 from fastbert.training.sentences import split_sentences
+from fastbert.training.settings import check_fields, limited
 from fastbert.training.shards import (
     INDEX,
     SUFFIX,
@@ -59,13 +61,9 @@ TOKENIZED_TOGETHER = 1 << 19  # characters
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-class PrepareError(ValueError):
-    """An output that cannot be written, or a run that cannot be gone on with; the message says why."""
-
-
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What the examples follow from, beside text and vocabulary.
+    """What the examples follow from, in addition to text and vocabulary.
 
     Args:
         max_length: tokens of an example, special ones included, at most.
@@ -81,28 +79,19 @@ class PrepareSettings:
         ValueError: a setting outside its limits.
     """
 
-    max_length: int = 512
+    max_length: int = limited(512, least=LEAST_LENGTH)
     pairs: bool = True
-    short_seq_prob: float | None = None
-    held_out: float = 0.0
-    seed: int = 0
-    shard_bytes: int = 32 << 20
+    short_seq_prob: float | None = limited(None, least=0, most=1)
+    held_out: float = limited(0.0, least=0, below=1)
+    seed: int = limited(0, least=-(2**63), most=2**63 - 1)
+    shard_bytes: int = limited(32 << 20, least=1)
     skip_bad: bool = False
     reading: DocumentReading = field(default_factory=DocumentReading)
 
     def __post_init__(self) -> None:
-        if self.max_length < LEAST_LENGTH:
-            raise ValueError(f"max_length is {self.max_length}; it must be at least {LEAST_LENGTH}")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; it must be a share of at least 0 and below 1")
+        check_fields(self)
         if self.short_seq_prob is None:
             object.__setattr__(self, "short_seq_prob", 0.1 if self.pairs else 0.0)
-        if not 0 <= self.short_seq_prob <= 1:
-            raise ValueError(f"short_seq_prob is {self.short_seq_prob}; it must lie between 0 and 1")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must be at least {-(2**63)} and at most {2**63 - 1}")
-        if self.shard_bytes < 1:
-            raise ValueError(f"shard_bytes is {self.shard_bytes}; it must be at least 1")
 
     @property
     def specials(self) -> int:
@@ -156,9 +145,9 @@ def prepare(
         learn_vocab: how many tokens to learn from the text.
         lower: whether text is lower-cased (default: it is); not for a tokenizer's folder, which says so itself.
         processes: how many work at once; 1 is this one.
-        resume: go on with an interrupted run, where there is one.
+        resume: continue an interrupted run, where there is one.
         restart: throw away what an earlier run made of this folder.
-        progress: is told how many bytes were read and tokens made.
+        progress: of the bytes read.
 
     Raises:
         InputError: an input that cannot be read, is empty, or holds a bad document.
@@ -191,9 +180,9 @@ def prepare(
         if vocabulary.sha256 != run.vocabulary:
             raise PrepareError(f"{output}: the tokenizer is not the interrupted run's; --restart begins anew")
         left = [task for task in tasks if not _is_done(task.path, vocabulary)]
-        progress = progress or Progress()
+        progress = progress or Progress(shown=False)
         progress.begin(sum(piece.bytes for task in left for piece in task.pieces))
-        run_tasks(_ShardMaker(output, settings), left, processes, progress)
+        run_tasks(_ShardMaker(output, settings), left, processes, progress.update)
         totals: dict[str, Counts] = {}
         for task in tasks:
             totals[task.split] = totals.get(task.split, Counts()) + Shard(task.path).counts
@@ -247,7 +236,7 @@ def _sample(pieces: list[Piece], settings: PrepareSettings, size: int) -> Iterat
 
 
 def _is_done(path: Path, vocabulary: Vocabulary) -> bool:
-    """Whether an earlier run finished this shard; one that has come to harm since is made anew."""
+    """Whether an earlier run finished this shard; one that has come to harm since is made again."""
     if not path.exists():
         return False
     try:
@@ -351,20 +340,20 @@ class _Run:
     """A folder while it is being made: its lock, and the journal that says what it was asked."""
 
     def __init__(self, output: Path, asked: dict[str, Any], *, resume: bool, restart: bool) -> None:
-        self._output, self._journal = output, output / JOURNAL
-        self._asked = asked
+        self._output = output
+        self._journal = Journal(output / JOURNAL, output, version=JOURNAL_VERSION, asked=asked, key="asked")
         self.vocabulary: str | None = None  # sha256 of the saved tokenizer's; None until it is saved
         if output.exists() and not output.is_dir():
             raise PrepareError(f"{output} is a file; it must be a folder")
         self._made = not output.exists()
         output.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(output)
+        self._lock = os.open(output, os.O_RDONLY)
         try:
+            lock(self._lock, output)
             for stale in output.glob(".*.tmp"):  # of a run that was killed
                 stale.unlink()
             if restart:
                 self._clear()
-            self.complete = (output / INDEX).exists()
             self._begin(resume)
         except BaseException:
             os.close(self._lock)
@@ -376,40 +365,24 @@ class _Run:
             path.unlink(missing_ok=True)
 
     def _begin(self, resume: bool) -> None:
-        if not self._journal.exists():
-            if self.complete:
-                raise PrepareError(f"{self._output} holds prepared data: --restart makes it anew")
-            if other := sorted(path.name for path in self._output.iterdir()):
-                raise PrepareError(f"{self._output} is not empty: it holds {other[0]}")
-            self.commit(None)
+        if (before := self._journal.read(resume=resume)) is not None:
+            if "vocabulary" not in before:
+                raise self._journal.damaged()
+            self.vocabulary = before["vocabulary"]
             return
-        if not resume:
-            raise PrepareError(
-                f"{self._journal} is left of an interrupted run: --resume goes on with it, --restart throws it away"
-            )
-        try:
-            journal = json.loads(self._journal.read_bytes())
-            version, before, self.vocabulary = journal["version"], journal["asked"], journal["vocabulary"]
-        except (ValueError, KeyError, TypeError):
-            raise PrepareError(f"{self._journal} is no journal of a run; --restart throws it away") from None
-        if version != JOURNAL_VERSION:
-            raise PrepareError(f"{self._journal} is of another version of fastbert; --restart begins anew")
-        for name, value in self._asked.items():
-            if (was := before.get(name)) != value:
-                told = "" if name == "inputs" else f" was {was!r} and is {value!r} now"
-                raise PrepareError(
-                    f"cannot go on with {self._output}: {name}{told or ' have changed'}; give what was given before, "
-                    "or --restart to begin anew"
-                )
+        if (self._output / INDEX).exists():
+            raise PrepareError(f"{self._output} holds prepared data: --restart makes it anew")
+        if other := sorted(path.name for path in self._output.iterdir()):
+            raise PrepareError(f"{self._output} is not empty: it holds {other[0]}")
+        self.commit(None)
 
     def commit(self, vocabulary: str | None) -> None:
         """Says that the tokenizer is saved, or that nothing is yet."""
         self.vocabulary = vocabulary
-        content = {"version": JOURNAL_VERSION, "vocabulary": vocabulary, "asked": self._asked}
-        write_text(self._journal, json.dumps(content, indent=1) + "\n")
+        self._journal.write(vocabulary=vocabulary)
 
     def finish(self) -> None:
-        self._journal.unlink()
+        self._journal.path.unlink()
 
     def __enter__(self) -> _Run:
         return self
@@ -420,16 +393,3 @@ class _Run:
             if self._made:
                 self._output.rmdir()
         os.close(self._lock)
-
-
-def _lock(folder: Path) -> int:
-    """Keeps other processes from writing the folder until this one ends, however it ends."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise PrepareError(f"another process is writing {folder}") from None
-    return handle

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+from fastbert.progress import Progress, say
 from fastbert.training.documents import DocumentReading
-from fastbert.training.pool import Progress
 from fastbert.training.prepare import JOURNAL, PrepareSettings, Summary, prepare
 from fastbert.training.shards import Counts
 from fastbert.unknown_tokens import unknown_warning
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         args.parser.error(str(error))
-    meter = _Meter(quiet=args.quiet)
+    progress = Progress(shown=False if args.quiet else None)
     try:
         summary = prepare(
             args.inputs,
@@ -46,17 +45,17 @@ def run(args: argparse.Namespace) -> int:
             processes=args.processes,
             resume=args.resume,
             restart=args.restart,
-            progress=meter,
+            progress=progress,
         )
     except KeyboardInterrupt:
         if (Path(args.output) / JOURNAL).exists():
-            print(f"fastbert: {args.output} is not complete; --resume goes on with it", file=sys.stderr)
+            say(f"{args.output} is not complete; --resume goes on with it")
         raise
     finally:
-        meter.close()
-    for line in _findings(summary, settings, args.inputs):
-        _say(line)
-    meter.summary(summary, args.output)
+        progress.line.close()
+    told = [] if args.quiet else _summary(summary, progress, args.output)
+    for line in chain(_findings(summary, settings, args.inputs), told):
+        say(line)
     return 0
 
 
@@ -77,52 +76,15 @@ def _findings(done: Summary, settings: PrepareSettings, inputs: list[str]) -> It
         yield warning
 
 
-def _say(message: str) -> None:
-    print(f"fastbert: {message}", file=sys.stderr)
-
-
-class _Meter(Progress):
-    """The bar while a run goes on, where stderr is a terminal and tqdm is installed, and the summary at its end."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet, self._bar = quiet, None
-        self._tokens, self._start = 0, time.monotonic()
-
-    def begin(self, total_bytes: int) -> None:
-        self._start = time.monotonic()
-        if self._quiet or not sys.stderr.isatty():
-            return
-        try:
-            from tqdm import tqdm
-        except ModuleNotFoundError:
-            return
-        self._bar = tqdm(total=total_bytes, unit="B", unit_scale=True, file=sys.stderr, dynamic_ncols=True)
-
-    def update(self, read_bytes: int, tokens: int) -> None:
-        self._tokens = tokens
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._rate():,.0f} tokens/s", refresh=False)
-            self._bar.update(read_bytes - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def summary(self, done: Summary, output: str) -> None:
-        """A line for each split, and one on the run."""
-        if self._quiet:
-            return
-        for split, counts in done.splits.items():
-            _say(
-                f"{split}: {counts.documents:,} documents, {counts.sentences:,} sentences, "
-                f"{counts.examples:,} examples, {counts.tokens:,} tokens"
-            )
-        before = f", {done.resumed:,} of them by the run before" if done.resumed else ""
-        _say(
-            f"{done.shards:,} shards, {done.bytes:,} bytes, vocabulary of {done.vocabulary.size:,} tokens to {output}"
-            f"{before}; {self._tokens:,} tokens of text in {time.monotonic() - self._start:.1f} s, "
-            f"{self._rate():,.0f} tokens/s"
+def _summary(done: Summary, progress: Progress, output: str) -> Iterator[str]:
+    """A line for each split, and one on the run."""
+    for split, counts in done.splits.items():
+        yield (
+            f"{split}: {counts.documents:,} documents, {counts.sentences:,} sentences, "
+            f"{counts.examples:,} examples, {counts.tokens:,} tokens"
         )
-
-    def _rate(self) -> float:
-        return self._tokens / max(time.monotonic() - self._start, 1e-9)
+    before = f", {done.resumed:,} of them by the run before" if done.resumed else ""
+    yield (
+        f"{done.shards:,} shards, {done.bytes:,} bytes, vocabulary of {done.vocabulary.size:,} tokens to {output}"
+        f"{before}; {progress.spent('tokens of text')}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,14 @@ class SettingsError(ValueError):
     """A key that is unknown, missing, of another type or out of range; the message names it."""
 
 
-def limited(
-    default: Any = MISSING, *, least: float | None = None, most: float | None = None, above: float | None = None
-):
-    limits = {"least": least, "most": most, "above": above}
-    return field(default=default, metadata={name: value for name, value in limits.items() if value is not None})
+def limited(default: Any = MISSING, **limits: float):
+    """A field whose value has limits: `least`, `most`, `above`, `below`."""
+    return field(default=default, metadata=limits)
+
+
+def option(default: Any, help: str, **more: Any):
+    """A field that is a command's option, too, with limits; `spelling`, if not that of the field, and `metavar`."""
+    return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,15 @@ class OutputSettings:
 
 
 @dataclass(frozen=True)
-class Settings:
-    model: ModelSettings
-    data: DataSettings
+class RunSettings:
+    """What the loop reads, whatever is trained."""
+
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     training: TrainingSettings
     output: OutputSettings
 
     def __post_init__(self) -> None:
-        if self.model.checkpoint and self.model.config:
-            raise SettingsError("model.checkpoint and model.config are both given; a checkpoint has its own config")
         if self.schedule.warmup_steps is not None and self.schedule.warmup_share is not None:
             raise SettingsError("schedule.warmup_steps and schedule.warmup_share are both given; name one")
         if self.warmup_steps > self.total_steps:
@@ -133,6 +135,19 @@ class Settings:
     def warmup_steps(self) -> int:
         return self.schedule.warmup_steps or round((self.schedule.warmup_share or 0.0) * self.total_steps)
 
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """Of pre-training: the sections of its TOML file."""
+
+    model: ModelSettings
+    data: DataSettings
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.checkpoint and self.model.config:
+            raise SettingsError("model.checkpoint and model.config are both given; a checkpoint has its own config")
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """By section and key, as in the file; JSON can hold it."""
         return {
@@ -141,7 +156,7 @@ class Settings:
         }
 
     def decisive(self) -> dict[str, Any]:
-        """By `section.key`, what the weights of a step follow from: a run is gone on with by the same only.
+        """By `section.key`, what the weights of a step follow from: a run is resumed by the same only.
 
         Shards may move; whether they are the same is for the batches to say.
         """
@@ -248,13 +263,29 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _check_limits(key: str, value: Any, limits: Mapping[str, float]) -> None:
-    words = {"least": "at least", "most": "at most", "above": "above"}
-    fits = {"least": lambda a, b: a >= b, "most": lambda a, b: a <= b, "above": lambda a, b: a > b}
-    for name, limit in limits.items():
-        if not fits[name](value, limit):  # nan fits nowhere
-            shown = limit if type(limit) is int else f"{limit:g}"
-            raise SettingsError(f"{key} is {value!r}; it must be {words[name]} {shown}")
+def check_fields(settings: Any) -> None:
+    """Raises SettingsError for a value that is not what its field's type and limits say."""
+    hints = get_type_hints(type(settings))
+    for entry in fields(settings):
+        if (value := getattr(settings, entry.name)) is not None:
+            _check_limits(entry.name, _typed(entry.name, value, hints[entry.name]), entry.metadata)
+
+
+_LIMITS = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def _check_limits(key: str, value: Any, limits: Mapping[str, Any]) -> None:
+    known = [(words, fits, limits[name]) for name, (words, fits) in _LIMITS.items() if name in limits]
+    if not all(fits(value, limit) for _, fits, limit in known):  # nan fits nowhere
+        shown = (f"{words} {limit if type(limit) is int else f'{limit:g}'}" for words, _, limit in known)
+        raise SettingsError(f"{key} is {value!r}; it must be {' and '.join(shown)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{key} is {value!r}; it must be finite")
 
 
 def _toml_value(text: str) -> Any:

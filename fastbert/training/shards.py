@@ -169,7 +169,7 @@ class Shard:
 class Shards:
     """All examples of a split, numbered through: `len(shards)` of them, `shards.counts.tokens` tokens.
 
-    Opening reads the headers, no more; `verify()` reads everything. Copies to other processes open the files anew.
+    Opening reads the headers, no more; `verify()` reads everything. Copies to other processes open the files again.
 
     Args:
         folder: what `fastbert prepare` wrote.

@@ -1,4 +1,4 @@
-"""Checkpoints: folders in transformers' layout, with beside the weights all that a run needs to go on.
+"""Checkpoints: folders in transformers' layout, with all that resuming a run takes in addition to the weights.
 
     checkpoints/step-00001000/
         config.json, model.safetensors, the vocabulary    what transformers loads
@@ -39,7 +39,7 @@ _TEMPORARY = ".incomplete-"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read or gone on with; the message says which and why."""
+    """A checkpoint that cannot be written, read or resumed from; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class Checkpoints:
     def newest(self) -> Path | None:
         return self.complete()[-1] if self.complete() else None
 
+    def last_good(self) -> str:
+        """The newest one, in the words of an error message."""
+        good = self.newest()
+        return f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
+
     def save(self, state: TrainingState, write: Callable[[Path], None]) -> Path:
         """Makes a checkpoint of `state` and of what `write` puts into the folder it is given.
 
@@ -106,11 +111,7 @@ class Checkpoints:
             _flush(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            good = self.newest()
-            raise CheckpointError(
-                f"{path} cannot be written: {_reason(error)}; "
-                + (f"the last good checkpoint is {good}" if good else "there is no checkpoint before it")
-            ) from error
+            raise CheckpointError(f"{path} cannot be written: {_reason(error)}; {self.last_good()}") from error
         self._remove_old()
         return path
 

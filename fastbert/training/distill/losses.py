@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RELATIONS = tuple(f"{a}{b}" for a in "qkv" for b in "qkv")
-
 
 def choice_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Soft targets of one class out of several: T^2 KL(teacher || student) over (N, C) logits, summed over N.
@@ -49,7 +47,7 @@ def state_loss(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
 def relation_loss(student: Tensor, teacher: Tensor, cu_seqlens: Tensor, relations: Sequence[str], heads: int) -> Tensor:
     """How tokens of a sequence relate, by queries, keys and values (T, 3, H, D) of each side; summed over T.
 
-    A relation such as "qk" is softmax(q k^T / sqrt(d)) within each sequence, after q and k are cut anew into `heads`
+    A relation such as "qk" is softmax(q k^T / sqrt(d)) within each sequence, after q and k are cut again, into `heads`
     of width d, so that both sides may differ in width and number of heads: KL(teacher || student), mean over
     relations and heads. "qq,kk,vv" is MiniLMv2 (Wang et al., 2021), "qk,vv" MiniLM (Wang et al., 2020); "qk" with
     as many heads as both sides have is the KL of the attention probabilities.

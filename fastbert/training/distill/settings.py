@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fastbert.training.distill.losses import RELATIONS
-from fastbert.training.settings import Settings, SettingsError, limited
+from fastbert.training.settings import Settings, SettingsError, option
+
+RELATIONS = tuple(f"{a}{b}" for a in "qkv" for b in "qkv")
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,23 @@ class DistillationSettings:
 
     teacher: str  # a folder or hub id in Hugging Face layout
     layers: tuple[int, ...] | None = None  # of the teacher, copied into the student; spread evenly without
-    temperature: float = limited(2.0, above=0.0)
-    alpha: float = limited(0.5, least=0.0, most=1.0)  # share of the true labels in the loss of the output
-    output_weight: float = limited(1.0, least=0.0)
-    hidden_weight: float = limited(1.0, least=0.0)
-    hidden_loss: Literal["mse", "cosine"] = "mse"
-    hidden_layers: tuple[int, ...] | None = None  # of the teacher, one for each of the student's to come close to
-    relation_weight: float = limited(0.0, least=0.0)
-    relations: tuple[str, ...] = ("qq", "kk", "vv")
-    relation_heads: int | None = limited(None, least=1)  # into which both sides are cut; as many as the teacher has
-    relation_layer: int | None = None  # of the teacher, for the student's last one; the last without
-    teacher_precision: Literal["fp32", "bf16"] = "fp32"
+    temperature: float = option(2.0, "of the soft targets", above=0.0)
+    alpha: float = option(0.5, "share of the labels in the loss of the output", least=0.0, most=1.0)
+    output_weight: float = option(1.0, "of labels and soft targets", least=0.0)
+    hidden_weight: float = option(1.0, "of the states after each layer", least=0.0)
+    hidden_loss: Literal["mse", "cosine"] = option("mse", "of the states")
+    hidden_layers: tuple[int, ...] | None = option(
+        None, "of the teacher's, one for each of the student's (default: spread evenly)", metavar="A,B,..."
+    )
+    relation_weight: float = option(0.0, "of how tokens relate in the last layer", least=0.0)
+    relations: tuple[str, ...] = option(
+        ("qq", "kk", "vv"), "of queries, keys and values; qk is the attention", metavar="qq,kk,vv"
+    )
+    relation_heads: int | None = option(
+        None, "into which both sides are cut (default: as many as the teacher has)", least=1
+    )
+    relation_layer: int | None = option(None, "of the teacher, for the student's last one (default: its last)")
+    teacher_precision: Literal["fp32", "bf16"] = option("fp32", "of the teacher's weights and products")
 
     def __post_init__(self) -> None:
         if unknown := [relation for relation in self.relations if relation not in RELATIONS]:

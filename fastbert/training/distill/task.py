@@ -80,7 +80,6 @@ class TaskDistillation(Finetuning):
         distillation: DistillationSettings,
         folder: Path,
     ) -> None:
-        super().__init__(recipe, student, folder)
         if student.config.num_labels != teacher.config.num_labels:
             raise ValueError(
                 f"the student has {student.config.num_labels} labels and the teacher {teacher.config.num_labels}; "
@@ -88,10 +87,11 @@ class TaskDistillation(Finetuning):
             )
         self.teacher, self.distillation = teacher.eval(), distillation
         self.layers = LayerLosses(student, teacher, distillation).to(student.device)
-        if self.layers.projections:
-            own = {"params": list(self.layers.parameters()), "weight_decay": 0.0, "trust_ratio": False, "rate": 1.0}
-            self.optimizer.add_param_group(own)
-            self.trained = nn.ModuleDict({"student": student, "projections": self.layers.projections})
+        more: dict[str, Any] = {"extra": self.layers}
+        if projections := self.layers.projections:
+            own = {"params": list(projections.parameters()), "weight_decay": 0.0, "trust_ratio": False}
+            more |= {"trained": nn.ModuleDict({"student": student, "projections": projections}), "groups": [own]}
+        super().__init__(recipe, student, folder, **more)
 
     def _forward(self, arguments: dict[str, Any]) -> tuple[Tensor, ModelOutput]:
         """While training, the losses by their weights; in an evaluation the student's own."""
@@ -105,7 +105,7 @@ class TaskDistillation(Finetuning):
         soft = settings.output_weight * (1 - settings.alpha)
         loss = settings.output_weight * settings.alpha * loss
         if soft:
-            loss = loss + soft * SOFT[self.settings.task](student, teacher, arguments, settings.temperature)
+            loss = loss + soft * SOFT[self.recipe.settings.task](student, teacher, arguments, settings.temperature)
         if need_states:
             cu_seqlens, states = _packed(arguments, student.hidden_states)
             _, targets = _packed(arguments, teacher.hidden_states)
@@ -122,14 +122,6 @@ class TaskDistillation(Finetuning):
     def decisive(self) -> dict[str, Any]:
         distillation = {f"distillation.{name}": value for name, value in self.all_settings()["distillation"].items()}
         return {**super().decisive(), **distillation, "student": self.model.config.to_dict()}
-
-    def write(self, folder: Path) -> None:
-        super().write(folder)
-        self.layers.save(folder)
-
-    def resume(self, checkpoint: Path) -> None:
-        super().resume(checkpoint)
-        self.layers.load(checkpoint)
 
 
 def _packed(arguments: dict[str, Any], states: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:

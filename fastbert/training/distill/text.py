@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -48,11 +46,9 @@ class TextDistillation(Objective):
     def trained(self) -> nn.Module:
         return self if self.layers.projections else self.model
 
-    def save(self, folder: Path) -> None:
-        self.layers.save(folder)
-
-    def load(self, folder: Path) -> None:
-        self.layers.load(folder)
+    @property
+    def extra(self) -> LayerLosses:
+        return self.layers
 
     def forward(self, micro_batch: MicroBatch, whole: Counts | None = None) -> Tensor:
         """(len(parts),): what this micro-batch adds to each part of the step's loss; `scores` without a whole."""

@@ -1,9 +1,8 @@
-"""The fine-tuning loop, read top to bottom."""
+"""Fine-tuning: what a run begins with, from files to tensors, and what the loop trains on it."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -26,19 +25,9 @@ from fastbert.training.finetune.features import Feature, plan_epoch
 from fastbert.training.finetune.layers import freeze, layer_groups
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS, Predictions, Task, class_counts, loss_of, single_label
-from fastbert.training.logs import Log, Meter, ProgressLine
-from fastbert.training.loop import AUTOCAST, TrainingError, check_resumable, signals
+from fastbert.training.loop import Trainer
 from fastbert.training.objective import Counts
-from fastbert.training.optimizer import clip_gradients, make_optimizer
-from fastbert.training.schedule import make_schedule
-from fastbert.training.training_state import (
-    Checkpoints,
-    TrainingState,
-    load_optimizer,
-    read_state,
-    save_optimizer,
-    seed_step,
-)
+from fastbert.training.training_state import read_state
 
 EVALUATION_TOKENS = 8192  # in a batch
 LOGGED = 50  # times a run, at least where it has as many steps
@@ -64,7 +53,7 @@ class Dataset:
         return int((ids == tokenizer.unk_token_id).sum()), int((~np.isin(ids, special)).sum())
 
     def digest(self) -> str:
-        """A hash of the features, by which a run that is gone on with knows its data."""
+        """A hash of the features, by which a resumed run knows its data."""
         digest = hashlib.sha256()
         for feature in self.features:
             for ids, types in feature.sequences:
@@ -181,14 +170,14 @@ class Recipe:
         return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
 
     def decisive(self) -> dict[str, Any]:
-        """What a run is gone on with by the same only."""
+        """What a run is resumed by the same only."""
         data = {"training data": self.train.digest(), "dev data": self.dev.digest(), "labels": self.labels}
         return self.settings.decisive() | data
 
     def evaluate(self, data: Dataset, logits: Sequence[np.ndarray]) -> Evaluation:
         """Predictions and scores from the logits of each feature."""
         predictions = self.task.decode(data.examples, data.features, logits, self.labels, self.settings)
-        scores = self.task.score(data.examples, predictions, self.labels)
+        scores = self.task.score(predictions, self.labels)
         return Evaluation(scores, [_source(e) | p for e, p in zip(data.examples, predictions, strict=True)])
 
 
@@ -245,79 +234,58 @@ def _label_set(found: list[str], known: list[str] | None, path: Path) -> list[st
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended: after which step, at which one the model was best, the signal that stopped it if one did."""
+class Batch:
+    """Features that go through the model together; `counts.labels` is what their mean loss counts."""
 
-    step: int
-    best_step: int | None
-    signal: int | None = None
+    features: list[Feature]
+    counts: Counts
 
 
-class Finetuning:
-    """One run.
+class Finetuning(Trainer):
+    """One run; see Trainer. Each evaluation ends with a checkpoint; the newest and the best are kept.
 
     Args:
         recipe: its data and settings.
         model: of the task's class, on its device, in float32.
         folder: where checkpoints and the log go.
+        trained: a module that holds the model, where more than that is trained.
+        groups: parameters of it that are not the model's, for the optimizer.
+        extra: see Trainer.
     """
 
-    def __init__(self, recipe: Recipe, model: BertPreTrainedModel, folder: Path) -> None:
-        self.recipe, self.settings, self.task = recipe, recipe.settings, recipe.task
-        self.model, self.device, self.folder = model, model.device, folder
-        self.trained: nn.Module = model  # what the optimizer's state is saved of
-        settings = self.settings
+    evaluation = ("dev", "dev", "dev loss")
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: BertPreTrainedModel,
+        folder: Path,
+        *,
+        trained: nn.Module | None = None,
+        groups: Sequence[dict] = (),
+        extra: Any = None,
+    ) -> None:
+        self.recipe, self.task, settings = recipe, recipe.task, recipe.settings
         self.best_score = settings.best or self.task.scores[0]
         freeze(model, embeddings=settings.freeze_embeddings, layers=settings.freeze_layers)
-        groups = layer_groups(model, settings.weight_decay, settings.layer_decay)
-        self.optimizer = make_optimizer(model, settings.optimizer, groups)
         epochs = recipe.plan()
         self.plan = [step for epoch in epochs for step in epoch]
-        self.log_every = max(1, min(LOG_EVERY, len(self.plan) // LOGGED))
         self.epoch_ends = set(accumulate(map(len, epochs)))
-        self.schedule = make_schedule(
-            settings.schedule,
-            settings.lr,
-            warmup_steps=round(settings.warmup_share * len(self.plan)),
-            total_steps=len(self.plan),
+        log_every = max(1, min(LOG_EVERY, len(self.plan) // LOGGED))
+        super().__init__(
+            settings.of_run(len(self.plan), log_every, folder),
+            model,
+            recipe.tokenizer,
+            trained=model if trained is None else trained,
+            groups=[*layer_groups(model, settings.weight_decay, settings.layer_decay), *groups],
+            extra=extra,
         )
         weights = recipe.class_weights()
         self.class_weights = None if weights is None else weights.to(self.device)
-        self.checkpoints = open_checkpoints(folder)
-        self.step = 0  # steps done
         self.scores: list[list[float]] = []  # [step, score, dev loss] of each evaluation
-        self._unlogged: list[Tensor] = []  # (loss, gradient norm) of each step since the last line of the log
 
-    def run(self) -> Outcome:
-        """Trains to the last step, to the patience's end, or to the end of the step in which a signal arrives.
-
-        Each evaluation ends with a checkpoint; the newest and the best are kept.
-
-        Raises:
-            TrainingError: a loss, in training or on the dev set, that is not finite.
-            CheckpointError: a checkpoint cannot be written.
-        """
-        self.checkpoints.tidy()
-        self._log = Log(self.folder, step=self.step, tensorboard=self.settings.tensorboard)
-        self._progress, self._meter = ProgressLine(len(self.plan)), Meter(None, 1)
-        try:
-            with signals() as received:
-                while self.step < len(self.plan) and not self._out_of_patience():
-                    if received():
-                        self._save()
-                        return Outcome(self.step, self.best_step, received())
-                    self._train(self.plan[self.step])
-                    if self.step % self.log_every == 0 or self._evaluation_is_due():
-                        self._report()
-                    if self._evaluation_is_due():
-                        self._evaluate()
-                        self._save()
-                    elif self.settings.save_every and self.step % self.settings.save_every == 0:
-                        self._save()
-            return Outcome(self.step, self.best_step)
-        finally:
-            self._progress.close()
-            self._log.close()
+    def is_finished(self) -> bool:
+        return super().is_finished() or self._out_of_patience()
 
     @property
     def best_step(self) -> int | None:
@@ -326,37 +294,29 @@ class Finetuning:
 
     def _out_of_patience(self) -> bool:
         """An equal score of a lower loss is no progress: evaluations since the first of the best score count."""
-        if self.settings.patience is None or not self.scores:
+        if self.recipe.settings.patience is None or not self.scores:
             return False
         values = [score for _, score, _ in self.scores]
-        return len(values) - 1 - values.index(max(values)) >= self.settings.patience
+        return len(values) - 1 - values.index(max(values)) >= self.recipe.settings.patience
 
-    def _evaluation_is_due(self) -> bool:
-        every = self.settings.evaluate_every
-        due = self.step in self.epoch_ends if every is None else self.step % every == 0
-        return due or self.step == len(self.plan)
+    def due(self) -> tuple[bool, bool, bool]:
+        report, *_ = super().due()
+        evaluate_every, save_every = self.recipe.settings.evaluate_every, self.recipe.settings.save_every
+        evaluate = self.step in self.epoch_ends if evaluate_every is None else self.step % evaluate_every == 0
+        evaluate = evaluate or self.step == self.settings.training.steps
+        return report or evaluate, evaluate, evaluate or bool(save_every and self.step % save_every == 0)
 
-    def _train(self, batches: list[list[int]]) -> None:
-        """One step of the optimizer; its loss is the mean over all the decisions of its batches."""
-        seed_step(self.settings.seed, self.step, 0)
-        self.model.train()
-        micro_batches = [[self.recipe.train.features[i] for i in batch] for batch in batches]
-        weights = [self._weight(features) for features in micro_batches]
-        total = sum(weights)
-        loss = torch.zeros((), device=self.device)
-        for features, weight in zip(micro_batches, weights, strict=True):
-            if weight:
-                part = self._loss(features)[0] * (weight / total)
-                part.backward()
-                loss += part.detach()
-        norm = clip_gradients([p for p in self.trained.parameters() if p.requires_grad], self.settings.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(self.step) * group["rate"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self._unlogged.append(torch.stack([loss, norm]))  # stays on the device: nobody waits for it
-        self._meter.add(Counts(tokens=sum(feature.length for batch in micro_batches for feature in batch)))
+    def next_step(self) -> list[Batch]:
+        """Without the batches that hold nothing to learn from."""
+        batches = [self._batch([self.recipe.train.features[i] for i in batch]) for batch in self.plan[self.step]]
+        return [batch for batch in batches if batch.counts.labels]
+
+    def _batch(self, features: list[Feature]) -> Batch:
+        return Batch(features, Counts(self._weight(features), tokens=sum(feature.length for feature in features)))
+
+    def losses(self, batch: Batch, whole: Counts) -> Tensor:
+        """A step's loss is the mean over all the decisions of its batches."""
+        return self._loss(batch.features)[0].reshape(1) * (batch.counts.labels / whole.labels)
 
     def _weight(self, features: Sequence[Feature]) -> float:
         """What a batch's mean loss counts: its decisions, or the weights of their classes."""
@@ -369,35 +329,13 @@ class Finetuning:
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in self.task.collate(features).items()
         }
-        dtype = AUTOCAST[self.settings.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with self.autocast():
             return self._forward(arguments)
 
     def _forward(self, arguments: dict[str, Any]) -> tuple[Tensor, ModelOutput]:
         """The loss of a batch, in float32, and the model's output."""
         output = self.model(**arguments, return_dict=True)  # whatever the config says
         return loss_of(output, arguments, self.class_weights).float(), output
-
-    def _report(self) -> None:
-        loss, norm = np.mean(self._figures(), axis=0).tolist()
-        self._unlogged = []
-        figures: dict[str, Any] = {"loss": loss, "gradient_norm": norm}
-        figures["learning_rate"] = self.schedule(self.step - 1)
-        figures |= self._meter.figures()
-        self._log.write(self.step, "train", {k: v for k, v in figures.items() if v is not None})
-        self._progress.show(self.step, figures, (len(self.plan) - self.step) * self._meter.seconds_per_step)
-
-    def _figures(self) -> list[list[float]]:
-        """Those of the steps since the last line of the log.
-
-        Raises:
-            TrainingError: one is not finite.
-        """
-        rows = [row.tolist() for row in self._unlogged]
-        for step, (loss, norm) in enumerate(rows, self.step - len(rows) + 1):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise TrainingError(f"step {step}: the loss is {loss} and the gradient norm {norm}")
-        return rows
 
     @torch.no_grad()
     def evaluate(self, data: Dataset) -> Evaluation:
@@ -416,67 +354,39 @@ class Finetuning:
         evaluation = self.recipe.evaluate(data, logits)
         return replace(evaluation, scores={"loss": loss / max(total, 1e-9), **evaluation.scores})
 
-    def _evaluate(self) -> None:
-        self._meter.pause()
+    def evaluate_heldout(self) -> tuple[dict[str, float], list[str]]:
+        """Loss and scores on the dev examples."""
         evaluation = self.evaluate(self.recipe.dev)
         scores = evaluation.scores
-        if not math.isfinite(scores["loss"]):
-            raise TrainingError(f"step {self.step}: the dev loss is {scores['loss']}")
-        self.scores.append([self.step, better(self.best_score, scores[self.best_score]), scores["loss"]])
-        self._log.write(self.step, "dev", scores)
-        words = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
-        self._progress.say(f"step {self.step:,}, dev: {words}")
-        if (label := single_label(evaluation.predictions)) is not None:
-            self._progress.say(
-                f"warning: step {self.step:,}: the model predicts {label!r} for every example of {self.recipe.dev.path}"
-            )
-        self._meter.restart()
-
-    def _save(self) -> None:
-        self._meter.pause()
-        evaluated = bool(self.scores) and self.scores[-1][0] == self.step
-        state = TrainingState(
-            step=self.step,
-            settings=self.decisive(),
-            data={"scores": self.scores},
-            scaler={},
-            unlogged=self._figures(),
-            # What the best checkpoint has the least of, in order; of equals, the first is kept.
-            heldout_loss=[-self.scores[-1][1], self.scores[-1][2]] if evaluated else None,
-        )
-        self.checkpoints.save(state, self.write)
-        self._meter.restart()
-
-    def write(self, folder: Path) -> None:
-        """What a checkpoint holds beside its state."""
-        self.model.save_pretrained(folder)
-        self.recipe.tokenizer.save_pretrained(folder)
-        save_optimizer(self.optimizer, self.trained, folder)
+        value = better(self.best_score, scores[self.best_score])
+        self.scores.append([self.step, value, scores["loss"]])
+        # What the best checkpoint has the least of, in order; of equals, the first is kept.
+        self.heldout_loss = [-value, scores["loss"]]
+        if (label := single_label(evaluation.predictions)) is None:
+            return scores, []
+        told = f"the model predicts {label!r} for every example of {self.recipe.dev.path}"
+        return scores, [f"warning: step {self.step:,}: {told}"]
 
     def all_settings(self) -> dict[str, Any]:
         """By name; JSON can hold it."""
-        return asdict(self.settings)
+        return asdict(self.recipe.settings)
 
     def decisive(self) -> dict[str, Any]:
-        """What the run is gone on with by the same only."""
         return self.recipe.decisive()
 
-    def resume(self, checkpoint: Path) -> None:
-        """Goes back to the moment of a checkpoint.
+    def position(self) -> dict[str, Any]:
+        return {"scores": self.scores}
 
-        Raises:
-            CheckpointError: it cannot be read, or was made under other settings or from other data.
-        """
-        state = read_state(checkpoint)
-        check_resumable(state, self, checkpoint)
-        self.load_weights(checkpoint)
-        load_optimizer(self.optimizer, self.trained, checkpoint)
-        self.step, self.scores = state.step, state.data["scores"]
-        self._unlogged = [torch.tensor(row, device=self.device) for row in state.unlogged]
+    def move_to(self, position: dict[str, Any]) -> None:
+        self.scores = position["scores"]
+
+    def read(self, folder: Path) -> None:
+        super().read(folder)
+        self.load_weights(folder)
 
     def where(self) -> str:
         """The epoch and the step in it that come next."""
-        if self.step == len(self.plan):
+        if self.step == self.settings.training.steps:
             return "only the report is missing"
         ends = sorted(self.epoch_ends)
         done = sum(end <= self.step for end in ends)
@@ -493,8 +403,3 @@ class Finetuning:
     def remove_checkpoints(self) -> None:
         """They are of no use once the model itself is written."""
         shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
-
-
-def open_checkpoints(folder: Path) -> Checkpoints:
-    """Those of an output folder."""
-    return Checkpoints(folder / "checkpoints", keep=1, keep_best=True)

@@ -1,4 +1,4 @@
-"""What a run leaves beside the model: numbers as JSON, predictions, learning curves, a confusion matrix."""
+"""What a run leaves in addition to the model: numbers as JSON, predictions, learning curves, a confusion matrix."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from fastbert.training.finetune import examples as files
 from fastbert.training.finetune.examples import (
     ChoiceExample,
     DataError,
-    QuestionExample,
     Reading,
     TextExample,
     WordsExample,
@@ -52,7 +51,7 @@ class Task:
     collate: Callable[[Sequence[Feature]], dict[str, Any]]  # the model's arguments, labels among them
     logits: Callable[[ModelOutput, Sequence[Feature]], list[np.ndarray]]  # of each feature
     decode: Callable[[Sequence, Sequence[Feature], Sequence[np.ndarray], list[str], FinetuneSettings], Predictions]
-    score: Callable[[Sequence, Predictions, list[str]], dict[str, float]]
+    score: Callable[[Predictions, list[str]], dict[str, float]]
     # For the report: precision, recall and F1 of each class or entity type.
     details: Callable[[Predictions, list[str]], dict[str, dict[str, float]]] = lambda predictions, labels: {}
     weighable: bool = False  # whether its classes can be given weights
@@ -174,8 +173,13 @@ def _decode_scores(examples, features, logits, labels, settings) -> Predictions:
     return [{"gold": e.label, "predicted": float(row.item())} for e, row in zip(examples, logits, strict=True)]
 
 
-def _score_classes(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
-    gold, predicted = ([p[side] for p in predictions] for side in ("gold", "predicted"))
+def _sides(predictions: Predictions) -> Iterator[list]:
+    """What is true, and what is predicted."""
+    return ([prediction[side] for prediction in predictions] for side in ("gold", "predicted"))
+
+
+def _score_classes(predictions: Predictions, labels: list[str]) -> dict[str, float]:
+    gold, predicted = _sides(predictions)
     scores = metrics.classification(gold, predicted)
     if len(labels) == 2:  # the second one is the positive class, as in scikit-learn
         probabilities = np.array([p["probabilities"][labels[1]] for p in predictions])
@@ -185,28 +189,8 @@ def _score_classes(examples, predictions: Predictions, labels: list[str]) -> dic
     return scores
 
 
-def _details_classes(predictions: Predictions, labels: list[str]) -> dict[str, dict[str, float]]:
-    return metrics.per_class([p["gold"] for p in predictions], [p["predicted"] for p in predictions], labels)
-
-
-def _details_multi_label(predictions: Predictions, labels: list[str]) -> dict[str, dict[str, float]]:
-    return metrics.per_class(*_label_tables(predictions, labels), labels)
-
-
 def _label_tables(predictions: Predictions, labels: list[str]) -> list[np.ndarray]:
-    return [np.array([[int(x in p[side]) for x in labels] for p in predictions]) for side in ("gold", "predicted")]
-
-
-def _details_words(predictions: Predictions, labels: list[str]) -> dict[str, dict[str, float]]:
-    return metrics.per_entity_type([p["gold"] for p in predictions], [p["predicted"] for p in predictions])
-
-
-def _score_multi_label(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
-    return metrics.multi_label(*_label_tables(predictions, labels))
-
-
-def _score_numbers(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
-    return metrics.regression([p["gold"] for p in predictions], [p["predicted"] for p in predictions])
+    return [np.array([[int(x in found) for x in labels] for found in side]) for side in _sides(predictions)]
 
 
 # Words: a tag for each.
@@ -272,10 +256,6 @@ def _decode_words(examples, features, logits, labels, settings) -> Predictions:
     return predictions
 
 
-def _score_words(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
-    return metrics.entities([p["gold"] for p in predictions], [p["predicted"] for p in predictions])
-
-
 # Questions: where the context answers them.
 
 
@@ -290,12 +270,6 @@ def _collate_questions(features: Sequence[Feature]) -> dict[str, Any]:
 
 def _span_logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.ndarray]:
     return per_feature(torch.stack([output.start_logits, output.end_logits], dim=-1), features)
-
-
-def _score_answers(
-    examples: Sequence[QuestionExample], predictions: Predictions, labels: list[str]
-) -> dict[str, float]:
-    return metrics.squad([p["answers"] for p in predictions], [p["answer"] for p in predictions])
 
 
 # Choices: which of several texts goes with one.
@@ -323,10 +297,6 @@ def _decode_choices(examples, features, logits, labels, settings) -> Predictions
         {"gold": example.label, "predicted": int(row.argmax()), "scores": row.tolist()}
         for example, row in zip(examples, logits, strict=True)
     ]
-
-
-def _score_choices(examples, predictions: Predictions, labels: list[str]) -> dict[str, float]:
-    return {"accuracy": float(np.mean([p["gold"] == p["predicted"] for p in predictions]))}
 
 
 def class_counts(features: Sequence[Feature], classes: int) -> np.ndarray:
@@ -360,12 +330,7 @@ TASKS: dict[str, Task] = {
     "classification": Task(
         model=BertForSequenceClassification,
         problem_type="single_label_classification",
-        scores=(
-            "f1_macro",
-            "accuracy",
-            "f1_micro",
-            "matthews",
-        ),  # accuracy is high also where a rare class is never found
+        scores=("f1_macro", "accuracy", "f1_micro", "matthews"),  # accuracy is high where a rare class is never found
         two_class_scores=("f1_binary", "auc"),
         read=files.read_texts,
         labels=_class_names,
@@ -374,7 +339,7 @@ TASKS: dict[str, Task] = {
         logits=_logits,
         decode=_decode_classes,
         score=_score_classes,
-        details=_details_classes,
+        details=lambda predictions, labels: metrics.per_class(*_sides(predictions), labels),
         weighable=True,
     ),
     "multi-label": Task(
@@ -387,8 +352,8 @@ TASKS: dict[str, Task] = {
         collate=partial(_collate_texts, dtype=torch.float32),
         logits=_logits,
         decode=_decode_multi_label,
-        score=_score_multi_label,
-        details=_details_multi_label,
+        score=lambda predictions, labels: metrics.multi_label(*_label_tables(predictions, labels)),
+        details=lambda predictions, labels: metrics.per_class(*_label_tables(predictions, labels), labels),
         options=(*TEXTS, "label_separator"),
     ),
     "regression": Task(
@@ -401,7 +366,7 @@ TASKS: dict[str, Task] = {
         collate=partial(_collate_texts, dtype=torch.float32),
         logits=_logits,
         decode=_decode_scores,
-        score=_score_numbers,
+        score=lambda predictions, labels: metrics.regression(*_sides(predictions)),
     ),
     "token-classification": Task(
         model=BertForTokenClassification,
@@ -413,8 +378,8 @@ TASKS: dict[str, Task] = {
         collate=_collate_words,
         logits=_token_logits,
         decode=_decode_words,
-        score=_score_words,
-        details=_details_words,
+        score=lambda predictions, labels: metrics.entities(*_sides(predictions)),
+        details=lambda predictions, labels: metrics.per_entity_type(*_sides(predictions)),
         weighable=True,
         options=("words", "tags"),
     ),
@@ -428,7 +393,9 @@ TASKS: dict[str, Task] = {
         collate=_collate_questions,
         logits=_span_logits,
         decode=answers.decode,
-        score=_score_answers,
+        score=lambda predictions, labels: metrics.squad(
+            [p["answers"] for p in predictions], [p["answer"] for p in predictions]
+        ),
         max_length=384,
         options=(
             *("question", "context", "answers"),
@@ -445,7 +412,7 @@ TASKS: dict[str, Task] = {
         collate=_collate_choices,
         logits=_logits,
         decode=_decode_choices,
-        score=_score_choices,
+        score=lambda predictions, labels: {"accuracy": float(np.mean(np.equal(*_sides(predictions))))},
         options=("text", "label", "choices"),
     ),
 }
