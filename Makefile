@@ -19,7 +19,7 @@ help:
 install: $(STAMP)
 
 # torch on its own first: its version is the one the figures were measured with, and the build needs none.
-$(STAMP): pyproject.toml $(shell find csrc -type f ! -name '*.md')
+$(STAMP): pyproject.toml tests/amx_emulation.cpp $(shell find csrc -type f ! -name '*.md')
 	@if [ -z "$(PYTHON)" ]; then \
 	  echo 'make: no Python 3.11 or newer with the modules venv and ensurepip was found (on Debian: apt install' >&2; \
 	  echo 'make: python3-venv); name one with make PYTHON=/path/to/python' >&2; exit 1; fi
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml $(shell find csrc -type f ! -name '*.md')
 	@echo 'installing $(TORCH)'
 	@$(PIP) install -q $(TORCH)
 	@echo 'building and installing fastbert'
-	@$(PIP) install -q -e '.[test]'
+	@FASTBERT_AMX_EMULATION=ON $(PIP) install -q -e '.[test]'
 	@cd $(VENV) && bin/python -c "from fastbert import native; print(native.available() or 'native: built, ' + native.isa())"
 	@touch $@
 

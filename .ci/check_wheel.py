@@ -16,6 +16,12 @@ environment = Path(sys.argv[1]).resolve()
 for module in (fastbert, fastbert.kernels.add_layer_norm):
     assert environment in Path(module.__file__).resolve().parents, f"{module} is not from the wheel"
 assert native.available() is None, native.available()
+try:
+    native.extension.C.isa_id("")
+except ValueError as error:
+    known = str(error).partition("known: ")[2]
+# What emulates AMX is test code.
+assert known == "amx, avx512_bf16, avx512_vnni, avx512, avx2, portable", known
 
 config = fastbert.BertConfig(
     vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64

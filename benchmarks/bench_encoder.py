@@ -42,7 +42,7 @@ TARGET_ROWS: tuple[tuple[str, tuple[int, int] | None, tuple[str, ...], tuple[str
     ("minilm", (32, 128), ("bf16",), ("bf16", "int8")),
     ("minilm", None, ("bf16",), ("bf16", "int8")),
 )
-# Models with random weights. That changes no speed in a dense precision; it does change the errors of int8 and fp8.
+# Models with random weights. That changes no speed in a dense precision; it does change the errors of int8.
 RANDOM: dict[str, dict[str, int]] = {
     "bert-base": {},
     "bert-large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),

@@ -132,10 +132,7 @@ def squad(settings: Settings, runs: Runs) -> Iterator[Work]:
     count, mean, longest = settings.pick((SQUAD_TEXTS, 177, 384), (12, 12, 32))
     case = runs.cases.case("SQuAD-like lengths", log_normal_lengths(count, mean, longest, sigma=0.4))
     budget, size = settings.pick((SQUAD_BUDGET, SQUAD_SORTED), (64, 4))
-    own = [
-        Provider("fastbert", lambda c, d=dtype: runs.in_budgets(c, d, budget), dtype)
-        for dtype in ("bf16", "fp8", "int8")
-    ]
+    own = [Provider("fastbert", lambda c, d=dtype: runs.in_budgets(c, d, budget), dtype) for dtype in ("bf16", "int8")]
     peer = Provider("transformers-sdpa-sorted", lambda c: runs.in_sorted_batches(c, size), "bf16")
     yield runs.work(case, [*own, peer])
 

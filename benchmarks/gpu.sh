@@ -113,7 +113,7 @@ gpu_tests() {
   shopt -s nullglob
   # Compiling for other GPUs needs none: that is the ordinary test run's.
   "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" -k "not compiles" \
-    "$root"/tests/test_kernel*.py "$root"/tests/test_{cuda_graphs,device_packing}.py "$root/tests/test_native.py::test_cuda"
+    "$root"/tests/test_kernel*.py "$root"/tests/test_{cuda_graphs,device_packing}.py
 }
 
 export -f build_extension gpu_tests

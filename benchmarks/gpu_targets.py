@@ -40,7 +40,7 @@ def _targets() -> list[Target]:
             found.append(Target(f"add_layer_norm {mode} N {width}, share of a copy", where, wanted, "ceiling_share"))
     full = encoder("bert-base", "full", shape="128x128")
     found.append(Target("BERT-base bf16 128x128, tokens/s", full, 3.0e6))
-    for dtype, wanted in (("bf16", 5400), ("fp8", 8200), ("int8", 8200)):
+    for dtype, wanted in (("bf16", 5400), ("int8", 8200)):
         where = encoder("bert-large", "SQuAD-like lengths", dtype=dtype)
         found.append(Target(f"BERT-large {dtype} SQuAD-like lengths, samples/s", where, wanted, "texts_per_s"))
     normal = encoder("bert-base", "lengths N(256, 64)")

@@ -94,7 +94,7 @@ class Provider:
     """A name, a precision, and what makes it ready for a case; `prepare` raises Unsupported with a reason where it
     cannot.
 
-    `dtype` is fp32, fp32-high (fp32 out of several bf16 products), bf16, fp16, fp8 or int8. `public` is a runtime with
+    `dtype` is fp32, fp32-high (fp32 out of several bf16 products), bf16, fp16 or int8. `public` is a runtime with
     rounding of its own, held to the limits of its class; `packages` are what it must import.
     """
 

@@ -21,7 +21,6 @@ from fastbert import native
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-NARROW = ("fp8", "int8")  # what torch multiplies on a GPU by functions of their own
 _PACKAGES = (
     *("torch", "transformers", "fastbert-engine", "tokenizers", "triton"),
     *("onnxruntime", "openvino", "nncf", "ctranslate2"),
@@ -142,7 +141,8 @@ def ceiling(device: torch.device, dtype: str) -> tuple[float, str] | None:
     Without fastbert's extension, and on a GPU, it is a large torch matmul; None where torch has none for it.
     """
     if device.type != "cpu" or native.available() is not None:
-        return matmul_ceiling(device, dtype) if dtype in DTYPES or (device.type == "cuda" and dtype in NARROW) else None
+        known = dtype in DTYPES or (device.type == "cuda" and dtype == "int8")
+        return matmul_ceiling(device, dtype) if known else None
     threads = torch.get_num_threads()
     if dtype == "fp32-high":  # at least three products of bf16, or one of fp32
         peak = max(cpu_peak("fp32"), cpu_peak("bf16") / 3)
@@ -170,14 +170,10 @@ def matmul_ceiling(device: torch.device, dtype: str) -> tuple[float, str]:
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, dtype: str) -> Callable[[], torch.Tensor]:
-    """What multiplies two matrices of torch.randn through torch in a precision; fp8 and int8 on a GPU, b as columns.
+    """What multiplies two matrices of torch.randn through torch in a precision; int8 on a GPU alone.
 
     The product of int8 is of a and b times 32.
     """
-    if dtype == "fp8":
-        a, b = a.to(torch.float8_e4m3fn), b.t().contiguous().to(torch.float8_e4m3fn).t()
-        one = torch.ones((), device=a.device)
-        return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
     if dtype == "int8":
         a, b = ((x * 32).round().clamp(-127, 127).to(torch.int8) for x in (a, b.t().contiguous()))
         return lambda: torch._int_mm(a, b.t())

@@ -45,7 +45,7 @@ def ways(x: Tensor, weight: Tensor, bias: Tensor, keeps_z: bool) -> dict[str, Ru
         return activation.activation_fwd(z, "gelu", None if keeps_z else z), z
 
     fused = partial(linear.linear_fused_fwd, x, weight, bias, "gelu", keeps_z)
-    tiles = configs.linear_tiles(architecture.architecture(x.device), x.element_size())
+    tiles = configs.linear_tiles(architecture.architecture(x.device))
     least_rows = 2 * len(x)  # a tile of more rows would be mostly empty
     fitting = [tile for tile in tiles if tile.block_m <= max(least_rows, 16)]
     return {CUBLAS: two_kernels, **{str(tile): partial(fused, tile=tile) for tile in fitting}}

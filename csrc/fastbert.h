@@ -8,14 +8,18 @@
 
 namespace fastbert {
 
-enum class DType : int { f32 = 0, f16 = 1, bf16 = 2 };
+enum class DType : int { f32 = 0, bf16 = 1 };
 
-// Instruction sets with an object of their own, best first. A list of these is a list of choices. The last is `amx`
-// itself, its tiles emulated (cpu/amx_emulation.cpp), for tests on processors that have none.
+// Instruction sets with an object of their own, best first. A list of these is a list of choices. A build for tests
+// (FASTBERT_AMX_EMULATION) has one more: `amx` itself, its tiles emulated on a processor that has none.
 enum class Isa : int {
-    amx = 0, avx512_bf16 = 1, avx512_vnni = 2, avx512 = 3, avx2 = 4, portable = 5, amx_emulated = 6
+    amx = 0, avx512_bf16 = 1, avx512_vnni = 2, avx512 = 3, avx2 = 4, portable = 5,
+#ifdef FASTBERT_AMX_EMULATION
+    amx_emulated = 6,
+#endif
+    count
 };
-constexpr int ISAS = 7;
+constexpr int ISAS = static_cast<int>(Isa::count);
 
 // How the operands of a product are multiplied: as they are; as bytes, x rounded by a scale a row and the weight by a
 // scale a column; or, where AMX makes it faster, fp32 as two or three pieces of bf16.
@@ -253,9 +257,7 @@ double peak_cpu(PeakKind kind, Isa isa, int threads);
 
 // ---- CUDA: declared always, defined where the build found nvcc (FASTBERT_HAS_CUDA) ----
 
-// dtype f32, f16 or bf16; pointers on `device`; `stream` is a cudaStream_t. Launches and returns at once:
-// 0, or the code of a cudaError_t.
-int add_layer_norm_cuda(const AddLayerNorm& op, int device, void* stream);
+// Pointers on `device`; `stream` is a cudaStream_t. Launches and returns at once: 0, or the code of a cudaError_t.
 int64_t pack_mask_workspace(int64_t positions);
 int pack_mask_cuda(const PackMask& op, int device, void* stream);
 int take_rows_cuda(const TakeRows& op, int device, void* stream);

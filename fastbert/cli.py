@@ -171,9 +171,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     products.add_argument(
         "--precision", choices=SPLIT, help="float32 may be multiplied as three or six bf16 products (default: as it is)"
     )
-    products.add_argument(
-        "--quantize", choices=QUANTIZED, help="multiply rounded to 8 bits; fp8 on a GPU (default: not)"
-    )
+    products.add_argument("--quantize", choices=QUANTIZED, help="multiply rounded to 8 bits (default: not)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 

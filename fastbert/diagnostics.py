@@ -12,7 +12,7 @@ from fastbert.integrations.transformers import explain_model
 from fastbert.model.plan import freshness
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.ops import EncoderWeights, LayerWeights, Weight
-from fastbert.precision import DEVICES, PRECISIONS, QUANTIZED, describe_setting, quantized_reason
+from fastbert.precision import PRECISIONS, QUANTIZED, describe_setting, quantized_reason
 
 
 def explain(model: Any = None) -> Explanation:
@@ -45,9 +45,9 @@ def explain_precisions() -> list[tuple[str, str]]:
     lines = []
     for dtype, setting in asked:
         for device in _devices():
-            if device == "cuda" and setting in QUANTIZED and (why := quantized_reason(setting, torch.device(device))):
+            if device == "cuda" and setting in QUANTIZED and (why := quantized_reason(torch.device(device))):
                 lines.append((describe_setting(dtype, setting), f"{device}: no, it is {why}"))
-            elif device in DEVICES.get(setting, (device,)):
+            else:
                 rows = _explain_ops([device], dtype, setting).rows
                 backend, verdict = next(row[2:] for row in rows if row[0] == "linear" and row[3].startswith("yes"))
                 note = verdict.removeprefix("yes").removeprefix("; ").removeprefix(f"{setting}: ")

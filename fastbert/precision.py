@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 SPLIT = ("high", "highest")  # of precision=
-QUANTIZED = ("int8", "fp8")  # of quantize=
+QUANTIZED = ("int8",)  # of quantize=
 PRECISIONS = (*SPLIT, *QUANTIZED)
-DEVICES = {"int8": ("cpu", "cuda"), "fp8": ("cuda",)}  # where a quantised product is more than a slow reference
-_CAPABILITY = {"int8": (8, 0), "fp8": (8, 9)}  # of an NVIDIA GPU that has the products
+_CAPABILITY = (8, 0)  # of an NVIDIA GPU that has products of int8
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class LoadOptions:
         for name, known in (("precision", SPLIT), ("quantize", QUANTIZED)):
             value = getattr(self, name)
             if value is not None and value not in known:
-                raise ValueError(f"{name} is {value!r}; it must be None, {' or '.join(map(repr, known))}")
+                names = ", ".join(["None", *map(repr, known[:-1])])
+                raise ValueError(f"{name} is {value!r}; it must be {names} or {known[-1]!r}")
         if self.precision is not None and self.quantize is not None:
             raise ValueError(
                 f"precision is {self.precision!r} and quantize is {self.quantize!r}; at most one of them may be given"
@@ -73,24 +73,20 @@ def check_precision(setting: str | None, dtype: torch.dtype, device: torch.devic
             "it is for float32 weights: give dtype=torch.float32, or no precision"
         )
     kind = torch.device(device).type
-    if setting in DEVICES and kind not in DEVICES[setting]:
-        needed = ".".join(map(str, _CAPABILITY[setting]))
-        known = f"{', '.join(DEVICES[setting])} from compute capability {needed}"
+    if setting not in QUANTIZED or kind == "cpu":
+        return
+    if kind != "cuda":
+        known = f"cpu, cuda from compute capability {_CAPABILITY[0]}.{_CAPABILITY[1]}"
         raise ValueError(f"quantize is {setting!r} and the device is {kind}; it runs on {known}")
-    if setting in QUANTIZED and kind == "cuda" and (reason := quantized_reason(setting, torch.device(device))):
+    if reason := quantized_reason(torch.device(device)):
         raise ValueError(f"quantize is {setting!r} and {device} is {reason}")
 
 
 @cache
-def quantized_reason(setting: str, device: torch.device) -> str | None:
-    """Why a GPU has no products of this quantize=; None where it has."""
+def quantized_reason(device: torch.device) -> str | None:
+    """Why a GPU has no products of int8; None where it has."""
     import torch
 
-    if torch.version.hip:
-        # AMD's float8 before gfx950 is e4m3fnuz: half the range, another bias; numbers would not be the reference's.
-        return None if setting == "int8" else "an AMD GPU; fp8 is NVIDIA's float8_e4m3fn, and int8 runs"
-    capability = torch.cuda.get_device_capability(device)
-    needed = _CAPABILITY[setting]
-    if capability >= needed:
+    if torch.version.hip or (capability := torch.cuda.get_device_capability(device)) >= _CAPABILITY:
         return None
-    return f"of compute capability {capability[0]}.{capability[1]}; it needs {needed[0]}.{needed[1]}"
+    return f"of compute capability {capability[0]}.{capability[1]}; it needs {_CAPABILITY[0]}.{_CAPABILITY[1]}"

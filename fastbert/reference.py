@@ -70,8 +70,6 @@ def linear(
 ) -> Tensor:  # (T, F)
     if precision == "int8":
         return linear_int8(x, weight, bias, activation=activation)
-    if precision == "fp8":
-        return linear_fp8(x, weight, bias, activation=activation)
     y = F.linear(x, weight, bias)  # "high" and "highest" allow less than fp32 and do not ask for it
     return y if activation is None else ACTIVATIONS[activation](y)
 
@@ -88,22 +86,10 @@ def linear_int8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activa
         return (y if activation is None else ACTIVATIONS[activation](y)).to(x.dtype)
 
 
-def linear_fp8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-    """x and weight rounded to float8_e4m3fn, a scale for each row of either; sums and the rest in fp32.
-
-    Without `rotate`: what a large column costs the others is digits of integers, and floats keep theirs.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        (x8, x_scale), (weight8, weight_scale) = (quantize_rows_fp8(t) for t in (x, weight))
-        y = F.linear(x8.float(), weight8.float()) * x_scale * weight_scale.mT
-        y = y if bias is None else y + bias.float()
-        return (y if activation is None else ACTIVATIONS[activation](y)).to(x.dtype)
-
-
 def describe_precision(precision: str | None) -> str | None:
     """What `linear` above makes of a precision, for `explain`."""
-    if precision in ("int8", "fp8"):
-        return f"{precision}: as it is defined, slower than fp32"
+    if precision == "int8":
+        return "int8: as it is defined, slower than fp32"
     return None if precision is None else f"{precision}: in full fp32"
 
 
@@ -127,23 +113,11 @@ def rotate(x: Tensor) -> Tensor:
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (M, K) as int8 (M, K) times a scale (M, 1) in fp32, amax / 127: symmetric, rounded half to even."""
-    scaled, scale = _scaled_rows(x, 127)
-    return scaled.round().to(torch.int8), scale
-
-
-def quantize_rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (M, K) as float8_e4m3fn (M, K) times a scale (M, 1) in fp32, amax / 448: rounded half to even."""
-    scaled, scale = _scaled_rows(x, 448)
-    return scaled.to(torch.float8_e4m3fn), scale
-
-
-def _scaled_rows(x: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """x in fp32 over a scale for each row, so that the largest of a row is `limit`; zeros stay zeros."""
     x = x.float()
-    scale = x.abs().amax(dim=1, keepdim=True) / limit
+    scale = x.abs().amax(dim=1, keepdim=True) / 127
     scale = scale.masked_fill(scale == 0, 1.0)
     # The clamp is for rows so small that their scale has lost its digits.
-    return (x / scale).clamp(-limit, limit), scale
+    return (x / scale).clamp(-127, 127).round().to(torch.int8), scale
 
 
 def attention(
@@ -213,7 +187,6 @@ def padded_attention(
     mask: Tensor,  # (B, S) bool, True at real tokens
     *,
     queries: Tensor | None = None,  # (B, S) bool
-    scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Attention that forms its probabilities: returns the context (B, S, H, D) and them, (B, H, S, S).
@@ -221,10 +194,9 @@ def padded_attention(
     Every column asks, pads too, unless `queries` leaves it out; only real tokens answer. A row without a real token
     yields zeros.
     """
-    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
     keys = mask[:, None, None, :]
-    scores = (q @ k.mT * scale).masked_fill(~keys, torch.finfo(q.dtype).min)
+    scores = (q @ k.mT * qkv.shape[-1] ** -0.5).masked_fill(~keys, torch.finfo(q.dtype).min)
     probs = torch.softmax(scores, dim=-1).to(v.dtype).masked_fill(~keys, 0.0)
     probs = probs if queries is None else probs.masked_fill(~queries[:, None, :, None], 0.0)
     probs = F.dropout(probs, dropout_p) if dropout_p else probs

@@ -1,4 +1,4 @@
-"""out = dropout(softmax(scale q k^T + bias)) v within each sequence of a packed row; flash attention, forward.
+"""out = dropout(softmax(scale q k^T)) v within each sequence of a packed row; flash attention, forward.
 
 A program owns one tile of queries of one head of one sequence and walks that sequence's keys (Dao, 2023, algorithm
 1): 4 L^2 D FLOPs a head, K and V read L / BLOCK_M times, mostly from L2. Scores, their running maximum and sum, and
@@ -57,15 +57,9 @@ def store_rows(ptr, x, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit
-def before_scale(dtype: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """Whether a row's highest score is subtracted before the scores are scaled to base 2."""
-    return (dtype == tl.float32) & (not HAS_BIAS)
-
-
-@triton.jit
 def _attention_step(
     q,  # (BLOCK_M, BLOCK_D)
-    top,  # (BLOCK_M,) highest score so far; in base 2, unless `before_scale`
+    top,  # (BLOCK_M,) highest score so far; in base 2, but in fp32
     total,  # (BLOCK_M,) sum of 2^(score - top)
     acc,  # (BLOCK_M, BLOCK_D)
     qkv,  # descriptor of the rows, or None
@@ -73,7 +67,6 @@ def _attention_step(
     v_ptr,
     k_column,  # where the head's keys begin in a row
     v_column,
-    bias_ptr,
     stride,
     first,  # packed row of the block's first key
     left,  # keys from there to the sequence's end
@@ -84,7 +77,6 @@ def _attention_step(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -95,25 +87,16 @@ def _attention_step(
     else:
         k = qkv.load([first, k_column])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + first + offs_n, mask=offs_n < left, other=float("-inf"))
-        scores = scores * scale + (bias * _LOG2E)[None, :]
+    if MASKED:
+        scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
+    if q.dtype == tl.float32:
         new_top = tl.maximum(top, tl.max(scores, 1))
-        # Of a row whose keys are all at minus infinity, every probability is 0.
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        p = tl.exp2(scores - shift[:, None])
-        correction = tl.exp2(top - shift)
+        p = tl.exp2((scores - new_top[:, None]) * scale)
+        correction = tl.exp2((top - new_top) * scale)
     else:
-        if MASKED:
-            scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
-        if before_scale(q.dtype, HAS_BIAS):
-            new_top = tl.maximum(top, tl.max(scores, 1))
-            p = tl.exp2((scores - new_top[:, None]) * scale)
-            correction = tl.exp2((top - new_top) * scale)
-        else:
-            new_top = tl.maximum(top, tl.max(scores, 1) * scale)
-            p = tl.exp2(scores * scale - new_top[:, None])  # one fused multiply-add and one exponential per score
-            correction = tl.exp2(top - new_top)
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale)
+        p = tl.exp2(scores * scale - new_top[:, None])  # one fused multiply-add and one exponential per score
+        correction = tl.exp2(top - new_top)
     total = total * correction + tl.sum(p, 1)
     if HAS_DROPOUT:
         keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
@@ -130,7 +113,6 @@ def _attention_step(
 def _attention_fwd_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
-    bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
     out_ptr,  # (T, H, D)
     statistics_ptr,  # (2 or 1, H, T) fp32
     table_ptr,  # (slots, 4) of the schedule
@@ -148,7 +130,6 @@ def _attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -177,15 +158,13 @@ def _attention_fwd_kernel(
     full = keys // BLOCK_N * BLOCK_N
     for n in range(0, full, BLOCK_N):
         top, total, acc = _attention_step(
-            q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + n,
-            BLOCK_N, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT,
-            False, PRECISION,
+            q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + n, BLOCK_N,
+            scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
     if full < keys:
         top, total, acc = _attention_step(
-            q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + full,
-            keys - full, scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT,
-            True, PRECISION,
+            q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + full, keys - full,
+            scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
 
     # A row without a key: zeros, and a highest score that makes every probability 0 in the backward.
@@ -208,7 +187,6 @@ def attention_fwd(
     max_seqlen: int,
     *,
     scale: float,
-    key_bias: Tensor | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     precision: str = "ieee",
@@ -221,7 +199,6 @@ def attention_fwd(
         cu_seqlens: (B+1,) int32 or int64, from 0 to at most T.
         max_seqlen: at least the longest sequence; chooses the tiles, shapes nothing.
         scale: above 0.
-        key_bias: (T,) fp32, added to the scores of a key; -inf leaves it out.
         dropout_p: the share of probabilities dropped, by `seed` (1,) int64.
         precision: of products of fp32: `ieee` or `tf32`.
         schedule: `attention_schedule` of these sequences, where it is there already.
@@ -232,14 +209,12 @@ def attention_fwd(
     if qkv.numel() == 0:
         return out, statistics
     arch = architecture.architecture(qkv.device)
-    plain = key_bias is None and not dropout_p
-    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=plain)
+    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     with architecture.on_device(qkv.device):
         _attention_fwd_kernel[(len(schedule.table), H)](
             qkv,
             descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
-            qkv if key_bias is None else key_bias,
             out,
             statistics,
             schedule.table,
@@ -254,7 +229,6 @@ def attention_fwd(
             BLOCK_D=max(triton.next_power_of_2(D), 16),
             BLOCK_M=schedule.block,
             BLOCK_N=config.step,
-            HAS_BIAS=key_bias is not None,
             HAS_DROPOUT=dropout_p > 0,
             PRECISION=precision,
             num_warps=config.num_warps,

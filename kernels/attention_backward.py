@@ -23,7 +23,6 @@ from fastbert.kernels import architecture, configs, dropout
 from fastbert.kernels.attention import (
     LOG2E,
     attention_schedule,
-    before_scale,
     describable,
     descriptor,
     load_rows,
@@ -46,17 +45,9 @@ def _load_statistics(ptr, apart, rows, left, dtype: tl.constexpr, MASKED: tl.con
 
 
 @triton.jit
-def _probabilities(scores, top, log_total, scale, dtype: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """2^(scores - top - log_total), of statistics broadcast to scores; scores are scaled already if HAS_BIAS."""
-    if before_scale(dtype, HAS_BIAS):
-        p = tl.exp2((scores - top) * scale - log_total)
-    elif dtype == tl.float32:
-        p = tl.exp2(scores - top - log_total)
-    elif HAS_BIAS:
-        p = tl.exp2(scores - top)
-    else:
-        p = tl.exp2(scores * scale - top)
-    return p
+def _probabilities(scores, top, log_total, scale, dtype: tl.constexpr):
+    """2^(scores - top - log_total), of statistics broadcast to scores."""
+    return tl.exp2((scores - top) * scale - log_total if dtype == tl.float32 else scores * scale - top)
 
 
 @triton.jit
@@ -72,7 +63,6 @@ def _dq_step(
     v_ptr,
     k_column,  # where the head's keys begin in a row
     v_column,
-    bias_ptr,
     stride,
     first,  # packed row of the block's first key
     left,  # keys from there to the sequence's end
@@ -84,7 +74,6 @@ def _dq_step(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -97,12 +86,9 @@ def _dq_step(
         k = qkv.load([first, k_column])
         v = qkv.load([first, v_column])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + first + offs_n, mask=offs_n < left, other=float("-inf"))
-        scores = scores * scale + (bias * _LOG2E)[None, :]
-    elif MASKED:
+    if MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
-    p = _probabilities(scores, top[:, None], log_total[:, None], scale, q.dtype, HAS_BIAS)
+    p = _probabilities(scores, top[:, None], log_total[:, None], scale, q.dtype)
     dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
     if HAS_DROPOUT:
         keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
@@ -115,7 +101,6 @@ def _dq_step(
 def _attention_bwd_dq_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
-    bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
     out_ptr,  # (T, H, D)
     dout_ptr,  # (T, H, D)
     statistics_ptr,  # (2 or 1, H, T) fp32
@@ -140,7 +125,6 @@ def _attention_bwd_dq_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -175,15 +159,14 @@ def _attention_bwd_dq_kernel(
     full = keys // BLOCK_N * BLOCK_N
     for n in range(0, full, BLOCK_N):
         dq = _dq_step(
-            q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt, start + n,
-            BLOCK_N, scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS,
-            HAS_DROPOUT, False, PRECISION,
+            q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + n, BLOCK_N,
+            scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
     if full < keys:
         dq = _dq_step(
-            q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, bias_ptr, stride_qt,
-            start + full, keys - full, scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N,
-            HAS_BIAS, HAS_DROPOUT, True, PRECISION,
+            q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + full,
+            keys - full, scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_DROPOUT,
+            True, PRECISION,
         )  # fmt: skip
     store_rows(dqkv_ptr + tile * stride_dqt + h * stride_dqh, dq * scale, offs_m, stride_dqt, rows, D, BLOCK_D)
 
@@ -192,7 +175,6 @@ def _attention_bwd_dq_kernel(
 def _dkdv_step(
     k,  # (BLOCK_N, BLOCK_D)
     v,  # (BLOCK_N, BLOCK_D)
-    bias,  # (BLOCK_N,), in base 2
     dk,  # (BLOCK_N, BLOCK_D)
     dv,  # (BLOCK_N, BLOCK_D)
     qkv,  # descriptor of the rows, or None
@@ -222,7 +204,6 @@ def _dkdv_step(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     WITH_DQ: tl.constexpr,
     MASKED: tl.constexpr,
@@ -245,9 +226,7 @@ def _dkdv_step(
     else:
         delta = tl.load(delta_ptr + row + offs_m)
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    if HAS_BIAS:
-        scores = scores * scale + bias[:, None]
-    p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype, HAS_BIAS)
+    p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype)
     if WITH_DQ:  # a key beyond the sequence scores 0, which may be far above the others: infinity times its zeros
         if q.dtype == tl.float32:
             p = tl.where((tl.arange(0, k.shape[0]) < keys)[:, None], p, 0.0)
@@ -272,7 +251,6 @@ def _dkdv_step(
 def _attention_bwd_dkdv_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_M, D), or None
-    bias_ptr,  # (T,) fp32, not read unless HAS_BIAS
     out_ptr,  # (T, H, D), not read unless WITH_DQ
     dout_ptr,  # (T, H, D)
     douts,  # descriptor of the same in blocks of (BLOCK_M, D), or None
@@ -299,7 +277,6 @@ def _attention_bwd_dkdv_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     WITH_DQ: tl.constexpr,  # this tile has all keys of its sequence
     PRECISION: tl.constexpr,
@@ -322,9 +299,6 @@ def _attention_bwd_dkdv_kernel(
     statistics_ptr += h.to(tl.int64) * T
     apart = tl.num_programs(1).to(tl.int64) * T
     delta_ptr += h.to(tl.int64) * T
-    bias = offs_n
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + tile + offs_n, mask=offs_n < rows, other=0.0) * _LOG2E
     seed = tile
     key_keys = offs_n
     if HAS_DROPOUT:
@@ -336,16 +310,16 @@ def _attention_bwd_dkdv_kernel(
     full = queries // BLOCK_M * BLOCK_M
     for m in range(0, full, BLOCK_M):
         dk, dv = _dkdv_step(
-            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
+            k, v, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
             statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + m, BLOCK_M,
-            scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT,
-            WITH_DQ, False, PRECISION,
+            scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_DROPOUT, WITH_DQ,
+            False, PRECISION,
         )  # fmt: skip
     if full < queries:
         dk, dv = _dkdv_step(
-            k, v, bias, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
+            k, v, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
             statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + full,
-            queries - full, scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS,
+            queries - full, scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M,
             HAS_DROPOUT, WITH_DQ, True, PRECISION,
         )  # fmt: skip
     if HAS_DROPOUT:
@@ -366,7 +340,6 @@ def attention_bwd(
     max_seqlen: int,
     *,
     scale: float,
-    key_bias: Tensor | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     precision: str = "ieee",
@@ -384,8 +357,8 @@ def attention_bwd(
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     one_launch = configs.attention_in_one_launch(arch, qkv.dtype, D, max_seqlen)
     delta = statistics[0] if one_launch else torch.empty_like(statistics[0])
-    grid = (len(schedule.table), H)
-    bias, seeds = (qkv if x is None else x for x in (key_bias, seed))
+    grid, seeds = (len(schedule.table), H), qkv if seed is None else seed
+    strides = *qkv.stride()[:3], *out.stride()[:2], *dout.stride()[:2]
     constants = {
         "T": T,
         "scale": scale,
@@ -393,7 +366,6 @@ def attention_bwd(
         "keep_scale": 1 / (1 - dropout_p),
         "D": D,
         "BLOCK_D": max(triton.next_power_of_2(D), 16),
-        "HAS_BIAS": key_bias is not None,
         "HAS_DROPOUT": dropout_p > 0,
         "PRECISION": precision,
     }
@@ -403,7 +375,6 @@ def attention_bwd(
             _attention_bwd_dq_kernel[grid](
                 qkv,
                 descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
-                bias,
                 out,
                 dout,
                 statistics,
@@ -411,11 +382,8 @@ def attention_bwd(
                 dqkv,
                 schedule.table,
                 seeds,
-                *qkv.stride()[:3],
-                *out.stride()[:2],
-                *dout.stride()[:2],
-                dqkv.stride(0),
-                dqkv.stride(2),
+                *strides,
+                *dqkv.stride()[::2],
                 BLOCK_M=schedule.block,
                 BLOCK_N=config.step,
                 num_warps=config.num_warps,
@@ -427,7 +395,6 @@ def attention_bwd(
         _attention_bwd_dkdv_kernel[grid](
             qkv,
             descriptor(qkv, config.step) if tma else None,
-            bias,
             out,
             dout,
             descriptor(dout, config.step) if tma else None,
@@ -436,9 +403,7 @@ def attention_bwd(
             dqkv,
             schedule.table,
             seeds,
-            *qkv.stride()[:3],
-            *out.stride()[:2],
-            *dout.stride()[:2],
+            *strides,
             *dqkv.stride()[:3],
             BLOCK_N=schedule.block,
             BLOCK_M=config.step,

@@ -49,7 +49,7 @@ def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_se
 def attention(
     kernel: str, architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, *, plain: bool = True
 ) -> Attention:
-    """For `fwd` (`plain`: without dropout and bias), `dq` or `dkdv`.
+    """For `fwd` (`plain`: without dropout), `dq` or `dkdv`.
 
     Only the class of max_seqlen counts: up to 16, 32, 64, below 256, below 512, or more.
     """
@@ -191,25 +191,16 @@ _LINEAR_TILES = {
 }
 
 
-def linear_tiles(architecture: str, itemsize: int) -> tuple[LinearTile, ...]:
-    """The tiles there are, from the largest down; in fp32 with half as much of K, and no more than 64 x 64."""
+def linear_tiles(architecture: str) -> tuple[LinearTile, ...]:
+    """The tiles there are, from the largest down."""
     if architecture == "interpreter":
         return (LinearTile(32, 32, 32, 4, 1),)
-    tiles = _LINEAR_TILES.get(architecture)
-    if tiles is None:
-        tiles = _LINEAR_TILES["gfx942" if architecture.startswith("gfx") else "sm_80"]
-    if itemsize < 4:
-        return tiles
-    return tuple(
-        LinearTile(t.block_m, t.block_n, 32, t.num_warps, min(t.num_stages, 3))
-        for t in tiles
-        if t.block_m * t.block_n <= 64 * 64
-    )
+    return _LINEAR_TILES.get(architecture) or _LINEAR_TILES["gfx942" if architecture.startswith("gfx") else "sm_80"]
 
 
-def linear(M: int, N: int, architecture: str, itemsize: int, multiprocessors: int) -> LinearTile:
+def linear(M: int, N: int, architecture: str, multiprocessors: int) -> LinearTile:
     """The largest tile that gives every multiprocessor one; no more than 16 rows a tile where there are no more."""
-    tiles = linear_tiles(architecture, itemsize)
+    tiles = linear_tiles(architecture)
     fitting = [t for t in tiles if (t.block_m < 64) == (M <= 16)] or tiles
     for tile in fitting:
         if -(-M // tile.block_m) * -(-N // tile.block_n) >= multiprocessors:

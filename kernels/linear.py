@@ -4,6 +4,11 @@
 moves 2 M N elements more, which at K = 768 takes an H200 over 40 % of the product's time; the one kernel does about 20
 instructions an element after a tile's last step. Which is faster depends on the shape: `linear_table` knows. Sums are
 fp32. Operands in fp32 are cuBLAS's, multiplied as torch.backends.cuda.matmul says, and so is the backward.
+
+int8 is the same kernel on 8-bit operands with a scale for each row: sums in int32, on which scales, bias and activation
+are applied in registers. Through torch._int_mm, int32 sums would cross the memory bus twice, 8 M N bytes where y has
+2 M N, which at K = 1024 takes longer than the product. An H200's tensor cores do 1,979 Tera-operations a second; the
+tiles are those of 16 bits with twice as many columns a step, the same bytes.
 """
 
 from __future__ import annotations
@@ -35,6 +40,8 @@ def _finish(
     sums,  # (BLOCK_M, a part of BLOCK_N), whose first row and column are first_m and first_n
     first_m,
     first_n,
+    x_scale_ptr,
+    weight_scale_ptr,
     bias_ptr,
     y,
     z,
@@ -44,10 +51,14 @@ def _finish(
     ACTIVATION: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Bias, activation, store."""
+    """Scales, bias, activation, store."""
     dtype: tl.constexpr = y.dtype if TMA else y.dtype.element_ty
+    offs_n = first_n + tl.arange(0, sums.shape[1])
+    if x_scale_ptr is not None:
+        offs_m = first_m + tl.arange(0, sums.shape[0])
+        sums = sums.to(tl.float32) * tl.load(x_scale_ptr + offs_m, mask=offs_m < M, other=0.0)[:, None]
+        sums *= tl.load(weight_scale_ptr + offs_n, mask=offs_n < N, other=0.0)[None, :]
     if bias_ptr is not None:
-        offs_n = first_n + tl.arange(0, sums.shape[1])
         sums += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
     if z is not None:  # y is made of what the backward will see
         rounded = sums.to(dtype)
@@ -71,6 +82,8 @@ def store(block, y, stride_ym, first_m, first_n, M, N, TMA: tl.constexpr):
 def _linear_fwd_kernel(
     x,  # (M, K): a pointer, or a descriptor of (BLOCK_M, BLOCK_K) if TMA
     weight,  # (N, K): a pointer, or a descriptor of (BLOCK_N, BLOCK_K) if TMA
+    x_scale_ptr,  # (M,) fp32 for x and weight in int8, else None
+    weight_scale_ptr,  # (N,) fp32
     bias_ptr,  # (N,), or None
     y,  # (M, N): likewise, of (BLOCK_M, BLOCK_N / PARTS)
     z,  # (M, N): likewise, or None
@@ -83,7 +96,6 @@ def _linear_fwd_kernel(
     ACTIVATION: tl.constexpr,
     TMA: tl.constexpr,
     EVEN_K: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     GROUP_M: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -95,12 +107,13 @@ def _linear_fwd_kernel(
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=TMA):
         tile_m, tile_n = corner(tile, tiles_m, tiles_n, GROUP_M)
         first_m, first_n = tile_m * BLOCK_M, tile_n * BLOCK_N
-        sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        dtype: tl.constexpr = tl.float32 if x_scale_ptr is None else tl.int32
+        sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=dtype)
         if TMA:
             for step in range(tl.cdiv(K, BLOCK_K)):
                 a = x.load([first_m, step * BLOCK_K])
                 b = weight.load([first_n, step * BLOCK_K])
-                sums = tl.dot(a, b.T, sums, input_precision=INPUT_PRECISION)
+                sums = tl.dot(a, b.T, sums, input_precision="ieee", out_dtype=dtype)
         else:
             offs_k = tl.arange(0, BLOCK_K)
             # Rows past the end read the last one, and are not stored.
@@ -115,17 +128,18 @@ def _linear_fwd_kernel(
                     left = offs_k < K - step * BLOCK_K
                     a = tl.load(a_ptrs, mask=left[None, :], other=0.0)
                     b = tl.load(b_ptrs, mask=left[:, None], other=0.0)
-                sums = tl.dot(a, b, sums, input_precision=INPUT_PRECISION)
+                sums = tl.dot(a, b, sums, input_precision="ieee", out_dtype=dtype)
                 a_ptrs += BLOCK_K
                 b_ptrs += BLOCK_K
 
+        scales = x_scale_ptr, weight_scale_ptr
         if PARTS == 1:
-            _finish(sums, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
+            _finish(sums, first_m, first_n, *scales, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
         else:  # in halves, as whole it would not fit in the registers
             left, right = tl.split(sums.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
-            _finish(left, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
+            _finish(left, first_m, first_n, *scales, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
             first_n += BLOCK_N // 2
-            _finish(right, first_m, first_n, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
+            _finish(right, first_m, first_n, *scales, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
 
 
 def linear_fwd(
@@ -159,7 +173,7 @@ def _choice(x: Tensor, weight: Tensor, activation: str | None, keep_z: bool) -> 
         return row.tile
     if M > linear_table.FUSED_ROWS:
         return None
-    return configs.linear(M, N, arch, x.element_size(), architecture.multiprocessors(x.device))
+    return configs.linear(M, N, arch, architecture.multiprocessors(x.device))
 
 
 def linear_fused_fwd(
@@ -170,26 +184,57 @@ def linear_fused_fwd(
     keep_z: bool = False,
     *,
     tile: configs.LinearTile | None = None,
-    input_precision: str = "ieee",
 ) -> tuple[Tensor, Tensor | None]:
-    """`linear_fwd` as one kernel, whatever the table says; columns of x and weight contiguous.
-
-    `input_precision` is for fp32: "ieee", or "tf32" where the tensor cores are to round the operands to 10 bits.
-    """
-    (M, K), N = x.shape, weight.shape[0]
-    bias = None if bias is None else bias.contiguous()
-    y = torch.empty((M, N), dtype=x.dtype, device=x.device)
+    """`linear_fwd` as one kernel, whatever the table says; columns of x and weight contiguous."""
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if keep_z else None
+    _launch(x, weight, (None, None), bias, y, z, activation, tile)
+    return y, z
+
+
+def linear_quantized_fwd(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    dtype: torch.dtype,
+    *,
+    tile: configs.LinearTile | None = None,
+) -> Tensor:
+    """act(x weight^T x_scale weight_scale^T + bias) in `dtype`: (M, N) of what `quantize_rows_fwd` made of both.
+
+    x (M, P), weight (N, P) int8, x_scale (M,) and weight_scale (N,) fp32, bias (N,) of any type.
+    """
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype, device=x.device)
+    _launch(x, weight, (x_scale, weight_scale), bias, y, None, activation, tile)
+    return y
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    scales: tuple[Tensor | None, Tensor | None],
+    bias: Tensor | None,
+    y: Tensor,
+    z: Tensor | None,
+    activation: str | None,
+    tile: configs.LinearTile | None,
+) -> None:
+    """Fills y, and z unless it is None."""
     if not y.numel():
-        return y, z
+        return
+    (M, N), K = y.shape, x.shape[1]
     arch, multiprocessors = architecture.architecture(x.device), architecture.multiprocessors(x.device)
-    tile = tile or configs.linear(M, N, arch, x.element_size(), multiprocessors)
+    tile = tile or configs.linear(M, N, arch, multiprocessors)
+    block_k = tile.block_k if scales[0] is None else configs.quantized_columns(tile)
     tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n)
     operands = [x, weight, y, z]
     tma = arch == "sm_90" and all(_on_16_bytes(t) for t in operands if t is not None)
     if tma:
         stored = [tile.block_m, tile.block_n // tile.parts]
-        blocks = ([tile.block_m, tile.block_k], [tile.block_n, tile.block_k], stored, stored)
+        blocks = ([tile.block_m, block_k], [tile.block_n, block_k], stored, stored)
         operands = [
             t if t is None else TensorDescriptor.from_tensor(t, block)
             for t, block in zip(operands, blocks, strict=True)
@@ -197,7 +242,8 @@ def linear_fused_fwd(
     with architecture.on_device(x.device):
         _linear_fwd_kernel[(min(tiles, tile.resident * multiprocessors) if tma else tiles,)](
             *operands[:2],
-            bias,
+            *scales,
+            None if bias is None else bias.contiguous(),
             *operands[2:],
             x.stride(0),
             weight.stride(0),
@@ -207,17 +253,15 @@ def linear_fused_fwd(
             K,
             ACTIVATION=activation,
             TMA=tma,
-            EVEN_K=K % tile.block_k == 0,
-            INPUT_PRECISION=input_precision,
+            EVEN_K=K % block_k == 0,
             GROUP_M=GROUP_M,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
+            BLOCK_K=block_k,
             PARTS=tile.parts,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
-    return y, z
 
 
 def _on_16_bytes(t: Tensor) -> bool:

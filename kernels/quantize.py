@@ -1,4 +1,4 @@
-"""Rows of x as int8 or float8_e4m3fn times a scale each, and for int8 rotated before: reference.quantize_rows, rotate.
+"""Rows of x, rotated, as int8 times a scale each: reference.rotate, then reference.quantize_rows.
 
 One pass: reads M K elements and writes M K bytes, 3 M K bytes in all for 16-bit x. A program holds a row in registers
 as eight vectors: the i-th has columns 16 i to 16 i + 15 of every 128, so that the Hadamard transform over the eight,
@@ -38,24 +38,21 @@ def _rotated(x, y, columns, K, EVEN_K: tl.constexpr):
 
 
 @triton.jit
-def _store(row_ptr, columns, x, scale, P, LIMIT: tl.constexpr):
+def _store(row_ptr, columns, x, scale, P):
     x = tl.div_rn(x, scale)
-    x = tl.minimum(tl.maximum(x, -LIMIT), LIMIT)  # for rows so small that their scale has lost its digits
-    if row_ptr.dtype.element_ty == tl.int8:
-        x = (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: the sum has no digits after the point, rounded half to even
-    tl.store(row_ptr + columns, x.to(row_ptr.dtype.element_ty), mask=columns < P)
+    x = tl.minimum(tl.maximum(x, -127.0), 127.0)  # for rows so small that their scale has lost its digits
+    x = (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: the sum has no digits after the point, rounded half to even
+    tl.store(row_ptr + columns, x.to(tl.int8), mask=columns < P)
 
 
 @triton.jit
 def _quantize_rows_fwd_kernel(
     x_ptr,  # (M, K)
-    y_ptr,  # (M, P), int8 or float8e4nv, zeros from K on
+    y_ptr,  # (M, P) int8, zeros from K on
     scale_ptr,  # (M,)
     stride_xm,
     K,
     P,  # K rounded up to whole groups
-    LIMIT: tl.constexpr,
-    ROTATE: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -67,40 +64,39 @@ def _quantize_rows_fwd_kernel(
     x2, x3 = _load(row_ptr, columns + 32, K), _load(row_ptr, columns + 48, K)
     x4, x5 = _load(row_ptr, columns + 64, K), _load(row_ptr, columns + 80, K)
     x6, x7 = _load(row_ptr, columns + 96, K), _load(row_ptr, columns + 112, K)
-    if ROTATE:
-        y0, y1, y2, y3, y4, y5, y6, y7 = _butterfly(x0, x1, x2, x3, x4, x5, x6, x7)
-        y0, y1, y4, y5, y2, y3, y6, y7 = _butterfly(y0, y1, y4, y5, y2, y3, y6, y7)
-        y0, y2, y4, y6, y1, y3, y5, y7 = _butterfly(y0, y2, y4, y6, y1, y3, y5, y7)
-        x0, x1 = _rotated(x0, y0, columns, K, EVEN_K), _rotated(x1, y1, columns, K, EVEN_K)
-        x2, x3 = _rotated(x2, y2, columns, K, EVEN_K), _rotated(x3, y3, columns, K, EVEN_K)
-        x4, x5 = _rotated(x4, y4, columns, K, EVEN_K), _rotated(x5, y5, columns, K, EVEN_K)
-        x6, x7 = _rotated(x6, y6, columns, K, EVEN_K), _rotated(x7, y7, columns, K, EVEN_K)
+    y0, y1, y2, y3, y4, y5, y6, y7 = _butterfly(x0, x1, x2, x3, x4, x5, x6, x7)
+    y0, y1, y4, y5, y2, y3, y6, y7 = _butterfly(y0, y1, y4, y5, y2, y3, y6, y7)
+    y0, y2, y4, y6, y1, y3, y5, y7 = _butterfly(y0, y2, y4, y6, y1, y3, y5, y7)
+    x0, x1 = _rotated(x0, y0, columns, K, EVEN_K), _rotated(x1, y1, columns, K, EVEN_K)
+    x2, x3 = _rotated(x2, y2, columns, K, EVEN_K), _rotated(x3, y3, columns, K, EVEN_K)
+    x4, x5 = _rotated(x4, y4, columns, K, EVEN_K), _rotated(x5, y5, columns, K, EVEN_K)
+    x6, x7 = _rotated(x6, y6, columns, K, EVEN_K), _rotated(x7, y7, columns, K, EVEN_K)
     low = tl.maximum(tl.maximum(tl.abs(x0), tl.abs(x1)), tl.maximum(tl.abs(x2), tl.abs(x3)))
     high = tl.maximum(tl.maximum(tl.abs(x4), tl.abs(x5)), tl.maximum(tl.abs(x6), tl.abs(x7)))
-    scale = tl.div_rn(tl.max(tl.maximum(low, high), axis=0), LIMIT)
+    scale = tl.div_rn(tl.max(tl.maximum(low, high), axis=0), 127.0)
     scale = tl.where(scale == 0.0, 1.0, scale)
     # A maximum passes NaN over: where a sum of zeros times the row is not zero, neither is the row finite.
     scale += tl.sum(((x0 + x1) + (x2 + x3) + (x4 + x5) + (x6 + x7)) * 0.0, axis=0)
     tl.store(scale_ptr + m, scale)
     y_row_ptr = y_ptr + m * P
-    _store(y_row_ptr, columns, x0, scale, P, LIMIT)
-    _store(y_row_ptr, columns + 16, x1, scale, P, LIMIT)
-    _store(y_row_ptr, columns + 32, x2, scale, P, LIMIT)
-    _store(y_row_ptr, columns + 48, x3, scale, P, LIMIT)
-    _store(y_row_ptr, columns + 64, x4, scale, P, LIMIT)
-    _store(y_row_ptr, columns + 80, x5, scale, P, LIMIT)
-    _store(y_row_ptr, columns + 96, x6, scale, P, LIMIT)
-    _store(y_row_ptr, columns + 112, x7, scale, P, LIMIT)
+    _store(y_row_ptr, columns, x0, scale, P)
+    _store(y_row_ptr, columns + 16, x1, scale, P)
+    _store(y_row_ptr, columns + 32, x2, scale, P)
+    _store(y_row_ptr, columns + 48, x3, scale, P)
+    _store(y_row_ptr, columns + 64, x4, scale, P)
+    _store(y_row_ptr, columns + 80, x5, scale, P)
+    _store(y_row_ptr, columns + 96, x6, scale, P)
+    _store(y_row_ptr, columns + 112, x7, scale, P)
 
 
-def quantize_rows_fwd(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """x (M, K), columns contiguous, as "int8" (rotated) or "fp8": (M, P) of 8 bits and (M,) scales in fp32.
+def quantize_rows_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (M, K), columns contiguous, rotated: (M, P) of int8 and (M,) scales in fp32.
 
     P is K rounded up to PADDED_TO; the columns from K on are zeros.
     """
-    (M, K), int8 = x.shape, precision == "int8"
+    M, K = x.shape
     P = triton.cdiv(K, PADDED_TO) * PADDED_TO
-    y = torch.empty((M, P), dtype=torch.int8 if int8 else torch.float8_e4m3fn, device=x.device)
+    y = torch.empty((M, P), dtype=torch.int8, device=x.device)
     scale = torch.empty(M, dtype=torch.float32, device=x.device)
     if M == 0:
         return y, scale
@@ -113,8 +109,6 @@ def quantize_rows_fwd(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
             x.stride(0),
             K,
             P,
-            LIMIT=127.0 if int8 else 448.0,
-            ROTATE=int8,
             EVEN_K=K == P,
             BLOCK=BLOCK,
             num_warps=num_warps,

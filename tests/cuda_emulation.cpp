@@ -25,12 +25,5 @@ int take_rows(int64_t M, int64_t rows, int64_t row_bytes, int64_t x, int64_t str
     return take_rows_cuda(op, 0, nullptr);
 }
 
-int add_layer_norm(int dtype, int64_t M, int64_t N, int64_t x, int64_t stride_xm, int64_t residual, int64_t stride_rm,
-                   int64_t weight, int64_t bias, int64_t y, int64_t stride_ym, float eps) {
-    const AddLayerNorm op = {static_cast<DType>(dtype), M, N, at(x), at(residual), at(weight), at(bias), at(y),
-                             stride_xm, stride_rm, stride_ym, eps};
-    return add_layer_norm_cuda(op, 0, nullptr);
-}
-
 void set_order(int order) { emulation::order = static_cast<emulation::Order>(order); }
 }

@@ -2,8 +2,7 @@
 // nothing. Blocks go one after another, their threads as fibers that change over where they meet: a warp at a shuffle
 // or a ballot, a block at __syncthreads. Threads that meet at different places, or not at all, end the program with a
 // message. What a barrier should have kept apart shows as well: a warp goes on until it has to wait, and `order` says
-// which one goes first. Dynamic shared memory starts as bytes of 0xff in each block, which are NaN as floats.
-// tests/test_cuda_sources.py rewrites what is no C++: <<<>>> and extern __shared__.
+// which one goes first. tests/test_cuda_sources.py rewrites what is no C++: <<<>>>.
 #pragma once
 
 #include <ucontext.h>
@@ -40,31 +39,11 @@ struct dim3 {
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-using __half = _Float16;
-inline float __half2float(__half v) { return static_cast<float>(v); }
-inline __half __float2half_rn(float v) { return static_cast<__half>(v); }
-
-struct __nv_bfloat16 {
-    uint16_t bits;
-};
-inline float __bfloat162float(__nv_bfloat16 v) {
-    const uint32_t word = static_cast<uint32_t>(v.bits) << 16;
-    float f;
-    std::memcpy(&f, &word, sizeof f);
-    return f;
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float v) {
-    uint32_t word;
-    std::memcpy(&word, &v, sizeof v);
-    if (v != v) return {0x7fff};
-    return {static_cast<uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16)};
-}
-
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
 
-constexpr size_t STACK = 64 * 1024, SHARED = 48 * 1024;
+constexpr size_t STACK = 64 * 1024;
 constexpr unsigned WARP = 32;
 
 enum class Order { forward, backward, random };
@@ -91,7 +70,6 @@ struct Fiber {
 
 inline std::vector<Fiber> fibers;
 inline std::vector<char> stacks;
-alignas(64) inline char shared[SHARED];
 inline ucontext_t scheduler;
 inline unsigned current;
 inline Meeting block_meeting;
@@ -161,7 +139,6 @@ inline std::vector<unsigned> turns(unsigned count, std::mt19937& generator) {
 }
 
 inline void run_block(unsigned threads, std::mt19937& generator) {
-    std::memset(shared, 0xff, SHARED);
     block_meeting = {};
     warp_meetings.assign((threads + WARP - 1) / WARP, {});
     fibers.resize(threads);
@@ -203,7 +180,7 @@ inline void run_block(unsigned threads, std::mt19937& generator) {
 
 inline void launch(std::function<void()> body, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t) {
     const unsigned threads = block.x * block.y * block.z;
-    if (!grid.x || grid.y * grid.z != 1 || !threads || threads > 1024 || block.z != 1 || shared_bytes > SHARED)
+    if (!grid.x || grid.y * grid.z != 1 || !threads || threads > 1024 || block.z != 1 || shared_bytes)
         fail("a launch that no GPU takes");
     kernel = std::move(body);
     gridDim = grid;
@@ -236,9 +213,4 @@ T __shfl_sync(unsigned mask, T v, int lane) {
 template <typename T>
 T __shfl_up_sync(unsigned mask, T v, unsigned by) {
     return emulation::shuffle(mask, "__shfl_up_sync", v, emulation::current % emulation::WARP - by);
-}
-template <typename T>
-T __shfl_xor_sync(unsigned mask, T v, int bits) {
-    const unsigned lane = emulation::current % emulation::WARP;
-    return emulation::shuffle(mask, "__shfl_xor_sync", v, lane ^ static_cast<unsigned>(bits));
 }

@@ -34,6 +34,7 @@ def build(kind: str) -> Path:
     folder = ROOT / "build" / "sanitize" / kind
     configure = [
         *("cmake", "-S", ROOT / "csrc", "-B", folder, f"-DFASTBERT_SANITIZE={kind}", "-DFASTBERT_CUDA=OFF"),
+        "-DFASTBERT_AMX_EMULATION=ON",
         *(f"-DPython_EXECUTABLE={sys.executable}", "--log-level=WARNING"),
         f"-Dpybind11_DIR={output(sys.executable, '-m', 'pybind11', '--cmakedir')}",
     ]

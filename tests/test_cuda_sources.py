@@ -13,38 +13,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from support import assert_accurate, require_native
+from support import require_native
 from test_device_packing import DTYPES, check, masks
 
 from fastbert import native, reference
 
 # By import_module: as attributes of the package they are the functions in them.
 native_packing = importlib.import_module("fastbert.native.packing")
-native_add_layer_norm = importlib.import_module("fastbert.native.add_layer_norm")
 TESTS = Path(__file__).resolve().parent
 CSRC = TESTS.parent / "csrc"
 COMPILER = os.environ.get("CXX", "c++")
 pytestmark = pytest.mark.skipif(not shutil.which(COMPILER), reason="no C++ compiler")
 ORDERS = {"forward": 0, "backward": 1, "random": 2}
-HEADERS = ("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h")
-REWRITES = (
-    (r"extern __shared__ (\w+) (\w+)\[\];", r"\1* const \2 = reinterpret_cast<\1*>(emulation::shared);"),
-    (r"(\w+(?:<[^<>;]*>)?)<<<(.+?)>>>\((.*?)\);", r"emulation::launch([=] { \1(\3); }, \2);"),
-)
+LAUNCH = r"(\w+(?:<[^<>;]*>)?)<<<(.+?)>>>\((.*?)\);"
 
 
 def compiled(sources: list[Path], folder: Path) -> Path:
     """CUDA sources and what calls them, as a library for this processor."""
-    for header in HEADERS:
-        (folder / header).write_text('#include "cuda_emulation.h"\n')
+    (folder / "cuda_runtime.h").write_text('#include "cuda_emulation.h"\n')
     files = []
     for source in sources:
-        text = source.read_text()
-        for pattern, replacement in REWRITES:
-            text = re.sub(pattern, replacement, text)
         files.append(folder / f"{source.stem}_rewritten.cpp")
-        files[-1].write_text(text)
+        files[-1].write_text(re.sub(LAUNCH, r"emulation::launch([=] { \1(\3); }, \2);", source.read_text()))
     # A GPU takes no address that a load is not aligned to: here it is a trap.
     flags = [
         "-std=c++20",
@@ -75,8 +65,7 @@ def emulated(request, library, monkeypatch):
 
     def call(name):
         def run(*arguments):
-            types = {int: ctypes.c_int64, float: ctypes.c_float}
-            status = getattr(library, name)(*(types[type(a)](a) for a in arguments[:-2]))  # no device, no stream
+            status = getattr(library, name)(*map(ctypes.c_int64, arguments[:-2]))  # no device, no stream
             assert status == 0, (name, status)
 
         return run
@@ -86,10 +75,8 @@ def emulated(request, library, monkeypatch):
         pack_mask_workspace=lambda positions: library.workspace(ctypes.c_int64(positions)),
         pack_mask_cuda=call("pack_mask"),
         take_rows_cuda=call("take_rows"),
-        add_layer_norm_cpu=call("add_layer_norm"),
     )
-    for module in (native_packing, native_add_layer_norm):
-        monkeypatch.setattr(module, "C", extension)
+    monkeypatch.setattr(native_packing, "C", extension)
     monkeypatch.setattr(native_packing, "_cuda_reason", lambda x: None)
     monkeypatch.setattr(native_packing, "_where", lambda x: (0, 0))
     return native
@@ -140,23 +127,6 @@ def test_take_rows(emulated, x):
     real = (index >= 0) & (index < len(x))
     assert torch.equal(y[real], x[index[real]]) and not y[~real].any()
     assert emulated.take_rows(x, index[:0]).shape == (0, *x.shape[1:])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("residual", ["absent", "aligned", "unaligned"])
-@pytest.mark.parametrize("N", [1, 24, 250, 768, 1024, 3000, 13000])
-def test_add_layer_norm(emulated, N, residual, dtype):
-    x = (torch.randn(3, N + 8) * 3 + 1).to(dtype)[:, :N]
-    r = torch.randn(3, N + 8).to(dtype)[:, residual == "unaligned" :][:, :N]
-    weight, bias = torch.randn(2, N).to(dtype)
-    y = torch.full((3, N), float("nan"), dtype=dtype)
-    native_add_layer_norm.add_layer_norm_into(y, x, None if residual == "absent" else r, weight, bias, 1e-12)
-
-    def naive(dtype):
-        total = x.to(dtype) if residual == "absent" else x.to(dtype) + r.to(dtype)
-        return F.layer_norm(total, (N,), weight.to(dtype), bias.to(dtype), 1e-12)
-
-    assert_accurate(y, naive(dtype), naive(torch.float64))
 
 
 @pytest.mark.parametrize("body", ["if (threadIdx.x) __syncthreads();", "__shfl_sync(~0u, 1, 0);"])

@@ -51,18 +51,14 @@ def rows_of(lengths=LENGTHS, heads=2, dim=16, tail=TAIL, scale=1.0):
     return scale * torch.randn(sum(lengths) + tail, 3, heads, dim, generator=generator).to(DEVICE)
 
 
-def naive(qkv, lengths, scale, bias=None, keep=None):
+def naive(qkv, lengths, scale, keep=None):
     """One sequence at a time; `keep` (H, T, T) holds what dropout multiplies probabilities by."""
     out, start = [], 0
     for length in lengths:
         rows = slice(start, start + length)
         q, k, v = qkv[rows].unbind(1)
         scores = torch.einsum("qhd,khd->hqk", q, k) * scale
-        if bias is not None:
-            scores = scores + bias[rows].to(scores.dtype)
         p = torch.softmax(scores, dim=-1)
-        if bias is not None:  # a row without a key
-            p = torch.where((scores == -torch.inf).all(-1, keepdim=True), torch.zeros_like(p), p)
         if keep is not None:
             p = p * keep[:, rows, rows].to(p.dtype)
         out.append(torch.einsum("hqk,khd->qhd", p, v))
@@ -82,14 +78,14 @@ def kernels(qkv, dout, lengths, **kwargs):
     return out, attention_backward.attention_bwd(dout, qkv, out, statistics, cu_seqlens, longest, **kwargs)
 
 
-def check(dtype, qkv, lengths=LENGTHS, scale=0.3, bias=None, keep=None, **kwargs):
+def check(dtype, qkv, lengths=LENGTHS, scale=0.3, keep=None, **kwargs):
     qkv = qkv.to(dtype)
     dout = torch.linspace(-1, 1, qkv[:, 0].numel(), device=DEVICE).view(qkv[:, 0].shape).to(dtype)
     before = qkv.clone(), dout.clone()
-    got = kernels(qkv, dout, lengths, scale=scale, key_bias=bias, **kwargs)
-    again = kernels(qkv, dout, lengths, scale=scale, key_bias=bias, **kwargs)
-    eager = naive_gradient(qkv, dout, lengths, scale, bias, keep)
-    exact = naive_gradient(qkv.double(), dout.double(), lengths, scale, bias, keep)
+    got = kernels(qkv, dout, lengths, scale=scale, **kwargs)
+    again = kernels(qkv, dout, lengths, scale=scale, **kwargs)
+    eager = naive_gradient(qkv, dout, lengths, scale, keep)
+    exact = naive_gradient(qkv.double(), dout.double(), lengths, scale, keep)
     for name, *values in zip(("out", "dqkv"), got, eager, exact, strict=True):
         assert_accurate(*values, name)
     assert all(map(torch.equal, got, again)), "it differs on a repeat"
@@ -174,20 +170,6 @@ def test_strided(dtype):
     dout = torch.ones_like(wide)[::2, 0, 1:, 3:19]
     wanted = kernels(qkv, dout.contiguous(), LENGTHS, scale=0.3)
     assert all(map(torch.equal, kernels(view, dout, LENGTHS, scale=0.3), wanted))
-
-
-@runs
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_key_bias(nan_filled, dtype):
-    qkv = rows_of()
-    bias = torch.linspace(-3, 3, len(qkv), device=DEVICE)
-    bias[4:9] = -torch.inf
-    check(dtype, qkv, bias=bias)
-    bias[:33] = -torch.inf  # the first sequence has no key left
-    with torch.no_grad():
-        out, dqkv = kernels(qkv.to(dtype), torch.ones_like(qkv[:, 0]).to(dtype), LENGTHS, scale=0.3, key_bias=bias)
-    assert not out[:33].any() and not dqkv[:33].any()
-    assert out.isfinite().all() and dqkv.isfinite().all()
 
 
 @triton.jit
@@ -369,7 +351,7 @@ def test_dispatched_on_a_gpu():
 
 
 # What spilled by triton 3.6 or 3.7 and was let pass, by target, dtype, head dim, kernel (see Compiled.spilled): most at
-# any length, with dropout or bias; 0 elsewhere. Products of fp32 in scalars keep whole rows in registers; dK and dV of
+# any length, with dropout; 0 elsewhere. Products of fp32 in scalars keep whole rows in registers; dK and dV of
 # 128 columns are half of what a thread has, and dQ beside them more; triton 3.6 leaves AMD's a few short.
 SPILLS = {
     **{(target, torch.float32, dim, "bwd_dq"): 208 for target in ("sm_80", "sm_90") for dim in (64, 80, 96, 128)},
@@ -386,11 +368,10 @@ SPILLS = {
 }
 
 
-def compiled(target, dtype, dim=64, max_seqlen=512, p=0.0, bias=False, precision="ieee"):
+def compiled(target, dtype, dim=64, max_seqlen=512, p=0.0, precision="ieee"):
     qkv = torch.empty(1000, 3, 12, dim, dtype=dtype)
     cu_seqlens = torch.zeros(5, dtype=torch.int32)
     kwargs = {"scale": 0.1, "dropout_p": p, "seed": torch.zeros(1, dtype=torch.int64), "precision": precision}
-    kwargs |= {"key_bias": torch.empty(1000) if bias else None}
     with compiling_for(target) as kernels:
         out, statistics = attention.attention_fwd(qkv, cu_seqlens, max_seqlen, **kwargs)
         attention_backward.attention_bwd(torch.empty_like(out), qkv, out, statistics, cu_seqlens, max_seqlen, **kwargs)
@@ -448,7 +429,7 @@ def test_compiles_for_wide_heads_with_dropout(target, dtype, dim, max_seqlen):
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_spills(target, dtype, dim):
     for max_seqlen in (16, 32, 64, 128, 512) if dtype == torch.bfloat16 else (16, 512):
-        for options in ({}, {"p": 0.1}, {"bias": True}):
+        for options in ({}, {"p": 0.1}):
             check_all(target, dtype, dim, max_seqlen=max_seqlen, **options)
 
 
@@ -459,11 +440,6 @@ def test_spills(target, dtype, dim):
 def test_compiles_for_short_sequences(target, max_seqlen):
     assert configs.attention_in_one_launch("sm_90", torch.bfloat16, 64, max_seqlen) == (max_seqlen <= 128)
     check_all(target, torch.bfloat16, max_seqlen=max_seqlen)
-
-
-@compiles
-def test_compiles_with_key_bias():
-    check_all("sm_90", torch.bfloat16, bias=True)
 
 
 @compiles

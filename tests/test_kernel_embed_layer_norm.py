@@ -25,7 +25,6 @@ from fastbert.kernels import architecture, configs
 from fastbert.kernels.dropout import draw_seed
 from fastbert.kernels.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd
 from fastbert.kernels.segments import segment_sums
-from fastbert.ops import embed_layer_norm as public
 from fastbert.ops.embed_layer_norm import _supports_triton, _triton
 
 EPS = 1e-12
@@ -193,14 +192,6 @@ def test_an_id_outside_its_table_is_nan_and_nothing_else_is(nan_filled, which, b
     grad = tensors[(which + 1) % 3].grad
     assert grad[touched].isnan().all()
     assert grad[torch.arange(len(grad), device=DEVICE) != touched].isfinite().all()
-
-
-@runs
-def test_validate_ids():
-    ids, (*tables, weight, bias) = example(9, 8)
-    ids[1][4] = 2
-    with pytest.raises(ValueError, match="embed_layer_norm: token_type_ids holds 2; its table has rows 0 to 1"):
-        public(*ids, *tables, weight, bias, eps=EPS, validate_ids=True)
 
 
 @runs

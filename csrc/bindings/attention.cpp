@@ -3,18 +3,35 @@
 namespace fastbert::bindings {
 namespace {
 
-void attention_cpu_binding(int dtype, int64_t T, int64_t B, int64_t H, int64_t D, uintptr_t qkv, int64_t stride_t,
-                           int64_t stride_3, uintptr_t cu_seqlens, uintptr_t y, float scale_log2, int isa, int threads) {
-    const Attention op = {static_cast<DType>(dtype), T, B, H, D, pointer(qkv),
-                          static_cast<const int32_t*>(pointer(cu_seqlens)), pointer(y), stride_t, stride_3, scale_log2};
-    check_offsets(op.cu_seqlens, B, T);
-    const Isa checked = checked_isa(isa, dtype);
-    py::gil_scoped_release nogil;
-    attention_cpu(op, checked, threads);
+Attention attention_of(int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv, int64_t stride_t,
+                       int64_t stride_3, Address cu_seqlens, Address y, float scale_log2) {
+    check_offsets(cu_seqlens, B, T);
+    return {static_cast<DType>(dtype), T, B, H, D, qkv, cu_seqlens, y, stride_t, stride_3, scale_log2};
 }
 
 }  // namespace
 
-void bind_attention(py::module_& m) { m.def("attention_cpu", &attention_cpu_binding); }
+void bind_attention(py::module_& m) {
+    m.def("attention_cpu", [](int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv, int64_t stride_t,
+                              int64_t stride_3, Address cu_seqlens, Address y, float scale_log2, int isa, int threads) {
+        call(attention_cpu, attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2), dtype,
+             isa, threads);
+    });
+    m.def("attention_training_cpu", [](int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv,
+                                       int64_t stride_t, int64_t stride_3, Address cu_seqlens, Address y,
+                                       float scale_log2, double p, uint64_t seed, Address highest, int isa,
+                                       int threads) {
+        const auto op = attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2);
+        call(attention_training_cpu, AttentionTraining{op, dropout_of(seed, p), T, highest}, dtype, isa, threads);
+    });
+    m.def("attention_backward_cpu", [](int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv,
+                                       int64_t stride_t, int64_t stride_3, Address cu_seqlens, Address y,
+                                       float scale_log2, double p, uint64_t seed, Address highest, Address dy,
+                                       Address dqkv, int isa, int threads) {
+        const auto op = attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2);
+        call(attention_backward_cpu, AttentionBackward{op, dropout_of(seed, p), T, highest, dy, dqkv}, dtype, isa,
+             threads);
+    });
+}
 
 }  // namespace fastbert::bindings

@@ -1,5 +1,3 @@
-#include <pybind11/stl.h>
-
 #include <string>
 #include <utility>
 
@@ -8,26 +6,17 @@
 namespace fastbert::bindings {
 namespace {
 
-int64_t packed_weight_bytes_binding(int dtype, int precision, int64_t N, int64_t K, int isa) {
-    return packed_weight_bytes(static_cast<DType>(dtype), checked_precision(precision), N, K, checked_isa(isa, dtype));
-}
-
-void pack_weight_cpu_binding(int dtype, int precision, int64_t N, int64_t K, uintptr_t weight, int64_t stride_wn,
-                             uintptr_t bias, uintptr_t packed, int isa, int threads) {
-    const PackWeight op = {static_cast<DType>(dtype), N, K, pointer(weight), pointer(bias), pointer(packed), stride_wn,
-                           checked_precision(precision)};
-    const Isa checked = checked_isa(isa, dtype);
-    py::gil_scoped_release nogil;
-    pack_weight_cpu(op, checked, threads);
-}
-
-void linear_cpu_binding(int dtype, int precision, int64_t M, int64_t N, int64_t K, uintptr_t x, int64_t stride_xm,
-                        uintptr_t packed, uintptr_t y, int64_t stride_ym, int activation, int isa, int threads) {
-    const Linear op = {static_cast<DType>(dtype), M, N, K, pointer(x), pointer(packed), pointer(y), stride_xm, stride_ym,
-                       static_cast<Activation>(activation), checked_precision(precision), nullptr, nullptr};
-    const Isa checked = checked_isa(isa, dtype);
-    py::gil_scoped_release nogil;
-    linear_cpu(op, checked, threads);
+LinearBackward linear_backward_of(int dtype, int64_t M, int64_t N, int64_t K, Address dy, int64_t stride_dym,
+                                  int activation, Address dx, Address dweight, Address dbias, int64_t chunk_words) {
+    if (chunk_words < 1) throw py::value_error("chunk_words is " + std::to_string(chunk_words) + "; it must be positive");
+    LinearBackward op = {};
+    op.dtype = static_cast<DType>(dtype);
+    op.M = M, op.N = N, op.K = K;
+    op.dy = dy, op.stride_dym = stride_dym;
+    op.activation = static_cast<Activation>(activation);
+    op.dx = dx, op.dweight = dweight, op.dbias = dbias;
+    op.chunk_words = chunk_words;
+    return op;
 }
 
 }  // namespace
@@ -41,9 +30,63 @@ void bind_linear(py::module_& m) {
     for (const auto& [name, precision] : {std::pair("full", Precision::full), std::pair("int8", Precision::int8),
                                           std::pair("high", Precision::high), std::pair("highest", Precision::highest)})
         m.attr((std::string("PRECISION_") + name).c_str()) = static_cast<int>(precision);
-    m.def("packed_weight_bytes", &packed_weight_bytes_binding);
-    m.def("pack_weight_cpu", &pack_weight_cpu_binding);
-    m.def("linear_cpu", &linear_cpu_binding);
+    m.attr("PARTIAL_ROWS") = PARTIAL_ROWS;
+    m.def("packed_weight_bytes", [](int dtype, int precision, int64_t N, int64_t K, int isa) {
+        return packed_weight_bytes(static_cast<DType>(dtype), checked_precision(precision), N, K, checked_isa(isa, dtype));
+    });
+    m.def("pack_weight_cpu", [](int dtype, int precision, int64_t N, int64_t K, Address weight, int64_t stride_wn,
+                                Address bias, Address packed, int isa, int threads) {
+        const PackWeight op = {static_cast<DType>(dtype), N, K, weight, bias, packed, stride_wn,
+                               checked_precision(precision)};
+        call(pack_weight_cpu, op, dtype, isa, threads);
+    });
+    m.def("linear_cpu", [](int dtype, int precision, int64_t M, int64_t N, int64_t K, Address x, int64_t stride_xm,
+                           Address packed, Address y, int64_t stride_ym, int activation, int isa, int threads) {
+        const Linear op = {static_cast<DType>(dtype), M, N, K, x, packed, y, stride_xm, stride_ym,
+                           static_cast<Activation>(activation), checked_precision(precision), nullptr, nullptr};
+        call(linear_cpu, op, dtype, isa, threads);
+    });
+    m.def("activate_cpu", [](int dtype, int64_t n, Address x, Address y, int activation, int isa, int threads) {
+        const Activate op = {static_cast<DType>(dtype), n, x, y, static_cast<Activation>(activation)};
+        call(activate_cpu, op, dtype, isa, threads);
+    });
+    m.def("activation_backward_cpu", [](int dtype, int64_t M, int64_t N, Address dy, int64_t stride_dym, Address saved,
+                                        int64_t stride_sm, Address dz, int64_t stride_dz, Address dzt,
+                                        int64_t stride_dzt, Address partials, int activation, int isa, int threads) {
+        const ActivationBackward op = {static_cast<DType>(dtype), M, N, dy, saved, dz, dzt, partials, stride_dym,
+                                       stride_sm, stride_dz, stride_dzt, static_cast<Activation>(activation)};
+        call(activation_backward_cpu, op, dtype, isa, threads);
+    });
+    m.def("weight_gradient_cpu", [](int dtype, int64_t N, int64_t K, int64_t tokens, Address dzt, int64_t stride_dzt,
+                                    Address packed, Address sums, Address dweight, bool first, bool last, int isa,
+                                    int threads) {
+        const WeightGradient op = {static_cast<DType>(dtype), N, K, tokens, dzt, packed, sums, dweight, stride_dzt,
+                                   first, last};
+        call(weight_gradient_cpu, op, dtype, isa, threads);
+    });
+    m.def("pack_transposed_cpu", [](int dtype, int64_t N, int64_t K, Address source, int64_t rows, int64_t stride,
+                                    Address packed, int64_t first, int64_t last, int isa, int threads) {
+        const PackTransposed op = {static_cast<DType>(dtype), N, K, source, packed, rows, stride, first, last};
+        call(pack_transposed_cpu, op, dtype, isa, threads);
+    });
+    m.def("linear_backward_workspace_bytes", [](int dtype, int64_t M, int64_t N, int64_t K, Address dy,
+                                                int64_t stride_dym, int activation, Address dx, Address dweight,
+                                                Address dbias, int64_t chunk_words, int isa) {
+        return linear_backward_workspace_bytes(
+            linear_backward_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias, chunk_words),
+            checked_isa(isa, dtype));
+    });
+    m.def("linear_backward_cpu", [](int dtype, int64_t M, int64_t N, int64_t K, Address dy, int64_t stride_dym,
+                                    int activation, Address dx, Address dweight, Address dbias, int64_t chunk_words,
+                                    Address x, int64_t stride_xm, Address saved, int64_t stride_sm, Address packed,
+                                    Address workspace, int isa, int threads) {
+        LinearBackward op =
+            linear_backward_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias, chunk_words);
+        op.x = x, op.stride_xm = stride_xm;
+        op.saved = saved, op.stride_sm = stride_sm;
+        op.packed = packed, op.workspace = workspace;
+        call(linear_backward_cpu, op, dtype, isa, threads);
+    });
 }
 
 }  // namespace fastbert::bindings

@@ -97,7 +97,6 @@ PYBIND11_MODULE(_C, m) {
     using namespace fastbert::bindings;
     m.doc() = "The C++ and CUDA kernels of fastbert; use fastbert.native";
     m.attr("F32") = static_cast<int>(DType::f32);
-    m.attr("F16") = static_cast<int>(DType::f16);
     m.attr("BF16") = static_cast<int>(DType::bf16);
 #ifdef _OPENMP
     m.attr("has_openmp") = true;
@@ -126,5 +125,4 @@ PYBIND11_MODULE(_C, m) {
     bind_packing(m);
     bind_peak(m);
     bind_checksum(m);
-    bind_training(m);
 }

@@ -8,63 +8,49 @@
 namespace fastbert::bindings {
 namespace {
 
-py::tuple read_mask_binding(int mask_bytes, uint64_t one, uint64_t magnitude, int64_t B, int64_t S, uintptr_t mask,
-                            uintptr_t cu_seqlens, uintptr_t indices) {
-    const ReadMask op = {mask_bytes, one, magnitude, B, S, pointer(mask), static_cast<int32_t*>(pointer(cu_seqlens)),
-                         static_cast<int64_t*>(pointer(indices))};
-    MaskSummary found;
-    {
-        py::gil_scoped_release nogil;
-        found = read_mask_cpu(op);
-    }
-    return py::make_tuple(found.tokens, found.longest, found.leading_pads, found.bad);
-}
-
 #ifdef FASTBERT_HAS_CUDA
-void raise_on(int error, const char* op) {
-    if (error) throw std::runtime_error(std::string(op) + ": CUDA: " + cuda_error_string(error));
-}
-
-void pack_mask_cuda_binding(int mask_bytes, int64_t B, int64_t S, uintptr_t mask, uintptr_t cu_seqlens, uintptr_t indices,
-                            uintptr_t places, uintptr_t bad, uintptr_t workspace, int device, uintptr_t stream) {
-    if (mask_bytes != 1 && mask_bytes != 4 && mask_bytes != 8)
-        throw py::value_error("a mask's values are 1, 4 or 8 bytes, not " + std::to_string(mask_bytes));
-    const PackMask op = {mask_bytes, B, S, pointer(mask), static_cast<int32_t*>(pointer(cu_seqlens)),
-                         static_cast<int64_t*>(pointer(indices)), static_cast<int64_t*>(pointer(places)),
-                         static_cast<int32_t*>(pointer(bad)), static_cast<int64_t*>(pointer(workspace))};
+template <typename Op>
+void launch(int (*run)(const Op& op, int device, void* stream), const Op& op, int device, Address stream,
+            const char* name) {
     int error;
     {
         py::gil_scoped_release nogil;
-        error = pack_mask_cuda(op, device, pointer(stream));
+        error = run(op, device, stream);
     }
-    raise_on(error, "pack_mask");
+    if (error) throw std::runtime_error(std::string(name) + ": CUDA: " + cuda_error_string(error));
 }
-
-void take_rows_cuda_binding(int64_t M, int64_t rows, int64_t row_bytes, uintptr_t x, int64_t stride_x, uintptr_t index,
-                            uintptr_t y, int device, uintptr_t stream) {
-    const TakeRows op = {M, rows, row_bytes, pointer(x), static_cast<const int64_t*>(pointer(index)), pointer(y), stride_x};
-    int error;
-    {
-        py::gil_scoped_release nogil;
-        error = take_rows_cuda(op, device, pointer(stream));
-    }
-    raise_on(error, "take_rows");
-}
-
 #endif
 
 }  // namespace
 
 void bind_packing(py::module_& m) {
-    m.def("read_mask_cpu", &read_mask_binding);
-    m.def("bounds_cpu", [](int bytes, int64_t n, uintptr_t x) {
+    m.def("read_mask_cpu", [](int mask_bytes, uint64_t one, uint64_t magnitude, int64_t B, int64_t S, Address mask,
+                              Address cu_seqlens, Address indices) {
+        const ReadMask op = {mask_bytes, one, magnitude, B, S, mask, cu_seqlens, indices};
+        MaskSummary found;
+        {
+            py::gil_scoped_release nogil;
+            found = read_mask_cpu(op);
+        }
+        return py::make_tuple(found.tokens, found.longest, found.leading_pads, found.bad);
+    });
+    m.def("bounds_cpu", [](int bytes, int64_t n, Address x) {
         py::gil_scoped_release nogil;
-        return bounds_cpu(bytes, n, pointer(x));
+        return bounds_cpu(bytes, n, x);
     });
 #ifdef FASTBERT_HAS_CUDA
     m.def("pack_mask_workspace", &pack_mask_workspace);
-    m.def("pack_mask_cuda", &pack_mask_cuda_binding);
-    m.def("take_rows_cuda", &take_rows_cuda_binding);
+    m.def("pack_mask_cuda", [](int mask_bytes, int64_t B, int64_t S, Address mask, Address cu_seqlens, Address indices,
+                               Address places, Address bad, Address workspace, int device, Address stream) {
+        if (mask_bytes != 1 && mask_bytes != 4 && mask_bytes != 8)
+            throw py::value_error("a mask's values are 1, 4 or 8 bytes, not " + std::to_string(mask_bytes));
+        const PackMask op = {mask_bytes, B, S, mask, cu_seqlens, indices, places, bad, workspace};
+        launch(pack_mask_cuda, op, device, stream, "pack_mask");
+    });
+    m.def("take_rows_cuda", [](int64_t M, int64_t rows, int64_t row_bytes, Address x, int64_t stride_x, Address index,
+                               Address y, int device, Address stream) {
+        launch(take_rows_cuda, TakeRows{M, rows, row_bytes, x, index, y, stride_x}, device, stream, "take_rows");
+    });
 #endif
 }
 

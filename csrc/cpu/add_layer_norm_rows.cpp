@@ -20,28 +20,11 @@ struct Row {
     const T* residual;
     int64_t N;
 
-    Vec at(int64_t n) const {
-        const Vec v = load(x + n);
-        return residual ? add(v, load(residual + n)) : v;
-    }
-    Vec tail(int64_t n, int lanes) const {
-        const Vec v = load_n(x + n, lanes);
-        return residual ? add(v, load_n(residual + n, lanes)) : v;
+    Vec at(int64_t n, int lanes) const {
+        const Vec v = load_part(x + n, lanes);
+        return residual ? add(v, load_part(residual + n, lanes)) : v;
     }
 };
-
-template <typename T>
-float row_mean(const Row<T>& row) {
-    Vec a = set(0.0f), b = set(0.0f);
-    int64_t n = 0;
-    for (; n + 2 * WIDTH <= row.N; n += 2 * WIDTH) {
-        a = add(a, row.at(n));
-        b = add(b, row.at(n + WIDTH));
-    }
-    for (; n + WIDTH <= row.N; n += WIDTH) a = add(a, row.at(n));
-    if (n < row.N) b = add(b, row.tail(n, static_cast<int>(row.N - n)));
-    return sum(add(a, b)) / static_cast<float>(row.N);
-}
 
 // The variance, and in `off` the mean of row - mean.
 template <typename T>
@@ -50,20 +33,20 @@ float row_variance(const Row<T>& row, float mean, float& off) {
     Vec a = set(0.0f), b = set(0.0f), c = set(0.0f), d = set(0.0f);
     int64_t n = 0;
     for (; n + 2 * WIDTH <= row.N; n += 2 * WIDTH) {
-        const Vec u = sub(row.at(n), m), v = sub(row.at(n + WIDTH), m);
+        const Vec u = sub(row.at(n, WIDTH), m), v = sub(row.at(n + WIDTH, WIDTH), m);
         a = fma(u, u, a);
         b = fma(v, v, b);
         c = add(c, u);
         d = add(d, v);
     }
     for (; n + WIDTH <= row.N; n += WIDTH) {
-        const Vec u = sub(row.at(n), m);
+        const Vec u = sub(row.at(n, WIDTH), m);
         a = fma(u, u, a);
         c = add(c, u);
     }
     if (n < row.N) {
         const int lanes = static_cast<int>(row.N - n);
-        const Vec u = keep_n(sub(row.tail(n, lanes), m), lanes);
+        const Vec u = keep_n(sub(row.at(n, lanes), m), lanes);
         b = fma(u, u, b);
         d = add(d, u);
     }
@@ -80,20 +63,15 @@ void add_layer_norm(const AddLayerNorm& op, int64_t begin, int64_t end) {
         const Row<T> row{static_cast<const T*>(op.x) + m * op.stride_xm,
                          residual ? residual + m * op.stride_rm : nullptr, op.N};
         T* y = static_cast<T*>(op.y) + m * op.stride_ym;
-        const float mean = row_mean(row);
+        const float total = sum_along(op.N, [&](Vec acc, int64_t n, int lanes) { return add(acc, row.at(n, lanes)); });
+        const float mean = total / static_cast<float>(op.N);
         float off;
         const float scale = 1.0f / sqrtf(row_variance(row, mean, off) + op.eps);
         const Vec shift = set(mean), rstd = set(scale), rest = set(-off * scale);
-        int64_t n = 0;
-        for (; n + WIDTH <= op.N; n += WIDTH) {
-            const Vec unit = fma(sub(row.at(n), shift), rstd, rest);
-            store(y + n, fma(unit, load(weight + n), load(bias + n)));
-        }
-        if (n < op.N) {
-            const int lanes = static_cast<int>(op.N - n);
-            const Vec unit = fma(sub(row.tail(n, lanes), shift), rstd, rest);
-            store_n(y + n, fma(unit, load_n(weight + n, lanes), load_n(bias + n, lanes)), lanes);
-        }
+        along(op.N, [&](int64_t n, int lanes) {
+            const Vec unit = fma(sub(row.at(n, lanes), shift), rstd, rest);
+            store_part(y + n, fma(unit, load_part(weight + n, lanes), load_part(bias + n, lanes)), lanes);
+        });
     }
 }
 

@@ -1,17 +1,17 @@
 // Shares the rows of add_layer_norm's training passes out over threads. Compiled for the base instruction set.
 #include <algorithm>
 
+#include "kernels.h"
 #include "scratch.h"
 #include "team.h"
-#include "training_kernels.h"
 
 namespace fastbert {
 
 void add_layer_norm_training_cpu(const AddLayerNormTraining& op, Isa isa, int threads) {
-    const auto& kernels = training_kernels(isa).add_layer_norm;
+    const auto& kernels = cpu_kernels(isa).add_layer_norm_training;
     const auto rows = op.op.dtype == DType::f32 ? kernels.forward_f32 : kernels.forward_bf16;
     const int64_t bytes = 2 * kernels.scratch(op.op.N) * sizeof(float), M = op.op.M;
-    const int64_t blocks = (M + PARTIAL_ROWS - 1) / PARTIAL_ROWS;
+    const int64_t blocks = divide_up(M, PARTIAL_ROWS);
     Team::run(worth(threads, blocks, M * op.op.N), [&](Team& team) {
         float* memory = static_cast<float*>(scratch<struct TaskMemory>(bytes));
         team.each(blocks, [&](int64_t block) {
@@ -21,16 +21,16 @@ void add_layer_norm_training_cpu(const AddLayerNormTraining& op, Isa isa, int th
 }
 
 void add_layer_norm_backward_cpu(const AddLayerNormBackward& op, Isa isa, int threads) {
-    const TrainingKernels table = training_kernels(isa);
+    const CpuKernels& table = cpu_kernels(isa);
     const bool wide = op.op.dtype == DType::f32;
-    const auto rows = wide ? table.add_layer_norm.backward_f32 : table.add_layer_norm.backward_bf16;
-    const int64_t N = op.op.N, bytes = 2 * table.add_layer_norm.scratch(N) * sizeof(float);
-    const int64_t blocks = (op.op.M + PARTIAL_ROWS - 1) / PARTIAL_ROWS;
+    const auto rows = wide ? table.add_layer_norm_training.backward_f32 : table.add_layer_norm_training.backward_bf16;
+    const int64_t N = op.op.N, bytes = 2 * table.add_layer_norm_training.scratch(N) * sizeof(float);
+    const int64_t blocks = divide_up(op.op.M, PARTIAL_ROWS);
     Team::run(worth(threads, blocks, op.op.M * N), [&](Team& team) {
         float* memory = static_cast<float*>(scratch<struct TaskMemory>(bytes));
         team.each(blocks, [&](int64_t block) { rows(op, block, memory); });
     });
-    const auto sum = wide ? table.linear.sum_f32 : table.linear.sum_bf16;
+    const auto sum = wide ? table.linear_training.sum_f32 : table.linear_training.sum_bf16;
     if (op.dweight) sum(op.partials, blocks, 2 * N, N, op.dweight);
     if (op.dbias) sum(op.partials + N, blocks, 2 * N, N, op.dbias);
 }

@@ -9,8 +9,8 @@
 #include <math.h>  // sqrtf: see add_layer_norm_rows.cpp
 
 #include "dropout.h"
+#include "kernels.h"
 #include "rows.h"
-#include "training_kernels.h"
 
 namespace fastbert::FASTBERT_ISA {
 namespace {

@@ -1,6 +1,6 @@
 // AMX tiles: 16 rows of 64 bytes, by inline assembly: the intrinsics of GCC 12 say nothing of the memory they read and
 // write, and the optimiser moves them past the code that prepares it. The compiler itself never touches tile registers.
-// On a processor without them the same code is tested by amx_emulation.cpp.
+// On a processor without them the same code is tested by tests/amx_emulation.cpp.
 #pragma once
 
 #include <immintrin.h>

@@ -28,7 +28,7 @@ void attention_cpu(const Attention& op, Isa isa, Team& team) {
     // Of the longest sequence so many that they are an eighth of a thread's share, or less.
     const int64_t most = longest ? op.H * work / (8 * team.size() * longest * longest) : 0;
     const int64_t group = std::max<int64_t>(1, std::min(op.H, most));
-    const int64_t groups = (op.H + group - 1) / group;
+    const int64_t groups = divide_up(op.H, group);
     team.each(longest ? op.B * groups : 0, [&](int64_t task) {
         const int64_t b = task / groups, first = task % groups * group, start = op.cu_seqlens[b];
         const int64_t length = op.cu_seqlens[b + 1] - start;

@@ -9,8 +9,6 @@
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
-int64_t panels(int64_t n) { return (n + TILE_N - 1) / TILE_N; }
-
 // Values as B of the second product: words run along the keys, so two bf16 rows are interleaved; zeros up to `words`.
 void pack_values(const float* v, int64_t stride, int64_t L, int64_t n, int64_t words, uint32_t* panel) {
     std::memset(panel, 0, words * TILE_N * sizeof(uint32_t));
@@ -67,7 +65,7 @@ struct Sizes {
     Sizes(int64_t L, int64_t D)
         : padded(panels(L) * TILE_N),
           head_words(padded_words<T>(D / PER_WORD<T>)),
-          key_words(padded_words<T>((L + PER_WORD<T> - 1) / PER_WORD<T>)),
+          key_words(padded_words<T>(words_of<T>(L))),
           keys(padded * head_words),
           values(panels(D) * TILE_N * key_words),
           scores(TILE_M<T> * padded) {}
@@ -123,12 +121,8 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
             const uint32_t* probabilities = reinterpret_cast<const uint32_t*>(scores);
             const uint32_t* panel = values + p * TILE_N * sizes.key_words;
             product<T>(probabilities, padded, rows, panel, sizes.key_words, [&](int i, int j, Vec context) {
-                const int lanes = static_cast<int>(op.D - p * TILE_N - j * WIDTH);
-                if (lanes <= 0) return;
-                T* y = static_cast<T*>(op.y) + ((start + m + i) * op.H + head) * op.D + p * TILE_N + j * WIDTH;
-                const Vec out = mul(context, set(inverse[i]));
-                if (lanes >= WIDTH) store(y, out);
-                else store_n(y, out, lanes);
+                T* y = static_cast<T*>(op.y) + ((start + m + i) * op.H + head) * op.D;
+                store_within(y, p * TILE_N + j * WIDTH, op.D, mul(context, set(inverse[i])));
             });
         }
     }

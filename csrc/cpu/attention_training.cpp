@@ -2,9 +2,9 @@
 // instruction set.
 #include <algorithm>
 
+#include "kernels.h"
 #include "scratch.h"
 #include "team.h"
-#include "training_kernels.h"
 
 namespace fastbert {
 namespace {
@@ -29,13 +29,13 @@ void each_head(const Op& op, int64_t (*bytes_for)(int64_t, int64_t),
 }  // namespace
 
 void attention_training_cpu(const AttentionTraining& op, Isa isa, int threads) {
-    const AttentionTrainingKernels& kernels = training_kernels(isa).attention;
+    const AttentionTrainingKernels& kernels = cpu_kernels(isa).attention_training;
     if (op.op.dtype == DType::f32) each_head(op, kernels.forward_scratch_f32, kernels.forward_f32, threads);
     else each_head(op, kernels.forward_scratch_bf16, kernels.forward_bf16, threads);
 }
 
 void attention_backward_cpu(const AttentionBackward& op, Isa isa, int threads) {
-    const AttentionTrainingKernels& kernels = training_kernels(isa).attention;
+    const AttentionTrainingKernels& kernels = cpu_kernels(isa).attention_training;
     if (op.op.dtype == DType::f32) each_head(op, kernels.backward_scratch_f32, kernels.backward_f32, threads);
     else each_head(op, kernels.backward_scratch_bf16, kernels.backward_bf16, threads);
 }

@@ -7,15 +7,13 @@
 // belongs to a query (its sum, delta, the key of its mask) is a vector, and rows of P^T and dS^T are the left operands
 // of dV = P^T dO and dK = dS^T Q as they lie. Only dQ = dS K is summed up over tiles, by groups of GROUP keys.
 //     P = 2^(S - max) / sum,  dS = P (mask dP - delta),  delta = rowsum(dO O)
-#include "training_kernels.h"
+#include "kernels.h"
 #include "words.h"
 
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
 constexpr int64_t GROUP = 4 * VECTOR_ROWS;
-
-int64_t panels(int64_t n) { return (n + TILE_N - 1) / TILE_N; }
 
 // Calls f(m, rows) for tiles of [0, n): as many whole ones as there are, then thirds, then single rows. All of VECTOR_ROWS
 // numbers of rows, as with_rows has them, would take the compiler four times as long.
@@ -26,9 +24,6 @@ void each_tile(int64_t n, const F& f) {
     for (; m + VECTOR_ROWS / 3 <= n; m += VECTOR_ROWS / 3) f(m, Rows<VECTOR_ROWS / 3>{});
     for (; m < n; ++m) f(m, Rows<1>{});
 }
-
-template <typename T>
-int64_t words_of(int64_t n) { return (n + PER_WORD<T> - 1) / PER_WORD<T>; }
 
 // A matrix (L, D) as B of a product over its columns: for x m^T.
 template <typename T>
@@ -73,12 +68,6 @@ void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, i
         for (int i = 0; i < M; ++i)
             for (int v = 0; v < NV; ++v) f(i, p * TILE_N + v * WIDTH, acc[i][v]);
     }
-}
-
-// Stores lanes of `v` at column n of a row of `columns`.
-template <typename T>
-void store_within(T* row, int64_t n, int64_t columns, Vec v) {
-    if (n < columns) store_part(row + n, v, columns - n < WIDTH ? static_cast<int>(columns - n) : WIDTH);
 }
 
 // scores[0, L) -> 2^(scores * scale - their maximum) as T in place, some dropped, zeros up to `padded`. Returns 1 /

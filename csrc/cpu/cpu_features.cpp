@@ -1,6 +1,5 @@
 // What the processor can do, and the table of kernels for it. Compiled for the base instruction set.
 // __builtin_cpu_supports asks cpuid and xgetbv, so a feature the operating system does not save is absent.
-#include "amx_emulation.h"
 #include "kernels.h"
 
 #ifdef FASTBERT_X86
@@ -14,7 +13,11 @@
 namespace fastbert {
 
 const char* isa_name(Isa isa) {
-    static const char* const names[ISAS] = {"amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable", "amx_emulated"};
+    static const char* const names[ISAS] = {"amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable",
+#ifdef FASTBERT_AMX_EMULATION
+                                             "amx_emulated",
+#endif
+    };
     return names[static_cast<int>(isa)];
 }
 
@@ -84,7 +87,7 @@ std::vector<Isa> supported_isas() {
     if (avx512) found.push_back(Isa::avx512);
     if (avx2) found.push_back(Isa::avx2);
     found.push_back(Isa::portable);
-#if defined(__linux__)
+#ifdef FASTBERT_AMX_EMULATION
     if (bf16 && !has_amx()) found.push_back(Isa::amx_emulated);
 #endif
 #else
@@ -93,23 +96,20 @@ std::vector<Isa> supported_isas() {
     return found;
 }
 
-Isa with_kernels(Isa isa) {
-#if defined(FASTBERT_X86) && defined(__linux__)
-    if (isa == Isa::amx_emulated) return emulate_amx(), Isa::amx;
-#endif
-    return isa;
-}
-
 const CpuKernels& cpu_kernels(Isa isa) {
-#define FASTBERT_KERNELS(isa)                                                          \
-    {isa::add_layer_norm_kernels, isa::linear_kernels,        isa::attention_kernels, \
-     isa::embed_layer_norm_kernels, isa::cross_entropy_kernels, isa::peak_kernels}
+#define FASTBERT_KERNELS(isa)                                                                              \
+    {isa::add_layer_norm_kernels,          isa::linear_kernels,          isa::attention_kernels,          \
+     isa::embed_layer_norm_kernels,        isa::cross_entropy_kernels,   isa::peak_kernels,               \
+     isa::add_layer_norm_training_kernels, isa::linear_training_kernels, isa::attention_training_kernels}
 #ifdef FASTBERT_X86
-    static const CpuKernels tables[ISAS - 1] = {
+    static const CpuKernels tables[] = {
         FASTBERT_KERNELS(amx),    FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512_vnni),
         FASTBERT_KERNELS(avx512), FASTBERT_KERNELS(avx2),        FASTBERT_KERNELS(portable),
     };
-    return tables[static_cast<int>(with_kernels(isa))];
+#ifdef FASTBERT_AMX_EMULATION
+    if (isa == Isa::amx_emulated) return emulate_amx(), tables[static_cast<int>(Isa::amx)];
+#endif
+    return tables[static_cast<int>(isa)];
 #else
     static const CpuKernels table = FASTBERT_KERNELS(portable);
     return (void)isa, table;

@@ -42,8 +42,8 @@ void table_gradient(const EmbedTable& table, int64_t M, int64_t N, const float* 
     group(table, M, starts, order);
     const int64_t rows = std::min<int64_t>(std::max<int64_t>(table.count / 256, 1), 64);
     const int64_t columns = table.count < 256 ? COLUMNS : N;
-    const int64_t ranges = (N + columns - 1) / columns;
-    const int64_t tasks = (table.count + rows - 1) / rows * ranges;
+    const int64_t ranges = divide_up(N, columns);
+    const int64_t tasks = divide_up(table.count, rows) * ranges;
     Team::share(threads, tasks, [&](int64_t task) {
         const int64_t first = task / ranges * rows, begin = task % ranges * columns, end = std::min(begin + columns, N);
         for (int64_t r = first; r < std::min(first + rows, table.count); ++r) {
@@ -77,7 +77,7 @@ void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, in
     const int64_t M = of.M, N = of.N, bytes = wide ? 4 : 2;
     // So many rows are one partial sum of dweight and dbias, whatever the number of threads.
     constexpr int64_t BLOCK = 64;
-    const int64_t blocks = (M + BLOCK - 1) / BLOCK;
+    const int64_t blocks = divide_up(M, BLOCK);
     const int64_t longest = std::max({of.word.count, of.token_type.count, of.position.count});
     char* memory = static_cast<char*>(scratch<struct Gradients>(
         part_bytes<float>(M * N) + part_bytes<float>(3 * blocks * N) + part_bytes<int64_t>(longest + 2) +

@@ -8,11 +8,6 @@
 #include "team.h"
 
 namespace fastbert {
-namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
 
 const LinearKernel& linear_kernel(DType dtype, Precision precision, Isa isa) {
     return cpu_kernels(isa).linear.kernels[dtype == DType::f32 ? 0 : 1][static_cast<int>(precision)];

@@ -25,7 +25,7 @@ float element(DType dtype, const void* p, int64_t i) {
 
 }  // namespace
 
-int64_t cross_entropy_blocks(int64_t V) { return (V + BLOCK - 1) / BLOCK; }
+int64_t cross_entropy_blocks(int64_t V) { return divide_up(V, BLOCK); }
 
 void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads) {
     const CrossEntropyKernels& kernels = cpu_kernels(isa).cross_entropy;
@@ -46,7 +46,7 @@ void cross_entropy_combine_cpu(const float* partial, int64_t blocks, int64_t K, 
                                int threads) {
     constexpr int64_t TOKENS = 32;  // a multiple of any vector
     const auto combine = cpu_kernels(isa).cross_entropy.combine;
-    Team::share(threads, (K + TOKENS - 1) / TOKENS, [&](int64_t task) {
+    Team::share(threads, divide_up(K, TOKENS), [&](int64_t task) {
         const int64_t k = task * TOKENS;
         combine(partial, blocks, K, row_max, total, k, std::min(K, k + TOKENS));
     });

@@ -49,13 +49,8 @@ constexpr bool IS_BYTES<Int8<T>> = true;
 template <typename Kind>
 constexpr bool PREPARED = IS_BYTES<Kind> || Kind::PIECES > 1;
 
-template <typename Kind>
-int64_t words_of(int64_t K) {
-    constexpr int per_word = PER_WORD<typename Kind::Operand>;
-    return (K + per_word - 1) / per_word;
-}
-template <typename Kind>
-int64_t piece_words(int64_t K) { return padded_words<typename Kind::Operand>(words_of<Kind>(K)); }
+template <typename Kind, typename T = typename Kind::Operand>
+int64_t piece_words(int64_t K) { return padded_words<T>(words_of<T>(K)); }
 template <typename Kind>
 int64_t panel_words(int64_t K) { return TILE_N * (Kind::HEADER + Kind::PIECES * piece_words<Kind>(K)); }
 
@@ -201,7 +196,7 @@ void pack(const PackWeight& op, int64_t begin, int64_t end) {
     using T = typename Kind::Value;
     const T* weight = static_cast<const T*>(op.weight);
     const T* bias = static_cast<const T*>(op.bias);
-    const int64_t words = words_of<Kind>(op.K), padded = piece_words<Kind>(op.K), stride = op.stride_wn;
+    const int64_t words = words_of<typename Kind::Operand>(op.K), padded = piece_words<Kind>(op.K), stride = op.stride_wn;
     for (int64_t p = begin; p < end; ++p) {
         const int64_t first = p * TILE_N, n = op.N - first < TILE_N ? op.N - first : TILE_N;
         uint32_t* panel = static_cast<uint32_t*>(op.packed) + p * panel_words<Kind>(op.K);
@@ -300,7 +295,8 @@ void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64
     constexpr int PAIRS = sizeof(Kind::PAIRS) / sizeof(Kind::PAIRS[0]);
     const TilesInUse tiles;
     const Operands<Kind> x(op);
-    const int64_t words = PREPARED<Kind> ? piece_words<Kind>(op.K) : words_of<Kind>(op.K), padded = piece_words<Kind>(op.K);
+    const int64_t padded = piece_words<Kind>(op.K);
+    const int64_t words = PREPARED<Kind> ? padded : words_of<typename Kind::Operand>(op.K);
     const int64_t steps = (words ? (words + STEP - 1) / STEP : 1) * PAIRS;
     alignas(64) uint32_t sums[BLOCK * TILE_N];
     const auto panel_of = [&](int64_t p) { return static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K); };
@@ -354,7 +350,7 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
 #endif
     static_assert(Kind::PIECES == 1 || USES_AMX<Operand>);
     const Operands<Kind> x(op);
-    const int64_t words = words_of<Kind>(op.K);
+    const int64_t words = words_of<typename Kind::Operand>(op.K);
     // Tiles of one height, or nearly: a last one of few rows would cost as much as a full one.
     const int64_t tiles = (row_end - row_begin + VECTOR_ROWS - 1) / VECTOR_ROWS;
     const int64_t height = tiles ? (row_end - row_begin + tiles - 1) / tiles : 0;

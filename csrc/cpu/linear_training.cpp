@@ -2,18 +2,13 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels.h"
 #include "team.h"
-#include "training_kernels.h"
 
 namespace fastbert {
-namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
 
 void activate_cpu(const Activate& op, Isa isa, int threads) {
-    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
     const auto run = op.dtype == DType::f32 ? kernels.activate_f32 : kernels.activate_bf16;
     constexpr int64_t PART = 8192;
     const int64_t parts = divide_up(op.n, PART);
@@ -23,21 +18,21 @@ void activate_cpu(const Activate& op, Isa isa, int threads) {
 }
 
 void activation_backward_cpu(const ActivationBackward& op, Isa isa, int threads) {
-    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
     const auto run = op.dtype == DType::f32 ? kernels.backward_f32 : kernels.backward_bf16;
     const int64_t strips = divide_up(op.N, kernels.strip_columns), tasks = divide_up(op.M, PARTIAL_ROWS) * strips;
     Team::share(worth(threads, tasks, op.M * op.N), tasks, [&](int64_t task) { run(op, task / strips, task % strips); });
 }
 
 void sum_partials_cpu(const SumPartials& op, Isa isa) {
-    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
     (op.dtype == DType::f32 ? kernels.sum_f32 : kernels.sum_bf16)(op.partials, op.blocks, op.N, op.N, op.out);
 }
 
 // Shared out as linear_cpu is: a block of rows stays in L2 while the panels of a task pass by.
 void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads) {
     if (op.N == 0 || op.K == 0) return;
-    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
     const bool wide = op.dtype == DType::f32;
     const auto run = wide ? kernels.gradient_f32 : kernels.gradient_bf16;
     constexpr int64_t BLOCK_BYTES = 384 * 1024;
@@ -55,7 +50,7 @@ void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads) {
 }
 
 void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads) {
-    const LinearTrainingKernels& kernels = training_kernels(isa).linear;
+    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
     const auto run = op.dtype == DType::f32 ? kernels.pack_f32 : kernels.pack_bf16;
     constexpr int64_t PART = 64;
     PackTransposed block = op;

@@ -1,6 +1,6 @@
 // What surrounds the products of linear's backward: activations and their derivatives, transposes and sums; compiled
 // once per instruction set.
-#include "training_kernels.h"
+#include "kernels.h"
 #include "words.h"
 
 namespace fastbert::FASTBERT_ISA {
@@ -119,10 +119,10 @@ void backward(const ActivationBackward& op, int64_t block, int64_t strip) {
 template <typename T>
 void pack(const PackTransposed& op, int64_t begin, int64_t end) {
     const T* source = static_cast<const T*>(op.source);
-    const int64_t words = padded_words<T>(op.K / PER_WORD<T>), panels = (op.N + TILE_N - 1) / TILE_N;
-    const int64_t last = end < op.rows ? (end + PER_WORD<T> - 1) / PER_WORD<T> : words;
+    const int64_t words = padded_words<T>(op.K / PER_WORD<T>), count = panels(op.N);
+    const int64_t last = end < op.rows ? words_of<T>(end) : words;
     for (int64_t k = begin / PER_WORD<T>; k < last; ++k)
-        for (int64_t p = 0; p < panels; ++p) {
+        for (int64_t p = 0; p < count; ++p) {
             uint32_t* panel = static_cast<uint32_t*>(op.packed) + p * TILE_N * (words + 1);
             uint32_t* out = panel + TILE_N + k * TILE_N;
             if (k * PER_WORD<T> < op.rows)
@@ -130,7 +130,7 @@ void pack(const PackTransposed& op, int64_t begin, int64_t end) {
             else
                 for (int v = 0; v < NV; ++v) store_words(out + v * WIDTH, fill(0));
         }
-    for (int64_t p = 0; p < panels && begin == 0; ++p)
+    for (int64_t p = 0; p < count && begin == 0; ++p)
         for (int v = 0; v < NV; ++v)
             store_words(static_cast<uint32_t*>(op.packed) + p * TILE_N * (words + 1) + v * WIDTH, fill(0));
 }

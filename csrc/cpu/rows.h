@@ -13,6 +13,12 @@ static inline void store_part(T* p, Vec v, int lanes) {
     else store_n(p, v, lanes);
 }
 
+// Stores the lanes of `v` that exist at column n of a row of `columns`.
+template <typename T>
+static inline void store_within(T* row, int64_t n, int64_t columns, Vec v) {
+    if (n < columns) store_part(row + n, v, columns - n < WIDTH ? static_cast<int>(columns - n) : WIDTH);
+}
+
 // Calls f(n, lanes) for each vector of [0, N).
 template <typename F>
 static inline void along(int64_t N, const F& f) {

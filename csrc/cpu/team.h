@@ -27,6 +27,8 @@
 
 namespace fastbert {
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // How many of the threads `tasks` of together so many elements are worth: to wake one costs some microseconds, the time of
 // about 16 thousand elements.
 inline int worth(int threads, int64_t tasks, int64_t elements) {

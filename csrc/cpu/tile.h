@@ -24,6 +24,8 @@ constexpr int VECTOR_ROWS = 4, NV = 2;
 #endif
 constexpr int TILE_N = NV * WIDTH;
 
+static inline int64_t panels(int64_t columns) { return (columns + TILE_N - 1) / TILE_N; }
+
 // Bytes that stand for numbers in [-127, 127]. With VNNI a word is four of them, A's with BYTE_OFFSET added, as
 // vpdpbusd wants its first operand unsigned; elsewhere two, widened to 16 bits, for a multiply-add of pairs.
 struct Bytes {};
@@ -62,6 +64,8 @@ template <typename T>
 constexpr int TILE_M = USES_AMX<T> ? 32 : VECTOR_ROWS;
 template <typename T>
 constexpr int K_STEP = USES_AMX<T> ? 16 : 1;
+template <typename T>
+int64_t words_of(int64_t n) { return (n + PER_WORD<T> - 1) / PER_WORD<T>; }
 template <typename T>
 int64_t padded_words(int64_t words) { return (words + K_STEP<T> - 1) / K_STEP<T> * K_STEP<T>; }
 

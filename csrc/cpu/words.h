@@ -32,8 +32,7 @@ static inline void pack_down_row(const T* src, int64_t stride, int64_t rows, int
 // A panel of TILE_N columns, the first n of which exist.
 template <typename T>
 static inline void pack_down(const T* src, int64_t stride, int64_t rows, int64_t n, uint32_t* panel) {
-    const int64_t words = (rows + PER_WORD<T> - 1) / PER_WORD<T>;
-    for (int64_t k = 0; k < words; ++k) pack_down_row(src, stride, rows, n, k, panel + k * TILE_N);
+    for (int64_t k = 0; k < words_of<T>(rows); ++k) pack_down_row(src, stride, rows, n, k, panel + k * TILE_N);
 }
 
 }  // namespace fastbert::FASTBERT_ISA

@@ -7,10 +7,11 @@
 // before. Per position: the mask twice (once where it is one tile), 16 bytes written.
 //
 // take_rows moves 2 * row_bytes a row, and is all memory: 16-byte loads where addresses allow it.
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 #include "../fastbert.h"
-#include "launch.h"
 
 namespace fastbert {
 namespace {
@@ -190,6 +191,19 @@ bool fits(const TakeRows& op, int64_t bytes) {
     return address % bytes == 0 && op.row_bytes % bytes == 0 && op.stride_x % bytes == 0;
 }
 
+// Launches on `device`, which is made the current one meanwhile; the code of what went wrong, or 0.
+template <typename Launch>
+int on_device(int device, const Launch& launch) {
+    int before;
+    cudaError_t error = cudaGetDevice(&before);
+    if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
+    if (error != cudaSuccess) return error;
+    launch();
+    error = cudaGetLastError();
+    if (before != device) cudaSetDevice(before);
+    return error;
+}
+
 }  // namespace
 
 int64_t pack_mask_workspace(int64_t positions) { return (positions + TILE - 1) / TILE + 1; }
@@ -225,5 +239,7 @@ int take_rows_cuda(const TakeRows& op, int device, void* opaque) {
         else launch_take<1>(op, stream);
     });
 }
+
+const char* cuda_error_string(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
 }  // namespace fastbert

@@ -54,8 +54,7 @@ def accelerate(
             `model.to(dtype)`: a head must be of the dtype of the states that it gets. What is rounded stays so:
             `restore` does not bring it back. None leaves them.
         precision: "high" or "highest", as for `BertModel.from_pretrained`.
-        quantize: "int8" or "fp8", likewise: for inference, under torch.no_grad() or inference_mode(). The parameters
-            stay as they are.
+        quantize: "int8", for inference, under torch.no_grad() or inference_mode(). The parameters stay as they are.
         recompute_activations: in training, as `BertModel.recompute_activations`.
 
     The parameters stay the same objects, where they are.

@@ -53,8 +53,8 @@ class BertPreTrainedModel(nn.Module):
             dtype: of the weights; None keeps the one they were saved in.
             precision: "high" or "highest", for float32 weights: the products of the layers may be made of three
                 or six bf16 products where that is faster, with an error of 2e-5 at most or that of fp32.
-            quantize: "int8", or "fp8" on a GPU, for inference: the products of the layers are made of weights in 8
-                bits, rounded by output channel, and activations, rounded by token. The parameters stay as they are.
+            quantize: "int8", for inference: the products of the layers are made of weights in 8 bits, rounded by
+                output channel, and activations, rounded by token. The parameters stay as they are.
             device: where the model lives; None is the CPU.
             inference_only: no parameter requires a gradient, and where a backend reads the layers' weights in a form
                 of its own, as the C++ one does, that form alone is kept: half the memory, or less with `quantize`.
@@ -122,7 +122,7 @@ class BertPreTrainedModel(nn.Module):
 
     @property
     def matmul_precision(self) -> str | None:
-        """How the layers multiply: None, "high", "highest", "int8" or "fp8"; chosen each time a model is loaded.
+        """How the layers multiply: None, "high", "highest" or "int8"; chosen each time a model is loaded.
 
         Copies and pickles keep it, save_pretrained does not: like the device, it is no part of the model.
         """

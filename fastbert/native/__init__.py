@@ -17,7 +17,7 @@ from fastbert.native.embed_layer_norm import (
 )
 from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas, real_isas
-from fastbert.native.linear import linear, linear_fwd, supports_linear
+from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
 from fastbert.native.linear_gradient import activate, linear_backward, linear_training
 from fastbert.native.packed_weights import packed
@@ -57,7 +57,6 @@ __all__ = [
     "linear",
     "linear_backward",
     "linear_cross_entropy",
-    "linear_fwd",
     "linear_training",
     "pack_mask",
     "packed",

@@ -5,44 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.add_layer_norm_gradient import add_layer_norm_training
+from fastbert.native.add_layer_norm_gradient import add_layer_norm_inputs, add_layer_norm_training
 from fastbert.native.dropout import draw_seed
-from fastbert.native.extension import CPU_DTYPES, CUDA_DTYPES, C, available, chosen_isa, fresh, pointer_reason
+from fastbert.native.extension import C, chosen_isa, cpu_reason, fresh
 
 
 def supports_add_layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float = 0.0
 ) -> str | None:
     """None where `add_layer_norm` takes these arguments, else the reason why not."""
-    if C is None:
-        return available()
-    if reason := pointer_reason():
+    if reason := cpu_reason(x, residual, weight, bias):
         return reason
-    device, dtype = x.device, x.dtype
-    if device.type == "cpu":
-        dtypes = CPU_DTYPES
-    elif device.type == "cuda":
-        if not C.has_cuda:
-            return "built without CUDA"
-        if dropout_p > 0:
-            return "no dropout yet"
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, residual, weight, bias)):
-            return "no backward yet"
-        dtypes = CUDA_DTYPES
-    else:
-        return f"device {device.type}"
-    if dtype not in dtypes:
-        return f"dtype {dtype}"
     if x.dim() != 2:
         return f"x has {x.dim()} dimensions"
     shape = x.shape
     for t, expected in ((weight, shape[1:]), (bias, shape[1:]), (residual, shape), (x, shape)):
         if t is None:
             continue
-        if t.dtype != dtype:
-            return f"mixed dtypes {dtype} and {t.dtype}"
-        if t.device != device:
-            return f"mixed devices {device} and {t.device}"
         if t.shape != expected:
             return f"shape {tuple(t.shape)} beside x {tuple(shape)}"
         if t.stride(-1) != 1 and shape[1] > 1:
@@ -55,45 +34,14 @@ def add_layer_norm(
 ) -> Tensor:
     """LayerNorm(dropout(x) + residual) * weight + bias. x and residual (M, N), weight and bias (N,) -> (M, N).
 
-    No autograd; dropout on CPU. One dtype for all: float32 or bfloat16 on CPU, float16 too on CUDA; sums and
-    statistics are float32.
-
-    Raises:
-        ValueError: arguments it does not take, with the reason of `supports_add_layer_norm`.
-        RuntimeError: a CUDA launch failed.
+    No autograd. One dtype for all, float32 or bfloat16; sums and statistics are float32. The caller has asked
+    `supports_add_layer_norm`.
     """
-    reason = supports_add_layer_norm(x, residual, weight, bias, eps=eps, dropout_p=dropout_p)
-    if reason is not None:
-        raise ValueError(f"native.add_layer_norm: {reason}")
     if dropout_p:
         return add_layer_norm_training(
             x, residual, weight, bias, eps=eps, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
         )[0]
     y = fresh(x, *x.shape)
-    add_layer_norm_into(y, x, residual, weight, bias, eps)
+    inputs, threads = add_layer_norm_inputs(x, residual, weight), torch.get_num_threads()
+    C.add_layer_norm_cpu(*inputs, bias.data_ptr(), y.data_ptr(), x.shape[1], eps, chosen_isa()[1], threads)
     return y
-
-
-def add_layer_norm_into(
-    y: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-) -> None:
-    M, N = x.shape
-    arguments = (
-        CUDA_DTYPES[x.dtype],
-        M,
-        N,
-        x.data_ptr(),
-        x.stride(0),
-        0 if residual is None else residual.data_ptr(),
-        0 if residual is None else residual.stride(0),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        y.data_ptr(),
-        N,
-        eps,
-    )
-    if x.is_cuda:
-        stream = torch.cuda.current_stream(x.device).cuda_stream
-        C.add_layer_norm_cuda(*arguments, x.device.index, stream)
-    else:
-        C.add_layer_norm_cpu(*arguments, chosen_isa()[1], torch.get_num_threads())

@@ -30,7 +30,7 @@ def add_layer_norm_training(
     statistics = fresh(x, 2, M, dtype=torch.float32) if keep else None
     addresses = (0, 0) if statistics is None else (statistics.data_ptr(), statistics.data_ptr() + 4 * M)
     C.add_layer_norm_training_cpu(
-        *_inputs(x, residual, weight),
+        *add_layer_norm_inputs(x, residual, weight),
         bias.data_ptr(),
         y.data_ptr(),
         eps,
@@ -66,7 +66,7 @@ def add_layer_norm_backward(
     blocks = -(-M // C.PARTIAL_ROWS) if want_weight or want_bias else 0
     memory, (partials,) = workspace((torch.float32, (blocks, 2, N)))
     C.add_layer_norm_backward_cpu(
-        *_inputs(x, residual, weight),
+        *add_layer_norm_inputs(x, residual, weight),
         dropout_p,
         seed,
         statistics.data_ptr(),
@@ -82,6 +82,7 @@ def add_layer_norm_backward(
     return dx, dx if shared else dresidual, dweight, dbias
 
 
-def _inputs(x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[int, ...]:
+def add_layer_norm_inputs(x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[int, ...]:
+    """The arguments that every call of add_layer_norm in C++ begins with."""
     second = (0, 0) if residual is None else (residual.data_ptr(), residual.stride(0))
     return CPU_DTYPES[x.dtype], *x.shape, x.data_ptr(), x.stride(0), *second, weight.data_ptr()

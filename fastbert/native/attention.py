@@ -7,15 +7,13 @@ from torch import Tensor
 
 from fastbert.native.attention_gradient import attention_inputs, attention_training
 from fastbert.native.dropout import draw_seed
-from fastbert.native.extension import C, available, chosen_isa, cpu_reason, fresh, misaligned
+from fastbert.native.extension import C, chosen_isa, cpu_reason, fresh, misaligned
 
 
 def supports_attention(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None = None, dropout_p: float = 0.0
 ) -> str | None:
     """None where `attention` takes these arguments, else the reason why not."""
-    if C is None:
-        return available()
     if reason := cpu_reason(qkv):
         return reason
     if qkv.dim() != 4 or qkv.shape[1] != 3:
@@ -46,12 +44,11 @@ def attention(
 ) -> Tensor:
     """softmax(scale q k^T) v within each sequence: (T, 3, H, D) -> (T, H, D); softmax in fp32. No autograd.
 
+    The caller has asked `supports_attention`.
+
     Raises:
-        ValueError: arguments it does not take, with the reason of `supports_attention`; offsets out of order.
+        ValueError: offsets out of order.
     """
-    reason = supports_attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
-    if reason is not None:
-        raise ValueError(f"native.attention: {reason}")
     if dropout_p:
         return attention_training(
             qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False

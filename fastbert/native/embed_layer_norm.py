@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason, fresh
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, cpu_reason, fresh
 
 
 def supports_embed_layer_norm(
@@ -23,8 +23,6 @@ def supports_embed_layer_norm(
     padding_idx: int | None = None,
 ) -> str | None:
     """None where `embed_layer_norm` and its backward take these arguments, else the reason why not."""
-    if C is None:
-        return available()
     tables = (word, token_type, position)
     if reason := cpu_reason(*tables, weight, bias):
         return reason
@@ -72,15 +70,12 @@ def embed_layer_norm(
     tokens, width = input_ids.shape[0], word.shape[1]
     y = fresh(word, tokens, width)
     statistics = fresh(word, tokens, 2, dtype=torch.float32) if with_statistics else None
-    tables, held = [], []  # ids that are made here have to last for the call
-    for table, ids in ((word, input_ids), (token_type, token_type_ids), (position, position_ids)):
-        held.append(ids.to(torch.int64).contiguous())
-        tables.append((table.data_ptr(), held[-1].data_ptr(), table.shape[0], table.stride(0)))
+    ids = [_int64(x) for x in (input_ids, token_type_ids, position_ids)]  # held for the call
     C.embed_layer_norm_cpu(
         CPU_DTYPES[word.dtype],
         tokens,
         width,
-        *tables,
+        *map(_table, (word, token_type, position), ids),
         weight.data_ptr(),
         bias.data_ptr(),
         y.data_ptr(),

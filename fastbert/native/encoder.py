@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastbert.native.add_layer_norm import supports_add_layer_norm
 from fastbert.native.attention import offsets_reason
-from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, available, chosen_isa, cpu_reason, fresh
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, chosen_isa, cpu_reason, fresh
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed
 from fastbert.native.workspace import keep, workspace
@@ -19,8 +19,6 @@ from fastbert.native.workspace import keep, workspace
 
 def supports_encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> str | None:
     """None where `encoder` takes these arguments, else the reason why not."""
-    if C is None:
-        return available()
     if not weights.layers:
         return "no layers"
     if reason := cpu_reason(x):

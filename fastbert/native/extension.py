@@ -28,32 +28,12 @@ def _load() -> tuple[Any, str | None]:
 
 C, _reason = _load()
 CPU_DTYPES = {} if C is None else {torch.float32: C.F32, torch.bfloat16: C.BF16}
-CUDA_DTYPES = {} if C is None else {**CPU_DTYPES, torch.float16: C.F16}
-ACTIVATIONS = (
-    {}
-    if C is None
-    else {
-        None: C.ACTIVATION_none,
-        "gelu": C.ACTIVATION_gelu,
-        "gelu_new": C.ACTIVATION_gelu_tanh,
-        "gelu_pytorch_tanh": C.ACTIVATION_gelu_tanh,
-        "relu": C.ACTIVATION_relu,
-        "silu": C.ACTIVATION_silu,
-        "tanh": C.ACTIVATION_tanh,
-    }
-)
-
+_ACTIVATIONS = {None: "none", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS |= {name: name for name in ("gelu", "relu", "silu", "tanh")}
+ACTIVATIONS = {} if C is None else {name: getattr(C, f"ACTIVATION_{code}") for name, code in _ACTIVATIONS.items()}
 # What ops.linear calls them; None: the operands as they are.
-PRECISIONS = (
-    {}
-    if C is None
-    else {
-        None: C.PRECISION_full,
-        "int8": C.PRECISION_int8,
-        "high": C.PRECISION_high,
-        "highest": C.PRECISION_highest,
-    }
-)
+_PRECISIONS = (None, "int8", "high", "highest")
+PRECISIONS = {} if C is None else {name: getattr(C, f"PRECISION_{name or 'full'}") for name in _PRECISIONS}
 
 
 def available() -> str | None:
@@ -149,6 +129,8 @@ def mode_reason() -> str | None:
 
 def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
     """Why the CPU kernels cannot take these tensors, whatever the op; None where they can."""
+    if C is None:
+        return available()
     if not first.is_cpu:
         return f"device {first.device.type}"
     if first.dtype not in CPU_DTYPES:

@@ -56,21 +56,11 @@ def linear(
     activation: str | None = None,
     precision: str | None = None,
 ) -> Tensor:
-    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32. No
-    autograd.
+    """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32.
 
-    Raises:
-        ValueError: arguments it does not take, with the reason of `supports_linear`.
+    No autograd. The caller has asked `supports_linear`.
     """
     weight = as_weight(weight, bias)
-    reason = supports_linear(x, weight, activation=activation, precision=precision)
-    if reason is not None:
-        raise ValueError(f"native.linear: {reason}")
-    return linear_fwd(x, weight, activation, precision)
-
-
-def linear_fwd(x: Tensor, weight: Weight, activation: str | None, precision: str | None = None) -> Tensor:
-    """`linear` of arguments that `supports_linear` has taken."""
     y = fresh(x, x.shape[0], weight.shape[0])
     buffer = packed(weight, precision)  # held: another thread may drop the form while this one multiplies
     C.linear_cpu(

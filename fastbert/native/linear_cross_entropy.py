@@ -12,7 +12,7 @@ import threading
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, available, chosen_isa, cpu_reason, fresh, misaligned
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, cpu_reason, fresh, misaligned
 
 # Bytes of logits at a time: so few stay in the cache, where nothing but the loss is wanted. With gradients, logits of
 # the whole vocabulary are not made twice if they fit in that many.
@@ -26,8 +26,6 @@ def supports_linear_cross_entropy(
     x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int = -100
 ) -> str | None:
     """None where `linear_cross_entropy` takes these arguments, else the reason why not."""
-    if C is None:
-        return available()
     if reason := cpu_reason(x, weight, bias):
         return reason
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or not 0 < weight.shape[0] < 2**31:
@@ -182,19 +180,8 @@ class _Call:
         """out (M, N) = a (M, K) times a packed (N, K), transposed."""
         (M, K), N = a.shape, out.shape[1]
         C.linear_cpu(
-            *(
-                self.dtype,
-                C.PRECISION_full,
-                M,
-                N,
-                K,
-                a.data_ptr(),
-                a.stride(0),
-                packed.data_ptr(),
-                out.data_ptr(),
-                out.stride(0),
-            ),
-            *(C.ACTIVATION_none, self.isa, self.threads),
+            *(self.dtype, C.PRECISION_full, M, N, K, a.data_ptr(), a.stride(0), packed.data_ptr(), out.data_ptr()),
+            *(out.stride(0), C.ACTIVATION_none, self.isa, self.threads),
         )
 
 
@@ -234,12 +221,6 @@ class _Rows:
             )
             C.weight_gradient_cpu(
                 *(call.dtype, call.count, call.E, even, self.turned.data_ptr(), self.stride, self.packed.data_ptr()),
-                *(
-                    self.wide.data_ptr(),
-                    self.sums.data_ptr(),
-                    word == 0,
-                    word + words == call.V,
-                    call.isa,
-                    call.threads,
-                ),
+                *(self.wide.data_ptr(), self.sums.data_ptr(), word == 0, word + words == call.V),
+                *(call.isa, call.threads),
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fresh
-from fastbert.native.linear import linear_fwd
+from fastbert.native.linear import linear
 from fastbert.native.packed_weights import packed_transpose
 from fastbert.native.workspace import keep, workspace
 from fastbert.weight import Weight, as_weight
@@ -28,9 +28,9 @@ def linear_training(x: Tensor, weight: Weight, activation: str | None) -> tuple[
     The caller has asked `supports_linear`.
     """
     if activation is None or activation in _FROM_OUTPUT:
-        y = linear_fwd(x, weight, activation)
+        y = linear(x, weight, activation=activation)
         return y, None if activation is None else y
-    z = linear_fwd(x, weight, None)
+    z = linear(x, weight)
     return activate(z, activation), z
 
 

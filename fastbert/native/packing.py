@@ -99,13 +99,11 @@ def supports_take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> str | 
 def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where the real tokens of a (B, S) mask on a GPU stand, in one to three launches; see `ops.pack_mask`.
 
+    The caller has asked `supports_pack_mask`.
+
     Raises:
-        ValueError: a mask it does not take, with the reason of `supports_pack_mask`.
         RuntimeError: a CUDA launch failed.
     """
-    reason = supports_pack_mask(mask)
-    if reason is not None:
-        raise ValueError(f"native.pack_mask: {reason}")
     (batch_size, seq_len), mask = mask.shape, mask.contiguous()
     positions = batch_size * seq_len
     offsets = fresh(mask, batch_size + 2, dtype=torch.int32)
@@ -130,13 +128,11 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
     """x[index], rows of zeros where the index is not one of x's rows: (N, ...), (M,) int64 -> (M, ...), on a GPU.
 
+    The caller has asked `supports_take_rows`.
+
     Raises:
-        ValueError: arguments it does not take, with the reason of `supports_take_rows`.
         RuntimeError: a CUDA launch failed.
     """
-    reason = supports_take_rows(x, index, fill=fill)
-    if reason is not None:
-        raise ValueError(f"native.take_rows: {reason}")
     y = fresh(x, len(index), *x.shape[1:])
     size = x.element_size()
     row_bytes = y.stride(0) * size if x.dim() > 1 else size

@@ -67,14 +67,6 @@ def check_offsets(op: str, cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> 
         check_offsets_form(cu_seqlens, op)
 
 
-def check_ids(op: str, name: str, ids: Tensor, rows: int) -> None:
-    """Holds ids to the rows of their table; the host waits for the device."""
-    if ids.numel():
-        low, high = torch.stack(ids.aminmax()).tolist()
-        if low < 0 or high >= rows:
-            raise ValueError(f"{op}: {name} holds {low if low < 0 else high}; its table has rows 0 to {rows - 1}")
-
-
 def check_probability(op: str, name: str, p: float) -> None:
     if not 0.0 <= p < 1.0:
         raise ValueError(f"{op}: {name} is {p}; it must be at least 0 and below 1")

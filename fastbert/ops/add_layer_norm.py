@@ -121,7 +121,7 @@ def _native(
         x, residual = (
             t if t.dtype == wide else t.to(wide, memory_format=torch.contiguous_format) for t in (x, residual)
         )
-    if needs_gradient(x, residual, weight, bias):  # on a CPU: supports_add_layer_norm says so
+    if needs_gradient(x, residual, weight, bias):
         return _NativeAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p)
     return native.add_layer_norm(x, residual, weight, bias, eps=eps, dropout_p=dropout_p)
 

@@ -283,15 +283,7 @@ def _attention_op(
 
 
 @_attention_op.register_fake
-def _(
-    backend: str,
-    training: bool,
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _(backend: str, training: bool, qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape[0], *qkv.shape[2:]), _saved(backend, training, qkv)
 
 
@@ -332,17 +324,7 @@ def _attention_backward_op(
 
 
 @_attention_backward_op.register_fake
-def _(
-    backend: str,
-    dout: Tensor,
-    qkv: Tensor,
-    out: Tensor,
-    saved: Tensor,
-    cu_seqlens: Tensor,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
-) -> Tensor:
+def _(backend: str, dout: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 

@@ -12,7 +12,6 @@ from fastbert import backend, native, reference
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import (
     check_floating,
-    check_ids,
     check_integer,
     check_norm_dtypes,
     check_probability,
@@ -140,7 +139,6 @@ def embed_layer_norm(
     eps: float,
     dropout_p: float = 0.0,
     padding_idx: int | None = None,
-    validate_ids: bool = False,
 ) -> Tensor:
     """Gathers three tables, adds them, normalises: (T,) ids -> (T, E).
 
@@ -149,15 +147,12 @@ def embed_layer_norm(
         word, token_type, position: tables (V, E), (types, E), (P, E) of one dtype.
         weight, bias: the LayerNorm's, (E,).
         padding_idx: the row of `word` that receives no gradient.
-        validate_ids: look at the ids before anything runs. On a GPU the host then waits for them, which a CUDA graph
-            cannot; the models' own check of their input does the same.
 
-    An id outside its table is never read from there. Unless `validate_ids` or the native backend raises, its token's
-    row is NaN in the Triton version, which does not wait; the reference fails as torch's embedding does.
+    No id outside its table is read: its token's row is NaN in the Triton version, which does not wait for the device;
+    the reference fails as torch's embedding does. The models check their input before.
 
     Raises:
-        ValueError: a shape, dtype or probability that does not fit; on the native backend, or with `validate_ids` on
-            any, an id outside its table.
+        ValueError: a shape, dtype or probability that does not fit; on the native backend, an id outside its table.
     """
     op, width = "embed_layer_norm", word.shape[-1]
     if input_ids.dim() != 1:
@@ -172,10 +167,6 @@ def embed_layer_norm(
             check_floating(op, name, table)
         if table.dim() != 2 or table.shape[1] != width:
             check_shape(op, name, table, (None, width))
-    if validate_ids:
-        check_ids(op, "input_ids", input_ids, word.shape[0])
-        check_ids(op, "token_type_ids", token_type_ids, token_type.shape[0])
-        check_ids(op, "position_ids", position_ids, position.shape[0])
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector.shape != (width,):
             check_shape(op, name, vector, (width,))

@@ -66,7 +66,7 @@ def _triton(x: Tensor, weight: Weight, *, activation: str | None, precision: str
     from fastbert.kernels.linear import linear_fwd
 
     if precision in QUANTIZED:
-        return _quantized_linear.run(x, weight, activation, precision)
+        return _quantized_linear.run(x, weight, activation)
     if needs_gradient(x, *weight.tensors):
         return _TritonLinear.apply(x, *weight.stacked(), activation)[0]
     stacked = weight.stacked() if len(weight.weights) == 1 else weight.form("stacked", weight.stacked)
@@ -77,7 +77,7 @@ def _supports_triton(
     x: Tensor, weight: Weight, *, activation: str | None = None, precision: str | None = None
 ) -> str | None:
     if precision in QUANTIZED:
-        return _quantized_linear.supports(x, weight, precision)
+        return _quantized_linear.supports(x, weight)
     return reason_against(x, *weight.tensors)
 
 
@@ -115,7 +115,7 @@ def _native(x: Tensor, weight: Weight, *, activation: str | None, precision: str
     # With a gradient, "high" and "highest" are in full precision.
     if torch.is_grad_enabled() and needs_gradient(x, *weight.tensors):
         return _NativeLinear.apply(x, weight, activation, *weight.tensors)
-    return native.linear_fwd(x, weight, activation, precision)
+    return native.linear(x, weight, activation=activation, precision=precision)
 
 
 def _reference(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
@@ -153,11 +153,10 @@ def linear(
         precision: how the operands are multiplied. None: as they are, in their dtype, sums in fp32. "high",
             "highest": in float32, which a backend may split into bf16 pieces, three or six products in place of
             one. "int8": x rounded to int8 by its rows, weight by its rows, sums in int32, without a gradient; see
-            `reference.linear_int8`. "fp8": likewise to float8_e4m3fn, sums in fp32; see `reference.linear_fp8`.
+            `reference.linear_int8`.
 
     Raises:
-        ValueError: a shape or dtype that does not fit, an unknown activation or precision, a gradient of int8 or
-            fp8.
+        ValueError: a shape or dtype that does not fit, an unknown activation or precision, a gradient of int8.
     """
     if not x.is_floating_point():
         check_floating("linear", "x", x)

@@ -229,17 +229,11 @@ def _linear_cross_entropy_op(
 
 
 @_linear_cross_entropy_op.register_fake
-def _(
-    backend: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    ignore_index: int,
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(backend: str, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    weight, bias, _, _, needed = rest
     made = (
-        t.new_empty(t.shape) if wanted else x.new_empty(0) for t, wanted in zip((x, weight, bias), needed, strict=True)
+        (t if wanted else x).new_empty(t.shape if wanted else 0)
+        for t, wanted in zip((x, weight, bias), needed, strict=True)
     )
     return x.new_empty(()), *made
 

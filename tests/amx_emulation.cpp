@@ -1,9 +1,7 @@
-// AMX's tiles on a processor that has none, for tests: there each of their instructions raises SIGILL, and the handler
-// does what Intel's manual (volume 2) says of it. So what is tested is what ships, with its assembly.
-// Compiled for the base instruction set.
-#include "amx_emulation.h"
-
-#if defined(FASTBERT_X86) && defined(__linux__)
+// AMX's tiles on a processor that has none: there each of their instructions raises SIGILL, and the handler does what
+// Intel's manual (volume 2) says of it. So what is tested is what ships, with its assembly. Compiled into the extension
+// for the base instruction set where csrc/CMakeLists.txt has FASTBERT_AMX_EMULATION=ON.
+#include "../csrc/cpu/kernels.h"
 
 #include <signal.h>
 #include <ucontext.h>
@@ -210,5 +208,3 @@ void emulate_amx() {
 }
 
 }  // namespace fastbert
-
-#endif
