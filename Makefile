@@ -50,7 +50,7 @@ sanitize: $(STAMP)
 bench: $(STAMP)
 	@$(PY) benchmarks/bench_encoder.py --quick $(ARGS)
 
-# What must hold, beside the public runtimes: a quarter of an hour on two cores. Each script says itself what it missed.
+# What must hold, against the public runtimes: a quarter of an hour on two cores. Each script says itself what it missed.
 TARGETS := benchmarks/results/targets-cpu.csv
 targets: $(STAMP)
 	@$(PIP) install -q -e '.[peers]'

@@ -1,4 +1,4 @@
-"""Run by .ci/run in a fresh environment, beside a stand-in for Hugging Face's package `kernels`."""
+"""Run by .ci/run in a fresh environment, next to a stand-in for Hugging Face's package `kernels`."""
 
 import sys
 from pathlib import Path

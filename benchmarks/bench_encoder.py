@@ -31,7 +31,7 @@ from workload import SEED, filled_lengths, forward_flops, log_normal_lengths, ma
 RESULTS = Path(__file__).resolve().parent / "results"
 PADDED_BAR, FULL_BAR = 4.0, 0.97
 # The encoder rows that must hold: model, batch x length (None: the log-normal texts), fastbert's precisions, the
-# peers'. Left out where they cannot be the best: fp32 beside bf16, eager beside sdpa.
+# peers'. Left out where they cannot be the best: fp32 next to bf16, eager next to sdpa.
 TARGET_ROWS: tuple[tuple[str, tuple[int, int] | None, tuple[str, ...], tuple[str, ...]], ...] = (
     ("bert-base", (1, 16), ("bf16", "int8"), ("bf16", "int8")),
     ("bert-base", (1, 128), ("bf16",), ("bf16", "int8")),
@@ -239,7 +239,7 @@ def target_work(
 def summary(rows: list[dict[str, Any]]) -> str:
     """How many rows did not come out, and the ceilings that the shares refer to."""
     broken = [row for row in rows if row["status"].startswith(("wrong", "failed"))]
-    # A ceiling is measured anew for each case, and only grows.
+    # A ceiling is measured again for each case, and only grows.
     ceilings = {row["ceiling"]: f"{row['ceiling_tflops']:.2f} TFLOP/s" for row in rows if row["ceiling"]}
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""BERT forward on a GPU beside transformers': a full batch, SQuAD-like and normal lengths, one text at a time.
+"""BERT forward on a GPU against transformers': a full batch, SQuAD-like and normal lengths, one text at a time.
 
     python benchmarks/bench_gpu_models.py
     python benchmarks/bench_gpu_models.py --subjects latency

@@ -1,4 +1,4 @@
-"""The ops of a BERT on a GPU beside torch's, and the ceilings: forward and backward.
+"""The ops of a BERT on a GPU against torch's, and the ceilings: forward and backward.
 
     python benchmarks/bench_gpu_ops.py
     python benchmarks/bench_gpu_ops.py --subjects attention --peers
@@ -43,7 +43,7 @@ def normal(settings: Settings, *shape: int, scale: float = 1.0, dtype: torch.dty
 
 
 def ceilings(settings: Settings) -> Iterator[Work]:
-    """What the memory and the matrix units of this GPU give to plain torch: every other row is read beside these."""
+    """What the memory and the matrix units of this GPU give to plain torch: every other row is read next to these."""
     megabytes = settings.pick(2048, 1)
     source = torch.arange(megabytes << 18, dtype=torch.int32, device=settings.device)
     target = torch.empty_like(source)
@@ -267,7 +267,7 @@ def linear(settings: Settings) -> Iterator[Work]:
             call = Call("linear", [x, weight, bias], plain, dy)
             ways = [own(call, activation=activation, precision=None), *torch_ways(settings, plain)]
             forward = 2.0 * rows * out * inner
-            # Backward at BERT-large's width alone: each is compiled anew.
+            # Backward at BERT-large's width alone: each is compiled again.
             modes = (("forward", forward), *((("backward", 2 * forward),) if width != 768 else ()))
             for mode, flops in modes:
                 columns = {"name": name, "mode": mode, "model": f"E {width}", "tokens": rows, "flops": flops}
@@ -311,7 +311,7 @@ def linear_cross_entropy(settings: Settings) -> Iterator[Work]:
             call = Call("linear_cross_entropy", [x, weight, bias], plain, x.new_ones(()))
             ways = [own(call, labels, ignore_index=-100), Way("torch-eager", plain)]
             forward = 2.0 * rows * vocabulary * width
-            # Gradients beside the loss: fastbert makes them along with it, so that a backward alone is no figure.
+            # Gradients next to the loss: fastbert makes them along with it, so that a backward alone is no figure.
             for mode, flops in (("forward", forward), ("forward+backward", 3 * forward)):
                 columns = {"name": f"{rows} labels", "mode": mode, "model": f"E {width}", "tokens": rows}
                 yield work(call, ways, shape=f"{rows}x{width}x{vocabulary}", flops=flops, **columns)

@@ -1,4 +1,4 @@
-"""A BERT-large training step on a GPU beside transformers', its peak memory, and whether it repeats bit for bit.
+"""A BERT-large training step on a GPU against transformers', its peak memory, and whether it repeats bit for bit.
 
     python benchmarks/bench_gpu_training.py
     python benchmarks/bench_gpu_training.py --subjects determinism

@@ -3,7 +3,7 @@
     python benchmarks/bench_import.py --rounds 15
 
 Two kinds of process take turns: one imports torch, the other torch and then fastbert. The time that counts
-is the one between the two imports of the second kind; the whole processes are shown beside it.
+is the one between the two imports of the second kind; the whole processes are shown next to it.
 """
 
 from __future__ import annotations

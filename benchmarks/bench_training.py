@@ -1,4 +1,4 @@
-"""A step of masked-language-model training of BERT-base on real text, on a CPU, beside transformers'.
+"""A step of masked-language-model training of BERT-base on real text, on a CPU, against transformers'.
 
     python benchmarks/bench_training.py --dtype fp32
 
@@ -39,7 +39,7 @@ from fastbert.training.shards import Shards
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MAX_LENGTH = 128
-SPEED, MEMORY = 2.0, 0.6  # what must hold beside transformers
+SPEED, MEMORY = 2.0, 0.6  # what must hold against transformers
 FP32_LIMIT = 1e-4  # of the gradients' root mean square
 
 # The model, and what makes a batch's loss of it.
@@ -201,7 +201,7 @@ def measure(
 
 
 def verdict(rows: list[dict[str, Any]]) -> bool:
-    """Says of each of our rows how it stands beside transformers'; whether both limits hold for one of them."""
+    """Says of each of our rows how it stands against transformers'; whether both limits hold for one of them."""
     (peer,) = (row for row in rows if row["provider"].startswith("transformers"))
     held = []
     for row in rows:

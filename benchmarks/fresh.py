@@ -1,6 +1,6 @@
 """Work done once in a fresh process: its clock, its memory, and the row of what several of them took.
 
-torch is imported first in each, before the clock starts and before memory counts: its own import is nobody's here.
+torch is imported first in each, before the clock starts and before memory counts: its own import is no one's here.
 What a runtime imports besides is its own.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One command for a GPU machine: builds fastbert, runs the GPU tests, measures the ceilings and every subject beside
+# One command for a GPU machine: builds fastbert, runs the GPU tests, measures the ceilings and every subject against
 # its peers, and says which targets hold. Under ten minutes, without a network, installing nothing.
 #
 #     benchmarks/gpu.sh [FOLDER]              results go to FOLDER ($OUT, else benchmarks/results)
@@ -48,7 +48,7 @@ mkdir -p "$results" && results=$(cd "$results" && pwd) && cd "$root" || exit 1
 command -v "$python" >/dev/null || { echo "gpu.sh: no $python; name one with PYTHON=/path/to/python" >&2; exit 1; }
 
 # fastbert as an installed package would be, made of links: kernels/ is fastbert.kernels there (see pyproject.toml), and
-# the extension lies beside the Python files.
+# the extension lies next to the Python files.
 work=${BUILD:-$root/build/gpu}
 site=$work/site
 build=$work/cmake

@@ -36,7 +36,7 @@ COLUMNS = (
 )
 
 # Runtimes keep threads spinning for some milliseconds after a call, and each call finds the caches full of another
-# model. So a call shorter than this is made once untimed before each timing: nobody alternates between engines.
+# model. So a call shorter than this is made once untimed before each timing: no one alternates between engines.
 WARMED_SECONDS = 0.3
 
 

@@ -1,4 +1,4 @@
-"""Which tiles of attention are fastest on this GPU: candidates beside those of kernels/configs.py, both ways.
+"""Which tiles of attention are fastest on this GPU: candidates next to those of kernels/configs.py, both ways.
 
     python benchmarks/tune_attention.py --subjects D64
     benchmarks/gpu.sh --stages tune FOLDER                   # rows in FOLDER/tune-attention.csv

@@ -139,7 +139,7 @@ struct EmbedLayerNormBackward {
     int64_t padding_idx;                    // the row of `dword` that stays zero, or -1
 };
 
-// Softmax and cross entropy over transposed logits, a stretch of the vocabulary at a time: what linear_cross_entropy
+// Softmax and cross entropy over transposed logits, a chunk of the vocabulary at a time: what linear_cross_entropy
 // does between its products. K, the tokens, is a multiple of 32.
 struct CrossEntropy {
     DType dtype;
@@ -149,7 +149,7 @@ struct CrossEntropy {
     const void* bias;       // (V,) or null
     const int32_t* labels;  // (K,), -1 for none
     float* partial;         // (cross_entropy_blocks(V), 2, K): what cross_entropy_combine_cpu takes
-    float* picked;          // (K,): the logit of a token's label, where that lies in this stretch
+    float* picked;          // (K,): the logit of a token's label, where that lies in this chunk
     const float* row_max;   // (K,): a token's largest logit
     const float* inverse;   // (K,): 1 / the sum of exp(logit - row_max)
     const float* scale;     // (K,)
@@ -222,7 +222,7 @@ void attention_cpu(const Attention& op, Isa isa, int threads);
 int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads);
 void encoder_cpu(const Encoder& op, Isa isa, int threads);
 
-// Memory that somebody else may write to, and its checksum when it was last read.
+// Memory that others may write to, and its checksum when it was last read.
 struct Chunk {
     const void* memory;
     int64_t bytes;
@@ -241,7 +241,7 @@ void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads);
 void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, int threads);
 
 int64_t cross_entropy_blocks(int64_t V);
-// Writes partial and picked. A stretch in the middle of a vocabulary is whole blocks.
+// Writes partial and picked. A chunk in the middle of a vocabulary is whole blocks.
 void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads);
 // Out of the partial results of all blocks, (blocks, 2, K): each token's largest logit, and the sum of exp(logit - that).
 // The logarithm of the sum is not added to the maximum: next to a large one it would lose its digits.

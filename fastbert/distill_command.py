@@ -62,7 +62,7 @@ def _for_task(args: argparse.Namespace) -> int:
     else:
         named = {"layers": distillation.layers, "num_layers": args.num_layers, **sizes}
         if clash := [name for name, value in named.items() if value is not None]:
-            raise ValueError(f"--student has sizes of its own; --{clash[0].replace('_', '-')} is for one made anew")
+            raise ValueError(f"--student has sizes of its own; --{clash[0].replace('_', '-')} is for one made again")
         check_vocabularies(recipe.tokenizer, BertTokenizer.from_pretrained(args.student))
         student = recipe.fresh_model(args.student)
     teacher = in_precision(teacher.to(device), distillation.teacher_precision)

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         if args.output != STDIN and journal_path(Path(args.output)).exists():
-            progress.line.say(f"{args.output} is not complete; --resume goes on with it")
+            progress.line.say(f"{args.output} is not complete; --resume continues it")
         raise
     finally:
         progress.line.close()

@@ -57,7 +57,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     parser.add_argument(
         "-o", "--output", metavar="DIR", required=required, help="the model, and its report in DIR/report"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the newest checkpoint, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint, if there is one")
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
 
     reading = parser.add_argument_group("input", "columns are names, in csv also numbers from 1; in jsonl, keys")

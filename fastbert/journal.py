@@ -36,7 +36,7 @@ class Journal:
             return None
         if not resume:
             raise RunError(
-                f"{self.path} is left of an interrupted run: --resume goes on with it, --restart throws it away"
+                f"{self.path} is left of an interrupted run: --resume continues it, --restart throws it away"
             )
         try:
             journal = json.loads(self.path.read_bytes())
@@ -44,13 +44,13 @@ class Journal:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise self.damaged() from None
         if version != self._version:
-            raise RunError(f"{self.path} is of another version of fastbert; --restart begins anew")
+            raise RunError(f"{self.path} is of another version of fastbert; --restart begins again")
         for name, value in self._asked.items():
             if (was := before.get(name)) != value:
                 changed = "have changed" if name == "inputs" else f"was {was!r} and is {value!r} now"
                 raise RunError(
-                    f"cannot go on with {self._subject}: {name} {changed}; give what was given before, or --restart to "
-                    "begin anew"
+                    f"cannot continue {self._subject}: {name} {changed}; give what was given before, or --restart to "
+                    "begin again"
                 )
         return journal
 

@@ -149,7 +149,7 @@ class LinearTile:
 
     @property
     def parts(self) -> int:
-        """In how many pieces bias, activation and store are done, so that their temporaries fit beside the sums."""
+        """In how many pieces bias, activation and store are done, so that their temporaries fit next to the sums."""
         return 2 if self.block_m * self.block_n >= 64 * 128 * self.num_warps // 2 else 1
 
     @classmethod

@@ -85,8 +85,8 @@ def _linear_fwd_kernel(
     x_scale_ptr,  # (M,) fp32 for x and weight in int8, else None
     weight_scale_ptr,  # (N,) fp32
     bias_ptr,  # (N,), or None
-    y,  # (M, N): likewise, of (BLOCK_M, BLOCK_N / PARTS)
-    z,  # (M, N): likewise, or None
+    y,  # (M, N): as above, of (BLOCK_M, BLOCK_N / PARTS)
+    z,  # (M, N): as above, or None
     stride_xm,
     stride_wn,
     stride_ym,  # of z too
@@ -280,7 +280,7 @@ def linear_bwd(
     """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`; z as `linear_fwd` kept it.
 
     x is read for that of weight and weight for that of x. With dz = dy act'(z): dx = dz W and dW = dz^T x through
-    cuBLAS, the sums of dz in fp32 beside dz itself.
+    cuBLAS, the sums of dz in fp32 next to dz itself.
     """
     want_x, want_weight, want_bias = wanted
     dy = dy if dy.stride(1) == 1 else dy.contiguous()

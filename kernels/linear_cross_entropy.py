@@ -1,6 +1,6 @@
 """The mean cross entropy of x W^T + b against labels, and its gradients, made while a chunk's logits are there.
 
-Three products of 2 M V E FLOPs (one, for the loss alone) through cuBLAS, and beside them, for each of the M V logits:
+Three products of 2 M V E FLOPs (one, for the loss alone) through cuBLAS, and next to them, for each of the M V logits:
 one written by the product and read by the row's kernel (and once more, from the L2 cache), its gradient written in its
 place, and that read by two products and by the bias's sums. At M = 2,457 labelled tokens (15 % of 16k), V = 30522 and
 E = 1024 in bf16 that is 461 GFLOP, 0.58 ms at 790 TFLOP/s, and 0.14 ms of traffic. Logits are kept for as many rows as

@@ -80,7 +80,7 @@ def _tile_schedule_kernel(
 def tile_schedule(cu_seqlens: Tensor, total: int, block: int) -> TileSchedule:
     """cu_seqlens (B+1,), from 0 to at most `total` (T) -> the tiles of `block` rows, without waiting for the device.
 
-    Of offsets that descend or lie outside, which nobody has looked at, comes some table of rows below `total`.
+    Of offsets that descend or lie outside, which no one has looked at, comes some table of rows below `total`.
     """
     cu_seqlens, B = cu_seqlens.contiguous(), len(cu_seqlens) - 1
     slots = total // block + B + 1

@@ -191,7 +191,7 @@ void on_illegal_instruction(int signal, siginfo_t* info, void* context) {
     else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) before.sa_handler(signal);
     else {
         sigaction(signal, &before, nullptr);     // and the instruction, tried again, ends the process
-        if (info->si_code <= 0) raise(signal);   // or the signal that somebody sent
+        if (info->si_code <= 0) raise(signal);   // or the signal that was sent
     }
 }
 

@@ -1,6 +1,6 @@
 """Runs the command line in forked children, to kill them and to measure them; prints a JSON report.
 
-    cli_driver.py kill OUT MODEL INPUT      kills runs before each of their steps, and goes on with them
+    cli_driver.py kill OUT MODEL INPUT      kills runs before each of their steps, and continues them
     cli_driver.py memory OUT MODEL INPUT    the peak memory of a run
 
 A fork is cheap where imports are not. Nothing may be computed before it: threads do not survive one.
@@ -23,7 +23,7 @@ import fastbert.embed_command  # noqa: F401
 from fastbert.cli import main
 
 WINDOW = 8
-STEPS = ("fsync", "replace", "unlink")  # of os: what a run does to files beside writing them
+STEPS = ("fsync", "replace", "unlink")  # of os: what a run does to files in addition to writing them
 
 
 def in_child(args: list[str], kill_at: int | None = None) -> tuple[bool, int]:

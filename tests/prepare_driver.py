@@ -1,4 +1,4 @@
-"""Kills runs of `prepare` before each of their steps, in forked children, and goes on with them; prints a JSON report.
+"""Kills runs of `prepare` before each of their steps, in forked children, and continues them; prints a JSON report.
 
 prepare_driver.py FOLDER     with text.txt and vocab.txt
 

@@ -1,4 +1,4 @@
-"""Builds the extension under sanitizers, beside the installed one, and runs tests on it: `make sanitize`.
+"""Builds the extension under sanitizers, next to the installed one, and runs tests on it: `make sanitize`.
 
     python tests/sanitize.py address [pytest arguments]   # AddressSanitizer and UndefinedBehaviorSanitizer
     python tests/sanitize.py thread [pytest arguments]    # ThreadSanitizer

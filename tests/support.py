@@ -37,7 +37,7 @@ MASKS = {
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Memory that torch hands out is NaN, or the largest integer: what nobody wrote shows.
+    """Memory that torch hands out is NaN, or the largest integer: what no one wrote shows.
 
     (To replace torch.empty would outlast the test: the first torch.device of a process tables what is there.)
     """

@@ -409,7 +409,7 @@ REPLACED = {
 @pytest.mark.parametrize("when", ["before", "after", "between calls"])
 @pytest.mark.parametrize("change", REPLACED)
 def test_replaced_parts_count(change, when):
-    """Whatever somebody did to the model: the numbers are those of the original code."""
+    """Whatever was done to the model: the numbers are those of the original code."""
     original = make()
     if when == "before":
         REPLACED[change](original)

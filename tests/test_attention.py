@@ -171,7 +171,7 @@ def test_compiles_in_one_graph_for_any_lengths():
         (wanted,) = torch.autograd.grad(expected, qkv, dout)
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
         compilations.append(counter.frame_count)
-    assert len(set(compilations)) == 1, "other lengths compiled anew"
+    assert len(set(compilations)) == 1, "other lengths compiled again"
 
 
 def test_another_longest_sequence_compiles_nothing_anew():

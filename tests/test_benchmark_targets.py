@@ -63,7 +63,7 @@ def test_row_without_a_time_is_missed(status):
     verdict = judge([row("openvino", speed=1.0), row("fastbert", status=status)])
     assert not verdict.held and status in targets.report([verdict])
     assert not judge([]).held and "no row" in targets.report([judge([])])
-    assert not judge([row("fastbert", speed=9.0)]).held  # nobody to compare with
+    assert not judge([row("fastbert", speed=9.0)]).held  # no one to compare with
 
 
 def test_figures_and_upper_limits():

@@ -223,7 +223,7 @@ def test_the_least_recently_used_goes():
 
 
 def test_memory_is_bounded():
-    """The third does not fit beside the others, which go; what does not fit alone runs eagerly."""
+    """The third does not fit next to the others, which go; what does not fit alone runs eagerly."""
     compiled = pretended(tiny(), each=400, max_bytes=1000)
     for length in (10, 30, 40):
         compiled(tokens(1, length))
@@ -349,7 +349,7 @@ def test_weights_that_change_in_place_are_seen():
 
 
 def test_quantised_weights_that_change_in_place_are_captured_anew():
-    """A graph reads 8-bit copies, which are made anew elsewhere when a weight changes, and the old ones given back."""
+    """A graph reads 8-bit copies, which are made again elsewhere when a weight changes, and the old ones given back."""
     model = tiny()
     model.matmul_precision = "int8"
     compiled = pretended(model)

@@ -1,4 +1,4 @@
-"""What is done to live models, seen or survived: the accelerated twin and fastbert's own beside transformers' model."""
+"""What is done to live models, seen or survived: the accelerated twin and fastbert's own against transformers' model."""
 
 import copy
 import functools

@@ -41,7 +41,7 @@ def test_resume_wants_the_same_run(tiny, folder, capsys):
     kept = journal.read_text()
 
     for extra, message in (
-        ([], "--resume goes on with it, --restart throws it away"),
+        ([], "--resume continues it, --restart throws it away"),
         (["--resume", "--pooling", "cls"], "pooling was 'mean' and is 'cls' now"),
         (["--resume", "--prompt", "the "], "prompt was '' and is 'the ' now"),
         (["--resume", "--truncate-dim", 8], "truncate_dim was None and is 8 now"),
@@ -85,7 +85,7 @@ def test_damaged_leftovers_and_restart(tiny, folder, capsys):
     assert run(capsys, *args, "--restart")[0] == 0
     assert np.load("o.npy").shape == (20, 48) and len(os.listdir()) == 2
     Path("o.npy").write_bytes(b"old")
-    assert run(capsys, *args, "--resume")[0] == 0  # nothing to go on with: from the start
+    assert run(capsys, *args, "--resume")[0] == 0  # nothing to continue: from the start
     assert np.load("o.npy").shape == (20, 48)
 
 
@@ -148,7 +148,7 @@ def test_ctrl_c_then_resume_gives_the_same_file(tiny, folder):
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 130, err
-    assert err == "fastbert: o.jsonl is not complete; --resume goes on with it\nfastbert: interrupted\n"
+    assert err == "fastbert: o.jsonl is not complete; --resume continues it\nfastbert: interrupted\n"
     assert not Path("o.jsonl").exists()
     done = subprocess.run([*args, "--resume"], check=True, capture_output=True, text=True, env=ENVIRONMENT)
     assert "of them by the run before" in done.stderr

@@ -1,4 +1,4 @@
-"""Models loaded with inference_only=True: the same numbers, without the memory of weights that nobody reads."""
+"""Models loaded with inference_only=True: the same numbers, without the memory of weights that no one reads."""
 
 import copy
 import weakref

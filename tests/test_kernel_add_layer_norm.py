@@ -234,7 +234,7 @@ def test_reasons():
     assert "GPU" in _supports_triton(x, residual, weight, bias, eps=EPS, dropout_p=0.0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to have a reason beside")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to have a reason next to")
 def test_reasons_on_a_gpu():
     def reason(x, residual, weight, bias):
         return _supports_triton(x, residual, weight, bias, eps=EPS, dropout_p=0.1)

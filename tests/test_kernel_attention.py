@@ -352,7 +352,7 @@ def test_dispatched_on_a_gpu():
 
 # What spilled by triton 3.6 or 3.7 and was let pass, by target, dtype, head dim, kernel (see Compiled.spilled): most at
 # any length, with dropout; 0 elsewhere. Products of fp32 in scalars keep whole rows in registers; dK and dV of
-# 128 columns are half of what a thread has, and dQ beside them more; triton 3.6 leaves AMD's a few short.
+# 128 columns are half of what a thread has, and dQ next to them more; triton 3.6 leaves AMD's a few short.
 SPILLS = {
     **{(target, torch.float32, dim, "bwd_dq"): 208 for target in ("sm_80", "sm_90") for dim in (64, 80, 96, 128)},
     **{(target, torch.float32, dim, "bwd_dkdv"): 296 for target in ("sm_80", "sm_90") for dim in (64, 80, 96, 128)},

@@ -1,4 +1,4 @@
-"""torch.compile over the Triton ops: one graph without a break, its gradients, and nothing compiled anew.
+"""torch.compile over the Triton ops: one graph without a break, its gradients, and nothing compiled again.
 
 Dispatch refuses tensors of the CPU, so here it is told to take them; their kernels run in the interpreter.
 """

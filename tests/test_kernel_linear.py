@@ -1,4 +1,4 @@
-"""linear in Triton: the product with its activation, the activation and bias gradient beside cuBLAS, and the table.
+"""linear in Triton: the product with its activation, the activation and bias gradient next to cuBLAS, and the table.
 
 A row's result may depend on its batch mates' number within the accuracy contract: other tiles add up K otherwise.
 With as many of them, whatever they hold, it has the same bits.
@@ -349,7 +349,7 @@ def test_the_committed_table():
 @pytest.mark.parametrize("slower", ["cublas", "32x32x32-4-1"])
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU the tuner times what the GPU's own tiles are")
 def test_tuning(slower, tmp_path, monkeypatch):
-    """The faster way comes into the table, in place of an older row, beside those of other products."""
+    """The faster way comes into the table, in place of an older row, next to those of other products."""
     clock = lambda ways, device: {name: 2e-6 if name == slower else 1e-6 for name in ways}  # noqa: E731
     other, _ = tune_linear.measure(16, 32, 48, torch.float16, True, torch.device("cpu"), clock)
     row, times = tune_linear.measure(16, 32, 48, torch.float16, False, torch.device("cpu"), clock)

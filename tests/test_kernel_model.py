@@ -1,4 +1,4 @@
-"""Whole models over the Triton ops: losses and every gradient beside the reference's, and training that repeats.
+"""Whole models over the Triton ops: losses and every gradient against the reference's, and training that repeats.
 
 Dispatch refuses tensors of the CPU, so here it is told to take them; their kernels run in the interpreter.
 """

@@ -201,7 +201,7 @@ def test_nothing_above_ops_asks_what_the_machine_has():
 
 
 def test_tests_and_benchmarks_are_imported_by_nothing():
-    beside = {
+    outside = {
         "tests",
         "benchmarks",
         *(p.stem for d in ("tests", "benchmarks") for p in (ROOT / d).glob("*.py")),
@@ -209,7 +209,7 @@ def test_tests_and_benchmarks_are_imported_by_nothing():
     problems = []
     for _, path in files():
         for node, name in imports(path):
-            if name.split(".")[0] in beside:
+            if name.split(".")[0] in outside:
                 problems.append(f"{at(path, node)}: imports {name}")
     complain(problems)
 

@@ -477,7 +477,7 @@ def test_outputs_can_be_made_anew(tmp_path):
 
 
 def test_flat_buffers_are_not_taken_apart(tmp_path):
-    """Parameters that are slices of somebody's buffer (FSDP's, say) stay there."""
+    """Parameters that are slices of another buffer (FSDP's, say) stay there."""
     _, mine = pair("BertModel", tmp_path)
     attention = mine.encoder.layer[0].attention.self
     buffer = torch.randn(48 * 48 * 3 + 7)

@@ -144,8 +144,8 @@ REFUSED = {
     "device meta": {"device": "meta"},
     "last dimension not contiguous": {"x": torch.ones(8, 4).t()},
     "x has 3 dimensions": {"x": torch.ones(2, 2, 8)},
-    "shape (4, 9) beside x (4, 8)": {"residual": torch.ones(4, 9)},
-    "shape (7,) beside x (4, 8)": {"bias": torch.ones(7)},
+    "shape (4, 9) next to x (4, 8)": {"residual": torch.ones(4, 9)},
+    "shape (7,) next to x (4, 8)": {"bias": torch.ones(7)},
 }
 
 

@@ -54,7 +54,7 @@ def test_accuracy(isa, rows, width, dtype):
 
 
 def test_many_tokens_of_one_type_and_a_large_table(isa):
-    """Every token of type 0, few words of many: long sums, and rows that nobody asks for."""
+    """Every token of type 0, few words of many: long sums, and rows that no one asks for."""
     inputs = inputs_of(3000, 40, vocab=5000, types=1, places=3)
     inputs["input_ids"] %= 7
     assert_op_accurate(ops.embed_layer_norm, naive, inputs, torch.float32, eps=1e-12)

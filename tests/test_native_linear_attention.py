@@ -67,7 +67,7 @@ def test_activations_over_their_whole_range(isa, activation):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_linear_strides_and_neighbours(isa, dtype):
-    """Strided rows are read as they are, and nothing is written beside the output."""
+    """Strided rows are read as they are, and nothing is written outside the output."""
     wide, weight, bias = torch.randn(9, 200).to(dtype), torch.randn(50, 200).to(dtype), torch.randn(50).to(dtype)
     expected = native.linear(wide[::2, 20:120].contiguous(), weight[:, 40:140].contiguous(), bias)
     assert torch.equal(native.linear(wide[::2, 20:120], weight[:, 40:140], bias), expected)

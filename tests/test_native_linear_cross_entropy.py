@@ -47,10 +47,10 @@ def _native():
         yield
 
 
-@pytest.fixture(params=["all at once", "in stretches"])
+@pytest.fixture(params=["all at once", "in chunks"])
 def budget(request, monkeypatch):
     """With the logits of a few hundred words at a time, they are made twice."""
-    if request.param == "in stretches":
+    if request.param == "in chunks":
         monkeypatch.setattr(implementation, "_GRADIENT_BYTES", 1)
         monkeypatch.setattr(implementation, "_LOSS_BYTES", 1)
 

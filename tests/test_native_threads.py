@@ -19,7 +19,7 @@ WORKERS, ROUNDS = 4, 6
 
 @pytest.fixture(params=[1, 2])
 def threads(request):
-    """Threads within a call, beside those that call."""
+    """Threads within a call, next to those that call."""
     require_native()
     torch.set_num_threads(request.param)
     return request.param
@@ -74,7 +74,7 @@ def test_the_ops(threads, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_model(threads, dtype):
-    """Inference; each round begins with weights that nobody has packed yet."""
+    """Inference; each round begins with weights that no one has packed yet."""
     model = BertForMaskedLM(BertConfig(**TINY)).eval().to(dtype)
     inputs = [tokens(batch, length) for batch, length in ((1, 1), (3, 8), (2, 40), (9, 17))]
 

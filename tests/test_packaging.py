@@ -1,4 +1,4 @@
-"""What is installed: the files of a wheel, life beside the package `kernels`, builds without a compiler."""
+"""What is installed: the files of a wheel, life next to the package `kernels`, builds without a compiler."""
 
 import importlib.metadata
 import importlib.util

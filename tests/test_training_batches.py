@@ -165,7 +165,7 @@ def test_another_process_gets_the_same(shards):
     cycle = batches(shards)
     next(cycle)
     copy = pickle.loads(pickle.dumps(cycle))
-    assert len(pickle.dumps(cycle)) < 20_000  # the files are opened anew, not copied
+    assert len(pickle.dumps(cycle)) < 20_000  # the files are opened again, not copied
     assert same(next(cycle), next(copy))
 
 

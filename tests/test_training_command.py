@@ -89,7 +89,7 @@ def test_a_checkpoint_is_trained_on(pretrain, tmp_path):
 def test_a_run_that_is_there_already_is_gone_on_with_or_left_alone(pretrain):
     pretrain()
     code, said, _ = pretrain()
-    assert code == 1 and "step-00000002 is there already: --resume goes on with it" in said
+    assert code == 1 and "step-00000002 is there already: --resume continues it" in said
     code, said, checkpoint = pretrain("schedule.total_steps=2", "training.steps=4", resume=True)
     assert code == 0 and "resuming from" in said and checkpoint.name == "step-00000004"
     code, said, _ = pretrain("schedule.total_steps=2", "training.steps=4", resume=True)

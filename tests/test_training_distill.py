@@ -520,7 +520,7 @@ def test_what_the_command_says_of_bad_input(tmp_path, capsys):
 
 
 def test_the_command_on_text(tmp_path, capsys):
-    """write_run's text and settings: a pre-trained teacher, then its student, cut short and gone on with."""
+    """write_run's text and settings: a pre-trained teacher, then its student, cut short and continued."""
     config = write_run(tmp_path)
     assert main(["pretrain", str(config), "--set", "model.num_hidden_layers=4"]) == 0
     teacher = tmp_path / "out" / "checkpoints" / "step-00000008"

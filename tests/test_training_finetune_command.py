@@ -139,7 +139,7 @@ def test_a_run_cut_short_before_its_model_is_written_goes_on(tmp_path, model, ca
         patch.setattr(finetune_command, "draw_curves", fail)
         assert finetune(model, "classification", data, out) == 1
     assert finetune(model, "classification", data, out) == 1
-    assert "is there already: --resume goes on with it" in capsys.readouterr().err
+    assert "is there already: --resume continues it" in capsys.readouterr().err
     assert finetune(model, "classification", data, out, "--resume") == 0
     assert "step-00000008: 8 of 8 steps done, only the report is missing" in capsys.readouterr().err
     other = tmp_path / "other"

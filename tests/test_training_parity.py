@@ -1,4 +1,4 @@
-"""Pre-training on real text beside transformers': the same curve without dropout, no worse an end with it."""
+"""Pre-training on real text against transformers': the same curve without dropout, no worse an end with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From text to shards: what is in them, vocabularies, and runs over processes, killed and gone on with."""
+"""From text to shards: what is in them, vocabularies, and runs over processes, killed and continued."""
 
 import json
 import os
@@ -241,7 +241,7 @@ def test_what_a_run_may_go_on_with(tmp_path, monkeypatch):
     def again(settings=SETTINGS, vocab=vocab, **options):
         return prepare([source], out, settings, vocab=vocab, **options)
 
-    with pytest.raises(PrepareError, match=r"journal.json is left of an interrupted run: --resume goes on with it"):
+    with pytest.raises(PrepareError, match=r"journal.json is left of an interrupted run: --resume continues it"):
         again()
     with pytest.raises(PrepareError, match="max_length was 48 and is 40 now"):
         again(PrepareSettings(**vars(SETTINGS) | {"max_length": 40}), resume=True)
@@ -258,7 +258,7 @@ def test_what_a_run_may_go_on_with(tmp_path, monkeypatch):
     summary = again(resume=True)
     assert summary.resumed == 1 and summary.shards > 4
     whole = files_of(out)
-    with pytest.raises(PrepareError, match=r"holds prepared data: --restart makes it anew"):
+    with pytest.raises(PrepareError, match=r"holds prepared data: --restart makes it again"):
         again(resume=True)
     assert again(restart=True).resumed == 0 and files_of(out) == whole
     (out / "index.json").rename(out / "other.json")
@@ -356,7 +356,7 @@ def test_the_command(tmp_path, capsys):
     assert not shards.pairs and shards.max_length == 40 and shards.counts.skipped == 1
     assert shards.tokenizer("Ba")["input_ids"] != shards.tokenizer("ba")["input_ids"]
     code, _, err = run(capsys, *args)
-    assert code == 1 and "holds prepared data: --restart makes it anew" in err
+    assert code == 1 and "holds prepared data: --restart makes it again" in err
     code, out, err = run(capsys, *args, "--restart", "--bad-documents", "skip", "-q")
     assert (code, out) == (0, "") and err.startswith("fastbert: 1 documents skipped\nfastbert: ")
     assert err.count("\n") == 2 and "sentences have more than the 37 tokens of text that --max-length 40 leaves" in err

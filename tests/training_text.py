@@ -9,7 +9,7 @@ from fastbert.training.prepare import prepare
 
 SYLLABLES = ("ba", "ke", "di", "lo", "mu", "ra", "se", "ti", "no", "pu", "ga", "vi")
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# Each syllable begins a word and goes on with one, so that words of several WordPieces abound.
+# Each syllable begins a word and continues one, so that words of several WordPieces abound.
 VOCAB = [
     *SPECIALS,
     *SYLLABLES,

@@ -1,4 +1,4 @@
-// fastbert._C: what the build and the processor have; the ops are bound in the files beside this one.
+// fastbert._C: what the build and the processor have; the ops are bound in the files next to this one.
 #include <pybind11/stl.h>
 
 #include <algorithm>

@@ -90,7 +90,7 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
     uint32_t* keys = static_cast<uint32_t*>(memory);
     uint32_t* values = keys + sizes.keys;
     float* scores = reinterpret_cast<float*>(values + sizes.values);
-    // The next head's rows lie beside these, but far from each other: no processor guesses that they are next. (Their
+    // The next head's rows lie next to these, but far from each other: no processor guesses that they are next. (Their
     // second line it does guess; to ask for it, too, gained nothing.)
     const T* const parts[] = {q, k, v};
     for (int64_t t = 0; t < L && head + 1 < op.H; ++t)

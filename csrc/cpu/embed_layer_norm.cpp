@@ -10,7 +10,7 @@
 namespace fastbert {
 namespace {
 
-// The row kernels would read beside the table, so nothing starts before every id is known to be in it.
+// The row kernels would read outside the table, so nothing starts before every id is known to be in it.
 void check_ids(const char* name, const EmbedTable& table, int64_t M) {
     for (int64_t m = 0; m < M; ++m)
         if (table.ids[m] < 0 || table.ids[m] >= table.count)

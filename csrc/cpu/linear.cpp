@@ -55,7 +55,7 @@ void linear_cpu(const Linear& op, Isa isa, Team& team) {
     const int64_t rows = divide_up(divide_up(op.M, blocks), kernel.tile_m) * kernel.tile_m;
 
     // Some tasks a thread, handed out as they come, so that a slow core does not hold up the others. Where rows are
-    // few, a task's first weights are waited for, which nobody asked for ahead: then fewer.
+    // few, a task's first weights are waited for, which no one asked for ahead: then fewer.
     const int64_t a_thread = op.M <= 2 * kernel.tile_m ? 4 : 8;
     const int64_t ranges = std::min(panels, divide_up(a_thread * team.size(), blocks));
     const int64_t tasks = divide_up(op.M, rows) * ranges;

@@ -354,7 +354,7 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     // Tiles of one height, or nearly: a last one of few rows would cost as much as a full one.
     const int64_t tiles = (row_end - row_begin + VECTOR_ROWS - 1) / VECTOR_ROWS;
     const int64_t height = tiles ? (row_end - row_begin + tiles - 1) / tiles : 0;
-    // Nobody has time to wait for weights from memory: while the first two tiles multiply a panel, each asks for half of
+    // No one has time to wait for weights from memory: while the first two tiles multiply a panel, each asks for half of
     // the next one. Two tiles and no more take turns with pieces of a panel that stay in the L1 cache, and ask for pieces.
     // Pieces end where sums are cut in any case, or sums run on: a row comes out the same, whatever rows go with it.
     constexpr int64_t PIECE = CHUNK<float>;

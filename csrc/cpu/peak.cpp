@@ -11,7 +11,7 @@
 namespace fastbert {
 namespace {
 
-constexpr double SECONDS = 0.005;  // of one timing: long beside the clock, short beside what a neighbour takes
+constexpr double SECONDS = 0.005;  // of one timing: long next to the clock, short next to what a neighbour takes
 constexpr int TIMINGS = 20;
 constexpr int COUNTED = 2;         // the third best counts: a neighbour makes some too low, a clock that jumps one too high
 

@@ -6,14 +6,14 @@
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
-// Sums in flight: two multipliers of 4 to 6 cycles want 8 to 12 of them, all in registers beside two operands.
+// Sums in flight: two multipliers of 4 to 6 cycles want 8 to 12 of them, all in registers next to two operands.
 #ifdef __AVX512F__
 constexpr int SUMS = 16;
 #else
 constexpr int SUMS = 12;
 #endif
 
-// The compiler must believe that somebody reads the sums.
+// The compiler must believe that the sums are read.
 template <typename T>
 static inline void keep(const T& sums) {
     asm volatile("" : : "r"(&sums) : "memory");

@@ -3,7 +3,7 @@
 // A team is one parallel region of OpenMP, however many loops there are in it. A region for each loop costs the wake of
 // its threads wherever OpenMP lets them sleep in between, as libgomp does once a process has more threads than cores.
 //
-// Nobody waits for a thread, only for tasks: who has lost its core to somebody else between two tasks finds the others
+// No one waits for a thread, only for tasks: who has lost its core to another process between two tasks finds the others
 // some loops further when it comes back, and goes after them. So what is to be done once is a task, too, and what
 // stands between two loops may be run by a thread while others are in later ones: it writes to nothing they share.
 #pragma once

@@ -14,7 +14,7 @@
 
 namespace fastbert::FASTBERT_ISA {
 
-// The tile: as many accumulators as the registers hold beside NV vectors of B and a broadcast of A.
+// The tile: as many accumulators as the registers hold next to NV vectors of B and a broadcast of A.
 #if defined(__AVX512F__)
 constexpr int VECTOR_ROWS = 12, NV = 2;
 #elif defined(__AVX2__)

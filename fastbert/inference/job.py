@@ -102,5 +102,5 @@ def _replay(stream: Iterator[Record], records: Records, progress: Progress) -> N
     if read < progress.records or records.digest() != progress.input_sha256:
         raise InputError(
             f"cannot go on: the first {progress.records} records are not those of the interrupted run; "
-            "give the same input, or --restart to begin anew"
+            "give the same input, or --restart to begin again"
         )

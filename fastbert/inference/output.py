@@ -1,6 +1,6 @@
 """Where vectors go: .npy, .parquet and jsonl, written so that a run killed at any moment can go on.
 
-A run writes two files beside its output: OUT.partial, and OUT.journal.json, which says how much of it
+A run writes two files next to its output: OUT.partial, and OUT.journal.json, which says how much of it
 counts. Each commit appends to the first, then replaces the second; OUT itself appears, by a rename, when
 the run is complete. A rerun cuts the partial file to what the journal says and goes on from there.
 """
@@ -216,9 +216,9 @@ class FileOutput:
     Args:
         out: the file to be.
         format: how rows are written.
-        settings: what the rows follow from beside the input: JSON values by name. A run is gone on with only
+        settings: what the rows follow from in addition to the input: JSON values by name. A run is continued only
             by the same settings.
-        resume: whether to go on with an interrupted run, where there is one.
+        resume: whether to continue an interrupted run, where there is one.
         restart: whether to throw an interrupted run away.
 
     Raises:
@@ -273,8 +273,8 @@ class FileOutput:
             self.done, progress.bytes = True, 0
         elif size < progress.bytes:
             raise OutputError(
-                f"cannot go on with {self.partial}: it has {size} bytes and the journal speaks of "
-                f"{progress.bytes}; --restart begins anew"
+                f"cannot continue {self.partial}: it has {size} bytes and the journal speaks of "
+                f"{progress.bytes}; --restart begins again"
             )
         return progress
 

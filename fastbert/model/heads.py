@@ -32,7 +32,7 @@ IGNORE = -100
 class BertHeadModel(BertPreTrainedModel):
     """A BertModel called `bert`, with something on top.
 
-    Every head's forward takes, beside what it names, BertModel's options: output_attentions,
+    Every head's forward takes, in addition to what it names, BertModel's options: output_attentions,
     output_hidden_states, return_dict, and cu_seqlens and max_seqlen for packed input.
     """
 

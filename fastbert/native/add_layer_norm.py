@@ -23,7 +23,7 @@ def supports_add_layer_norm(
         if t is None:
             continue
         if t.shape != expected:
-            return f"shape {tuple(t.shape)} beside x {tuple(shape)}"
+            return f"shape {tuple(t.shape)} next to x {tuple(shape)}"
         if t.stride(-1) != 1 and shape[1] > 1:
             return "last dimension not contiguous"
     return None

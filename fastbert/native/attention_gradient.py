@@ -15,7 +15,7 @@ def attention_training(
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(scale q k^T) v with dropped probabilities: (T, 3, H, D) -> (T, H, D).
 
-    Beside it (2, H, T) fp32 for the backward, where `keep` asks for it. The mask follows from `seed`. The caller has
+    In addition to it (2, H, T) fp32 for the backward, where `keep` asks for it. The mask follows from `seed`. The caller has
     asked `supports_attention`.
     """
     tokens, _, heads, width = qkv.shape

@@ -1,4 +1,4 @@
-"""linear_cross_entropy and its gradients by the extension: a stretch of the vocabulary at a time.
+"""linear_cross_entropy and its gradients by the extension: a chunk of the vocabulary at a time.
 
 Logits are made transposed, (V, K): the weight's rows are then read as they lie, by the product that makes the logits
 and by the one that makes the weight's gradient, and nothing of the vocabulary's size is packed. (A weight in training
@@ -52,7 +52,7 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """(T, E), (V, E), (V,), (T,) -> the mean loss (), and the gradients of x, weight and bias that are `needed`.
 
-    float32 or bfloat16; the logits of a stretch of words are rounded to it, everything after them is float32.
+    float32 or bfloat16; the logits of a chunk of words are rounded to it, everything after them is float32.
 
     Raises:
         ValueError: a label outside 0..V-1 that is not `ignore_index`.
@@ -104,8 +104,8 @@ class _Call:
     def statistics(self, budget: int) -> Tensor | None:
         """Fills row_max, total and picked; returns the logits, if those of the whole vocabulary are there."""
         partial = fresh(self.row_max, C.cross_entropy_blocks(self.V), 2, self.K)
-        stretches = self._stretches(budget)
-        for first, size in stretches:
+        chunks = self._stretches(budget)
+        for first, size in chunks:
             logits = self._logits(first, size)
             C.cross_entropy_statistics_cpu(
                 *(self.dtype, size, self.K, first, logits.data_ptr(), self._bias(first), self.labels.data_ptr()),
@@ -115,7 +115,7 @@ class _Call:
             *(partial.data_ptr(), len(partial), self.K, self.row_max.data_ptr(), self.total.data_ptr()),
             *(self.isa, self.threads),
         )
-        return logits if len(stretches) == 1 else None
+        return logits if len(chunks) == 1 else None
 
     def losses(self) -> Tensor:
         """Of each token, (count,) in fp64, where the order of their sum does not show."""

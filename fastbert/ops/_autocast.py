@@ -10,7 +10,7 @@ from torch import Tensor
 
 def autocast_is_on(x: Tensor) -> bool:
     """Whether this call has casting to do; a compiler does it by itself, in the reference that it traces."""
-    # `device.type` makes a string anew, which takes as long as all the rest.
+    # `device.type` makes a string again, which takes as long as all the rest.
     device = "cuda" if x.is_cuda else "cpu" if x.is_cpu else x.device.type
     return torch.is_autocast_enabled(device) and not torch.compiler.is_compiling()
 

@@ -244,7 +244,7 @@ def attention(
     name, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
     if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
         # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
-        # max_seqlen is a number, and a graph that holds one is made anew for the next: T bounds it as well.
+        # max_seqlen is a number, and a graph that holds one is made again for the next: T bounds it as well.
         seed = torch.randint(2**62, (1,), device=qkv.device) if dropout_p else None
         scale = qkv.shape[-1] ** -0.5 if scale is None else scale
         return torch.ops.fastbert.attention(name, needs_gradient(qkv), qkv, cu_seqlens, scale, dropout_p, seed)[0]
@@ -252,7 +252,7 @@ def attention(
 
 
 # What a compiled graph holds. `backend` is the one that was chosen when the graph was made; `saved` is what its
-# backward reads beside the output, where `training`: see the launchers.
+# backward reads next to the output, where `training`: see the launchers.
 
 
 @torch.library.custom_op("fastbert::attention", mutates_args=())

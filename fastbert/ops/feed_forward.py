@@ -141,7 +141,7 @@ def feed_forward(
 ) -> Tensor:
     """linear(linear(x, up, activation), down): (T, E), (F, E), (F,), (E, F), (E,) -> (T, E).
 
-    A `Weight` has its bias with it, as of `linear`: the bias beside it is None.
+    A `Weight` has its bias with it, as of `linear`: the bias next to it is None.
 
     Args:
         precision: as of `linear`.

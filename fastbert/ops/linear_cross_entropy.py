@@ -67,7 +67,7 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, i
 
 
 class _TritonLinearCrossEntropy(torch.autograd.Function):
-    """Likewise. What dloss is, no one asks before the backward's last kernel, which scales by it on the device."""
+    """As above. What dloss is, no one asks before the backward's last kernel, which scales by it on the device."""
 
     @staticmethod
     def forward(

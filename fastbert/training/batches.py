@@ -99,7 +99,7 @@ class PackedBatches:
         """Goes on from there. Raises ValueError for the state of another seed or other shards."""
         for name, own in self._source().items():
             if (was := state.get(name)) != own:
-                raise ValueError(f"cannot go on with {self.shards.folder}: {name} was {was} and is {own} now")
+                raise ValueError(f"cannot continue {self.shards.folder}: {name} was {was} and is {own} now")
         if state["epoch"] < 0 or not 0 <= state["position"] <= len(self.shards):
             raise ValueError(f"epoch {state['epoch']}, position {state['position']} is no place in {self.shards!r}")
         self._epoch, self._position = state["epoch"], state["position"]

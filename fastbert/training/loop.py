@@ -348,7 +348,7 @@ def newest_checkpoint(output: Path, name: str, *, resume: bool) -> Path | None:
         raise ValueError(f"{name} {output} is a file; it must be a folder")
     newest = open_checkpoints(output).newest()
     if newest is not None and not resume:
-        raise ValueError(f"{newest} is there already: --resume goes on with it; a new run takes another {name}")
+        raise ValueError(f"{newest} is there already: --resume continues it; a new run takes another {name}")
     return newest
 
 

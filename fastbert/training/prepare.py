@@ -178,7 +178,7 @@ def prepare(
             run.commit(Vocabulary.of(tokenizer).sha256)
         vocabulary = Vocabulary.of(BertTokenizer.from_pretrained(output))
         if vocabulary.sha256 != run.vocabulary:
-            raise PrepareError(f"{output}: the tokenizer is not the interrupted run's; --restart begins anew")
+            raise PrepareError(f"{output}: the tokenizer is not the interrupted run's; --restart begins again")
         left = [task for task in tasks if not _is_done(task.path, vocabulary)]
         progress = progress or Progress(shown=False)
         progress.begin(sum(piece.bytes for task in left for piece in task.pieces))
@@ -371,7 +371,7 @@ class _Run:
             self.vocabulary = before["vocabulary"]
             return
         if (self._output / INDEX).exists():
-            raise PrepareError(f"{self._output} holds prepared data: --restart makes it anew")
+            raise PrepareError(f"{self._output} holds prepared data: --restart makes it again")
         if other := sorted(path.name for path in self._output.iterdir()):
             raise PrepareError(f"{self._output} is not empty: it holds {other[0]}")
         self.commit(None)

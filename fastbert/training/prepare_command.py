@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         if (Path(args.output) / JOURNAL).exists():
-            say(f"{args.output} is not complete; --resume goes on with it")
+            say(f"{args.output} is not complete; --resume continues it")
         raise
     finally:
         progress.line.close()

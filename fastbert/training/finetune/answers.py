@@ -29,7 +29,7 @@ def encode(
     room = settings.max_length - settings.max_question - 3
     if settings.stride >= room:
         raise ValueError(
-            f"stride is {settings.stride}; max_length {settings.max_length} leaves {room} tokens of context beside a "
+            f"stride is {settings.stride}; max_length {settings.max_length} leaves {room} tokens of context next to a "
             f"question of {settings.max_question} (max_question), and a window must begin with new ones"
         )
     features = []
