@@ -26,7 +26,7 @@ from harness import Case, Prepared, Provider, twice_eager_gate
 from torch import Tensor
 from workload import SEED
 
-from fastbert.kernels import attention, attention_backward, configs
+from fastbert.kernels import attention, attention_bwd, configs
 
 TOKENS, HIDDEN = 16384, 2048
 LENGTHS = (128, 512, 2048, 16384)
@@ -111,7 +111,7 @@ def tiles(head_dim: int, settings: Settings) -> Iterator[Work]:
         out, statistics = attention.attention_fwd(qkv, **constants)
         calls = {
             "forward": lambda qkv=qkv, known=constants, **k: attention.attention_fwd(qkv, **known, **k)[0],
-            "backward": partial(attention_backward.attention_bwd, dout, qkv, out, statistics, **constants),
+            "backward": partial(attention_bwd.attention_bwd, dout, qkv, out, statistics, **constants),
         }
         schedule = partial(attention.attention_schedule, qkv, cu_seqlens, length)
         flops = 4.0 * length * heads * head_dim * tokens

@@ -130,7 +130,7 @@ struct EmbedLayerNorm {
 
 // The gradients that are not null, in the dtype of the op, contiguous; sums in fp32, in an order that does not
 // depend on the threads. A table's gradient is written whole, zeros too.
-struct EmbedLayerNormBackward {
+struct EmbedLayerNormBwd {
     EmbedLayerNorm forward;  // with its statistics; y is not read
     const void* dy;          // (M, N)
     int64_t stride_dym;
@@ -238,7 +238,7 @@ std::pair<int64_t, int64_t> bounds_cpu(int bytes, int64_t n, const void* x);
 
 // Both throw std::invalid_argument for an id outside its table, before anything is read or written.
 void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads);
-void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, int threads);
+void embed_layer_norm_bwd_cpu(const EmbedLayerNormBwd& op, Isa isa, int threads);
 
 int64_t cross_entropy_blocks(int64_t V);
 // Writes partial and picked. A chunk in the middle of a vocabulary is whole blocks.
@@ -248,7 +248,7 @@ void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads);
 void cross_entropy_combine_cpu(const float* partial, int64_t blocks, int64_t K, float* row_max, float* total, Isa isa,
                                int threads);
 // logits = scale (softmax - onehot), in place; dbias is their sum over K.
-void cross_entropy_gradient_cpu(const CrossEntropy& op, Isa isa, int threads);
+void cross_entropy_bwd_cpu(const CrossEntropy& op, Isa isa, int threads);
 
 // What the machine can reach at most, measured on all `threads`: FLOP/s of a loop that multiplies registers only,
 // or bytes/s read from main memory. 0 where the instruction set has no instruction for it.

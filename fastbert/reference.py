@@ -37,7 +37,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 # Rows whose logits linear_cross_entropy holds at a time: 1024 x 30522 in fp32 are 125 MB.
 _LOSS_ROWS = 1024
 _EXACT_COLUMNS = 1024
-_SCORES = 1 << 23  # that attention_backward holds at a time: 32 MB in fp32
+_SCORES = 1 << 23  # that attention_bwd holds at a time: 32 MB in fp32
 
 
 def embed_layer_norm(
@@ -154,7 +154,7 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def attention_backward(
+def attention_bwd(
     dout: Tensor,  # (T, H, D)
     qkv: Tensor,  # (T, 3, H, D)
     cu_seqlens: Tensor,

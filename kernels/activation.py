@@ -221,7 +221,7 @@ def _strips(
     M, N = dy.shape
     if not dy.numel():
         return None if dtype is None else torch.zeros(N, dtype=dtype, device=dy.device)
-    tile = configs.activation_backward(M, N, architecture.multiprocessors(dy.device))
+    tile = configs.activation_bwd(M, N, architecture.multiprocessors(dy.device))
     sums = None
     if dtype is not None:
         sums = torch.empty((tile.splits, N), dtype=dtype if tile.splits == 1 else torch.float32, device=dy.device)

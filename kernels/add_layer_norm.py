@@ -240,7 +240,7 @@ def add_layer_norm_bwd(
     dx = torch.empty((M, N), dtype=x_dtype, device=device) if wants_x else None
     own_dresidual = wants_residual and not shared
     dresidual = torch.empty((M, N), dtype=residual_dtype, device=device) if own_dresidual else None
-    tile = configs.layer_norm_backward(N, architecture.architecture(device))
+    tile = configs.layer_norm_bwd(N, architecture.architecture(device))
     programs = programs_for(M, tile, device)
     partials = None
     if wanted[2] or wanted[3]:

@@ -119,7 +119,7 @@ def activation_forward(N: int) -> Tile:
     return Tile(8, 512, 4) if N >= 512 else Tile(32, 128, 4)
 
 
-def activation_backward(M: int, N: int, multiprocessors: int) -> StripTile:
+def activation_bwd(M: int, N: int, multiprocessors: int) -> StripTile:
     """32 elements of each tensor a thread, and as many sums; four programs a multiprocessor, of 128 rows at least."""
     block_m, block_n = 32, 128
     strips = -(-N // block_n)
@@ -231,7 +231,7 @@ def layer_norm_forward(N: int, architecture: str, *, dropout: bool) -> RowTile:
     return _row_tile(N, elements_a_warp=1024, least_warps=1, registers=0, num_stages=1)
 
 
-def layer_norm_backward(N: int, architecture: str) -> RowTile:
+def layer_norm_bwd(N: int, architecture: str) -> RowTile:
     """A thread holds dweight and dbias of its elements, so it has 16 of them; one step ahead are 32 KB in flight."""
     return _row_tile(N, elements_a_warp=512, least_warps=4, registers=128, num_stages=2)
 

@@ -279,7 +279,7 @@ def embed_layer_norm_bwd(
     for size, want in zip(sizes, wanted, strict=False):
         bases.append(total if want else -1)
         total += size if want else 0
-    tile = configs.layer_norm_backward(N, architecture.architecture(device))
+    tile = configs.layer_norm_bwd(N, architecture.architecture(device))
     programs = programs_for(T, tile, device)
     dtotal = torch.empty((T, N), dtype=tables[0].dtype, device=device) if wants_tables else None
     keys = torch.empty((3, T), dtype=torch.int32, device=device) if wants_tables else None

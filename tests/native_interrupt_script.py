@@ -52,7 +52,7 @@ def long_linear():
 def long_linear_backward():
     """550 GFLOP, 34 in one piece."""
     x, dy, weight = torch.ones(8192, 4096), torch.ones(8192, 4096), ops.Weight([torch.ones(4096, 4096)], [None])
-    return lambda: native.linear_backward(dy, x, weight, None, None, (True, True, True))
+    return lambda: native.linear_bwd(dy, x, weight, None, None, (True, True, True))
 
 
 def long_attention_backward():
@@ -60,7 +60,7 @@ def long_attention_backward():
     qkv, y, statistics = torch.randn(16384, 3, 4, 64), torch.randn(16384, 4, 64), torch.ones(2, 4, 16384)
     offsets = torch.arange(0, 16385, 2048, dtype=torch.int32)
     constants = {"scale": None, "dropout_p": 0.0, "seed": 0}
-    return lambda: native.attention_backward(y, qkv, offsets, y, statistics, **constants)
+    return lambda: native.attention_bwd(y, qkv, offsets, y, statistics, **constants)
 
 
 def long_cross_entropy():

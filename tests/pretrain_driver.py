@@ -28,7 +28,13 @@ import torch._dynamo  # noqa: F401
 import fastbert.pretrain_command  # noqa: F401
 from fastbert.cli import main
 
-FILE_STEPS = ("fsync", "replace", "rename", "unlink", "rmdir")  # of os: what a run does to files in addition to writing them
+FILE_STEPS = (
+    "fsync",
+    "replace",
+    "rename",
+    "unlink",
+    "rmdir",
+)  # of os: what a run does to files in addition to writing them
 
 
 def start(config: str, out: Path, before: Callable[[], None] = lambda: None) -> int:

@@ -76,7 +76,7 @@ def test_reference_backward_is_the_gradient(lengths, scale):
     out = naive(qkv, given["cu_seqlens"], 0, scale)
     dout = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, qkv, dout)
-    got = reference.attention_backward(dout, qkv.detach(), given["cu_seqlens"], 0, scale=scale)
+    got = reference.attention_bwd(dout, qkv.detach(), given["cu_seqlens"], 0, scale=scale)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -123,7 +123,7 @@ def test_gradient_of_tokens_of_no_sequence():
     dout = torch.randn(20, 2, 8, dtype=torch.float64)
     out = reference.attention(qkv, given["cu_seqlens"], 8)
     (expected,) = torch.autograd.grad(out, qkv, dout)
-    got = reference.attention_backward(dout, qkv.detach(), given["cu_seqlens"], 8)
+    got = reference.attention_bwd(dout, qkv.detach(), given["cu_seqlens"], 8)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     assert not got[13:].any()
 

@@ -29,7 +29,7 @@ from triton_support import (
 
 import fastbert
 from fastbert import ops
-from fastbert.kernels import attention, attention_backward, configs, dropout, schedule
+from fastbert.kernels import attention, attention_bwd, configs, dropout, schedule
 
 LENGTHS = [33, 0, 1, 20]
 TAIL = 3  # rows behind the last sequence
@@ -75,7 +75,7 @@ def naive_gradient(qkv, dout, *args, **kwargs):
 def kernels(qkv, dout, lengths, **kwargs):
     cu_seqlens, longest = cu_seqlens_of(lengths), max(lengths, default=0)
     out, statistics = attention.attention_fwd(qkv, cu_seqlens, longest, **kwargs)
-    return out, attention_backward.attention_bwd(dout, qkv, out, statistics, cu_seqlens, longest, **kwargs)
+    return out, attention_bwd.attention_bwd(dout, qkv, out, statistics, cu_seqlens, longest, **kwargs)
 
 
 def check(dtype, qkv, lengths=LENGTHS, scale=0.3, keep=None, **kwargs):
@@ -240,7 +240,7 @@ def test_descriptors_read_the_same(monkeypatch):
     wanted = kernels(qkv, dout, LENGTHS, scale=0.3)
     real, made = configs.attention, []
     monkeypatch.setattr(configs, "attention", lambda *args, **kwargs: replace(real(*args, **kwargs), tma=True))
-    for module in (attention, attention_backward):
+    for module in (attention, attention_bwd):
         descriptor = module.descriptor
         monkeypatch.setattr(module, "descriptor", lambda *args, make=descriptor: made.append(make(*args)) or made[-1])
     assert all(map(torch.equal, kernels(qkv, dout, LENGTHS, scale=0.3), wanted))
@@ -374,7 +374,7 @@ def compiled(target, dtype, dim=64, max_seqlen=512, p=0.0, precision="ieee"):
     kwargs = {"scale": 0.1, "dropout_p": p, "seed": torch.zeros(1, dtype=torch.int64), "precision": precision}
     with compiling_for(target) as kernels:
         out, statistics = attention.attention_fwd(qkv, cu_seqlens, max_seqlen, **kwargs)
-        attention_backward.attention_bwd(torch.empty_like(out), qkv, out, statistics, cu_seqlens, max_seqlen, **kwargs)
+        attention_bwd.attention_bwd(torch.empty_like(out), qkv, out, statistics, cu_seqlens, max_seqlen, **kwargs)
     names = [kernel.name.strip("_").removesuffix("_kernel").removeprefix("attention_") for kernel in kernels]
     one_launch = configs.attention_in_one_launch(target, dtype, dim, max_seqlen)  # dK and dV have dQ with them
     assert names == ["tile_schedule", "fwd", "tile_schedule", *([] if one_launch else ["bwd_dq"]), "bwd_dkdv"]

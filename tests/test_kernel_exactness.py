@@ -11,7 +11,7 @@ from triton_support import DEVICE, DTYPES, in_the_interpreter, nan_filled, run_i
 
 from fastbert.kernels.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
 from fastbert.kernels.attention import attention_fwd
-from fastbert.kernels.attention_backward import attention_bwd
+from fastbert.kernels.attention_bwd import attention_bwd
 from fastbert.kernels.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd
 from fastbert.kernels.linear_cross_entropy import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 

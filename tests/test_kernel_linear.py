@@ -166,7 +166,7 @@ def test_activation(activation, dtype, monkeypatch):
     dz, sums = kernels.activation_bwd(dy, z, activation)
     exact = derivative(z.double(), dy.double(), activation)
     theirs = derivative(z, dy, activation)
-    assert configs.activation_backward(*z.shape, 4).splits > 1
+    assert configs.activation_bwd(*z.shape, 4).splits > 1
     slope = 4 * unit * float(dy.abs().max())  # dz is dy (1 - tanh^2)
     assert_accurate(dz, theirs, exact, "dz", (slope, slope / 2))
     assert_accurate(sums, theirs.sum(0), exact.sum(0), "sums")
@@ -389,7 +389,7 @@ def test_configs():
     assert configs.linear(128, 3072, "sm_90", 132).block_n == 32  # 2 x 96 tiles
     assert configs.linear(16, 768, "sm_90", 132).block_m == 16
     for M, N in ((1, 1), (129, 768), (32768, 3072), (10**6, 48)):
-        tile = configs.activation_backward(M, N, 132)
+        tile = configs.activation_bwd(M, N, 132)
         assert (tile.splits - 1) * tile.rows < M <= tile.splits * tile.rows and tile.rows % tile.block_m == 0
 
 

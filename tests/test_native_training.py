@@ -1,6 +1,7 @@
 """The C++ backward passes: every instruction set this machine has, by the accuracy contract; what they must not do."""
 
 from functools import partial
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,10 @@ from support import assert_accurate, assert_op_accurate, poisoned_memory, requir
 
 import fastbert
 from fastbert import native, ops, reference
-from fastbert.native import add_layer_norm_gradient, extension, linear_gradient, packed_weights
+from fastbert.native import extension, packed_weights
+
+add_layer_norm_bwd = import_module("fastbert.native.add_layer_norm_bwd")  # functions have these names, too
+linear_bwd = import_module("fastbert.native.linear_bwd")
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -19,7 +23,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 def native_and_poisoned(monkeypatch):
     """The native backend, whose fresh memory is NaN: nothing may be read that was not written."""
     require_native()
-    real_workspace = linear_gradient.workspace
+    real_workspace = linear_bwd.workspace
 
     def poisoned_workspace(*parts):
         memory, found = real_workspace(*parts)
@@ -27,7 +31,7 @@ def native_and_poisoned(monkeypatch):
             memory.fill_(255)  # NaN in every dtype
         return memory, found
 
-    for module in (linear_gradient, add_layer_norm_gradient):
+    for module in (linear_bwd, add_layer_norm_bwd):
         monkeypatch.setattr(module, "workspace", poisoned_workspace)
     with fastbert.use_backend("native", "linear", "attention", "add_layer_norm"), poisoned_memory():
         yield
@@ -49,7 +53,7 @@ def linear_inputs(rows, inner, outer):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu", "silu", "tanh"])
 def test_linear(isa, activation, dtype, monkeypatch):
-    monkeypatch.setattr(linear_gradient, "_CHUNK_WORDS", 64)  # two chunks in bf16, four in fp32, and a rest
+    monkeypatch.setattr(linear_bwd, "_CHUNK_WORDS", 64)  # two chunks in bf16, four in fp32, and a rest
     for rows, inner, outer in ((0, 4, 6), (1, 2, 5), (63, 62, 111), (111, 100, 33), (253, 64, 130)):
         inputs = linear_inputs(rows, inner, outer)
         assert_op_accurate(ops.linear, reference.linear, inputs, dtype, activation=activation)
@@ -270,7 +274,7 @@ def called(monkeypatch):
                 names.append(name)
             return value
 
-    for module in (linear_gradient, packed_weights):
+    for module in (linear_bwd, packed_weights):
         monkeypatch.setattr(module, "C", Spy())
     return names
 
@@ -292,9 +296,9 @@ def test_nothing_is_done_for_what_needs_no_gradient(called):
         return set(called)
 
     for owned in (False, True):
-        assert run(ops.linear, True, False, False, owned=owned) == {"pack_transposed_cpu", "linear_backward_cpu"}
-    assert run(ops.linear, True, False, False, owned=True) == {"linear_backward_cpu"}, "packed again"
-    assert run(ops.linear, False, True, False) == run(ops.linear, False, False, True) == {"linear_backward_cpu"}
+        assert run(ops.linear, True, False, False, owned=owned) == {"pack_transposed_cpu", "linear_bwd_cpu"}
+    assert run(ops.linear, True, False, False, owned=True) == {"linear_bwd_cpu"}, "packed again"
+    assert run(ops.linear, False, True, False) == run(ops.linear, False, False, True) == {"linear_bwd_cpu"}
     for wanted in ((True, False, False), (False, True, False), (False, True, True)):
         expected = gradients(
             lambda x, residual, w: reference.add_layer_norm(x, residual, w, norm.double(), eps=1e-5),
@@ -393,22 +397,22 @@ def test_compiled_training_is_left_to_the_compiler():
 
 def test_a_call_in_the_middle_of_another_one_has_memory_of_its_own(monkeypatch):
     """As a signal's handler makes it: within linear's backward, whose chunks share a workspace."""
-    real, middle = linear_gradient.C, []
+    real, middle = linear_bwd.C, []
 
     def backward(rows):
         x, weight, dy = torch.randn(rows, 48), torch.randn(64, 48), torch.randn(rows, 64)
-        return lambda: native.linear_backward(dy, x, weight, None, None)
+        return lambda: native.linear_bwd(dy, x, weight, None, None)
 
     def interrupted(*args):
         if not middle:
             middle.append(None)
             middle[0] = other()
-        return real.linear_backward_cpu(*args)
+        return real.linear_bwd_cpu(*args)
 
     call, other = backward(100), backward(90)
     expected, expected_other = call(), other()
     names = {name: getattr(real, name) for name in dir(real) if not name.startswith("_")}
-    monkeypatch.setattr(linear_gradient, "C", SimpleNamespace(**{**names, "linear_backward_cpu": interrupted}))
+    monkeypatch.setattr(linear_bwd, "C", SimpleNamespace(**{**names, "linear_bwd_cpu": interrupted}))
     for got, wanted in ((call(), expected), (middle[0], expected_other)):
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 

@@ -10,23 +10,23 @@ void bind_add_layer_norm(py::module_& m) {
                                  stride_ym, eps};
         call(add_layer_norm_cpu, op, dtype, isa, threads);
     });
-    m.def("add_layer_norm_training_cpu", [](int dtype, int64_t M, int64_t N, Address x, int64_t stride_xm,
+    m.def("add_layer_norm_fwd_train_cpu", [](int dtype, int64_t M, int64_t N, Address x, int64_t stride_xm,
                                             Address residual, int64_t stride_rm, Address weight, Address bias,
                                             Address y, float eps, double p, uint64_t seed, Address mean, Address rstd,
                                             int isa, int threads) {
         const AddLayerNorm op = {static_cast<DType>(dtype), M, N, x, residual, weight, bias, y, stride_xm, stride_rm,
                                  N, eps};
-        call(add_layer_norm_training_cpu, AddLayerNormTraining{op, dropout_of(seed, p), mean, rstd}, dtype, isa, threads);
+        call(add_layer_norm_fwd_train_cpu, AddLayerNormFwdTrain{op, dropout_of(seed, p), mean, rstd}, dtype, isa, threads);
     });
-    m.def("add_layer_norm_backward_cpu", [](int dtype, int64_t M, int64_t N, Address x, int64_t stride_xm,
+    m.def("add_layer_norm_bwd_cpu", [](int dtype, int64_t M, int64_t N, Address x, int64_t stride_xm,
                                             Address residual, int64_t stride_rm, Address weight, double p,
                                             uint64_t seed, Address mean, Address rstd, Address dy, int64_t stride_dym,
                                             Address dx, Address dresidual, Address dweight, Address dbias,
                                             Address partials, int isa, int threads) {
         const AddLayerNorm op = {static_cast<DType>(dtype), M, N, x, residual, weight, nullptr, nullptr, stride_xm,
                                  stride_rm, N, 0.0f};
-        call(add_layer_norm_backward_cpu,
-             AddLayerNormBackward{op, dropout_of(seed, p), mean, rstd, dy, dx, dresidual, dweight, dbias, partials,
+        call(add_layer_norm_bwd_cpu,
+             AddLayerNormBwd{op, dropout_of(seed, p), mean, rstd, dy, dx, dresidual, dweight, dbias, partials,
                                   stride_dym},
              dtype, isa, threads);
     });

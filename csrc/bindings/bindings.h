@@ -4,7 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "../training.h"
+#include "../bwd.h"
 
 namespace fastbert::bindings {
 

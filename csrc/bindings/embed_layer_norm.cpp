@@ -19,7 +19,7 @@ void bind_embed_layer_norm(py::module_& m) {
                                    weight, bias, y, statistics, eps, dropout_of(seed, dropout_p)};
         call(embed_layer_norm_cpu, op, dtype, isa, threads);
     });
-    m.def("embed_layer_norm_backward_cpu", [](int dtype, int64_t M, int64_t N, const Table& word,
+    m.def("embed_layer_norm_bwd_cpu", [](int dtype, int64_t M, int64_t N, const Table& word,
                                               const Table& token_type, const Table& position, Address weight,
                                               Address statistics, float dropout_p, uint64_t seed, Address dy,
                                               int64_t stride_dym, Address dword, Address dtoken_type,
@@ -27,8 +27,8 @@ void bind_embed_layer_norm(py::module_& m) {
                                               int isa, int threads) {
         const EmbedLayerNorm op = {static_cast<DType>(dtype), M, N, table(word), table(token_type), table(position),
                                    weight, nullptr, nullptr, statistics, 0.0f, dropout_of(seed, dropout_p)};
-        call(embed_layer_norm_backward_cpu,
-             EmbedLayerNormBackward{op, dy, stride_dym, dword, dtoken_type, dposition, dweight, dbias, padding_idx},
+        call(embed_layer_norm_bwd_cpu,
+             EmbedLayerNormBwd{op, dy, stride_dym, dword, dtoken_type, dposition, dweight, dbias, padding_idx},
              dtype, isa, threads);
     });
 }

@@ -6,10 +6,10 @@
 namespace fastbert::bindings {
 namespace {
 
-LinearBackward linear_backward_of(int dtype, int64_t M, int64_t N, int64_t K, Address dy, int64_t stride_dym,
+LinearBwd linear_bwd_of(int dtype, int64_t M, int64_t N, int64_t K, Address dy, int64_t stride_dym,
                                   int activation, Address dx, Address dweight, Address dbias, int64_t chunk_words) {
     if (chunk_words < 1) throw py::value_error("chunk_words is " + std::to_string(chunk_words) + "; it must be positive");
-    LinearBackward op = {};
+    LinearBwd op = {};
     op.dtype = static_cast<DType>(dtype);
     op.M = M, op.N = N, op.K = K;
     op.dy = dy, op.stride_dym = stride_dym;
@@ -50,42 +50,42 @@ void bind_linear(py::module_& m) {
         const Activate op = {static_cast<DType>(dtype), n, x, y, static_cast<Activation>(activation)};
         call(activate_cpu, op, dtype, isa, threads);
     });
-    m.def("activation_backward_cpu", [](int dtype, int64_t M, int64_t N, Address dy, int64_t stride_dym, Address saved,
+    m.def("activation_bwd_cpu", [](int dtype, int64_t M, int64_t N, Address dy, int64_t stride_dym, Address saved,
                                         int64_t stride_sm, Address dz, int64_t stride_dz, Address dzt,
                                         int64_t stride_dzt, Address partials, int activation, int isa, int threads) {
-        const ActivationBackward op = {static_cast<DType>(dtype), M, N, dy, saved, dz, dzt, partials, stride_dym,
+        const ActivationBwd op = {static_cast<DType>(dtype), M, N, dy, saved, dz, dzt, partials, stride_dym,
                                        stride_sm, stride_dz, stride_dzt, static_cast<Activation>(activation)};
-        call(activation_backward_cpu, op, dtype, isa, threads);
+        call(activation_bwd_cpu, op, dtype, isa, threads);
     });
-    m.def("weight_gradient_cpu", [](int dtype, int64_t N, int64_t K, int64_t tokens, Address dzt, int64_t stride_dzt,
+    m.def("linear_dweight_cpu", [](int dtype, int64_t N, int64_t K, int64_t tokens, Address dzt, int64_t stride_dzt,
                                     Address packed, Address sums, Address dweight, bool first, bool last, int isa,
                                     int threads) {
-        const WeightGradient op = {static_cast<DType>(dtype), N, K, tokens, dzt, packed, sums, dweight, stride_dzt,
+        const LinearDweight op = {static_cast<DType>(dtype), N, K, tokens, dzt, packed, sums, dweight, stride_dzt,
                                    first, last};
-        call(weight_gradient_cpu, op, dtype, isa, threads);
+        call(linear_dweight_cpu, op, dtype, isa, threads);
     });
     m.def("pack_transposed_cpu", [](int dtype, int64_t N, int64_t K, Address source, int64_t rows, int64_t stride,
                                     Address packed, int64_t first, int64_t last, int isa, int threads) {
         const PackTransposed op = {static_cast<DType>(dtype), N, K, source, packed, rows, stride, first, last};
         call(pack_transposed_cpu, op, dtype, isa, threads);
     });
-    m.def("linear_backward_workspace_bytes", [](int dtype, int64_t M, int64_t N, int64_t K, Address dy,
+    m.def("linear_bwd_workspace_bytes", [](int dtype, int64_t M, int64_t N, int64_t K, Address dy,
                                                 int64_t stride_dym, int activation, Address dx, Address dweight,
                                                 Address dbias, int64_t chunk_words, int isa) {
-        return linear_backward_workspace_bytes(
-            linear_backward_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias, chunk_words),
+        return linear_bwd_workspace_bytes(
+            linear_bwd_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias, chunk_words),
             checked_isa(isa, dtype));
     });
-    m.def("linear_backward_cpu", [](int dtype, int64_t M, int64_t N, int64_t K, Address dy, int64_t stride_dym,
+    m.def("linear_bwd_cpu", [](int dtype, int64_t M, int64_t N, int64_t K, Address dy, int64_t stride_dym,
                                     int activation, Address dx, Address dweight, Address dbias, int64_t chunk_words,
                                     Address x, int64_t stride_xm, Address saved, int64_t stride_sm, Address packed,
                                     Address workspace, int isa, int threads) {
-        LinearBackward op =
-            linear_backward_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias, chunk_words);
+        LinearBwd op =
+            linear_bwd_of(dtype, M, N, K, dy, stride_dym, activation, dx, dweight, dbias, chunk_words);
         op.x = x, op.stride_xm = stride_xm;
         op.saved = saved, op.stride_sm = stride_sm;
         op.packed = packed, op.workspace = workspace;
-        call(linear_backward_cpu, op, dtype, isa, threads);
+        call(linear_bwd_cpu, op, dtype, isa, threads);
     });
 }
 

@@ -26,13 +26,13 @@ void bind_linear_cross_entropy(py::module_& m) {
         py::gil_scoped_release nogil;
         cross_entropy_combine_cpu(partial, blocks, K, row_max, total, checked, threads);
     });
-    m.def("cross_entropy_gradient_cpu", [](int dtype, int64_t V, int64_t K, int64_t first, Address logits, Address bias,
+    m.def("cross_entropy_bwd_cpu", [](int dtype, int64_t V, int64_t K, int64_t first, Address logits, Address bias,
                                            Address labels, Address row_max, Address inverse, Address scale,
                                            Address dbias, int isa, int threads) {
         check_tokens(K);
         const CrossEntropy op = {static_cast<DType>(dtype), V, K, first, logits, bias, labels, nullptr, nullptr,
                                  row_max, inverse, scale, dbias};
-        call(cross_entropy_gradient_cpu, op, dtype, isa, threads);
+        call(cross_entropy_bwd_cpu, op, dtype, isa, threads);
     });
 }
 

@@ -67,7 +67,7 @@ void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads) {
     });
 }
 
-void embed_layer_norm_backward_cpu(const EmbedLayerNormBackward& op, Isa isa, int threads) {
+void embed_layer_norm_bwd_cpu(const EmbedLayerNormBwd& op, Isa isa, int threads) {
     const EmbedLayerNorm& of = op.forward;
     check_all_ids(of);
     const EmbedLayerNormKernels& kernels = cpu_kernels(isa).embed_layer_norm;

@@ -95,7 +95,7 @@ void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) 
 // dsum = rstd (g - mean(g) - unit mean(g unit)) with g = dy weight; rows of fp32. dweight and dbias are sums over
 // the rows of this call alone.
 template <typename T>
-void backward(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, float* dsums, float* units, float* dweight,
+void backward(const EmbedLayerNormBwd& op, int64_t begin, int64_t end, float* dsums, float* units, float* dweight,
               float* dbias) {
     const EmbedLayerNorm& of = op.forward;
     const int64_t N = of.N;

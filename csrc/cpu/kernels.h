@@ -3,7 +3,7 @@
 // linker keeps one copy of those, and it might be the one with instructions the processor lacks).
 #pragma once
 
-#include "../training.h"
+#include "../bwd.h"
 
 namespace fastbert {
 
@@ -50,9 +50,9 @@ struct SumRows {
 struct EmbedLayerNormKernels {
     void (*f32)(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums);
     void (*bf16)(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums);
-    void (*backward_f32)(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, float* dsums, float* units,
+    void (*backward_f32)(const EmbedLayerNormBwd& op, int64_t begin, int64_t end, float* dsums, float* units,
                          float* dweight, float* dbias);
-    void (*backward_bf16)(const EmbedLayerNormBackward& op, int64_t begin, int64_t end, float* dsums, float* units,
+    void (*backward_bf16)(const EmbedLayerNormBwd& op, int64_t begin, int64_t end, float* dsums, float* units,
                           float* dweight, float* dbias);
     void (*sum_rows_f32)(const SumRows& op, int64_t column_begin, int64_t column_end);
     void (*sum_rows_bf16)(const SumRows& op, int64_t column_begin, int64_t column_end);
@@ -77,30 +77,30 @@ struct PeakKernels {
 };
 
 // Rows [begin, end); scratch of 2 * scratch(N) floats. A block of the backward is PARTIAL_ROWS rows.
-struct AddLayerNormTrainingKernels {
+struct AddLayerNormBwdKernels {
     int64_t (*scratch)(int64_t N);
-    void (*forward_f32)(const AddLayerNormTraining& op, int64_t begin, int64_t end, float* scratch);
-    void (*forward_bf16)(const AddLayerNormTraining& op, int64_t begin, int64_t end, float* scratch);
-    void (*backward_f32)(const AddLayerNormBackward& op, int64_t block, float* scratch);
-    void (*backward_bf16)(const AddLayerNormBackward& op, int64_t block, float* scratch);
+    void (*forward_f32)(const AddLayerNormFwdTrain& op, int64_t begin, int64_t end, float* scratch);
+    void (*forward_bf16)(const AddLayerNormFwdTrain& op, int64_t begin, int64_t end, float* scratch);
+    void (*backward_f32)(const AddLayerNormBwd& op, int64_t block, float* scratch);
+    void (*backward_bf16)(const AddLayerNormBwd& op, int64_t block, float* scratch);
 };
 
-struct LinearTrainingKernels {
+struct LinearBwdKernels {
     // Elements [begin, end).
     void (*activate_f32)(const Activate& op, int64_t begin, int64_t end);
     void (*activate_bf16)(const Activate& op, int64_t begin, int64_t end);
     // A block of PARTIAL_ROWS rows; a strip of that block has strip_columns columns.
     int64_t strip_columns;
-    void (*backward_f32)(const ActivationBackward& op, int64_t block, int64_t strip);
-    void (*backward_bf16)(const ActivationBackward& op, int64_t block, int64_t strip);
+    void (*backward_f32)(const ActivationBwd& op, int64_t block, int64_t strip);
+    void (*backward_bf16)(const ActivationBwd& op, int64_t block, int64_t strip);
     // Rows [begin, end) of the source, begin even.
     void (*pack_f32)(const PackTransposed& op, int64_t begin, int64_t end);
     void (*pack_bf16)(const PackTransposed& op, int64_t begin, int64_t end);
     // Rows of dW, and panels of tile_n of its columns.
     int64_t tile_m, tile_n;
-    void (*gradient_f32)(const WeightGradient& op, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+    void (*gradient_f32)(const LinearDweight& op, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                          int64_t panel_end);
-    void (*gradient_bf16)(const WeightGradient& op, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+    void (*gradient_bf16)(const LinearDweight& op, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                           int64_t panel_end);
     // out[n] = the sum over `blocks` of partials[block * stride + n], in order.
     void (*sum_f32)(const float* partials, int64_t blocks, int64_t stride, int64_t N, void* out);
@@ -108,15 +108,15 @@ struct LinearTrainingKernels {
 };
 
 // One head of one sequence, with scratch(length, D) bytes of memory, aligned to 64.
-struct AttentionTrainingKernels {
+struct AttentionBwdKernels {
     int64_t (*forward_scratch_f32)(int64_t length, int64_t D);
     int64_t (*forward_scratch_bf16)(int64_t length, int64_t D);
     int64_t (*backward_scratch_f32)(int64_t length, int64_t D);
     int64_t (*backward_scratch_bf16)(int64_t length, int64_t D);
-    void (*forward_f32)(const AttentionTraining& op, int64_t start, int64_t length, int64_t head, void* memory);
-    void (*forward_bf16)(const AttentionTraining& op, int64_t start, int64_t length, int64_t head, void* memory);
-    void (*backward_f32)(const AttentionBackward& op, int64_t start, int64_t length, int64_t head, void* memory);
-    void (*backward_bf16)(const AttentionBackward& op, int64_t start, int64_t length, int64_t head, void* memory);
+    void (*forward_f32)(const AttentionFwdTrain& op, int64_t start, int64_t length, int64_t head, void* memory);
+    void (*forward_bf16)(const AttentionFwdTrain& op, int64_t start, int64_t length, int64_t head, void* memory);
+    void (*backward_f32)(const AttentionBwd& op, int64_t start, int64_t length, int64_t head, void* memory);
+    void (*backward_bf16)(const AttentionBwd& op, int64_t start, int64_t length, int64_t head, void* memory);
 };
 
 struct CpuKernels {
@@ -126,9 +126,9 @@ struct CpuKernels {
     const EmbedLayerNormKernels& embed_layer_norm;
     const CrossEntropyKernels& cross_entropy;
     const PeakKernels& peak;
-    const AddLayerNormTrainingKernels& add_layer_norm_training;
-    const LinearTrainingKernels& linear_training;
-    const AttentionTrainingKernels& attention_training;
+    const AddLayerNormBwdKernels& add_layer_norm_fwd_train;
+    const LinearBwdKernels& linear_fwd_train;
+    const AttentionBwdKernels& attention_fwd_train;
 };
 
 #define FASTBERT_DECLARE_KERNELS(isa)                                         \
@@ -139,9 +139,9 @@ struct CpuKernels {
     extern const EmbedLayerNormKernels embed_layer_norm_kernels;              \
     extern const CrossEntropyKernels cross_entropy_kernels;                   \
     extern const PeakKernels peak_kernels;                                    \
-    extern const AddLayerNormTrainingKernels add_layer_norm_training_kernels; \
-    extern const LinearTrainingKernels linear_training_kernels;               \
-    extern const AttentionTrainingKernels attention_training_kernels;         \
+    extern const AddLayerNormBwdKernels add_layer_norm_fwd_train_kernels; \
+    extern const LinearBwdKernels linear_fwd_train_kernels;               \
+    extern const AttentionBwdKernels attention_fwd_train_kernels;         \
     }
 FASTBERT_DECLARE_KERNELS(portable)
 #ifdef FASTBERT_X86

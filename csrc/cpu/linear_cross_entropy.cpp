@@ -52,7 +52,7 @@ void cross_entropy_combine_cpu(const float* partial, int64_t blocks, int64_t K, 
     });
 }
 
-void cross_entropy_gradient_cpu(const CrossEntropy& op, Isa isa, int threads) {
+void cross_entropy_bwd_cpu(const CrossEntropy& op, Isa isa, int threads) {
     const CrossEntropyKernels& kernels = cpu_kernels(isa).cross_entropy;
     const auto gradient = op.dtype == DType::f32 ? kernels.gradient_f32 : kernels.gradient_bf16;
     const int64_t blocks = cross_entropy_blocks(op.V);

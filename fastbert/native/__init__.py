@@ -5,21 +5,21 @@ best the processor has, or what the environment variable FASTBERT_ISA names.
 """
 
 from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_norm
-from fastbert.native.add_layer_norm_gradient import add_layer_norm_backward, add_layer_norm_training
+from fastbert.native.add_layer_norm_bwd import add_layer_norm_bwd, add_layer_norm_fwd_train
 from fastbert.native.attention import attention, supports_attention
-from fastbert.native.attention_gradient import attention_backward, attention_training
+from fastbert.native.attention_bwd import attention_bwd, attention_fwd_train
 from fastbert.native.checksums import Checksums, checksums_of
 from fastbert.native.dropout import draw_seed
 from fastbert.native.embed_layer_norm import (
     embed_layer_norm,
-    embed_layer_norm_backward,
+    embed_layer_norm_bwd,
     supports_embed_layer_norm,
 )
 from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas, real_isas
 from fastbert.native.linear import linear, supports_linear
+from fastbert.native.linear_bwd import activate, linear_bwd, linear_fwd_train
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
-from fastbert.native.linear_gradient import activate, linear_backward, linear_training
 from fastbert.native.packed_weights import packed
 from fastbert.native.packing import (
     bounds,
@@ -37,11 +37,11 @@ __all__ = [
     "Checksums",
     "activate",
     "add_layer_norm",
-    "add_layer_norm_backward",
-    "add_layer_norm_training",
+    "add_layer_norm_bwd",
+    "add_layer_norm_fwd_train",
     "attention",
-    "attention_backward",
-    "attention_training",
+    "attention_bwd",
+    "attention_fwd_train",
     "available",
     "bounds",
     "checksums_of",
@@ -49,15 +49,15 @@ __all__ = [
     "describe_precision",
     "draw_seed",
     "embed_layer_norm",
-    "embed_layer_norm_backward",
+    "embed_layer_norm_bwd",
     "encoder",
     "has_cuda",
     "isa",
     "isas",
     "linear",
-    "linear_backward",
+    "linear_bwd",
     "linear_cross_entropy",
-    "linear_training",
+    "linear_fwd_train",
     "pack_mask",
     "packed",
     "peak",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.add_layer_norm_gradient import add_layer_norm_inputs, add_layer_norm_training
+from fastbert.native.add_layer_norm_bwd import add_layer_norm_fwd_train, add_layer_norm_inputs
 from fastbert.native.dropout import draw_seed
 from fastbert.native.extension import C, chosen_isa, cpu_reason, fresh
 
@@ -38,7 +38,7 @@ def add_layer_norm(
     `supports_add_layer_norm`.
     """
     if dropout_p:
-        return add_layer_norm_training(
+        return add_layer_norm_fwd_train(
             x, residual, weight, bias, eps=eps, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
         )[0]
     y = fresh(x, *x.shape)

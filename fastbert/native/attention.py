@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.attention_gradient import attention_inputs, attention_training
+from fastbert.native.attention_bwd import attention_fwd_train, attention_inputs
 from fastbert.native.dropout import draw_seed
 from fastbert.native.extension import C, chosen_isa, cpu_reason, fresh, misaligned
 
@@ -50,7 +50,7 @@ def attention(
         ValueError: offsets out of order.
     """
     if dropout_p:
-        return attention_training(
+        return attention_fwd_train(
             qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
         )[0]
     tokens, _, heads, width = qkv.shape

@@ -89,7 +89,7 @@ def embed_layer_norm(
     return y, statistics
 
 
-def embed_layer_norm_backward(
+def embed_layer_norm_bwd(
     dy: Tensor,
     input_ids: Tensor,
     token_type_ids: Tensor,
@@ -116,7 +116,7 @@ def embed_layer_norm_backward(
         fresh(t, *t.shape) if wanted else None for t, wanted in zip((*tables, weight, weight), needed, strict=True)
     ]
     ids = [_int64(x) for x in (input_ids, token_type_ids, position_ids)]
-    C.embed_layer_norm_backward_cpu(
+    C.embed_layer_norm_bwd_cpu(
         CPU_DTYPES[word.dtype],
         *dy.shape,
         *map(_table, tables, ids),

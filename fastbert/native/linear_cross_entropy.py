@@ -131,7 +131,7 @@ class _Call:
         drows = None if dx is None else _Rows(self)
         for first, size in self._stretches(_GRADIENT_BYTES):
             logits = self._logits(first, size) if there is None else there
-            C.cross_entropy_gradient_cpu(
+            C.cross_entropy_bwd_cpu(
                 *(self.dtype, size, self.K, first, logits.data_ptr(), self._bias(first), self.labels.data_ptr()),
                 *(self.row_max.data_ptr(), inverse.data_ptr(), scale.data_ptr()),
                 *(0 if dbias is None else dbias[first:].data_ptr(), self.isa, self.threads),
@@ -210,7 +210,7 @@ class _Rows:
         for start in range(0, size, self.chunk):
             words = min(self.chunk, size - start)
             even, word = -(-words // self.per_word) * self.per_word, first + start
-            C.activation_backward_cpu(
+            C.activation_bwd_cpu(
                 *(call.dtype, words, call.count, logits[start:].data_ptr(), logits.stride(0), 0, 0, 0, 0),
                 *(self.turned.data_ptr(), self.stride, 0, C.ACTIVATION_none, call.isa, call.threads),
             )
@@ -219,7 +219,7 @@ class _Rows:
                 *(call.dtype, call.E, even, weight.data_ptr(), words, weight.stride(0), self.packed.data_ptr()),
                 *(0, words, call.isa, call.threads),
             )
-            C.weight_gradient_cpu(
+            C.linear_dweight_cpu(
                 *(call.dtype, call.count, call.E, even, self.turned.data_ptr(), self.stride, self.packed.data_ptr()),
                 *(self.wide.data_ptr(), self.sums.data_ptr(), word == 0, word + words == call.V),
                 *(call.isa, call.threads),

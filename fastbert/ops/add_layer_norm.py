@@ -97,7 +97,7 @@ class _NativeAddLayerNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dropout_p: float
     ) -> Tensor:
         ctx.constants = {"dropout_p": dropout_p, "seed": native.draw_seed(dropout_p)}
-        y, statistics = native.add_layer_norm_training(x, residual, weight, bias, eps=eps, **ctx.constants)
+        y, statistics = native.add_layer_norm_fwd_train(x, residual, weight, bias, eps=eps, **ctx.constants)
         ctx.save_for_backward(x, residual, weight, statistics, bias)
         ctx.eps = eps
         return y
@@ -110,7 +110,7 @@ class _NativeAddLayerNorm(torch.autograd.Function):
             inputs = (*saved[:3], bias)
             found = differentiable_gradients("add_layer_norm", forward, inputs, wanted, dy, dropout_p)
             return *found, None, None
-        return *native.add_layer_norm_backward(dy, *saved, **ctx.constants, wanted=wanted), None, None
+        return *native.add_layer_norm_bwd(dy, *saved, **ctx.constants, wanted=wanted), None, None
 
 
 def _native(

@@ -30,7 +30,7 @@ class _NativeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, scale: float | None, dropout_p: float) -> Tensor:
         ctx.constants = {"scale": scale, "dropout_p": dropout_p, "seed": native.draw_seed(dropout_p)}
-        y, statistics = native.attention_training(qkv, cu_seqlens, **ctx.constants)
+        y, statistics = native.attention_fwd_train(qkv, cu_seqlens, **ctx.constants)
         ctx.save_for_backward(qkv, cu_seqlens, y, statistics)
         return y
 
@@ -38,7 +38,7 @@ class _NativeAttention(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return _second(ctx.saved_tensors[0], ctx.saved_tensors[1], dy, ctx.constants), None, None, None
-        return native.attention_backward(dy, *ctx.saved_tensors, **ctx.constants), None, None, None
+        return native.attention_bwd(dy, *ctx.saved_tensors, **ctx.constants), None, None, None
 
 
 class _DifferentiableTwice(torch.autograd.Function):
@@ -62,7 +62,7 @@ class _DifferentiableTwice(torch.autograd.Function):
             return _second(*ctx.saved_tensors, dout, ctx.constants), None, None, None, None
         if dout.is_cpu and dout.dtype == torch.float32 and not ctx.constants["dropout_p"]:
             qkv, cu_seqlens = ctx.saved_tensors
-            dqkv = reference.attention_backward(dout, qkv, cu_seqlens, len(qkv), scale=ctx.constants["scale"])
+            dqkv = reference.attention_bwd(dout, qkv, cu_seqlens, len(qkv), scale=ctx.constants["scale"])
             return dqkv, None, None, None, None
         return None, dout, None, None, None
 
@@ -96,7 +96,7 @@ class _TritonAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        from fastbert.kernels.attention_backward import attention_bwd
+        from fastbert.kernels.attention_bwd import attention_bwd
 
         if torch.is_grad_enabled():
             dqkv = _second(ctx.saved_tensors[0], ctx.saved_tensors[3], dout, ctx.arguments)
@@ -274,7 +274,7 @@ def _attention_op(
         out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), **arguments)
     elif backend == "native" and (training or dropout_p):
         constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
-        out, saved = native.attention_training(qkv, cu_seqlens, **constants)
+        out, saved = native.attention_fwd_train(qkv, cu_seqlens, **constants)
     elif backend == "native":
         out, saved = native.attention(qkv, cu_seqlens, len(qkv), scale=scale), None
     else:
@@ -299,8 +299,8 @@ def _number(seed: Tensor | None) -> int:
     return 0 if seed is None else int(seed)
 
 
-@torch.library.custom_op("fastbert::attention_backward", mutates_args=())
-def _attention_backward_op(
+@torch.library.custom_op("fastbert::attention_bwd", mutates_args=())
+def _attention_bwd_op(
     backend: str,
     dout: Tensor,
     qkv: Tensor,
@@ -312,18 +312,18 @@ def _attention_backward_op(
     seed: Tensor | None,
 ) -> Tensor:
     if backend == "triton":
-        from fastbert.kernels.attention_backward import attention_bwd
+        from fastbert.kernels.attention_bwd import attention_bwd
 
         qkv = _rows(qkv)
         arguments = _triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
         return attention_bwd(_rows(dout), qkv, out, saved, cu_seqlens, len(qkv), **arguments)
     if backend == "native":
         constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
-        return native.attention_backward(dout, qkv, cu_seqlens, out, saved, **constants)
-    return reference.attention_backward(dout, qkv, cu_seqlens, len(qkv), scale=scale).contiguous()
+        return native.attention_bwd(dout, qkv, cu_seqlens, out, saved, **constants)
+    return reference.attention_bwd(dout, qkv, cu_seqlens, len(qkv), scale=scale).contiguous()
 
 
-@_attention_backward_op.register_fake
+@_attention_bwd_op.register_fake
 def _(backend: str, dout: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
@@ -335,7 +335,7 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, dout, _):
     *saved, cu_seqlens, seed = ctx.saved_tensors
-    dqkv = torch.ops.fastbert.attention_backward(ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed)
+    dqkv = torch.ops.fastbert.attention_bwd(ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed)
     return None, None, dqkv, None, None, None, None
 
 

@@ -108,7 +108,7 @@ class _Native(torch.autograd.Function):
         if torch.is_grad_enabled():
             inputs = (*saved[:7], bias)
             return *_second(ctx, dy, inputs, dropout_p=ctx.dropout_p, padding_idx=ctx.padding_idx), None
-        gradients = native.embed_layer_norm_backward(
+        gradients = native.embed_layer_norm_bwd(
             dy, *saved, needed, dropout_p=ctx.dropout_p, seed=ctx.seed, padding_idx=ctx.padding_idx
         )
         return None, None, None, *gradients, None, None, None, None

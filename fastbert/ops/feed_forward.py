@@ -86,25 +86,25 @@ def _parts(x: Tensor, weight: Weight, activation: str | None, precision: str | N
     if name == "triton":
         from fastbert.kernels.activation import activation_fwd
 
-        return _Parts(_triton_forward, activation_fwd, _triton_backward)
+        return _Parts(_triton_fwd, activation_fwd, _triton_bwd)
     if name == "native":
-        return _Parts(native.linear_training, native.activate, native.linear_backward)
-    return _Parts(_reference_forward, _reference_activate, _reference_backward)
+        return _Parts(native.linear_fwd_train, native.activate, native.linear_bwd)
+    return _Parts(_reference_fwd, _reference_activate, _reference_bwd)
 
 
-def _triton_forward(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor | None]:
+def _triton_fwd(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor | None]:
     from fastbert.kernels.linear import linear_fwd
 
     return linear_fwd(x, *weight.stacked(), activation, keep_z=True)
 
 
-def _triton_backward(dy: Tensor, x: Tensor, weight: Weight, *rest: Any) -> tuple[Tensor | None, ...]:
+def _triton_bwd(dy: Tensor, x: Tensor, weight: Weight, *rest: Any) -> tuple[Tensor | None, ...]:
     from fastbert.kernels.linear import linear_bwd
 
     return linear_bwd(dy, x, weight.stacked()[0], *rest)
 
 
-def _reference_forward(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor]:
+def _reference_fwd(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor]:
     z = F.linear(x, *weight.stacked())
     return (z if activation is None else ACTIVATIONS[activation](z)), z
 
@@ -113,7 +113,7 @@ def _reference_activate(z: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation](z)
 
 
-def _reference_backward(
+def _reference_bwd(
     dy: Tensor, x: Tensor, weight: Weight, z: Tensor | None, activation: str | None, wanted: Wanted
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     if activation is not None:

@@ -86,7 +86,7 @@ class _NativeLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Weight, activation: str | None, *tensors: Tensor) -> Tensor:
-        y, saved = native.linear_training(x, weight, activation)
+        y, saved = native.linear_fwd_train(x, weight, activation)
         ctx.save_for_backward(x, saved, *tensors)
         ctx.weight, ctx.activation = weight, activation
         return y
@@ -101,7 +101,7 @@ class _NativeLinear(torch.autograd.Function):
             dx, *gradients = differentiable_gradients("linear", forward, (x, *tensors), (need_x, *needed), dy)
             return dx, None, None, *gradients
         wanted = need_x, any(needed[:rows]), any(needed[rows:])
-        dx, *stacked = native.linear_backward(dy, x, weight, saved, ctx.activation, wanted)
+        dx, *stacked = native.linear_bwd(dy, x, weight, saved, ctx.activation, wanted)
         gradients = weight.split(*stacked)
         return dx, None, None, *[g if need else None for g, need in zip(gradients, needed, strict=True)]
 

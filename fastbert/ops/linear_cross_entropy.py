@@ -76,7 +76,7 @@ class _TritonLinearCrossEntropy(torch.autograd.Function):
         tensors = x, weight, bias, labels, kept
         ctx.save_for_backward(*tensors)
         ctx.ignore_index = ignore_index
-        loss, *ctx.made = _triton_forward(*tensors, ignore_index, ctx.needs_input_grad[:3])
+        loss, *ctx.made = _triton_fwd(*tensors, ignore_index, ctx.needs_input_grad[:3])
         return loss
 
     @staticmethod
@@ -85,7 +85,7 @@ class _TritonLinearCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *_second(ctx, dloss, x, *rest), None, None, None
         if ctx.made is None:
-            _, *ctx.made = _triton_forward(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3])
+            _, *ctx.made = _triton_fwd(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3])
         made, ctx.made = ctx.made, None  # the kernel writes over them
         return *_triton_gradients(dloss, x, kept, made), None, None, None
 
@@ -102,7 +102,7 @@ def _triton_gradients(
     return drows, dweight, dbias
 
 
-def _triton_forward(
+def _triton_fwd(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -129,7 +129,7 @@ def _triton(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, i
         args = (x, weight, bias, labels, kept, ignore_index)
         if needs_gradient(x, weight, bias):
             return _TritonLinearCrossEntropy.apply(*args).to(dtype)
-        return _triton_forward(*args)[0].to(dtype)
+        return _triton_fwd(*args)[0].to(dtype)
 
 
 def _labelled(labels: Tensor, vocabulary: int, ignore_index: int) -> Tensor | None:
@@ -223,7 +223,7 @@ def _linear_cross_entropy_op(
         loss, made = native.linear_cross_entropy(x, weight, bias, labels, ignore_index=ignore_index, needed=needed)
     else:
         kept = _labelled(labels, weight.shape[0], ignore_index)
-        loss, *made = _triton_forward(x, weight, bias, labels, kept, ignore_index, tuple(needed))
+        loss, *made = _triton_fwd(x, weight, bias, labels, kept, ignore_index, tuple(needed))
         made = _triton_gradients(torch.ones_like(loss), x, kept, made)
     return loss.to(x.dtype), *(x.new_empty(0) if gradient is None else gradient for gradient in made)
 

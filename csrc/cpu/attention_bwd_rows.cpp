@@ -98,7 +98,7 @@ int64_t forward_scratch(int64_t L, int64_t D) {
 }
 
 template <typename T>
-void forward(const AttentionTraining& training, int64_t start, int64_t L, int64_t head, void* memory) {
+void forward(const AttentionFwdTrain& training, int64_t start, int64_t L, int64_t head, void* memory) {
     const Attention& op = training.op;
     const int64_t D = op.D, words = D / PER_WORD<T>, padded = panels(L) * TILE_N;
     const T* q = static_cast<const T*>(op.qkv) + start * op.stride_t + head * D;
@@ -176,7 +176,7 @@ int64_t backward_scratch(int64_t L, int64_t D) { return Workspace<T>(nullptr, L,
 
 // What the queries bring along: their packed matrices, sums, deltas and mask keys. Beyond L the probabilities are zero.
 template <typename T>
-void prepare(const AttentionBackward& back, int64_t start, int64_t L, int64_t head, const T* q, const T* dy,
+void prepare(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, const T* q, const T* dy,
              const Workspace<T>& w) {
     const Attention& op = back.op;
     const int64_t D = op.D, stride = op.H * D;
@@ -211,7 +211,7 @@ void prepare(const AttentionBackward& back, int64_t start, int64_t L, int64_t he
 
 // Keys [m, m + M): rows of P^T and dS^T, the latter from row `at` of the group on, and their dK and dV.
 template <typename T, int M>
-void key_tile(const AttentionBackward& back, int64_t L, int64_t m, int64_t at, const T* k, T* dk,
+void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, const T* k, T* dk,
               const Workspace<T>& w) {
     const Attention& op = back.op;
     const Dropout& dropout = back.dropout;
@@ -272,7 +272,7 @@ void add_to_dq(int64_t L, int64_t D, int64_t first, int64_t count, const Workspa
 }
 
 template <typename T>
-void backward(const AttentionBackward& back, int64_t start, int64_t L, int64_t head, void* memory) {
+void backward(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, void* memory) {
     const Attention& op = back.op;
     const int64_t D = op.D, stride = 3 * op.H * D;
     const T* q = static_cast<const T*>(op.qkv) + start * op.stride_t + head * D;
@@ -298,7 +298,7 @@ void backward(const AttentionBackward& back, int64_t start, int64_t L, int64_t h
 
 }  // namespace
 
-const AttentionTrainingKernels attention_training_kernels = {
+const AttentionBwdKernels attention_fwd_train_kernels = {
     forward_scratch<float>,  forward_scratch<bf16>, backward_scratch<float>, backward_scratch<bf16>,
     forward<float>,          forward<bf16>,         backward<float>,         backward<bf16>};
 

@@ -45,7 +45,7 @@ float distance(const float* h, Vec shift, int64_t N) {
 int64_t scratch(int64_t N) { return (N + WIDTH - 1) / WIDTH * WIDTH; }
 
 template <typename T>
-void forward(const AddLayerNormTraining& training, int64_t begin, int64_t end, float* memory) {
+void forward(const AddLayerNormFwdTrain& training, int64_t begin, int64_t end, float* memory) {
     const AddLayerNorm& op = training.op;
     const T* weight = static_cast<const T*>(op.weight);
     const T* bias = static_cast<const T*>(op.bias);
@@ -75,7 +75,7 @@ void forward(const AddLayerNormTraining& training, int64_t begin, int64_t end, f
 }
 
 template <typename T>
-void backward(const AddLayerNormBackward& back, int64_t block, float* memory) {
+void backward(const AddLayerNormBwd& back, int64_t block, float* memory) {
     const AddLayerNorm& op = back.op;
     const bool sums = back.dweight || back.dbias, gradients = back.dx || back.dresidual;
     const T* weight = static_cast<const T*>(op.weight);
@@ -121,7 +121,7 @@ void backward(const AddLayerNormBackward& back, int64_t block, float* memory) {
 
 }  // namespace
 
-const AddLayerNormTrainingKernels add_layer_norm_training_kernels = {scratch, forward<float>, forward<bf16>,
+const AddLayerNormBwdKernels add_layer_norm_fwd_train_kernels = {scratch, forward<float>, forward<bf16>,
                                                                      backward<float>, backward<bf16>};
 
 }  // namespace fastbert::FASTBERT_ISA

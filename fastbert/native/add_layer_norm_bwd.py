@@ -9,7 +9,7 @@ from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
 from fastbert.native.workspace import keep, workspace
 
 
-def add_layer_norm_training(
+def add_layer_norm_fwd_train(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,
@@ -29,7 +29,7 @@ def add_layer_norm_training(
     y = fresh(x, M, N)
     statistics = fresh(x, 2, M, dtype=torch.float32) if keep else None
     addresses = (0, 0) if statistics is None else (statistics.data_ptr(), statistics.data_ptr() + 4 * M)
-    C.add_layer_norm_training_cpu(
+    C.add_layer_norm_fwd_train_cpu(
         *add_layer_norm_inputs(x, residual, weight),
         bias.data_ptr(),
         y.data_ptr(),
@@ -43,7 +43,7 @@ def add_layer_norm_training(
     return y, statistics
 
 
-def add_layer_norm_backward(
+def add_layer_norm_bwd(
     dy: Tensor,
     x: Tensor,
     residual: Tensor | None,
@@ -65,7 +65,7 @@ def add_layer_norm_backward(
     dweight, dbias = (fresh(x, N) if want else None for want in (want_weight, want_bias))
     blocks = -(-M // C.PARTIAL_ROWS) if want_weight or want_bias else 0
     memory, (partials,) = workspace((torch.float32, (blocks, 2, N)))
-    C.add_layer_norm_backward_cpu(
+    C.add_layer_norm_bwd_cpu(
         *add_layer_norm_inputs(x, residual, weight),
         dropout_p,
         seed,

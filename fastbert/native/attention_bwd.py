@@ -10,7 +10,7 @@ from torch import Tensor
 from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
 
 
-def attention_training(
+def attention_fwd_train(
     qkv: Tensor, cu_seqlens: Tensor, *, scale: float | None, dropout_p: float = 0.0, seed: int = 0, keep: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(scale q k^T) v with dropped probabilities: (T, 3, H, D) -> (T, H, D).
@@ -21,7 +21,7 @@ def attention_training(
     tokens, _, heads, width = qkv.shape
     y = fresh(qkv, tokens, heads, width)
     statistics = fresh(qkv, 2, heads, tokens, dtype=torch.float32) if keep else None
-    C.attention_training_cpu(
+    C.attention_fwd_train_cpu(
         *attention_inputs(qkv, cu_seqlens, y, scale),
         dropout_p,
         seed,
@@ -32,7 +32,7 @@ def attention_training(
     return y, statistics
 
 
-def attention_backward(
+def attention_bwd(
     dy: Tensor,
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -46,7 +46,7 @@ def attention_backward(
     """The gradient of qkv, (T, 3, H, D): probabilities are made again, a tile of keys at a time."""
     dqkv = fresh(qkv, *qkv.shape)
     dy = dy.contiguous()
-    C.attention_backward_cpu(
+    C.attention_bwd_cpu(
         *attention_inputs(qkv, cu_seqlens, y, scale),
         dropout_p,
         seed,

@@ -7,7 +7,7 @@
 namespace fastbert {
 
 // y = LayerNorm(dropout(x) + residual) * weight + bias; residual, mean and rstd may be null.
-struct AddLayerNormTraining {
+struct AddLayerNormFwdTrain {
     AddLayerNorm op;
     Dropout dropout;
     float* mean;  // (M,)
@@ -15,7 +15,7 @@ struct AddLayerNormTraining {
 };
 
 // dresidual = the gradient of dropout(x) + residual, dx that of x; any output may be null.
-struct AddLayerNormBackward {
+struct AddLayerNormBwd {
     AddLayerNorm op;  // its x, residual and weight; y and bias are not read
     Dropout dropout;
     const float* mean;
@@ -42,7 +42,7 @@ struct Activate {
 };
 
 // dz = dy * activation'(z), its transpose, and its sums over blocks of PARTIAL_ROWS rows; any output may be null.
-struct ActivationBackward {
+struct ActivationBwd {
     DType dtype;
     int64_t M, N;
     const void* dy;     // (M, N)
@@ -74,7 +74,7 @@ struct PackTransposed {
 
 // dW += dz^T x over some tokens. The sum is held in fp32 until the last of them: in `sums`, which may be dweight itself
 // in fp32, and is not read at the first.
-struct WeightGradient {
+struct LinearDweight {
     DType dtype;
     int64_t N, K, tokens;  // tokens even in bf16
     const void* dzt;       // (N, tokens)
@@ -87,31 +87,31 @@ struct WeightGradient {
 
 // The gradients of linear: with dz = dy * activation'(z), dx = dz W, dweight = dz^T x, dbias = the sum of dz over rows.
 // Any of the three may be null.
-struct LinearBackward {
+struct LinearBwd {
     DType dtype;
     int64_t M, N, K;
     const void* dy;      // (M, N)
     const void* x;       // (M, K)
-    const void* saved;   // (M, N), as of ActivationBackward
+    const void* saved;   // (M, N), as of ActivationBwd
     const void* packed;  // weight^T (K, inner), by pack_transposed_cpu, inner = N rounded up to even in bf16; for dx
     void* dx;            // (M, K), contiguous as the next
     void* dweight;       // (N, K)
     void* dbias;         // (N,)
-    void* workspace;     // linear_backward_workspace_bytes bytes, aligned to 64
+    void* workspace;     // linear_bwd_workspace_bytes bytes, aligned to 64
     int64_t chunk_words;  // tokens are taken so many words, of one fp32 or two bf16, at a time
     int64_t stride_dym, stride_xm, stride_sm;
     Activation activation;
 };
 
 // attention, with probabilities dropped; row h * T + t of the mask is token t's in head h, columns are keys.
-struct AttentionTraining {
+struct AttentionFwdTrain {
     Attention op;
     Dropout dropout;
     int64_t T;
     float* highest;  // (2, H, T) or null: each query's largest score, 1 / sum of 2^(scale_log2 (score - largest))
 };
 
-struct AttentionBackward {
+struct AttentionBwd {
     Attention op;  // its y is the forward's result
     Dropout dropout;
     int64_t T;
@@ -120,16 +120,16 @@ struct AttentionBackward {
     void* dqkv;            // (T, 3, H, D), contiguous
 };
 
-void add_layer_norm_training_cpu(const AddLayerNormTraining& op, Isa isa, int threads);
-void add_layer_norm_backward_cpu(const AddLayerNormBackward& op, Isa isa, int threads);
+void add_layer_norm_fwd_train_cpu(const AddLayerNormFwdTrain& op, Isa isa, int threads);
+void add_layer_norm_bwd_cpu(const AddLayerNormBwd& op, Isa isa, int threads);
 void activate_cpu(const Activate& op, Isa isa, int threads);
-void activation_backward_cpu(const ActivationBackward& op, Isa isa, int threads);
+void activation_bwd_cpu(const ActivationBwd& op, Isa isa, int threads);
 void sum_partials_cpu(const SumPartials& op, Isa isa);
-void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads);
+void linear_dweight_cpu(const LinearDweight& op, Isa isa, int threads);
 void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads);
-int64_t linear_backward_workspace_bytes(const LinearBackward& op, Isa isa);
-void linear_backward_cpu(const LinearBackward& op, Isa isa, int threads);
-void attention_training_cpu(const AttentionTraining& op, Isa isa, int threads);
-void attention_backward_cpu(const AttentionBackward& op, Isa isa, int threads);
+int64_t linear_bwd_workspace_bytes(const LinearBwd& op, Isa isa);
+void linear_bwd_cpu(const LinearBwd& op, Isa isa, int threads);
+void attention_fwd_train_cpu(const AttentionFwdTrain& op, Isa isa, int threads);
+void attention_bwd_cpu(const AttentionBwd& op, Isa isa, int threads);
 
 }  // namespace fastbert

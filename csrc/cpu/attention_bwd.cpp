@@ -28,14 +28,14 @@ void each_head(const Op& op, int64_t (*bytes_for)(int64_t, int64_t),
 
 }  // namespace
 
-void attention_training_cpu(const AttentionTraining& op, Isa isa, int threads) {
-    const AttentionTrainingKernels& kernels = cpu_kernels(isa).attention_training;
+void attention_fwd_train_cpu(const AttentionFwdTrain& op, Isa isa, int threads) {
+    const AttentionBwdKernels& kernels = cpu_kernels(isa).attention_fwd_train;
     if (op.op.dtype == DType::f32) each_head(op, kernels.forward_scratch_f32, kernels.forward_f32, threads);
     else each_head(op, kernels.forward_scratch_bf16, kernels.forward_bf16, threads);
 }
 
-void attention_backward_cpu(const AttentionBackward& op, Isa isa, int threads) {
-    const AttentionTrainingKernels& kernels = cpu_kernels(isa).attention_training;
+void attention_bwd_cpu(const AttentionBwd& op, Isa isa, int threads) {
+    const AttentionBwdKernels& kernels = cpu_kernels(isa).attention_fwd_train;
     if (op.op.dtype == DType::f32) each_head(op, kernels.backward_scratch_f32, kernels.backward_f32, threads);
     else each_head(op, kernels.backward_scratch_bf16, kernels.backward_bf16, threads);
 }

@@ -69,7 +69,7 @@ static inline void add_exactly(float* sum, float* lost, Vec v) {
 
 // dz of a tile into `tile`, and where it is wanted into the output and the sums (2, PADDED).
 template <typename T>
-void activation_tile(const ActivationBackward& op, int64_t m, int64_t rows, int64_t n, int64_t columns, T* tile,
+void activation_tile(const ActivationBwd& op, int64_t m, int64_t rows, int64_t n, int64_t columns, T* tile,
                      float* sums) {
     const auto run = [&](auto slope, auto plain) {
         for (int64_t i = 0; i < rows; ++i) {
@@ -91,7 +91,7 @@ void activation_tile(const ActivationBackward& op, int64_t m, int64_t rows, int6
 }
 
 template <typename T>
-void backward(const ActivationBackward& op, int64_t block, int64_t strip) {
+void backward(const ActivationBwd& op, int64_t block, int64_t strip) {
     const int64_t m = block * PARTIAL_ROWS, n = strip * STRIP;
     const int64_t rows = op.M - m < PARTIAL_ROWS ? op.M - m : PARTIAL_ROWS;
     const int64_t columns = op.N - n < STRIP ? op.N - n : STRIP;
@@ -136,7 +136,7 @@ void pack(const PackTransposed& op, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-void gradient(const WeightGradient& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+void gradient(const LinearDweight& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
 #if defined(FASTBERT_AMX)
     const TilesInUse tiles;
 #endif
@@ -170,7 +170,7 @@ void sum_partials(const float* partials, int64_t blocks, int64_t stride, int64_t
 
 }  // namespace
 
-const LinearTrainingKernels linear_training_kernels = {
+const LinearBwdKernels linear_fwd_train_kernels = {
     activate<float>, activate<bf16>, STRIP,  backward<float>, backward<bf16>, pack<float>,         pack<bf16>,
     TILE_M<bf16>,   TILE_N,         gradient<float>, gradient<bf16>,  sum_partials<float>, sum_partials<bf16>};
 

@@ -8,7 +8,7 @@
 namespace fastbert {
 
 void activate_cpu(const Activate& op, Isa isa, int threads) {
-    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
+    const LinearBwdKernels& kernels = cpu_kernels(isa).linear_fwd_train;
     const auto run = op.dtype == DType::f32 ? kernels.activate_f32 : kernels.activate_bf16;
     constexpr int64_t PART = 8192;
     const int64_t parts = divide_up(op.n, PART);
@@ -17,22 +17,22 @@ void activate_cpu(const Activate& op, Isa isa, int threads) {
     });
 }
 
-void activation_backward_cpu(const ActivationBackward& op, Isa isa, int threads) {
-    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
+void activation_bwd_cpu(const ActivationBwd& op, Isa isa, int threads) {
+    const LinearBwdKernels& kernels = cpu_kernels(isa).linear_fwd_train;
     const auto run = op.dtype == DType::f32 ? kernels.backward_f32 : kernels.backward_bf16;
     const int64_t strips = divide_up(op.N, kernels.strip_columns), tasks = divide_up(op.M, PARTIAL_ROWS) * strips;
     Team::share(worth(threads, tasks, op.M * op.N), tasks, [&](int64_t task) { run(op, task / strips, task % strips); });
 }
 
 void sum_partials_cpu(const SumPartials& op, Isa isa) {
-    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
+    const LinearBwdKernels& kernels = cpu_kernels(isa).linear_fwd_train;
     (op.dtype == DType::f32 ? kernels.sum_f32 : kernels.sum_bf16)(op.partials, op.blocks, op.N, op.N, op.out);
 }
 
 // Shared out as linear_cpu is: a block of rows stays in L2 while the panels of a task pass by.
-void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads) {
+void linear_dweight_cpu(const LinearDweight& op, Isa isa, int threads) {
     if (op.N == 0 || op.K == 0) return;
-    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
+    const LinearBwdKernels& kernels = cpu_kernels(isa).linear_fwd_train;
     const bool wide = op.dtype == DType::f32;
     const auto run = wide ? kernels.gradient_f32 : kernels.gradient_bf16;
     constexpr int64_t BLOCK_BYTES = 384 * 1024;
@@ -50,7 +50,7 @@ void weight_gradient_cpu(const WeightGradient& op, Isa isa, int threads) {
 }
 
 void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads) {
-    const LinearTrainingKernels& kernels = cpu_kernels(isa).linear_training;
+    const LinearBwdKernels& kernels = cpu_kernels(isa).linear_fwd_train;
     const auto run = op.dtype == DType::f32 ? kernels.pack_f32 : kernels.pack_bf16;
     constexpr int64_t PART = 64;
     PackTransposed block = op;
@@ -64,11 +64,11 @@ void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads) {
 
 namespace {
 
-// Where each part of the workspace of linear_backward_cpu lies.
-struct BackwardParts {
+// Where each part of the workspace of linear_bwd_cpu lies.
+struct BwdParts {
     int64_t per_word, chunk, inner, stride_dzt, dz, dzt, packed_x, sums, partials, bytes;
 
-    BackwardParts(const LinearBackward& op, Isa isa) {
+    BwdParts(const LinearBwd& op, Isa isa) {
         const bool wide = op.dtype == DType::f32;
         const int64_t size = wide ? 4 : 2;
         per_word = 4 / size;
@@ -86,7 +86,7 @@ struct BackwardParts {
     int64_t even(int64_t n) const { return divide_up(n, per_word) * per_word; }
 
     // Whether dz is dy, and lies so that a product can read it.
-    bool reads_dy(const LinearBackward& op) const {
+    bool reads_dy(const LinearBwd& op) const {
         return op.activation == Activation::none && op.N % per_word == 0 && op.stride_dym % per_word == 0 &&
                reinterpret_cast<uintptr_t>(op.dy) % 4 == 0;
     }
@@ -101,10 +101,10 @@ struct BackwardParts {
 
 }  // namespace
 
-int64_t linear_backward_workspace_bytes(const LinearBackward& op, Isa isa) { return BackwardParts(op, isa).bytes; }
+int64_t linear_bwd_workspace_bytes(const LinearBwd& op, Isa isa) { return BwdParts(op, isa).bytes; }
 
-void linear_backward_cpu(const LinearBackward& op, Isa isa, int threads) {
-    const BackwardParts parts(op, isa);
+void linear_bwd_cpu(const LinearBwd& op, Isa isa, int threads) {
+    const BwdParts parts(op, isa);
     const bool wide = op.dtype == DType::f32, direct = parts.reads_dy(op);
     const int64_t size = wide ? 4 : 2, chunk = std::max<int64_t>(parts.chunk, 1);
     char* const workspace = static_cast<char*>(op.workspace);
@@ -119,7 +119,7 @@ void linear_backward_cpu(const LinearBackward& op, Isa isa, int threads) {
         if (!direct || op.dweight || op.dbias) {
             const char* saved = op.saved ? static_cast<const char*>(op.saved) + start * op.stride_sm * size : nullptr;
             float* sums = partials ? partials + start / PARTIAL_ROWS * op.N : nullptr;
-            activation_backward_cpu({op.dtype, rows, op.N, dy, saved, dz, dzt, sums, op.stride_dym, op.stride_sm,
+            activation_bwd_cpu({op.dtype, rows, op.N, dy, saved, dz, dzt, sums, op.stride_dym, op.stride_sm,
                                      parts.inner, parts.stride_dzt, op.activation}, isa, threads);
         }
         if (op.dx) {
@@ -131,7 +131,7 @@ void linear_backward_cpu(const LinearBackward& op, Isa isa, int threads) {
             void* packed_x = workspace + parts.packed_x;
             pack_transposed_cpu({op.dtype, op.K, tokens, x, packed_x, rows, op.stride_xm}, isa, threads);
             auto* sums = static_cast<float*>(wide ? op.dweight : workspace + parts.sums);
-            weight_gradient_cpu({op.dtype, op.N, op.K, tokens, dzt, packed_x, sums, op.dweight, parts.stride_dzt,
+            linear_dweight_cpu({op.dtype, op.N, op.K, tokens, dzt, packed_x, sums, op.dweight, parts.stride_dzt,
                                  start == 0, start + rows == op.M}, isa, threads);
         }
     }

@@ -22,7 +22,7 @@ _CHUNK_WORDS = 1024
 _FROM_OUTPUT = ("relu", "tanh")
 
 
-def linear_training(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor | None]:
+def linear_fwd_train(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor | None]:
     """act(x weight^T + bias), (M, N), and the tensor that the backward takes as `saved`, if any.
 
     The caller has asked `supports_linear`.
@@ -35,7 +35,7 @@ def linear_training(x: Tensor, weight: Weight, activation: str | None) -> tuple[
 
 
 def activate(saved: Tensor, activation: str) -> Tensor:
-    """What `linear_training` returned with this `saved`, made of it once more."""
+    """What `linear_fwd_train` returned with this `saved`, made of it once more."""
     if activation in _FROM_OUTPUT:
         return saved
     y = fresh(saved, *saved.shape)
@@ -44,7 +44,7 @@ def activate(saved: Tensor, activation: str) -> Tensor:
     return y
 
 
-def linear_backward(
+def linear_bwd(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | Weight,
@@ -69,8 +69,8 @@ def linear_backward(
     dbias = fresh(x, N) if want_bias else None
     outputs = (0 if t is None else t.data_ptr() for t in (dx, dweight, dbias))
     what = code, M, N, K, dy.data_ptr(), dy.stride(0), ACTIVATIONS[activation], *outputs, _CHUNK_WORDS
-    memory, (part,) = workspace((torch.uint8, (C.linear_backward_workspace_bytes(*what, isa),)))
-    C.linear_backward_cpu(
+    memory, (part,) = workspace((torch.uint8, (C.linear_bwd_workspace_bytes(*what, isa),)))
+    C.linear_bwd_cpu(
         *what,
         *(x.data_ptr(), x.stride(0)),
         *((0, 0) if saved is None else (saved.data_ptr(), saved.stride(0))),
