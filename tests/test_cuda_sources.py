@@ -45,7 +45,7 @@ def compiled(sources: list[Path], folder: Path) -> Path:
         "-fsanitize=alignment",
         "-fsanitize-undefined-trap-on-error",
     ]
-    includes = [f"-I{path}" for path in (folder, TESTS, CSRC, CSRC / "cuda")]
+    includes = [f"-I{path}" for path in (folder, TESTS, CSRC / "include", CSRC / "cuda")]
     library = folder / "emulated.so"
     subprocess.run([COMPILER, *flags, *includes, *files, "-o", library], check=True)
     return library

@@ -4,7 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "../bwd.h"
+#include "bwd.h"
 
 namespace fastbert::bindings {
 

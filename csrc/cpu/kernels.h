@@ -3,7 +3,7 @@
 // linker keeps one copy of those, and it might be the one with instructions the processor lacks).
 #pragma once
 
-#include "../bwd.h"
+#include "bwd.h"
 
 namespace fastbert {
 

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "../fastbert.h"
+#include "fastbert.h"
 
 namespace fastbert {
 namespace {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "../fastbert.h"
+#include "fastbert.h"
 
 namespace fastbert {
 namespace {

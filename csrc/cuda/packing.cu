@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "../fastbert.h"
+#include "fastbert.h"
 
 namespace fastbert {
 namespace {

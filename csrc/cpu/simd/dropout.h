@@ -6,7 +6,7 @@
 // vector.
 #pragma once
 
-#include "../fastbert.h"
+#include "fastbert.h"
 #include "vec_math.h"
 
 namespace fastbert::FASTBERT_ISA {

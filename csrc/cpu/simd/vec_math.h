@@ -2,7 +2,7 @@
 // Polynomials are Chebyshev fits, made for fp32; errors are measured over all of their range.
 #pragma once
 
-#include "../fastbert.h"
+#include "fastbert.h"
 #include "vec.h"
 
 namespace fastbert::FASTBERT_ISA {
