@@ -34,7 +34,7 @@ FILE_STEPS = (
     "rename",
     "unlink",
     "rmdir",
-)  # of os: what a run does to files in addition to writing them
+)  # of os: what else a run does to files
 
 
 def start(config: str, out: Path, before: Callable[[], None] = lambda: None) -> int:
