@@ -23,7 +23,8 @@ from harness import Case, Prepared, Provider, Unsupported, exact_gate, relative_
 from torch import Tensor
 from workload import SEED
 
-from fastbert import backend, ops
+from fastbert import ops
+from fastbert.ops import dispatch
 
 # As the papers of flash-attention: 16k tokens of hidden size 2048, heads of 64.
 ATTENTION_TOKENS, ATTENTION_HEADS, HEAD_DIM = 16384, 32, 64
@@ -114,7 +115,7 @@ def own(call: Call, *rest: Any, before: Sequence[Tensor] = (), **constants: Any)
     return Way(
         "fastbert",
         lambda *leaves: getattr(ops, call.op)(*before, *leaves, *rest, **constants),
-        backend=lambda leaves: backend.choose(call.op, device, *before, *leaves, *rest, **constants)[0],
+        backend=lambda leaves: dispatch.choose(call.op, device, *before, *leaves, *rest, **constants)[0],
     )
 
 

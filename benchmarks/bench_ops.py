@@ -23,7 +23,8 @@ from torch import Tensor
 from workload import log_normal_lengths
 
 import fastbert
-from fastbert import backend, ops, reference
+from fastbert import ops, reference
+from fastbert.ops import dispatch
 
 DEVICE = machine.pick_device()
 DTYPES = ("fp32", "bf16")
@@ -150,7 +151,7 @@ OPS = {
     "linear_cross_entropy": "linear_cross_entropy",
     "encoder": "encoder",
 }
-FORWARDS = [(name, b) for name, op in OPS.items() for b in backend.TABLE[op].get(DEVICE.type, ("reference",))]
+FORWARDS = [(name, b) for name, op in OPS.items() for b in dispatch.TABLE[op].get(DEVICE.type, ("reference",))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

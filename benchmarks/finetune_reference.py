@@ -22,8 +22,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from fastbert.cli import build_parser
-from fastbert.finetune_command import read_recipe
+from fastbert.cli.finetune import read_recipe
+from fastbert.cli.main import build_parser
 from fastbert.training.finetune.features import IGNORE
 from fastbert.training.finetune.loop import Dataset, Evaluation, Recipe, better
 

@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastbert.backend import BackendError, use_backend
     from fastbert.config import BertConfig
     from fastbert.diagnostics import explain
     from fastbert.inference import CompiledModel, Embedder, FillMask, compile
@@ -24,8 +23,9 @@ if TYPE_CHECKING:
         BertForTokenClassification,
         BertModel,
     )
+    from fastbert.ops.dispatch import BackendError, use_backend
     from fastbert.packing import PackedBatch, pack, unpack
-    from fastbert.tokenization import BertTokenizer
+    from fastbert.tokenizer.bert import BertTokenizer
 
 __version__ = "0.1.0"
 
@@ -57,17 +57,16 @@ __all__ = [
 
 # Where each name is defined; fastbert.model where nothing is said. No module has the name of one of them.
 _HOMES = {
-    **dict.fromkeys(("BackendError", "use_backend"), "backend"),
+    **dict.fromkeys(("BackendError", "use_backend"), "ops.dispatch"),
     "BertConfig": "config",
     "explain": "diagnostics",
     **dict.fromkeys(("CompiledModel", "Embedder", "FillMask", "compile"), "inference"),
     **dict.fromkeys(("accelerate", "refresh", "restore"), "integrations.transformers"),
     **dict.fromkeys(("PackedBatch", "pack", "unpack"), "packing"),
-    "BertTokenizer": "tokenization",
+    "BertTokenizer": "tokenizer.bert",
 }
 # Modules that `import fastbert` makes reachable as attributes.
 _MODULES = (
-    "backend",
     "config",
     "inference",
     "integrations",

@@ -2,6 +2,6 @@
 
 import sys
 
-from fastbert.cli import main
+from fastbert.cli.main import main
 
 sys.exit(main())

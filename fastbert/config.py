@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fastbert import checks
-from fastbert.files import write_text
-from fastbert.hub import resolve_file
-from fastbert.json_files import read_json, shown
+from fastbert.checkpoint import checks
+from fastbert.checkpoint.files import write_text
+from fastbert.checkpoint.hub import resolve_file
+from fastbert.checkpoint.json_files import read_json, shown
 
 CONFIG_NAME = "config.json"
 _LONGEST = 2**24

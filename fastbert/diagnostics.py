@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbert.backend import Explanation, explain_table
 from fastbert.integrations.transformers import explain_model
 from fastbert.model.plan import freshness
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.ops import EncoderWeights, LayerWeights, Weight
+from fastbert.ops.dispatch import Explanation, explain_table
 from fastbert.precision import PRECISIONS, QUANTIZED, describe_setting, quantized_reason
 
 

@@ -19,8 +19,8 @@ import safetensors  # noqa: F401
 import tokenizers  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-import fastbert.embed_command  # noqa: F401
-from fastbert.cli import main
+import fastbert.cli.embed  # noqa: F401
+from fastbert.cli.main import main
 
 WINDOW = 8
 STEPS = ("fsync", "replace", "unlink")  # of os: what a run does to files in addition to writing them

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastbert.cli import main
+from fastbert.cli.main import main
 
 DRIVER = Path(__file__).with_name("cli_driver.py")
-COMMAND = [sys.executable, "-m", "fastbert.cli"]
+COMMAND = [sys.executable, "-m", "fastbert"]
 # One thread, as in conftest.py; one arena, so that a peak is what is held and not how threads take turns.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-import fastbert.pretrain_command
-from fastbert.cli import main
+import fastbert.cli.pretrain
+from fastbert.cli.main import main
 from fastbert.training.distributed import Processes, join
 
 folder, *arguments = sys.argv[1:]
@@ -54,7 +54,7 @@ torch.set_num_threads(1)
 code = 0
 with join(torch.device("cpu")) as processes:
     group = weakref.ref(dist.group.WORLD)
-    fastbert.pretrain_command.join = lambda device: contextlib.nullcontext(processes)  # for all runs, one rendezvous
+    fastbert.cli.pretrain.join = lambda device: contextlib.nullcontext(processes)  # for all runs, one rendezvous
     for separator, run in itertools.groupby(arguments, lambda argument: argument == "--"):
         if not separator:
             travelled.append({"buckets": [], "shards": 0})

@@ -25,8 +25,8 @@ import safetensors.torch  # noqa: F401
 import tokenizers  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-import fastbert.pretrain_command  # noqa: F401
-from fastbert.cli import main
+import fastbert.cli.pretrain  # noqa: F401
+from fastbert.cli.main import main
 
 FILE_STEPS = (
     "fsync",

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from fastbert.cli import build_parser
+from fastbert.cli.main import build_parser
 
 COMMANDS = {
     "embed": [["M", "a.csv", "b.csv"], ["--column", "body"], ["-o", "out.npy"], ["-q"]],

@@ -7,7 +7,7 @@ from support import assert_op_accurate, poisoned_memory, require_native
 
 import fastbert
 from fastbert import native, ops, reference
-from fastbert.backend import TABLE
+from fastbert.ops.dispatch import TABLE
 
 LENGTHS = ([1], [63, 1, 111], [0, 5, 0, 7, 7], [16, 16, 16], [0], [])
 

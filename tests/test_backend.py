@@ -8,7 +8,8 @@ import torch
 from support import require_native
 
 import fastbert
-from fastbert import backend, ops
+from fastbert import ops
+from fastbert.ops import dispatch
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def fake(monkeypatch):
     def supports(x, *args, **kwargs):
         return "more than 4 rows" if x.shape[0] > 4 else None
 
-    implementation = backend.Implementation(run, supports)
-    monkeypatch.setitem(backend._implementations, ("add_layer_norm", "native"), implementation)
+    implementation = dispatch.Implementation(run, supports)
+    monkeypatch.setitem(dispatch._implementations, ("add_layer_norm", "native"), implementation)
     return ran
 
 
@@ -62,8 +63,8 @@ def test_an_exception_is_not_a_reason_to_fall_back(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    implementation = backend.Implementation(broken, backend.always)
-    monkeypatch.setitem(backend._implementations, ("add_layer_norm", "native"), implementation)
+    implementation = dispatch.Implementation(broken, dispatch.always)
+    monkeypatch.setitem(dispatch._implementations, ("add_layer_norm", "native"), implementation)
     with pytest.raises(RuntimeError, match="a bug"):
         norm(2)
 
@@ -96,8 +97,8 @@ def test_environment(value, expected):
 
 def test_explain_lists_every_op_with_a_verdict():
     report = fastbert.explain()
-    assert {row[0] for row in report.rows} == set(backend.TABLE)
-    for op in backend.TABLE:
+    assert {row[0] for row in report.rows} == set(dispatch.TABLE)
+    for op in dispatch.TABLE:
         assert [row[3] for row in report.rows if row[0] == op and row[1] == "cpu"].count("yes") == 1
     assert "attention" in str(report) and str(report).splitlines()[0].split() == [
         "op",
@@ -128,6 +129,6 @@ def test_explain_of_a_model_asks_for_its_dtype():
 
 
 def test_every_table_entry_is_implemented():
-    listed = {(op, name) for op, devices in backend.TABLE.items() for order in devices.values() for name in order}
-    assert listed == set(backend._implementations)
-    assert all(order[-1] == "reference" for devices in backend.TABLE.values() for order in devices.values())
+    listed = {(op, name) for op, devices in dispatch.TABLE.items() for order in devices.values() for name in order}
+    assert listed == set(dispatch._implementations)
+    assert all(order[-1] == "reference" for devices in dispatch.TABLE.values() for order in devices.values())

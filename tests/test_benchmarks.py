@@ -234,10 +234,11 @@ def test_quick_run_and_its_picture(tiny, tmp_path, capsys):
 
 
 def test_planted_bug_in_the_model_is_caught(tiny, tmp_path, monkeypatch):
-    from fastbert import backend, reference, use_backend
+    from fastbert import reference, use_backend
+    from fastbert.ops import dispatch
 
-    broken = backend.Implementation(lambda *a, **k: reference.attention(*a, **k) * 1.01, backend.always)
-    monkeypatch.setitem(backend._implementations, ("attention", "reference"), broken)
+    broken = dispatch.Implementation(lambda *a, **k: reference.attention(*a, **k) * 1.01, dispatch.always)
+    monkeypatch.setitem(dispatch._implementations, ("attention", "reference"), broken)
     file = tmp_path / "rows.csv"
     arguments = f"--model {tiny} --device cpu --seconds 0 --dtype fp32 --batch 2 --length 16 --fill 0.5".split()
     with use_backend("reference"):

@@ -14,7 +14,7 @@ import transformers
 from support import TINY, tokens
 
 import fastbert
-from fastbert.checkpoint import Checkpoint, stored_dtype
+from fastbert.checkpoint.load import Checkpoint, stored_dtype
 
 HEADS = [n for n in fastbert.__all__ if n.startswith("BertFor")] + ["BertModel"]
 
@@ -292,7 +292,7 @@ def test_loading_holds_no_second_copy(dtype, folder, tmp_path):
 
 def test_a_file_that_is_replaced_while_it_is_read(folder, monkeypatch):
     """Its tensors would be of two models; the library maps the file again after so many bytes."""
-    monkeypatch.setattr("fastbert.safetensors_file._MAPPED", 1000)
+    monkeypatch.setattr("fastbert.checkpoint.safetensors_file._MAPPED", 1000)
     state = state_of(folder)
     with Checkpoint(folder) as checkpoint:
         names = iter(checkpoint.files)
@@ -352,7 +352,7 @@ def test_a_dtype_that_torch_cannot_read(folder):
 @pytest.mark.parametrize("stored", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
 def test_any_dtype_becomes_any_other(stored, dtype, folder, monkeypatch):
-    monkeypatch.setattr("fastbert.safetensors_file._MAPPED", 1000)  # fewer bytes than a table has
+    monkeypatch.setattr("fastbert.checkpoint.safetensors_file._MAPPED", 1000)  # fewer bytes than a table has
     state = {name: tensor.to(stored) for name, tensor in state_of(folder).items()}
     rewrite(folder, state)
     model = fastbert.BertModel.from_pretrained(folder, dtype=dtype)

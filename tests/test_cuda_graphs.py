@@ -9,10 +9,10 @@ import torch
 from support import MASKS, TINY, mask_of, tokens
 
 import fastbert
-from fastbert.backend import TABLE
 from fastbert.inference import graph_calls
 from fastbert.inference.cuda_graphs import CompiledModel
 from fastbert.inference.static_batch import BAD_OFFSETS, Bucket, StaticBatch, bucket_of, token_sizes
+from fastbert.ops.dispatch import TABLE
 
 CUDA = torch.cuda.is_available()
 gpu = pytest.mark.skipif(not CUDA, reason="no GPU")

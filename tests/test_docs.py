@@ -108,7 +108,7 @@ def test_the_api_page_has_every_public_name():
 
 
 def test_the_command_line_page_has_every_command(capsys):
-    from fastbert.cli import main
+    from fastbert.cli.main import main
 
     with pytest.raises(SystemExit):
         main(["--help"])

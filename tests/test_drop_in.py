@@ -1,4 +1,4 @@
-"""What is done to live models, seen or survived: the accelerated twin and fastbert's own model against transformers'."""
+"""What is done to live models, seen or survived: the accelerated twin and fastbert's own against transformers'."""
 
 import copy
 import functools

@@ -16,8 +16,8 @@ from cli_support import make_texts, read_jsonl, run, write_texts
 from tiny_bert import save_tiny
 
 import fastbert
-from fastbert import cli
-from fastbert.cli import main
+from fastbert.cli import main as cli
+from fastbert.cli.main import main
 from fastbert.inference import Embedder, pooling
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fastbert.cli import main
+from fastbert.cli.main import main
 from fastbert.inference.output import FileOutput, Progress, make_format
 from fastbert.inference.records import InputError, Reading, Record, Records
 

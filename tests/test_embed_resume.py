@@ -120,7 +120,7 @@ def test_memory_does_not_grow_with_the_input(folder):
 # The command line, which halts after its first commit: however fast the machine is, a signal finds it going on.
 HALTS = """
 import os, sys, time
-from fastbert.cli import main
+from fastbert.cli.main import main
 fsync = os.fsync
 def fsync_or_halt(descriptor):
     while os.path.exists("o.jsonl.journal.json"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastbert
-from fastbert.files import write_text
+from fastbert.checkpoint.files import write_text
 from fastbert.inference.output import FileOutput, NpyFormat, Progress
 from fastbert.training.logs import Log
 from fastbert.training.shards import Counts, Examples, Vocabulary, write_shard
@@ -47,7 +47,7 @@ def test_a_log_that_does_not_fit_is_named(tmp_path, full_disk):
 
 def test_weights_that_do_not_fit_are_named(tmp_path, full_disk):
     with pytest.raises(OSError) as caught:
-        fastbert.checkpoint.save({"weight": torch.zeros(10000)}, tmp_path)
+        fastbert.checkpoint.load.save({"weight": torch.zeros(10000)}, tmp_path)
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "model.safetensors"))
     assert not list(tmp_path.iterdir())
 
@@ -57,7 +57,8 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_stays(tmp_pa
     good = checkpoints.save(TrainingState(1, {}, {}, {}, []), lambda folder: None)
     with pytest.raises(CheckpointError, match=f"step-00000002 cannot be written: File too large; .* is {good}"):
         checkpoints.save(
-            TrainingState(2, {}, {}, {}, []), lambda folder: fastbert.checkpoint.save({"w": torch.zeros(10000)}, folder)
+            TrainingState(2, {}, {}, {}, []),
+            lambda folder: fastbert.checkpoint.load.save({"w": torch.zeros(10000)}, folder),
         )
     assert checkpoints.complete() == [good]
 

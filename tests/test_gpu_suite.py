@@ -18,7 +18,8 @@ import torch
 import tune_attention
 from gpu_suite import Settings
 
-from fastbert import backend, reference, use_backend
+from fastbert import reference, use_backend
+from fastbert.ops import dispatch
 
 COMMAND = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
 # The figures that must hold on an H200, by what stands in their line.
@@ -88,10 +89,10 @@ def test_training(tmp_path, capsys):
 
 
 def test_planted_bugs_are_caught(tmp_path, monkeypatch):
-    linear = backend._implementations["linear", "reference"].run
-    broken = backend.Implementation(lambda *a, **k: linear(*a, **k) * 1.03, backend.always)
+    linear = dispatch._implementations["linear", "reference"].run
+    broken = dispatch.Implementation(lambda *a, **k: linear(*a, **k) * 1.03, dispatch.always)
     with monkeypatch.context() as patch, use_backend("reference"):
-        patch.setitem(backend._implementations, ("linear", "reference"), broken)
+        patch.setitem(dispatch._implementations, ("linear", "reference"), broken)
         status, rows = run_tiny(bench_gpu_ops, tmp_path / "ops.csv", "--subjects", "linear")
         assert status == 1
         assert all(row["status"].startswith("wrong") == (row["provider"] == "fastbert") for row in rows)
@@ -113,8 +114,8 @@ def test_planted_bugs_are_caught(tmp_path, monkeypatch):
 @pytest.mark.parametrize("op", ["embed_layer_norm", "linear_cross_entropy"])
 def test_op_that_is_off_by_little_is_caught(tmp_path, monkeypatch, op):
     right = getattr(reference, op)
-    broken = backend.Implementation(lambda *a, **k: right(*a, **k) * 1.03, backend.always)
-    monkeypatch.setitem(backend._implementations, (op, "reference"), broken)
+    broken = dispatch.Implementation(lambda *a, **k: right(*a, **k) * 1.03, dispatch.always)
+    monkeypatch.setitem(dispatch._implementations, (op, "reference"), broken)
     with use_backend("reference"):
         status, rows = run_tiny(bench_gpu_ops, tmp_path / "ops.csv", "--subjects", op)
     assert status == 1 and len(rows) == 4
@@ -136,7 +137,7 @@ def test_dropout_that_drops_too_much_is_caught(tmp_path, monkeypatch):
         return reference.add_layer_norm(*args, dropout_p=2 * dropout_p, **kwargs)
 
     monkeypatch.setitem(
-        backend._implementations, ("add_layer_norm", "reference"), backend.Implementation(doubled, backend.always)
+        dispatch._implementations, ("add_layer_norm", "reference"), dispatch.Implementation(doubled, dispatch.always)
     )
     with use_backend("reference"):
         _, rows = run_tiny(bench_gpu_ops, tmp_path / "rows.csv", "--subjects", "add_layer_norm")

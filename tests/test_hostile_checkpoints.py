@@ -16,9 +16,9 @@ from support import TINY
 from tiny_bert import save_tiny
 
 import fastbert
-from fastbert.hub import resolve_file
+from fastbert.checkpoint.hub import resolve_file
+from fastbert.checkpoint.json_files import DEEPEST, LARGEST, read_json
 from fastbert.inference import Embedder, FillMask
-from fastbert.json_files import DEEPEST, LARGEST, read_json
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,7 @@ def test_a_damaged_header_of_a_record(at, folder):
 def test_an_archive_that_unpacks_to_much_more(folder, monkeypatch):
     file = pickled(folder)
     rewrite_archive(file, lambda name, r: bytes(1 << 20) if name.endswith("version") else r, zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr("fastbert.pickled_file._SPARE", 1 << 19)
+    monkeypatch.setattr("fastbert.checkpoint.pickled_file._SPARE", 1 << 19)
     assert_refused(lambda: fastbert.BertForMaskedLM.from_pretrained(folder), str(file), "unpack to", "the limit is")
 
 

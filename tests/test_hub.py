@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 
-from fastbert.hub import resolve_file
+from fastbert.checkpoint.hub import resolve_file
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 errors = pytest.importorskip("huggingface_hub.errors")

@@ -347,7 +347,7 @@ def test_says_what_it_cannot_take(monkeypatch, change, reason):
 
 
 def test_dispatched_on_a_gpu():
-    assert fastbert.backend.TABLE["attention"]["cuda"][0] == "triton"
+    assert fastbert.ops.dispatch.TABLE["attention"]["cuda"][0] == "triton"
 
 
 # What spilled by triton 3.6 or 3.7 and was let pass, by target, dtype, head dim, kernel (see Compiled.spilled): most at

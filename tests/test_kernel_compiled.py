@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 from triton_support import DEVICE, INTERPRETED, in_the_interpreter, run_in_the_interpreter, runs
 
 import fastbert
-from fastbert import backend, ops
-from fastbert.ops import _triton
+from fastbert import ops
+from fastbert.ops import _triton, dispatch
 
 E, FFN, H, V = 32, 64, 2, 50
 
@@ -28,9 +28,9 @@ def test_in_the_interpreter():
 def _triton_on_any_device(monkeypatch):
     if INTERPRETED:
         monkeypatch.setattr(_triton, "_device_reason", lambda device: None)
-        for op, order in backend.TABLE.items():
+        for op, order in dispatch.TABLE.items():
             if "triton" in order["cuda"]:
-                monkeypatch.setitem(backend.TABLE, op, {**order, "cpu": order["cuda"]})
+                monkeypatch.setitem(dispatch.TABLE, op, {**order, "cpu": order["cuda"]})
     torch._dynamo.reset()
 
 

@@ -29,10 +29,11 @@ from triton_support import (
     runs,
 )
 
-from fastbert import backend, ops, reference
+from fastbert import ops, reference
 from fastbert.kernels import activation as kernels
 from fastbert.kernels import architecture, configs, linear_table
 from fastbert.kernels import linear as gemm
+from fastbert.ops import dispatch
 from fastbert.ops.linear import _supports_triton, _triton
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
@@ -287,7 +288,7 @@ def test_op_keeps_and_computes_what_is_wanted(wanted):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_feed_forward(each_way, recompute, dtype, monkeypatch):
-    monkeypatch.setattr(backend, "choose", lambda *args, **kwargs: ("triton", _triton))
+    monkeypatch.setattr(dispatch, "choose", lambda *args, **kwargs: ("triton", _triton))
 
     def naive(x, up_weight, up_bias, down_weight, down_bias, activation, recompute):
         return eager(eager(x, up_weight, up_bias, activation), down_weight, down_bias).sin()

@@ -23,10 +23,10 @@ from triton_support import (
 )
 
 import fastbert
-from fastbert import backend, ops
-from fastbert.ops import _triton
+from fastbert import ops
+from fastbert.ops import _triton, dispatch
 
-OPS = [op for op, order in backend.TABLE.items() if "triton" in order["cuda"]]
+OPS = [op for op, order in dispatch.TABLE.items() if "triton" in order["cuda"]]
 SIZES = {
     "vocab_size": 40,
     "hidden_size": 32,
@@ -51,8 +51,8 @@ def test_in_the_interpreter():
 def triton_on_any_device(monkeypatch):
     monkeypatch.setattr(_triton, "_device_reason", lambda device: None)
     for op in OPS:
-        order = backend.TABLE[op]
-        monkeypatch.setitem(backend.TABLE, op, {**order, "cpu": order["cuda"]})
+        order = dispatch.TABLE[op]
+        monkeypatch.setitem(dispatch.TABLE, op, {**order, "cpu": order["cuda"]})
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 csrc  ->  native --+
 kernels -----------+-> ops -> model -> inference, training, integrations -> cli
-reference ---------+      ^ packing, config, backend
+reference ---------+      ^ packing, config, precision
 """
 
 import ast
@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,45 +20,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Parts of the package, and what they may import of it besides themselves. A part is a module or folder of
 # fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
-LEAVES = {
-    "files",
-    "progress",
-    "journal",
-    "unknown_tokens",
-    "json_files",
-    "checks",
-    "hub",
-    "config",
-    "packing",
-    "backend",
-    "reference",
-    "precision",
-    "weight",
-}
-TEXT = {"encoding", "tokenizer_files", "tokenization"}
-BELOW_MODEL = LEAVES | {"ops", "checkpoint"}
-ALL_OF_MODEL = BELOW_MODEL | TEXT | {"model", "diagnostics"}
+LEAVES = {"checkpoint", "config", "packing", "precision", "progress", "reference", "weight"}
+BELOW_MODEL = LEAVES | {"ops"}
+ALL_OF_MODEL = BELOW_MODEL | {"diagnostics", "model", "tokenizer"}
 MAY_IMPORT = {
     "kernels": set(),
     "native": {"_C", "weight"},
-    "files": set(),
-    "progress": set(),
-    "journal": {"files"},
-    "unknown_tokens": set(),
-    "json_files": set(),
-    "checks": {"json_files"},
-    "hub": {"json_files"},
-    "config": {"checks", "files", "hub", "json_files"},
+    "checkpoint": set(),
+    "config": {"checkpoint"},
     "packing": set(),
-    "backend": set(),
     "precision": set(),
+    "progress": set(),
     "weight": set(),
     "reference": {"packing"},
-    "encoding": set(),
-    "tokenizer_files": {"checks", "files", "hub", "json_files"},
-    "tokenization": {"files", "hub", *TEXT},
-    "checkpoint": {"files", "hub", "config", "json_files"},
-    "ops": {"native", "kernels", "reference", "backend", "packing", "config", "precision", "weight"},
+    "tokenizer": {"checkpoint"},
+    "ops": {"native", "kernels", "reference", "packing", "precision", "weight"},
     "model": BELOW_MODEL,
     "diagnostics": ALL_OF_MODEL | {"integrations", "native"},
     "inference": ALL_OF_MODEL,
@@ -66,19 +43,7 @@ MAY_IMPORT = {
     "cli": ALL_OF_MODEL | {"__init__", "inference", "training", "integrations", "native"},
     "__init__": ALL_OF_MODEL | {"inference", "training", "integrations"},
 }
-PART_OF = {
-    "doctor": "cli",
-    "__main__": "cli",
-    "embed_command": "cli",
-    "fill_mask_command": "cli",
-    "distill_arguments": "cli",
-    "finetune_arguments": "cli",
-    "finetune_command": "cli",
-    "distill_command": "cli",
-    "pretrain_command": "cli",
-    "safetensors_file": "checkpoint",
-    "pickled_file": "checkpoint",
-}  # modules that are one layer together
+PART_OF = {"__main__": "cli"}  # modules that are one layer together
 ABOVE_OPS = {"model", "inference", "training", "integrations", "cli"}
 THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
 
@@ -152,6 +117,31 @@ def test_imports_go_downwards():
             if target not in allowed:
                 problems.append(f"{at(path, node)}: {part} may not import {target}")
     complain(problems)
+
+
+def test_no_import_runs_in_a_circle():
+    """Of what is imported when a module is: imports within functions are for later."""
+    homes = {}
+    for part, path in files():
+        base, name = (ROOT / "kernels", "fastbert.kernels") if part == "kernels" else (ROOT, "")
+        dotted_path = ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+        homes[f"{name}.{dotted_path}".strip(".")] = path
+
+    def targets(path):
+        for node in tree(path).body:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    yield full if full in homes else node.module
+
+    graph = {name: {t for t in targets(path) if t in homes and t != name} for name, path in homes.items()}
+    assert sum(map(len, graph.values())) > 100, "imports are not found"
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_kernels_import_torch_triton_and_themselves():

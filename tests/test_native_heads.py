@@ -5,7 +5,8 @@ import torch
 from support import TINY, mask_of, require_native, tokens
 
 import fastbert
-from fastbert import BertConfig, backend
+from fastbert import BertConfig
+from fastbert.ops import dispatch
 
 CLASSES = torch.tensor([0, 1, 1])
 # head -> (what it is called with, how often each op runs above the encoder)
@@ -41,14 +42,14 @@ class Torchs:
 def chosen(monkeypatch):
     """(op, backend) of each choice."""
     require_native()
-    choices, choose = [], backend.choose
+    choices, choose = [], dispatch.choose
 
     def spy(op, *args, **kwargs):
         name, run = choose(op, *args, **kwargs)
         choices.append((op, name))
         return name, run
 
-    monkeypatch.setattr(backend, "choose", spy)
+    monkeypatch.setattr(dispatch, "choose", spy)
     return choices
 
 

@@ -97,7 +97,7 @@ def test_files_of_the_wheel(tmp_path):
     sources = {f"fastbert/{p.relative_to(ROOT / 'fastbert')}" for p in (ROOT / "fastbert").rglob("*.py")}
     assert sources <= names
     assert not [name for name in names if name.endswith((".md", ".cpp", ".cu", ".pyc", ".so"))]
-    assert "fastbert = fastbert.cli:main" in scripts
+    assert "fastbert = fastbert.cli.main:main" in scripts
     assert "License-Expression: Apache-2.0" in metadata and f"{info}/licenses/LICENSE" in names
 
 

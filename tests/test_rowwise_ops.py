@@ -10,7 +10,7 @@ from support import assert_accurate, assert_op_accurate, require_native
 
 import fastbert
 from fastbert import native, ops, reference
-from fastbert.backend import TABLE
+from fastbert.ops.dispatch import TABLE
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 

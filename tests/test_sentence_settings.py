@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_bert import save_tiny
 
-from fastbert.hub import resolve_folder
+from fastbert.checkpoint.hub import resolve_folder
 from fastbert.inference import Embedder
 from fastbert.inference import sentence_settings as settings
 

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 
 VOCAB = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "a", "b", "c"]
 TEXTS = ["", "The cats sat.", "a b c " * 9, "the " * 60, "[MASK] the [SEP] cat", "中文 café 😀"]
@@ -198,5 +198,5 @@ def test_no_files(tmp_path):
 
 
 def test_importing_fastbert_loads_no_tokenizers():
-    code = "import sys, fastbert.tokenization; sys.exit('tokenizers' in sys.modules)"
+    code = "import sys, fastbert.tokenizer.bert; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastbert.encoding import BatchEncoding
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.encoding import BatchEncoding
 
 transformers = pytest.importorskip("transformers")
 

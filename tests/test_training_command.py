@@ -12,8 +12,8 @@ from tiny_bert import VOCAB
 from training_support import write_run
 
 import fastbert
-from fastbert.cli import main
-from fastbert.pretrain_command import GPU_PEAKS, peak_flops
+from fastbert.cli.main import main
+from fastbert.cli.pretrain import GPU_PEAKS, peak_flops
 from fastbert.training.settings import load_settings
 
 

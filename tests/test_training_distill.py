@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from training_support import SIZES, MadeUpBatches, assert_same_weights, make_run, make_settings, write_run
 
 import fastbert
-from fastbert.cli import main
+from fastbert.cli.main import main
 from fastbert.training.distill.losses import choice_loss
 from fastbert.training.distill.settings import DistillationSettings, TextSettings
 from fastbert.training.distill.student import make_student, spread
@@ -544,7 +544,17 @@ def test_the_command_on_text(tmp_path, capsys):
 
     # Two processes, each with its own teacher, train as one.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = [*launch, "-m", "fastbert.cli", "distill", str(student), "--device", "cpu", "--set", "training.dropout=0.0"]
+    two = [
+        *launch,
+        "-m",
+        "fastbert",
+        "distill",
+        str(student),
+        "--device",
+        "cpu",
+        "--set",
+        "training.dropout=0.0",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         [*two, "--set", f"output.folder={tmp_path / 'two'}"], capture_output=True, text=True, env=environment

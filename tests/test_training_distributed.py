@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from training_support import assert_close_weights, torchrun, write_run
 
-from fastbert.cli import main
+from fastbert.cli.main import main
 
 # Without dropout, whose masks two processes cannot draw as one does.
 OPTIONS = ["--set", "training.dropout=0.0", "--set", "training.keep=8"]

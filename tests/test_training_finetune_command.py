@@ -12,8 +12,8 @@ import yaml
 from finetune_support import READING, save_model, sentence, write, write_csv, write_jsonl
 
 import fastbert
-from fastbert.cli import main
-from fastbert.finetune_arguments import FINETUNE_TASKS
+from fastbert.cli.finetune_arguments import FINETUNE_TASKS
+from fastbert.cli.main import main
 from fastbert.training.finetune.tasks import TASKS
 
 OPTIONS = ["--epochs", "4", "--tokens", "128", "--lr", "2e-3"]
@@ -128,7 +128,7 @@ def test_a_model_that_is_there_is_not_overwritten(tmp_path, capsys):
 
 
 def test_a_run_cut_short_before_its_model_is_written_goes_on(tmp_path, model, capsys, monkeypatch):
-    from fastbert import finetune_command
+    from fastbert.cli import finetune as finetune_command
 
     data, out = write(tmp_path, "classification"), tmp_path / "out"
 

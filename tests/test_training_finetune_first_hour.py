@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fastbert.cli import main
+from fastbert.cli.main import main
 
 
 def titles(folder, seed=0):

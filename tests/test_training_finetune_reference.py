@@ -10,8 +10,8 @@ import pytest
 import torch
 from finetune_support import make_recipe
 
-from fastbert.cli import build_parser, main
-from fastbert.finetune_command import read_recipe
+from fastbert.cli.finetune import read_recipe
+from fastbert.cli.main import build_parser, main
 from fastbert.training.finetune.loop import Finetuning
 
 ROOT = Path(__file__).resolve().parents[1]

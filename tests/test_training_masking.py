@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from training_text import SPECIALS, VOCAB
 
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.counter_random import Permutation, draws, key_of
 from fastbert.training.masking import IGNORED, Masker, Masking
 

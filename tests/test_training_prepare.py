@@ -16,7 +16,7 @@ from cli_support import run
 from training_text import VOCAB, make_documents, prepared, write_documents, write_vocab
 
 from fastbert.inference.records import InputError
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.prepare import JOURNAL, PrepareError, PrepareSettings, prepare
 from fastbert.training.shards import Shards
 from fastbert.training.vocabulary import learn_vocabulary

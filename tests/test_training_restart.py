@@ -58,7 +58,7 @@ def test_killed_before_each_thing_done_to_files(config, tmp_path):
 def test_the_command_says_what_stopped_it(config, tmp_path):
     out = tmp_path / "out"
     options = ["--set", f"output.folder={out}", "--set", "training.steps=100000", "--set", "training.log_every=1"]
-    command = [sys.executable, "-m", "fastbert.cli", "pretrain", str(config), "--device", "cpu", *options]
+    command = [sys.executable, "-m", "fastbert", "pretrain", str(config), "--device", "cpu", *options]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     deadline = time.monotonic() + 60
     while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():
@@ -90,7 +90,7 @@ def test_a_full_disk_is_one_clear_error(config, tmp_path):
 
 def make_config_size(config: Path, folder: Path) -> int:
     """The bytes of one checkpoint of this run, by a run of one step."""
-    from fastbert.cli import main
+    from fastbert.cli.main import main
 
     out = folder / "measured"
     assert (

@@ -21,7 +21,7 @@ from training_support import (
     write_run,
 )
 
-from fastbert.cli import main
+from fastbert.cli.main import main
 from fastbert.model import BertForPreTraining
 from fastbert.training.batches import PackedBatches
 from fastbert.training.distributed import Processes

@@ -10,7 +10,7 @@ import pytest
 from training_text import VOCAB, prepared
 
 import fastbert
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.prepare import PrepareSettings
 from fastbert.training.shards import (
     Counts,

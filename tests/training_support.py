@@ -167,7 +167,7 @@ max_position_embeddings = 40
 
 def write_run(folder: Path) -> Path:
     """Prepares a little text in `folder`; returns the configuration of a short run on it."""
-    from fastbert.cli import main
+    from fastbert.cli.main import main
 
     random = np.random.default_rng(0)
     sentence = lambda: " ".join(random.choice(WORDS, random.integers(3, 9))) + " ."  # noqa: E731

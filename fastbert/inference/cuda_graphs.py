@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fastbert import backend
 from fastbert.inference.graph_calls import Call, read_call
 from fastbert.inference.static_batch import COMPLAINTS, Bucket, StaticBatch, bucket_of, token_sizes
 from fastbert.model import BertForMultipleChoice, BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
 from fastbert.model.plan import Tree
+from fastbert.ops import dispatch
 from fastbert.precision import QUANTIZED
 
 _WARM_UPS = 2  # kernels are compiled and loaded by the first run, and workspaces taken
@@ -70,7 +70,7 @@ class CudaGraphs:
             device=self.device,
         )
         arguments = (qkv, static.cu_seqlens, static.bucket.tokens)
-        name, _ = backend.choose("attention", self.device.type, *arguments, scale=None, dropout_p=0.0)
+        name, _ = dispatch.choose("attention", self.device.type, *arguments, scale=None, dropout_p=0.0)
         return "attention runs as the reference here, which waits for the device" if name == "reference" else None
 
     def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -380,7 +380,7 @@ class _State:
         parameters, precision = self._tree.parameters, self._model.matmul_precision
         # An inference tensor does not say when it changes, and so is not quantised ahead.
         versions = [p._version for p in parameters if not p.is_inference()] if precision in QUANTIZED else None
-        return list(map(Tensor.data_ptr, parameters)), versions, precision, dict(backend.demands())
+        return list(map(Tensor.data_ptr, parameters)), versions, precision, dict(dispatch.demands())
 
 
 def compile(

@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.checkpoint import Checkpoint
-from fastbert.encoding import BatchEncoding
-from fastbert.hub import resolve_folder
+from fastbert.checkpoint.hub import resolve_folder
+from fastbert.checkpoint.json_files import shown
+from fastbert.checkpoint.load import Checkpoint
 from fastbert.inference.batching import WINDOW, token_budget_batches
 from fastbert.inference.pooling import POOLER, pool, pooling_modes
 from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
-from fastbert.json_files import shown
 from fastbert.model import BertModel
 from fastbert.precision import LoadOptions
 from fastbert.progress import Progress
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.encoding import BatchEncoding
 
 MAX_TOKENS = 8192  # a batch: past the size where more tokens a batch are faster on CPU, small on a GPU
 _TOKENIZED_TOGETHER = 256  # the tokenizer keeps offsets and more of each token until a call ends

@@ -7,10 +7,10 @@ from typing import NamedTuple, Self
 
 import torch
 
-from fastbert.checkpoint import Checkpoint
+from fastbert.checkpoint.load import Checkpoint
 from fastbert.model import BertForMaskedLM
 from fastbert.precision import LoadOptions
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 
 
 class Candidate(NamedTuple):

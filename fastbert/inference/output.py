@@ -19,10 +19,10 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from fastbert.files import atomic_path, naming
+from fastbert.checkpoint.files import atomic_path, naming
+from fastbert.checkpoint.journal import Journal, lock
+from fastbert.checkpoint.journal import RunError as OutputError
 from fastbert.inference.records import Record
-from fastbert.journal import Journal, lock
-from fastbert.journal import RunError as OutputError
 
 JOURNAL_VERSION = 3
 _LENGTHS = struct.Struct("<qq")  # of ids and rows of a window, in bytes

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastbert.checkpoint.json_files import HALF_PAIR
 from fastbert.inference.input_files import (
     FORMATS,
     STDIN,
@@ -29,7 +30,6 @@ from fastbert.inference.input_files import (
     read_text,
     shown,
 )
-from fastbert.json_files import HALF_PAIR
 
 
 class Row(NamedTuple):

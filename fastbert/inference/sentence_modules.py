@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastbert import ops
-from fastbert.checkpoint import Checkpoint
+from fastbert.checkpoint.load import Checkpoint
 
 _PATH = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
 # Those that work by element, draw no numbers and need no argument.

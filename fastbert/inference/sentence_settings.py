@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastbert import checks
-from fastbert.hub import resolve_file
+from fastbert.checkpoint import checks
+from fastbert.checkpoint.hub import resolve_file
+from fastbert.checkpoint.json_files import read_json, shown
 from fastbert.inference.pooling import TOKEN_POOLINGS, pooling_modes
 from fastbert.inference.sentence_modules import (
     ACTIVATIONS,
@@ -18,7 +19,6 @@ from fastbert.inference.sentence_modules import (
     activation_name,
     load_tensors,
 )
-from fastbert.json_files import read_json, shown
 
 _LARGEST = 2**24  # of a width or a length
 _TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # what a module may read and write

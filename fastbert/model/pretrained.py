@@ -11,9 +11,9 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from fastbert import checkpoint
+from fastbert.checkpoint import load as checkpoint
+from fastbert.checkpoint.files import collector_at_rest
 from fastbert.config import CONFIG_NAME, BertConfig
-from fastbert.files import collector_at_rest
 from fastbert.model.layer import Products
 from fastbert.model.outputs import ModelOutput
 from fastbert.model.plan import EncoderPlan, adopt

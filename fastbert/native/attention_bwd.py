@@ -15,8 +15,8 @@ def attention_fwd_train(
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(scale q k^T) v with dropped probabilities: (T, 3, H, D) -> (T, H, D).
 
-    With it (2, H, T) fp32 for the backward, where `keep` asks for it. The mask follows from `seed`. The caller has asked
-    `supports_attention`.
+    With it (2, H, T) fp32 for the backward, where `keep` asks for it. The mask follows from `seed`.
+    The caller has asked `supports_attention`.
     """
     tokens, _, heads, width = qkv.shape
     y = fresh(qkv, tokens, heads, width)

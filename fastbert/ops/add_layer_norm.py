@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert import backend, native, reference
+from fastbert import native, reference
+from fastbert.ops import dispatch
 from fastbert.ops._autocast import autocast_is_on, autocast_off
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_norm_dtypes, check_probability, check_shape
@@ -126,7 +127,7 @@ def _native(
     return native.add_layer_norm(x, residual, weight, bias, eps=eps, dropout_p=dropout_p)
 
 
-backend.implement("add_layer_norm", "triton", _triton, _supports_triton)
+dispatch.implement("add_layer_norm", "triton", _triton, _supports_triton)
 
 
 def _supports_native(x: Tensor, residual: Tensor | None, *args: Tensor, **kwargs: float) -> str | None:
@@ -138,8 +139,8 @@ def _supports_native(x: Tensor, residual: Tensor | None, *args: Tensor, **kwargs
     return native.supports_add_layer_norm(x, residual, *args, **kwargs)
 
 
-backend.implement("add_layer_norm", "native", _native, _supports_native)
-backend.implement("add_layer_norm", "reference", reference.add_layer_norm)
+dispatch.implement("add_layer_norm", "native", _native, _supports_native)
+dispatch.implement("add_layer_norm", "reference", reference.add_layer_norm)
 
 
 def add_layer_norm(
@@ -171,7 +172,7 @@ def add_layer_norm(
     if autocast_is_on(x):  # x comes from a product in the lower precision, the residual from a norm in fp32
         with autocast_off(x):
             return add_layer_norm(x, residual, weight, bias, **kwargs)
-    name, run = backend.choose("add_layer_norm", x.device.type, x, residual, weight, bias, **kwargs)
+    name, run = dispatch.choose("add_layer_norm", x.device.type, x, residual, weight, bias, **kwargs)
     if name == "reference":
         check_norm_dtypes("add_layer_norm", {"x": x, "residual": residual}, weight, bias)
     elif torch.compiler.is_compiling():
@@ -184,7 +185,7 @@ def add_layer_norm(
 
 @torch.library.custom_op("fastbert::add_layer_norm", mutates_args=())
 def _add_layer_norm_op(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    _, run = backend.choose("add_layer_norm", x.device.type, x, residual, weight, bias, eps=eps, dropout_p=0.0)
+    _, run = dispatch.choose("add_layer_norm", x.device.type, x, residual, weight, bias, eps=eps, dropout_p=0.0)
     return run(x, residual, weight, bias, eps=eps, dropout_p=0.0)
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastbert import backend, native, reference
+from fastbert import native, reference
+from fastbert.ops import dispatch
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_offsets, check_probability, check_shape
@@ -201,9 +202,9 @@ def shared_schedules() -> Iterator[None]:
         _shared.reset(token)
 
 
-backend.implement("attention", "triton", _triton, _supports_triton)
-backend.implement("attention", "native", _native, native.supports_attention)
-backend.implement("attention", "reference", _reference)
+dispatch.implement("attention", "triton", _triton, _supports_triton)
+dispatch.implement("attention", "native", _native, native.supports_attention)
+dispatch.implement("attention", "reference", _reference)
 
 
 def attention(
@@ -241,7 +242,7 @@ def attention(
         with autocast_off(qkv):
             return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, checked=True)
     kwargs = {"scale": scale, "dropout_p": dropout_p}
-    name, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
+    name, run = dispatch.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
     if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
         # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
         # max_seqlen is a number, and a graph that holds one is made again for the next: T bounds it as well.

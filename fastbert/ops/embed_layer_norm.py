@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert import backend, native, reference
+from fastbert import native, reference
+from fastbert.ops import dispatch
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import (
     check_floating,
@@ -121,9 +122,9 @@ def _native(*tensors: Tensor, eps: float, dropout_p: float, padding_idx: int | N
     return native.embed_layer_norm(*tensors, eps=eps, dropout_p=dropout_p, seed=seed)[0]
 
 
-backend.implement("embed_layer_norm", "triton", _triton, _supports_triton)
-backend.implement("embed_layer_norm", "native", _native, native.supports_embed_layer_norm)
-backend.implement("embed_layer_norm", "reference", reference.embed_layer_norm)
+dispatch.implement("embed_layer_norm", "triton", _triton, _supports_triton)
+dispatch.implement("embed_layer_norm", "native", _native, native.supports_embed_layer_norm)
+dispatch.implement("embed_layer_norm", "reference", reference.embed_layer_norm)
 
 
 def embed_layer_norm(
@@ -178,7 +179,7 @@ def embed_layer_norm(
     if torch.compiler.is_compiling():  # pointers cannot be traced; the reference can, and is the compiler's to fuse
         check_norm_dtypes(op, summed, weight, bias)
         return reference.embed_layer_norm(*args, **kwargs)
-    name, run = backend.choose(op, word.device.type, *args, **kwargs)
+    name, run = dispatch.choose(op, word.device.type, *args, **kwargs)
     if name == "reference":
         check_norm_dtypes(op, summed, weight, bias)
     return run(*args, **kwargs)

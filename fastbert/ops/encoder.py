@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastbert import backend, native
+from fastbert import native
+from fastbert.ops import dispatch
 from fastbert.ops._checks import check_floating, check_offsets, check_precision, check_shape
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention, shared_schedules
@@ -75,7 +76,7 @@ def encoder(
             check_precision("encoder", layer.precision, x, *layer.tensors)
     if torch.compiler.is_compiling():  # each op knows what a compiled graph can hold
         return _layers(x, weights, cu_seqlens, max_seqlen)
-    _, run = backend.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen)
+    _, run = dispatch.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen)
     return run(x, weights, cu_seqlens, max_seqlen)
 
 
@@ -86,7 +87,7 @@ def release(layer: LayerWeights) -> bool:
     """
     x = layer.norm[0].new_empty((1, len(layer.norm[0])))
     cu_seqlens = torch.tensor([0, 1], dtype=torch.int32, device=x.device)
-    name, _ = backend.choose("encoder", x.device.type, x, EncoderWeights([layer]), cu_seqlens, 1)
+    name, _ = dispatch.choose("encoder", x.device.type, x, EncoderWeights([layer]), cu_seqlens, 1)
     if name != "native":
         return False
     for weight in layer.products:
@@ -116,5 +117,5 @@ def _describe_native(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max
     return native.describe_precision(weights.layers[0].precision)
 
 
-backend.implement("encoder", "native", native.encoder, native.supports_encoder, _describe_native)
-backend.implement("encoder", "reference", _reference)
+dispatch.implement("encoder", "native", native.encoder, native.supports_encoder, _describe_native)
+dispatch.implement("encoder", "reference", _reference)

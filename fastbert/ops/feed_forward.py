@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbert import backend, native
+from fastbert import native
+from fastbert.ops import dispatch
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_one_dtype, check_precision, check_shape
@@ -82,7 +83,7 @@ def _formula(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_b
 
 def _parts(x: Tensor, weight: Weight, activation: str | None, precision: str | None) -> _Parts:
     """The parts of the backend that runs this product."""
-    name, _ = backend.choose("linear", x.device.type, x, weight, activation=activation, precision=precision)
+    name, _ = dispatch.choose("linear", x.device.type, x, weight, activation=activation, precision=precision)
     if name == "triton":
         from fastbert.kernels.activation import activation_fwd
 

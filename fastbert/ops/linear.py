@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert import backend, native, reference
-from fastbert.ops import _quantized_linear
+from fastbert import native, reference
+from fastbert.ops import _quantized_linear, dispatch
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_one_dtype, check_precision, check_shape
@@ -132,9 +132,9 @@ def _describe(words: Callable[[str | None], str | None]) -> Callable[..., str | 
     return lambda *args, precision=None, **kwargs: words(precision)
 
 
-backend.implement("linear", "triton", _triton, _supports_triton, _describe(_quantized_linear.describe))
-backend.implement("linear", "native", _native, native.supports_linear, _describe(native.describe_precision))
-backend.implement("linear", "reference", _reference, describe=_describe(reference.describe_precision))
+dispatch.implement("linear", "triton", _triton, _supports_triton, _describe(_quantized_linear.describe))
+dispatch.implement("linear", "native", _native, native.supports_linear, _describe(native.describe_precision))
+dispatch.implement("linear", "reference", _reference, describe=_describe(reference.describe_precision))
 
 
 def linear(
@@ -179,7 +179,7 @@ def linear(
         # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
         _check_dtypes(x, weight, precision)
         return reference.linear(x, *weight.stacked(), **kwargs)
-    _, run = backend.choose("linear", x.device.type, x, weight, **kwargs)
+    _, run = dispatch.choose("linear", x.device.type, x, weight, **kwargs)
     return run(x, weight, **kwargs)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert import backend, native, reference
+from fastbert import native, reference
+from fastbert.ops import dispatch
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
 from fastbert.ops._checks import check_floating, check_integer, check_one_dtype, check_shape
@@ -166,9 +167,9 @@ def _supports_triton(
     return None
 
 
-backend.implement("linear_cross_entropy", "triton", _triton, _supports_triton)
-backend.implement("linear_cross_entropy", "native", _native, native.supports_linear_cross_entropy)
-backend.implement("linear_cross_entropy", "reference", reference.linear_cross_entropy)
+dispatch.implement("linear_cross_entropy", "triton", _triton, _supports_triton)
+dispatch.implement("linear_cross_entropy", "native", _native, native.supports_linear_cross_entropy)
+dispatch.implement("linear_cross_entropy", "reference", reference.linear_cross_entropy)
 
 
 def linear_cross_entropy(
@@ -195,7 +196,7 @@ def linear_cross_entropy(
     if bias is not None:
         check_shape(op, "bias", bias, (weight.shape[0],))
     args = (x, weight, bias, labels)
-    name, run = backend.choose(op, x.device.type, *args, ignore_index=ignore_index)
+    name, run = dispatch.choose(op, x.device.type, *args, ignore_index=ignore_index)
     if name == "reference" and not torch.is_autocast_enabled(x.device.type):
         check_one_dtype(op, x=x, weight=weight, bias=bias)
     if not torch.compiler.is_compiling() or name == "reference":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert import backend, native, reference
+from fastbert import native, reference
+from fastbert.ops import dispatch
 from fastbert.ops._checks import check_shape
 from fastbert.packing import PackedBatch, batch_from_mask
 
@@ -21,7 +22,7 @@ def read_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
     """
     if torch.compiler.is_compiling():
         return batch_from_mask(mask, strict=strict)
-    _, run = backend.choose("read_mask", mask.device.type, mask)
+    _, run = dispatch.choose("read_mask", mask.device.type, mask)
     batch = run(mask)
     return batch_from_mask(mask) if batch is None and strict else batch  # which says what the mask holds
 
@@ -51,12 +52,12 @@ def _batch(mask: Tensor, read: tuple[Tensor, Tensor, int, int, bool, bool] | Non
     return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:tokens], bool(leading_pads))
 
 
-backend.implement("read_mask", "native", _batch, native.supports_read_mask)
-backend.implement("read_mask", "reference", _read_mask)
-backend.implement("pack_mask", "native", native.pack_mask, native.supports_pack_mask)
-backend.implement("pack_mask", "reference", reference.pack_mask)
-backend.implement("take_rows", "native", native.take_rows, native.supports_take_rows)
-backend.implement("take_rows", "reference", reference.take_rows)
+dispatch.implement("read_mask", "native", _batch, native.supports_read_mask)
+dispatch.implement("read_mask", "reference", _read_mask)
+dispatch.implement("pack_mask", "native", native.pack_mask, native.supports_pack_mask)
+dispatch.implement("pack_mask", "reference", reference.pack_mask)
+dispatch.implement("take_rows", "native", native.take_rows, native.supports_take_rows)
+dispatch.implement("take_rows", "reference", reference.take_rows)
 
 
 def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -72,7 +73,7 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ValueError: the mask is not (B, S).
     """
     check_shape("pack_mask", "mask", mask, (None, None))
-    _, run = backend.choose("pack_mask", mask.device.type, mask)
+    _, run = dispatch.choose("pack_mask", mask.device.type, mask)
     return run(mask)
 
 
@@ -85,5 +86,5 @@ def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
         ValueError: index is not (M,).
     """
     check_shape("take_rows", "index", index, (None,))
-    _, run = backend.choose("take_rows", x.device.type, x, index, fill=fill)
+    _, run = dispatch.choose("take_rows", x.device.type, x, index, fill=fill)
     return run(x, index, fill=fill)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastbert.files import naming, write_text
+from fastbert.checkpoint.files import naming, write_text
 from fastbert.progress import duration
 from fastbert.training.objective import Counts
 

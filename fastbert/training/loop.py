@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastbert.model import BertPreTrainedModel
 from fastbert.progress import StatusLine, say
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.distributed import Processes
 from fastbert.training.logs import Log, Meter, progress_line
 from fastbert.training.objective import Counts

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastbert.checkpoint.journal import Journal, lock
+from fastbert.checkpoint.journal import RunError as PrepareError
 from fastbert.inference.input_files import InputError
-from fastbert.journal import Journal, lock
-from fastbert.journal import RunError as PrepareError
 from fastbert.progress import Progress
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.documents import Document, DocumentReading, Piece, cut, documents, find_files, group
 from fastbert.training.examples import (
     LEAST_LENGTH,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbert.model import BertPreTrainedModel
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes
 from fastbert.training.loop import AUTOCAST, Trainer, TrainingError

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fastbert.checkpoint.files import atomic_path, write_text
 from fastbert.config import BertConfig
-from fastbert.files import atomic_path, write_text
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 
 INDEX, SUFFIX, VERSION = "index.json", ".shard", 1
 _MAGIC = b"fbSHARD\n"

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ALPHABET = 1000  # characters that get a token; rarer ones become [UNK]

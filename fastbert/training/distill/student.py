@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from fastbert.model import BertModel, BertPreTrainedModel
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 
 _LAYER = re.compile(r"(^|\.)encoder\.layer\.(\d+)\.")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.finetune.examples import QuestionExample
 from fastbert.training.finetune.features import Feature
 from fastbert.training.finetune.settings import FinetuneSettings

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastbert.files import write_text
+from fastbert.checkpoint.files import write_text
 
 CARD = "README.md"
 PIPELINES = {

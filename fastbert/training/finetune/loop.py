@@ -19,7 +19,7 @@ from fastbert.config import BertConfig
 from fastbert.inference.batching import token_budget_batches
 from fastbert.model import BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.features import Feature, plan_epoch
 from fastbert.training.finetune.layers import freeze, layer_groups

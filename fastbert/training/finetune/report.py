@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.files import atomic_path, write_text
+from fastbert.checkpoint.files import atomic_path, write_text
 from fastbert.training.finetune.loop import Evaluation
 from fastbert.training.logs import LOG
 

@@ -20,7 +20,7 @@ from fastbert.model import (
     BertPreTrainedModel,
 )
 from fastbert.model.outputs import ModelOutput
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.finetune import answers, metrics
 from fastbert.training.finetune import examples as files
 from fastbert.training.finetune.examples import (

@@ -8,10 +8,10 @@ from itertools import chain
 from pathlib import Path
 
 from fastbert.progress import Progress, say
+from fastbert.tokenizer.unknown_tokens import unknown_warning
 from fastbert.training.documents import DocumentReading
 from fastbert.training.prepare import JOURNAL, PrepareSettings, Summary, prepare
 from fastbert.training.shards import Counts
-from fastbert.unknown_tokens import unknown_warning
 
 
 def run(args: argparse.Namespace) -> int:

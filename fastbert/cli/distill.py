@@ -7,11 +7,11 @@ from functools import partial
 
 import torch
 
-from fastbert.cli import device_of
-from fastbert.finetune_command import carry_out, given, given_options, prepare_output, read_recipe
+from fastbert.cli.finetune import carry_out, given, given_options, prepare_output, read_recipe
+from fastbert.cli.options import device_of
+from fastbert.cli.pretrain import fresh_model, train
 from fastbert.model import BertPreTrainedModel
-from fastbert.pretrain_command import fresh_model, train
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.distill.settings import DistillationSettings, TextSettings
 from fastbert.training.distill.student import check_vocabularies, make_student
 from fastbert.training.distill.task import TaskDistillation

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
-from fastbert.cli import load_options
+from fastbert.cli.options import load_options
 from fastbert.inference.batching import WINDOW
 from fastbert.inference.embed import MAX_TOKENS, Embedder
 from fastbert.inference.input_files import STDIN
@@ -23,7 +23,7 @@ from fastbert.inference.output import (
 from fastbert.inference.output import Progress as Done
 from fastbert.inference.records import Reading, Records
 from fastbert.progress import Progress, say
-from fastbert.unknown_tokens import unknown_warning
+from fastbert.tokenizer.unknown_tokens import unknown_warning
 
 SUFFIXES = {".npy": "npy", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 BAD_LINES_SHOWN = 20  # each run names these many, then counts

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fastbert.json_files import shown
+from fastbert.checkpoint.json_files import shown
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and the values that would
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from fastbert import __version__
-from fastbert.cli import device_of
+from fastbert.cli.options import device_of
 from fastbert.progress import say
+from fastbert.tokenizer.unknown_tokens import unknown_warning
 from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe
@@ -22,7 +23,6 @@ from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
 from fastbert.training.logs import summary_writer
 from fastbert.training.loop import newest_checkpoint
-from fastbert.unknown_tokens import unknown_warning
 
 REPORT = "report"
 FEW_STEPS = 50  # optimizer steps of a run, below which it is unlikely to learn

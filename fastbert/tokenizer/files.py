@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastbert import checks
-from fastbert.hub import resolve_file
-from fastbert.json_files import LARGEST, read_json, shown
+from fastbert.checkpoint import checks
+from fastbert.checkpoint.hub import resolve_file
+from fastbert.checkpoint.json_files import LARGEST, read_json, shown
 
 SPECIAL_TOKENS = {
     "unk_token": "[UNK]",

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import replace
 
-from fastbert.cli import load_options
+from fastbert.cli.options import load_options
 from fastbert.inference.fill_mask import FillMask
 
 

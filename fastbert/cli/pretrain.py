@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from fastbert import native
-from fastbert.cli import device_of
+from fastbert.checkpoint.hub import resolve_file
+from fastbert.cli.options import device_of
 from fastbert.config import BertConfig
-from fastbert.hub import resolve_file
 from fastbert.model import BertPreTrainedModel
 from fastbert.progress import say
-from fastbert.tokenization import BertTokenizer
+from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes, join, local_rank
 from fastbert.training.loop import Outcome, newest_checkpoint

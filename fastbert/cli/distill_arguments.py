@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastbert.finetune_arguments import FINETUNE_TASKS, add_options, add_task_arguments, numbers, positive
+from fastbert.cli.finetune_arguments import FINETUNE_TASKS, add_options, add_task_arguments, numbers, positive
 from fastbert.training.distill.settings import DistillationSettings
 
 DISTILL_EXAMPLES = """\

@@ -17,7 +17,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from fastbert.encoding import (
+from fastbert.checkpoint.files import collector_at_rest, write_text
+from fastbert.tokenizer.encoding import (
     UNLIMITED,
     BatchEncoding,
     as_list,
@@ -34,8 +35,7 @@ from fastbert.encoding import (
     padded_width,
     stack_columns,
 )
-from fastbert.files import collector_at_rest, write_text
-from fastbert.tokenizer_files import (
+from fastbert.tokenizer.files import (
     SPECIAL_TOKENS,
     as_added_token,
     content_of,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert.json_files import parse_json
+from fastbert.checkpoint.json_files import parse_json
 
 _DTYPES = {
     "F64": torch.float64,

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastbert.files import atomic_path, write_text
-from fastbert.hub import resolve_file
-from fastbert.json_files import read_json, shown
-from fastbert.pickled_file import PickledFile
-from fastbert.safetensors_file import SafetensorsFile
+from fastbert.checkpoint.files import atomic_path, write_text
+from fastbert.checkpoint.hub import resolve_file
+from fastbert.checkpoint.json_files import read_json, shown
+from fastbert.checkpoint.pickled_file import PickledFile
+from fastbert.checkpoint.safetensors_file import SafetensorsFile
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -15,9 +15,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from fastbert.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
-from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments, positive
-from fastbert.precision import QUANTIZED, SPLIT, LoadOptions
+from fastbert.cli.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
+from fastbert.cli.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments, positive
+from fastbert.cli.options import one_line
+from fastbert.precision import QUANTIZED, SPLIT
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 DTYPES = ("float32", "bfloat16", "float16")
@@ -59,7 +60,7 @@ _PRETRAIN_EXAMPLES = """\
 examples:
   fastbert pretrain config.toml
   fastbert pretrain config.toml --resume --set training.log_every=1
-  torchrun --nproc-per-node 8 -m fastbert.cli pretrain config.toml --resume
+  torchrun --nproc-per-node 8 -m fastbert pretrain config.toml --resume
 
 interruption:
   On SIGTERM and Ctrl-C the run ends with a checkpoint. After a kill or a crash, too, the same command with
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        print(f"fastbert: error: {_one_line(error)}", file=sys.stderr)
+        print(f"fastbert: error: {one_line(error)}", file=sys.stderr)
         return FAILED
 
 
@@ -205,7 +206,7 @@ def _add_restart(group: argparse._ArgumentGroup, what: str) -> None:
 
 
 def _add_embed(commands) -> None:
-    parser = _command(commands, "embed", "embed_command", "turn texts into vectors", _EMBED_EXAMPLES)
+    parser = _command(commands, "embed", "cli.embed", "turn texts into vectors", _EMBED_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)")
     _add_model_options(parser)
@@ -252,7 +253,7 @@ def _add_embed(commands) -> None:
 
 def _add_fill_mask(commands) -> None:
     parser = _command(
-        commands, "fill-mask", "fill_mask_command", "name the likeliest words for each [MASK]", _FILL_MASK_EXAMPLES
+        commands, "fill-mask", "cli.fill_mask", "name the likeliest words for each [MASK]", _FILL_MASK_EXAMPLES
     )
     parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("texts", metavar="TEXT", nargs="+", help="a text with one [MASK] or more")
@@ -262,9 +263,7 @@ def _add_fill_mask(commands) -> None:
 
 
 def _add_prepare(commands) -> None:
-    parser = _command(
-        commands, "prepare", "training.prepare_command", "turn text into examples to pre-train on", _PREPARE_EXAMPLES
-    )
+    parser = _command(commands, "prepare", "cli.prepare", "turn text into examples to pre-train on", _PREPARE_EXAMPLES)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, or folders of files")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to be made")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
@@ -322,7 +321,7 @@ def _add_prepare(commands) -> None:
 
 
 def _add_pretrain(commands) -> None:
-    parser = _command(commands, "pretrain", "pretrain_command", "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
+    parser = _command(commands, "pretrain", "cli.pretrain", "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
     parser.add_argument("config", metavar="CONFIG", help="a TOML file; docs/pretrain.toml is one with every key")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
     parser.add_argument(
@@ -336,18 +335,18 @@ def _add_pretrain(commands) -> None:
 
 
 def _add_finetune(commands) -> None:
-    parser = _command(commands, "finetune", "finetune_command", "train a model for a task", FINETUNE_EXAMPLES)
+    parser = _command(commands, "finetune", "cli.finetune", "train a model for a task", FINETUNE_EXAMPLES)
     add_finetune_arguments(parser)
 
 
 def _add_distill(commands) -> None:
     what = "make a smaller model that does as a larger one"
-    add_distill_arguments(_command(commands, "distill", "distill_command", what, DISTILL_EXAMPLES))
+    add_distill_arguments(_command(commands, "distill", "cli.distill", what, DISTILL_EXAMPLES))
 
 
 def _add_doctor(commands) -> None:
     what = "say what runs on this machine, and why"
-    _command(commands, "doctor", "doctor", what, _DOCTOR_EXAMPLES)
+    _command(commands, "doctor", "cli.doctor", what, _DOCTOR_EXAMPLES)
 
 
 def _poolings(text: str) -> list[str]:
@@ -356,48 +355,6 @@ def _poolings(text: str) -> list[str]:
         if name not in POOLINGS:
             raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(POOLINGS)}")
     return names
-
-
-def load_options(args: argparse.Namespace) -> LoadOptions:
-    """What --dtype, --precision, --quantize, --device and --revision ask for."""
-    import torch
-
-    dtype = getattr(torch, args.dtype) if args.dtype else None
-    return LoadOptions(dtype, args.precision, args.quantize, device_of(args.device), args.revision)
-
-
-def device_of(name: str | None) -> str:
-    """The device of that name, or without one a GPU where there is one.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    import torch
-
-    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {device}: {_one_line(error)}") from error
-    return device
-
-
-def _one_line(error: BaseException) -> str:
-    """An error's message on one line, after its type's name where the message alone says too little."""
-    message = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
-        message = error.strerror + (f": {error.filename}" if error.filename else "")
-    told = type(error) in (
-        ValueError,
-        TypeError,
-        FileNotFoundError,
-        NotADirectoryError,
-        OSError,
-        PermissionError,
-    )
-    if told or type(error).__module__.startswith("fastbert"):
-        return message or type(error).__name__
-    return f"{type(error).__name__}: {message} (--debug shows where)"
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

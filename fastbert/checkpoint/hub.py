@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from fastbert.json_files import shown
+from fastbert.checkpoint.json_files import shown
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LONGEST_NAME = 255  # bytes, of a file in common file systems

@@ -1,0 +1,1 @@
+"""The WordPiece tokenizer, over the tokenizers library."""
