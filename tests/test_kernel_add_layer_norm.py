@@ -24,7 +24,7 @@ from triton_support import (
 from fastbert.kernels import architecture, configs
 from fastbert.kernels.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
 from fastbert.ops import add_layer_norm as public
-from fastbert.ops.add_layer_norm import _supports_triton, _triton
+from fastbert.ops.add_layer_norm.triton import run_triton, supports_triton
 
 EPS = 1e-12
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -78,7 +78,7 @@ def check(x, residual, weight, bias, *, dropout_p=0.0, seed=0):
 
     def op(*leaves):
         torch.manual_seed(seed)
-        return _triton(*leaves, eps=EPS, dropout_p=dropout_p)
+        return run_triton(*leaves, eps=EPS, dropout_p=dropout_p)
 
     got, again = run(op, tensors, dy), run(op, tensors, dy)
     eager = run(lambda *t: naive(*t, multiplier), tensors, dy.to(got[0].dtype))
@@ -161,14 +161,14 @@ def test_strides(nan_filled):  # noqa: F811
 @runs
 def test_a_gradient_that_is_one_number():
     x, residual, weight, bias = (t.requires_grad_() for t in example(6, 48))
-    _triton(x, residual, weight, bias, eps=EPS, dropout_p=0.0).sum().backward()
+    run_triton(x, residual, weight, bias, eps=EPS, dropout_p=0.0).sum().backward()
     torch.testing.assert_close(bias.grad, torch.full_like(bias, 6.0))
 
 
 @runs
 def test_what_is_not_wanted_is_not_computed():
     x, residual, weight, bias = example(6, 48)
-    full = run(lambda *t: _triton(*t, eps=EPS, dropout_p=0.0), (x, residual, weight, bias), torch.ones_like(x))[1:]
+    full = run(lambda *t: run_triton(*t, eps=EPS, dropout_p=0.0), (x, residual, weight, bias), torch.ones_like(x))[1:]
     _, total, mean, rstd = add_layer_norm_fwd(x, residual, weight, bias, eps=EPS, training=True)
     for i in range(4):
         wanted = tuple(i == j for j in range(4))
@@ -208,7 +208,7 @@ def test_it_keeps_the_sum_alone():
     def kept(*tensors, dropout_p=0.0):
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-            _triton(*tensors, weight, bias, eps=EPS, dropout_p=dropout_p)
+            run_triton(*tensors, weight, bias, eps=EPS, dropout_p=dropout_p)
         return [t for t in saved if t.shape == x.shape]
 
     for dropout_p in (0.0, 0.4):
@@ -221,7 +221,7 @@ def test_it_keeps_the_sum_alone():
 @runs
 def test_the_residual_is_not_dropped():
     x, residual, weight, bias = example(50, 64)
-    dx, dresidual = run(lambda *t: _triton(*t, eps=EPS, dropout_p=0.5), (x, residual, weight, bias), residual)[1:3]
+    dx, dresidual = run(lambda *t: run_triton(*t, eps=EPS, dropout_p=0.5), (x, residual, weight, bias), residual)[1:3]
     dropped = dx == 0
     assert 0.4 < dropped.float().mean() < 0.6
     assert (dresidual != 0).all()
@@ -231,13 +231,13 @@ def test_the_residual_is_not_dropped():
 @runs
 def test_reasons():
     x, residual, weight, bias = (t.cpu() for t in example(2, 4))
-    assert "GPU" in _supports_triton(x, residual, weight, bias, eps=EPS, dropout_p=0.0)
+    assert "GPU" in supports_triton(x, residual, weight, bias, eps=EPS, dropout_p=0.0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to have a reason next to")
 def test_reasons_on_a_gpu():
     def reason(x, residual, weight, bias):
-        return _supports_triton(x, residual, weight, bias, eps=EPS, dropout_p=0.1)
+        return supports_triton(x, residual, weight, bias, eps=EPS, dropout_p=0.1)
 
     x, residual, weight, bias = example(2, 8)
     assert reason(x, residual.half(), weight.bfloat16(), bias) is None

@@ -1,7 +1,7 @@
 """attention in Triton: schedule, forward, every gradient, dropout's mask; what its kernels take of a GPU."""
 
-import sys
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ from fastbert.kernels import attention, attention_bwd, configs, dropout, schedul
 LENGTHS = [33, 0, 1, 20]
 TAIL = 3  # rows behind the last sequence
 assert nan_filled  # a fixture, used by name
-op = sys.modules["fastbert.ops.attention"]
+op = import_module("fastbert.ops.attention.triton")
 
 
 @in_the_interpreter
@@ -256,9 +256,9 @@ def test_descriptors_read_the_same(monkeypatch):
 def test_op(dtype):
     qkv = rows_of(tail=0).to(dtype).requires_grad_()
     cu_seqlens = cu_seqlens_of(LENGTHS)
-    out = op._triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0)
+    out = op.run_triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0)
     with torch.no_grad():
-        assert torch.equal(op._triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0), out)
+        assert torch.equal(op.run_triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0), out)
     dout = torch.ones(1, 1, 1, dtype=dtype, device=DEVICE).expand(out.shape)
     (dqkv,) = torch.autograd.grad(out, qkv, dout)
     eager = naive_gradient(qkv.detach(), dout, LENGTHS, 0.25)
@@ -278,9 +278,9 @@ def test_op(dtype):
     ids=["heads outside", "expanded", "columns apart", "far apart"],
 )
 def test_rows_that_the_kernels_do_not_read(x):
-    assert op._rows(x).is_contiguous() and op._rows(x).shape == x.shape
+    assert op.rows_in_memory(x).is_contiguous() and op.rows_in_memory(x).shape == x.shape
     rows = torch.zeros(5, 4, 2, 24)[:, :3, :, :16]
-    assert op._rows(rows) is rows
+    assert op.rows_in_memory(rows) is rows
 
 
 @runs
@@ -289,7 +289,7 @@ def test_op_dropout_follows_torchs_seed():
 
     def run(seed):
         torch.manual_seed(seed)
-        out = op._triton(qkv, cu_seqlens_of(LENGTHS), 33, scale=None, dropout_p=0.3)
+        out = op.run_triton(qkv, cu_seqlens_of(LENGTHS), 33, scale=None, dropout_p=0.3)
         return out, torch.autograd.grad(out.sum(), qkv)[0]
 
     assert all(map(torch.equal, run(1), run(1)))
@@ -305,7 +305,7 @@ def test_layers_share_a_schedule(monkeypatch):
 
     def layers(cu_seqlens):
         made.clear()
-        outs = [op._triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0) for _ in range(3)]
+        outs = [op.run_triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0) for _ in range(3)]
         assert all(torch.equal(outs[0], out) for out in outs)
         return len(made)
 
@@ -322,8 +322,7 @@ def test_a_model_shares_one_schedule_among_its_layers(monkeypatch):
     """In training too, where each layer is run by itself."""
     model = fastbert.BertModel(fastbert.BertConfig(**TINY))
     seen = []
-    monkeypatch.setattr(op, "attention", lambda qkv, *args, **kwargs: seen.append(op._shared.get()) or qkv[:, 0])
-    monkeypatch.setattr(ops, "attention", op.attention)
+    monkeypatch.setattr(ops, "attention", lambda qkv, *args, **kwargs: seen.append(op._shared.get()) or qkv[:, 0])
     model(torch.ones(2, 5, dtype=torch.long))
     assert len(seen) == TINY["num_hidden_layers"] and seen[0] is not None and len(set(map(id, seen))) == 1
 
@@ -340,10 +339,10 @@ def test_a_model_shares_one_schedule_among_its_layers(monkeypatch):
 )
 def test_says_what_it_cannot_take(monkeypatch, change, reason):
     call = {"qkv": torch.empty(4, 3, 1, 16), "cu_seqlens": torch.empty(3), "max_seqlen": 4, "scale": None}
-    assert "not on cpu" in op._supports_triton(**call, dropout_p=0.0)
+    assert "not on cpu" in op.supports_triton(**call, dropout_p=0.0)
     monkeypatch.setattr(op, "reason_against", lambda *tensors: None)
-    assert op._supports_triton(**call, dropout_p=0.0) is None
-    assert reason in op._supports_triton(**call | change, dropout_p=0.0)
+    assert op.supports_triton(**call, dropout_p=0.0) is None
+    assert reason in op.supports_triton(**call | change, dropout_p=0.0)
 
 
 def test_dispatched_on_a_gpu():

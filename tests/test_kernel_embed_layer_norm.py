@@ -25,7 +25,7 @@ from fastbert.kernels import architecture, configs
 from fastbert.kernels.dropout import draw_seed
 from fastbert.kernels.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd
 from fastbert.kernels.segments import segment_sums
-from fastbert.ops.embed_layer_norm import _supports_triton, _triton
+from fastbert.ops.embed_layer_norm.triton import run_triton, supports_triton
 
 EPS = 1e-12
 SIZES = (30, 2, 16)
@@ -73,7 +73,7 @@ def check(ids, tensors, *, dropout_p=0.0, padding_idx=None, seed=0):
 
     def op(*leaves):
         torch.manual_seed(seed)
-        return _triton(*ids, *leaves, eps=EPS, dropout_p=dropout_p, padding_idx=padding_idx)
+        return run_triton(*ids, *leaves, eps=EPS, dropout_p=dropout_p, padding_idx=padding_idx)
 
     got, again = run(op, tensors, dy), run(op, tensors, dy)
     eager = run(lambda *t: naive(ids, *t, multiplier, padding_idx), tensors, dy)
@@ -126,7 +126,7 @@ def test_the_padding_row_has_no_gradient(padding_idx):
 def test_a_dropped_element_takes_no_gradient():
     ids, (*tables, weight, bias) = example(40, 16)
     bias.requires_grad_()
-    y = _triton(*ids, *tables, weight, bias, eps=EPS, dropout_p=0.5, padding_idx=None)
+    y = run_triton(*ids, *tables, weight, bias, eps=EPS, dropout_p=0.5, padding_idx=None)
     y.sum().backward()
     torch.testing.assert_close(bias.grad, 2.0 * (y != 0).sum(0))
 
@@ -181,9 +181,9 @@ def test_wide_rows(nan_filled, N):  # noqa: F811
 @pytest.mark.parametrize("beyond", [-1, 2**40])
 def test_an_id_outside_its_table_is_nan_and_nothing_else_is(nan_filled, which, beyond):  # noqa: F811
     ids, tensors = example(9, 8)
-    good = _triton(*ids, *tensors, eps=EPS, dropout_p=0.0, padding_idx=None)
+    good = run_triton(*ids, *tensors, eps=EPS, dropout_p=0.0, padding_idx=None)
     ids[which][4] = beyond
-    y = _triton(*ids, *(t.requires_grad_() for t in tensors), eps=EPS, dropout_p=0.0, padding_idx=None)
+    y = run_triton(*ids, *(t.requires_grad_() for t in tensors), eps=EPS, dropout_p=0.0, padding_idx=None)
     assert y[4].isnan().all()
     rest = torch.arange(9, device=DEVICE) != 4
     assert torch.equal(y[rest], good[rest])
@@ -215,7 +215,7 @@ def test_many_programs(monkeypatch, nan_filled):  # noqa: F811
 
     def op(*leaves):
         torch.manual_seed(0)
-        return _triton(*ids, *leaves, eps=EPS, dropout_p=0.4, padding_idx=None)
+        return run_triton(*ids, *leaves, eps=EPS, dropout_p=0.4, padding_idx=None)
 
     few = run(op, tensors, dy)
     monkeypatch.setattr(architecture, "multiprocessors", lambda device: 5)
@@ -237,7 +237,7 @@ def test_it_keeps_three_numbers_a_token():
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         leaves = [t.requires_grad_() for t in tensors]
-        _triton(*ids, *leaves, eps=EPS, dropout_p=0.4, padding_idx=None)
+        run_triton(*ids, *leaves, eps=EPS, dropout_p=0.4, padding_idx=None)
     given = {t.data_ptr() for t in (*ids, *tensors)}
     assert sum(t.numel() for t in saved if t.data_ptr() not in given) == 3 * 40 + 1  # the mean is two
 
@@ -245,7 +245,7 @@ def test_it_keeps_three_numbers_a_token():
 @runs
 def test_reasons():
     ids, tensors = example(2, 4)
-    reason = _supports_triton(*(t.cpu() for t in (*ids, *tensors)), eps=EPS, dropout_p=0.0, padding_idx=None)
+    reason = supports_triton(*(t.cpu() for t in (*ids, *tensors)), eps=EPS, dropout_p=0.0, padding_idx=None)
     assert "GPU" in reason
 
 

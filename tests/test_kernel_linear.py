@@ -34,7 +34,7 @@ from fastbert.kernels import activation as kernels
 from fastbert.kernels import architecture, configs, linear_table
 from fastbert.kernels import linear as gemm
 from fastbert.ops import dispatch
-from fastbert.ops.linear import _supports_triton, _triton
+from fastbert.ops.linear.triton import run_triton, supports_triton
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 NAMES = tuple(reference.ACTIVATIONS)
@@ -239,7 +239,7 @@ def each_way(request, monkeypatch):
 
 
 def by_triton(x, weight, bias, activation):
-    return _triton(x, ops.Weight([weight], [bias]), activation=activation, precision=None)
+    return run_triton(x, ops.Weight([weight], [bias]), activation=activation, precision=None)
 
 
 @runs
@@ -288,7 +288,7 @@ def test_op_keeps_and_computes_what_is_wanted(wanted):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_feed_forward(each_way, recompute, dtype, monkeypatch):
-    monkeypatch.setattr(dispatch, "choose", lambda *args, **kwargs: ("triton", _triton))
+    monkeypatch.setattr(dispatch, "choose", lambda *args, **kwargs: ("triton", run_triton))
 
     def naive(x, up_weight, up_bias, down_weight, down_bias, activation, recompute):
         return eager(eager(x, up_weight, up_bias, activation), down_weight, down_bias).sin()
@@ -305,8 +305,8 @@ def test_feed_forward(each_way, recompute, dtype, monkeypatch):
 def test_what_it_refuses():
     x, weight, bias = torch.zeros(2, 4), torch.zeros(4, 4), torch.zeros(4)
     weight = ops.Weight([weight], [bias])
-    assert "not on cpu" in _supports_triton(x, weight)
-    assert "not on cpu" in _supports_triton(x, weight, precision="int8")
+    assert "not on cpu" in supports_triton(x, weight)
+    assert "not on cpu" in supports_triton(x, weight, precision="int8")
 
 
 def test_the_table(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from triton_support import (
 
 from fastbert.kernels import configs
 from fastbert.kernels import linear_cross_entropy as kernels
-from fastbert.ops.linear_cross_entropy import _supports_triton, _triton
+from fastbert.ops.linear_cross_entropy.triton import run_triton, supports_triton
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -34,7 +34,7 @@ def test_in_the_interpreter():
 
 
 def op(x, weight, bias, labels, ignore_index=-100):
-    return _triton(x, weight, bias, labels, ignore_index=ignore_index)
+    return run_triton(x, weight, bias, labels, ignore_index=ignore_index)
 
 
 def naive(x, weight, bias, labels, ignore_index=-100):
@@ -78,7 +78,7 @@ def chunks(request, monkeypatch):
 def compaction(request, monkeypatch):
     """With all rows, as a CUDA graph captures it."""
     if request.param == "all rows":
-        monkeypatch.setitem(_triton.__globals__, "_labelled", lambda *args: None)
+        monkeypatch.setitem(run_triton.__globals__, "_labelled", lambda *args: None)
 
 
 @runs
@@ -212,7 +212,7 @@ def test_labels_outside_the_vocabulary(bad, monkeypatch):
     inputs["labels"][3] = bad
     with pytest.raises(ValueError, match=f"labels holds {bad}; the weight has 300 rows, so 0 to 299 are valid"):
         op(**inputs)
-    monkeypatch.setitem(_triton.__globals__, "_labelled", lambda *args: None)  # as in a captured graph
+    monkeypatch.setitem(run_triton.__globals__, "_labelled", lambda *args: None)  # as in a captured graph
     loss, *gradients = run(inputs)
     assert loss.isnan() and all(g.isnan().any() for g in gradients)
 
@@ -241,16 +241,16 @@ def test_chunks_are_bounded_and_even(monkeypatch):
 
 def test_reasons():
     inputs = inputs_of(4, 8, 10, device="cpu")
-    assert _supports_triton(**inputs, ignore_index=-100) == "it runs on a GPU, not on cpu"
+    assert supports_triton(**inputs, ignore_index=-100) == "it runs on a GPU, not on cpu"
 
 
 @runs
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter computes in the CPU's memory")
 def test_reasons_on_a_gpu():
     inputs = inputs_of(4, 8, 10)
-    assert _supports_triton(**inputs, ignore_index=-100) is None
-    assert "dtypes float32, float16" in _supports_triton(**{**inputs, "bias": inputs["bias"].half()}, ignore_index=0)
-    assert "labels on cpu" in _supports_triton(**{**inputs, "labels": inputs["labels"].cpu()}, ignore_index=0)
+    assert supports_triton(**inputs, ignore_index=-100) is None
+    assert "dtypes float32, float16" in supports_triton(**{**inputs, "bias": inputs["bias"].half()}, ignore_index=0)
+    assert "labels on cpu" in supports_triton(**{**inputs, "labels": inputs["labels"].cpu()}, ignore_index=0)
 
 
 @compiles

@@ -262,7 +262,7 @@ def test_weight_gradients_are_summed_in_fp32():
 
 def test_the_triton_version_says_why_not_without_a_gpu():
     code = (
-        "import torch; from fastbert.ops.add_layer_norm import _supports_triton as s; x = torch.ones(2, 2);"
+        "import torch; from fastbert.ops.add_layer_norm.triton import supports_triton as s; x = torch.ones(2, 2);"
         "print(s(x, x, x[0], x[0], eps=1e-5, dropout_p=0.0))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -4,7 +4,8 @@ from fastbert.native.checksums import Checksums, checksums_of
 from fastbert.native.extension import mode_reason, pointer_reason
 from fastbert.native.packing import bounds
 from fastbert.ops.add_layer_norm import add_layer_norm
-from fastbert.ops.attention import attention, shared_schedules
+from fastbert.ops.attention import attention
+from fastbert.ops.attention.triton import shared_schedules
 from fastbert.ops.embed_layer_norm import embed_layer_norm
 from fastbert.ops.encoder import EncoderWeights, LayerWeights, encoder, release
 from fastbert.ops.feed_forward import feed_forward

@@ -12,7 +12,8 @@ from fastbert import native
 from fastbert.ops import dispatch
 from fastbert.ops._checks import check_floating, check_offsets, check_precision, check_shape
 from fastbert.ops.add_layer_norm import add_layer_norm
-from fastbert.ops.attention import attention, shared_schedules
+from fastbert.ops.attention import attention
+from fastbert.ops.attention.triton import shared_schedules
 from fastbert.ops.linear import linear
 from fastbert.weight import Weight
 

@@ -1,0 +1,166 @@
+"""attention: softmax(scale q k^T) v within each sequence of a packed row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastbert.native import attention as native_attention
+from fastbert.native import attention_bwd as native_attention_bwd
+from fastbert.native import attention_fwd_train as native_attention_fwd_train
+from fastbert.native import supports_attention
+from fastbert.ops import dispatch
+from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
+from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._checks import check_floating, check_offsets, check_probability, check_shape
+from fastbert.reference import attention as reference_attention
+from fastbert.reference import attention_bwd as reference_attention_bwd
+
+if TYPE_CHECKING:
+    pass
+
+from fastbert.ops.attention.native import run_native
+from fastbert.ops.attention.reference import run_reference
+from fastbert.ops.attention.triton import rows_in_memory, run_triton, supports_triton, triton_arguments
+
+dispatch.implement("attention", "triton", run_triton, supports_triton)
+dispatch.implement("attention", "native", run_native, supports_attention)
+dispatch.implement("attention", "reference", run_reference)
+
+
+def attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    checked: bool = False,
+) -> Tensor:
+    """(T, 3, H, D) -> (T, H, D); sequence b is rows cu_seqlens[b] to cu_seqlens[b+1] and sees only itself.
+
+    Args:
+        qkv: queries, keys and values of every token.
+        cu_seqlens: int32 (B+1,), from 0 to T.
+        max_seqlen: at least the longest sequence.
+        scale: what the scores are multiplied by; None is D ** -0.5.
+        dropout_p: the share of probabilities dropped.
+        checked: cu_seqlens and max_seqlen were checked before, as by `packing`, and are not again.
+
+    Offsets on a GPU are not read by the host, which would wait for them: there a token after the last sequence belongs
+    to none and gets zeros, and offsets that do not rise are kept within 0 to T.
+
+    Raises:
+        ValueError: a shape, dtype or probability that does not fit; offsets on a CPU that do not rise from 0 to T or
+            hold a sequence longer than max_seqlen.
+    """
+    check_shape("attention", "qkv", qkv, (None, 3, None, None))
+    check_floating("attention", "qkv", qkv)
+    if not checked:
+        check_offsets("attention", cu_seqlens, len(qkv), max_seqlen)
+    check_probability("attention", "dropout_p", dropout_p)
+    if autocast_is_on(qkv):
+        with autocast_off(qkv):
+            return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, checked=True)
+    kwargs = {"scale": scale, "dropout_p": dropout_p}
+    name, run = dispatch.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
+    if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
+        # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
+        # max_seqlen is a number, and a graph that holds one is made again for the next: T bounds it as well.
+        seed = torch.randint(2**62, (1,), device=qkv.device) if dropout_p else None
+        scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+        return torch.ops.fastbert.attention(name, needs_gradient(qkv), qkv, cu_seqlens, scale, dropout_p, seed)[0]
+    return run(qkv, cu_seqlens, max_seqlen, **kwargs)
+
+
+# What a compiled graph holds. `backend` is the one that was chosen when the graph was made; `saved` is what its
+# backward reads next to the output, where `training`: see the launchers.
+
+
+@torch.library.custom_op("fastbert::attention", mutates_args=())
+def _attention_op(
+    backend: str,
+    training: bool,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    check_offsets("attention", cu_seqlens, len(qkv), len(qkv))
+    if backend == "triton":
+        from fastbert.kernels.attention import attention_fwd
+
+        qkv = rows_in_memory(qkv)
+        arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
+        out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), **arguments)
+    elif backend == "native" and (training or dropout_p):
+        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
+        out, saved = native_attention_fwd_train(qkv, cu_seqlens, **constants)
+    elif backend == "native":
+        out, saved = native_attention(qkv, cu_seqlens, len(qkv), scale=scale), None
+    else:
+        out, saved = reference_attention(qkv, cu_seqlens, len(qkv), scale=scale).contiguous(), None
+    return out, _saved(backend, training, qkv) if saved is None or not training else saved
+
+
+@_attention_op.register_fake
+def _(backend: str, training: bool, qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape[0], *qkv.shape[2:]), _saved(backend, training, qkv)
+
+
+def _saved(backend: str, training: bool, qkv: Tensor) -> Tensor:
+    T, _, H, _ = qkv.shape
+    if backend == "reference" or not training:
+        return qkv.new_empty(0, dtype=torch.float32)
+    per_row = 2 if backend == "native" or qkv.dtype == torch.float32 else 1
+    return qkv.new_empty((per_row, H, T), dtype=torch.float32)
+
+
+def _number(seed: Tensor | None) -> int:
+    return 0 if seed is None else int(seed)
+
+
+@torch.library.custom_op("fastbert::attention_bwd", mutates_args=())
+def _attention_bwd_op(
+    backend: str,
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    saved: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    if backend == "triton":
+        from fastbert.kernels.attention_bwd import attention_bwd
+
+        qkv = rows_in_memory(qkv)
+        arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
+        return attention_bwd(rows_in_memory(dout), qkv, out, saved, cu_seqlens, len(qkv), **arguments)
+    if backend == "native":
+        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
+        return native_attention_bwd(dout, qkv, cu_seqlens, out, saved, **constants)
+    return reference_attention_bwd(dout, qkv, cu_seqlens, len(qkv), scale=scale).contiguous()
+
+
+@_attention_bwd_op.register_fake
+def _(backend: str, dout: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.backend, _, qkv, cu_seqlens, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(qkv, *output, cu_seqlens, seed)
+
+
+def _backward(ctx, dout, _):
+    *saved, cu_seqlens, seed = ctx.saved_tensors
+    dqkv = torch.ops.fastbert.attention_bwd(ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed)
+    return None, None, dqkv, None, None, None, None
+
+
+_attention_op.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,53 @@
+"""attention by plain PyTorch, and the second derivatives of all backends."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastbert import reference
+from fastbert.ops._autograd import differentiable_gradients, needs_gradient
+
+if TYPE_CHECKING:
+    pass
+
+
+def second_derivative(qkv: Tensor, cu_seqlens: Tensor, dy: Tensor, constants: dict[str, Any]) -> Tensor | None:
+    forward = partial(reference.attention_formula, cu_seqlens=cu_seqlens, scale=constants["scale"])
+    return differentiable_gradients("attention", forward, (qkv,), (True,), dy, constants["dropout_p"])[0]
+
+
+class _DifferentiableTwice(torch.autograd.Function):
+    """`out` as it is, which torch's fused attention made of qkv; that has a gradient, of which there is no derivative.
+
+    Where one is asked for, the gradient is the formula's, and none goes through `out`. So it is in fp32 on a CPU,
+    where torch's fused gradient loses digits to large scores: it keeps the logarithm of the sum alone.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, out: Tensor, cu_seqlens: Tensor, scale: float | None, dropout_p: float
+    ) -> Tensor:
+        ctx.save_for_backward(qkv, cu_seqlens)
+        ctx.constants = {"scale": scale, "dropout_p": dropout_p}
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return second_derivative(*ctx.saved_tensors, dout, ctx.constants), None, None, None, None
+        if dout.is_cpu and dout.dtype == torch.float32 and not ctx.constants["dropout_p"]:
+            qkv, cu_seqlens = ctx.saved_tensors
+            dqkv = reference.attention_bwd(dout, qkv, cu_seqlens, len(qkv), scale=ctx.constants["scale"])
+            return dqkv, None, None, None, None
+        return None, dout, None, None, None
+
+
+def run_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
+    out = reference.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
+    if not needs_gradient(qkv) or torch.compiler.is_compiling() or torch.jit.is_tracing() or reference.is_transformed():
+        return out
+    return _DifferentiableTwice.apply(qkv, out, cu_seqlens, scale, dropout_p)

@@ -1,0 +1,140 @@
+"""attention by Triton: its autograd function, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastbert.ops._autograd import needs_gradient
+from fastbert.ops._triton import reason_against
+
+if TYPE_CHECKING:
+    from fastbert.kernels.schedule import TileSchedule
+
+from fastbert.ops.attention.reference import second_derivative
+
+
+class _TritonAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None, dropout_p: float
+    ) -> Tensor:
+        from fastbert.kernels.attention import attention_fwd
+
+        qkv = rows_in_memory(qkv)
+        ctx.arguments = triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+        ctx.max_seqlen = max_seqlen
+        out, statistics = attention_fwd(qkv, cu_seqlens, max_seqlen, **ctx.arguments)
+        ctx.save_for_backward(qkv, out, statistics, cu_seqlens)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        from fastbert.kernels.attention_bwd import attention_bwd
+
+        if torch.is_grad_enabled():
+            dqkv = second_derivative(ctx.saved_tensors[0], ctx.saved_tensors[3], dout, ctx.arguments)
+            return dqkv, None, None, None, None
+        dqkv = attention_bwd(rows_in_memory(dout), *ctx.saved_tensors, ctx.max_seqlen, **ctx.arguments)
+        return dqkv, None, None, None, None
+
+
+def run_triton(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
+    from fastbert.kernels.attention import attention_fwd
+
+    if needs_gradient(qkv):
+        return _TritonAttention.apply(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+    qkv = rows_in_memory(qkv)
+    out, _ = attention_fwd(
+        qkv, cu_seqlens, max_seqlen, **triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+    )
+    return out
+
+
+def triton_arguments(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float | None,
+    dropout_p: float,
+    seed: Tensor | None = None,
+) -> dict[str, Any]:
+    """What the launchers of forward and backward are told alike; with dropout and no seed, one is drawn."""
+    from fastbert.kernels.dropout import draw_seed
+
+    return {
+        "scale": qkv.shape[-1] ** -0.5 if scale is None else scale,
+        "dropout_p": dropout_p,
+        "seed": draw_seed(qkv.device) if dropout_p and seed is None else seed,
+        "precision": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
+        "schedule": _schedule(qkv, cu_seqlens, max_seqlen),
+    }
+
+
+def rows_in_memory(x: Tensor) -> Tensor:
+    """x as the kernels read it: heads' columns contiguous, token behind token, 128 of them within an int32."""
+    if x.is_contiguous():
+        return x
+    width = 1 + sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return x if x.stride(-1) == 1 and width <= x.stride(0) < 2**24 else x.contiguous()
+
+
+def supports_triton(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float
+) -> str | None:
+    reason = reason_against(qkv)
+    if reason is not None:
+        return reason
+    if qkv.shape[-1] > 128:
+        return f"head dim {qkv.shape[-1]}; it takes up to 128"
+    if qkv.shape[2] > 65535:
+        return f"{qkv.shape[2]} heads; it takes up to 65535"
+    if cu_seqlens.device != qkv.device:
+        return f"cu_seqlens on {cu_seqlens.device}; it takes one device"
+    if scale is not None and not scale > 0:
+        return f"scale {scale}; it must be above 0"
+    return None
+
+
+class _Shared:
+    """The tile schedule that the layers of one run through a model have in common: see `shared_schedules`."""
+
+    def __init__(self) -> None:
+        self.cu_seqlens: Tensor | None = None
+        self.key: tuple | None = None
+        self.schedule: TileSchedule | None = None
+
+
+_shared: ContextVar[_Shared | None] = ContextVar("fastbert_schedule", default=None)
+
+
+def _schedule(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> TileSchedule:
+    from fastbert.kernels.attention import attention_schedule
+
+    shared = _shared.get()
+    if shared is None:
+        return attention_schedule(qkv, cu_seqlens, max_seqlen)
+    key = len(qkv), qkv.dtype, qkv.shape[-1], max_seqlen
+    if shared.cu_seqlens is not cu_seqlens or shared.key != key:
+        shared.cu_seqlens, shared.key = cu_seqlens, key
+        shared.schedule = attention_schedule(qkv, cu_seqlens, max_seqlen)
+    return shared.schedule
+
+
+@contextmanager
+def shared_schedules() -> Iterator[None]:
+    """Within it every attention over one cu_seqlens shares one schedule; no one may write to cu_seqlens meanwhile.
+
+    For one run through a model's layers: the first layer makes the schedule, in a CUDA graph too, and nothing is kept
+    when the run is over.
+    """
+    token = _shared.set(_Shared())
+    try:
+        yield
+    finally:
+        _shared.reset(token)

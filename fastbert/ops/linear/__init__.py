@@ -1,0 +1,89 @@
+"""linear: y = act(x W^T + b), every matrix product of a BERT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastbert.native import describe_precision as native_describe_precision
+from fastbert.native import supports_linear
+from fastbert.ops import _quantized_linear, dispatch
+from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
+from fastbert.ops._checks import check_floating, check_precision, check_shape
+from fastbert.ops.linear.native import run_native
+from fastbert.ops.linear.reference import check_dtypes, run_reference
+from fastbert.ops.linear.triton import run_triton, supports_triton
+from fastbert.precision import QUANTIZED
+from fastbert.reference import ACTIVATIONS
+from fastbert.reference import describe_precision as reference_describe_precision
+from fastbert.reference import linear as reference_linear
+from fastbert.weight import Weight, as_weight
+
+
+def _describe(words: Callable[[str | None], str | None]) -> Callable[..., str | None]:
+    return lambda *args, precision=None, **kwargs: words(precision)
+
+
+dispatch.implement("linear", "triton", run_triton, supports_triton, _describe(_quantized_linear.describe))
+dispatch.implement("linear", "native", run_native, supports_linear, _describe(native_describe_precision))
+dispatch.implement("linear", "reference", run_reference, describe=_describe(reference_describe_precision))
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor | Weight,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    precision: str | None = None,
+) -> Tensor:
+    """(T, E), (F, E), (F,) -> (T, F), with one of `ACTIVATIONS` on top.
+
+    Args:
+        weight: a tensor with its bias, or a `Weight`, whose owner keeps the forms that a backend makes of it between
+            calls; of a tensor they are made for this call alone.
+        precision: how the operands are multiplied. None: as they are, in their dtype, sums in fp32. "high",
+            "highest": in float32, which a backend may split into bf16 pieces, three or six products in place of
+            one. "int8": x rounded to int8 by its rows, weight by its rows, sums in int32, without a gradient; see
+            `reference_linear_int8`.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, an unknown activation or precision, a gradient of int8.
+    """
+    if not x.is_floating_point():
+        check_floating("linear", "x", x)
+    if not isinstance(weight, Weight) or x.dim() != 2 or x.shape[1] != weight.shape[1]:
+        weight = _checked(x, weight, bias)
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(ACTIVATIONS)}")
+    if precision is not None:
+        check_precision("linear", precision, x, *weight.tensors)
+    if torch._C._is_any_autocast_enabled() and autocast_is_on(x):
+        with autocast_off(x):
+            if precision in QUANTIZED:  # chosen for the model, and narrower than autocast
+                return linear(x, weight, activation=activation, precision=precision)
+            x, *tensors = cast(x, *weight.tensors)
+            rows = len(weight.weights)
+            weight = Weight(tensors[:rows], tensors[rows:] or (None,) * rows)
+            return linear(x, weight, activation=activation)
+    kwargs = {"activation": activation, "precision": precision}
+    if torch.compiler.is_compiling():
+        # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
+        check_dtypes(x, weight, precision)
+        return reference_linear(x, *weight.stacked(), **kwargs)
+    _, run = dispatch.choose("linear", x.device.type, x, weight, **kwargs)
+    return run(x, weight, **kwargs)
+
+
+def _checked(x: Tensor, weight: Tensor | Weight, bias: Tensor | None) -> Weight:
+    """The operands as a Weight, its shapes held to those of x."""
+    if isinstance(weight, Weight):
+        check_shape("linear", "x", x, (None, weight.shape[1]))
+        return weight
+    check_shape("linear", "weight", weight, (None, x.shape[-1] if x.dim() else None))
+    check_shape("linear", "x", x, (None, weight.shape[1]))
+    if bias is not None:
+        check_shape("linear", "bias", bias, (weight.shape[0],))
+    return as_weight(weight, bias)
