@@ -58,7 +58,7 @@ targets: $(STAMP)
 	-@$(PY) benchmarks/bench_start.py --output $(TARGETS)
 	-@$(PY) benchmarks/bench_memory.py --output $(TARGETS)
 	-@$(PY) benchmarks/bench_encoder.py --targets --output $(TARGETS) $(ARGS)
-	@$(PY) benchmarks/targets.py $(TARGETS)
+	@$(PY) benchmarks/acceptance/targets.py $(TARGETS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import machine
-import targets
 import torch
+from acceptance import targets
 from assets import AssetUnavailable, fetch
 from encoders import BASELINE, COMPARED, PRECISIONS, Encoders, chosen, quiet_transformers
 from harness import Case, Harness, Provider

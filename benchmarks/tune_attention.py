@@ -1,7 +1,7 @@
 """Which tiles of attention are fastest on this GPU: candidates next to those of kernels/configs.py, both ways.
 
     python benchmarks/tune_attention.py --subjects D64
-    benchmarks/gpu.sh --stages tune FOLDER                   # rows in FOLDER/tune-attention.csv
+    benchmarks/acceptance/gpu.sh --stages tune FOLDER                   # rows in FOLDER/tune-attention.csv
 
 A row's provider is a kernel and its tiles, ROWSxSTEP-WARPS-STAGES, with tma where whole steps come through descriptors;
 a backward's other kernel keeps its own step. Each is held to twice the error of plain PyTorch, then timed in turns with

@@ -1,7 +1,7 @@
 """Which products with GELU are one Triton kernel: measures every shape both ways and writes kernels/linear_table.csv.
 
     python benchmarks/tune_linear.py --models base large --rows 128 4096
-    benchmarks/gpu.sh --stages tune FOLDER && cp FOLDER/linear_table.csv kernels/
+    benchmarks/acceptance/gpu.sh --stages tune FOLDER && cp FOLDER/linear_table.csv kernels/
 
 For each shape cuBLAS with an elementwise kernel and every tile of the Triton kernel are first held to fp64, then timed
 in turns, the L2 cache flushed before each call as the layers between would. Rows of other shapes and GPUs stay, in a

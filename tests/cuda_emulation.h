@@ -2,7 +2,7 @@
 // nothing. Blocks go one after another, their threads as fibers that change over where they meet: a warp at a shuffle
 // or a ballot, a block at __syncthreads. Threads that meet at different places, or not at all, end the program with a
 // message. What a barrier should have kept apart shows as well: a warp goes on until it has to wait, and `order` says
-// which one goes first. tests/test_cuda_sources.py rewrites what is no C++: <<<>>>.
+// which one goes first. tests/native/test_cuda_sources.py rewrites what is no C++: <<<>>>.
 #pragma once
 
 #include <ucontext.h>

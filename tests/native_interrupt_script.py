@@ -1,4 +1,4 @@
-"""Signals during long C++ calls, for test_native_interrupt.py: prints what happened as JSON."""
+"""Signals during long C++ calls, for native/test_interrupt.py: prints what happened as JSON."""
 
 import json
 import os

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = [*sorted(map(str, (ROOT / "tests").glob("test_native*.py"))), str(ROOT / "tests" / "test_packing.py")]
+TESTED = ("ops/test_*native*.py", "native/test_[!c]*.py", "ops/test_packing.py")
+FILES = [str(path) for pattern in TESTED for path in sorted((ROOT / "tests").glob(pattern))]
 TESTS = {"address": FILES, "thread": [*FILES, "-k", "thread"]}
 OPTIONS = {
     # Python frees little at its end. What torch and Python do with their own memory is not for us to judge either.

@@ -235,7 +235,7 @@ def test_a_weight_with_another_stride_is_packed_anew():
 
 
 def test_the_kernels_know_nothing_of_autocast():
-    """The ops cast, and call them with it off: see test_native_training.py."""
+    """The ops cast, and call them with it off: see test_native_bwd.py."""
     require_native()
     with torch.autocast("cpu", torch.bfloat16):
         assert native.supports_linear(torch.zeros(2, 4), torch.zeros(4, 4)) == "autocast is on"

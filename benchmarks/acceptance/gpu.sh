@@ -2,10 +2,10 @@
 # One command for a GPU machine: builds fastbert, runs the GPU tests, measures the ceilings and every subject against
 # its peers, and says which targets hold. Under ten minutes, without a network, installing nothing.
 #
-#     benchmarks/gpu.sh [FOLDER]              results go to FOLDER ($OUT, else benchmarks/results)
-#     benchmarks/gpu.sh --peers [FOLDER]      the ceilings and the public runtimes alone
-#     benchmarks/gpu.sh --stages 'build ops'  some of: build tests ops models training targets tune
-#     benchmarks/gpu.sh --tiny [FOLDER]       shows on any machine that all of it runs; measures nothing
+#     benchmarks/acceptance/gpu.sh [FOLDER]              results go to FOLDER ($OUT, else benchmarks/results)
+#     benchmarks/acceptance/gpu.sh --peers [FOLDER]      the ceilings and the public runtimes alone
+#     benchmarks/acceptance/gpu.sh --stages 'build ops'  some of: build tests ops models training targets tune
+#     benchmarks/acceptance/gpu.sh --tiny [FOLDER]       shows on any machine that all of it runs; measures nothing
 #
 # Environment: PYTHON (python3), BUDGET (570 seconds for everything), BUILD (the folder build/gpu), FASTBERT_COMMIT (for
 # the rows, in a copy without its git history). A stage that fails or runs out of its time does not stop the next; the
@@ -16,7 +16,7 @@ set -uo pipefail
 
 usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python3}
 stages="build tests ops models training targets"
 flags=()
@@ -113,7 +113,8 @@ gpu_tests() {
   shopt -s nullglob
   # Compiling for other GPUs needs none: that is the ordinary test run's.
   "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" -k "not compiles" \
-    "$root"/tests/test_kernel*.py "$root"/tests/test_{cuda_graphs,device_packing}.py
+    "$root"/tests/ops/test_*triton*.py "$root"/tests/inference/test_cuda_graphs.py \
+    "$root"/tests/ops/test_packing_device.py
 }
 
 export -f build_extension gpu_tests
@@ -138,7 +139,7 @@ stage tune-linear 250 "${interpreted[@]}" "$python" "$root/benchmarks/tune_linea
   --output "$results/linear_table.csv" "${tiny[@]}"
 stage tune-attention 320 "${interpreted[@]}" "$python" "$root/benchmarks/tune_attention.py" \
   --output "$results/tune-attention.csv" "${flags[@]}"
-stage targets 30 "$python" "$root/benchmarks/gpu_targets.py" "$results"/gpu-*.csv
+stage targets 30 "$python" "$root/benchmarks/acceptance/gpu_targets.py" "$results"/gpu-*.csv
 
 printf '\n== stages, %d s in all; rows in %s\n' "$SECONDS" "$results" | tee -a "$log"
 printf '%s\n' "${summary[@]}" | tee -a "$log"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import harness
 import pytest
-import targets
+from acceptance import targets
 
 BASE = targets.encoder("bert-base", "8x128", "bf16")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support import TINY, require_native
-from test_native_encoder import make_layers
+from test_encoder_native import make_layers
 
 import fastbert
 from fastbert import ops, packing

@@ -16,7 +16,7 @@ import torch
 import transformers
 from assets import cache_root
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TRANSFORMERS = "5.24.0", "906cb8c3cb2123575e263962586a4d21a979ce97feeb95fe6aaf66fe6ae88bf3"
 PEFT = "0.21.2", "b803ccfb3f3f316004d850284306687833a2235ea278fb56abc856203456142e"
 SENTENCE_TRANSFORMERS = "6.2.0", "1e3cd8796ab7bcad4cfa2f51e2083d8b37b15d6b68e6fa6b91a147c67380574d"

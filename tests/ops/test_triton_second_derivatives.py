@@ -6,9 +6,9 @@ import torch
 pytest.importorskip("triton")
 
 import torch.nn.functional as F
-from test_kernel_model import OPS as TRITON_OPS
-from test_kernel_model import triton_on_any_device
 from test_second_derivatives import CU, OPS, E, T, penalty, vectors
+from test_triton_model import OPS as TRITON_OPS
+from test_triton_model import triton_on_any_device
 from triton_support import DEVICE, INTERPRETED, in_the_interpreter, run_in_the_interpreter, runs
 
 import fastbert

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support import assert_op_accurate, require_native
-from test_rowwise_ops import layer_norm
+from test_rowwise import layer_norm
 
 import fastbert
 from fastbert import native, ops

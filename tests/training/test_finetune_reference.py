@@ -14,7 +14,7 @@ from fastbert.cli.finetune import read_recipe
 from fastbert.cli.main import build_parser, main
 from fastbert.training.finetune.loop import Finetuning
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TASKS = ["classification", "multi-label", "regression", "token-classification", "multiple-choice"]
 
 

@@ -1,6 +1,6 @@
 """What must hold on an H200, and whether it does: reads the GPU suite's rows and prints one line a target.
 
-    python benchmarks/gpu_targets.py benchmarks/results/gpu-*.csv
+    python benchmarks/acceptance/gpu_targets.py benchmarks/results/gpu-*.csv
 
 A target without a row, or whose row has no time, is missed.
 """
@@ -12,8 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from harness import read_rows
-from targets import Row, Target, Verdict, evaluate, report
+
+from acceptance.targets import Row, Target, Verdict, evaluate, report
 
 PAPER_TFLOPS = 989.0  # H200, dense bf16, by its data sheet: what a share of peak is commonly quoted of
 STEP = {"op": "training step", "model": "bert-large", "case": "packed rows", "dtype": "bf16"}
@@ -87,7 +91,7 @@ def judge(files: Sequence[Path]) -> tuple[list[Verdict], str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n", 1)[0],
-        epilog="example: python benchmarks/gpu_targets.py benchmarks/results/gpu-*.csv",
+        epilog="example: python benchmarks/acceptance/gpu_targets.py benchmarks/results/gpu-*.csv",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="CSV", help="results to judge")
     try:

@@ -11,17 +11,17 @@ from types import SimpleNamespace
 import bench_gpu_models
 import bench_gpu_ops
 import bench_gpu_training
-import gpu_targets
 import harness
 import pytest
 import torch
 import tune_attention
+from acceptance import gpu_targets
 from gpu_suite import Settings
 
 from fastbert import reference, use_backend
 from fastbert.ops import dispatch
 
-COMMAND = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
+COMMAND = Path(__file__).parents[2] / "benchmarks" / "acceptance" / "gpu.sh"
 # The figures that must hold on an H200, by what stands in their line.
 WANTED = [
     *(("attention forward 512, TFLOP/s", 340), ("attention forward 2048, TFLOP/s", 400)),

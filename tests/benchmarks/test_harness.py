@@ -11,14 +11,13 @@ import bench_import
 import bench_memory
 import bench_start
 import demo
-import gpu_targets
 import harness
 import machine
 import plot
 import pytest
-import targets
 import torch
 import workload
+from acceptance import gpu_targets, targets
 
 CPU = torch.device("cpu")
 SCRIPTS = [bench_encoder, bench_gemm, bench_import, bench_memory, bench_start, demo, plot, targets]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="me
 
 @pytest.mark.parametrize("cases", [250, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_checkpoints(cases):
-    script = Path(__file__).parent / "mutated_checkpoints.py"
+    script = Path(__file__).parents[1] / "mutated_checkpoints.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, script, str(cases)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "assets.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "assets.py"
 
 
 @pytest.fixture

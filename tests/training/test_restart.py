@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from training_support import write_run
 
-DRIVER = Path(__file__).with_name("pretrain_driver.py")
+DRIVER = Path(__file__).parents[1] / "pretrain_driver.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

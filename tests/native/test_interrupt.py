@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import require_native
 
-SCRIPT = Path(__file__).with_name("native_interrupt_script.py")
+SCRIPT = Path(__file__).parents[1] / "native_interrupt_script.py"
 SECONDS = 2.5  # from the signal to the end of the call; each call would take longer than that on one core
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import fastbert
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 can_build = pytest.mark.skipif(

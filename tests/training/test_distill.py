@@ -420,7 +420,7 @@ def test_settings_of_text_are_pretrainings_and_more():
 
 
 def test_the_documented_settings_are_all_there_are_at_their_defaults():
-    text = (Path(__file__).resolve().parents[1] / "docs" / "distill.toml").read_text()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "distill.toml").read_text()
     given = load_settings_of(text)
     section = text[text.index("\n[distillation]") : text.index("\n[model]")]
     commented = load_settings_of(text.replace(section, re.sub(r"(?m)^# (?=\w+ = )", "", section))).distillation
@@ -437,7 +437,7 @@ def load_settings_of(text):
 
 
 def test_the_recipe_is_the_one_that_is_tested():
-    recipes = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text()
+    recipes = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text()
     assert f"fastbert distill --task classification --teacher out/rotten-tomatoes \\\n    {STUDENT} \\\n" in recipes
 
 

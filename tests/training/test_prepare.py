@@ -197,7 +197,7 @@ def test_bytes_are_the_same_for_any_number_of_processes_and_after_a_kill(tmp_pat
 
 def test_killed_before_each_step_a_run_goes_on(tmp_path):
     write_documents(tmp_path / "text.txt", make_documents(40))
-    driver = Path(__file__).with_name("prepare_driver.py")
+    driver = Path(__file__).parents[1] / "prepare_driver.py"
     done = subprocess.run([sys.executable, driver, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

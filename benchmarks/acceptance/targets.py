@@ -1,6 +1,6 @@
 """What must hold, and whether it does: reads result rows and prints one line a target.
 
-    python benchmarks/targets.py benchmarks/results/targets-cpu.csv
+    python benchmarks/acceptance/targets.py benchmarks/results/targets-cpu.csv
 
 A ratio compares fastbert's row with the public runtimes' rows of the same run: the rows of a case carry one date. Where
 a case was run several times the last that has fastbert's row counts. A row without a time makes a target missed.
@@ -15,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness import read_rows
 
@@ -219,7 +222,7 @@ def _short(value: float | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n", 1)[0],
-        epilog="example: python benchmarks/targets.py benchmarks/results/targets-cpu.csv",
+        epilog="example: python benchmarks/acceptance/targets.py benchmarks/results/targets-cpu.csv",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="CSV", help="results to judge")
     chosen = parser.parse_args(arguments)

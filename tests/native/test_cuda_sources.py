@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import require_native
-from test_device_packing import DTYPES, check, masks
+from test_packing_device import DTYPES, check, masks
 
 from fastbert import native, reference
 
 # By import_module: as attributes of the package they are the functions in them.
 native_packing = importlib.import_module("fastbert.native.packing")
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 CSRC = TESTS.parent / "csrc"
 COMPILER = os.environ.get("CXX", "c++")
 pytestmark = pytest.mark.skipif(not shutil.which(COMPILER), reason="no C++ compiler")
