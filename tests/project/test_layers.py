@@ -194,7 +194,7 @@ def test_tests_and_benchmarks_are_imported_by_nothing():
     outside = {
         "tests",
         "benchmarks",
-        *(p.stem for d in ("tests", "benchmarks") for p in (ROOT / d).glob("*.py")),
+        *(p.stem for d in ("tests", "benchmarks") for p in (ROOT / d).rglob("*.py")),
     }
     problems = []
     for _, path in files():
