@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastbert import ops
+from fastbert.model.captured import encode_padded, returned
 from fastbert.model.inputs import Inputs
-from fastbert.model.layer import Attend, Layer, Products, active_dropout, is_hooked, sharded
-from fastbert.model.modules import BertLayer
+from fastbert.model.layer import Attend, Layer, Products, active_dropout
+from fastbert.model.layer_calls import run_layer
 from fastbert.model.plan import EncoderPlan, encoder_plan
 from fastbert.packing import pack, unpack
 from fastbert.precision import QUANTIZED, check_precision
-from fastbert.reference import attention_to_keys, padded_attention
+from fastbert.reference import attention_to_keys
 
 
 @dataclass
@@ -55,7 +54,7 @@ def encode(
     plan, batch = plan or encoder_plan(bert, Products(activation, precision)), inputs.batch
     states: list[Tensor] = []
     if output_attentions:
-        x, attentions = _encode_padded(plan, inputs, states if output_hidden_states else None)
+        x, attentions = encode_padded(plan, inputs, states if output_hidden_states else None)
         x = inputs.take(states[-1]) if output_hidden_states else pack(x.unflatten(0, inputs.padded_shape), batch)
         return Encoded(x, tuple(states) or None, attentions, plan)
 
@@ -67,64 +66,21 @@ def encode(
         if plan.checksums is not None:
             plan.checksums.seconds = time.perf_counter() - start  # bounds the next call's look at values
         return Encoded(x, plan=plan)
-    x = _returned(x, inputs, states) if output_hidden_states else x
+    x = returned(x, inputs, states) if output_hidden_states else x
     with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
         for i in range(len(plan.modules)):
-            x = _run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
-            x = _returned(x, inputs, states) if output_hidden_states else x
+            x = run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
+            x = returned(x, inputs, states) if output_hidden_states else x
     return Encoded(x, tuple(states) or None, plan=plan)
 
 
 def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
     """Whether all layers can be one call: no gradient, no active dropout, no part that has to be called."""
-    if plan.whole is None or plan.drops_out():
+    if plan.whole is None or any([drop["p"] for drop in plan.drops if drop["training"]]):
         return False
     if not torch.is_grad_enabled():
         return True
     return not (x.requires_grad or any(p.requires_grad for p in bert.encoder.parameters()))
-
-
-def _returned(x: Tensor, inputs: Inputs, states: list[Tensor]) -> Tensor:
-    """Appends packed states to those that the caller gets, in the shape of the caller's tokens.
-
-    Returns what the next layer takes: where there is a gradient, the caller's tensor packed again, so that the
-    gradient passes through it.
-    """
-    states.append(inputs.give_back(x))
-    return inputs.take(states[-1]) if x.requires_grad else x
-
-
-def _encode_padded(
-    plan: EncoderPlan,
-    inputs: Inputs,
-    states: list[Tensor] | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Every column through every layer, with explicit probabilities: the last states (B * S, E), and L of (B, H, S, S).
-
-    `states` is filled with those around each layer, in the shape of the caller's tokens. The probabilities of pads are
-    zero, which makes their states meaningless.
-    """
-    keys, attentions = inputs.keys(), []
-    computed = inputs.batch.mask()
-
-    def attend(layer: Layer, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        dropout_p = active_dropout(layer.attention.dropout)
-        qkv = qkv.unflatten(0, inputs.padded_shape)
-        context, probs = padded_attention(qkv, keys, queries=computed, dropout_p=dropout_p)
-        return context.flatten(0, 1), probs
-
-    def returned(x: Tensor) -> Tensor:
-        if states is None:
-            return x
-        packed = _returned(pack(x.unflatten(0, inputs.padded_shape), inputs.batch), inputs, states)
-        return inputs.pad(packed).flatten(0, 1)
-
-    x = returned(plan.embeddings(inputs.flat()))
-    for i in range(len(plan.modules)):
-        x, probs = _run_layer(plan, i, x, lambda layer: partial(attend, layer))
-        x = returned(x)
-        attentions.append(probs)
-    return x, tuple(attentions)
 
 
 def _packed_attend(layer: Layer, inputs: Inputs) -> Attend:
@@ -140,37 +96,6 @@ def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float) -> Tensor:
     """Attention of all packed tokens to those of them that are keys: (T, 3, H, D) -> (T, H, D)."""
     context = attention_to_keys(unpack(qkv, inputs.batch), inputs.keys(), dropout_p=dropout_p)
     return pack(context, inputs.batch)
-
-
-def _run_layer(plan: EncoderPlan, i: int, x: Tensor, attend: Callable[[Layer], Attend]) -> Any:
-    """Layer i; where hooks or FSDP have to see the call, through the module's own."""
-    module, layer = plan.modules[i], plan.layers[i]
-    if layer is None:
-        inner = sharded(module)
-        run = partial(_recomputed, inner, lambda x: _called(Layer(inner), x, plan.products, attend))
-        return _call_through(module, inner, run, x)
-    run = partial(_recomputed, module, lambda x: _called(layer, x, plan.products, attend))
-    return module(x, run) if isinstance(module, BertLayer) and is_hooked(module) else run(x)
-
-
-def _called(layer: Layer, x: Tensor, products: Products, attend: Callable[[Layer], Attend]) -> Any:
-    return layer(x, products, attend(layer))
-
-
-def _call_through(layer: nn.Module, inner: nn.Module, run: Callable[[Tensor], Any], x: Tensor) -> Any:
-    """Calls `layer`, whose hooks gather the parameters of `inner`, with `run` in place of the forward of `inner`."""
-    inner.forward = run
-    try:
-        return layer(x)
-    finally:
-        del inner.forward
-
-
-def _recomputed(module: nn.Module, run: Callable[[Tensor], Any], x: Tensor) -> Any:
-    """run(x), recomputed in the backward where gradient checkpointing is on."""
-    if getattr(module, "gradient_checkpointing", False) and module.training and torch.is_grad_enabled():
-        return module._gradient_checkpointing_func(run, x)
-    return run(x)
 
 
 def _check_products(bert: nn.Module, inputs: Inputs, precision: str) -> None:

@@ -184,10 +184,6 @@ class EncoderPlan(Plan):
         self.products = products
         self.whole = None if self.foreign is not None else self._whole()
 
-    def drops_out(self) -> bool:
-        """Whether a layer's dropout is active."""
-        return any([drop["p"] for drop in self.drops if drop["training"]])
-
     def written(self) -> None:
         super().written()
         if self.whole is not None:

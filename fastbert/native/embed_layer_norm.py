@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,12 +72,12 @@ def embed_layer_norm(
     tokens, width = input_ids.shape[0], word.shape[1]
     y = fresh(word, tokens, width)
     statistics = fresh(word, tokens, 2, dtype=torch.float32) if with_statistics else None
-    ids = [_int64(x) for x in (input_ids, token_type_ids, position_ids)]  # held for the call
+    gathers, _held = _gathers((word, token_type, position), (input_ids, token_type_ids, position_ids))
     C.embed_layer_norm_cpu(
         CPU_DTYPES[word.dtype],
         tokens,
         width,
-        *map(_table, (word, token_type, position), ids),
+        *gathers,
         weight.data_ptr(),
         bias.data_ptr(),
         y.data_ptr(),
@@ -115,11 +117,11 @@ def embed_layer_norm_bwd(
     outputs = [
         fresh(t, *t.shape) if wanted else None for t, wanted in zip((*tables, weight, weight), needed, strict=True)
     ]
-    ids = [_int64(x) for x in (input_ids, token_type_ids, position_ids)]
+    gathers, _held = _gathers(tables, (input_ids, token_type_ids, position_ids))
     C.embed_layer_norm_bwd_cpu(
         CPU_DTYPES[word.dtype],
         *dy.shape,
-        *map(_table, tables, ids),
+        *gathers,
         weight.data_ptr(),
         statistics.data_ptr(),
         dropout_p,
@@ -134,9 +136,10 @@ def embed_layer_norm_bwd(
     return outputs
 
 
-def _int64(ids: Tensor) -> Tensor:
-    return ids.to(torch.int64).contiguous()
-
-
-def _table(table: Tensor, ids: Tensor) -> tuple[int, int, int, int]:
-    return table.data_ptr(), ids.data_ptr(), table.shape[0], table.stride(0)
+def _gathers(tables: Sequence[Tensor], ids: Sequence[Tensor]) -> tuple[list[tuple[int, int, int, int]], list[Tensor]]:
+    """What C++ takes of each table and its ids; and the ids it points into, which have to last for the call."""
+    words, held = [], []
+    for table, x in zip(tables, ids, strict=True):
+        held.append(x.to(torch.int64).contiguous())
+        words.append((table.data_ptr(), held[-1].data_ptr(), table.shape[0], table.stride(0)))
+    return words, held

@@ -60,7 +60,8 @@ def linear(
 
     No autograd. The caller has asked `supports_linear`.
     """
-    weight = as_weight(weight, bias)
+    if not isinstance(weight, Weight):
+        weight = as_weight(weight, bias)
     y = fresh(x, x.shape[0], weight.shape[0])
     buffer = packed(weight, precision)  # held: another thread may drop the form while this one multiplies
     C.linear_cpu(
