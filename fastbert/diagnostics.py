@@ -102,5 +102,5 @@ def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) ->
         "encoder": ((x, EncoderWeights([layer]), cu_seqlens, tokens), {}),
         "read_mask": ((ids[None],), {}),
         "pack_mask": ((ids[None],), {}),
-        "take_rows": ((x, ids), {"fill": 0.0}),
+        "gather_rows": ((x, ids), {"fill": 0.0}),
     }[op]

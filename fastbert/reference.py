@@ -305,7 +305,7 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # (B, S)
     return ends[rows].to(torch.int32), indices, places, bad.any().to(torch.int32)[None]
 
 
-def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:  # (N, ...), (M,)
+def gather_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:  # (N, ...), (M,)
     if not len(x):
         return x.new_full((len(index), *x.shape[1:]), fill)
     inside = (index >= 0) & (index < len(x))

@@ -20,9 +20,9 @@ int pack_mask(int mask_bytes, int64_t B, int64_t S, int64_t mask, int64_t cu_seq
 
 int64_t workspace(int64_t positions) { return pack_mask_workspace(positions); }
 
-int take_rows(int64_t M, int64_t rows, int64_t row_bytes, int64_t x, int64_t stride_x, int64_t index, int64_t y) {
+int gather_rows(int64_t M, int64_t rows, int64_t row_bytes, int64_t x, int64_t stride_x, int64_t index, int64_t y) {
     const TakeRows op = {M, rows, row_bytes, at(x), at<int64_t>(index), at(y), stride_x};
-    return take_rows_cuda(op, 0, nullptr);
+    return gather_rows_cuda(op, 0, nullptr);
 }
 
 void set_order(int order) { emulation::order = static_cast<emulation::Order>(order); }

@@ -19,17 +19,17 @@ void bind_attention(py::module_& m) {
     });
     m.def("attention_fwd_train_cpu", [](int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv,
                                        int64_t stride_t, int64_t stride_3, Address cu_seqlens, Address y,
-                                       float scale_log2, double p, uint64_t seed, Address highest, int isa,
+                                       float scale_log2, double p, uint64_t seed, Address row_max, int isa,
                                        int threads) {
         const auto op = attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2);
-        call(attention_fwd_train_cpu, AttentionFwdTrain{op, dropout_of(seed, p), T, highest}, dtype, isa, threads);
+        call(attention_fwd_train_cpu, AttentionFwdTrain{op, dropout_of(seed, p), T, row_max}, dtype, isa, threads);
     });
     m.def("attention_bwd_cpu", [](int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv,
                                        int64_t stride_t, int64_t stride_3, Address cu_seqlens, Address y,
-                                       float scale_log2, double p, uint64_t seed, Address highest, Address dy,
+                                       float scale_log2, double p, uint64_t seed, Address row_max, Address dy,
                                        Address dqkv, int isa, int threads) {
         const auto op = attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2);
-        call(attention_bwd_cpu, AttentionBwd{op, dropout_of(seed, p), T, highest, dy, dqkv}, dtype, isa,
+        call(attention_bwd_cpu, AttentionBwd{op, dropout_of(seed, p), T, row_max, dy, dqkv}, dtype, isa,
              threads);
     });
 }

@@ -47,9 +47,9 @@ void bind_packing(py::module_& m) {
         const PackMask op = {mask_bytes, B, S, mask, cu_seqlens, indices, places, bad, workspace};
         launch(pack_mask_cuda, op, device, stream, "pack_mask");
     });
-    m.def("take_rows_cuda", [](int64_t M, int64_t rows, int64_t row_bytes, Address x, int64_t stride_x, Address index,
+    m.def("gather_rows_cuda", [](int64_t M, int64_t rows, int64_t row_bytes, Address x, int64_t stride_x, Address index,
                                Address y, int device, Address stream) {
-        launch(take_rows_cuda, TakeRows{M, rows, row_bytes, x, index, y, stride_x}, device, stream, "take_rows");
+        launch(gather_rows_cuda, TakeRows{M, rows, row_bytes, x, index, y, stride_x}, device, stream, "gather_rows");
     });
 #endif
 }

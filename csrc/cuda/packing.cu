@@ -1,4 +1,4 @@
-// Packing without the host: where real tokens stand (pack_mask), and rows taken from one place to another (take_rows).
+// Packing without the host: where real tokens stand (pack_mask), and rows taken from one place to another (gather_rows).
 //
 // pack_mask is one prefix sum over the B * S positions. A warp asks 32 neighbours at once whether they are real: a
 // ballot, whose bits below a lane are that lane's rank. Blocks count a tile each, one block adds the counts up, blocks
@@ -6,7 +6,7 @@
 // number p, to indices[T + p] as -1: so every element is written once, in coalesced stores, and nothing needs zeros
 // before. Per position: the mask twice (once where it is one tile), 16 bytes written.
 //
-// take_rows moves 2 * row_bytes a row, and is all memory: 16-byte loads where addresses allow it.
+// gather_rows moves 2 * row_bytes a row, and is all memory: 16-byte loads where addresses allow it.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -158,7 +158,7 @@ constexpr int ROW_THREADS = 256;
 
 // A block is (pieces of a row, rows): consecutive threads move consecutive pieces, and nothing is divided.
 template <int BYTES>
-__global__ void __launch_bounds__(ROW_THREADS) take_rows_kernel(TakeRows op) {
+__global__ void __launch_bounds__(ROW_THREADS) gather_rows_kernel(TakeRows op) {
     using P = Piece<BYTES>;
     const int64_t m = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
     if (m >= op.M) return;
@@ -183,7 +183,7 @@ void launch_take(const TakeRows& op, cudaStream_t stream) {
         while (x < pieces) x *= 2;
     const dim3 block(x, ROW_THREADS / x);
     const int64_t grid = (op.M + block.y - 1) / block.y;
-    take_rows_kernel<BYTES><<<static_cast<unsigned>(grid), block, 0, stream>>>(op);
+    gather_rows_kernel<BYTES><<<static_cast<unsigned>(grid), block, 0, stream>>>(op);
 }
 
 bool fits(const TakeRows& op, int64_t bytes) {
@@ -227,7 +227,7 @@ int pack_mask_cuda(const PackMask& op, int device, void* opaque) {
     return error ? error : cleared;
 }
 
-int take_rows_cuda(const TakeRows& op, int device, void* opaque) {
+int gather_rows_cuda(const TakeRows& op, int device, void* opaque) {
     const auto stream = static_cast<cudaStream_t>(opaque);
     if (op.M == 0 || op.row_bytes == 0) return cudaSuccess;
     if (op.M > INT32_MAX) return cudaErrorInvalidValue;  // the limit of a grid

@@ -108,14 +108,14 @@ struct AttentionFwdTrain {
     Attention op;
     Dropout dropout;
     int64_t T;
-    float* highest;  // (2, H, T) or null: each query's largest score, 1 / sum of 2^(scale_log2 (score - largest))
+    float* row_max;  // (2, H, T) or null: each query's largest score, 1 / sum of 2^(scale_log2 (score - largest))
 };
 
 struct AttentionBwd {
     Attention op;  // its y is the forward's result
     Dropout dropout;
     int64_t T;
-    const float* highest;  // (2, H, T), from the forward
+    const float* row_max;  // (2, H, T), from the forward
     const void* dy;        // (T, H, D), contiguous
     void* dqkv;            // (T, 3, H, D), contiguous
 };

@@ -260,7 +260,7 @@ double peak_cpu(PeakKind kind, Isa isa, int threads);
 // Pointers on `device`; `stream` is a cudaStream_t. Launches and returns at once: 0, or the code of a cudaError_t.
 int64_t pack_mask_workspace(int64_t positions);
 int pack_mask_cuda(const PackMask& op, int device, void* stream);
-int take_rows_cuda(const TakeRows& op, int device, void* stream);
+int gather_rows_cuda(const TakeRows& op, int device, void* stream);
 
 const char* cuda_error_string(int code);
 

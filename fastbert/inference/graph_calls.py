@@ -30,7 +30,7 @@ class Call(NamedTuple):
 
     def give_back(self, x: Tensor, places: Tensor | None, fill: float) -> Tensor:
         """A copy of what a graph made of the tokens, in the caller's shape: (T, ...) -> (*shape, ...)."""
-        flat = x[: self.tokens].clone() if places is None else ops.take_rows(x, places, fill=fill)
+        flat = x[: self.tokens].clone() if places is None else ops.gather_rows(x, places, fill=fill)
         return flat.view(*self.shape, *x.shape[1:])
 
 
@@ -135,10 +135,10 @@ def _host_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None,
 
     def load(static: StaticBatch) -> Tensor | None:
         indices = on_device(batch.indices, ids.device)
-        static.load_ids(ops.take_rows(ids, indices))
-        static.load_types(None if types is None else ops.take_rows(types, indices))
+        static.load_ids(ops.gather_rows(ids, indices))
+        static.load_types(None if types is None else ops.gather_rows(types, indices))
         columns = batch.indices % batch.seq_len
-        static.load_positions(columns if positions is None else ops.take_rows(positions, indices))
+        static.load_positions(columns if positions is None else ops.gather_rows(positions, indices))
         static.load_offsets(batch.cu_seqlens)
         static.load_wrong(None)
         return _places(batch, static)
@@ -151,10 +151,10 @@ def _device_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | Non
 
     def load(static: StaticBatch) -> Tensor:
         cu_seqlens, indices, places, bad = ops.pack_mask(mask)
-        static.load_ids(ops.take_rows(ids, indices))
-        static.load_types(None if types is None else ops.take_rows(types, indices))
+        static.load_ids(ops.gather_rows(ids, indices))
+        static.load_types(None if types is None else ops.gather_rows(types, indices))
         columns = indices % mask.shape[1]  # -1, of which nothing comes, is a column too
-        static.load_positions(columns if positions is None else ops.take_rows(positions, indices))
+        static.load_positions(columns if positions is None else ops.gather_rows(positions, indices))
         static.load_offsets(cu_seqlens)
         static.load_wrong(bad * BAD_MASK)
         return places

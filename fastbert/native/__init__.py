@@ -27,8 +27,8 @@ from fastbert.native.packing import (
     read_mask,
     supports_pack_mask,
     supports_read_mask,
-    supports_take_rows,
-    take_rows,
+    supports_gather_rows,
+    gather_rows,
 )
 from fastbert.native.peak import peak
 from fastbert.native.precision import describe_precision
@@ -71,6 +71,6 @@ __all__ = [
     "supports_linear_cross_entropy",
     "supports_pack_mask",
     "supports_read_mask",
-    "supports_take_rows",
-    "take_rows",
+    "supports_gather_rows",
+    "gather_rows",
 ]

@@ -81,8 +81,8 @@ def supports_pack_mask(mask: Tensor) -> str | None:
     return "more than 2^31 - 1 positions" if mask.numel() > _MOST else None
 
 
-def supports_take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> str | None:
-    """None where `take_rows` takes these arguments, else the reason why not."""
+def supports_gather_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> str | None:
+    """None where `gather_rows` takes these arguments, else the reason why not."""
     if reason := _cuda_reason(x):
         return reason
     if torch.is_grad_enabled() and x.requires_grad:
@@ -125,10 +125,10 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return cu_seqlens, indices, places, bad
 
 
-def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
+def gather_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
     """x[index], rows of zeros where the index is not one of x's rows: (N, ...), (M,) int64 -> (M, ...), on a GPU.
 
-    The caller has asked `supports_take_rows`.
+    The caller has asked `supports_gather_rows`.
 
     Raises:
         RuntimeError: a CUDA launch failed.
@@ -136,7 +136,7 @@ def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
     y = fresh(x, len(index), *x.shape[1:])
     size = x.element_size()
     row_bytes = y.stride(0) * size if x.dim() > 1 else size
-    C.take_rows_cuda(
+    C.gather_rows_cuda(
         len(index), len(x), row_bytes, x.data_ptr(), x.stride(0) * size, index.data_ptr(), y.data_ptr(), *_where(x)
     )
     return y

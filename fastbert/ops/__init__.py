@@ -11,7 +11,7 @@ from fastbert.ops.encoder import EncoderWeights, LayerWeights, encoder, release
 from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
-from fastbert.ops.packing import pack_mask, read_mask, take_rows
+from fastbert.ops.packing import pack_mask, read_mask, gather_rows
 from fastbert.weight import Weight
 
 __all__ = [
@@ -34,5 +34,5 @@ __all__ = [
     "read_mask",
     "release",
     "shared_schedules",
-    "take_rows",
+    "gather_rows",
 ]

@@ -28,7 +28,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "encoder": {"cuda": ("reference",), "cpu": ("native", "reference")},
     "read_mask": {"cuda": ("reference",), "cpu": ("native", "reference")},
     "pack_mask": {"cuda": ("native", "reference"), "cpu": ("reference",)},
-    "take_rows": {"cuda": ("native", "reference"), "cpu": ("reference",)},
+    "gather_rows": {"cuda": ("native", "reference"), "cpu": ("reference",)},
 }
 
 

@@ -56,8 +56,8 @@ dispatch.implement("read_mask", "native", _batch, native.supports_read_mask)
 dispatch.implement("read_mask", "reference", _read_mask)
 dispatch.implement("pack_mask", "native", native.pack_mask, native.supports_pack_mask)
 dispatch.implement("pack_mask", "reference", reference.pack_mask)
-dispatch.implement("take_rows", "native", native.take_rows, native.supports_take_rows)
-dispatch.implement("take_rows", "reference", reference.take_rows)
+dispatch.implement("gather_rows", "native", native.gather_rows, native.supports_gather_rows)
+dispatch.implement("gather_rows", "reference", reference.gather_rows)
 
 
 def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -77,7 +77,7 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return run(mask)
 
 
-def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
+def gather_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
     """x[index], and `fill` where the index is -1 or otherwise none of x's rows: (N, ...), (M,) int64 -> (M, ...).
 
     With `indices` of `pack_mask` it packs, with `places` it unpacks.
@@ -85,6 +85,6 @@ def take_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
     Raises:
         ValueError: index is not (M,).
     """
-    check_shape("take_rows", "index", index, (None,))
-    _, run = dispatch.choose("take_rows", x.device.type, x, index, fill=fill)
+    check_shape("gather_rows", "index", index, (None,))
+    _, run = dispatch.choose("gather_rows", x.device.type, x, index, fill=fill)
     return run(x, index, fill=fill)

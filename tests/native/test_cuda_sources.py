@@ -74,7 +74,7 @@ def emulated(request, library, monkeypatch):
         has_cuda=True,
         pack_mask_workspace=lambda positions: library.workspace(ctypes.c_int64(positions)),
         pack_mask_cuda=call("pack_mask"),
-        take_rows_cuda=call("take_rows"),
+        gather_rows_cuda=call("gather_rows"),
     )
     monkeypatch.setattr(native_packing, "C", extension)
     monkeypatch.setattr(native_packing, "_cuda_reason", lambda x: None)
@@ -121,12 +121,12 @@ def test_a_mask_of_other_numbers(emulated, shape, value):
     torch.randn(77, 2, 1100),
     torch.randn(0, 4),
 ], ids=lambda x: f"{x.dtype} {tuple(x.shape)}")  # fmt: skip
-def test_take_rows(emulated, x):
+def test_gather_rows(emulated, x):
     index = torch.randint(-1, len(x) + 1, (300,))
-    y = emulated.take_rows(x, index)
+    y = emulated.gather_rows(x, index)
     real = (index >= 0) & (index < len(x))
     assert torch.equal(y[real], x[index[real]]) and not y[~real].any()
-    assert emulated.take_rows(x, index[:0]).shape == (0, *x.shape[1:])
+    assert emulated.gather_rows(x, index[:0]).shape == (0, *x.shape[1:])
 
 
 @pytest.mark.parametrize("body", ["if (threadIdx.x) __syncthreads();", "__shfl_sync(~0u, 1, 0);"])

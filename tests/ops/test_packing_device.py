@@ -68,7 +68,7 @@ def test_it_says_what_packing_says(backend, device, dtype, mask):
 def test_there_and_back(backend, device, mask):
     """Rows of every width, of 1 to 16 bytes a load, and one whose rows are apart."""
     batch = batch_from_mask(mask)
-    with fastbert.use_backend(backend, "pack_mask", "take_rows"):
+    with fastbert.use_backend(backend, "pack_mask", "gather_rows"):
         _, indices, places, _ = ops.pack_mask(mask.to(device))
         for x in (
             torch.randint(0, 99, mask.shape),
@@ -78,23 +78,23 @@ def test_there_and_back(backend, device, mask):
             torch.randn(*mask.shape, 40).bfloat16()[..., :32],
         ):
             flat = x.to(device).flatten(0, 1)
-            packed = ops.take_rows(flat, indices)
+            packed = ops.gather_rows(flat, indices)
             tokens = int(batch.cu_seqlens[-1])
             assert torch.equal(packed[:tokens].cpu(), pack(x, batch))
             assert not packed[tokens:].any()
-            returned = ops.take_rows(packed, places).view(x.shape)
+            returned = ops.gather_rows(packed, places).view(x.shape)
             assert torch.equal(returned.cpu(), unpack(pack(x, batch), batch))
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
 @pytest.mark.parametrize("shape", [(0, 5), (0, 0), (3, 0)])
 def test_nothing(backend, device, shape):
-    with fastbert.use_backend(backend, "pack_mask", "take_rows"):
+    with fastbert.use_backend(backend, "pack_mask", "gather_rows"):
         cu_seqlens, indices, places, bad = ops.pack_mask(torch.ones(shape, dtype=torch.long, device=device))
         assert cu_seqlens.tolist() == [0] * (shape[0] + 1) and bad.tolist() == [0]
         assert indices.shape == places.shape == (0,)
-        assert ops.take_rows(torch.ones(4, 3, device=device), indices).shape == (0, 3)
-        gone = ops.take_rows(torch.ones(0, 3, device=device), torch.tensor([0, -1], device=device))
+        assert ops.gather_rows(torch.ones(4, 3, device=device), indices).shape == (0, 3)
+        gone = ops.gather_rows(torch.ones(0, 3, device=device), torch.tensor([0, -1], device=device))
         assert torch.equal(gone.cpu(), torch.zeros(2, 3))
 
 
@@ -134,13 +134,13 @@ def test_nan_in_a_mask_is_told():
 def test_an_index_outside_reads_nothing(backend, device):
     x = torch.arange(6.0, device=device).view(3, 2) + 1
     index = torch.tensor([2, -1, 3, 1 << 40, 0, -(1 << 40)], device=device)
-    with fastbert.use_backend(backend, "take_rows"):
-        assert ops.take_rows(x, index).tolist() == [[5, 6], [0, 0], [0, 0], [0, 0], [1, 2], [0, 0]]
+    with fastbert.use_backend(backend, "gather_rows"):
+        assert ops.gather_rows(x, index).tolist() == [[5, 6], [0, 0], [0, 0], [0, 0], [1, 2], [0, 0]]
 
 
 def test_fill_and_gradient():
     x = torch.randn(3, 2, requires_grad=True)
-    y = ops.take_rows(x, torch.tensor([1, -1, 1]), fill=-5.0)
+    y = ops.gather_rows(x, torch.tensor([1, -1, 1]), fill=-5.0)
     assert y[1].tolist() == [-5, -5]
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert dx.tolist() == [[0, 0], [2, 2], [0, 0]]
@@ -157,8 +157,8 @@ def test_reasons():
 def test_reasons_on_a_gpu():
     mask = torch.ones(2, 3, device="cuda")
     assert native.supports_pack_mask(mask) == "dtype torch.float32"
-    assert native.supports_take_rows(mask, torch.tensor([0], device="cuda"), fill=1.0) == "it fills with zeros only"
-    assert native.supports_take_rows(mask.mT, torch.tensor([0], device="cuda")) == "rows not contiguous"
+    assert native.supports_gather_rows(mask, torch.tensor([0], device="cuda"), fill=1.0) == "it fills with zeros only"
+    assert native.supports_gather_rows(mask.mT, torch.tensor([0], device="cuda")) == "rows not contiguous"
 
 
 @gpu
@@ -168,9 +168,9 @@ def test_nobody_waits_for_the_device(mask):
     torch.cuda.set_sync_debug_mode("error")
     try:
         for backend in ("native", "reference"):
-            with fastbert.use_backend(backend, "pack_mask", "take_rows"):
+            with fastbert.use_backend(backend, "pack_mask", "gather_rows"):
                 _, indices, places, _ = ops.pack_mask(given)
-                ops.take_rows(ops.take_rows(given.flatten(), indices), places)
+                ops.gather_rows(ops.gather_rows(given.flatten(), indices), places)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -181,8 +181,8 @@ def test_beyond_2_to_the_31_bytes():
     x = torch.zeros(1 << 21, 1024, dtype=torch.bfloat16, device="cuda")
     x[-1] = 1
     last = torch.full((1 << 21,), len(x) - 1, device="cuda")
-    with fastbert.use_backend("native", "take_rows"):
-        assert (ops.take_rows(x, last) == 1).all()
+    with fastbert.use_backend("native", "gather_rows"):
+        assert (ops.gather_rows(x, last) == 1).all()
 
 
 def test_every_cuda_file_is_compiled():
@@ -190,4 +190,4 @@ def test_every_cuda_file_is_compiled():
     if native.available():
         pytest.skip(native.available())
     assert hasattr(native.extension.C, "pack_mask_cuda") == native.has_cuda()
-    assert hasattr(native.extension.C, "take_rows_cuda") == native.has_cuda()
+    assert hasattr(native.extension.C, "gather_rows_cuda") == native.has_cuda()

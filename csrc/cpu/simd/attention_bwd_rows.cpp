@@ -116,12 +116,12 @@ void forward(const AttentionFwdTrain& training, int64_t start, int64_t L, int64_
         float inverse[M];
         for (int i = 0; i < M; ++i) {
             const int64_t row = head * training.T + start + m + i;
-            float highest;
+            float row_max;
             inverse[i] = exponentials<T>(scores + i * padded, L, padded, op.scale_log2, training.dropout,
-                                         row_key(training.dropout.seed, row), &highest);
-            if (!training.highest) continue;
-            training.highest[row] = highest;
-            training.highest[op.H * training.T + row] = inverse[i];
+                                         row_key(training.dropout.seed, row), &row_max);
+            if (!training.row_max) continue;
+            training.row_max[row] = row_max;
+            training.row_max[op.H * training.T + row] = inverse[i];
         }
         T* y = static_cast<T*>(op.y) + ((start + m) * op.H + head) * D;
         product<T, M>(reinterpret_cast<const uint32_t*>(scores), padded, values, TILE_N * words_of<T>(L),
@@ -136,7 +136,7 @@ template <typename T>
 struct Workspace {
     uint32_t *q_along, *y_along, *dy_along;   // panels(L) x D words
     uint32_t *q_down, *dy_down, *k_down;      // panels(D) x L words
-    float *highest, *inverse, *delta;         // (Lp,)
+    float *row_max, *inverse, *delta;         // (Lp,)
     uint32_t *key_a, *key_b;                  // (Lp,)
     float* p;                                 // (VECTOR_ROWS, Lp): P^T, negative where dropped
     T* kept;                                  // (VECTOR_ROWS, Lp): what is left of it
@@ -158,7 +158,7 @@ struct Workspace {
         take(q_down, panels(D) * TILE_N * words_of<T>(L));
         take(dy_down, panels(D) * TILE_N * words_of<T>(L));
         take(k_down, panels(D) * TILE_N * words_of<T>(L));
-        take(highest, Lp);
+        take(row_max, Lp);
         take(inverse, Lp);
         take(delta, Lp);
         take(key_a, Lp);
@@ -189,8 +189,8 @@ void prepare(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, c
     for (int64_t i = 0; i < panels(L) * TILE_N; ++i) {
         const int64_t row = head * back.T + start + i;
         const RowKey key = row_key(back.dropout.seed, row);
-        w.highest[i] = i < L ? back.highest[row] : 0.0f;
-        w.inverse[i] = i < L ? back.highest[op.H * back.T + row] : 0.0f;
+        w.row_max[i] = i < L ? back.row_max[row] : 0.0f;
+        w.inverse[i] = i < L ? back.row_max[op.H * back.T + row] : 0.0f;
         w.key_a[i] = key.a;
         w.key_b[i] = key.b;
     }
@@ -219,7 +219,7 @@ void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, const 
     const auto load_key = [](const uint32_t* p) { return (Words)load_word(p); };
     const uint32_t* keys = reinterpret_cast<const uint32_t*>(k);
     product<T, M>(keys, lda, w.q_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec s) {
-        const Vec p = mul(exp2(mul(sub(s, load(w.highest + n)), set(op.scale_log2))), load(w.inverse + n));
+        const Vec p = mul(exp2(mul(sub(s, load(w.row_max + n)), set(op.scale_log2))), load(w.inverse + n));
         if (!dropout.threshold) {
             store(w.p + i * padded + n, p);
             store(w.kept + i * padded + n, p);
