@@ -23,12 +23,12 @@ from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_
 from fastbert.native.packed_weights import packed
 from fastbert.native.packing import (
     bounds,
+    gather_rows,
     pack_mask,
     read_mask,
+    supports_gather_rows,
     supports_pack_mask,
     supports_read_mask,
-    supports_gather_rows,
-    gather_rows,
 )
 from fastbert.native.peak import peak
 from fastbert.native.precision import describe_precision
@@ -51,6 +51,7 @@ __all__ = [
     "embed_layer_norm",
     "embed_layer_norm_bwd",
     "encoder",
+    "gather_rows",
     "has_cuda",
     "isa",
     "isas",
@@ -67,10 +68,9 @@ __all__ = [
     "supports_attention",
     "supports_embed_layer_norm",
     "supports_encoder",
+    "supports_gather_rows",
     "supports_linear",
     "supports_linear_cross_entropy",
     "supports_pack_mask",
     "supports_read_mask",
-    "supports_gather_rows",
-    "gather_rows",
 ]

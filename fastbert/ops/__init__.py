@@ -11,7 +11,7 @@ from fastbert.ops.encoder import EncoderWeights, LayerWeights, encoder, release
 from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
-from fastbert.ops.packing import pack_mask, read_mask, gather_rows
+from fastbert.ops.packing import gather_rows, pack_mask, read_mask
 from fastbert.weight import Weight
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "embed_layer_norm",
     "encoder",
     "feed_forward",
+    "gather_rows",
     "linear",
     "linear_cross_entropy",
     "mode_reason",
@@ -34,5 +35,4 @@ __all__ = [
     "read_mask",
     "release",
     "shared_schedules",
-    "gather_rows",
 ]
