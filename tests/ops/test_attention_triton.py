@@ -109,6 +109,8 @@ def test_schedule(nan_filled, lengths, tail):
     wanted += [[sum(lengths), tail, 0, row] for row in range(0, tail, 32)]
     assert table[: len(wanted)] == wanted
     assert all(rows == 0 for _, rows, _, _ in table[len(wanted) :])
+    if len(lengths) > 100:  # the interpreter takes seconds
+        return
     apart = cu_seqlens_of(lengths).repeat_interleave(2)[::2]
     assert schedule.tile_schedule(apart, total, 32).table.tolist()[: len(wanted)] == wanted
 
@@ -193,8 +195,7 @@ def kept(p, seed, T, heads=2):
 
 
 @runs
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("p", [0.1, 0.6])
+@pytest.mark.parametrize(("p", "dtype"), [(0.1, DTYPES[0]), (0.6, DTYPES[0]), (0.6, DTYPES[1])])
 def test_dropout(nan_filled, dtype, p):
     qkv, seed = rows_of(), torch.tensor([2**40 + 5], device=DEVICE)
     check(dtype, qkv, keep=kept(p, seed, len(qkv)), dropout_p=p, seed=seed)
@@ -285,15 +286,17 @@ def test_rows_that_the_kernels_do_not_read(x):
 
 @runs
 def test_op_dropout_follows_torchs_seed():
-    qkv = rows_of(tail=0).requires_grad_()
+    lengths = [5, 17]
+    qkv = rows_of(lengths, tail=0).requires_grad_()
 
     def run(seed):
         torch.manual_seed(seed)
-        out = op.run_triton(qkv, cu_seqlens_of(LENGTHS), 33, scale=None, dropout_p=0.3)
+        out = op.run_triton(qkv, cu_seqlens_of(lengths), 17, scale=None, dropout_p=0.3)
         return out, torch.autograd.grad(out.sum(), qkv)[0]
 
-    assert all(map(torch.equal, run(1), run(1)))
-    assert not torch.equal(run(1)[0], run(2)[0])
+    first = run(1)
+    assert all(map(torch.equal, first, run(1)))
+    assert not torch.equal(first[0], run(2)[0])
 
 
 @runs
@@ -301,21 +304,21 @@ def test_layers_share_a_schedule(monkeypatch):
     made = []
     real = attention.tile_schedule
     monkeypatch.setattr(attention, "tile_schedule", lambda *args: made.append(1) or real(*args))
-    qkv = rows_of(tail=0)
+    qkv = rows_of([5, 17], tail=0)
 
     def layers(cu_seqlens):
         made.clear()
-        outs = [op.run_triton(qkv, cu_seqlens, 33, scale=None, dropout_p=0.0) for _ in range(3)]
+        outs = [op.run_triton(qkv, cu_seqlens, 20, scale=None, dropout_p=0.0) for _ in range(2)]
         assert all(torch.equal(outs[0], out) for out in outs)
         return len(made)
 
-    cu_seqlens = cu_seqlens_of(LENGTHS)
-    assert layers(cu_seqlens) == 3
+    cu_seqlens = cu_seqlens_of([5, 17])
+    assert layers(cu_seqlens) == 2
     with op.shared_schedules():
         assert layers(cu_seqlens) == 1
         assert layers(cu_seqlens) == 0
-        assert layers(cu_seqlens_of([20, 1, 33, 0])) == 1
-    assert layers(cu_seqlens) == 3, "a schedule outlived the run through the layers"
+        assert layers(cu_seqlens_of([20, 2])) == 1
+    assert layers(cu_seqlens) == 2, "a schedule outlived the run through the layers"
 
 
 def test_a_model_shares_one_schedule_among_its_layers(monkeypatch):
