@@ -47,7 +47,7 @@ def explain_precisions() -> list[tuple[str, str]]:
         for device in _devices():
             if device == "cuda" and setting in QUANTIZED and (why := quantized_reason(setting, torch.device(device))):
                 lines.append((describe_setting(dtype, setting), f"{device}: no, it is {why}"))
-            elif device in DEVICES.get(setting, (device,)):
+            elif device in DEVICES.get(setting or "", (device,)):
                 rows = _explain_ops([device], dtype, setting).rows
                 backend, verdict = next(row[2:] for row in rows if row[0] == "linear" and row[3].startswith("yes"))
                 note = verdict.removeprefix("yes").removeprefix("; ").removeprefix(f"{setting}: ")
@@ -88,9 +88,9 @@ def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) ->
         return Weight([weight(rows, columns)], [weight(rows)])
 
     up, down = product(4 * width, width), product(width, 4 * width)
-    constants = {"num_heads": 2, "activation": "gelu", "eps": 1e-12, "precision": precision}
+    constants: dict[str, Any] = {"num_heads": 2, "activation": "gelu", "eps": 1e-12, "precision": precision}
     layer = LayerWeights(product(3 * width, width), product(width, width), norm, up, down, norm, **constants)
-    return {
+    examples: dict[str, tuple[tuple, dict]] = {
         "embed_layer_norm": (
             (ids, ids, ids, x, x, x, vector, vector),
             {"eps": 1e-12, "dropout_p": 0.0, "padding_idx": 0},
@@ -103,4 +103,5 @@ def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) ->
         "read_mask": ((ids[None],), {}),
         "pack_mask": ((ids[None],), {}),
         "take_rows": ((x, ids), {"fill": 0.0}),
-    }[op]
+    }
+    return examples[op]

@@ -30,9 +30,9 @@ class Encoded:
     """
 
     last_hidden_state: Tensor
+    plan: EncoderPlan  # of this call
     hidden_states: tuple[Tensor, ...] | None = None  # L + 1 in the shape of the caller's tokens
     attentions: tuple[Tensor, ...] | None = None  # L of (B, H, S, S), zero where either token is a pad
-    plan: EncoderPlan | None = None  # of this call
 
 
 def encode(
@@ -57,27 +57,27 @@ def encode(
     if output_attentions:
         x, attentions = _encode_padded(plan, inputs, states if output_hidden_states else None)
         x = inputs.take(states[-1]) if output_hidden_states else pack(x.unflatten(0, inputs.padded_shape), batch)
-        return Encoded(x, tuple(states) or None, attentions, plan)
+        return Encoded(x, plan, tuple(states) or None, attentions)
 
     x = plan.embeddings(inputs)
     by_layer = output_hidden_states or inputs.key_mask is not None
-    if not by_layer and _runs_whole(plan, bert, x):
+    if plan.whole is not None and not by_layer and _runs_whole(plan, bert, x):
         start = 0.0 if plan.checksums is None else time.perf_counter()
         x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
         if plan.checksums is not None:
             plan.checksums.seconds = time.perf_counter() - start  # bounds the next call's look at values
-        return Encoded(x, plan=plan)
+        return Encoded(x, plan)
     x = _returned(x, inputs, states) if output_hidden_states else x
     with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
         for i in range(len(plan.modules)):
             x = _run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
             x = _returned(x, inputs, states) if output_hidden_states else x
-    return Encoded(x, tuple(states) or None, plan=plan)
+    return Encoded(x, plan, tuple(states) or None)
 
 
 def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
     """Whether all layers can be one call: no gradient, no active dropout, no part that has to be called."""
-    if plan.whole is None or plan.drops_out():
+    if plan.drops_out():
         return False
     if not torch.is_grad_enabled():
         return True
@@ -132,8 +132,9 @@ def _packed_attend(layer: Layer, inputs: Inputs) -> Attend:
     if inputs.key_mask is not None:
         return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p)
     batch = inputs.batch
-    lengths = {"cu_seqlens": batch.cu_seqlens, "max_seqlen": batch.max_seqlen, "checked": True}
-    return partial(ops.attention, **lengths, dropout_p=dropout_p)
+    return partial(
+        ops.attention, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen, checked=True, dropout_p=dropout_p
+    )
 
 
 def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float) -> Tensor:
@@ -146,7 +147,7 @@ def _run_layer(plan: EncoderPlan, i: int, x: Tensor, attend: Callable[[Layer], A
     """Layer i; where hooks or FSDP have to see the call, through the module's own."""
     module, layer = plan.modules[i], plan.layers[i]
     if layer is None:
-        inner = sharded(module)
+        inner = sharded(module) or module
         run = partial(_recomputed, inner, lambda x: _called(Layer(inner), x, plan.products, attend))
         return _call_through(module, inner, run, x)
     run = partial(_recomputed, module, lambda x: _called(layer, x, plan.products, attend))

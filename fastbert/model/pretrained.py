@@ -15,7 +15,7 @@ from fastbert import checkpoint
 from fastbert.config import CONFIG_NAME, BertConfig
 from fastbert.garbage import collector_at_rest
 from fastbert.model.layer import Products
-from fastbert.model.outputs import ModelOutput
+from fastbert.model.outputs import Output
 from fastbert.model.plan import EncoderPlan, adopt
 from fastbert.precision import PRECISIONS, check_precision, choose_precision
 from fastbert.reference import ACTIVATIONS
@@ -152,10 +152,11 @@ class BertPreTrainedModel(nn.Module):
         """What the token fields of the output hold at pads."""
         return 0.0
 
-    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
-        """The output, or its tuple where the caller, or else the config, asks for one."""
+    def _returned(self, output: Output, return_dict: bool | None) -> Output:
+        """The output; or, against the annotation, its tuple where the caller, or else the config, asks for one."""
         wanted = self.config.return_dict if return_dict is None else return_dict
-        return output if wanted else output.to_tuple()
+        returned: Any = output if wanted else output.to_tuple()
+        return returned
 
     @property
     def dtype(self) -> torch.dtype:
@@ -242,7 +243,7 @@ class BertPreTrainedModel(nn.Module):
         decoder.out_features = count
 
 
-def _base(model: nn.Module) -> nn.Module:
+def _base(model: nn.Module) -> Any:
     """The BertModel within a model with a head, or the model itself."""
     return getattr(model, "bert", model)
 
@@ -284,7 +285,7 @@ def _resized(old: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _initialise(model: BertPreTrainedModel, names: list[str]) -> None:
+def _initialise(model: nn.Module, names: list[str]) -> None:
     """Draws fresh weights for the named parameters, as transformers does."""
     for name in names:
         owner, _, leaf = name.rpartition(".")

@@ -46,7 +46,7 @@ class _TritonAddLayerNorm(torch.autograd.Function):
 
         (*saved, bias), wanted = ctx.saved_tensors, ctx.needs_input_grad[:4]
         if dy is None:
-            found = [None] * 4
+            found: Sequence[Tensor | None] = [None] * 4
         elif torch.is_grad_enabled():
             forward, inputs = partial(reference.layer_norm, eps=ctx.eps), (saved[0], saved[1], bias)
             needed = (any(wanted[:2]), *wanted[2:])
@@ -62,8 +62,8 @@ class _TritonAddLayerNorm(torch.autograd.Function):
 
 def _sum_in(dtype: torch.dtype | None, *parts: Tensor | None) -> Tensor | None:
     """The sum of those that are there, in `dtype`."""
-    parts = tuple(part for part in parts if part is not None)
-    return sum(parts[1:], start=parts[0]).to(dtype) if parts and dtype is not None else None
+    there = [part for part in parts if part is not None]
+    return sum(there[1:], start=there[0]).to(dtype) if there and dtype is not None else None
 
 
 def _triton(
@@ -129,7 +129,7 @@ def _native(
 backend.implement("add_layer_norm", "triton", _triton, _supports_triton)
 
 
-def _supports_native(x: Tensor, residual: Tensor | None, *args: Tensor, **kwargs: float) -> str | None:
+def _supports_native(x: Tensor, residual: Tensor | None, *args: Tensor, **kwargs: Any) -> str | None:
     if residual is not None and residual.dtype != x.dtype:  # `_native` widens the narrower to the other's dtype
         wide = torch.promote_types(x.dtype, residual.dtype)
         if wide not in (x.dtype, residual.dtype):  # of fp16 and bf16: fp32, which the weight would not be

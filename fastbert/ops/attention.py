@@ -59,7 +59,7 @@ class _DifferentiableTwice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            return _second(*ctx.saved_tensors, dout, ctx.constants), None, None, None, None
+            return _second(ctx.saved_tensors[0], ctx.saved_tensors[1], dout, ctx.constants), None, None, None, None
         if dout.is_cpu and dout.dtype == torch.float32 and not ctx.constants["dropout_p"]:
             qkv, cu_seqlens = ctx.saved_tensors
             dqkv = reference.attention_backward(dout, qkv, cu_seqlens, len(qkv), scale=ctx.constants["scale"])
@@ -239,7 +239,7 @@ def attention(
     check_probability("attention", "dropout_p", dropout_p)
     if autocast_is_on(qkv):
         with autocast_off(qkv):
-            return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, checked=True)
+            return attention(cast(qkv)[0], cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, checked=True)
     kwargs = {"scale": scale, "dropout_p": dropout_p}
     name, run = backend.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
     if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
@@ -273,8 +273,9 @@ def _attention_op(
         arguments = _triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
         out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), **arguments)
     elif backend == "native" and (training or dropout_p):
-        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
-        out, saved = native.attention_training(qkv, cu_seqlens, **constants)
+        out, saved = native.attention_training(
+            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed)
+        )
     elif backend == "native":
         out, saved = native.attention(qkv, cu_seqlens, len(qkv), scale=scale), None
     else:
@@ -326,8 +327,9 @@ def _attention_backward_op(
         arguments = _triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
         return attention_bwd(_rows(dout), qkv, out, saved, cu_seqlens, len(qkv), **arguments)
     if backend == "native":
-        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
-        return native.attention_backward(dout, qkv, cu_seqlens, out, saved, **constants)
+        return native.attention_backward(
+            dout, qkv, cu_seqlens, out, saved, scale=scale, dropout_p=dropout_p, seed=_number(seed)
+        )
     return reference.attention_backward(dout, qkv, cu_seqlens, len(qkv), scale=scale).contiguous()
 
 
@@ -346,12 +348,12 @@ def _(
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.backend, _, qkv, cu_seqlens, ctx.scale, ctx.dropout_p, seed = inputs
     ctx.save_for_backward(qkv, *output, cu_seqlens, seed)
 
 
-def _backward(ctx, dout, _):
+def _backward(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *saved, cu_seqlens, seed = ctx.saved_tensors
     dqkv = torch.ops.fastbert.attention_backward(ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed)
     return None, None, dqkv, None, None, None, None

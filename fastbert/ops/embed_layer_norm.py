@@ -110,7 +110,7 @@ class _Native(torch.autograd.Function):
             inputs = (*saved[:7], bias)
             return *_second(ctx, dy, inputs, dropout_p=ctx.dropout_p, padding_idx=ctx.padding_idx), None
         gradients = native.embed_layer_norm_backward(
-            dy, *saved, needed, dropout_p=ctx.dropout_p, seed=ctx.seed, padding_idx=ctx.padding_idx
+            dy, *saved, needed=needed, dropout_p=ctx.dropout_p, seed=ctx.seed, padding_idx=ctx.padding_idx
         )
         return None, None, None, *gradients, None, None, None, None
 
@@ -182,7 +182,7 @@ def embed_layer_norm(
     if dropout_p:
         check_probability(op, "dropout_p", dropout_p)
     args = (input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias)
-    kwargs = {"eps": eps, "dropout_p": dropout_p, "padding_idx": padding_idx}
+    kwargs: dict[str, Any] = {"eps": eps, "dropout_p": dropout_p, "padding_idx": padding_idx}
     summed = {"word": word, "token_type": token_type, "position": position}
     if torch.compiler.is_compiling():  # pointers cannot be traced; the reference can, and is the compiler's to fuse
         check_norm_dtypes(op, summed, weight, bias)

@@ -56,7 +56,7 @@ class _Native(torch.autograd.Function):
         return *gradients, None, None
 
 
-def _with_gradients(ctx: Any, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, list[Tensor | None]]:
+def _with_gradients(ctx: Any, tensors: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | None]]:
     return native.linear_cross_entropy(*tensors, ignore_index=ctx.ignore_index, needed=ctx.needs_input_grad[:3])
 
 
@@ -85,7 +85,7 @@ class _TritonLinearCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *_second(ctx, dloss, x, *rest), None, None, None
         if ctx.made is None:
-            _, *ctx.made = _triton_forward(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3])
+            _, *ctx.made = _triton_forward(x, *rest, kept, ignore_index=ctx.ignore_index, needed=ctx.needs_input_grad[:3])
         made, ctx.made = ctx.made, None  # the kernel writes over them
         return *_triton_gradients(dloss, x, kept, made), None, None, None
 
@@ -109,8 +109,8 @@ def _triton_forward(
     labels: Tensor,
     kept: Tensor | None,
     ignore_index: int,
-    needed: tuple[bool, bool, bool] = (False, False, False),
-) -> tuple[Tensor | None, ...]:
+    needed: Sequence[bool] = (False, False, False),
+) -> tuple[Any, ...]:
     """What `linear_cross_entropy_fwd` makes of the rows that are kept; None is all."""
     from fastbert.kernels.linear_cross_entropy import linear_cross_entropy_fwd
 
@@ -223,9 +223,10 @@ def _linear_cross_entropy_op(
         loss, made = native.linear_cross_entropy(x, weight, bias, labels, ignore_index=ignore_index, needed=needed)
     else:
         kept = _labelled(labels, weight.shape[0], ignore_index)
-        loss, *made = _triton_forward(x, weight, bias, labels, kept, ignore_index, tuple(needed))
-        made = _triton_gradients(torch.ones_like(loss), x, kept, made)
-    return loss.to(x.dtype), *(x.new_empty(0) if gradient is None else gradient for gradient in made)
+        loss, *parts = _triton_forward(x, weight, bias, labels, kept, ignore_index, tuple(needed))
+        made = list(_triton_gradients(torch.ones_like(loss), x, kept, parts))
+    dx, dweight, dbias = (x.new_empty(0) if gradient is None else gradient for gradient in made)
+    return loss.to(x.dtype), dx, dweight, dbias
 
 
 @_linear_cross_entropy_op.register_fake
@@ -238,18 +239,17 @@ def _(
     ignore_index: int,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    made = (
-        t.new_empty(t.shape) if wanted else x.new_empty(0) for t, wanted in zip((x, weight, bias), needed, strict=True)
-    )
-    return x.new_empty(()), *made
+    pairs = zip((x, weight, bias), needed, strict=True)
+    dx, dweight, dbias = (x.new_empty(0 if t is None or not wanted else t.shape) for t, wanted in pairs)
+    return x.new_empty(()), dx, dweight, dbias
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.needed = inputs[-1]
     ctx.save_for_backward(*output[1:])
 
 
-def _backward(ctx, dloss, *_):
+def _backward(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = (made * dloss if wanted else None for made, wanted in zip(ctx.saved_tensors, ctx.needed, strict=True))
     return None, *gradients, None, None, None
 
