@@ -10,9 +10,9 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastbert.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
 from fastbert.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments
@@ -127,7 +127,7 @@ class _CommandParser(_Parser):
 
     _parsing = False
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # parse_known_intermixed_args comes back here for its own passes in some versions of Python.
         if self._parsing:
             return super().parse_known_args(args, namespace)
@@ -142,7 +142,7 @@ class _CommandParser(_Parser):
 
 
 class _Version(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
         try:
             number = version("fastbert-engine")
         except PackageNotFoundError:  # a source tree that is not installed
@@ -151,7 +151,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _command(commands, name: str, run, help: str, epilog: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: Callable[..., int], help: str, epilog: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=help,
@@ -177,7 +177,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def _add_embed(commands) -> None:
+def _add_embed(commands: Any) -> None:
     parser = _command(commands, "embed", _embed, "turn texts into vectors", _EMBED_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)")
@@ -240,7 +240,7 @@ def _add_embed(commands) -> None:
     writing.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
 
 
-def _add_fill_mask(commands) -> None:
+def _add_fill_mask(commands: Any) -> None:
     parser = _command(
         commands, "fill-mask", _fill_mask, "name the likeliest words for each [MASK]", _FILL_MASK_EXAMPLES
     )
@@ -251,7 +251,7 @@ def _add_fill_mask(commands) -> None:
     _add_model_options(parser)
 
 
-def _add_prepare(commands) -> None:
+def _add_prepare(commands: Any) -> None:
     parser = _command(commands, "prepare", _prepare, "turn text into examples to pre-train on", _PREPARE_EXAMPLES)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, or folders of files")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to be made")
@@ -321,7 +321,7 @@ def _add_prepare(commands) -> None:
     running.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
 
 
-def _add_pretrain(commands) -> None:
+def _add_pretrain(commands: Any) -> None:
     parser = _command(commands, "pretrain", _pretrain, "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
     parser.add_argument("config", metavar="CONFIG", help="a TOML file; docs/pretrain.toml is one with every key")
     parser.add_argument("--resume", action="store_true", help="go on with the newest checkpoint, if there is one")
@@ -335,17 +335,17 @@ def _add_pretrain(commands) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
 
 
-def _add_finetune(commands) -> None:
+def _add_finetune(commands: Any) -> None:
     parser = _command(commands, "finetune", _finetune, "train a model for a task", FINETUNE_EXAMPLES)
     add_finetune_arguments(parser, _positive)
 
 
-def _add_distill(commands) -> None:
+def _add_distill(commands: Any) -> None:
     what = "make a smaller model that does as a larger one"
     add_distill_arguments(_command(commands, "distill", _distill, what, DISTILL_EXAMPLES), _positive)
 
 
-def _add_doctor(commands) -> None:
+def _add_doctor(commands: Any) -> None:
     what = "say what runs on this machine, and why"
     _command(commands, "doctor", _doctor, what, _DOCTOR_EXAMPLES)
 
@@ -467,7 +467,7 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message} (--debug shows where)"
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
     print(f"fastbert: warning: {message}", file=sys.stderr)
 
 

@@ -19,7 +19,12 @@ def resolve_file(
 ) -> Path: ...
 @overload
 def resolve_file(
-    path_or_id: str | os.PathLike, filename: str, *, revision: str | None = None, required: bool
+    path_or_id: str | os.PathLike,
+    filename: str,
+    *,
+    revision: str | None = None,
+    required: bool,
+    named_by: Path | None = None,
 ) -> Path | None: ...
 def resolve_file(
     path_or_id: str | os.PathLike,

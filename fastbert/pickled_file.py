@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,15 +102,16 @@ def _stored_whole(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo])
         return False
     if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
         return False
-    ends = [entry.header_offset for entry in entries[1:]] + [archive.start_dir]
+    ends, file = [entry.header_offset for entry in entries[1:]] + [archive.start_dir], archive.fp
+    assert file is not None, "the archive is closed"
     for entry, end in zip(entries, ends, strict=True):
         name = entry.orig_filename.encode()
-        archive.fp.seek(entry.header_offset)
-        header = archive.fp.read(_LOCAL_HEADER + len(name))
+        file.seek(entry.header_offset)
+        header = file.read(_LOCAL_HEADER + len(name))
         name_length, extra_length = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-        archive.fp.seek(extra_length + entry.file_size, os.SEEK_CUR)
-        spare = end - archive.fp.tell()
-        rest = archive.fp.read(spare) if 0 <= spare <= _LONGEST_DESCRIPTOR else None
+        file.seek(extra_length + entry.file_size, os.SEEK_CUR)
+        spare = end - file.tell()
+        rest = file.read(spare) if 0 <= spare <= _LONGEST_DESCRIPTOR else None
         sound = header[:4] == _SIGNATURE and name_length == len(name) and header[_LOCAL_HEADER:] == name
         if not sound or entry.compress_size != entry.file_size or rest not in _descriptors(entry):
             raise ValueError(
@@ -145,7 +147,7 @@ def _check_sizes(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) 
 class _SizeReader(pickle._Unpickler):  # in Python: the one in C makes room for as many objects as a file claims
     """Runs through a pickle without making any of its objects, and notes the bytes of each storage."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sizes: dict[str, int] = {}
 

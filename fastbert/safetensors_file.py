@@ -7,6 +7,7 @@ loading would hold the whole file next to the model: the bytes are read here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ class SafetensorsFile:
             raise
         self._entries.pop("__metadata__", None)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
     def close(self) -> None:
@@ -88,7 +89,7 @@ class SafetensorsFile:
             part.copy_(chunk[: len(part)])
 
     def _fill(self, tensor: Tensor) -> None:
-        memory = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+        memory = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
         while len(memory):
             got = self._file.readinto(memory)  # at most 2 GiB at a time
             if not got:

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeGuard
 
 from fastbert.hub import resolve_file
 from fastbert.json_files import LARGEST, read_json, shown
@@ -179,11 +179,11 @@ def _token(file: Path | None, field: str, token: object, special: bool | None = 
         _refuse(file, field, token, "a token: a string, or an object with the string 'content' and flags")
 
 
-def _refuse(file: Path | None, field: str, value: object, wanted: str) -> None:
+def _refuse(file: Path | None, field: str, value: object, wanted: str) -> NoReturn:
     raise ValueError(f"{file}: {field} is {shown(value)}; it must be {wanted}")
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

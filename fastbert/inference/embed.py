@@ -128,7 +128,7 @@ class Embedder:
         modes = None if pooling is None else pooling_modes(pooling)
         settings = read_settings(path, modes, normalize, revision)
         folder, of_folder = path, revision  # the Transformer's own
-        if settings.transformer:
+        if settings.transformer and settings.modules_file is not None:
             folder = resolve_folder(path, settings.transformer, revision=revision, named_by=settings.modules_file)
             of_folder = None
         if POOLER in settings.pooling:

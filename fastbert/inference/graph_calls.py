@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def read_call(
         return "shapes do not match"
     if cu_seqlens is None and shape[1] > most:
         return "a text is longer than max_position_embeddings"
-    fitted = []
+    fitted: list[Any] = []
     for x in (input_ids, token_type_ids, position_ids):
         if x is not None:
             x = x.expand(shape) if cu_seqlens is None and is_spread(x, shape) else x
@@ -80,20 +80,22 @@ def read_call(
                 return "ids are neither int64 nor int32"
             x = x.reshape(-1)
         fitted.append(x)
+    ids, types, positions = fitted
     if cu_seqlens is not None:
         if on_host(cu_seqlens) and batch_from_cu_seqlens(cu_seqlens, shape[0], max_seqlen).max_seqlen > most:
             return "a text is longer than max_position_embeddings"
-        return _packed_call(*fitted, cu_seqlens, most if max_seqlen is None else min(most, max_seqlen))
+        return _packed_call(ids, types, positions, cu_seqlens, most if max_seqlen is None else min(most, max_seqlen))
     if attention_mask is None:
-        return _full_call(*fitted, tuple(shape))
+        return _full_call(ids, types, positions, tuple(shape))
     if on_host(attention_mask):
-        return _host_mask_call(*fitted, ops.read_mask(attention_mask))
-    return _device_mask_call(*fitted, attention_mask)
+        return _host_mask_call(ids, types, positions, ops.read_mask(attention_mask))
+    return _device_mask_call(ids, types, positions, attention_mask)
 
 
 def _host_call(inputs: Inputs, most: int) -> Call | str:
     """Everything is on the host, and checked there."""
     batch, ids = inputs.batch, inputs.ids
+    assert ids is not None, "a call with embeddings"
     if batch.max_seqlen > most:
         return "a text is longer than max_position_embeddings"
 
@@ -123,20 +125,21 @@ def _full_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, shap
 def _host_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, batch: PackedBatch) -> Call:
     """The tokens are on the device, and the host knows which of them are real."""
     shape = (batch.batch_size, batch.seq_len)
-    if batch.indices is None:
+    rows = batch.indices
+    if rows is None:
         return _full_call(ids, types, positions, shape)
 
     def load(static: StaticBatch) -> Tensor | None:
-        indices = on_device(batch.indices, ids.device)
+        indices = on_device(rows, ids.device)
         static.load_ids(ops.take_rows(ids, indices))
         static.load_types(None if types is None else ops.take_rows(types, indices))
-        columns = batch.indices % batch.seq_len
+        columns = rows % batch.seq_len
         static.load_positions(columns if positions is None else ops.take_rows(positions, indices))
         static.load_offsets(batch.cu_seqlens)
         static.load_wrong(None)
         return _places(batch, static)
 
-    return Call(len(batch.indices), batch.batch_size, shape, load)
+    return Call(len(rows), batch.batch_size, shape, load)
 
 
 def _device_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, mask: Tensor) -> Call:

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 STDIN = "-"
 MAX_LINE = 1 << 24  # bytes of a line, characters of a csv field: what one record may cost in memory
@@ -102,7 +102,7 @@ class _Decompressed(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         try:
             data = self._stream.read(len(buffer))
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -125,7 +125,7 @@ def open_input(name: str | Path) -> Iterator[io.BufferedReader]:
     """
     name = str(name)
     if name == STDIN:
-        stream = sys.stdin.buffer
+        stream: Any = sys.stdin.buffer
         if not hasattr(stream, "peek"):
             stream = io.BufferedReader(stream)
         _refuse_foreign(name, stream.peek(PEEK)[:PEEK])
@@ -231,7 +231,7 @@ class CsvRows:
         self._quotes_unsaid = is_tsv and quoted is None
         if self._quotes_unsaid:
             self._refuse_quotes(lines.head)
-        quoting = csv.QUOTE_NONE if self._quotes_unsaid or quoted is False else csv.QUOTE_MINIMAL
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if self._quotes_unsaid or quoted is False else csv.QUOTE_MINIMAL
         self._rows = csv.reader(lines, delimiter=self._delimiter, quoting=quoting, strict=True)
         if header:
             self._read_names()
@@ -312,7 +312,7 @@ class CsvRows:
                 "characters of the text"
             )
 
-    def _sample(self, lines: list[str], quoting: int) -> tuple[list[list[str]], str]:
+    def _sample(self, lines: list[str], quoting: Literal[0, 3]) -> tuple[list[list[str]], str]:
         """The rows of some lines up to the first error, and that error, if there is one."""
         rows: list[list[str]] = []
         try:

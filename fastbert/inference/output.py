@@ -250,7 +250,7 @@ class FileOutput:
         out.parent.mkdir(parents=True, exist_ok=True)
         self.done = False  # whether that run was complete, and only its journal is left to clear up
         self._renamed = not self.partial.exists()
-        self._file: BinaryIO | None = open(self.partial, "ab")  # noqa: SIM115
+        self._file = open(self.partial, "ab")  # noqa: SIM115
         try:
             _lock(self._file, self.partial)
             for stale in out.parent.glob(f".{escape(out.name)}.*.tmp"):  # of a run that was killed
@@ -322,12 +322,11 @@ class FileOutput:
 
     def close(self) -> None:
         """Lets go of the partial file; without a journal, nothing in it counts, and it goes."""
-        if self._file is not None:
+        if not self._file.closed:
             if not self.journal.exists() and _is(self._file, self.partial):
                 self.partial.unlink()
-            file, self._file = self._file, None
             with naming(self.partial):
-                file.close()  # and with it goes the lock
+                self._file.close()  # and with it goes the lock
 
 
 def journal_path(out: Path) -> Path:

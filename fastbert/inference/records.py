@@ -92,7 +92,8 @@ class Records:
         self.inputs, self.reading = list(inputs), reading or Reading()
         self._digest = hashlib.sha256()
         self._digest_at_record = self._digest.copy()
-        self._bytes_before, self._lines = 0, None
+        self._bytes_before = 0
+        self._lines: Lines | None = None
         self.total_bytes: int | None = 0  # None where an input has no size
         for name in self.inputs:
             path = Path(name)

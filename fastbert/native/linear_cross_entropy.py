@@ -8,6 +8,7 @@ changes at each step; packing 94 MB for 150 tokens would cost as much as their p
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor

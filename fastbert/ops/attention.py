@@ -273,9 +273,7 @@ def _attention_op(
         arguments = _triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
         out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), **arguments)
     elif backend == "native" and (training or dropout_p):
-        out, saved = native.attention_training(
-            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed)
-        )
+        out, saved = native.attention_training(qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed))
     elif backend == "native":
         out, saved = native.attention(qkv, cu_seqlens, len(qkv), scale=scale), None
     else:

@@ -100,7 +100,9 @@ def _triton_forward(x: Tensor, weight: Weight, activation: str | None) -> tuple[
     return linear_fwd(x, *weight.stacked(), activation, keep_z=True)
 
 
-def _triton_backward(dy: Tensor, x: Tensor, weight: Weight, *rest: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _triton_backward(
+    dy: Tensor, x: Tensor, weight: Weight, *rest: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     from fastbert.kernels.linear import linear_bwd
 
     return linear_bwd(dy, x, weight.stacked()[0], *rest)

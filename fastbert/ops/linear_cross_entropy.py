@@ -85,7 +85,7 @@ class _TritonLinearCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *_second(ctx, dloss, x, *rest), None, None, None
         if ctx.made is None:
-            _, *ctx.made = _triton_forward(x, *rest, kept, ignore_index=ctx.ignore_index, needed=ctx.needs_input_grad[:3])
+            _, *ctx.made = _triton_forward(*(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3]))
         made, ctx.made = ctx.made, None  # the kernel writes over them
         return *_triton_gradients(dloss, x, kept, made), None, None, None
 

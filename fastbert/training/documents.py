@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from fastbert.inference.input_files import (
     CsvRows,
@@ -167,7 +167,7 @@ def cut(path: Path, reading: DocumentReading, size: int) -> list[Piece]:
     return [Piece(path, kind, start, stop, stop - start) for start, stop in pairwise(cuts)]
 
 
-def _next_document(file, position: int, separator: re.Pattern, total: int) -> int:
+def _next_document(file: BinaryIO, position: int, separator: re.Pattern, total: int) -> int:
     """The first byte behind a separator that begins at `position` or later; the end where there is none."""
     file.seek(position)
     held, searched = b"", 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastbert.model import BertPreTrainedModel
 from fastbert.tokenization import BertTokenizer
@@ -105,9 +105,9 @@ class Pretraining:
             raise ValueError(
                 "training.sharding is 'full', which is for the losses of the model's own heads; use 'none'"
             )
+        self.replica: nn.Module = self.objective
         if self.sharded:
             shard(self.objective, self.device, AUTOCAST[training.precision])
-            self.replica = self.objective
         else:
             self.replica = self.processes.replicate(self.objective.to(self.device))
         self.optimizer = make_optimizer(self.objective, settings.optimizer)
@@ -120,8 +120,8 @@ class Pretraining:
         )
         self.checkpoints = open_checkpoints(settings)
         self.step, self._saved = 0, -1  # steps done; at the newest checkpoint
-        self._unlogged: list[Tensor] = []  # (the losses, gradient norm) of each step since the last log line
-        self._heldout_loss: float | None = None  # of the weights as they are now
+        self._unlogged: list[Any] = []  # (the losses, gradient norm) of each step since the last log line
+        self._heldout_loss: Any = None  # of the weights as they are now
 
     def run(self) -> Outcome:
         """Trains to the last step, or to the end of the step in which SIGTERM or SIGINT arrives, and saves.
@@ -151,7 +151,7 @@ class Pretraining:
                     if self._due(training.log_every):
                         self._report()
                     if self.heldout is not None and self._due(training.evaluate_every):
-                        self._evaluate()
+                        self._evaluate(self.heldout)
                     if self._due(training.save_every):
                         self._save(self.batches.state_dict())
             return Outcome(self.step, self.checkpoints.newest())
@@ -249,27 +249,27 @@ class Pretraining:
         named = {n: value for n, value in zip(self.objective.parts, values, strict=False) if n != missing}
         return {"loss": sum(named.values()), **named}
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, heldout: Callable[[], Iterable[PretrainingBatch]]) -> None:
         """The losses and accuracies on held-out text, without dropout."""
         self._figures()  # an evaluation of what is not finite says nothing
         self._meter.pause()
         self.replica.eval()
         sums, counts = torch.zeros(4, dtype=torch.float64), Counts()
         with torch.no_grad(), self._autocast():
-            for batch in self.heldout():
+            for batch in heldout():
                 micro_batch = self._micro_batch(batch)  # the last one may leave a process without a sequence
                 sums += self.objective(micro_batch).cpu()
                 counts += micro_batch.counts
         if self.sharded:
             self.objective.reshard()  # which a backward does otherwise
         totals = torch.tensor([counts.labels, counts.sequences], dtype=torch.float64)
-        *sums, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
+        *parts, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
         if not sequences:
             raise TrainingError("the held-out shards hold no batch")
-        figures = self._losses([sums[0] / max(1, labels), sums[2] / sequences])
+        figures = self._losses([parts[0] / max(1, labels), parts[2] / sequences])
         objective = self.settings.training.objective
-        figures |= {"mlm_accuracy": sums[1] / max(1, labels)} if "mlm" in objective else {}
-        figures |= {"nsp_accuracy": sums[3] / sequences} if "nsp" in objective else {}
+        figures |= {"mlm_accuracy": parts[1] / max(1, labels)} if "mlm" in objective else {}
+        figures |= {"nsp_accuracy": parts[3] / sequences} if "nsp" in objective else {}
         self._heldout_loss = figures["loss"]
         if not math.isfinite(self._heldout_loss):
             raise TrainingError(f"step {self.step}: the loss on held-out text is {self._heldout_loss}; {self._kept()}")
@@ -337,7 +337,7 @@ def open_checkpoints(settings: Settings) -> Checkpoints:
     return Checkpoints(folder, keep=training.keep, keep_best=training.keep_best)
 
 
-def check_resumable(state: TrainingState, settings: Settings, checkpoint: Path) -> None:
+def check_resumable(state: TrainingState, settings: Any, checkpoint: Path) -> None:
     """That the run goes on under the settings it began with, as far as its weights follow from them.
 
     The number of processes is none of them: batches are cut for all together, and each takes its part. Nor is the

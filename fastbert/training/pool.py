@@ -40,12 +40,12 @@ def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: 
         RuntimeError: a process was killed; and what a task raises.
     """
     if processes == 1 or len(tasks) < 2:
-        done = [0, 0]
+        total = [0, 0]
 
         def advance(read: int, tokens: int) -> None:
-            done[0] += read
-            done[1] += tokens
-            progress.update(*done)
+            total[0] += read
+            total[1] += tokens
+            progress.update(*total)
 
         for task in tasks:
             make(task, advance)
@@ -72,7 +72,7 @@ def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: 
             raise
 
 
-_make: Callable | None = None
+_make: Any = None
 _shared: Any = None
 
 
@@ -82,8 +82,11 @@ def _start(make: Callable, shared: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is a process of the pool"
+
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -97,7 +97,7 @@ class PrepareSettings:
             raise ValueError(f"held_out is {self.held_out}; it must be a share of at least 0 and below 1")
         if self.short_seq_prob is None:
             object.__setattr__(self, "short_seq_prob", 0.1 if self.pairs else 0.0)
-        if not 0 <= self.short_seq_prob <= 1:
+        elif not 0 <= self.short_seq_prob <= 1:
             raise ValueError(f"short_seq_prob is {self.short_seq_prob}; it must lie between 0 and 1")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be at least {-(2**63)} and at most {2**63 - 1}")
@@ -183,7 +183,7 @@ def prepare(
     with _Run(output, asked, resume=resume, restart=restart) as run:
         if run.vocabulary is None:
             tokenizer = given or learn_vocabulary(
-                lambda: _sample(pieces, settings, LEARN_BYTES), learn_vocab, lower=lower is not False
+                lambda: _sample(pieces, settings, LEARN_BYTES), learn_vocab or 0, lower=lower is not False
             )
             tokenizer.save_pretrained(output)
             run.commit(Vocabulary.of(tokenizer).sha256)
@@ -280,7 +280,7 @@ class _ShardMaker:
         rows: Iterable = ()
         if len(held.documents) > 1:
             try:
-                rows = list(make(held, settings.max_length, settings.short_seq_prob, rng))
+                rows = list(make(held, settings.max_length, settings.short_seq_prob or 0.0, rng))
             except ValueError as error:
                 where = f"{task.pieces[0].path}" + " and more" * (len(task.pieces) > 1)
                 raise InputError(
@@ -301,7 +301,8 @@ class _ShardMaker:
         """The task's documents, and how many were skipped."""
         dtype = token_dtype(self._vocabulary)
         blocks, skipped = [np.zeros(0, dtype)], 0
-        lengths, sizes = [], []  # tokens of each sentence, sentences of each document
+        lengths: list[int] = []  # tokens of each sentence
+        sizes: list[int] = []  # sentences of each document
         for batch, read in self._batches(task):
             split = [split_sentences(document.text) for document in batch]
             ids = iter(self._tokenizer.encode_plain(list(chain.from_iterable(split))))

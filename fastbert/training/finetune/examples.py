@@ -11,6 +11,7 @@ from typing import Any
 
 from fastbert.inference.input_files import (
     CsvRows,
+    InputError,
     Lines,
     RecordProblem,
     format_by_suffix,
@@ -21,9 +22,9 @@ from fastbert.inference.input_files import (
     parquet_rows,
     read_text,
 )
-from fastbert.inference.input_files import InputError as DataError  # a file or a line of it is no example of the task
 from fastbert.training.finetune.conll import read_sentences, to_bio
 
+DataError = InputError  # a file or a line of it is no example of the task
 _ROWS = {
     ".csv": "csv",
     ".tsv": "csv",
