@@ -17,8 +17,9 @@ class Modules(Plugin):
 
 def _undeclared(attribute: AttributeContext) -> Type:
     found = get_proper_type(attribute.default_attr_type)
-    is_undeclared = isinstance(found, UnionType) and {str(item).rpartition(".")[2] for item in found.items} == {"Tensor", "Module"}
-    return AnyType(TypeOfAny.explicit) if is_undeclared else attribute.default_attr_type
+    if isinstance(found, UnionType) and {str(item).rpartition(".")[2] for item in found.items} == {"Tensor", "Module"}:
+        return AnyType(TypeOfAny.explicit)
+    return found
 
 
 def plugin(version: str) -> type[Plugin]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, Self, TypeVar
 
 import torch
 import torch.utils.checkpoint
@@ -19,6 +19,13 @@ from fastbert.model.outputs import Output
 from fastbert.model.plan import EncoderPlan, adopt
 from fastbert.precision import PRECISIONS, check_precision, choose_precision
 from fastbert.reference import ACTIVATIONS
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class _Runs(Protocol[P, R]):
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
 
 class BertPreTrainedModel(nn.Module):
@@ -105,6 +112,10 @@ class BertPreTrainedModel(nn.Module):
                 if plan is not None:
                     adopt(_base(model), plan)
         return model
+
+    if TYPE_CHECKING:  # a call takes what `forward` takes and returns what it returns; nn.Module says so by Any
+
+        def __call__(self: _Runs[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     _constructor_keywords: tuple[str, ...] = ()
     token_fields: tuple[str, ...] = ()  # fields of the output that have a row a token; the others have one a text
