@@ -177,7 +177,7 @@ class CompiledModel:
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         **others: Any,
-    ) -> ModelOutput | tuple:
+    ) -> ModelOutput:
         """As the model's forward; tensors may be on the model's device or on the CPU, and results are the caller's own.
 
         With the mask on the CPU, or none, the graph is that of the real tokens; with a mask on the GPU that of B * S,
