@@ -86,7 +86,7 @@ def decode(
     spans: list[list[tuple[float, int, int]]] = [[] for _ in examples]
     null = np.full(len(examples), np.inf)
     for feature, window in zip(features, logits, strict=True):
-        assert feature.places is not None, "_encode of this module sets it"
+        assert feature.places is not None, "`encode` sets them"
         spans[feature.example] += window_spans(window, feature.places, settings.n_best, settings.max_answer)
         null[feature.example] = min(null[feature.example], float(window[0].sum()))
     predictions = []
