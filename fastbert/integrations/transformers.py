@@ -84,10 +84,8 @@ def accelerate(
     for bert in able:
         check_precision(setting, dtype or bert.dtype, bert.device)
     if not able:
-        warnings.warn(
-            f"fastbert.accelerate left the model as it was: {'; '.join(sorted({r for r in reasons if r}))}",
-            stacklevel=2,
-        )
+        why = "; ".join(sorted({reason for reason in reasons if reason}))
+        warnings.warn(f"fastbert.accelerate left the model as it was: {why}", stacklevel=2)
     elif dtype is not None:
         _root(model).to(dtype=dtype)
     for bert in able:

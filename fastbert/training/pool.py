@@ -82,8 +82,7 @@ def _start(make: Callable, shared: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
 
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this is a process of the pool"
+    parent: Any = multiprocessing.parent_process()  # this is a process of the pool, so there is one
 
     def follow() -> None:
         parent.join()

@@ -93,11 +93,7 @@ def decode(
     for example, found, nothing in zip(examples, spans, null, strict=True):
         best = sorted(set(found), key=lambda span: (-span[0], span[1:]))[: settings.n_best]
         n_best = [{"answer": example.context[b:e], "start": b, "score": score} for score, b, e in best[:_REPORTED]]
-        prediction: dict[str, Any] = {
-            "id": example.id,
-            "answer": "",
-            "answers": [answer.text for answer in example.answers],
-        }
+        prediction: dict[str, Any] = {"id": example.id, "answer": "", "answers": [a.text for a in example.answers]}
         if best and not (settings.no_answer and nothing - best[0][0] > settings.null_threshold):
             prediction |= {"answer": n_best[0]["answer"], "start": n_best[0]["start"]}
         predictions.append(prediction | {"n_best": n_best, "no_answer_score": float(nothing)})
