@@ -98,7 +98,7 @@ class Recipe:
         cls,
         settings: FinetuneSettings,
         model: str | Path,
-        paths: Mapping[str, Path | None],  # train, dev and test
+        paths: Mapping[str, Path],  # train, dev and, where there is one, test
         reading: Reading | None = None,
         *,
         revision: str | None = None,
@@ -120,14 +120,13 @@ class Recipe:
         if settings.max_length is not None and settings.max_length > most:
             raise ValueError(f"max_length is {settings.max_length}; the model takes {most} tokens")
         settings = replace(settings, max_length=settings.max_length or limit)
-        given = {name: path for name, path in paths.items() if path is not None}
-        examples = {name: _read(task, path, reading or Reading()) for name, path in given.items()}
+        examples = {name: _read(task, path, reading or Reading()) for name, path in paths.items()}
         if settings.no_answer is None:
             settings = replace(settings, no_answer=any(getattr(e, "answers", None) == [] for e in examples["train"]))
-        labels = _label_set(task.labels(examples["train"]), labels, given["train"])
-        _check_best(task, settings.best, labels, given["dev"], examples["dev"])
+        labels = _label_set(task.labels(examples["train"]), labels, paths["train"])
+        _check_best(task, settings.best, labels, paths["dev"], examples["dev"])
         data = {
-            name: Dataset(given[name], found, task.encode(found, tokenizer, labels, settings))
+            name: Dataset(paths[name], found, task.encode(found, tokenizer, labels, settings))
             for name, found in examples.items()
         }
         recipe = cls(settings, task, tokenizer, labels, data["train"], data["dev"], data.get("test"))
@@ -166,8 +165,7 @@ class Recipe:
 
     def plan(self) -> list[list[list[list[int]]]]:
         """For each epoch its steps, for each step its batches, for each batch its features of the training data."""
-        assert self.settings.epochs is not None, "`read` fills it in"
-        return [self._epoch(epoch) for epoch in range(self.settings.epochs)]
+        return [self._epoch(epoch) for epoch in range(self.settings.epochs or 0)]  # `read` has filled it in
 
     def _epoch(self, epoch: int) -> list[list[list[int]]]:
         settings = self.settings
