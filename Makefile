@@ -63,6 +63,7 @@ targets: $(STAMP)
 lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 # The pages of docs/ as a site in site/; a broken link or anchor ends it (with -q mkdocs would not count them).
 docs: $(STAMP)
@@ -71,5 +72,5 @@ docs: $(STAMP)
 
 # Back to a fresh clone.
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -79,13 +79,15 @@ _MODULES = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        globals()[name] = value = getattr(import_module(f"fastbert.{_HOMES.get(name, 'model')}"), name)
-        return value
-    if name in _MODULES:
-        return import_module(f"fastbert.{name}")
-    raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a checker, which has the names above, it would make every other name known
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            globals()[name] = value = getattr(import_module(f"fastbert.{_HOMES.get(name, 'model')}"), name)
+            return value
+        if name in _MODULES:
+            return import_module(f"fastbert.{name}")
+        raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

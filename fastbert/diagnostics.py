@@ -88,9 +88,9 @@ def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) ->
         return Weight([weight(rows, columns)], [weight(rows)])
 
     up, down = product(4 * width, width), product(width, 4 * width)
-    constants = {"num_heads": 2, "activation": "gelu", "eps": 1e-12, "precision": precision}
+    constants: dict[str, Any] = {"num_heads": 2, "activation": "gelu", "eps": 1e-12, "precision": precision}
     layer = LayerWeights(product(3 * width, width), product(width, width), norm, up, down, norm, **constants)
-    return {
+    examples: dict[str, tuple[tuple, dict]] = {
         "embed_layer_norm": (
             (ids, ids, ids, x, x, x, vector, vector),
             {"eps": 1e-12, "dropout_p": 0.0, "padding_idx": 0},

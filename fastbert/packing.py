@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import sub
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -49,6 +50,10 @@ def full_batch(batch_size: int, seq_len: int, device: torch.device) -> PackedBat
     return PackedBatch(batch_size, seq_len, cu_seqlens, seq_len, None)
 
 
+@overload
+def batch_from_mask(mask: Tensor) -> PackedBatch: ...
+@overload
+def batch_from_mask(mask: Tensor, *, strict: bool) -> PackedBatch | None: ...
 def batch_from_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
     """Reads a (B, S) 0/1 mask: right-padded, left-padded, with holes, rows of zeros.
 

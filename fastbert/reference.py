@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import reduce
 from itertools import groupby
 
 import torch
@@ -80,7 +81,7 @@ def linear_int8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activa
         (x8, x_scale), (weight8, weight_scale) = (quantize_rows(rotate(t)) for t in (x, weight))
         # fp32 adds integers up to 2^24 without error, which is what so many products of 127 x 127 stay below.
         blocks = zip(x8.split(_EXACT_COLUMNS, dim=1), weight8.split(_EXACT_COLUMNS, dim=1), strict=True)
-        sums = sum(F.linear(a.float(), b.float()).int() for a, b in blocks)
+        sums = reduce(torch.add, (F.linear(a.float(), b.float()).int() for a, b in blocks))
         y = sums.float() * x_scale * weight_scale.mT
         y = y if bias is None else y + bias.float()
         return (y if activation is None else ACTIVATIONS[activation](y)).to(x.dtype)

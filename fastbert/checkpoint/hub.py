@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import overload
 
 from fastbert.checkpoint.json_files import shown
 
@@ -12,6 +13,19 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LONGEST_NAME = 255  # bytes, of a file in common file systems
 
 
+@overload
+def resolve_file(
+    path_or_id: str | os.PathLike, filename: str, *, revision: str | None = None, named_by: Path | None = None
+) -> Path: ...
+@overload
+def resolve_file(
+    path_or_id: str | os.PathLike,
+    filename: str,
+    *,
+    revision: str | None = None,
+    required: bool,
+    named_by: Path | None = None,
+) -> Path | None: ...
 def resolve_file(
     path_or_id: str | os.PathLike,
     filename: str,
@@ -110,6 +124,8 @@ def _hub_file(model_id: str, filename: str, revision: str | None, required: bool
     )
 
     where = f"{model_id!r}" + (f" at revision {revision!r}" if revision else "")
+    reason: object
+    cause: Exception
     try:
         return Path(hf_hub_download(model_id, filename, revision=revision))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,12 @@ class _DoubledKeyError(Exception):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        seen: set[str] = set()
-        raise _DoubledKeyError(next(key for key, _ in pairs if key in seen or seen.add(key)))
+        raise _DoubledKeyError(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
     return value
 
 
 def _depth_exceeds(value: object, limit: int) -> bool:
-    level = [[value]]
+    level: list[Any] = [[value]]
     for _ in range(limit + 1):
         holders = [items for items in level if not _LEAVES.issuperset(map(type, items))]  # quick, for a vocabulary
         inner = [item for items in holders for item in items if isinstance(item, dict | list)]

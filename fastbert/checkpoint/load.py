@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,8 @@ def match(model: nn.Module, checkpoint: Checkpoint, ignore_mismatched_sizes: boo
     Raises:
         ValueError: an encoder tensor is missing, a tensor has another shape, or is of integers: naming file and tensor.
     """
-    found, missing_encoder, tied = Match(), [], model.config.tie_word_embeddings
+    found, tied = Match(), model.config.tie_word_embeddings
+    missing_encoder: list[str] = []
     for name, parameter in model.named_parameters():
         plain = plain_name(name)
         aliases = (_ALIASES if tied else _UNTIED).get(plain, (plain,))
@@ -234,7 +236,7 @@ def _may_differ(name: str, ignore_mismatched_sizes: bool | str) -> bool:
     return not name.startswith("bert.") if ignore_mismatched_sizes == "head" else bool(ignore_mismatched_sizes)
 
 
-def _fail_missing(checkpoint: Checkpoint, names: list[str], why: str | None = None) -> None:
+def _fail_missing(checkpoint: Checkpoint, names: list[str], why: str | None = None) -> NoReturn:
     files = ", ".join(str(f) for f in sorted(set(checkpoint.files.values()))) or "the checkpoint"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     raise ValueError(f"{files}: no tensor {', '.join(names[:3])}{more}; {why or 'is this a BERT checkpoint?'}")

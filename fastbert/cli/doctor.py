@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 PACKAGES = (
     "torch",
@@ -83,14 +84,14 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _isa(native) -> str:
+def _isa(native: Any) -> str:
     try:
         return native.isa()
     except ValueError as error:  # a wrong FASTBERT_ISA: what doctor is there to tell
         return f"none: {error}"
 
 
-def _gpus(torch) -> list[str]:
+def _gpus(torch: Any) -> list[str]:
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         return [f"  none ({built})"]

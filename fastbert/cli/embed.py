@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import NoReturn
 
 from fastbert.cli.options import load_options
 from fastbert.inference.batching import WINDOW
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = embedder.prompt_of(args.prompt_name, args.prompt)
     options = {"max_tokens": args.max_tokens or MAX_TOKENS, "window": args.window or WINDOW}
     format = make_format(format_name, embedder.width, args.inputs, ids=args.id_column is not None)
+    output: StreamOutput | FileOutput
     if args.output == STDIN:
         output = StreamOutput(format, sys.stdout.buffer)
     else:
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _output_format(args: argparse.Namespace) -> str:
     """The output's format; ends with a usage error where the arguments do not go together."""
-    usage = args.parser.error
+    usage: Callable[[str], NoReturn] = args.parser.error
     if args.inputs.count(STDIN) > 1:
         usage("stdin (-) can be read once")
     if args.output == STDIN:

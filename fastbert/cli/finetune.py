@@ -125,6 +125,7 @@ def _finish(run: Finetuning, folder: Path, start: str) -> None:
     recipe.tokenizer.save_pretrained(folder)
     train_log, dev_log = read_log(folder, "train"), read_log(folder, "dev")
     report = folder / REPORT
+    assert run.best_step is not None, "no evaluation has been made"
     draw_curves(report / "learning-curves.png", train_log, dev_log, run.best_score, run.best_step)
     name, last = list(evaluations.items())[-1]
     if recipe.settings.task == "classification":

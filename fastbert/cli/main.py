@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastbert.cli.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
 from fastbert.cli.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments, positive
@@ -129,7 +129,7 @@ class _CommandParser(_Parser):
 
     _parsing = False
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # parse_known_intermixed_args comes back here for its own passes in some versions of Python.
         if self._parsing:
             return super().parse_known_args(args, namespace)
@@ -144,7 +144,7 @@ class _CommandParser(_Parser):
 
 
 class _Version(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
         try:
             number = version("fastbert-engine")
         except PackageNotFoundError:  # a source tree that is not installed
@@ -251,7 +251,7 @@ def _add_embed(commands) -> None:
     _add_restart(writing, "an interrupted run away")
 
 
-def _add_fill_mask(commands) -> None:
+def _add_fill_mask(commands: Any) -> None:
     parser = _command(
         commands, "fill-mask", "cli.fill_mask", "name the likeliest words for each [MASK]", _FILL_MASK_EXAMPLES
     )
@@ -339,12 +339,12 @@ def _add_finetune(commands) -> None:
     add_finetune_arguments(parser)
 
 
-def _add_distill(commands) -> None:
+def _add_distill(commands: Any) -> None:
     what = "make a smaller model that does as a larger one"
     add_distill_arguments(_command(commands, "distill", "cli.distill", what, DISTILL_EXAMPLES))
 
 
-def _add_doctor(commands) -> None:
+def _add_doctor(commands: Any) -> None:
     what = "say what runs on this machine, and why"
     _command(commands, "doctor", "cli.doctor", what, _DOCTOR_EXAMPLES)
 

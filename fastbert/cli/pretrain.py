@@ -65,9 +65,9 @@ def train(
         begin: makes the model that training starts with; None: fresh_model.
         objective: makes what is minimised, of the model on its device; None: the losses of its own heads.
     """
-    device = torch.device(_device(device))
-    with join(device) as processes:
-        outcome = _pretrain(settings, device, processes, begin or fresh_model, objective, resume=resume)
+    place = torch.device(_device(device))
+    with join(place) as processes:
+        outcome = _pretrain(settings, place, processes, begin or fresh_model, objective, resume=resume)
     if processes.first:
         say(f"step {outcome.step:,}, checkpoint {outcome.checkpoint}")
     return outcome.exit_code()
@@ -93,7 +93,7 @@ def _pretrain(
     shards.check_model(model.config)
     masking = Masking(settings.data.mask_probability, whole_words=settings.data.whole_words)
     places = {"rank": processes.rank, "world_size": processes.world_size}
-    options = {"tokens_per_batch": settings.data.tokens_per_batch, "masking": masking, **places}
+    options: dict[str, Any] = {"tokens_per_batch": settings.data.tokens_per_batch, "masking": masking, **places}
     trainer = Pretraining(
         settings,
         model,

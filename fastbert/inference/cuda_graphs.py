@@ -177,7 +177,7 @@ class CompiledModel:
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         **others: Any,
-    ) -> ModelOutput | tuple:
+    ) -> ModelOutput:
         """As the model's forward; tensors may be on the model's device or on the CPU, and results are the caller's own.
 
         With the mask on the CPU, or none, the graph is that of the real tokens; with a mask on the GPU that of B * S,
@@ -199,9 +199,9 @@ class CompiledModel:
             self._say_outside(reason)
         others.update(return_dict=return_dict, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
         device = self.model.device
-        tensors = [x.to(device) if isinstance(x, Tensor) else x for x in (*tensors, *more)]
+        moved = [x.to(device) if isinstance(x, Tensor) else x for x in (*tensors, *more)]
         others = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in others.items()}
-        return self.model(*tensors, **others)
+        return self.model(*moved, **others)
 
     def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
         """Captures ahead what full batches of these (batch, sequence) shapes take; with pads, smaller graphs may do.
@@ -252,7 +252,8 @@ class CompiledModel:
                 return "shapes do not match"
             choices = tensors[0].shape[:2]
             tensors = tuple(x if x is None else x.flatten(0, 1) for x in tensors)
-        call = read_call(self.model, *tensors, cu_seqlens, max_seqlen)
+        ids, mask, types, positions = tensors
+        call = read_call(self.model, ids, mask, types, positions, cu_seqlens, max_seqlen)
         if isinstance(call, str):
             return call
         if call.tokens > self._max_tokens:

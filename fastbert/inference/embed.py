@@ -257,7 +257,7 @@ class Embedder:
         ids = torch.tensor([i for text in batch for i in text], dtype=torch.int64, device=device)
         longest = int(lengths.max()) if len(batch) else 0
         output = self.model(ids, cu_seqlens=cu_seqlens.to(device), max_seqlen=longest, return_dict=True)
-        pooler_output = output.pooler_output.float() if POOLER in self._modes else None
+        pooler_output = None if output.pooler_output is None else output.pooler_output.float()
         states = apply(self.token_modules, output.last_hidden_state.float())
         vectors = pool(states, lengths.to(device), self._modes, skip=skip, pooler_output=pooler_output)
         vectors = apply(self.modules, vectors)

@@ -76,15 +76,16 @@ def read_call(
                 return "ids are neither int64 nor int32"
             x = x.reshape(-1)
         fitted.append(x)
+    ids, types, positions = fitted
     if cu_seqlens is not None:
         if on_host(cu_seqlens) and batch_from_cu_seqlens(cu_seqlens, shape[0], max_seqlen).max_seqlen > most:
             return _TOO_LONG
         return _packed_call(*fitted, cu_seqlens, most if max_seqlen is None else min(most, max_seqlen))
     if attention_mask is None:
-        return _full_call(*fitted, tuple(shape))
+        return _full_call(ids, types, positions, tuple(shape))
     if on_host(attention_mask):
-        return _host_mask_call(*fitted, ops.read_mask(attention_mask))
-    return _device_mask_call(*fitted, attention_mask)
+        return _host_mask_call(ids, types, positions, ops.read_mask(attention_mask))
+    return _device_mask_call(ids, types, positions, attention_mask)
 
 
 def _why_not(shape: torch.Size, mask: Tensor | None, cu_seqlens: Tensor | None, most: int) -> str | None:
@@ -101,6 +102,7 @@ def _why_not(shape: torch.Size, mask: Tensor | None, cu_seqlens: Tensor | None, 
 def _host_call(inputs: Inputs, most: int) -> Call | str:
     """Everything is on the host, and checked there."""
     batch, ids = inputs.batch, inputs.ids
+    assert ids is not None, "a call with embeddings"
     if batch.max_seqlen > most:
         return _TOO_LONG
 
@@ -130,7 +132,8 @@ def _full_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, shap
 def _host_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, batch: PackedBatch) -> Call:
     """The tokens are on the device, and the host knows which of them are real."""
     shape = (batch.batch_size, batch.seq_len)
-    if batch.indices is None:
+    rows = batch.indices
+    if rows is None:
         return _full_call(ids, types, positions, shape)
 
     def load(static: StaticBatch) -> Tensor | None:
@@ -143,7 +146,7 @@ def _host_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None,
         static.load_wrong(None)
         return _places(batch, static)
 
-    return Call(len(batch.indices), batch.batch_size, shape, load)
+    return Call(len(rows), batch.batch_size, shape, load)
 
 
 def _device_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, mask: Tensor) -> Call:

@@ -154,7 +154,7 @@ class _Decompressed(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         try:
             data = self._stream.read(len(buffer))
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -177,7 +177,7 @@ def open_input(name: str | Path) -> Iterator[io.BufferedReader]:
     """
     name = str(name)
     if name == STDIN:
-        stream = sys.stdin.buffer
+        stream: Any = sys.stdin.buffer
         if not hasattr(stream, "peek"):
             stream = io.BufferedReader(stream)
         _refuse_foreign(name, stream.peek(PEEK)[:PEEK])
@@ -349,7 +349,7 @@ class CsvRows:
                 "characters of the text"
             )
 
-    def _sample(self, lines: list[str], quoting: int) -> tuple[list[list[str]], str]:
+    def _sample(self, lines: list[str], quoting: Literal[0, 3]) -> tuple[list[list[str]], str]:
         """The rows of some lines up to the first error, and that error, if there is one."""
         rows: list[list[str]] = []
         try:

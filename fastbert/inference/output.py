@@ -244,7 +244,7 @@ class FileOutput:
         out.parent.mkdir(parents=True, exist_ok=True)
         self.done = False  # whether that run was complete, and only its journal is left to clear up
         self._renamed = not self.partial.exists()
-        self._file: BinaryIO | None = open(self.partial, "ab")  # noqa: SIM115
+        self._file = open(self.partial, "ab")  # noqa: SIM115
         try:
             lock(self._file, self.partial)
             if not _is(self._file, self.partial):
@@ -305,9 +305,8 @@ class FileOutput:
         if self._file is not None:
             if not self._journal.path.exists() and _is(self._file, self.partial):
                 self.partial.unlink()
-            file, self._file = self._file, None
             with naming(self.partial):
-                file.close()  # and with it goes the lock
+                self._file.close()  # and with it goes the lock
 
 
 def journal_path(out: Path) -> Path:

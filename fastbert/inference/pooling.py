@@ -6,6 +6,7 @@ The names and their meaning are those of sentence-transformers' Pooling module; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def pool(
         pooler_output: (B, E), for the mode "pooler", which knows no `skip`.
     """
     segments = _Segments(states, lengths, skip)
-    vectors = [pooler_output if mode == POOLER else getattr(segments, mode)() for mode in modes]
+    vectors: list[Any] = [pooler_output if mode == POOLER else getattr(segments, mode)() for mode in modes]
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
 

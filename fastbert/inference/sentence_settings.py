@@ -279,10 +279,10 @@ class _Chain:
             if name not in config:
                 checks.refuse(file, name, None, _SIZE[1])
         sizes = (config["out_features"], config["in_features"])
-        shapes = {"linear.weight": sizes}
+        shapes: dict[str, tuple[int, ...]] = {"linear.weight": sizes}
         if config.get("bias", True):
             shapes["linear.bias"] = sizes[:1]
-        activation = activation_name(config.get("activation_function", "torch.nn.Tanh"))
+        activation = str(activation_name(config.get("activation_function", "torch.nn.Tanh")))  # _DENSE has checked it
         if activation == "PReLU":
             shapes["activation_function.weight"] = (1,)
         residual = config.get("use_residual", False)
@@ -308,7 +308,7 @@ class _Chain:
         return False, None  # for training only
 
     def _load(self, config: Path, folder: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-        find = {"revision": self._revision, "named_by": self._modules_file}
+        find: dict[str, Any] = {"revision": self._revision, "named_by": self._modules_file}
         weights = resolve_file(self._path, f"{folder}/model.safetensors", required=False, **find)
         if weights is None:
             weights = resolve_file(self._path, f"{folder}/pytorch_model.bin", **find)

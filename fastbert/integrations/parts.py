@@ -78,7 +78,7 @@ def _is_theirs(function: Any) -> bool:
 @cache
 def _transformers_folder() -> str:
     """Where transformers lies, asked of a module of it: the package itself may be imported more than once."""
-    return f"{Path(sys.modules[BERT].__file__).parents[2]}{os.sep}"
+    return f"{Path(str(sys.modules[BERT].__file__)).parents[2]}{os.sep}"
 
 
 def foreign_part(bert: nn.Module) -> str | None:
@@ -118,7 +118,7 @@ def _first_foreign(bert: nn.Module) -> str | None:
     return None
 
 
-def _children(module: nn.Module, *names: str) -> tuple[nn.Module, ...]:
+def _children(module: nn.Module, *names: str) -> tuple[Any, ...]:
     return tuple(module._modules[name] for name in names)
 
 
@@ -137,7 +137,7 @@ def _is_bert_class(kind: type) -> bool:
     return kind.__module__ == BERT or (hasattr(kind, "unshard") and kind.__mro__[2].__module__ == BERT)
 
 
-def _passed_over(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type | None]]:
+def _passed_over(bert: nn.Module) -> Iterator[tuple[Any, ...]]:
     """The modules whose own forward never runs in a packed call: name, module, type (None: one of transformers')."""
     activation = _activation(bert.config.hidden_act)
     embeddings, encoder = _children(bert, "embeddings", "encoder")
@@ -168,7 +168,7 @@ def _passed_over(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type | None]
         yield "pooler.activation", *_children(bert.pooler, "activation"), nn.Tanh
 
 
-def _called(bert: nn.Module) -> Iterator[tuple[str, nn.Module, type]]:
+def _called(bert: nn.Module) -> Iterator[tuple[Any, ...]]:
     """The modules that a packed call reads the weights of or, where they are wrapped, calls with (T, E)."""
     yield "embeddings.word_embeddings", *_children(bert.embeddings, "word_embeddings"), nn.Embedding
     yield "embeddings.LayerNorm", *_children(bert.embeddings, "LayerNorm"), nn.LayerNorm
@@ -266,7 +266,7 @@ def _is_harmless(hook: Any) -> bool:
 
 def _is_device_hook(module: nn.Module) -> bool:
     """Whether its forward is accelerate's, which moves tensors to the weights' device, and the weights are there."""
-    hook = module.__dict__.get("_hf_hook")
+    hook: Any = module.__dict__.get("_hf_hook")
     hooks = getattr(hook, "hooks", (hook,))
     for one in hooks:
         if type(one).__module__ != "accelerate.hooks" or type(one).__name__ != "AlignDevicesHook" or one.offload:

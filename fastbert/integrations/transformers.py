@@ -12,7 +12,7 @@ import inspect
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import CodeType
 from typing import Any, NamedTuple, TypeVar
@@ -77,7 +77,8 @@ def accelerate(
     for bert in able:
         check_precision(setting, dtype or bert.dtype, bert.device)
     if not able:
-        warnings.warn(f"fastbert.accelerate left the model as it was: {'; '.join(sorted(set(reasons)))}", stacklevel=2)
+        why = "; ".join(sorted({reason for reason in reasons if reason}))
+        warnings.warn(f"fastbert.accelerate left the model as it was: {why}", stacklevel=2)
     elif dtype is not None:
         _root(model).to(dtype=dtype)
     for bert in able:
@@ -102,7 +103,7 @@ def restore(model: Model) -> Model:
             packed.active = False  # for a wrapper around it, which goes on calling it
             module.__dict__.pop("_replicate_for_data_parallel", None)
             forget(module)
-            if module.__dict__.get("forward") is packed:
+            if isinstance(module.__dict__.get("forward"), _Packed):
                 del module.forward
                 if packed.own_forward is not None:
                     module.forward = packed.own_forward
@@ -160,6 +161,7 @@ class _Packed:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.active = True
+        self.declined: Counter[str] = Counter()  # why calls ran the original code
         self.own_forward = module.__dict__.get("forward")  # accelerate's and others' wrappers live there
 
     @classmethod
@@ -167,8 +169,8 @@ class _Packed:
         """Replaces the forward of `module`, once; returns what is there."""
         packed = _packed(module)
         if packed is None:
-            module.forward = packed = cls(module)
-            module._replicate_for_data_parallel = packed.replicate
+            packed = cls(module)
+            vars(module).update(forward=packed, _replicate_for_data_parallel=packed.replicate)
         return packed
 
     def replicate(self) -> nn.Module:
@@ -182,7 +184,7 @@ class _Packed:
     @property
     def __signature__(self) -> inspect.Signature:
         # Trainer reads it to choose the columns that it feeds.
-        return _signature(type(self.module))
+        return _signature(type(self.module).forward)
 
     @property
     def __code__(self) -> CodeType:
@@ -196,17 +198,13 @@ class _Packed:
 
     def _given(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call that are not None, by name."""
-        given = dict(_signature(type(self.module)).bind(*args, **kwargs).arguments)
+        given = dict(_signature(type(self.module).forward).bind(*args, **kwargs).arguments)
         given |= given.pop("kwargs", {})
         return {name: value for name, value in given.items() if value is not None}
 
 
 class PackedBert(_Packed):
-    """BertModel.forward over packed tokens; `declined` counts why calls ran the original code."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
-        self.declined: Counter[str] = Counter()
+    """BertModel.forward over packed tokens."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bert = self.module
@@ -214,7 +212,7 @@ class PackedBert(_Packed):
             return self.original(*args, **kwargs)
         given = self._given(args, kwargs)
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
-        tokens = given.get("input_ids", given.get("inputs_embeds"))
+        tokens: Any = given.get("input_ids", given.get("inputs_embeds"))
         reason = "hooks for all modules are registered" if has_global_hook() else _declines(bert, given, tokens)
         plan = None
         if reason is None:
@@ -223,7 +221,7 @@ class PackedBert(_Packed):
         buffers = {} if tokens is None else _stand_ins(bert, given)
         if torch.compiler.is_compiling():  # a graph cannot branch on what they hold, but can read it
             given |= {name: buffer[:, : tokens.shape[1]] for name, buffer in buffers.items()}
-        elif reason is None:
+        elif plan is not None and reason is None:
             reason = _buffer_reason(plan, buffers)
         if reason is None and "attention_mask" in given:
             given["attention_mask"] = ops.read_mask(given["attention_mask"], strict=False)
@@ -311,13 +309,14 @@ def _packed(module: nn.Module) -> _Packed | None:
 
 def _forward_of(head: nn.Module) -> Any:
     """transformers' own forward for the class of `head`."""
-    return next(c.forward for c in type(head).__mro__ if c.__module__ == BERT)
+    classes: tuple[Any, ...] = type(head).__mro__
+    return next(c.forward for c in classes if c.__module__ == BERT)
 
 
 @cache
-def _signature(kind: type[nn.Module]) -> inspect.Signature:
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     """The signature of a class's forward, without self."""
-    signature = inspect.signature(kind.forward)
+    signature = inspect.signature(forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
@@ -419,7 +418,7 @@ def _is_bert(module: nn.Module, name: str) -> bool:
     return _class_of(module, name) is not None
 
 
-def _class_of(module: nn.Module, name: str) -> type | None:
+def _class_of(module: nn.Module, name: str) -> Any:
     """transformers' class `name` among the bases of `module`'s, without importing transformers."""
     return next((c for c in type(module).__mro__ if c.__name__ == name and c.__module__ == BERT), None)
 

@@ -65,6 +65,7 @@ def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
     transformers takes column 0, which is another token only where a row begins with a pad.
     """
     batch, x, dense = inputs.batch, encoded.last_hidden_state, encoded.plan.pooler
+    assert dense is not None, "the model has no pooler"
     if inputs.is_full and batch.seq_len:
         return dense(x.view(batch.batch_size, batch.seq_len, x.shape[1])[:, 0], "tanh")
     starts, some = batch.cu_seqlens[:-1].long(), batch.cu_seqlens.diff() > 0
@@ -103,7 +104,7 @@ class BertModel(BertPreTrainedModel):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         prepared: Inputs | None = None,
-    ) -> BaseModelOutputWithPooling | tuple:
+    ) -> BaseModelOutputWithPooling:
         """Encodes a batch.
 
         Args:

@@ -29,9 +29,9 @@ class Encoded:
     """
 
     last_hidden_state: Tensor
+    plan: EncoderPlan  # of this call
     hidden_states: tuple[Tensor, ...] | None = None  # L + 1 in the shape of the caller's tokens
     attentions: tuple[Tensor, ...] | None = None  # L of (B, H, S, S), zero where either token is a pad
-    plan: EncoderPlan | None = None  # of this call
 
 
 def encode(
@@ -56,11 +56,11 @@ def encode(
     if output_attentions:
         x, attentions = encode_padded(plan, inputs, states if output_hidden_states else None)
         x = inputs.take(states[-1]) if output_hidden_states else pack(x.unflatten(0, inputs.padded_shape), batch)
-        return Encoded(x, tuple(states) or None, attentions, plan)
+        return Encoded(x, plan, tuple(states) or None, attentions)
 
     x = plan.embeddings(inputs)
     by_layer = output_hidden_states or inputs.key_mask is not None
-    if not by_layer and _runs_whole(plan, bert, x):
+    if plan.whole is not None and not by_layer and _runs_whole(plan, bert, x):
         start = 0.0 if plan.checksums is None else time.perf_counter()
         x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
         if plan.checksums is not None:
@@ -88,8 +88,9 @@ def _packed_attend(layer: Layer, inputs: Inputs) -> Attend:
     if inputs.key_mask is not None:
         return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p)
     batch = inputs.batch
-    lengths = {"cu_seqlens": batch.cu_seqlens, "max_seqlen": batch.max_seqlen, "checked": True}
-    return partial(ops.attention, **lengths, dropout_p=dropout_p)
+    return partial(
+        ops.attention, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen, checked=True, dropout_p=dropout_p
+    )
 
 
 def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float) -> Tensor:

@@ -20,7 +20,7 @@ from fastbert.model.layer import is_plain
 from fastbert.model.outputs import (
     BertForPreTrainingOutput,
     HeadOutput,
-    ModelOutput,
+    Output,
     QuestionAnsweringModelOutput,
 )
 from fastbert.model.plan import project
@@ -42,7 +42,7 @@ class BertHeadModel(BertPreTrainedModel):
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=self.has_pooler)
 
-    def _run(self, *inputs: Tensor | None, **options: Any) -> tuple[Inputs, Encoded]:
+    def _run(self, *inputs: Any, **options: Any) -> tuple[Inputs, Encoded]:
         return run_bert(self.bert, self.config, *inputs, precision=self.matmul_precision, **options)
 
     def _pool(self, inputs: Inputs, encoded: Encoded) -> Tensor:
@@ -50,11 +50,11 @@ class BertHeadModel(BertPreTrainedModel):
 
     def _output(
         self,
-        kind: type[ModelOutput],
+        kind: type[Output],
         encoded: Encoded,
         return_dict: bool | None,
         **fields: Any,
-    ) -> ModelOutput | tuple:
+    ) -> Output:
         fields |= {"hidden_states": encoded.hidden_states, "attentions": encoded.attentions}
         return self._returned(kind(**fields), return_dict)
 
@@ -153,7 +153,7 @@ class BertForPreTraining(_LanguageModel):
         return_dict: bool | None = None,
         output_logits: bool = True,
         **options: Any,
-    ) -> BertForPreTrainingOutput | tuple:
+    ) -> BertForPreTrainingOutput:
         """labels (B, S), next_sentence_label (B,): a loss, the sum of both parts, comes when both are given.
 
         `output_logits=False` leaves prediction_logits out, and a loss then forms no (T, V) logits.
@@ -163,7 +163,7 @@ class BertForPreTraining(_LanguageModel):
         both = labels is not None and next_sentence_label is not None
         loss, logits = self._predictions(inputs, encoded.last_hidden_state, labels if both else None, output_logits)
         relationship = project(self.cls.seq_relationship, self._pool(inputs, encoded))
-        if both:
+        if loss is not None and next_sentence_label is not None:
             loss = loss + F.cross_entropy(relationship, _row_labels("next_sentence_label", next_sentence_label, 2))
         fields = {"loss": loss, "prediction_logits": logits, "seq_relationship_logits": relationship}
         return self._output(BertForPreTrainingOutput, encoded, return_dict, **fields)
@@ -191,7 +191,7 @@ class BertForMaskedLM(_LanguageModel):
         return_dict: bool | None = None,
         output_logits: bool = True,
         **options: Any,
-    ) -> HeadOutput | tuple:
+    ) -> HeadOutput:
         """labels (B, S) of token ids, -100 where none is asked; logits (B, S, V), zeros at pads.
 
         `output_logits=False` leaves the logits out, and a loss then forms no (T, V) logits.
@@ -220,7 +220,7 @@ class BertForNextSentencePrediction(BertHeadModel):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         **options: Any,
-    ) -> HeadOutput | tuple:
+    ) -> HeadOutput:
         """labels (B,) of 0 and 1."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
@@ -249,7 +249,7 @@ class BertForSequenceClassification(BertHeadModel):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         **options: Any,
-    ) -> HeadOutput | tuple:
+    ) -> HeadOutput:
         """labels (B,) of classes; (B,) or (B, num_labels) of numbers for regression and several labels."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
@@ -300,7 +300,7 @@ class BertForMultipleChoice(BertHeadModel):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         **options: Any,
-    ) -> HeadOutput | tuple:
+    ) -> HeadOutput:
         """labels (B,): which choice is right. The token arguments are (B, C, S), inputs_embeds (B, C, S, E)."""
         tokens, name = (input_ids, "input_ids") if inputs_embeds is None else (inputs_embeds, "inputs_embeds")
         wanted = 3 if inputs_embeds is None else 4
@@ -338,7 +338,7 @@ class BertForTokenClassification(BertHeadModel):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         **options: Any,
-    ) -> HeadOutput | tuple:
+    ) -> HeadOutput:
         """labels (B, S) of classes, -100 where none is asked."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
@@ -378,7 +378,7 @@ class BertForQuestionAnswering(BertHeadModel):
         end_positions: Tensor | None = None,
         return_dict: bool | None = None,
         **options: Any,
-    ) -> QuestionAnsweringModelOutput | tuple:
+    ) -> QuestionAnsweringModelOutput:
         """start_positions, end_positions (B,): columns of the answer; one outside 0..S-1 is left out of the loss."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ class Inputs:
             return self
         names = ("ids", "embeds", "token_type_ids", "position_ids")
         given = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: self.pad(x).flatten(0, 1) for name, x in given.items() if x is not None})
+        padded: Any = {name: self.pad(x).flatten(0, 1) for name, x in given.items() if x is not None}
+        return replace(self, **padded)
 
     def keys(self) -> Tensor:
         """Which positions are attended to, (B, S) bool."""
@@ -72,7 +74,8 @@ def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
     """Holds the ids of each (name, ids, limit, what) to 0..limit-1; waits for their device once."""
     if torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         return
-    found, waiting = [], []
+    found: list[list[Any]] = []
+    waiting: list[Tensor] = []
     for name, ids, limit, what in several:
         if ids.numel():
             while torch._C._functorch.is_functorch_wrapped_tensor(ids):  # of torch.vmap: the whole batch
@@ -113,11 +116,11 @@ def prepare(
     Raises:
         ValueError: naming the argument, its value and the limit.
     """
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("exactly one of input_ids and inputs_embeds must be given")
     name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
-    mask_is_read = isinstance(attention_mask, PackedBatch)
-    named = {name: tokens, "attention_mask": None if mask_is_read else attention_mask, "token_type_ids": token_type_ids}
+    if tokens is None or not (input_ids is None or inputs_embeds is None):
+        raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+    mask = None if isinstance(attention_mask, PackedBatch) else attention_mask
+    named = {name: tokens, "attention_mask": mask, "token_type_ids": token_type_ids}
     for argument, value in {**named, "position_ids": position_ids, "cu_seqlens": cu_seqlens}.items():
         if value is not None and not isinstance(value, Tensor):
             raise ValueError(f"{argument} is a {type(value).__name__}; it must be a tensor")
@@ -139,8 +142,8 @@ def prepare(
     if cu_seqlens is not None:
         batch = batch_from_cu_seqlens(cu_seqlens, tokens.shape[0], max_seqlen)
     elif attention_mask is None:
-        batch = full_batch(*shape, device)
-    elif mask_is_read:
+        batch = full_batch(shape[0], shape[1], device)
+    elif isinstance(attention_mask, PackedBatch):
         batch = attention_mask
     elif attention_mask.shape != shape:
         raise ValueError(
@@ -196,7 +199,7 @@ def _packed(
             ids[name] = x.reshape(-1) if indices is None else x.reshape(-1).index_select(0, indices)
         if embeds is not None:
             embeds = pack(embeds, batch)
-    tokens = ids.get("input_ids", embeds)
+    tokens = ids["input_ids"] if embeds is None else embeds
     types, positions = ids.get("token_type_ids"), ids.get("position_ids")
     if types is None:
         types = torch.zeros(tokens.shape[0], dtype=torch.int64, device=device)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 
 from fastbert import ops
 from fastbert.model.inputs import Inputs
@@ -21,6 +20,7 @@ from fastbert.reference import ACTIVATIONS
 
 # Queries, keys and values (T, 3, H, D) -> context (T, H, D), or a pair with the probabilities.
 Attend = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
+has_global_hook = nn.modules.module._has_any_global_hook
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -129,7 +129,7 @@ class Layer:
     def weights(self, products: Products) -> ops.LayerWeights | None:
         """What ops.encoder takes of this layer, dropout aside; None where it has a part that has to be called."""
         (qkv, out, up, down), norms = (p.weight for p in self.projections), (self.out_norm, self.norm)
-        if any(w is None for w in (qkv, out, up, down)) or not all(norm.is_plain for norm in norms):
+        if qkv is None or out is None or up is None or down is None or not all(norm.is_plain for norm in norms):
             return None
         rows = {len(w) for w in qkv.weights}
         eps = self.norm.norm.eps
@@ -161,7 +161,7 @@ class Embeddings:
             x = self.word(tokens.ids) if tokens.embeds is None else tokens.embeds
             x = x + types(tokens.token_type_ids) + positions(tokens.position_ids)
             return F.dropout(self.norm(x), dropout_p)
-        if tokens.embeds is None and self.word_is_plain:
+        if tokens.ids is not None and self.word_is_plain:
             ids, table, padding_idx = tokens.ids, self.word.weight, self.word.padding_idx
         else:
             table = self.word(tokens.ids) if tokens.embeds is None else tokens.embeds

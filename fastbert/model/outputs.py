@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -43,8 +43,11 @@ class ModelOutput(dict):
     def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
-    def to_tuple(self) -> tuple:
+    def to_tuple(self) -> tuple[Any, ...]:
         return tuple(self.values())
+
+
+Output = TypeVar("Output", bound=ModelOutput)
 
 
 def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:

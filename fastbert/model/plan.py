@@ -158,7 +158,8 @@ class EncoderPlan(Plan):
         self.products, self.foreign = products, None if verdict is None else verdict(bert)
         self.modules: list[nn.Module] = []
         self.layers: list[Layer | None] = []
-        self.pooler = self.whole = None
+        self.pooler: Projection | None = None
+        self.whole: ops.EncoderWeights | None = None
         self.drops: list[dict[str, Any]] = []
         # Of the buffers that stand for missing arguments: what each must hold, which one held it, and its version then.
         self.usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
@@ -174,10 +175,10 @@ class EncoderPlan(Plan):
         self.whole = self._whole()
 
     def _whole(self) -> ops.EncoderWeights | None:
-        if any(layer is None or is_hooked(module) for layer, module in zip(self.layers, self.modules, strict=True)):
-            return None
-        found = [layer.weights(self.products) for layer in self.layers]
-        return None if any(w is None for w in found) else ops.EncoderWeights(found)
+        pairs = zip(self.layers, self.modules, strict=True)
+        found = [None if layer is None or is_hooked(m) else layer.weights(self.products) for layer, m in pairs]
+        whole = [weights for weights in found if weights is not None]
+        return ops.EncoderWeights(whole) if len(whole) == len(found) else None
 
     def multiply_as(self, products: Products) -> None:
         """The same parts in another precision; forms are kept by precision."""
@@ -193,11 +194,11 @@ class EncoderPlan(Plan):
     def release(self, index: int) -> None:
         """Lets the backend that runs layer `index` keep its own form of the weights alone: see ops.release."""
         layer = self.layers[index]
-        weights = layer.weights(self.products)
-        if weights is None or not ops.release(weights):
+        weights = None if layer is None else layer.weights(self.products)
+        if layer is None or weights is None or not ops.release(weights):
             return
-        for projection in layer.projections:
-            for module, placeholder in zip(projection.modules, projection.weight.weights, strict=True):
+        for projection, weight in zip(layer.projections, weights.products, strict=True):
+            for module, placeholder in zip(projection.modules, weight.weights, strict=True):
                 module.weight = placeholder
 
 

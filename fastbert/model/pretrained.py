@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, Self, TypeVar
 
 import torch
 import torch.utils.checkpoint
@@ -15,10 +15,17 @@ from fastbert.checkpoint import load as checkpoint
 from fastbert.checkpoint.files import collector_at_rest
 from fastbert.config import CONFIG_NAME, BertConfig
 from fastbert.model.layer import Products
-from fastbert.model.outputs import ModelOutput
+from fastbert.model.outputs import Output
 from fastbert.model.plan import EncoderPlan, adopt
 from fastbert.precision import PRECISIONS, LoadOptions, check_precision
 from fastbert.reference import ACTIVATIONS
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class _Runs(Protocol[P, R]):
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
 
 class BertPreTrainedModel(nn.Module):
@@ -116,6 +123,10 @@ class BertPreTrainedModel(nn.Module):
                     checkpoint.load_into(model, source, found, _initialise)
         return model
 
+    if TYPE_CHECKING:  # a call takes what `forward` takes and returns what it returns; nn.Module says so by Any
+
+        def __call__(self: _Runs[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+
     _constructor_keywords: tuple[str, ...] = ()
     token_fields: tuple[str, ...] = ()  # fields of the output that have a row a token; the others have one a text
     _matmul_precision: str | None = None  # of a BertModel: how its layers multiply
@@ -162,10 +173,11 @@ class BertPreTrainedModel(nn.Module):
         """What the token fields of the output hold at pads."""
         return 0.0
 
-    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
-        """The output, or its tuple where the caller, or else the config, asks for one."""
+    def _returned(self, output: Output, return_dict: bool | None) -> Output:
+        """The output; or, against the annotation, its tuple where the caller, or else the config, asks for one."""
         wanted = self.config.return_dict if return_dict is None else return_dict
-        return output if wanted else output.to_tuple()
+        returned: Any = output if wanted else output.to_tuple()
+        return returned
 
     @property
     def dtype(self) -> torch.dtype:
@@ -252,7 +264,7 @@ class BertPreTrainedModel(nn.Module):
         decoder.out_features = count
 
 
-def _base(model: nn.Module) -> nn.Module:
+def _base(model: nn.Module) -> Any:
     """The BertModel within a model with a head, or the model itself."""
     return getattr(model, "bert", model)
 
@@ -292,7 +304,7 @@ def _resized(old: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _initialise(model: BertPreTrainedModel, names: list[str]) -> None:
+def _initialise(model: nn.Module, names: list[str]) -> None:
     """Draws fresh weights for the named parameters, as transformers does."""
     for name in names:
         owner, _, leaf = name.rpartition(".")

@@ -28,7 +28,8 @@ class Checksums:
 
     def __init__(self, weights: Sequence[Weight]) -> None:
         self.weights = weights
-        self.words, self.owners = array("Q"), []  # address, bytes, checksum of each chunk; the weight it belongs to
+        self.words = array("Q")  # address, bytes, checksum of each chunk
+        self.owners: list[int] = []  # the weight it belongs to
         for kind in ("biases", "weights"):
             for owner, weight in enumerate(weights):
                 for tensor in getattr(weight, kind):

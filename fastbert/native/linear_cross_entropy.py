@@ -8,6 +8,7 @@ changes at each step; packing 94 MB for 150 tokens would cost as much as their p
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def linear_cross_entropy(
     labels: Tensor,
     *,
     ignore_index: int = -100,
-    needed: tuple[bool, bool, bool] = (False, False, False),
+    needed: Sequence[bool] = (False, False, False),
 ) -> tuple[Tensor, list[Tensor | None]]:
     """(T, E), (V, E), (V,), (T,) -> the mean loss (), and the gradients of x, weight and bias that are `needed`.
 
@@ -62,7 +63,7 @@ def linear_cross_entropy(
     # Rows without a label have none in dx; the other gradients are written whole, unless there is no label at all.
     make = (torch.zeros_like, torch.empty_like if count else torch.zeros_like)
     gradients = [
-        make[t is not x](t, memory_format=torch.contiguous_format) if wanted else None
+        make[t is not x](t, memory_format=torch.contiguous_format) if wanted and t is not None else None
         for t, wanted in zip((x, weight, bias), needed, strict=True)
     ]
     if not count:
@@ -136,11 +137,11 @@ class _Call:
                 *(self.row_max.data_ptr(), inverse.data_ptr(), scale.data_ptr()),
                 *(0 if dbias is None else dbias[first:].data_ptr(), self.isa, self.threads),
             )
-            if packed_columns is not None:
+            if packed_columns is not None and dweight is not None:
                 self._multiply(logits, packed_columns, dweight[first : first + size])
             if drows is not None:
                 drows.add(logits, first, size)
-        if dx is not None:
+        if dx is not None and drows is not None:
             dx.index_copy_(0, self.kept, drows.sums)
 
     def _stretches(self, budget: int) -> list[tuple[int, int]]:
@@ -163,7 +164,7 @@ class _Call:
 
     def keep(self) -> None:
         """Leaves the memory of the logits to the thread's next call, unless it is large."""
-        _thread.memory = self.memory if self.memory.nbytes <= _GRADIENT_BYTES else None
+        _thread.memory = None if self.memory is None or self.memory.nbytes > _GRADIENT_BYTES else self.memory
 
     def _bias(self, first: int) -> int:
         return 0 if self.bias is None else self.bias.data_ptr() + first * self.bias.element_size()

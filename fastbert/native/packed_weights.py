@@ -19,7 +19,8 @@ def packed(weight: Weight, precision: str | None = None) -> Tensor:
 def _pack(weight: Weight, precision: str | None) -> Tensor:
     (N, K), first, isa, threads = weight.shape, weight.weights[0], chosen_isa()[1], torch.get_num_threads()
     kind = CPU_DTYPES[first.dtype], PRECISIONS[precision]
-    weights, biases = weight.weights, weight.biases or (None,) * len(weight.weights)
+    weights: tuple[Tensor, ...] = weight.weights
+    biases: tuple[Tensor | None, ...] = weight.biases or (None,) * len(weights)
     sizes = [C.packed_weight_bytes(*kind, len(w), K, isa) for w in weights]
     # Row blocks that fill their panels are packed one by one: the same bytes as of all rows together.
     full = [C.packed_weight_bytes(*kind, len(w) + 1, K, isa) > size for w, size in zip(weights, sizes, strict=True)]

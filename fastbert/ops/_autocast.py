@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def autocast_off(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def cast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors as torch.autocast hands them to a matrix product: in its dtype, float64 apart."""
     device = next(t for t in tensors if t is not None).device.type
     dtype = torch.get_autocast_dtype(device)

@@ -37,6 +37,6 @@ def differentiable_gradients(
     with torch.enable_grad():
         # Each under a name of its own: of two inputs one may have been made of the other, by what came before this op.
         inputs = [x if x is None else x.view_as(x) for x in inputs]
-        wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+        wanted = [x for x, need in zip(inputs, needed, strict=True) if need and x is not None]
         found = iter(torch.autograd.grad(forward(*inputs), wanted, dy, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needed]

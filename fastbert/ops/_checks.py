@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def check_one_dtype(op: str, **operands: Tensor | None) -> None:
         raise ValueError(f"{op}: {_dtypes(present)}; they must be of one dtype, unless torch.autocast is on")
 
 
-def check_norm_dtypes(op: str, summed: dict[str, Tensor | None], weight: Tensor, bias: Tensor) -> None:
+def check_norm_dtypes(op: str, summed: Mapping[str, Tensor | None], weight: Tensor, bias: Tensor) -> None:
     """Refuses a LayerNorm's weight or bias in float64 over rows in less, whose result would be neither."""
     if torch.float64 in (weight.dtype, bias.dtype):
         rows = {name: x.dtype for name, x in summed.items() if x is not None}

@@ -41,7 +41,7 @@ def device_reason(device: torch.device) -> str | None:
 
 
 # A compiled graph asks once. It is what torch.compiler.assume_constant_result does, which imports torch's compiler.
-device_reason._dynamo_marked_constant = True
+vars(device_reason).update(_dynamo_marked_constant=True)
 
 
 @cache

@@ -148,7 +148,7 @@ def _from_environment() -> dict[str, str]:
         return {}
     if "=" not in text:
         return _checked(dict.fromkeys(TABLE, text))
-    return _checked(dict(part.strip().split("=", 1) if "=" in part else (part, "") for part in text.split(",")))
+    return _checked(dict(part.strip().partition("=")[::2] for part in text.split(",")))
 
 
 @dataclass(frozen=True)

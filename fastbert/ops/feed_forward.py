@@ -77,7 +77,9 @@ class _Recomputed(torch.autograd.Function):
         return *of_up, *of_down, None, None, None
 
 
-def _formula(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: str):
+def _formula(
+    x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: str
+) -> Tensor:
     return F.linear(ACTIVATIONS[activation](F.linear(x, up, up_bias)), down, down_bias)
 
 
@@ -117,7 +119,7 @@ def _reference_activate(z: Tensor, activation: str) -> Tensor:
 def _reference_bwd(
     dy: Tensor, x: Tensor, weight: Weight, z: Tensor | None, activation: str | None, wanted: Wanted
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if activation is not None:
+    if activation is not None and z is not None:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             (dy,) = torch.autograd.grad(ACTIVATIONS[activation](z), z, dy)
@@ -152,7 +154,7 @@ def feed_forward(
     Raises:
         ValueError: as `linear`.
     """
-    if not (isinstance(up_weight, Weight) and isinstance(down_weight, Weight)):
+    if not (isinstance(up_weight, Weight) or isinstance(down_weight, Weight)):
         _check(x, up_weight, up_bias, down_weight, down_bias, activation, precision)
     up, down = as_weight(up_weight, up_bias), as_weight(down_weight, down_bias)
     # A quantised product, which has no gradient, is refused by linear; torch.func looks into no autograd function.

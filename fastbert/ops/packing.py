@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,10 @@ from fastbert.ops._checks import check_shape
 from fastbert.packing import PackedBatch, batch_from_mask
 
 
+@overload
+def read_mask(mask: Tensor) -> PackedBatch: ...
+@overload
+def read_mask(mask: Tensor, *, strict: bool) -> PackedBatch | None: ...
 def read_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
     """Reads a (B, S) mask of 0 and 1, right-padded, left-padded, with holes, rows of zeros; waits for its device once.
 
@@ -47,9 +53,10 @@ def _batch(mask: Tensor, read: tuple[Tensor, Tensor, int, int, bool, bool] | Non
     cu_seqlens, indices, tokens, longest, leading_pads, bad = read or native.read_mask(mask)
     if bad:
         return None
+    batch_size, seq_len = mask.shape
     if tokens == mask.numel():
-        return PackedBatch(*mask.shape, cu_seqlens, mask.shape[1], None)
-    return PackedBatch(*mask.shape, cu_seqlens, longest, indices[:tokens], bool(leading_pads))
+        return PackedBatch(batch_size, seq_len, cu_seqlens, seq_len, None)
+    return PackedBatch(batch_size, seq_len, cu_seqlens, longest, indices[:tokens], bool(leading_pads))
 
 
 dispatch.implement("read_mask", "native", _batch, native.supports_read_mask)

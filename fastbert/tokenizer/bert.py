@@ -15,7 +15,7 @@ from copy import copy
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from fastbert.checkpoint.files import collector_at_rest, write_text
 from fastbert.tokenizer.encoding import (
@@ -114,7 +114,7 @@ class BertTokenizer:
         self.truncation_side = check_side("truncation_side", truncation_side)
         self.split_special_tokens = split_special_tokens
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self._normalization = dict(
+        self._normalization: dict[str, Any] = dict(
             do_lower_case=do_lower_case,
             strip_accents=strip_accents,
             tokenize_chinese_chars=tokenize_chinese_chars,
@@ -188,8 +188,9 @@ class BertTokenizer:
         """
         from tokenizers import normalizers
 
-        normalizer = self._backend.normalizer
-        steps = list(normalizer) if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+        normalizer: Any = self._backend.normalizer
+        are_several = isinstance(normalizer, normalizers.Sequence)
+        steps = list(normalizer) if are_several else [normalizer]
         for step in steps:
             if isinstance(step, normalizers.Lowercase) or getattr(step, "lowercase", False):
                 return self
@@ -388,6 +389,10 @@ class BertTokenizer:
         """Texts of several rows of ids."""
         return [self.decode(row, skip_special_tokens, **options) for row in sequences]
 
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...  # type: ignore[overload-overlap]  # a str is Iterable[str]
+    @overload
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int]:
         """Id of a token, or ids of several; the unknown token's for one that is not in the vocabulary."""
         if isinstance(tokens, str):

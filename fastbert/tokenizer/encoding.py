@@ -245,7 +245,7 @@ def padded_width(lengths: list[int], pad: str | None, max_length: int | None, mu
     """Tokens that rows are padded to: 0 without padding."""
     if pad is None:
         return 0
-    width = max_length if pad == "max_length" else max(lengths, default=0)
+    width = max(lengths, default=0) if pad != "max_length" or max_length is None else max_length
     return width + -width % (multiple or 1)
 
 

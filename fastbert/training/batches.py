@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +33,15 @@ class PretrainingBatch:
     labels: Tensor  # (T,) int64, -100 where nothing is asked
     next_sentence_label: Tensor | None  # (B,) int64: 0 the next sentences, 1 another document's; None without pairs
 
+    def sentence_labels(self) -> Tensor:
+        """next_sentence_label; a ValueError where the examples are no pairs."""
+        if self.next_sentence_label is None:
+            raise ValueError("the examples are no pairs; a next-sentence loss needs shards of pairs")
+        return self.next_sentence_label
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PretrainingBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for name, value in values.items()
         }
@@ -138,7 +145,8 @@ class PackedBatches:
             if count < len(numbers):
                 break
         columns = zip(*taken, strict=True) if taken else [[np.zeros(0, dtype=np.int64)]] * 3
-        return tuple(np.concatenate(column) for column in columns)
+        numbers, lengths, epochs = (np.concatenate(column) for column in columns)
+        return numbers, lengths, epochs
 
     def _deal(self, lengths: np.ndarray) -> np.ndarray:
         """This rank's rows of a global batch, in its order."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from fastbert.inference.input_files import (
     SUFFIXES,
@@ -152,7 +152,7 @@ def cut(path: Path, reading: DocumentReading, size: int) -> list[Piece]:
     return [Piece(path, kind, start, stop, stop - start) for start, stop in pairwise(cuts)]
 
 
-def _next_document(file, position: int, separator: re.Pattern, total: int) -> int:
+def _next_document(file: BinaryIO, position: int, separator: re.Pattern, total: int) -> int:
     """The first byte behind a separator that begins at `position` or later; the end where there is none."""
     file.seek(position)
     held, searched = b"", 0

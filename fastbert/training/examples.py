@@ -6,7 +6,7 @@ Segments are ranges of the documents' tokens throughout; tokens are copied once,
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from random import Random
 from typing import NamedTuple
@@ -73,11 +73,11 @@ def pairs(documents: TokenizedDocuments, max_length: int, short_seq_prob: float,
             a = [offsets[start], offsets[middle]]
             b = [offsets[second[0]], offsets[second[1]]]
             _truncate(a, b, room, rng)
-            yield Segments(*a, *b, label)
+            yield Segments(a[0], a[1], b[0], b[1], label)
             start = end
 
 
-def _from_other(documents: TokenizedDocuments, other: int, length: int, below) -> tuple[int, int]:
+def _from_other(documents: TokenizedDocuments, other: int, length: int, below: Callable[[int], int]) -> tuple[int, int]:
     """Sentences of a document from a random one on, until they reach a length or the document ends."""
     first, last = documents.documents[other], documents.documents[other + 1]
     start = first + below(last - first)
@@ -122,7 +122,9 @@ def assemble(documents: TokenizedDocuments, segments: Iterable[Segments], cls: i
     rows = list(segments)
     source, dtype = documents.tokens, documents.tokens.dtype
     head, tail = np.array([cls], dtype), np.array([sep], dtype)
-    parts, lengths, seconds = [], [], []
+    parts: list[np.ndarray] = []
+    lengths: list[int] = []
+    seconds: list[int] = []
     for row in rows:
         parts += (head, source[row.start : row.stop], tail)
         first = row.stop - row.start + 2

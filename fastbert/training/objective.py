@@ -121,9 +121,8 @@ class Objective(nn.Module):
         if mlm is not None:
             parts[0] = self._mlm_loss(mlm, micro_batch) * (micro_batch.counts.labels / max(1, whole.labels))
         if nsp is not None:
-            parts[1] = (
-                F.cross_entropy(nsp.float(), micro_batch.batch.next_sentence_label, reduction="sum") / whole.sequences
-            )
+            labels = micro_batch.batch.sentence_labels()
+            parts[1] = F.cross_entropy(nsp.float(), labels, reduction="sum") / whole.sequences
         return torch.stack([part.float() for part in parts])
 
     @torch.no_grad()
@@ -137,7 +136,7 @@ class Objective(nn.Module):
             for rows, targets in zip(mlm.split(_LOGIT_ROWS), labels.split(_LOGIT_ROWS), strict=True):
                 sums[:2] += _scores(self.model.cls.predictions(rows), targets)
         if nsp is not None:
-            sums[2:] += _scores(nsp, micro_batch.batch.next_sentence_label)
+            sums[2:] += _scores(nsp, micro_batch.batch.sentence_labels())
         return sums
 
     def _mlm_loss(self, states: Tensor, micro_batch: MicroBatch) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ _FUSED = ("cpu", "cuda")  # where torch has AdamW as one kernel
 def make_optimizer(model: nn.Module, settings: OptimizerSettings, groups: list[dict] | None = None) -> Optimizer:
     """The optimizer that the settings name, over `groups` or `decay_groups`; the loop sets its rate at each step."""
     groups = decay_groups(model, settings.weight_decay) if groups is None else groups
-    options = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "lamb":
         return Lamb(groups, **options)
     fused = next(model.parameters()).device.type in _FUSED
@@ -36,7 +37,8 @@ def _count_writes(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Parameters that decay, and biases and LayerNorms, which do not (Devlin et al., 2018)."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -51,7 +53,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """The global norm of the gradients, which are scaled down to `max_norm` where it is more; 0 leaves them."""
     parameters = [p for p in parameters if p.grad is not None]
-    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if max_norm:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
@@ -77,7 +79,7 @@ class Lamb(Optimizer):
         super().__init__(params, options)
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -91,7 +93,8 @@ class Lamb(Optimizer):
     def _step(self, params: list[Tensor], group: dict) -> None:
         """One update of a group, an operation at a time over all its tensors."""
         (beta1, beta2), decay = group["betas"], group["weight_decay"]
-        grads, states = [p.grad for p in params], [self._state(p) for p in params]
+        grads: list[Any] = [p.grad for p in params]
+        states = [self._state(p) for p in params]
         exp_avgs, exp_avg_sqs = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
         for state in states:
             state["step"] += 1

@@ -31,7 +31,7 @@ def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: 
         RuntimeError: a process was killed; and what a task raises.
     """
     if processes == 1 or len(tasks) < 2:
-        done = [0, 0]
+        total = [0, 0]
 
         def advance(read: int, tokens: int) -> None:
             done[0] += read
@@ -63,7 +63,7 @@ def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: 
             raise
 
 
-_make: Callable | None = None
+_make: Any = None
 _shared: Any = None
 
 
@@ -73,8 +73,10 @@ def _start(make: Callable, shared: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
 
+    parent: Any = multiprocessing.parent_process()  # this is a process of the pool, so there is one
+
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

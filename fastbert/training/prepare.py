@@ -172,7 +172,7 @@ def prepare(
     with _Run(output, asked, resume=resume, restart=restart) as run:
         if run.vocabulary is None:
             tokenizer = given or learn_vocabulary(
-                lambda: _sample(pieces, settings, LEARN_BYTES), learn_vocab, lower=lower is not False
+                lambda: _sample(pieces, settings, LEARN_BYTES), learn_vocab or 0, lower=lower is not False
             )
             tokenizer.save_pretrained(output)
             run.commit(Vocabulary.of(tokenizer).sha256)
@@ -269,7 +269,7 @@ class _ShardMaker:
         rows: Iterable = ()
         if len(held.documents) > 1:
             try:
-                rows = list(make(held, settings.max_length, settings.short_seq_prob, rng))
+                rows = list(make(held, settings.max_length, settings.short_seq_prob or 0.0, rng))
             except ValueError as error:
                 where = f"{task.pieces[0].path}" + " and more" * (len(task.pieces) > 1)
                 raise InputError(
@@ -290,7 +290,8 @@ class _ShardMaker:
         """The task's documents, and how many were skipped."""
         dtype = token_dtype(self._vocabulary)
         blocks, skipped = [np.zeros(0, dtype)], 0
-        lengths, sizes = [], []  # tokens of each sentence, sentences of each document
+        lengths: list[int] = []  # tokens of each sentence
+        sizes: list[int] = []  # sentences of each document
         for batch, read in self._batches(task):
             split = [split_sentences(document.text) for document in batch]
             ids = iter(self._tokenizer.encode_plain(list(chain.from_iterable(split))))

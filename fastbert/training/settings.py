@@ -181,7 +181,11 @@ _FREE_TO_CHANGE = {
 }
 
 
-def load_settings(path: str | Path, overrides: Sequence[str] = (), kind: type[_S] = Settings) -> _S:
+def load_settings(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    kind: type[_S] = Settings,  # type: ignore[assignment]  # _S where it is not given
+) -> _S:
     """Reads a TOML file; each of `overrides`, as `training.steps=100`, wins over its key. `kind` has the sections.
 
     Raises:
@@ -206,7 +210,10 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), kind: type[_S
         raise SettingsError(f"{path}: {error}") from error
 
 
-def read_settings(values: Mapping[str, Any], kind: type[_S] = Settings) -> _S:
+def read_settings(
+    values: Mapping[str, Any],
+    kind: type[_S] = Settings,  # type: ignore[assignment]  # as above
+) -> _S:
     """Builds settings from sections of keys; see `load_settings`."""
     sections = get_type_hints(kind)
     _no_unknown("section", values, sections, "")

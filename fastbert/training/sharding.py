@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,17 +46,17 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(tensor: Any) -> Tensor:
     """This process's part of a tensor, in the same memory; one that is not sharded is a part by itself."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Any) -> Tensor:
     """All of a tensor, in every process: each must ask."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, parameter: Any) -> Tensor:
     """The tensor, which every process has, sharded as the parameter is; a number stays as it is."""
     if not (is_sharded(parameter) and tensor.dim()):
         return tensor
@@ -121,12 +122,12 @@ def shapes_of_shards(folder: Path) -> dict[str, torch.Size]:
     import torch.distributed.checkpoint as dcp
 
     try:
-        entries = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        entries: dict[str, Any] = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
         return {name: entry.size for name, entry in entries.items()}
     except (pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
         raise OSError(f"no list of tensors: {error}") from error
 
 
-def _first_failure(error: BaseException) -> OSError:
+def _first_failure(error: Any) -> OSError:
     failure = next(iter(error.failures.values()))[0]
     return failure if isinstance(failure, OSError) else OSError(f"{type(failure).__name__}: {failure}")

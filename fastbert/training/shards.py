@@ -18,7 +18,7 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +97,7 @@ def write_shard(path: Path, examples: Examples, vocabulary: Vocabulary, counts: 
     ]
     crc = 0
     for part in parts:
-        crc = zlib.crc32(part, crc)
+        crc = zlib.crc32(part.data, crc)
     header = _HEADER.pack(
         _MAGIC,
         VERSION,
@@ -116,7 +116,7 @@ def write_shard(path: Path, examples: Examples, vocabulary: Vocabulary, counts: 
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(header + struct.pack("<I", zlib.crc32(header)))
         for part in parts:
-            file.write(part)
+            file.write(part.data)
 
 
 class Shard:
@@ -141,7 +141,7 @@ class Shard:
         if struct.pack("<I", zlib.crc32(header[:-4])) != header[-4:]:
             raise ShardError(f"{path} is corrupted: its header does not have the checksum that it names")
         self.vocabulary = Vocabulary(vocab_size, sha256.hex())
-        self.counts = Counts(*numbers, unknown, too_long)  # the last two are 0 in shards of before they were counted
+        self.counts = Counts(*(*numbers, unknown, too_long))  # the last two are 0 in shards of before they were counted
         examples, tokens = self.counts.examples, self.counts.tokens
         expected = _HEADER_BYTES + 8 * (examples + 1) + 5 * examples + width * tokens
         if size != expected:
@@ -162,7 +162,7 @@ class Shard:
 
     def verify(self) -> None:
         """Reads the whole shard. Raises ShardError where it does not have the checksum its header names."""
-        if zlib.crc32(self._bytes[_HEADER_BYTES:]) != self.crc32:
+        if zlib.crc32(self._bytes[_HEADER_BYTES:].data) != self.crc32:
             raise ShardError(f"{self.path} is corrupted: its content does not have the checksum in its header")
 
 
@@ -205,7 +205,7 @@ class Shards:
     @property
     def crc32(self) -> int:
         """Of all shards' checksums, in their order."""
-        return zlib.crc32(np.array([shard.crc32 for shard in self._shards], dtype="<u4"))
+        return zlib.crc32(np.array([shard.crc32 for shard in self._shards], dtype="<u4").data)
 
     def __reduce__(self) -> tuple:
         return Shards, (self.folder, self.split)
@@ -308,7 +308,7 @@ def _runs(order: np.ndarray, owners: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def write_index(
-    folder: Path, vocabulary: Vocabulary, settings: dict[str, Any], splits: dict[str, Sequence[Path]]
+    folder: Path, vocabulary: Vocabulary, settings: dict[str, Any], splits: Mapping[str, Sequence[Path]]
 ) -> None:
     """Completes a folder: opens all its shards and writes index.json."""
     entries = {}

@@ -136,7 +136,7 @@ class Checkpoints:
 
 
 def step_of(path: Path) -> int:
-    return int(_NAME.fullmatch(path.name)[1])
+    return int(path.name.removeprefix("step-"))
 
 
 def read_state(path: Path) -> TrainingState:
@@ -183,7 +183,7 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None
     file = folder / (OPTIMIZER_SHARDS if (folder / OPTIMIZER_SHARDS).is_dir() else OPTIMIZER)
     parameters = dict(model.named_parameters())
 
-    def owner(full_name: str, shape: torch.Size) -> nn.Parameter:
+    def owner(full_name: str, shape: torch.Size) -> torch.Tensor:
         parameter = parameters.get(full_name.rpartition("/")[0])
         if parameter is None or (shape and shape != parameter.shape):
             raise CheckpointError(f"{file}: {full_name} of shape {tuple(shape)} fits no parameter of the model")

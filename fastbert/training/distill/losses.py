@@ -67,7 +67,7 @@ def relation_loss(student: Tensor, teacher: Tensor, cu_seqlens: Tensor, relation
 def _relations(qkv: Tensor, mask: Tensor, relations: Sequence[str]) -> Tensor:
     """(B, S, 3, heads, d), (B, S) -> log-probabilities (B, R, heads, S, S); no token relates to a pad."""
     parts = dict(zip("qkv", qkv.permute(2, 0, 3, 1, 4), strict=True))  # each (B, heads, S, d)
-    scores = torch.stack([parts[a] @ parts[b].transpose(-1, -2) for a, b in relations], dim=1)
+    scores = torch.stack([parts[pair[0]] @ parts[pair[1]].transpose(-1, -2) for pair in relations], dim=1)
     scores = (scores / qkv.shape[-1] ** 0.5).masked_fill(~mask[:, None, None, None], -torch.inf)
     return F.log_softmax(scores, dim=-1)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def make_student(
             f"hidden_size is {width}, no multiple of the {config.head_dim} units that a head of the teacher has; "
             "num_attention_heads must say how many heads there are"
         )
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": intermediate_size or max(1, config.intermediate_size * width // config.hidden_size),
         "num_attention_heads": num_attention_heads or width // config.head_dim,
@@ -91,7 +92,7 @@ def check_vocabularies(teacher: BertTokenizer, student: BertTokenizer) -> None:
     theirs, own = teacher.get_vocab(), student.get_vocab()
     if theirs == own:
         return
-    by_number = (*sorted(theirs, key=theirs.get), *sorted(own, key=own.get))
+    by_number = (*sorted(theirs, key=theirs.__getitem__), *sorted(own, key=own.__getitem__))
     token = next(token for token in by_number if theirs.get(token) != own.get(token))
     sides = [f"{vocabulary[token]}" if token in vocabulary else "none" for vocabulary in (theirs, own)]
     raise ValueError(

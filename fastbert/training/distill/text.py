@@ -62,13 +62,15 @@ class TextDistillation(Objective):
         parts = {name: zero for name in self.parts}
         hard, soft = settings.output_weight * settings.alpha, settings.output_weight * (1 - settings.alpha)
         if student.mlm is not None:
+            assert teacher.mlm is not None, "the teacher is of the student's class"
             right, alike = self._words(student.mlm, teacher.mlm, micro_batch) / max(1, whole.labels)
             parts["mlm_loss"] = hard * right
             if soft:
                 parts["soft_loss"] = soft * alike
         if student.nsp is not None:
+            assert teacher.nsp is not None, "the teacher is of the student's class"
             logits = student.nsp.float()
-            right = F.cross_entropy(logits, batch.next_sentence_label, reduction="sum") / whole.sequences
+            right = F.cross_entropy(logits, batch.sentence_labels(), reduction="sum") / whole.sequences
             parts["nsp_loss"] = hard * right
             if soft:
                 alike = choice_loss(logits, teacher.nsp, settings.temperature) / whole.sequences

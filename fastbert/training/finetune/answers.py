@@ -26,6 +26,7 @@ def encode(
     Raises:
         ValueError: windows too short for a question and a stride.
     """
+    assert settings.max_length is not None, "Recipe.read fills it in"
     room = settings.max_length - settings.max_question - 3
     if settings.stride >= room:
         raise ValueError(
@@ -85,13 +86,14 @@ def decode(
     spans: list[list[tuple[float, int, int]]] = [[] for _ in examples]
     null = np.full(len(examples), np.inf)
     for feature, window in zip(features, logits, strict=True):
+        assert feature.places is not None, "`encode` sets them"
         spans[feature.example] += window_spans(window, feature.places, settings.n_best, settings.max_answer)
         null[feature.example] = min(null[feature.example], float(window[0].sum()))
     predictions = []
     for example, found, nothing in zip(examples, spans, null, strict=True):
         best = sorted(set(found), key=lambda span: (-span[0], span[1:]))[: settings.n_best]
         n_best = [{"answer": example.context[b:e], "start": b, "score": score} for score, b, e in best[:_REPORTED]]
-        prediction = {"id": example.id, "answer": "", "answers": [answer.text for answer in example.answers]}
+        prediction: dict[str, Any] = {"id": example.id, "answer": "", "answers": [a.text for a in example.answers]}
         if best and not (settings.no_answer and nothing - best[0][0] > settings.null_threshold):
             prediction |= {"answer": n_best[0]["answer"], "start": n_best[0]["start"]}
         predictions.append(prediction | {"n_best": n_best, "no_answer_score": float(nothing)})

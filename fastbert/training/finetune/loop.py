@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -87,7 +87,7 @@ class Recipe:
         cls,
         settings: FinetuneSettings,
         model: str | Path,
-        paths: dict[str, Path | None],  # train, dev and test
+        paths: Mapping[str, Path],  # train, dev and, where there is one, test
         reading: Reading | None = None,
         *,
         revision: str | None = None,
@@ -109,7 +109,7 @@ class Recipe:
         if settings.max_length is not None and settings.max_length > most:
             raise ValueError(f"max_length is {settings.max_length}; the model takes {most} tokens")
         settings = replace(settings, max_length=settings.max_length or limit)
-        examples = {name: _read(task, path, reading or Reading()) for name, path in paths.items() if path is not None}
+        examples = {name: _read(task, path, reading or Reading()) for name, path in paths.items()}
         if settings.no_answer is None:
             settings = replace(settings, no_answer=any(getattr(e, "answers", None) == [] for e in examples["train"]))
         labels = _label_set(task.labels(examples["train"]), labels, paths["train"])
@@ -154,7 +154,7 @@ class Recipe:
 
     def plan(self) -> list[list[list[list[int]]]]:
         """For each epoch its steps, for each step its batches, for each batch its features of the training data."""
-        return [self._epoch(epoch) for epoch in range(self.settings.epochs)]
+        return [self._epoch(epoch) for epoch in range(self.settings.epochs or 0)]  # `read` has filled it in
 
     def _epoch(self, epoch: int) -> list[list[list[int]]]:
         settings = self.settings

@@ -6,7 +6,8 @@ import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,9 @@ def binary(gold: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -
     return scores | ({"auc": float(roc_auc_score(gold, probabilities))} if len(set(gold.tolist())) == 2 else {})
 
 
-def per_class(gold: Sequence, predicted: Sequence, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+def per_class(
+    gold: Sequence | np.ndarray, predicted: Sequence | np.ndarray, labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """Precision, recall, F1 and the number of examples of each class; of classes (N,), or of 0/1 tables (N, labels)."""
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -75,7 +78,7 @@ def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, f
     """Pearson's and Spearman's correlations (0 where a side is constant), mean squared and absolute error."""
     from scipy.stats import pearsonr, spearmanr
 
-    def correlation(function) -> float:
+    def correlation(function: Callable[..., Any]) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that one side is constant
             value = float(function(gold, predicted).statistic)

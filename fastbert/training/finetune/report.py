@@ -67,7 +67,9 @@ def draw_confusion(path: Path, gold: Sequence[str], predicted: Sequence[str], la
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = 9 if len(labels) <= _CELLS_WITH_NUMBERS else 6
     shown = [label if len(label) <= 24 else f"{label[:23]}…" for label in labels]
-    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, shown)) > 4 else {}
+    slant: dict[str, Any] = (
+        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, shown)) > 4 else {}
+    )
     axes.set_xticks(range(len(labels)), shown, fontsize=size, **slant)
     axes.set_yticks(range(len(labels)), shown, fontsize=size)
     axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts):,} of {counts.sum():,} right")

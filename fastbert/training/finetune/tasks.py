@@ -82,13 +82,13 @@ def _encode_texts(
 
 
 def _sequences(
-    texts: Sequence[tuple[str, str | None]], tokenizer: BertTokenizer, max_length: int
+    texts: Sequence[tuple[str, str | None]], tokenizer: BertTokenizer, max_length: int | None
 ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
     """Ids and types of each text or pair, and whether it was cut; all are pairs or none is."""
     for start in range(0, len(texts), _TOKENIZED_TOGETHER):
         firsts, seconds = map(list, zip(*texts[start : start + _TOKENIZED_TOGETHER], strict=True))
-        seconds = None if seconds[0] is None else seconds
-        for encoding in tokenizer(firsts, seconds, truncation=True, max_length=max_length).encodings:
+        pairs = None if seconds[0] is None else seconds
+        for encoding in tokenizer(firsts, pairs, truncation=True, max_length=max_length).encodings:
             yield _arrays(encoding), bool(encoding.overflowing)
 
 
@@ -140,7 +140,7 @@ def _logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.ndarray
     return list(on_host(output.logits).numpy())
 
 
-def _decode_classes(examples, features, logits, labels, settings) -> Predictions:
+def _decode_classes(examples: Any, features: Any, logits: Any, labels: list[str], settings: Any) -> Predictions:
     predictions = []
     for example, row in zip(examples, logits, strict=True):
         exponents = np.exp(row - row.max())
@@ -157,7 +157,7 @@ def _decode_classes(examples, features, logits, labels, settings) -> Predictions
     return predictions
 
 
-def _decode_multi_label(examples, features, logits, labels, settings) -> Predictions:
+def _decode_multi_label(examples: Any, features: Any, logits: Any, labels: list[str], settings: Any) -> Predictions:
     """Every label whose probability is above a half."""
     return [
         {
@@ -169,7 +169,7 @@ def _decode_multi_label(examples, features, logits, labels, settings) -> Predict
     ]
 
 
-def _decode_scores(examples, features, logits, labels, settings) -> Predictions:
+def _decode_scores(examples: Any, features: Any, logits: Any, labels: list[str], settings: Any) -> Predictions:
     return [{"gold": e.label, "predicted": float(row.item())} for e, row in zip(examples, logits, strict=True)]
 
 
@@ -183,9 +183,8 @@ def _score_classes(predictions: Predictions, labels: list[str]) -> dict[str, flo
     scores = metrics.classification(gold, predicted)
     if len(labels) == 2:  # the second one is the positive class, as in scikit-learn
         probabilities = np.array([p["probabilities"][labels[1]] for p in predictions])
-        scores |= metrics.binary(
-            *(np.array([x == labels[1] for x in side]) for side in (gold, predicted)), probabilities
-        )
+        truth, guess = (np.array([x == labels[1] for x in side]) for side in (gold, predicted))
+        scores |= metrics.binary(truth, guess, probabilities)
     return scores
 
 
@@ -244,7 +243,7 @@ def _token_logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.n
     return per_feature(output.logits, features)
 
 
-def _decode_words(examples, features, logits, labels, settings) -> Predictions:
+def _decode_words(examples: Any, features: Any, logits: Any, labels: list[str], settings: Any) -> Predictions:
     """Tags of words; one that was cut off, or has no token, is 'O'."""
     predictions = []
     for example, feature, rows in zip(examples, features, logits, strict=True):
@@ -292,7 +291,7 @@ def _collate_choices(features: Sequence[Feature]) -> dict[str, Any]:
     return padded(features) | {"labels": torch.tensor([feature.label for feature in features])}
 
 
-def _decode_choices(examples, features, logits, labels, settings) -> Predictions:
+def _decode_choices(examples: Any, features: Any, logits: Any, labels: list[str], settings: Any) -> Predictions:
     return [
         {"gold": example.label, "predicted": int(row.argmax()), "scores": row.tolist()}
         for example, row in zip(examples, logits, strict=True)

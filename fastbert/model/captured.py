@@ -1,0 +1,57 @@
+"""What a caller asks for in addition to the last states: states around each layer, and attention probabilities."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from fastbert.model.inputs import Inputs
+from fastbert.model.layer import Layer, active_dropout
+from fastbert.model.layer_calls import run_layer
+from fastbert.model.plan import EncoderPlan
+from fastbert.packing import pack
+from fastbert.reference import padded_attention
+
+
+def returned(x: Tensor, inputs: Inputs, states: list[Tensor]) -> Tensor:
+    """Appends packed states to those that the caller gets, in the shape of the caller's tokens.
+
+    Returns what the next layer takes: where there is a gradient, the caller's tensor packed again, so that the
+    gradient passes through it.
+    """
+    states.append(inputs.give_back(x))
+    return inputs.take(states[-1]) if x.requires_grad else x
+
+
+def encode_padded(
+    plan: EncoderPlan,
+    inputs: Inputs,
+    states: list[Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Every column through every layer, with explicit probabilities: the last states (B * S, E), and L of (B, H, S, S).
+
+    `states` is filled with those around each layer, in the shape of the caller's tokens. The probabilities of pads are
+    zero, which makes their states meaningless.
+    """
+    keys, attentions = inputs.keys(), []
+    computed = inputs.batch.mask()
+
+    def attend(layer: Layer, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        dropout_p = active_dropout(layer.attention.dropout)
+        qkv = qkv.unflatten(0, inputs.padded_shape)
+        context, probs = padded_attention(qkv, keys, queries=computed, dropout_p=dropout_p)
+        return context.flatten(0, 1), probs
+
+    def given_back(x: Tensor) -> Tensor:
+        if states is None:
+            return x
+        packed = returned(pack(x.unflatten(0, inputs.padded_shape), inputs.batch), inputs, states)
+        return inputs.pad(packed).flatten(0, 1)
+
+    x = given_back(plan.embeddings(inputs.flat()))
+    for i in range(len(plan.modules)):
+        x, probs = run_layer(plan, i, x, lambda layer: partial(attend, layer))
+        x = given_back(x)
+        attentions.append(probs)
+    return x, tuple(attentions)
