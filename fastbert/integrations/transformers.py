@@ -229,11 +229,13 @@ class PackedBert(_Packed):
                 reason = "attention_mask holds other values than 0 and 1"
         inputs = None
         if reason is None:
-            inputs = prepare(bert.embeddings, *map(given.get, _TOKENS), None, None, bert.config.pad_token_id, True)
+            ids, mask, types, positions, embeds = map(given.get, _TOKENS)
+            pad_id = bert.config.pad_token_id
+            inputs = prepare(bert.embeddings, ids, mask, types, positions, embeds, None, None, pad_id, True)
             if inputs.batch.leading_pads and bert.pooler is not None:
                 reason = "a row begins with a pad, whose state transformers' pooler takes"
-        if reason is not None:
-            self.declined[reason] += 1
+        if inputs is None or reason is not None:
+            self.declined[str(reason)] += 1
             return self.original(*args, **kwargs)
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 

@@ -65,13 +65,13 @@ def encode(
         x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
         if plan.checksums is not None:
             plan.checksums.seconds = time.perf_counter() - start  # bounds the next call's look at values
-        return Encoded(x, plan=plan)
+        return Encoded(x, plan)
     x = returned(x, inputs, states) if output_hidden_states else x
     with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
         for i in range(len(plan.modules)):
             x = run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
             x = returned(x, inputs, states) if output_hidden_states else x
-    return Encoded(x, tuple(states) or None, plan=plan)
+    return Encoded(x, plan, tuple(states) or None)
 
 
 def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:

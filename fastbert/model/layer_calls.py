@@ -18,7 +18,7 @@ def run_layer(plan: EncoderPlan, i: int, x: Tensor, attend: Callable[[Layer], At
     """Layer i; where hooks or FSDP have to see the call, through the module's own."""
     module, layer = plan.modules[i], plan.layers[i]
     if layer is None:
-        inner = sharded(module)
+        inner = sharded(module) or module
         run = partial(_recomputed, inner, lambda x: _called(Layer(inner), x, plan.products, attend))
         return _call_through(module, inner, run, x)
     run = partial(_recomputed, module, lambda x: _called(layer, x, plan.products, attend))

@@ -101,7 +101,9 @@ def _triton_fwd(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tens
     return linear_fwd(x, *weight.stacked(), activation, keep_z=True)
 
 
-def _triton_bwd(dy: Tensor, x: Tensor, weight: Weight, *rest: Any) -> tuple[Tensor | None, ...]:
+def _triton_bwd(
+    dy: Tensor, x: Tensor, weight: Weight, *rest: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     from fastbert.kernels.linear import linear_bwd
 
     return linear_bwd(dy, x, weight.stacked()[0], *rest)

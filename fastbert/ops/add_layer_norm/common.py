@@ -8,5 +8,5 @@ from torch import Tensor
 
 def sum_in(dtype: torch.dtype | None, *parts: Tensor | None) -> Tensor | None:
     """The sum of those that are there, in `dtype`."""
-    parts = tuple(part for part in parts if part is not None)
-    return sum(parts[1:], start=parts[0]).to(dtype) if parts and dtype is not None else None
+    there = [part for part in parts if part is not None]
+    return sum(there[1:], start=there[0]).to(dtype) if there and dtype is not None else None

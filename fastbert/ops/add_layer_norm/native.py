@@ -47,7 +47,7 @@ def run_native(
     return native.add_layer_norm(x, residual, weight, bias, eps=eps, dropout_p=dropout_p)
 
 
-def supports_native(x: Tensor, residual: Tensor | None, *args: Tensor, **kwargs: float) -> str | None:
+def supports_native(x: Tensor, residual: Tensor | None, *args: Tensor, **kwargs: Any) -> str | None:
     if residual is not None and residual.dtype != x.dtype:  # `run_native` widens the narrower to the other's dtype
         wide = torch.promote_types(x.dtype, residual.dtype)
         if wide not in (x.dtype, residual.dtype):  # of fp16 and bf16: fp32, which the weight would not be

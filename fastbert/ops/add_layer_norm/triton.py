@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,7 @@ class _TritonAddLayerNorm(torch.autograd.Function):
 
         (*saved, bias), wanted = ctx.saved_tensors, ctx.needs_input_grad[:4]
         if dy is None:
-            found = [None] * 4
+            found: Sequence[Tensor | None] = [None] * 4
         elif torch.is_grad_enabled():
             forward, inputs = partial(reference.layer_norm, eps=ctx.eps), (saved[0], saved[1], bias)
             needed = (any(wanted[:2]), *wanted[2:])

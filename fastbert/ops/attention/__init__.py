@@ -63,7 +63,7 @@ def attention(
     check_probability("attention", "dropout_p", dropout_p)
     if autocast_is_on(qkv):
         with autocast_off(qkv):
-            return attention(*cast(qkv), cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, checked=True)
+            return attention(cast(qkv)[0], cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, checked=True)
     kwargs = {"scale": scale, "dropout_p": dropout_p}
     name, run = dispatch.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
     if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
@@ -97,8 +97,7 @@ def _attention_op(
         arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
         out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), **arguments)
     elif backend == "native" and (training or dropout_p):
-        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
-        out, saved = native_attention_fwd_train(qkv, cu_seqlens, **constants)
+        out, saved = native_attention_fwd_train(qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed))
     elif backend == "native":
         out, saved = native_attention(qkv, cu_seqlens, len(qkv), scale=scale), None
     else:
@@ -142,8 +141,9 @@ def _attention_bwd_op(
         arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
         return attention_bwd(rows_in_memory(dout), qkv, out, saved, cu_seqlens, len(qkv), **arguments)
     if backend == "native":
-        constants = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
-        return native_attention_bwd(dout, qkv, cu_seqlens, out, saved, **constants)
+        return native_attention_bwd(
+            dout, qkv, cu_seqlens, out, saved, scale=scale, dropout_p=dropout_p, seed=_number(seed)
+        )
     return reference_attention_bwd(dout, qkv, cu_seqlens, len(qkv), scale=scale).contiguous()
 
 
@@ -152,12 +152,12 @@ def _(backend: str, dout: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.backend, _, qkv, cu_seqlens, ctx.scale, ctx.dropout_p, seed = inputs
     ctx.save_for_backward(qkv, *output, cu_seqlens, seed)
 
 
-def _backward(ctx, dout, _):
+def _backward(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *saved, cu_seqlens, seed = ctx.saved_tensors
     dqkv = torch.ops.fastbert.attention_bwd(ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed)
     return None, None, dqkv, None, None, None, None

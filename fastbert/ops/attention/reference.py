@@ -38,7 +38,8 @@ class _DifferentiableTwice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            return second_derivative(*ctx.saved_tensors, dout, ctx.constants), None, None, None, None
+            qkv, cu_seqlens = ctx.saved_tensors
+            return second_derivative(qkv, cu_seqlens, dout, ctx.constants), None, None, None, None
         if dout.is_cpu and dout.dtype == torch.float32 and not ctx.constants["dropout_p"]:
             qkv, cu_seqlens = ctx.saved_tensors
             dqkv = reference.attention_bwd(dout, qkv, cu_seqlens, len(qkv), scale=ctx.constants["scale"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,7 @@ def embed_layer_norm(
     if dropout_p:
         check_probability(op, "dropout_p", dropout_p)
     args = (input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias)
-    kwargs = {"eps": eps, "dropout_p": dropout_p, "padding_idx": padding_idx}
+    kwargs: dict[str, Any] = {"eps": eps, "dropout_p": dropout_p, "padding_idx": padding_idx}
     summed = {"word": word, "token_type": token_type, "position": position}
     if torch.compiler.is_compiling():  # pointers cannot be traced; the reference can, and is the compiler's to fuse
         check_norm_dtypes(op, summed, weight, bias)

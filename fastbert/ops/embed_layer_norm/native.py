@@ -31,7 +31,7 @@ class _Native(torch.autograd.Function):
             inputs = (*saved[:7], bias)
             return *second_derivative(ctx, dy, inputs, dropout_p=ctx.dropout_p, padding_idx=ctx.padding_idx), None
         gradients = native.embed_layer_norm_bwd(
-            dy, *saved, needed, dropout_p=ctx.dropout_p, seed=ctx.seed, padding_idx=ctx.padding_idx
+            *(dy, *saved, needed), dropout_p=ctx.dropout_p, seed=ctx.seed, padding_idx=ctx.padding_idx
         )
         return None, None, None, *gradients, None, None, None, None
 

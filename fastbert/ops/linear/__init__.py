@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def linear(
             rows = len(weight.weights)
             weight = Weight(tensors[:rows], tensors[rows:] or (None,) * rows)
             return linear(x, weight, activation=activation)
-    kwargs = {"activation": activation, "precision": precision}
+    kwargs: dict[str, Any] = {"activation": activation, "precision": precision}
     if torch.compiler.is_compiling():
         # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
         check_dtypes(x, weight, precision)

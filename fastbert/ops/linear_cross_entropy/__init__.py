@@ -80,9 +80,10 @@ def _linear_cross_entropy_op(
         loss, made = native_linear_cross_entropy(x, weight, bias, labels, ignore_index=ignore_index, needed=needed)
     else:
         kept = _labelled(labels, weight.shape[0], ignore_index)
-        loss, *made = _triton_fwd(x, weight, bias, labels, kept, ignore_index, tuple(needed))
-        made = _triton_gradients(torch.ones_like(loss), x, kept, made)
-    return loss.to(x.dtype), *(x.new_empty(0) if gradient is None else gradient for gradient in made)
+        loss, *parts = _triton_fwd(x, weight, bias, labels, kept, ignore_index, tuple(needed))
+        made = list(_triton_gradients(torch.ones_like(loss), x, kept, parts))
+    dx, dweight, dbias = (x.new_empty(0) if gradient is None else gradient for gradient in made)
+    return loss.to(x.dtype), dx, dweight, dbias
 
 
 @_linear_cross_entropy_op.register_fake
@@ -95,12 +96,12 @@ def _(backend: str, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return x.new_empty(()), *made
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.needed = inputs[-1]
     ctx.save_for_backward(*output[1:])
 
 
-def _backward(ctx, dloss, *_):
+def _backward(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = (made * dloss if wanted else None for made, wanted in zip(ctx.saved_tensors, ctx.needed, strict=True))
     return None, *gradients, None, None, None
 

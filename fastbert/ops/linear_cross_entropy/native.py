@@ -40,7 +40,7 @@ class _Native(torch.autograd.Function):
         return *gradients, None, None
 
 
-def _with_gradients(ctx: Any, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, list[Tensor | None]]:
+def _with_gradients(ctx: Any, tensors: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | None]]:
     return native.linear_cross_entropy(*tensors, ignore_index=ctx.ignore_index, needed=ctx.needs_input_grad[:3])
 
 

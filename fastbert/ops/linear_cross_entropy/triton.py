@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class _TritonLinearCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *second_derivative(ctx, dloss, x, *rest), None, None, None
         if ctx.made is None:
-            _, *ctx.made = _triton_fwd(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3])
+            _, *ctx.made = _triton_fwd(*(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3]))
         made, ctx.made = ctx.made, None  # the kernel writes over them
         return *_triton_gradients(dloss, x, kept, made), None, None, None
 
@@ -56,8 +57,8 @@ def _triton_fwd(
     labels: Tensor,
     kept: Tensor | None,
     ignore_index: int,
-    needed: tuple[bool, bool, bool] = (False, False, False),
-) -> tuple[Tensor | None, ...]:
+    needed: Sequence[bool] = (False, False, False),
+) -> tuple[Any, ...]:
     """What `linear_cross_entropy_fwd` makes of the rows that are kept; None is all."""
     from fastbert.kernels.linear_cross_entropy import linear_cross_entropy_fwd
 
