@@ -12,7 +12,7 @@ import pytest
 
 import fastbert
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 USE = """
 from contextlib import AbstractContextManager
 from typing import Any, assert_type
