@@ -103,4 +103,5 @@ def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) ->
         "read_mask": ((ids[None],), {}),
         "pack_mask": ((ids[None],), {}),
         "gather_rows": ((x, ids), {"fill": 0.0}),
-    }[op]
+    }
+    return examples[op]

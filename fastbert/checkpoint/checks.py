@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from fastbert.checkpoint.json_files import shown
 
@@ -26,7 +26,7 @@ def refuse(where: object, field: str, value: object, wanted: str) -> NoReturn:
     raise ValueError(f"{where}: {field} is {shown(value)}; it must be {wanted}")
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class SafetensorsFile:
         if _identity(self._path) != self._stat:
             raise ValueError("the file was changed while it was read")
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
     def shape(self, name: str) -> torch.Size:

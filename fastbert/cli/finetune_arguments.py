@@ -77,7 +77,9 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     add_options(parser.add_argument_group("texts"), FinetuneSettings, only=TEXT_OPTIONS)
 
 
-def add_options(group: argparse._ArgumentGroup, kind: type, *, only: Sequence[str] = (), without: Sequence[str] = ()):
+def add_options(
+    group: argparse._ArgumentGroup, kind: type, *, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> None:
     """An option for each field of the settings that is one; what is not given is None, and keeps its default."""
     hints = get_type_hints(kind)
     for entry in fields(kind):

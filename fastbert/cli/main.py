@@ -153,7 +153,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _command(commands, name: str, module: str, help: str, epilog: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, module: str, help: str, epilog: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=help,
@@ -205,7 +205,7 @@ def _add_restart(group: argparse._ArgumentGroup, what: str) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
 
 
-def _add_embed(commands) -> None:
+def _add_embed(commands: Any) -> None:
     parser = _command(commands, "embed", "cli.embed", "turn texts into vectors", _EMBED_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("inputs", metavar="INPUT", nargs="*", default=["-"], help="files; - is stdin (default)")
@@ -262,7 +262,7 @@ def _add_fill_mask(commands: Any) -> None:
     _add_model_options(parser)
 
 
-def _add_prepare(commands) -> None:
+def _add_prepare(commands: Any) -> None:
     parser = _command(commands, "prepare", "cli.prepare", "turn text into examples to pre-train on", _PREPARE_EXAMPLES)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="files, or folders of files")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to be made")
@@ -320,7 +320,7 @@ def _add_prepare(commands) -> None:
     _add_restart(running, "away what an earlier run made of OUT")
 
 
-def _add_pretrain(commands) -> None:
+def _add_pretrain(commands: Any) -> None:
     parser = _command(commands, "pretrain", "cli.pretrain", "train a BERT on prepared text", _PRETRAIN_EXAMPLES)
     parser.add_argument("config", metavar="CONFIG", help="a TOML file; docs/pretrain.toml is one with every key")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint, if there is one")
@@ -334,7 +334,7 @@ def _add_pretrain(commands) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
 
 
-def _add_finetune(commands) -> None:
+def _add_finetune(commands: Any) -> None:
     parser = _command(commands, "finetune", "cli.finetune", "train a model for a task", FINETUNE_EXAMPLES)
     add_finetune_arguments(parser)
 
@@ -357,7 +357,7 @@ def _poolings(text: str) -> list[str]:
     return names
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
     print(f"fastbert: warning: {message}", file=sys.stderr)
 
 

@@ -130,7 +130,7 @@ class Embedder:
         modes = None if pooling is None else pooling_modes(pooling)
         settings = read_settings(path, modes, normalize, revision)
         folder = path  # the Transformer's own
-        if settings.transformer:
+        if settings.transformer and settings.modules_file is not None:
             folder = resolve_folder(path, settings.transformer, revision=revision, named_by=settings.modules_file)
             options = replace(options, revision=None)
         if POOLER in settings.pooling:

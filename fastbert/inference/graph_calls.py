@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def read_call(
     shape = input_ids.shape
     if reason := _why_not(shape, attention_mask, cu_seqlens, most):
         return reason
-    fitted = []
+    fitted: list[Any] = []
     for x in (input_ids, token_type_ids, position_ids):
         if x is not None:
             x = x.expand(shape) if cu_seqlens is None and is_spread(x, shape) else x
@@ -80,7 +80,7 @@ def read_call(
     if cu_seqlens is not None:
         if on_host(cu_seqlens) and batch_from_cu_seqlens(cu_seqlens, shape[0], max_seqlen).max_seqlen > most:
             return _TOO_LONG
-        return _packed_call(*fitted, cu_seqlens, most if max_seqlen is None else min(most, max_seqlen))
+        return _packed_call(ids, types, positions, cu_seqlens, most if max_seqlen is None else min(most, max_seqlen))
     if attention_mask is None:
         return _full_call(ids, types, positions, tuple(shape))
     if on_host(attention_mask):
@@ -137,10 +137,10 @@ def _host_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None,
         return _full_call(ids, types, positions, shape)
 
     def load(static: StaticBatch) -> Tensor | None:
-        indices = on_device(batch.indices, ids.device)
+        indices = on_device(rows, ids.device)
         static.load_ids(ops.gather_rows(ids, indices))
         static.load_types(None if types is None else ops.gather_rows(types, indices))
-        columns = batch.indices % batch.seq_len
+        columns = rows % batch.seq_len
         static.load_positions(columns if positions is None else ops.gather_rows(positions, indices))
         static.load_offsets(batch.cu_seqlens)
         static.load_wrong(None)

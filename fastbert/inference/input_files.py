@@ -16,11 +16,11 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 
 STDIN = "-"
 FORMATS = ("text", "jsonl", "json", "csv", "parquet")
@@ -272,7 +272,8 @@ class CsvRows:
         self._quotes_unsaid = is_tsv and form.quoted is None
         if self._quotes_unsaid:
             self._refuse_quotes(lines.head)
-        quoting = csv.QUOTE_NONE if self._quotes_unsaid or form.quoted is False else csv.QUOTE_MINIMAL
+        none = self._quotes_unsaid or form.quoted is False
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if none else csv.QUOTE_MINIMAL
         self._rows = csv.reader(lines, delimiter=self._delimiter, quoting=quoting, strict=True)
         if form.header:
             self._read_names()
@@ -396,7 +397,7 @@ def _skip(text: str, at: int, characters: str) -> int:
     return at
 
 
-def no_column(column: str, names: Sequence[str]) -> str:
+def no_column(column: str, names: Iterable[str]) -> str:
     return f"no column {column!r}; there are {', '.join(map(repr, names))}"
 
 

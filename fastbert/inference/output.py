@@ -20,10 +20,10 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from fastbert.checkpoint.files import atomic_path, naming
-from fastbert.checkpoint.journal import Journal, lock
-from fastbert.checkpoint.journal import RunError as OutputError
+from fastbert.checkpoint.journal import Journal, RunError, lock
 from fastbert.inference.records import Record
 
+OutputError = RunError  # an output that cannot be begun, continued or written
 JOURNAL_VERSION = 3
 _LENGTHS = struct.Struct("<qq")  # of ids and rows of a window, in bytes
 ROW_GROUP = 16384  # rows of a parquet row group
@@ -302,7 +302,7 @@ class FileOutput:
 
     def close(self) -> None:
         """Lets go of the partial file; without a journal, nothing in it counts, and it goes."""
-        if self._file is not None:
+        if not self._file.closed:
             if not self._journal.path.exists() and _is(self._file, self.partial):
                 self.partial.unlink()
             with naming(self.partial):

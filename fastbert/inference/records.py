@@ -75,7 +75,9 @@ def read_rows(
             if kind == "jsonl":
                 yield from jsonl_rows(lines)
             elif kind == "text":
-                yield from _rows(lines, lambda: {columns[0]: next(lines).removesuffix("\n").removesuffix("\r")})
+                assert columns is not None, "a line has no name of its own"
+                column = columns[0]
+                yield from _rows(lines, lambda: {column: next(lines).removesuffix("\n").removesuffix("\r")})
             else:
                 yield from _csv_rows(name, lines, form, columns, blank_rows)
 

@@ -252,7 +252,7 @@ class _Chain:
             raise ValueError(f"{self._modules_file} holds a {kind} module of {_SENTENCE} before its Pooling module")
         # What maps tokens after they are pooled, or scales a vector before there is one, changes no vector.
 
-    def _read(self, folder: str, known: dict[str, checks.Check], *, required: bool = True) -> tuple[Path | None, dict]:
+    def _read(self, folder: str, known: dict[str, checks.Check], *, required: bool = True) -> tuple[Any, dict]:
         if not required and not folder:
             return None, {}
         file = resolve_file(

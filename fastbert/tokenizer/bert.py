@@ -46,7 +46,7 @@ from fastbert.tokenizer.files import (
 
 PIPELINE = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 MAX_VIEWS = 8
-_COLUMNS = {  # of a batch, next to the ids: each row of an encoding, and what pads it
+_COLUMNS: dict[str, tuple[Any, Any]] = {  # of a batch, next to the ids: each row of an encoding, and what pads it
     "token_type_ids": (attrgetter("type_ids"), 0),
     "attention_mask": (lambda encoding: [1] * len(encoding), 0),
     "special_tokens_mask": (attrgetter("special_tokens_mask"), 1),

@@ -106,7 +106,7 @@ class Trainer(ABC):
         self.checkpoints = open_checkpoints(self.folder, keep=training.keep, keep_best=training.keep_best)
         self.step, self._saved = 0, -1  # steps done; at the newest checkpoint
         self.heldout_loss: float | list[float] | None = None  # of the weights as they are now; see TrainingState
-        self._unlogged: list[Tensor | list[float]] = []  # (the losses, gradient norm) of each step since the last line
+        self._unlogged: list[Any] = []  # (the losses, gradient norm) of each step since the last line
 
     @abstractmethod
     def next_step(self) -> Sequence[Any]:
@@ -143,7 +143,8 @@ class Trainer(ABC):
         """Whether to log, to evaluate and to save after the step just done."""
         training = self.settings.training
         every = (training.log_every, training.evaluate_every, training.save_every)
-        return tuple(self.step % n == 0 or self.step == training.steps for n in every)
+        report, evaluate, save = (self.step % n == 0 or self.step == training.steps for n in every)
+        return report, evaluate, save
 
     def run(self) -> Outcome:
         """Trains to the end, or to the end of the step in which SIGTERM or SIGINT arrives, and saves.

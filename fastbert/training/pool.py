@@ -34,9 +34,9 @@ def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: 
         total = [0, 0]
 
         def advance(read: int, tokens: int) -> None:
-            done[0] += read
-            done[1] += tokens
-            progress(*done)
+            total[0] += read
+            total[1] += tokens
+            progress(*total)
 
         for task in tasks:
             make(task, advance)

@@ -29,6 +29,8 @@ class Pretraining(Trainer):
         objective: of this model; None: the losses of the model's own heads.
     """
 
+    settings: Settings
+
     def __init__(
         self,
         settings: Settings,
@@ -85,6 +87,7 @@ class Pretraining(Trainer):
 
     def evaluate_heldout(self) -> tuple[dict[str, float], list[str]]:
         """The losses and accuracies on held-out text, without dropout."""
+        assert self.heldout is not None, "`due` has seen to it"
         self.replica.eval()
         sums, counts = torch.zeros(4, dtype=torch.float64), Counts()
         with torch.no_grad(), self.autocast():
@@ -95,13 +98,13 @@ class Pretraining(Trainer):
         if self.sharded:
             self.objective.reshard()  # which a backward does otherwise
         totals = torch.tensor([counts.labels, counts.sequences], dtype=torch.float64)
-        *sums, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
+        *parts, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
         if not sequences:
             raise TrainingError("the held-out shards hold no batch")
-        figures = self.named([sums[0] / max(1, labels), sums[2] / sequences])
+        figures = self.named([parts[0] / max(1, labels), parts[2] / sequences])
         objective = self.settings.training.objective
-        figures |= {"mlm_accuracy": sums[1] / max(1, labels)} if "mlm" in objective else {}
-        figures |= {"nsp_accuracy": sums[3] / sequences} if "nsp" in objective else {}
+        figures |= {"mlm_accuracy": parts[1] / max(1, labels)} if "mlm" in objective else {}
+        figures |= {"nsp_accuracy": parts[3] / sequences} if "nsp" in objective else {}
         self.heldout_loss = figures["loss"]
         return figures, []
 

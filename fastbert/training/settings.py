@@ -18,12 +18,12 @@ class SettingsError(ValueError):
     """A key that is unknown, missing, of another type or out of range; the message names it."""
 
 
-def limited(default: Any = MISSING, **limits: float):
+def limited(default: Any = MISSING, **limits: float) -> Any:
     """A field whose value has limits: `least`, `most`, `above`, `below`."""
     return field(default=default, metadata=limits)
 
 
-def option(default: Any, help: str, **more: Any):
+def option(default: Any, help: str, **more: Any) -> Any:
     """A field that is a command's option, too, with limits; `spelling`, if not that of the field, and `metavar`."""
     return field(default=default, metadata={"help": help, **more})
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastbert.inference.input_files import ROWS, Form, RecordProblem, no_column, read_text
-from fastbert.inference.input_files import InputError as DataError  # a file or a line of it is no example of the task
+from fastbert.inference.input_files import ROWS, Form, InputError, RecordProblem, no_column, read_text
 from fastbert.inference.records import json_object, read_rows
 from fastbert.training.finetune.conll import read_sentences, to_bio
 
+DataError = InputError  # a file or a line of it is no example of the task
 _LISTS = {suffix: kind for suffix, kind in ROWS.items() if kind != "csv"}  # formats that hold lists of words
 _CONLL_SUFFIXES = ".conll .conllu .conllup .iob .iob2 .bio .bioes .txt .tsv .train .dev .test .testa .testb"
 _CONLL = dict.fromkeys(_CONLL_SUFFIXES.split(), "conll")
@@ -105,11 +105,11 @@ def read_label_lists(path: Path, reading: Reading) -> list[TextExample]:
 
 
 def _labelled(path: Path, reading: Reading, label: Callable[[_Row], Any]) -> list[TextExample]:
-    columns = [reading.text] if reading.pair is None else [reading.text, reading.pair]
+    pair = reading.pair
+    columns = [reading.text] if pair is None else [reading.text, pair]
     return [
-        TextExample(row.where, *texts, label(row))
+        TextExample(row.where, row.text(reading.text), None if pair is None else row.text(pair), label(row))
         for row in _rows(path, reading, [*columns, reading.label])
-        if (texts := [row.text(reading.text), None if reading.pair is None else row.text(reading.pair)])
     ]
 
 

@@ -173,9 +173,9 @@ def _decode_scores(examples: Any, features: Any, logits: Any, labels: list[str],
     return [{"gold": e.label, "predicted": float(row.item())} for e, row in zip(examples, logits, strict=True)]
 
 
-def _sides(predictions: Predictions) -> Iterator[list]:
+def _sides(predictions: Predictions) -> tuple[list, list]:
     """What is true, and what is predicted."""
-    return ([prediction[side] for prediction in predictions] for side in ("gold", "predicted"))
+    return [p["gold"] for p in predictions], [p["predicted"] for p in predictions]
 
 
 def _score_classes(predictions: Predictions, labels: list[str]) -> dict[str, float]:
@@ -188,8 +188,9 @@ def _score_classes(predictions: Predictions, labels: list[str]) -> dict[str, flo
     return scores
 
 
-def _label_tables(predictions: Predictions, labels: list[str]) -> list[np.ndarray]:
-    return [np.array([[int(x in found) for x in labels] for found in side]) for side in _sides(predictions)]
+def _label_tables(predictions: Predictions, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    gold, predicted = (np.array([[int(x in found) for x in labels] for found in side]) for side in _sides(predictions))
+    return gold, predicted
 
 
 # Words: a tag for each.
