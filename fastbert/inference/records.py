@@ -75,7 +75,7 @@ def read_rows(
             if kind == "jsonl":
                 yield from jsonl_rows(lines)
             elif kind == "text":
-                assert columns is not None, "a line has no name of its own"
+                assert columns is not None, "the line of a text file needs a name"
                 column = columns[0]
                 yield from _rows(lines, lambda: {column: next(lines).removesuffix("\n").removesuffix("\r")})
             else:

@@ -472,11 +472,9 @@ class BertTokenizer:
         """A Rust tokenizer with these settings."""
         if strategy:
             paired = any(type(item) is tuple for item in items)
-            reserved = self._backend.num_special_tokens_to_add(paired) if special else 0
-            if max_length < reserved or (stride and stride >= max_length - reserved):
-                raise ValueError(
-                    f"max_length={max_length} leaves no room for {reserved} special tokens, stride={stride}"
-                )
+            added = self._backend.num_special_tokens_to_add(paired) if special else 0
+            if max_length < added or (stride and stride >= max_length - added):
+                raise ValueError(f"max_length={max_length} leaves no room for {added} special tokens, stride={stride}")
         elif not split:
             return self._backend
         key = (strategy and (max_length, stride, strategy, self.truncation_side), split)
