@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastbert import integrations as integrations
+    from fastbert import training as training  # the other modules come with the names below
     from fastbert.config import BertConfig
     from fastbert.diagnostics import explain
     from fastbert.inference import CompiledModel, Embedder, FillMask, compile

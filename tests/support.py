@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from accuracy import complaint, differences, limits
 from torch import Tensor
 
 from fastbert import native
@@ -64,6 +63,8 @@ def assert_accurate(
     got: Tensor, eager: Tensor, exact: Tensor, what: str = "", inherent: tuple[float, float] = (0.0, 0.0)
 ) -> None:
     """Holds `got` to the accuracy contract, see `accuracy.limits`; `exact` is in fp64."""
+    from accuracy import complaint, limits  # of benchmarks/, which drivers of tests do not have on their path
+
     assert got.dtype == eager.dtype, (what, got.dtype, eager.dtype)
     reason = complaint(got, exact, limits(exact, eager, inherent))
     assert reason is None, f"{what}: {reason}"
@@ -92,6 +93,8 @@ def floors_of_rounding(compute, inputs: list, exact: list, dtype: torch.dtype) -
     For `inherent` of `assert_accurate` in fp32, where eager's error can be far below what its formula promises; the
     largest of `DRAWS` draws of the signs. None among inputs and results stays.
     """
+    from accuracy import differences
+
     floors, generator = [(0.0, 0.0)] * len(exact), torch.Generator().manual_seed(0)
     for _ in range(DRAWS if dtype == torch.float32 else 0):
         signs = [None if x is None else torch.randint(0, 2, x.shape, generator=generator) * 2 - 1 for x in inputs]

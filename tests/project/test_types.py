@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import fastbert
 from fastbert import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertModel, BertTokenizer
 from fastbert import CompiledModel, Embedder, FillMask, PackedBatch
-from fastbert.backend import Explanation
-from fastbert.encoding import BatchEncoding
+from fastbert.ops.dispatch import Explanation
+from fastbert.tokenizer.encoding import BatchEncoding
 from fastbert.inference.fill_mask import Candidate
 from fastbert.model.outputs import BaseModelOutputWithPooling, HeadOutput
 
