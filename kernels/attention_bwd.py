@@ -299,8 +299,7 @@ def _attention_bwd_dkdv_kernel(
     statistics_ptr += h.to(tl.int64) * T
     apart = tl.num_programs(1).to(tl.int64) * T
     delta_ptr += h.to(tl.int64) * T
-    seed = tile
-    key_keys = offs_n
+    seed, key_keys = tile, offs_n
     if HAS_DROPOUT:
         seed = tl.load(seed_ptr)
         key_keys = dropout.column_keys(seed, start + begins + offs_n)
@@ -360,11 +359,9 @@ def attention_bwd(
     grid, seeds = (len(schedule.table), H), qkv if seed is None else seed
     strides = *qkv.stride()[:3], *out.stride()[:2], *dout.stride()[:2]
     constants = {
-        "T": T,
-        "scale": scale,
+        **{"T": T, "scale": scale, "D": D},
         "threshold": dropout.threshold(dropout_p),
         "keep_scale": 1 / (1 - dropout_p),
-        "D": D,
         "BLOCK_D": max(triton.next_power_of_2(D), 16),
         "HAS_DROPOUT": dropout_p > 0,
         "PRECISION": precision,

@@ -130,11 +130,11 @@ def prepare(
         given = "cu_seqlens" if attention_mask is None else "attention_mask"
         raise ValueError(f"{given} is given to torch.jit.trace, which would hold these lengths for every later call")
     trailing = 0 if inputs_embeds is None else 1
-    wanted = ("(tokens,)" if cu_seqlens is not None else "(batch, sequence)") + (
-        " and the hidden size" if trailing else ""
-    )
+    wanted = "(tokens,)" if cu_seqlens is not None else "(batch, sequence)"
     if tokens.dim() - trailing != (1 if cu_seqlens is not None else 2):
-        raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be {wanted}")
+        raise ValueError(
+            f"{name} has shape {tuple(tokens.shape)}; it must be {wanted}{' and the hidden size' * trailing}"
+        )
     shape, device = tokens.shape[: tokens.dim() - trailing], tokens.device
     if inputs_embeds is not None:
         _check_embeds(inputs_embeds, embeddings.position_embeddings.weight.shape[1])
