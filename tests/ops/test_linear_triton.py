@@ -170,7 +170,8 @@ def test_activation(activation, dtype, monkeypatch):
     assert configs.activation_bwd(*z.shape, 4).splits > 1
     slope = 4 * unit * float(dy.abs().max())  # dz is dy (1 - tanh^2)
     assert_accurate(dz, theirs, exact, "dz", (slope, slope / 2))
-    assert_accurate(sums, theirs.sum(0), exact.sum(0), "sums")
+    total = slope / 2 * len(dy) ** 0.5  # of so many errors of dz
+    assert_accurate(sums, theirs.sum(0), exact.sum(0), "sums", (total, total / 2))
     without, none = kernels.activation_bwd(dy, z, activation, sums=False)
     assert none is None and torch.equal(without, dz)
     assert all(torch.equal(a, b) for a, b in zip(kernels.activation_bwd(dy, z, activation), (dz, sums), strict=True))
