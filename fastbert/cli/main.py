@@ -202,7 +202,7 @@ def _add_restart(group: argparse._ArgumentGroup, what: str) -> None:
     again = group.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue an interrupted run, if there is one")
     again.add_argument("--restart", action="store_true", help=f"throw {what}")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress line, no summary")
 
 
 def _add_embed(commands: Any) -> None:
