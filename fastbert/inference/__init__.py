@@ -1,4 +1,4 @@
-"""What a user does with a trained model: vectors of texts, words for [MASK]; and small batches fast."""
+"""Inference with a trained model: vectors of texts, words for [MASK], and CUDA graphs for small batches."""
 
 from fastbert.inference.cuda_graphs import CompiledModel, compile
 from fastbert.inference.embed import Embedder

@@ -1,26 +1,26 @@
-"""Which texts run together."""
+"""Splits texts into batches by their number of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-WINDOW = 2048  # texts sorted by length together, which bounds the memory held for them; `embed` commits as many at once
+WINDOW = 2048  # texts sorted by length together; bounds their memory. `embed` commits a window at a time
 
 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Splits texts into batches of at most `max_tokens` real tokens, which is all that a packed batch costs.
+    """Splits texts into batches of at most `max_tokens` real tokens. A packed batch has no other cost.
 
-    Texts of like length go together, the longest first: a batch that does not fit into memory fails at
-    once and not at the end, memory taken for the first batch serves all others, and the time still to go
-    is over- rather than underestimated. Texts of one length keep their order, so the split is a function
-    of the lengths alone. A text over the budget gets a batch of its own; one of no tokens counts as one.
+    Texts are sorted by length, the longest first. A batch that does not fit into memory then fails at the
+    start, later batches reuse the memory of the first, and the remaining time is overestimated rather than
+    underestimated. Texts of equal length keep their order, so the split depends on the lengths alone.
+    A text over the budget gets a batch of its own. A text without tokens counts as one token.
 
     Args:
-        lengths: tokens of each text.
+        lengths: number of tokens of each text.
         max_tokens: at least 1.
 
     Returns:
-        Lists of indices into `lengths`; each index stands in exactly one.
+        Lists of indices into `lengths`; each index is in exactly one list.
 
     Raises:
         ValueError: max_tokens is less than 1.

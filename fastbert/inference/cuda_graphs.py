@@ -1,9 +1,9 @@
 """compile: a model whose inference is captured in CUDA graphs, so that a small batch costs one launch.
 
-A graph is captured for a bucket of tokens and texts (static_batch.py) when a call needs it first. What a call brings is
-written into the graph's buffers (graph_calls.py), the graph is replayed, and its results are copied out into the
-caller's shape, which is where they are unpacked anyway. Nothing waits for the device. What the device finds wrong with
-a call (an id outside its table, say) is told at a later one, or by `check()`.
+A graph is captured for a bucket of tokens and texts (static_batch.py) when a call first needs it. Each call writes its
+inputs into the graph's buffers (graph_calls.py), replays the graph, and copies the results out into the caller's shape
+(unpacking needs this copy anyway). The host does not wait for the device. An error that the device finds in a call,
+for example an id outside its table, is raised by a later call or by `check()`.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from fastbert.model.plan import Tree
 from fastbert.ops import dispatch
 from fastbert.precision import QUANTIZED
 
-_WARM_UPS = 2  # kernels are compiled and loaded by the first run, and workspaces taken
-# Values of the arguments that a graph does not take which change nothing.
+_WARM_UPS = 2  # the first run compiles and loads kernels and allocates workspaces
+# For arguments that a graph does not take: values that have no effect.
 _IDLE = {"output_logits": (None, True)}
 
 
 class Graphs(Protocol):
-    """What captures: CudaGraphs; or, in tests, something that needs no GPU."""
+    """The capturing backend: CudaGraphs, or in tests a fake that needs no GPU."""
 
     nbytes: int
 
     def refuses(self, model: BertPreTrainedModel, static: StaticBatch) -> str | None:
-        """Why nothing can be captured; None where it can."""
+        """The reason why the model cannot be captured; None where it can."""
 
     def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """What does again what `run` does, in the same memory; and what `run` returned, in that memory."""
+        """Captures `run`. Returns a function that replays it in the same memory, and the captured run's results."""
 
     def in_order(self) -> AbstractContextManager:
-        """Within it, the device's work comes after all that was begun within it before."""
+        """A context whose device work runs after that of all earlier such contexts."""
 
     def settle(self) -> None:
         """Waits for the device, so that a graph can be dropped."""
 
     def clear(self) -> None:
-        """Forgets the memory of all that was captured."""
+        """Drops the memory pool and resets `nbytes`."""
 
 
 class CudaGraphs:
-    """Graphs of one GPU. They share a pool of memory, so they run one after the other, whatever streams they are on."""
+    """Graphs of one GPU. They share a memory pool, so they run one after the other even on different streams."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.nbytes = device, 0
@@ -85,7 +85,7 @@ class CudaGraphs:
             torch.cuda.empty_cache()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             before, graph = torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
-            # thread_local: what other threads do meanwhile must not break the capture
+            # thread_local: CUDA calls of other threads must not break the capture
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 results = run()
             self.nbytes += max(0, torch.cuda.memory_reserved() - before)
@@ -113,16 +113,16 @@ class CudaGraphs:
 class _Graph:
     static: StaticBatch
     replay: Callable[[], None]
-    output: ModelOutput  # in the graph's memory, where the next replay writes again
+    output: ModelOutput  # in the graph's memory, which the next replay overwrites
     replays: int = 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a compiled model has done so far; prints as a few lines.
+    """Statistics of a compiled model; prints as a few lines.
 
-    `graphs` are (tokens, texts, replays), the least recently used first; `outside` counts the calls that ran eagerly,
-    by reason; `nbytes` is the memory that the graphs share.
+    `graphs` are (tokens, texts, replays), the least recently used first. `outside` counts the calls that ran eagerly,
+    by reason. `nbytes` is the memory that the graphs share.
     """
 
     graphs: tuple[tuple[int, int, int], ...]
@@ -142,11 +142,11 @@ class Report:
 
 
 class CompiledModel:
-    """A model that is called as it was, and replays graphs where it can: see `compile`, which makes one.
+    """A model with its usual call signature that replays CUDA graphs where it can. `compile` makes one.
 
     Attributes:
-        model: what it was made of; it stays as it is.
-        outside: how many calls ran eagerly, by reason. Of each reason a warning tells once.
+        model: the original model, unchanged.
+        outside: how many calls ran eagerly, by reason. Each reason is warned of once.
     """
 
     def __init__(
@@ -178,13 +178,14 @@ class CompiledModel:
         max_seqlen: int | None = None,
         **others: Any,
     ) -> ModelOutput:
-        """As the model's forward; tensors may be on the model's device or on the CPU, and results are the caller's own.
+        """Runs the model's forward. Tensors may be on the model's device or on the CPU; results are copies.
 
-        With the mask on the CPU, or none, the graph is that of the real tokens; with a mask on the GPU that of B * S,
-        as nothing waits to learn how many are real. No gradient is recorded where a graph is replayed.
+        Without a mask, or with the mask on the CPU, the graph is chosen by the number of real tokens. With a mask on
+        the GPU it is chosen by B * S, so as not to wait for the number of real tokens. A replayed graph records no
+        gradient.
 
         Raises:
-            ValueError: as the model's forward; or what the device found wrong with an earlier call.
+            ValueError: as the model's forward; or an error that the device found in an earlier call.
         """
         tensors = (input_ids, attention_mask, token_type_ids, position_ids)
         with self._lock:
@@ -204,10 +205,12 @@ class CompiledModel:
         return self.model(*moved, **others)
 
     def warm_up(self, shapes: Sequence[tuple[int, int]]) -> None:
-        """Captures ahead what full batches of these (batch, sequence) shapes take; with pads, smaller graphs may do.
+        """Captures in advance the graphs for full batches of these (batch, sequence) shapes.
+
+        Batches with pad tokens may use smaller graphs, which are not captured here.
 
         Raises:
-            ValueError: a shape with nothing in it, or of more than max_tokens tokens.
+            ValueError: an empty shape, or one of more than max_tokens tokens.
         """
         for batch_size, seq_len in shapes:
             if not 0 < batch_size * seq_len <= self._max_tokens:
@@ -218,17 +221,17 @@ class CompiledModel:
                 self._say_outside(found)
 
     def check(self) -> None:
-        """Waits for the device and raises what it found wrong with the calls so far.
+        """Waits for the device and raises the errors it found in the calls so far.
 
         Raises:
-            ValueError: a mask, an id or cu_seqlens of a call, on the GPU, that was not raised before.
+            ValueError: a wrong mask, id or cu_seqlens on the GPU that has not been raised before.
         """
         with self._lock:
             self._graphs.settle()
             self._raise_what_was_told()
 
     def clear(self) -> None:
-        """Drops all graphs and gives their memory back; what is needed again is captured again."""
+        """Drops all graphs and frees their memory; later calls capture again."""
         with self._lock:
             self._graphs.settle()
             self._dropped += len(self._kept)
@@ -237,7 +240,7 @@ class CompiledModel:
             self._graphs.clear()
 
     def report(self) -> Report:
-        """What has been captured and replayed, and what ran eagerly, and why."""
+        """Statistics of captured graphs, replays, and eager calls by reason."""
         with self._lock:
             graphs = tuple((*bucket, graph.replays) for bucket, graph in self._kept.items())
             return Report(graphs, self._captured, self._dropped, dict(self.outside), self._graphs.nbytes)
@@ -245,7 +248,7 @@ class CompiledModel:
     def _run(
         self, tensors: tuple[Tensor | None, ...], cu_seqlens: Tensor | None, max_seqlen: int | None
     ) -> ModelOutput | str:
-        """What a graph makes of a call; or why none can."""
+        """Runs a call by a graph. Returns its output, or the reason why no graph can run it."""
         choices = None
         if isinstance(self.model, BertForMultipleChoice):
             if tensors[0] is None or any(x is not None and x.dim() != 3 for x in tensors):
@@ -271,7 +274,7 @@ class CompiledModel:
         return output
 
     def _copied(self, output: ModelOutput, call: Call, places: Tensor | None) -> ModelOutput:
-        """The caller's own copy of a graph's output: what has a row a token in the shape of the tokens."""
+        """A copy of a graph's output; fields with a row per token get the shape of the caller's tokens."""
         fields = {}
         for name, x in output.items():
             per_token = name in self.model.token_fields
@@ -280,7 +283,7 @@ class CompiledModel:
         return type(output)(fields)
 
     def _why_outside(self, others: dict[str, Any]) -> str | None:
-        """The reason why no graph can run a call, whatever its tokens; None where one can."""
+        """The reason, apart from its tokens, why no graph can run a call; None where one can."""
         for name, value in others.items():
             if not any(value is idle for idle in _IDLE.get(name, (None, False))):
                 return f"{name} is given"
@@ -295,7 +298,7 @@ class CompiledModel:
         return None
 
     def _find(self, bucket: Bucket) -> _Graph | str:
-        """The graph of a bucket, captured now if need be; or why there can be none."""
+        """The graph of a bucket, captured if it is new; or the reason why it cannot be captured."""
         if self._state.has_changed():
             self.clear()
             self._state = _State(self.model)
@@ -315,7 +318,7 @@ class CompiledModel:
             self._dropped += 1
         graph = self._capture(static)
         if self._graphs.nbytes > self._max_bytes and self._kept:
-            del graph  # a pool gives memory back with the last of its graphs only
+            del graph  # the pool frees its memory only with its last graph
             self.clear()
             graph = self._capture(static)
         if self._graphs.nbytes > self._max_bytes:
@@ -360,10 +363,9 @@ class CompiledModel:
 
 
 class _State:
-    """What a graph depends on and does not read again when it is replayed: the modules of its model, and where its
-    parameters lie.
+    """The state that a capture fixes and a replay does not read again: modules and addresses of parameters.
 
-    Their values are none of that: they may change in place, but for those of which the graph reads quantised copies.
+    Parameters may change in place, except those of which the graph reads quantised copies.
     """
 
     def __init__(self, model: BertPreTrainedModel) -> None:
@@ -379,7 +381,7 @@ class _State:
 
     def _now(self) -> tuple:
         parameters, precision = self._tree.parameters, self._model.matmul_precision
-        # An inference tensor does not say when it changes, and so is not quantised ahead.
+        # An inference tensor has no version counter, so it is not quantised ahead.
         versions = [p._version for p in parameters if not p.is_inference()] if precision in QUANTIZED else None
         return list(map(Tensor.data_ptr, parameters)), versions, precision, dict(dispatch.demands())
 
@@ -387,19 +389,19 @@ class _State:
 def compile(
     model: BertPreTrainedModel, *, max_tokens: int = 4096, max_graphs: int = 32, max_bytes: int = 2 << 30
 ) -> CompiledModel:
-    """Makes small batches fast on a GPU: what `model` computes, captured in CUDA graphs and replayed.
+    """Makes small batches fast on a GPU: captures the model's forward in CUDA graphs and replays them.
 
-    Graphs are made when they are first needed, for the number of tokens rounded up (by a fifth at most from 256 on) and
-    the number of texts. Beyond `max_tokens` the GPU is busy enough without: such calls run eagerly, as do
-    calls that ask for a loss, attentions or hidden states, run under autocast or with dropout, or give anything but
-    ids. `report()` says which did. Weights may change in place; where one is replaced, or a quantised one changes, the
-    graphs are captured again.
+    A graph is captured when it is first needed, for a rounded-up number of tokens and of texts (from 256 tokens on, at
+    most a fifth of them is padding). Larger calls than `max_tokens` keep the GPU busy without graphs and run eagerly.
+    So do calls that request a loss, attentions or hidden states, that run under autocast or with dropout, or that pass
+    anything but ids. `report()` counts the eager calls by reason. Weights may change in place. If a weight is replaced,
+    or a quantised one changes, the graphs are captured again.
 
     Args:
         model: a fastbert model on a GPU. It is not changed.
-        max_tokens: the most tokens that a graph is made for.
-        max_graphs: how many are kept; the one not used for longest goes.
-        max_bytes: the memory that they may share.
+        max_tokens: the most tokens that a graph is captured for.
+        max_graphs: the most graphs held; the least recently used one is dropped.
+        max_bytes: the most memory that the graphs share.
 
     Raises:
         TypeError: another kind of model.

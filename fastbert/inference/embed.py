@@ -1,4 +1,4 @@
-"""Embedder: texts in, one vector each out, without a pad token in between."""
+"""Embedder: one vector for each text, computed without pad tokens."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from fastbert.progress import Progress
 from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.tokenizer.encoding import BatchEncoding
 
-MAX_TOKENS = 8192  # a batch: past the size where more tokens a batch are faster on CPU, small on a GPU
-_TOKENIZED_TOGETHER = 256  # the tokenizer keeps offsets and more of each token until a call ends
+MAX_TOKENS = 8192  # per batch: larger batches are no faster on a CPU, and this one is small for a GPU
+_TOKENIZED_TOGETHER = 256  # texts per call: the tokenizer holds offsets and more for each token until a call ends
 
 
 @dataclass
 class TokenCounts:
-    """What the tokenizer made of texts: sums, to which each call adds."""
+    """Counts of tokens and of cut texts; each call adds to them."""
 
     tokens: int = 0  # without [CLS], [SEP] and the prompt
     unknown: int = 0  # [UNK] among them
@@ -41,24 +41,24 @@ class TokenCounts:
 
 
 class Embedder:
-    """A model, its tokenizer, and the way from token states to one vector.
+    """A model, its tokenizer, and the pooling of token states into one vector.
 
     Args:
         model: a BertModel, with a pooler for pooling "pooler".
-        tokenizer: of that model.
+        tokenizer: the model's tokenizer.
         pooling: "mean" of the token states, "cls" (the first state), "max", "mean_sqrt_len_tokens" (the sum over the
             square root of the length), "weightedmean" (by position, from 1), "lasttoken", or "pooler" (the model's
             pooler_output); or a list of them, whose vectors are concatenated.
         normalize: whether vectors are scaled to length 1.
-        max_length: tokens a text is cut to, [CLS] and [SEP] among them; None for as many as model and
+        max_length: tokens a text is cut to, including [CLS] and [SEP]; None for as many as model and
             tokenizer take.
         lower_case: whether texts are lower-cased first where the tokenizer does not.
-        prompt: put before each text, unless a call asks for another.
-        truncate_dim: how many leading numbers of a vector are kept, after normalize; None for all.
-        prompts: by the names that `embed` takes.
-        include_prompt: whether the pooling takes in [CLS] and the prompt's tokens where there is a prompt.
-        token_modules: what token states go through before the pooling, of fastbert.inference.sentence_modules.
-        modules: what vectors go through after it, before normalize.
+        prompt: put before each text, unless a call gives another.
+        truncate_dim: number of leading elements of a vector that are returned, after normalize; None for all.
+        prompts: prompts by name, for the `prompt_name` of `embed`.
+        include_prompt: whether the pooling includes [CLS] and the prompt's tokens where there is a prompt.
+        token_modules: modules of fastbert.inference.sentence_modules applied to token states before the pooling.
+        modules: modules applied to vectors after the pooling, before normalize.
 
     Raises:
         ValueError: no such pooling, no pooler, a module for another width, or a max_length that the model cannot take.
@@ -114,22 +114,22 @@ class Embedder:
         revision: str | None = None,
         inference_only: bool = False,
     ) -> Self:
-        """Loads a folder or hub id; its sentence-transformers files say what pooling to truncate_dim leave None.
+        """Loads a folder or hub id. Arguments from pooling to truncate_dim default to its sentence-transformers files.
 
-        A given pooling replaces that of the folder's Pooling module, and normalize its Normalize module at the end; the
-        two together replace all modules that follow the Transformer. Without such files: the mean, not normalised, as
-        many tokens as model and tokenizer take. dtype, precision, quantize and inference_only are those of
-        BertModel.from_pretrained.
+        A given pooling replaces that of the folder's Pooling module; a given normalize replaces its Normalize module at
+        the end. Both together replace all modules that follow the Transformer. Without such files, the pooling is the
+        mean, not normalised, over as many tokens as model and tokenizer take. dtype, precision, quantize and
+        inference_only are those of BertModel.from_pretrained.
 
         Raises:
-            FileNotFoundError: no config.json, weights or vocabulary there.
-            ValueError: the folder asks for a module that fastbert has not, has a value of another kind, or has no
-                pooler and pooling is "pooler"; and what BertModel.from_pretrained raises.
+            FileNotFoundError: config.json, weights or vocabulary are missing.
+            ValueError: the folder names a module that fastbert does not have, holds a value of the wrong type, or has
+                no pooler and pooling is "pooler"; and as BertModel.from_pretrained.
         """
         options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
         modes = None if pooling is None else pooling_modes(pooling)
         settings = read_settings(path, modes, normalize, revision)
-        folder = path  # the Transformer's own
+        folder = path  # the Transformer's folder
         if settings.transformer and settings.modules_file is not None:
             folder = resolve_folder(path, settings.transformer, revision=revision, named_by=settings.modules_file)
             options = replace(options, revision=None)
@@ -180,7 +180,7 @@ class Embedder:
         return self._full_width if self.truncate_dim is None else self.truncate_dim
 
     def prompt_of(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
-        """What is put before each text: `prompt`, else the prompt of that name, else the embedder's own.
+        """The text put before each text: `prompt`, else the prompt named `prompt_name`, else the embedder's own.
 
         Raises:
             ValueError: there is no prompt of that name.
@@ -207,7 +207,7 @@ class Embedder:
         prompt: str | None = None,
         counts: TokenCounts | None = None,
     ) -> list[list[int]]:
-        """Ids of each text behind its prompt, cut to `max_length`; adds to `counts`."""
+        """Ids of prompt and text for each text, cut to `max_length`; adds to `counts`."""
         prompt = self.prompt_of(prompt_name, prompt)
         ids: list[list[int]] = []
         for start in range(0, len(texts), _TOKENIZED_TOGETHER):
@@ -217,7 +217,7 @@ class Embedder:
                 counts.cut += sum(
                     bool(encoding.overflowing)
                     for encoding, text in zip(batch.encodings, batch["input_ids"], strict=True)
-                    if len(text) == self.max_length  # else nothing is left over, and to look costs time
+                    if len(text) == self.max_length  # shorter texts have no overflow, and reading it costs time
                 )
         if counts is not None:
             skip = max(self._prompt_tokens(prompt), 1)  # [CLS] at least
@@ -237,7 +237,7 @@ class Embedder:
         )
 
     def _prompt_tokens(self, prompt: str) -> int:
-        """How many tokens at the start of a text are [CLS] and the prompt's; 0 without a prompt."""
+        """Number of tokens of [CLS] and the prompt at the start of a text; 0 without a prompt."""
         return len(self._tokenize([prompt])["input_ids"][0]) - 1 if prompt else 0
 
     @torch.inference_mode()
@@ -245,7 +245,7 @@ class Embedder:
         """Vectors of texts given as ids with their special tokens: (B, E) float32 on the model's device.
 
         Args:
-            skip: how many tokens at the start of each text the pooling leaves out.
+            skip: number of tokens at the start of each text that the pooling leaves out.
 
         Raises:
             ValueError: an id outside the vocabulary, a text over max_position_embeddings.
@@ -279,15 +279,15 @@ class Embedder:
 
         Args:
             texts: a list of str; an empty text is `[CLS] [SEP]`.
-            prompt_name: of `prompts`, put before each text instead of the embedder's own prompt.
-            prompt: put before each text; prompt_name is not used then.
-            max_tokens: most real tokens that go through the model together.
-            progress: True for a bar on stderr; or a function, called with the number of texts and of tokens
-                of each batch when it is done.
-            counts: what the tokenizer made of the texts is added to it.
+            prompt_name: name in `prompts` of the prompt to use instead of the embedder's own.
+            prompt: put before each text; overrides prompt_name.
+            max_tokens: most real tokens in a batch.
+            progress: True for a bar on stderr; or a function that is called after each batch with its number of
+                texts and of tokens.
+            counts: the texts' token counts are added to it.
 
         Raises:
-            TypeError: texts is one string, or holds something else than str; or prompt is no str.
+            TypeError: texts is one string, or holds anything but str; or prompt is not a str.
             ValueError: max_tokens is less than 1, or there is no prompt of that name.
         """
         if isinstance(texts, str | bytes | dict) or not hasattr(texts, "__len__") or not hasattr(texts, "__getitem__"):
@@ -308,7 +308,7 @@ class Embedder:
         return vectors
 
     def fingerprint(self) -> str:
-        """A hash of all that the vectors follow from: weights, precision, vocabulary, settings (not the device)."""
+        """A hash of all that determines the vectors: weights, precision, vocabulary, settings (not the device)."""
         if any(p.is_meta for p in self.model.parameters()):
             raise ValueError("the model was loaded with inference_only=True and has no weights left to hash")
         digest = hashlib.sha256()
@@ -344,7 +344,7 @@ def _full_width(
 def _checked_widths(
     path: str | Path, settings: SentenceSettings, hidden_size: int, truncate_dim: int | None
 ) -> int | None:
-    """The truncate_dim that holds, given or the folder's; errors name the file of the width that does not fit."""
+    """The truncate_dim to use: the given one or the folder's. Errors name the file of the width that does not fit."""
     width = width_after(settings.token_modules, hidden_size)
     if settings.pooling_width is not None and settings.pooling_width[1] != width:
         where, named = settings.pooling_width

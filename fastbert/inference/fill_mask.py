@@ -49,9 +49,8 @@ class FillMask:
         """Loads a folder or hub id; dtype to inference_only are those of BertForMaskedLM.from_pretrained.
 
         Raises:
-            FileNotFoundError: no config.json, weights or vocabulary there.
-            ValueError: the checkpoint has no masked-language-model head; and what
-                BertForMaskedLM.from_pretrained raises.
+            FileNotFoundError: config.json, weights or vocabulary are missing.
+            ValueError: the checkpoint has no masked-language-model head; and as BertForMaskedLM.from_pretrained.
         """
         with Checkpoint(path, revision) as checkpoint:
             if "cls.predictions.transform.dense.weight" not in checkpoint:
@@ -65,13 +64,13 @@ class FillMask:
 
     @torch.inference_mode()
     def __call__(self, text: str, top_k: int = 5) -> list[list[Candidate]]:
-        """The `top_k` likeliest tokens for each [MASK], one list a mask, best first.
+        """The `top_k` likeliest tokens for each [MASK]: one list per mask, best first.
 
-        A sequence shows special tokens only where the text has several masks, as in transformers: the
-        others would vanish from it.
+        As in transformers, a sequence shows special tokens only if the text has several masks: otherwise the other
+        masks would vanish from it.
 
         Raises:
-            TypeError: text is no str.
+            TypeError: text is not a str.
             ValueError: the text has no mask, or more tokens than the model takes; top_k is less than 1.
         """
         if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""How a call gets into a graph's buffers: what the host knows of it, and what only the device does."""
+"""Loads a call into a graph's buffers, by which of its values the host knows and which only the device knows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MISFIT, _TOO_LONG = "shapes do not match", "a text is longer than max_position_
 class Call(NamedTuple):
     """A call that a graph can run.
 
-    `tokens` is how many there are, or may be; `shape` that of the caller's tokens, (B, S) or (T,). `load` writes the
-    call into buffers and returns where each position went, (B * S,), or None where no position is a pad.
+    `tokens` is the number of tokens, or its upper bound; `shape` is that of the caller's tokens, (B, S) or (T,). `load`
+    writes the call into the buffers. It returns the packed row of each position, (B * S,), or None without pads.
     """
 
     tokens: int
@@ -29,13 +29,13 @@ class Call(NamedTuple):
     load: Callable[[StaticBatch], Tensor | None]
 
     def give_back(self, x: Tensor, places: Tensor | None, fill: float) -> Tensor:
-        """A copy of what a graph made of the tokens, in the caller's shape: (T, ...) -> (*shape, ...)."""
+        """A copy of a graph's output per token, in the caller's shape: (T, ...) -> (*shape, ...)."""
         flat = x[: self.tokens].clone() if places is None else ops.gather_rows(x, places, fill=fill)
         return flat.view(*self.shape, *x.shape[1:])
 
 
 def on_host(x: Tensor | None) -> bool:
-    """Whether the values of x, or that there is none, can be known without waiting for a device."""
+    """True if the values of x are on the host, or x is None: reading it does not wait for a device."""
     return x is None or x.device.type == "cpu"
 
 
@@ -51,7 +51,7 @@ def read_call(
     """The call that these arguments make, or the reason why no graph can run it.
 
     Raises:
-        ValueError: as the model does, where all of it is on the host.
+        ValueError: as the model does, if all arguments are on the host.
     """
     bert = getattr(model, "bert", model)
     most = bert.embeddings.position_embeddings.weight.shape[0]
@@ -100,7 +100,7 @@ def _why_not(shape: torch.Size, mask: Tensor | None, cu_seqlens: Tensor | None, 
 
 
 def _host_call(inputs: Inputs, most: int) -> Call | str:
-    """Everything is on the host, and checked there."""
+    """A call whose tensors are all on the host, where they are checked."""
     batch, ids = inputs.batch, inputs.ids
     assert ids is not None, "a call with embeddings"
     if batch.max_seqlen > most:
@@ -116,7 +116,7 @@ def _host_call(inputs: Inputs, most: int) -> Call | str:
 
 
 def _full_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, shape: tuple[int, ...]) -> Call:
-    """Without a mask: nothing is packed, and of a second batch of the shape nothing moves but its ids."""
+    """A call without a mask: nothing is packed. A second batch of the same shape copies its ids only."""
 
     def load(static: StaticBatch) -> None:
         static.load_ids(ids)
@@ -130,7 +130,7 @@ def _full_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, shap
 
 
 def _host_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, batch: PackedBatch) -> Call:
-    """The tokens are on the device, and the host knows which of them are real."""
+    """A call with tokens on the device and the mask on the host."""
     shape = (batch.batch_size, batch.seq_len)
     rows = batch.indices
     if rows is None:
@@ -150,13 +150,13 @@ def _host_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None,
 
 
 def _device_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, mask: Tensor) -> Call:
-    """Only the device knows which tokens are real: there may be B * S of them, and it packs them."""
+    """A call with the mask on the device, which packs the tokens; the host assumes B * S of them."""
 
     def load(static: StaticBatch) -> Tensor:
         cu_seqlens, indices, places, bad = ops.pack_mask(mask)
         static.load_ids(ops.gather_rows(ids, indices))
         static.load_types(None if types is None else ops.gather_rows(types, indices))
-        columns = indices % mask.shape[1]  # -1, of which nothing comes, is a column too
+        columns = indices % mask.shape[1]  # the unused index -1 also becomes a valid column
         static.load_positions(columns if positions is None else ops.gather_rows(positions, indices))
         static.load_offsets(cu_seqlens)
         static.load_wrong(bad * BAD_MASK)
@@ -166,7 +166,7 @@ def _device_mask_call(ids: Tensor, types: Tensor | None, positions: Tensor | Non
 
 
 def _packed_call(ids: Tensor, types: Tensor | None, positions: Tensor | None, cu_seqlens: Tensor, longest: int) -> Call:
-    """The tokens came packed, with offsets that only the device knows."""
+    """A packed call, with offsets on the device."""
 
     def load(static: StaticBatch) -> None:
         offsets = on_device(cu_seqlens, ids.device)

@@ -1,8 +1,8 @@
-"""What files of records are made of: compression, lines, csv rows, JSON lists, parquet; read by `records.read_rows`.
+"""Readers of compressed files, lines, csv rows, JSON lists and parquet, on which `records.read_rows` is built.
 
-A file's format follows from its suffix, after that of a compression: `reviews.csv.gz` is csv. Files are UTF-8, with
-or without a byte order mark. A file whose bytes are of another kind than its suffix says is refused. Lines end at a
-line feed (a carriage return before it is removed) and nowhere else, so that their numbers are those an editor shows.
+A file's format follows from its suffix, without that of a compression: `reviews.csv.gz` is csv. Files are UTF-8, with
+or without a byte order mark. A file whose content does not match its suffix is refused. Lines end at a line feed only
+(a carriage return before it is removed), so that line numbers are those an editor shows.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ STDIN = "-"
 FORMATS = ("text", "jsonl", "json", "csv", "parquet")
 ROWS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SUFFIXES = {".txt": "text", ".md": "text", **ROWS}
-MAX_LINE = 1 << 24  # bytes of a line, characters of a csv field: what one record may cost in memory
+MAX_LINE = 1 << 24  # bytes of a line, characters of a csv field: bounds the memory of one record
 COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
-PEEK = 1 << 16  # bytes that a file's kind is judged by
+PEEK = 1 << 16  # leading bytes by which a file's kind is detected
 _BUFFER = 1 << 20
 _FOREIGN = {
     b"\x1f\x8b": "gzip data (suffix .gz)",
@@ -45,7 +45,7 @@ _WRITTEN_IN_QUOTES = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
 class InputError(ValueError):
-    """An input that cannot be read at all, or a bad line where those are fatal; names file and line."""
+    """An input that cannot be read, or a bad line where bad lines are fatal; names file and line."""
 
 
 class RecordProblem(Exception):
@@ -77,19 +77,19 @@ class Form:
 
     @classmethod
     def of(cls, arguments: object) -> Self:
-        """Takes the fields from attributes of their names; what is not there, or None, keeps its default."""
+        """Takes the fields from attributes of the same names; a missing or None attribute leaves the default."""
         values = {field.name: getattr(arguments, field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     def format_of(self, path: str | Path, formats: Mapping[str, str] = SUFFIXES, option: str = "--input-format") -> str:
-        """The format of a file: the one asked for, or what `formats` has for its suffix; see format_by_suffix."""
+        """The format of a file: the configured one, or with "auto" that of its suffix (see format_by_suffix)."""
         if self.format != "auto":
             return self.format
         return "text" if str(path) == STDIN else format_by_suffix(path, formats, option)
 
 
 class Tally:
-    """The bytes read of inputs that are read by lines, and a hash of all that rows came from."""
+    """The number of bytes read of line-based inputs, and a hash of everything that rows were read from."""
 
     def __init__(self) -> None:
         self.bytes, self.digest = 0, hashlib.sha256()
@@ -100,7 +100,7 @@ class Tally:
 
 
 def suffix_of(path: str | Path) -> str:
-    """The suffix that gives a file's format, in lower case, without that of its compression."""
+    """The suffix that names a file's format, in lower case, without the suffix of its compression."""
     path = Path(path)
     return Path(path.stem if compression_of(path) else path.name).suffix.lower()
 
@@ -110,10 +110,10 @@ def compression_of(path: str | Path) -> str | None:
 
 
 def format_by_suffix(path: str | Path, formats: Mapping[str, str], option: str = "--input-format") -> str:
-    """The format that `formats` has for a file's suffix; "text" for a name without one, such as a pipe's.
+    """The format of a file's suffix in `formats`; "text" for a name without a suffix, such as a pipe's.
 
     Raises:
-        InputError: the suffix is none of them.
+        InputError: the suffix is not in `formats`.
     """
     suffix = suffix_of(path)
     if not suffix and "text" in formats.values():
@@ -170,10 +170,10 @@ class _Decompressed(io.RawIOBase):
 
 @contextmanager
 def open_input(name: str | Path) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, decompressed, or of stdin for "-"; they begin as text does.
+    """The decompressed bytes of a file, or of stdin for "-", after a check that they look like text.
 
     Raises:
-        InputError: it begins as a file of another kind, or its lines end in carriage returns alone.
+        InputError: it starts like a file of another kind, or its lines end in carriage returns alone.
     """
     name = str(name)
     if name == STDIN:
@@ -200,11 +200,13 @@ def _refuse_foreign(name: str, head: bytes) -> None:
 
 
 class Lines:
-    """The lines of a stream as text, with their ends, counted; after a bad one, the next call continues.
+    """Iterates over the lines of a stream as text, line ends included, and counts them.
+
+    A bad line raises RecordProblem; the next call continues with the next line.
 
     Args:
-        tally: hears the bytes of each line.
-        first: whether the stream begins where its file does, where there may be a byte order mark.
+        tally: the bytes of each line are added to it.
+        first: whether the stream starts at the start of its file, where there may be a byte order mark.
     """
 
     def __init__(self, stream: BinaryIO, tally: Tally | None = None, *, first: bool = True) -> None:
@@ -252,12 +254,12 @@ def read_text(path: str | Path) -> str:
 class CsvRows:
     """The rows of a csv file: lists of fields, empty for an empty line. After a RecordProblem, the next call continues.
 
-    In a .tsv, quotes are characters like any other unless `quoted` is set; elsewhere, fields may stand in them.
+    In a .tsv, quotes are ordinary characters unless `quoted` is set; in other files, fields may be quoted.
 
     Args:
-        name: the file's, which errors name.
-        lines: of the file, from its first.
-        form: header, delimiter and quoted are those of csv.
+        name: the file's name, for errors.
+        lines: the file's lines, from the first on.
+        form: its header, delimiter and quoted apply.
 
     Raises:
         InputError: the header line cannot be read or names a column twice; a .tsv that was written with quotes.
@@ -265,7 +267,7 @@ class CsvRows:
 
     def __init__(self, name: str | Path, lines: Lines, form: Form) -> None:
         csv.field_size_limit(MAX_LINE)
-        self.names: list[str] = []  # of the columns; empty without a header line
+        self.names: list[str] = []  # column names; empty without a header line
         self._shown, self._lines = shown(name), lines
         is_tsv = suffix_of(name) == ".tsv"
         self._delimiter = form.delimiter or ("\t" if is_tsv else ",")
@@ -319,7 +321,7 @@ class CsvRows:
         raise InputError(f"{self._shown}:1: {self._missing(wanted)}")
 
     def _missing(self, column: str) -> str:
-        """The message for a column that the header line does not name, with the option that may be missing."""
+        """The message for a column that is not in the header line, with the option that may help."""
         message = no_column(column, self.names)
         if other := self._other_delimiter():
             shell = {"\t": r"'\t'"}.get(other, f"'{other}'")
@@ -335,7 +337,7 @@ class CsvRows:
         """Refuses a .tsv whose first lines were written with fields in quotes."""
         lines = list(io.StringIO(head.decode("utf-8-sig", "ignore")))
         if len(lines) > 1 and not lines[-1].endswith("\n"):
-            lines.pop()  # it may go on past the bytes looked at
+            lines.pop()  # it may continue after `head`
         plain, _ = self._sample(lines, csv.QUOTE_NONE)
         quoted, error = self._sample(lines, csv.QUOTE_MINIMAL)
         fits = not error or ("unexpected end of data" in error and len(quoted) > 1)
@@ -363,7 +365,7 @@ class CsvRows:
 
 
 def json_values(path: str | Path, text: str) -> Iterator[tuple[int, Any]]:
-    """The line and value of each element of a JSON list, or of each of the objects that follow one another.
+    """The line and value of each element of a JSON list, or of each of several concatenated JSON values.
 
     Raises:
         InputError: the text is neither.
@@ -403,11 +405,11 @@ def no_column(column: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def open_parquet(path: str | Path, columns: Sequence[str] = (), text: str | None = None) -> Iterator[Any]:
-    """A pyarrow ParquetFile; what is wrong with it, also while it is read, is an InputError.
+    """A pyarrow ParquetFile. Its errors, also those while it is read, are raised as InputError.
 
     Args:
-        columns: that it must have.
-        text: the one of them that must hold strings.
+        columns: required columns.
+        text: the column that must hold strings.
     """
     try:
         import pyarrow as pa

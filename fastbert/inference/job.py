@@ -1,4 +1,4 @@
-"""The run behind `fastbert embed`: windows of records, an Embedder, an output; memory does not grow."""
+"""The run behind `fastbert embed`: embeds records window by window, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastbert.inference.input_files import InputError
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
 from fastbert.inference.records import Record, Records
 
-WINDOW_CHARS = 1 << 21  # the most text that is held for a window
+WINDOW_CHARS = 1 << 21  # characters of text at which a window ends
 
 
 def windows(records: Iterable[Record], size: int = WINDOW, chars: int = WINDOW_CHARS) -> Iterator[list[Record]]:
-    """Splits records into lists of at most `size`, shorter where their texts reach `chars` characters."""
+    """Splits records into lists of at most `size` records; a list also ends when its texts reach `chars` characters."""
     window: list[Record] = []
     held = 0
     for record in records:
@@ -42,18 +42,18 @@ def embed_records(
     report: Callable[[str], None] = lambda message: None,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Progress:
-    """Embeds all records, from where `output` was interrupted on; returns what was done in all.
+    """Embeds all records, resuming where `output` was interrupted; returns the progress of all runs together.
 
-    Windows begin where an interrupted run's did, so that batches, and with them the last bits of the
-    vectors, are those of a run that was not interrupted.
+    Windows start at the same records as in an uninterrupted run. Batches, and so the last bits of the vectors,
+    are then the same.
 
     Args:
         prompt: put before each text.
         report: called with a message for each bad line that is skipped.
-        advance: called with the tokens of each batch.
+        advance: called with the number of tokens of each batch.
 
     Raises:
-        InputError: a bad line, unless `skip_bad`; or the input is not what the interrupted run read.
+        InputError: a bad line, unless `skip_bad`; or the input differs from that of the interrupted run.
         OutputError: a vector is not finite.
     """
     progress = replace(output.resumed) if output.resumed else Progress()
@@ -97,7 +97,7 @@ def embed_records(
 
 
 def _replay(stream: Iterator[Record], records: Records, progress: Progress) -> None:
-    """Reads past what the interrupted run had done, and makes sure that it is the same."""
+    """Reads past the records that the interrupted run had done, and checks that they are the same."""
     read = sum(1 for _, _ in zip(range(progress.records), stream, strict=False))
     if read < progress.records or records.digest() != progress.input_sha256:
         raise InputError(

@@ -1,8 +1,8 @@
-"""Where vectors go: .npy, .parquet and jsonl, written so that a run killed at any moment can go on.
+"""Output files of vectors: .npy, .parquet and jsonl. A run that was killed at any moment can be resumed.
 
-A run writes two files next to its output: OUT.partial, and OUT.journal.json, which says how much of it
-counts. Each commit appends to the first, then replaces the second; OUT itself appears, by a rename, when
-the run is complete. A rerun cuts the partial file to what the journal says and goes on from there.
+A run writes two files next to its output: OUT.partial, and OUT.journal.json with the committed length of
+OUT.partial. Each commit appends to OUT.partial, then replaces the journal. When the run is complete, OUT appears
+by a rename. A resumed run truncates the partial file to the committed length and continues from there.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from fastbert.checkpoint.files import atomic_path, naming
 from fastbert.checkpoint.journal import Journal, RunError, lock
 from fastbert.inference.records import Record
 
-OutputError = RunError  # an output that cannot be begun, continued or written
+OutputError = RunError  # an output that cannot be started, resumed or written
 JOURNAL_VERSION = 3
-_LENGTHS = struct.Struct("<qq")  # of ids and rows of a window, in bytes
+_LENGTHS = struct.Struct("<qq")  # bytes of a window's ids and of its rows
 ROW_GROUP = 16384  # rows of a parquet row group
 
 
 class Format(Protocol):
-    """One file format. `encode` makes what a partial file grows by, `finish` the output from all of it."""
+    """One file format. `encode` returns the bytes to append to a partial file; `finish` makes the output from it."""
 
     def prefix(self) -> bytes: ...
 
     def encode(self, records: Sequence[Record], vectors: np.ndarray) -> bytes:
-        """records (n) and their vectors (n, E), NaN throughout for a skipped one."""
+        """The bytes of n records and their vectors (n, E); a skipped record has a vector of NaN."""
         ...
 
     def finish(self, partial: Path, out: Path, records: int) -> None: ...
 
 
 class NpyFormat:
-    """A float32 matrix (N, E): row i is the input's record i, and a skipped one is a row of NaN.
+    """A float32 matrix (N, E): row i is the input's record i; a skipped record is a row of NaN.
 
-    A matrix has no room for line numbers; this keeps rows and records in step.
+    The matrix has no line numbers, so rows of NaN keep rows and records aligned.
     """
 
     def __init__(self, width: int) -> None:
@@ -54,7 +54,7 @@ class NpyFormat:
         return self._header(0)
 
     def _header(self, rows: int) -> bytes:
-        # numpy leaves room for any number of rows, so that the length does not depend on it.
+        # numpy pads the header for any number of rows, so its length does not depend on that number.
         buffer = BytesIO()
         np.lib.format.write_array_header_1_0(
             buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, self._width)}
@@ -73,13 +73,13 @@ class NpyFormat:
 
 
 class JsonlFormat:
-    """Objects {"line": 3, "embedding": [...]}, "file" with several inputs, "id" of records that have one.
+    """Objects {"line": 3, "embedding": [...]}, with "file" if there are several inputs and "id" if a record has one.
 
     A skipped line has no row.
     """
 
     def __init__(self, width: int, files: Sequence[str]) -> None:
-        self._row = "[" + ",".join(["%.9g"] * width) + "]"  # nine digits bring back every float32
+        self._row = "[" + ",".join(["%.9g"] * width) + "]"  # nine digits represent every float32 exactly
         self._files = [json.dumps(name, ensure_ascii=False) for name in files]
 
     def prefix(self) -> bytes:
@@ -100,11 +100,11 @@ class JsonlFormat:
 
 
 class ParquetFormat:
-    """Columns line (int64), embedding (a list of E float32), file (string) where inputs are several, id (string).
+    """Columns line (int64), embedding (list of E float32), file (string) if there are several inputs, id (string).
 
-    Skipped lines have no row. A parquet file cannot be cut and grown, so rows are spooled as they are and
-    become parquet, a row group at a time, at the end. In the spool, each window is the lengths of its two parts, a JSON
-    list of ids, and rows.
+    Skipped lines have no row. A parquet file cannot be truncated and extended, so rows are spooled raw and
+    converted to parquet at the end, one row group at a time. In the spool, each window is the byte lengths of its two
+    parts, then a JSON list of ids, then the rows.
     """
 
     def __init__(self, width: int, files: Sequence[str], *, ids: bool = False) -> None:
@@ -128,7 +128,7 @@ class ParquetFormat:
         return _LENGTHS.pack(len(ids), rows.nbytes) + ids + rows.tobytes()
 
     def _groups(self, spool: BinaryIO) -> Iterator[tuple[list[str], np.ndarray]]:
-        """The ids and rows of each row group to be, of ROW_GROUP rows and what is left of the last window."""
+        """The ids and rows of each row group: whole windows, until there are at least ROW_GROUP rows."""
         ids: list[str] = []
         held: list[np.ndarray] = []
         while header := spool.read(_LENGTHS.size):
@@ -152,7 +152,7 @@ class ParquetFormat:
         with (
             atomic_path(out) as temporary,
             open(partial, "rb") as spool,
-            # Vectors neither repeat nor compress.
+            # Vectors do not compress, nor do they repeat.
             pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=["file"]) as writer,
         ):
             for ids, rows in self._groups(spool):
@@ -171,13 +171,13 @@ def make_format(name: str, width: int, files: Sequence[str], *, ids: bool = Fals
     """The format called "npy", "parquet" or "jsonl", for vectors of `width` from the inputs `files`."""
     if name == "npy":
         return NpyFormat(width)
-    # A file name that is not UTF-8 has its odd bytes shown as escapes.
+    # In a file name that is not UTF-8, the invalid bytes become escapes.
     files = [name.encode("utf-8", "backslashreplace").decode() for name in files]
     return ParquetFormat(width, files, ids=ids) if name == "parquet" else JsonlFormat(width, files)
 
 
 class StreamOutput:
-    """Rows to a stream, each window as it is done; nothing is kept and nothing can be resumed."""
+    """Writes rows to a stream after each window. Such a run cannot be resumed."""
 
     resumed, done = None, False
 
@@ -197,12 +197,12 @@ class StreamOutput:
 
 @dataclass
 class Progress:
-    """How far a run has come: what the journal keeps."""
+    """How far a run has come; stored in the journal."""
 
-    records: int = 0  # of the input, bad ones too
+    records: int = 0  # of the input, including bad ones
     skipped: int = 0
     tokens: int = 0
-    words: int = 0  # tokens without [CLS], [SEP] and the prompt's
+    words: int = 0  # tokens without [CLS], [SEP] and the prompt
     unknown: int = 0  # [UNK] among them
     cut: int = 0  # texts longer than the maximum length
     input_sha256: str = ""  # of the bytes of those records
@@ -214,15 +214,15 @@ class FileOutput:
     """The output file of a resumable run.
 
     Args:
-        out: the file to be.
+        out: path of the output file.
         format: how rows are written.
-        settings: what the rows follow from in addition to the input: JSON values by name. A run is continued only
-            by the same settings.
-        resume: whether to continue an interrupted run, where there is one.
-        restart: whether to throw an interrupted run away.
+        settings: JSON values by name that, with the input, determine the rows. A run is resumed only with equal
+            settings.
+        resume: whether to resume an interrupted run, if there is one.
+        restart: whether to discard an interrupted run.
 
     Raises:
-        OutputError: there is an interrupted run and neither resume nor restart is asked; its settings differ
+        OutputError: there is an interrupted run and neither resume nor restart is set; its settings differ
             or its files do not fit together; another process is writing it.
     """
 
@@ -242,7 +242,7 @@ class FileOutput:
         )
         self.resumed: Progress | None = None  # where an interrupted run stood
         out.parent.mkdir(parents=True, exist_ok=True)
-        self.done = False  # whether that run was complete, and only its journal is left to clear up
+        self.done = False  # whether that run was complete and only its journal is left to remove
         self._renamed = not self.partial.exists()
         self._file = open(self.partial, "ab")  # noqa: SIM115
         try:
@@ -256,7 +256,7 @@ class FileOutput:
             if (before := self._journal.read(resume=resume)) is not None:
                 self.resumed = self._checked(before)
             self._file.truncate(self.resumed.bytes if self.resumed else 0)
-            self._file.seek(0, os.SEEK_END)  # truncating leaves the position, which commits rely on, behind
+            self._file.seek(0, os.SEEK_END)  # truncate does not move the position, on which commits rely
             if not self.resumed:
                 self._file.write(self._format.prefix())
         except BaseException:
@@ -279,7 +279,7 @@ class FileOutput:
         return progress
 
     def append(self, records: Sequence[Record], vectors: np.ndarray, progress: Progress) -> None:
-        """Adds rows and commits: after this returns, a kill at any moment does not lose them."""
+        """Appends rows and commits them: after this returns, a kill does not lose them."""
         with naming(self.partial):
             self._file.write(self._format.encode(records, vectors))
         self._commit(progress)
@@ -292,7 +292,7 @@ class FileOutput:
         self._journal.write(**asdict(progress))
 
     def finish(self, progress: Progress) -> None:
-        """Makes the output from the partial file, under its own name, and clears up."""
+        """Makes the output file from the partial file and removes the journal."""
         if not self.done:
             progress.complete = True
             self._commit(progress)
@@ -301,12 +301,12 @@ class FileOutput:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the partial file; without a journal, nothing in it counts, and it goes."""
+        """Closes the partial file; without a journal, nothing in it is committed and it is removed."""
         if not self._file.closed:
             if not self._journal.path.exists() and _is(self._file, self.partial):
                 self.partial.unlink()
             with naming(self.partial):
-                self._file.close()  # and with it goes the lock
+                self._file.close()  # releases the lock
 
 
 def journal_path(out: Path) -> Path:

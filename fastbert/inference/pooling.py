@@ -17,10 +17,10 @@ POOLINGS = (*TOKEN_POOLINGS, POOLER)
 
 
 def pooling_modes(pooling: str | Sequence[str]) -> tuple[str, ...]:
-    """The poolings that are concatenated: of one name, or of several in a list or tuple.
+    """The poolings to concatenate, from one name or a list or tuple of names.
 
     Raises:
-        ValueError: no name, or one that is not in POOLINGS.
+        ValueError: there is no name, or one that is not in POOLINGS.
     """
     modes = (pooling,) if isinstance(pooling, str) else pooling
     if not isinstance(modes, list | tuple) or not modes or not all(mode in POOLINGS for mode in modes):
@@ -35,12 +35,12 @@ def pool(
 
     Args:
         states: the token states of all texts, one text after the other.
-        lengths: tokens of each text, (B) int64, on the states' device.
-        modes: names of POOLINGS.
-        skip: tokens at the start of each text that are left out, [CLS] and the prompt's. Positions, by which
-            "weightedmean" weighs, still count from the text's start. Where nothing is left, the vector is 0, but
-            that of "cls", which is the first state then.
-        pooler_output: (B, E), for the mode "pooler", which knows no `skip`.
+        lengths: number of tokens of each text, (B) int64, on the states' device.
+        modes: names in POOLINGS.
+        skip: number of tokens left out at the start of each text ([CLS] and the prompt). The positions that weight
+            "weightedmean" still count from the start of the text. If no token is left, the vector is 0; that of
+            "cls" is the first state.
+        pooler_output: (B, E), for the mode "pooler", which ignores `skip`.
     """
     segments = _Segments(states, lengths, skip)
     vectors: list[Any] = [pooler_output if mode == POOLER else getattr(segments, mode)() for mode in modes]
@@ -64,11 +64,11 @@ class _Segments:
         return torch.arange(len(self._all), device=self._all.device) - starts
 
     def _reduce(self, x: Tensor, how: str) -> Tensor:
-        """`how` over each text's rows, (T, E) -> (B, E); zeros for one without rows."""
+        """Reduces each text's rows by `how`, (T, E) -> (B, E); zeros for a text without rows."""
         if not x.shape[0]:
             return x.new_zeros(len(self._lengths), x.shape[1])
-        # Unlike index_add_, each sum runs in one order, whatever texts it is batched with. `unsafe` leaves out a
-        # check of the lengths that waits for the device.
+        # Unlike index_add_, the order of each sum does not depend on the rest of the batch. `unsafe` skips a check of
+        # the lengths that waits for the device.
         return torch.segment_reduce(x, how, lengths=self._lengths, axis=0, unsafe=True, initial=None)
 
     def _row(self, index: Tensor, exists: Tensor) -> Tensor:

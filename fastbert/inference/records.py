@@ -1,7 +1,7 @@
-"""The one reader of text, jsonl, JSON, csv, tsv and parquet files, and the records that `fastbert embed` makes of them.
+"""The reader of text, jsonl, JSON, csv, tsv and parquet files, and the records that `fastbert embed` makes of them.
 
-`read_rows` yields the rows of a file, each with its values by column or with the problem there is in their place; what
-is wrong with the file itself is an InputError. embed, prepare and finetune all read by it.
+`read_rows` yields the rows of a file. Each row has its values by column, or a problem. An error of the file itself is
+raised as InputError. The commands embed, prepare and finetune all use it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fastbert.inference.input_files import (
 
 
 class Row(NamedTuple):
-    """One record of a file: its values by column, or the problem there is in their place."""
+    """One record of a file: its values by column, or its problem."""
 
     line: int  # the one it begins on, or the row of a parquet file, counted from 1
     values: dict[str, Any]
@@ -50,18 +50,18 @@ def read_rows(
     blank_rows: bool = False,
     groups: Sequence[int] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a file of any format, or of stdin for "-", in order; after one with a problem, the next is read.
+    """The rows of a file of any format, or of stdin for "-", in order; reading continues after a row with a problem.
 
     Args:
         kind: the file's format, one of FORMATS.
-        columns: of a csv or parquet file, those wanted: names, or in csv also numbers from 1; None for all. The line of
-            a text file is the first of them; a JSON object has all its values.
-        tally: hears what is read.
-        blank_rows: whether an empty line of a csv file is a row, with a problem.
-        groups: row groups of a parquet file; None is all.
+        columns: the columns to read of a csv or parquet file: names, or in csv also numbers from 1; None for all. A
+            line of a text file is the value of the first column; a JSON object keeps all its values.
+        tally: counts and hashes the input.
+        blank_rows: whether an empty line of a csv file is a row with a problem, or skipped.
+        groups: row groups of a parquet file; None for all.
 
     Raises:
-        InputError: a csv or parquet file without a column, or a file of another format.
+        InputError: a csv or parquet file lacks a column, or a file is of another format.
     """
     if kind not in FORMATS:
         raise InputError(f"{shown(name)}: the format is {kind!r}; it must be one of {', '.join(FORMATS)}")
@@ -83,7 +83,7 @@ def read_rows(
 
 
 def _rows(lines: Lines, following: Callable[[], dict[str, Any] | None]) -> Iterator[Row]:
-    """The rows that calls of `following` return until it raises StopIteration; None is no row."""
+    """The rows that calls of `following` return until it raises StopIteration; None is skipped."""
     while True:
         line = lines.number + 1
         try:
@@ -146,9 +146,9 @@ def _json_rows(name: str | Path, tally: Tally | None) -> Iterator[Row]:
 
 
 def json_object(value: Any, *, escapes: bool) -> dict[str, Any]:
-    """`value`, if it is an object; with `escapes`, of characters.
+    """Returns `value` if it is an object; with `escapes`, also checks that its strings can be encoded.
 
-    Escapes can spell half a surrogate pair, which a Python string holds and UTF-8 cannot.
+    JSON escapes can spell half a surrogate pair, which a Python string can hold and UTF-8 cannot.
     """
     if not isinstance(value, dict):
         raise RecordProblem(f"holds a JSON {type(value).__name__}, not an object")
@@ -161,10 +161,10 @@ def json_object(value: Any, *, escapes: bool) -> dict[str, Any]:
 
 
 def text_of(row: Row, column: str, kind: str, *, allow_empty: bool = False) -> str:
-    """The text in a column of a row of a file of this kind; a null in a parquet file is an empty one.
+    """The text in a column of a row; `kind` is the file's format. A null in a parquet file is an empty text.
 
     Raises:
-        RecordProblem: the row's problem, or that of its text.
+        RecordProblem: the row or its text has a problem.
     """
     if row.problem is not None:
         raise RecordProblem(row.problem)
@@ -183,7 +183,7 @@ def text_of(row: Row, column: str, kind: str, *, allow_empty: bool = False) -> s
 def _parquet_rows(
     name: str | Path, columns: Sequence[str] | None, tally: Tally | None, groups: Sequence[int] | None
 ) -> Iterator[Row]:
-    """Rows of row groups (all of them by default), without holding more than a batch."""
+    """Rows of row groups (all by default), with one batch in memory at a time."""
     with open_parquet(name, columns or ()) as file:
         batches = file.iter_batches(row_groups=groups, columns=columns, batch_size=1024)
         for number, values in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1):
@@ -194,13 +194,13 @@ def _parquet_rows(
 
 @dataclass(frozen=True)
 class Record:
-    """One text, or the problem there is in its place."""
+    """One text, or its problem."""
 
     file: int  # index of the input
     line: int  # the one it begins on, or the row of a parquet file, counted from 1
     text: str
     problem: str | None = None
-    id: str | int | None = None  # the value of the id column, if one was asked for
+    id: str | int | None = None  # the value of the id column, if one is configured
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,10 @@ class Reading(Form):
     """How `fastbert embed` reads inputs.
 
     Args:
-        field: of a JSON object, its text.
-        column: of a csv or parquet file, its text: a name, or, of csv, a number counted from 1.
-        allow_empty: whether a text of white space alone is a text.
-        id_column: of a csv or parquet file, or the field of a JSON object, what identifies a record.
+        field: field of a JSON object that holds the text.
+        column: column of a csv or parquet file that holds the text: a name, or in csv a number from 1.
+        allow_empty: whether a text may be empty or white space alone.
+        id_column: column of a csv or parquet file, or field of a JSON object, that identifies a record.
     """
 
     field: str = "text"
@@ -228,15 +228,15 @@ class Records:
         reading: how to read them.
 
     Raises:
-        InputError: on construction, a path that is no file, an unknown suffix, a parquet file without the column;
-            while iterating, a csv file without it, or a file whose content is not what its suffix says.
+        InputError: on construction, a path is not a file, a suffix is unknown, or a parquet file lacks the column;
+            while iterating, a csv file lacks the column, or a file's content does not match its suffix.
     """
 
     def __init__(self, inputs: Sequence[str], reading: Reading | None = None) -> None:
         self.inputs, self.reading = list(inputs), reading or Reading()
         self._tally = Tally()
         self._digest_at_record = self._tally.digest.copy()
-        self.total_bytes: int | None = 0  # None where an input has no size
+        self.total_bytes: int | None = 0  # None if an input has no size
         for name in self.inputs:
             path, kind = Path(name), self.reading.format_of(name)
             if name != STDIN and (path.is_dir() or not path.exists()):
@@ -254,7 +254,7 @@ class Records:
                 self.total_bytes += path.stat().st_size
 
     def _columns(self, kind: str) -> tuple[list[str], str]:
-        """The columns to be read, and that of the text among them."""
+        """The columns to read, and the name of the text's column."""
         text = self.reading.field if kind in ("json", "jsonl") else self.reading.column
         return list(dict.fromkeys([text, self.reading.id_column or text])), text
 
@@ -263,7 +263,7 @@ class Records:
         return self._tally.bytes
 
     def digest(self) -> str:
-        """A hash of all bytes up to the end of the record that came last."""
+        """A hash of all bytes up to the end of the last record."""
         return self._digest_at_record.hexdigest()
 
     def where(self, record: Record) -> str:

@@ -1,6 +1,6 @@
-"""The modules of a sentence-transformers model that follow its Transformer, but Pooling: Dense, LayerNorm, Normalize.
+"""The modules of a sentence-transformers model after its Transformer, except Pooling: Dense, LayerNorm, Normalize.
 
-Each maps rows to rows, whether those are token states or vectors of texts. Weights and arithmetic are float32.
+Each maps rows to rows. A row is a token state or the vector of a text. Weights and arithmetic are float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastbert import ops
 from fastbert.checkpoint.load import Checkpoint
 
 _PATH = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
-# Those that work by element, draw no numbers and need no argument.
+# The activations that are elementwise and deterministic and need no argument.
 ACTIVATIONS = (
     *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU"),
     *("LogSigmoid", "Mish", "PReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink"),
@@ -37,10 +37,10 @@ def activation_name(path: object) -> str | None:
 class Dense:
     """y = activation(x W^T + b), plus x or its projection where the module has a residual: (M, in) -> (M, out)."""
 
-    tensors: dict[str, Tensor]  # by the names that sentence-transformers stores them under
-    activation: str = "Tanh"  # of ACTIVATIONS
+    tensors: dict[str, Tensor]  # by their names in sentence-transformers' files
+    activation: str = "Tanh"  # one of ACTIVATIONS
     residual: bool = False
-    where: str = "Dense"  # begins an error
+    where: str = "Dense"  # prefix of error messages
 
     def __post_init__(self) -> None:
         self.settings = ("Dense", self.activation, self.residual)
@@ -95,10 +95,10 @@ RowModule = Dense | LayerNorm | Normalize
 
 
 def width_after(modules: Iterable[RowModule], width: int) -> int:
-    """The length of a row that has gone through `modules`.
+    """The length of a row of length `width` after `modules`.
 
     Raises:
-        ValueError: a module is for rows of another length.
+        ValueError: a module expects rows of another length.
     """
     for module in modules:
         width = module.width_after(width)
@@ -106,7 +106,7 @@ def width_after(modules: Iterable[RowModule], width: int) -> int:
 
 
 def apply(modules: Iterable[RowModule], x: Tensor) -> Tensor:
-    """Sends rows through `modules`, whose tensors move to the rows' device."""
+    """Applies `modules` to rows; the modules' tensors move to the rows' device."""
     for module in modules:
         for name, tensor in module.tensors.items():
             module.tensors[name] = tensor.to(x.device)
@@ -119,7 +119,7 @@ def load_tensors(folder: Path, shapes: dict[str, tuple[int, ...]], config: Path)
 
     Raises:
         FileNotFoundError: the folder has neither model.safetensors nor pytorch_model.bin.
-        ValueError: a tensor is missing, one too many, unreadable, or has another shape than `config` makes it.
+        ValueError: a tensor is missing, unexpected or unreadable, or its shape does not match `config`.
     """
     tensors = {}
     with Checkpoint(folder) as stored:

@@ -1,4 +1,4 @@
-"""How a sentence-transformers folder wants its token states made into one vector: its files, each field checked."""
+"""Reads and checks a sentence-transformers folder's settings for making one vector of token states."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fastbert.inference.sentence_modules import (
     load_tensors,
 )
 
-_LARGEST = 2**24  # of a width or a length
+_LARGEST = 2**24  # limit of widths and lengths
 _TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # what a module may read and write
-# The switches of a Pooling module's config.json before sentence-transformers wrote one `pooling_mode`.
+# Flags of a Pooling module's config.json from before sentence-transformers wrote one `pooling_mode`.
 _SWITCHES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -31,12 +31,12 @@ _SWITCHES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_NO_PROMPTS = {"query": "", "document": ""}  # the names that sentence-transformers knows in any case
-_OLD_TRANSFORMER = "BERT"  # that of the first versions: its max_seq_length counts neither [CLS] nor [SEP]
+_NO_PROMPTS = {"query": "", "document": ""}  # names that sentence-transformers always defines
+_OLD_TRANSFORMER = "BERT"  # type of the first versions: its max_seq_length counts neither [CLS] nor [SEP]
 _OLD_LONGEST = 510
 _TRANSFORMERS = ("Transformer", _OLD_TRANSFORMER)
 _KINDS = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
-# Arguments of transformers' from_pretrained that change no vector.
+# Arguments of transformers' from_pretrained that do not change vectors.
 _HARMLESS_ARGUMENTS = ("trust_remote_code", "attn_implementation", "add_pooling_layer", "use_safetensors")
 
 
@@ -64,7 +64,7 @@ _SIZE = checks.integer(1, _LARGEST)
 
 _MODULE = dict.fromkeys(("name", "path", "type"), checks.STRING)
 _MODULE["idx"] = (lambda value: type(value) is int), "an integer"
-_MODULE["kwargs"] = checks.STRINGS  # names of keywords that `encode` may pass on; it has to be given them
+_MODULE["kwargs"] = checks.STRINGS  # names of the keywords of `encode` that it passes on; it has none by default
 _TRANSFORMER = {
     "max_seq_length": checks.or_null(_SIZE),
     "do_lower_case": checks.or_null(checks.FLAG),
@@ -74,14 +74,14 @@ _TRANSFORMER = {
     "module_output_name": checks.one_of(_TOKENS),
     "processing_kwargs": _EMPTY,
     "unpad_inputs": checks.or_null(checks.FLAG),  # vectors do not depend on it
-    "query_length": checks.or_null(_SIZE),  # of texts that are given a task, which `encode` does not by itself
+    "query_length": checks.or_null(_SIZE),  # for texts with a task, which `encode` does not set by itself
     "document_length": checks.or_null(_SIZE),
     "query_expansion": _EMPTY,
     "backend": checks.one_of("torch"),
     **dict.fromkeys(("model_args", "model_kwargs", "config_args", "config_kwargs"), _ARGUMENTS),
     **dict.fromkeys(("tokenizer_args", "processor_kwargs"), _ARGUMENTS),
 }
-_MODEL = {  # other fields are of no consequence to a vector
+_MODEL = {  # other fields do not change vectors
     "__version__": checks.OBJECT,
     "default_prompt_name": checks.or_null(checks.STRING),
     "model_type": checks.one_of("SentenceTransformer"),
@@ -115,34 +115,34 @@ _DENSE = {
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """What a folder asks for; the defaults are those of a folder that says nothing."""
+    """The settings of a folder; the defaults apply to a folder without sentence-transformers files."""
 
-    transformer: str = ""  # the folder of the Transformer within the model's
+    transformer: str = ""  # the Transformer's folder, relative to the model's
     modules_file: Path | None = None
     token_modules: tuple[RowModule, ...] = ()  # before the pooling
     pooling: tuple[str, ...] = ("mean",)
-    pooling_width: tuple[str, int] | None = None  # the Pooling module's file and field, and the width it names
+    pooling_width: tuple[str, int] | None = None  # file and field of the Pooling module's width, and its value
     include_prompt: bool = True
     modules: tuple[RowModule, ...] = ()  # after the pooling
     normalize: bool = False  # after all of them
     max_length: int | None = None
     lower_case: bool = False
     prompts: dict[str, str] = field(default_factory=_NO_PROMPTS.copy)
-    prompt: str = ""  # the one used where none is asked for
-    truncate_dim: Any = None  # leading numbers kept of a vector; not yet checked
+    prompt: str = ""  # the default prompt
+    truncate_dim: Any = None  # number of leading elements of a vector that are returned; not yet checked
 
 
 def read_settings(
     path: str | Path, pooling: tuple[str, ...] | None, normalize: bool | None, revision: str | None = None
 ) -> SentenceSettings:
-    """Reads modules.json and what it points to.
+    """Reads modules.json and the files it names.
 
-    An explicit `pooling` replaces the mode of the Pooling module, an explicit `normalize` the Normalize module at the
-    end. The two together replace all that follows the Transformer, which is not read then.
+    An explicit `pooling` replaces the mode of the Pooling module. An explicit `normalize` replaces the Normalize module
+    at the end. Both together replace all modules that follow the Transformer; these are then not read.
 
     Raises:
-        ValueError: the folder asks for something fastbert has not, or a file is no JSON object, or has an unknown
-            field or a value of another kind: naming file, field, value and limit.
+        ValueError: the folder needs a feature that fastbert does not have; or a file is not a JSON object, or has an
+            unknown field or a value of the wrong kind. The message names file, field, value and limit.
     """
     modules_file = resolve_file(path, "modules.json", revision=revision, required=False)
     if modules_file is None:
@@ -176,7 +176,7 @@ def read_settings(
 
 
 def _read_modules(file: Path) -> list[dict[str, Any]]:
-    """The entries of modules.json, a Transformer and what follows it."""
+    """The entries of modules.json: a Transformer and the modules that follow it."""
     modules = read_json(file, list)
     for module in modules:
         if not isinstance(module, dict) or not isinstance(module.get("type"), str):
@@ -192,7 +192,7 @@ def _read_modules(file: Path) -> list[dict[str, Any]]:
 
 
 def _kind(module: dict[str, Any]) -> str:
-    """Pooling of "sentence_transformers.models.Pooling"; other packages' types are given in full."""
+    """The class name of a module's type, e.g. "Pooling"; the full path for types of other packages."""
     path = module["type"]
     return path.rpartition(".")[2] if path.startswith("sentence_transformers.") else path
 
@@ -214,12 +214,12 @@ class _Chain:
         self._pooling: dict[str, Any] | None = None
         self._before: list[RowModule] = []
         self._after: list[RowModule] = []
-        self._pooled = all(_kind(module) != "Pooling" for module in modules)  # by an explicit pooling then
+        self._pooled = all(_kind(module) != "Pooling" for module in modules)  # then by an explicit pooling
         for module in modules:
             self._add(_kind(module), module.get("path", ""))
 
     def settings(self, pooling: tuple[str, ...] | None, normalize: bool | None) -> dict[str, Any]:
-        """The fields of SentenceSettings that the chain decides."""
+        """The fields of SentenceSettings that follow from the chain."""
         found = self._pooling
         if found is None and pooling is None:
             checks.refuse(self._modules_file, "the list of modules", "without Pooling", "with one, or give pooling")
@@ -250,7 +250,7 @@ class _Chain:
             self._after.append(module)
         elif not of_tokens and not self._pooled and kind in ("Dense", "LayerNorm"):
             raise ValueError(f"{self._modules_file} holds a {kind} module of {_SENTENCE} before its Pooling module")
-        # What maps tokens after they are pooled, or scales a vector before there is one, changes no vector.
+        # Skipped, as they change no vector: token modules after the Pooling, and Normalize of a vector before it.
 
     def _read(self, folder: str, known: dict[str, checks.Check], *, required: bool = True) -> tuple[Any, dict]:
         if not required and not folder:
@@ -316,7 +316,7 @@ class _Chain:
 
 
 def _of_tokens(file: Path | None, config: dict[str, Any]) -> bool:
-    """Whether a module maps token states, and not vectors of texts."""
+    """True if a module maps token states, False if it maps vectors of texts."""
     source = config.get("module_input_name", _SENTENCE)
     if config.get("module_output_name") not in (None, source):
         checks.refuse(file, "module_output_name", config["module_output_name"], f"{source!r}, as module_input_name")

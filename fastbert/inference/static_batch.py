@@ -1,7 +1,7 @@
-"""What a graph is made for: a number of tokens and of texts, rounded up, in tensors whose addresses never change.
+"""The static input buffers of a graph: tensors with fixed addresses for a rounded-up number of tokens and of texts.
 
-Tokens behind the last text belong to none: attention gives them zeros, everything else works on them by rows, and
-their results are not read. Texts behind the last one are empty.
+Tokens after the last text belong to no text: attention outputs zeros for them, all else is computed row by row, and
+their results are not read. Unused texts are empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastbert.model.inputs import Inputs
 from fastbert.packing import PackedBatch
 
-# What a device found wrong with a call, as bits.
+# Error bits that the device sets for a call.
 BAD_MASK, BAD_OFFSETS, BAD_ID = 1, 2, 4
 COMPLAINTS = {
     BAD_MASK: "attention_mask holds another value than 0 and 1",
@@ -33,7 +33,7 @@ class Bucket(NamedTuple):
 
 
 def token_sizes(most: int) -> list[int]:
-    """16 to `most`: powers of two up to 256, from there four steps an octave, so that a fifth at most is wasted."""
+    """Bucket sizes from 16 to `most`: powers of two up to 256, then four per octave (at most a fifth is padding)."""
     sizes, size = [], 16
     while size < most:
         sizes.append(size)
@@ -42,7 +42,7 @@ def token_sizes(most: int) -> list[int]:
 
 
 def bucket_of(tokens: int, texts: int, sizes: list[int]) -> Bucket:
-    """The smallest bucket that holds so many; texts, which cost next to nothing, in powers of four."""
+    """The smallest bucket that holds so many tokens and texts. Empty texts are cheap: they go in powers of four."""
     rounded = 1
     while rounded < texts:
         rounded *= 4
@@ -50,12 +50,12 @@ def bucket_of(tokens: int, texts: int, sizes: list[int]) -> Bucket:
 
 
 class StaticBatch:
-    """The buffers of one bucket, and what a model takes of them.
+    """The buffers of one bucket, and the model's inputs made from them.
 
-    `tokens` (3, T) int64 are input ids, token types and positions; `cu_seqlens` (B+1,) int32; `wrong` (1,) int32 what
-    was found wrong with the call before it was loaded. `full` is the (B, S) that positions and offsets belong to now,
-    where they are those of a batch without pads; `typed` whether a token type other than 0 may stand there, `suspect`
-    whether `wrong` may be other than 0.
+    `tokens` (3, T) int64 holds input ids, token types and positions; `cu_seqlens` (B+1,) int32 the offsets; `wrong`
+    (1,) int32 the error bits found before the call was loaded. `full` is the (B, S) of the positions and offsets now in
+    the buffers if they are those of a batch without pads, else None. `typed` is True if a token type may be nonzero,
+    `suspect` if `wrong` may be.
     """
 
     def __init__(self, model: nn.Module, bucket: Bucket, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class StaticBatch:
         places = tables.position_embeddings.weight.shape[0]
         limits = (tables.word_embeddings.weight.shape[0], tables.token_type_embeddings.weight.shape[0], places)
         self.bucket = bucket
-        # One block, for what comes from the host in one copy: ids, types, positions, and the offsets in half words.
+        # One block, so that a host call is one copy: ids, types, positions (int64), and the offsets (int32).
         self._block = torch.zeros(3 * bucket.tokens + bucket.texts // 2 + 1, dtype=torch.int64, device=device)
         self.tokens, self.cu_seqlens = self._parts(self._block)
         self.wrong = torch.zeros(1, dtype=torch.int32, device=device)
@@ -78,16 +78,16 @@ class StaticBatch:
         return block[: 3 * tokens].view(3, tokens), block[3 * tokens :].view(torch.int32)[: texts + 1]
 
     def reset(self) -> None:
-        """Puts ids that are none out of the way of the next call, which may not write over them."""
+        """Zeroes the buffers, so that invalid ids do not reach a later call that does not overwrite them."""
         self._block.zero_()
         self.wrong.zero_()
         self.full, self.typed, self.suspect = None, False, False
 
     def inputs(self) -> tuple[Inputs, Tensor]:
-        """What a model is to run on, with ids held within their tables; and `wrong`, with what the ids add to it.
+        """The model's inputs, with ids clamped to their tables; and `wrong`, with BAD_ID set if that changed an id.
 
-        Nothing on the host knows the values and offsets, so nothing made of them waits for the device. Sequences may be
-        empty, and tokens behind the last one belong to none. `max_seqlen` is a bound.
+        The host does not read values or offsets, so nothing waits for the device. Sequences may be empty, and tokens
+        after the last sequence belong to none. `max_seqlen` is an upper bound.
         """
         held = self.tokens.clamp(self._lowest, self._highest)
         wrong = self.wrong + (held != self.tokens).any().to(torch.int32) * BAD_ID
@@ -96,7 +96,7 @@ class StaticBatch:
         return Inputs(batch, ids, None, token_types, positions, came_packed=True), wrong
 
     def load_host(self, ids: Tensor, token_types: Tensor, positions: Tensor, cu_seqlens: Tensor) -> None:
-        """All of a call, from the CPU: (T,) three times, and (B+1,)."""
+        """Loads a whole call from the CPU: three tensors (T,), and cu_seqlens (B+1,)."""
         block = torch.zeros(self._block.shape, dtype=torch.int64, device="cpu", pin_memory=self._block.is_cuda)
         tokens, offsets = self._parts(block)
         for row, x in zip(tokens, (ids, token_types, positions), strict=True):
@@ -107,29 +107,29 @@ class StaticBatch:
         self.full, self.typed = None, True
 
     def load_offsets(self, cu_seqlens: Tensor) -> None:
-        """cu_seqlens (B+1,) of this call, from any device; empty texts follow."""
+        """Loads cu_seqlens (B+1,) from any device; the remaining texts are empty."""
         empty = self.bucket.texts + 1 - len(cu_seqlens)
         self._write(self.cu_seqlens, torch.cat([cu_seqlens.int(), cu_seqlens[-1:].int().expand(empty)]))
         self.full = None
 
     def load_full(self, batch_size: int, seq_len: int) -> None:
-        """Positions and offsets of B texts of S tokens each; nothing where they stand there already."""
+        """Loads positions and offsets of B texts of S tokens each, unless the buffers hold them already."""
         if self.full != (batch_size, seq_len):
             self.load_positions(torch.arange(seq_len, device="cpu").repeat(batch_size))
             self.load_offsets(torch.arange(batch_size + 1, device="cpu") * seq_len)
             self.full = (batch_size, seq_len)
 
     def load_ids(self, ids: Tensor) -> None:
-        """Input ids (N,)."""
+        """Loads input ids (N,)."""
         self._write(self.tokens[0, : len(ids)], ids)
 
     def load_positions(self, positions: Tensor) -> None:
-        """Positions (N,)."""
+        """Loads positions (N,)."""
         self._write(self.tokens[2, : len(positions)], positions)
         self.full = None
 
     def load_types(self, token_types: Tensor | None) -> None:
-        """Token types (N,), 0 where there are none."""
+        """Loads token types (N,); None loads zeros."""
         if token_types is not None:
             self._write(self.tokens[1, : len(token_types)], token_types)
         elif self.typed:
@@ -137,7 +137,7 @@ class StaticBatch:
         self.typed = token_types is not None
 
     def load_wrong(self, wrong: Tensor | None) -> None:
-        """What is wrong with the call, (1,) int32 on the device; None where the host has looked."""
+        """Loads the call's error bits, (1,) int32 on the device; None if the host has checked the call."""
         if wrong is not None:
             self.wrong.copy_(wrong)
         elif self.suspect:
@@ -149,5 +149,5 @@ class StaticBatch:
 
 
 def on_device(x: Tensor, device: torch.device) -> Tensor:
-    """x there, without waiting: from the CPU through pinned memory, which torch keeps until it has been read."""
+    """Copies x to a device without waiting. Pinned memory for a copy from the CPU is held by torch until it is done."""
     return x.pin_memory().to(device, non_blocking=True) if x.device.type == "cpu" != device.type else x
