@@ -1,1 +1,1 @@
-"""Reading and writing models on disk and from a hub: one module a kind of file."""
+"""Reading and writing models on disk and from a hub: one module for each kind of file."""

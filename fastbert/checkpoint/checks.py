@@ -1,4 +1,4 @@
-"""Checks of the fields of JSON files: what each may be, and one error: `FILE: FIELD is VALUE; it must be ...`."""
+"""Checks of the fields of JSON files, with one form of error: `FILE: FIELD is VALUE; it must be ...`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NoReturn, TypeGuard
 
 from fastbert.checkpoint.json_files import shown
 
-Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and the values that would
+Check = tuple[Callable[[Any], bool], str]  # a predicate, and the description of valid values
 
 
 def fields(where: object, values: dict[str, Any], known: dict[str, Check], *, others: bool = False) -> None:
-    """Refuses a value that its Check refuses, and, unless there may be `others`, names that are not `known`."""
+    """Raises ValueError for a value that fails its Check and, unless `others`, for a name that is not in `known`."""
     for name, value in values.items():
         if name in known:
             is_right, wanted = known[name]

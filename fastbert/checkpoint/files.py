@@ -1,4 +1,4 @@
-"""Loading and saving: files are written whole or not at all, and the garbage collector rests while models are made."""
+"""Atomic file writes, errors of a full disk that name the file, and a pause of the garbage collector for loading."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which do not name the file themselves
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write; they do not name the file
 
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Makes an error of a full disk name `path`, which is being written in the context.
+    """Adds `path`, which is being written in the context, to errors of a full disk.
 
-    safetensors reports such an error as an exception of its own, with the number in the text; here it is an OSError.
+    safetensors raises its own exception for such an error, with the errno in its text; this raises an OSError.
     """
     try:
         yield
@@ -38,9 +38,9 @@ def _wrapped_errno(error: Exception) -> int | None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path in the folder of `path`; on success it is flushed to the disk and renamed to `path`.
+    """Yields a temporary path in the folder of `path`; on success the file is flushed to disk and renamed to `path`.
 
-    On an exception the temporary file is removed and the file at `path`, if there is one, stays as it was.
+    On an exception the temporary file is removed and an existing file at `path` is unchanged.
     A full disk is an OSError that names `path`.
     """
     path = Path(path)
@@ -53,7 +53,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            # mkstemp makes files that only their owner can read; a result is an ordinary file.
+            # mkstemp makes files that only their owner can read; give the result ordinary permissions.
             umask = os.umask(0)
             os.umask(umask)
             os.chmod(temporary, 0o666 & ~umask)
@@ -70,10 +70,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Within it, nothing is collected in this process.
+    """Turns garbage collection off in this process.
 
-    Loading makes thousands of objects that stay. Counting them, Python would go over all that torch has made, a tenth
-    of a second, as long as all the rest takes for a small model, and find nothing to free.
+    Loading makes thousands of long-lived objects, which trigger full collections. Each traverses all of torch's objects
+    and frees nothing. That takes 0.1 s, as long as the rest of loading a small model.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: a local folder, or a model on the hub."""
+"""Finds a checkpoint's files in a local folder or in a model on the hub."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def resolve_file(
 ) -> Path | None:
     """Path of `filename` in a local folder, or in the hub model of that id (downloaded into the hub's cache).
 
-    A folder of that name wins over a hub id. `revision` is a branch, tag or commit of a hub model and has
-    no meaning for a folder. Returns None for a missing file that is not `required`. Raises FileNotFoundError
-    for a missing required file or folder, OSError when the hub cannot be asked, TypeError for another type.
+    A local folder takes precedence over a hub id. `revision` is a branch, tag or commit of a hub model; a folder
+    ignores it. Returns None for a missing file that is not `required`. Raises FileNotFoundError for a missing
+    required file or folder, OSError if the hub cannot be reached, TypeError for a wrong type.
 
-    `named_by` is the file that names `filename`, which is then not trusted: a ValueError that begins with `named_by`
-    refuses one that leads out of the folder, by its text or by a link.
+    `named_by` is the file in which `filename` was found. `filename` is then not trusted: if its text or a link leads
+    out of the folder, a ValueError that begins with `named_by` is raised.
     """
     if named_by is not None:
         _check_relative(filename, named_by)
@@ -66,11 +66,11 @@ def resolve_file(
 
 
 def resolve_folder(path_or_id: str | os.PathLike, name: str, *, revision: str | None = None, named_by: Path) -> Path:
-    """Path of the folder `name` in a local folder, or in a hub model, of which a model's files are downloaded.
+    """Path of the folder `name` in a local folder, or in a hub model (its model files are downloaded).
 
-    `named_by` is the file that names it: a ValueError that begins with `named_by` refuses a name that leads out of the
-    folder, by its text or by a link. Raises FileNotFoundError for a missing folder, OSError when the hub cannot be
-    asked.
+    `named_by` is the file in which `name` was found. Raises a ValueError that begins with `named_by` if the text of
+    `name` or a link leads out of the folder, FileNotFoundError for a missing folder, OSError if the hub cannot be
+    reached.
     """
     _check_relative(name, named_by)
     folder = Path(path_or_id).expanduser()
@@ -91,7 +91,7 @@ def _check_relative(filename: str, named_by: Path) -> None:
 
 def _check_inside(file: Path, folder: Path, filename: str, named_by: Path) -> None:
     real = file.resolve()
-    # The hub's cache holds a file's content in models--x/blobs, to which its snapshots, and older downloads, are links.
+    # The hub's cache holds contents in models--x/blobs; its snapshots, and older downloads, link to them.
     in_cache = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
     if not in_cache and not real.is_relative_to(folder.resolve()):
         raise ValueError(f"{named_by} names {shown(filename)}, a link that leads out of the folder, to {real}")
@@ -100,7 +100,7 @@ def _check_inside(file: Path, folder: Path, filename: str, named_by: Path) -> No
 def _hub_folder(model_id: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    for weights in ("model*.safetensors", "pytorch_model*.bin"):  # the second only where there are none of the first
+    for weights in ("model*.safetensors", "pytorch_model*.bin"):  # the second only if there are none of the first
         patterns = [f"{name}/{pattern}" for pattern in ("*.json", "vocab.txt", weights)]
         try:
             folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns)) / name
@@ -129,8 +129,8 @@ def _hub_file(model_id: str, filename: str, revision: str | None, required: bool
     try:
         return Path(hf_hub_download(model_id, filename, revision=revision))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        # A file the hub once said is not there, or is not cached while offline, is an optional file we do
-        # without. A network failure is not: a missing tokenizer_config.json would silently change ids.
+        # An optional file counts as absent if the hub reported so before, or if it is not cached while offline.
+        # After a network failure it does not: a missing tokenizer_config.json would silently change ids.
         known_absent = try_to_load_from_cache(model_id, filename, revision=revision) is _CACHED_NO_EXIST
         if not required and (known_absent or constants.HF_HUB_OFFLINE):
             return None

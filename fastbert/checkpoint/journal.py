@@ -1,4 +1,4 @@
-"""Runs that can be resumed: a journal of what one was asked and how far it came, and a lock on what it writes."""
+"""Resumable runs: a journal of a run's settings and progress, and a lock on its output."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ class RunError(ValueError):
 
 
 class Journal:
-    """A JSON file next to what a run makes; it is there only while the run is not complete.
+    """A JSON file next to a run's output; it exists only until the run is complete.
 
     Args:
-        subject: what the run makes, for messages.
-        version: of the journal's content.
-        asked: what the result follows from, by name: a run is resumed by the same only.
-        key: of that in the file.
+        subject: path of the output, for messages.
+        version: version of the journal's content.
+        asked: settings by name that determine the result. A run is resumed only with equal settings.
+        key: the key of these settings in the file.
     """
 
     def __init__(self, path: Path, subject: Path, *, version: int, asked: dict[str, Any], key: str) -> None:
         self.path, self._subject, self._version, self._asked, self._key = path, subject, version, asked, key
 
     def read(self, *, resume: bool) -> dict[str, Any] | None:
-        """How far an interrupted run came, as `write` was told; None without such a run.
+        """The progress of an interrupted run, as passed to `write`; None if there is no such run.
 
         Raises:
-            RunError: there is one and `resume` is false, or it was asked otherwise, or its journal is damaged.
+            RunError: there is one and `resume` is false, its settings differ, or its journal is damaged.
         """
         if not self.path.exists():
             return None
@@ -63,7 +63,7 @@ class Journal:
 
 
 def lock(file: BinaryIO | int, path: Path) -> None:
-    """Keeps other processes from writing `path`, which is open as `file`, until this one closes it, or ends.
+    """Locks `path`, which is open as `file`, against other processes until this one closes it or exits.
 
     Raises:
         RunError: another process has the lock.

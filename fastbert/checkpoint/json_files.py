@@ -1,4 +1,4 @@
-"""Reads the JSON files of a checkpoint: bounded in size and depth, each key once, every error naming the file."""
+"""Reads the JSON files of a checkpoint. Size and depth are bounded, keys must be unique, errors name the file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-LARGEST = 32 << 20  # bytes: twice the tokenizer.json of 500,000 tokens
-DEEPEST = 64  # lists and objects within each other; a tokenizer's pipeline has about ten
+LARGEST = 32 << 20  # bytes: twice the size of a tokenizer.json of 500,000 tokens
+DEEPEST = 64  # nested lists and objects; a tokenizer's pipeline has about ten levels
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _LEAVES = {str, int, float, bool, type(None)}
 
@@ -22,8 +22,8 @@ def read_json(file: Path, kind: type = dict) -> Any:
     """The value in a JSON file, a dict (or a list, with kind=list).
 
     Raises:
-        ValueError: no JSON, not UTF-8, another kind of value, a key twice in one object, more than LARGEST bytes or
-            DEEPEST levels.
+        ValueError: the file is not JSON, not UTF-8, of another kind, has a duplicate key in one object, or more than
+            LARGEST bytes or DEEPEST levels.
     """
     with open(file, "rb") as stream:
         content = stream.read(LARGEST + 1)
@@ -33,12 +33,12 @@ def read_json(file: Path, kind: type = dict) -> Any:
 
 
 def parse_json(content: bytes, source: str | Path, kind: type = dict) -> Any:
-    """The value that `content` spells; see read_json. Errors begin with `source`."""
+    """Parses `content`; see read_json. Errors begin with `source`."""
     try:
         text = content.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_object)
         if HALF_PAIR.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # a string cannot be written that holds half a pair
+            json.dumps(value, ensure_ascii=False).encode()  # fails for a string with half a surrogate pair
         deep = _depth_exceeds(value, DEEPEST)
     except _DoubledKeyError as error:
         raise ValueError(f"{source}: the key {shown(error.args[0])} occurs twice in one object") from None
@@ -55,12 +55,12 @@ def parse_json(content: bytes, source: str | Path, kind: type = dict) -> Any:
 
 
 def shown(value: object) -> str:
-    """repr of a value from a file, for an error message: cut short."""
+    """repr of a value from a file, shortened for an error message."""
     return _short.repr(value)
 
 
 class _DoubledKeyError(Exception):
-    """Carries the key."""
+    """Raised for a duplicate key; carries it."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _depth_exceeds(value: object, limit: int) -> bool:
     level: list[Any] = [[value]]
     for _ in range(limit + 1):
-        holders = [items for items in level if not _LEAVES.issuperset(map(type, items))]  # quick, for a vocabulary
+        holders = [items for items in level if not _LEAVES.issuperset(map(type, items))]  # fast for a vocabulary
         inner = [item for items in holders for item in items if isinstance(item, dict | list)]
         if not inner:
             return False

@@ -1,4 +1,4 @@
-"""Reads and writes Hugging Face BERT checkpoints: safetensors, whole or in shards, and pytorch_model.bin."""
+"""Reads Hugging Face BERT checkpoints (safetensors and pytorch_model.bin, also in shards); writes safetensors."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
 )
-# The names, in order of preference, of a tensor that goes by several because it is tied: transformers adds the
-# decoder's own bias, and saves whichever of the two it meets first.
+# The possible names of a tied tensor, in order of preference. transformers also registers the bias under the decoder,
+# and saves the name that it finds first.
 _UNTIED = {"cls.predictions.bias": ("cls.predictions.decoder.bias", "cls.predictions.bias")}
 _WORDS, _DECODER = "embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
 _ALIASES = {_WORDS: (_WORDS, _DECODER), _DECODER: (_DECODER, _WORDS), **_UNTIED}
@@ -51,7 +51,7 @@ class Checkpoint:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stored.clear()  # what was mapped or read goes with it
+        self._stored.clear()  # frees the memory of mapped and read files
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
@@ -68,7 +68,7 @@ class Checkpoint:
             raise ValueError(f"{self.files[name]}: tensor {name} cannot be read: {error}") from error
 
     def copy_into(self, target: Tensor, name: str) -> None:
-        """Fills `target`, of the shape of the tensor called `name`, in its own dtype and on its own device."""
+        """Copies the tensor `name` into `target`, which has its shape and may have another dtype and device."""
         file, stored = self._stored[name]
         try:
             file.copy_into(target, stored)
@@ -107,7 +107,7 @@ def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
 
 
 def plain_name(name: str) -> str:
-    """A stored tensor's name without the `bert.` in front and with today's LayerNorm names."""
+    """A stored tensor's name without a leading `bert.` and with the current names of LayerNorm parameters."""
     name = name.removeprefix("bert.")
     for pattern, replacement in _LEGACY:
         name = pattern.sub(replacement, name)
@@ -129,7 +129,7 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def check_layers(checkpoint: Checkpoint, count: int) -> None:
-    """Raises a ValueError where the checkpoint has fewer layers than the config asks for, before any is made."""
+    """Raises ValueError, before layers are made, if the checkpoint has fewer layers than `count`, the config's."""
     for i in range(count):
         if f"encoder.layer.{i}.attention.self.query.weight" not in checkpoint:
             _fail_missing(
@@ -143,18 +143,19 @@ def check_layers(checkpoint: Checkpoint, count: int) -> None:
 class Match:
     """Where each parameter of a model comes from."""
 
-    sources: dict[str, str | None] = field(default_factory=dict)  # parameter -> tensor; None for a new one
+    sources: dict[str, str | None] = field(default_factory=dict)  # parameter -> tensor; None: newly initialised
     missing: list[str] = field(default_factory=list)  # parameters of a head that the checkpoint lacks
-    mismatched: list[str] = field(default_factory=list)  # parameters of another shape there, each as a sentence
+    mismatched: list[str] = field(default_factory=list)  # messages on parameters of another shape in the checkpoint
 
 
 def match(model: nn.Module, checkpoint: Checkpoint, ignore_mismatched_sizes: bool | str = False) -> Match:
     """Finds the tensor of each parameter by name and compares shapes; the model may be on the meta device.
 
-    A tensor of another shape is left out with `ignore_mismatched_sizes` (True, or "head" for those of the head alone).
+    With `ignore_mismatched_sizes`, tensors of another shape are left out (True: all; "head": only those of the head).
 
     Raises:
-        ValueError: an encoder tensor is missing, a tensor has another shape, or is of integers: naming file and tensor.
+        ValueError: an encoder tensor is missing, or a tensor has another shape or an integer dtype. The message names
+            file and tensor.
     """
     found, tied = Match(), model.config.tie_word_embeddings
     missing_encoder: list[str] = []
@@ -191,8 +192,8 @@ def load_into(
 ) -> None:
     """Copies a checkpoint's tensors into `model`, as `found` by `match`, in the model's dtype and on its device.
 
-    `loaded` hears the name of each parameter, in the model's order, once it has its values. Parameters without a
-    tensor go to `initialise` and are named in a warning, one for those of another shape and one for missing ones.
+    `loaded` is called with the name of each parameter once it has its values, in the model's order. Parameters without
+    a tensor are passed to `initialise`. One warning names those of another shape, another the missing ones.
 
     Raises:
         ValueError: a tensor cannot be read, or the config ties two tables that differ.
@@ -232,7 +233,7 @@ def _check_tied(checkpoint: Checkpoint, words: Tensor) -> None:
 
 
 def _may_differ(name: str, ignore_mismatched_sizes: bool | str) -> bool:
-    """Whether a parameter may have another shape in the checkpoint; the encoder is `bert.` in a model with a head."""
+    """True if a parameter may have another shape in the checkpoint. With a head, the encoder's names begin `bert.`."""
     return not name.startswith("bert.") if ignore_mismatched_sizes == "head" else bool(ignore_mismatched_sizes)
 
 
@@ -243,17 +244,17 @@ def _fail_missing(checkpoint: Checkpoint, names: list[str], why: str | None = No
 
 
 def save(state: dict[str, Tensor], folder: str | Path, max_shard_size: int | str = "5GB") -> None:
-    """Writes tensors as safetensors into `folder`, in shards with an index where they exceed `max_shard_size`.
+    """Writes tensors as safetensors into `folder`, in shards with an index if they exceed `max_shard_size`.
 
-    Each file is written whole or not at all; weight files of an earlier save that the new one does not
-    use are removed last.
+    Each file is written atomically. Weight files of an earlier save that this one does not overwrite are removed
+    last.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Contiguous, and a copy for a tensor's second name: safetensors holds no two names for one memory.
+    # Contiguous; and a copy for a tensor's second name, as safetensors refuses shared storage.
     seen: set[int] = set()
     state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""Reads a pytorch_model.bin, with torch's own reader, which runs none of its code."""
+"""Reads a pytorch_model.bin by torch.load with weights_only, which runs no code of the file."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_SPARE = 1 << 30  # bytes that a compressed file may be longer once unpacked
-_LONGEST_PICKLE = 64 << 20  # of a model, with the names of its tensors, 100 KB
-_SIGNATURE = b"PK\x03\x04"  # of a record's header, and so of an archive
+_SPARE = 1 << 30  # bytes by which a file may grow when it is unpacked
+_LONGEST_PICKLE = 64 << 20  # bytes; a model's pickle with its tensor names has about 100 KB
+_SIGNATURE = b"PK\x03\x04"  # starts a record's header, and so an archive
 
 
 class PickledFile:
-    """The tensors of a pytorch_model.bin, by name; see SafetensorsFile. Each goes when it has been copied.
+    """The tensors of a pytorch_model.bin, by name; see SafetensorsFile. Each is freed after it has been copied.
 
     Raises:
-        ValueError: no file of torch's, or one that holds anything but tensors, or less than its tensors need.
+        ValueError: the file is not torch's, holds anything but tensors, or is truncated.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch, about old kinds of storage
+                warnings.simplefilter("ignore")  # torch warns of old storage types
                 _check_archive(path)
                 state = torch.load(path, map_location="cpu", weights_only=True)
         except ValueError:
             raise
-        except Exception as error:  # its readers of pickle and zip raise what they stumble over
+        except Exception as error:  # the pickle and zip readers raise many types
             raise ValueError(f"{type(error).__name__}: {_first_line(error)}") from error
         state = state.get("state_dict", state) if isinstance(state, dict) else {}
         state = state if isinstance(state, dict) else {}
@@ -54,13 +54,13 @@ class PickledFile:
     def copy_into(self, target: Tensor, name: str) -> None:
         self.dtype(name)
         target.copy_(self._state[name])
-        self._state[name] = self._state[name].to("meta")  # else file and model would both be held in the end
+        self._state[name] = self._state[name].to("meta")  # else file and model would both be in memory at the end
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses a zip archive that is damaged, which torch does not see, or unpacks to far more than it is."""
+    """Refuses a zip archive that is damaged (torch does not check) or that unpacks to far more than its size."""
     with open(path, "rb") as file:
-        if file.read(4) != _SIGNATURE:  # as torch tells a zip archive from what it wrote before 1.6
+        if file.read(4) != _SIGNATURE:  # torch's own test: files from before torch 1.6 are no zip archives
             return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()

@@ -1,4 +1,4 @@
-"""Reads a safetensors file through its library, which judges the header: overlaps, holes, sizes that do not fit."""
+"""Reads a safetensors file through its library, which checks the header for overlaps, gaps and wrong sizes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# The library maps the file, and each page that was read counts as memory of the process until the map goes: after this
-# many bytes, the file is mapped again, so that loading does not hold the whole of it next to the model.
+# The library maps the file, and pages that were read count as memory of the process until it is unmapped. After this
+# many bytes the file is mapped again, so that loading does not hold the whole file in addition to the model.
 _MAPPED = 8 << 20
 
 
@@ -32,14 +32,14 @@ class SafetensorsFile:
     """The tensors of one open file, by name.
 
     Raises:
-        ValueError: the file is not what the format describes, or names a tensor twice.
+        ValueError: the file violates the format, or names a tensor twice.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._stat = path, _identity(path)
         self._open()
         with open(path, "rb") as file:
-            # The library takes the last of two entries of one name.
+            # parse_json refuses a duplicate name; of two entries, the library silently takes the last.
             self._entries = parse_json(file.read(int.from_bytes(file.read(8), "little")), "its header")
         self._entries.pop("__metadata__", None)
 
@@ -67,7 +67,7 @@ class SafetensorsFile:
 
     @torch.no_grad()
     def copy_into(self, target: Tensor, name: str) -> None:
-        """Fills `target`, of the tensor's shape, in its own dtype and on its own device."""
+        """Copies a tensor into `target`, which has its shape and may have another dtype and device."""
         size = target.numel() * self.dtype(name).itemsize
         if size <= _MAPPED or not target.dim():
             target.copy_(self._mapped(size).get_tensor(name))
@@ -77,7 +77,7 @@ class SafetensorsFile:
             target[start : start + rows].copy_(self._mapped(_MAPPED).get_slice(name)[start : start + rows])
 
     def _mapped(self, size: int) -> Any:
-        """The file as the library has it, of which `size` bytes are about to be read."""
+        """The mapped file, remapped if reading `size` more bytes would exceed _MAPPED."""
         if self._left < size:
             self._open()
         self._left -= size
