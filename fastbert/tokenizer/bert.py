@@ -1,9 +1,8 @@
 """BERT tokenization over the `tokenizers` library, with transformers' argument names and ids.
 
-The Rust library does all text work. This file is its settings. It never
-changes a tokenizer that another thread may be using: truncation is a setting of a Rust tokenizer, so each
-setting gets a tokenizer of its own, which shares the vocabulary and is made in microseconds; padding is done
-here.
+The Rust library tokenizes; this module configures it and pads. Truncation is a setting of a Rust tokenizer, which
+another thread may be using. So each combination of settings gets a Rust tokenizer of its own, which shares the
+vocabulary and is made in microseconds.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from fastbert.tokenizer.files import (
 
 PIPELINE = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 MAX_VIEWS = 8
-_COLUMNS: dict[str, tuple[Any, Any]] = {  # of a batch, next to the ids: each row of an encoding, and what pads it
+_COLUMNS: dict[str, tuple[Any, Any]] = {  # columns in addition to input_ids: row of an encoding, padding value
     "token_type_ids": (attrgetter("type_ids"), 0),
     "attention_mask": (lambda encoding: [1] * len(encoding), 0),
     "special_tokens_mask": (attrgetter("special_tokens_mask"), 1),
@@ -58,13 +57,13 @@ class BertTokenizer:
     """WordPiece tokenizer with the ids of transformers' BertTokenizer; safe to call from several threads.
 
     `vocab` is a dict token -> id, a list of tokens, or the path of a vocab.txt. The other arguments are those
-    of tokenizer_config.json; `added_tokens` are strings or `tokenizers.AddedToken`. Raises ValueError for a
+    of tokenizer_config.json. `added_tokens` are strings or `tokenizers.AddedToken`. Raises ValueError for a
     vocabulary that is empty, is not UTF-8 or lacks a special token.
     """
 
     model_input_names = ("input_ids", "token_type_ids", "attention_mask")
     pad_token_type_id = 0
-    is_fast = True  # for callers that ask whether encodings know characters and words
+    is_fast = True  # for callers that check whether encodings map tokens to characters and words
 
     def __init__(
         self,
@@ -155,8 +154,8 @@ class BertTokenizer:
     def from_pretrained(cls, path_or_id: str | os.PathLike, *, revision: str | None = None) -> BertTokenizer:
         """Reads tokenizer.json or vocab.txt, and the configuration next to it, from a folder or a hub id.
 
-        Where the files disagree, they are read as transformers reads them: vocabulary and added tokens from
-        tokenizer.json, lower-casing, accents and Chinese characters from tokenizer_config.json.
+        Where the files disagree, the choice is that of transformers: vocabulary and added tokens from
+        tokenizer.json; lower-casing, accents and Chinese characters from tokenizer_config.json.
         """
         files = read_folder(path_or_id, revision)
         try:
@@ -175,16 +174,16 @@ class BertTokenizer:
 
         try:
             stored = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{file}: {error}") from error
         for part in PIPELINE:
             setattr(self._backend, part, getattr(stored, part))
         self._tokenizer_class = "PreTrainedTokenizerFast"
 
     def lower_cased(self) -> BertTokenizer:
-        """This tokenizer, or where it does not lower-case, one like it that lower-cases a text first.
+        """This tokenizer if it lower-cases, else a copy that lower-cases the text first.
 
-        Special tokens in the text stay as they are.
+        Special tokens in the text are unchanged.
         """
         from tokenizers import normalizers
 
@@ -222,7 +221,7 @@ class BertTokenizer:
             write_text(folder / f"{name}.json", text + "\n")
         vocab = self._backend.get_vocab(with_added_tokens=False)
         lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.__getitem__))
-        # A vocab.txt has no way to leave out an id or to break a line inside a token.
+        # A vocab.txt cannot represent a gap in the ids, or a token with a line break.
         if list(vocab_of_lines(lines).values()) == sorted(vocab.values()):
             write_text(folder / "vocab.txt", lines)
 
@@ -248,13 +247,13 @@ class BertTokenizer:
         is_split_into_words: bool = False,
         split_special_tokens: bool | None = None,
     ) -> BatchEncoding:
-        """Tokenizes a text, a pair, or a list of either; a list runs on several cores.
+        """Tokenizes a text, a pair, or a list of either; a list is parallelised over cores.
 
-        Arguments mean what they mean in transformers, `max_length` alone turning truncation on included.
-        `padding_side` and `split_special_tokens` override the tokenizer's own. With `split_special_tokens`, a text
-        that spells a special token is split like any other text. `return_length` counts pad tokens, too.
+        Arguments have the meaning they have in transformers; `max_length` alone also turns truncation on.
+        `padding_side` and `split_special_tokens` override the tokenizer's own. With `split_special_tokens`, a
+        special token that occurs in the text is split like any other text. `return_length` also counts pad tokens.
         Columns are lists, or int64 arrays or tensors (B, S) with `return_tensors` "np" or "pt". Raises
-        TypeError for what is not text, ValueError for settings that cannot be met.
+        TypeError for input that is not text, ValueError for settings that cannot be met.
         """
         items, batched = check_inputs(text, text_pair, is_split_into_words)
         return_tensors = check_tensors(return_tensors)
@@ -304,17 +303,17 @@ class BertTokenizer:
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
     ) -> BatchEncoding:
-        """Pads tokenized texts to one length, as data collators ask for.
+        """Pads tokenized texts to one length, for data collators.
 
         Args:
             encoded_inputs: a list of features (mappings from a column's name to its row), or columns of a batch or of
                 one text. `input_ids`, `token_type_ids`, `attention_mask` and `special_tokens_mask` are padded, other
-                columns returned as they are. The input is not changed.
-            return_attention_mask: False neither adds the mask nor pads one that is there.
-            return_tensors: "np" or "pt"; None is the kind that `input_ids` has.
+                columns are returned unchanged. The input is not modified.
+            return_attention_mask: False neither adds a mask nor pads an existing one.
+            return_tensors: "np" or "pt"; None for the type of `input_ids`.
 
         Raises:
-            TypeError, ValueError: features that are none, that differ in their columns, or make no tensor.
+            TypeError, ValueError: invalid features, features with different columns, or rows that make no tensor.
         """
         columns, batched, kind = as_rows(feature_columns(encoded_inputs))
         kind = check_tensors(return_tensors) or kind
@@ -338,7 +337,7 @@ class BertTokenizer:
     def get_special_tokens_mask(
         self, token_ids_0: Any, token_ids_1: Any = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """For each id of a tokenized row, special tokens included, 1 where it is a special token and 0 elsewhere."""
+        """1 for each special token of a tokenized row, 0 for every other token."""
         if not already_has_special_tokens or token_ids_1 is not None:
             raise NotImplementedError(
                 "get_special_tokens_mask takes one row of ids with its special tokens, and "
@@ -348,11 +347,11 @@ class BertTokenizer:
         return [int(index in special) for index in as_list(token_ids_0)]
 
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """Ids of one text or pair (of each, for a list); takes what calling the tokenizer takes."""
+        """Ids of one text or pair, or of each in a list; takes the arguments of `__call__`."""
         return self(text, text_pair, **options)["input_ids"]
 
     def encode_plain(self, texts: list[str]) -> list[list[int]]:
-        """Ids of texts as they stand: no special tokens are added, and none is read out of a text that spells one."""
+        """Ids of plain texts: no special token is added, and none is recognised in the text."""
         backend = self._view(texts, False, None, None, 0, split=True)
         try:
             return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -363,7 +362,7 @@ class BertTokenizer:
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
     ) -> list[str]:
-        """Tokens of one text or pair; takes what calling the tokenizer takes."""
+        """Tokens of one text or pair; takes the arguments of `__call__`."""
         return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
     def decode(
@@ -376,7 +375,7 @@ class BertTokenizer:
         ids = as_list(token_ids)
         if ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
-        self.convert_ids_to_tokens(ids)  # the library skips an id it does not know, in silence
+        self.convert_ids_to_tokens(ids)  # raises for an unknown id; the library skips it silently
         text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
@@ -394,7 +393,7 @@ class BertTokenizer:
     @overload
     def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int]:
-        """Id of a token, or ids of several; the unknown token's for one that is not in the vocabulary."""
+        """Id of a token, or ids of several; a token outside the vocabulary gets the id of the unknown token."""
         if isinstance(tokens, str):
             index = self._backend.token_to_id(tokens)
             return self.unk_token_id if index is None else index
@@ -441,7 +440,7 @@ class BertTokenizer:
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The five named tokens and any added one that is marked special."""
+        """The named special tokens and all added tokens that are marked special."""
         added = self._backend.get_added_tokens_decoder().values()
         return list(dict.fromkeys([*self.special_tokens_map.values(), *(t.content for t in added if t.special)]))
 
@@ -461,7 +460,7 @@ class BertTokenizer:
         try:
             return backend.encode_batch(items, pretokenized, special)
         except BaseException as error:
-            # Rust panics derive from BaseException; its own complaint about pairs is a bare Exception.
+            # A Rust panic derives from BaseException; the library's error about pairs is a bare Exception.
             if (setting := backend.truncation) and type(error).__name__ in ("Exception", "PanicException"):
                 shown = "truncation={strategy!r}, max_length={max_length}, stride={stride}".format(**setting)
                 raise ValueError(f"{shown} cannot be met: {error}") from error
@@ -490,7 +489,7 @@ class BertTokenizer:
         return views[key]
 
     def _copy(self) -> Any:
-        """A Rust tokenizer with settings of its own on the same vocabulary: 8 us, a deep copy takes 15 ms."""
+        """A Rust tokenizer that shares the vocabulary but has its own settings: 8 us (a deep copy takes 15 ms)."""
         from tokenizers import Tokenizer
 
         copy = Tokenizer(self._backend.model)

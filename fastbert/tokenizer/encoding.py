@@ -1,4 +1,4 @@
-"""What goes into the `tokenizers` library and what comes out of it: checked texts, padded columns."""
+"""Checks the input of the `tokenizers` library, and makes padded columns of its output."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ TRUNCATION = {
     "only_first": "only_first",
     "only_second": "only_second",
 }
-UNLIMITED = int(1e30)  # what transformers writes as model_max_length when it knows none
+UNLIMITED = int(1e30)  # transformers' model_max_length for "no limit"
 
 
 class CharSpan(NamedTuple):
-    """Characters of a text, from `start` up to `end`, which is not among them."""
+    """Characters [start, end) of a text."""
 
     start: int
     end: int
 
 
 class TokenSpan(NamedTuple):
-    """Tokens of a row, from `start` up to `end`, which is not among them."""
+    """Tokens [start, end) of a row."""
 
     start: int
     end: int
 
 
 class BatchEncoding(dict):
-    """Columns of a tokenized batch, to be passed on as `model(**batch)`; also readable as attributes.
+    """Columns of a tokenized batch, for `model(**batch)`; also readable as attributes.
 
-    The methods that go from characters to tokens and back take the row first, or no row, which is row 0; each returns
-    None where there is no such place. They need the tokenizer's encodings, which a padded batch of features has not.
+    The methods that map between characters, words and tokens take the row first; without it, the row is 0. They return
+    None if nothing corresponds. They need the tokenizer's encodings, which a batch made by `pad` does not have.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class BatchEncoding(dict):
         raise AttributeError(f"this encoding has no column {name!r}: it has {', '.join(self)}")
 
     def to(self, device: Any, *, non_blocking: bool = False) -> BatchEncoding:
-        """Moves the tensors to a device, in place, and returns itself."""
+        """Moves the tensors to a device, in place, and returns self."""
         for name, value in self.items():
-            if hasattr(value, "is_floating_point"):  # a tensor, not an array (whose `to` says something else)
+            if hasattr(value, "is_floating_point"):  # a tensor, not an array
                 self[name] = value.to(device, non_blocking=non_blocking)
         return self
 
@@ -69,22 +69,22 @@ class BatchEncoding(dict):
         return pad_row(self._encoding(batch_index).tokens, self._pad_token, self._width, self._side)
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """For each token of a row the number of its word, None for special and pad tokens."""
+        """The word index of each token of a row; None for special and pad tokens."""
         return pad_row(self._encoding(batch_index).word_ids, None, self._width, self._side)
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """For each token of a row 0 or 1, its text in the pair; None for special and pad tokens."""
+        """The text of the pair, 0 or 1, of each token of a row; None for special and pad tokens."""
         return pad_row(self._encoding(batch_index).sequence_ids, None, self._width, self._side)
 
     @property
     def n_sequences(self) -> int | None:
-        """Texts of a row: 1, or 2 for a pair; None without encodings."""
+        """Number of texts of a row: 1, or 2 for a pair; None without encodings."""
         return self.encodings[0].n_sequences if self.encodings else None
 
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The token that a character of a text belongs to; white space belongs to none."""
+        """The token that a character of a text belongs to; None for white space."""
         encoding, shift, index = self._place("char_index", batch_or_char_index, char_index)
         token = encoding.char_to_token(index, sequence_index)
         return None if token is None else token + shift
@@ -97,25 +97,25 @@ class BatchEncoding(dict):
         return encoding.char_to_word(index, sequence_index)
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
-        """The characters, of its own text, that a token was made of."""
+        """The characters of a token, in its own text of the pair."""
         encoding, shift, index = self._place("token_index", batch_or_token_index, token_index)
         span = encoding.token_to_chars(index - shift) if index >= shift else None
         return None if span is None else CharSpan(*span)
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """The number of a token's word in its own text."""
+        """The index of a token's word, in its own text of the pair."""
         encoding, shift, index = self._place("token_index", batch_or_token_index, token_index)
         return encoding.token_to_word(index - shift) if index >= shift else None
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """0 or 1, a token's text in the pair."""
+        """The text of the pair, 0 or 1, that a token belongs to."""
         encoding, shift, index = self._place("token_index", batch_or_token_index, token_index)
         return encoding.token_to_sequence(index - shift) if index >= shift else None
 
     def word_to_tokens(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> TokenSpan | None:
-        """The tokens that a word of a text became; None also for a word that became none."""
+        """The tokens of a word of a text; None also for a word without tokens."""
         encoding, shift, index = self._place("word_index", batch_or_word_index, word_index)
         span = encoding.word_to_tokens(index, sequence_index)
         return None if span is None else TokenSpan(span[0] + shift, span[1] + shift)
@@ -123,7 +123,7 @@ class BatchEncoding(dict):
     def word_to_chars(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> CharSpan | None:
-        """The characters that a word of a text stands at."""
+        """The characters of a word of a text."""
         encoding, _, index = self._place("word_index", batch_or_word_index, word_index)
         span = encoding.word_to_chars(index, sequence_index)
         return None if span is None else CharSpan(*span)
@@ -136,7 +136,7 @@ class BatchEncoding(dict):
         return self.encodings[row]
 
     def _place(self, name: str, first: int, second: int | None) -> tuple[Any, int, int]:
-        """A row's encoding, the pad tokens to the left of it, and the index in it."""
+        """A row's encoding, the number of pad tokens to its left, and the index in the row."""
         row, index = (0, first) if second is None else (first, second)
         encoding = self._encoding(row)
         if index < 0:
@@ -150,7 +150,7 @@ def check_inputs(text: Any, pair: Any, split: bool) -> tuple[list, bool]:
     if split and batched:
         batched = bool(text) and isinstance(text[0], list | tuple)
     if not batched:
-        # Like transformers: an empty second text given alone is no second text, in a batch it is one.
+        # Like transformers: for a single input, an empty second text is no second text; in a batch it is one.
         return [_item((text, pair), split, "text, text_pair") if pair else _item(text, split, "text")], False
     if pair is None:
         return [_item(item, split, f"text[{index}]") for index, item in enumerate(text)], True
@@ -183,7 +183,7 @@ def _shown(value: Any) -> str:
 
 
 def check_unicode(items: list) -> None:
-    """Raises ValueError for half a surrogate pair: a Python string can hold one, UTF-8 cannot."""
+    """Raises ValueError for half a surrogate pair, which a Python string can hold and UTF-8 cannot."""
     for index, item in enumerate(items):
         for text in item if isinstance(item, tuple) else [item]:
             for string in text if isinstance(text, list) else [text]:
@@ -198,7 +198,7 @@ def check_unicode(items: list) -> None:
 def check_settings(
     padding: Any, truncation: Any, max_length: Any, stride: Any, multiple: Any, model_max_length: int
 ) -> tuple[str | None, str | None, int | None]:
-    """Padding strategy, truncation strategy and max_length, checked; None is off."""
+    """Checks the settings; returns padding strategy, truncation strategy and max_length, None for off."""
     if truncation is None and max_length is not None and padding is False:
         truncation = True
     pad, strategy = _choice("padding", padding, PADDING), _choice("truncation", truncation, TRUNCATION)
@@ -217,7 +217,7 @@ def check_settings(
 
 
 def _choice(name: str, value: Any, choices: dict) -> str | None:
-    value = value.value if isinstance(value, Enum) else value  # transformers has its strategies as enums, too
+    value = value.value if isinstance(value, Enum) else value  # transformers also has enums for strategies
     if isinstance(value, bool | str | None) and value in choices:
         return choices[value]
     raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
@@ -242,7 +242,7 @@ def check_tensors(return_tensors: Any) -> str | None:
 
 
 def padded_width(lengths: list[int], pad: str | None, max_length: int | None, multiple: int | None) -> int:
-    """Tokens that rows are padded to: 0 without padding."""
+    """Number of tokens that rows are padded to; 0 without padding."""
     if pad is None:
         return 0
     width = max(lengths, default=0) if pad != "max_length" or max_length is None else max_length
@@ -250,18 +250,18 @@ def padded_width(lengths: list[int], pad: str | None, max_length: int | None, mu
 
 
 def pad_row(row: list, fill: Any, width: int, side: str) -> list:
-    """`row` with `fill` up to `width`; a longer row stays as it is."""
+    """Pads `row` with `fill` to `width`; a longer row is unchanged."""
     padding = [fill] * (width - len(row))
     return padding + row if side == "left" else row + padding
 
 
 def pad_columns(columns: dict[str, tuple[list, Any]], width: int, side: str) -> dict[str, list]:
-    """Columns of rows, given as (rows, fill), padded."""
+    """Pads columns, each given as (rows, fill)."""
     return {name: [pad_row(row, fill, width, side) for row in rows] for name, (rows, fill) in columns.items()}
 
 
 def stack_columns(columns: dict[str, tuple[list, Any]], width: int, side: str) -> dict[str, Any]:
-    """Columns of rows, given as (rows, fill), as int64 arrays (B, S); pairs of numbers make (B, S, 2)."""
+    """Pads columns, each given as (rows, fill), into int64 arrays (B, S); pairs of numbers make (B, S, 2)."""
     import numpy as np
 
     lengths = np.array([len(row) for row in columns["input_ids"][0]], dtype=np.int64)
@@ -285,7 +285,7 @@ def stack_columns(columns: dict[str, tuple[list, Any]], width: int, side: str) -
 
 
 def as_list(ids: Any) -> list:
-    """Ids as a list of integers, or of lists, from a number, sequence, array or tensor."""
+    """Converts a number, sequence, array or tensor of ids to a list of integers, or of lists."""
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     if isinstance(ids, int):
         return [ids]
@@ -293,7 +293,7 @@ def as_list(ids: Any) -> list:
 
 
 def feature_columns(features: Any) -> dict[str, Any]:
-    """Columns of a list of features, each a mapping from a column's name to its row; a mapping is columns already."""
+    """Converts a list of features, mappings from column names to rows, to columns. A mapping is columns already."""
     if isinstance(features, Mapping):
         columns = dict(features)
     elif isinstance(features, list | tuple) and features:
@@ -311,7 +311,7 @@ def feature_columns(features: Any) -> dict[str, Any]:
 
 
 def as_rows(columns: dict[str, Any]) -> tuple[dict[str, Any], bool, str | None]:
-    """Columns with lists of ids for arrays and tensors, whether they are a batch's, and the kind of `input_ids`."""
+    """Columns with arrays and tensors as lists, whether they are a batch, and the kind of `input_ids` (see `_kind`)."""
     ids = columns["input_ids"]
     kind = _kind(ids)
     if kind is not None:
@@ -334,7 +334,7 @@ def as_rows(columns: dict[str, Any]) -> tuple[dict[str, Any], bool, str | None]:
 
 
 def _kind(ids: Any) -> str | None:
-    """ "np" or "pt" for an array or tensor, or lists of them; None for numbers."""
+    """ "np" for arrays, "pt" for tensors, also in lists; None for numbers."""
     while isinstance(ids, list | tuple) and ids:
         ids = next((part for part in ids if not (isinstance(part, list | tuple) and not part)), None)
     if hasattr(ids, "detach"):
@@ -363,7 +363,7 @@ def pad_features(columns: dict[str, Any], fills: dict[str, int], width: int, sid
 
 
 def as_tensor(name: str, value: Any, kind: str) -> Any:
-    """A column of features as an array ("np") or tensor ("pt"); an empty one is of int64."""
+    """Converts a column to an array ("np") or tensor ("pt"); an empty one has dtype int64."""
     first = value
     while isinstance(first, list | tuple) and first:
         first = first[0]

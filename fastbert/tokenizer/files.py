@@ -1,4 +1,4 @@
-"""Reads the files that describe a BERT tokenizer, new and old, as transformers reads them."""
+"""Reads the files of a BERT tokenizer, in new and old formats, as transformers does."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ _CONFIG = {
     **dict.fromkeys(("strip_accents", "clean_up_tokenization_spaces"), checks.or_null(checks.FLAG)),
     **dict.fromkeys(("padding_side", "truncation_side"), checks.one_of("left", "right")),
 }
-# AutoTokenizer takes tokenizer.json as it stands for these classes. For BertTokenizer, and for a folder that
-# names no class, it rebuilds the pipeline from tokenizer_config.json, lower-casing unless told otherwise.
+# AutoTokenizer uses tokenizer.json unchanged for these classes. For BertTokenizer, and for a folder that
+# names no class, it rebuilds the pipeline from tokenizer_config.json, with lower-casing by default.
 AS_THE_FILE_SAYS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a folder says: arguments of BertTokenizer, added tokens in the order of their ids."""
+    """The content of a folder: arguments of BertTokenizer, and added tokens in the order of their ids."""
 
     source: Path  # tokenizer.json or vocab.txt
     vocab: dict[str, int]
     options: dict[str, Any]
     added: list[Any]  # AddedToken
     added_ids: dict[str, int]
-    pipeline: Path | None  # the tokenizer.json to take normalizer and the rest from, as they stand
+    pipeline: Path | None  # the tokenizer.json whose pipeline is used unchanged
 
 
 def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> TokenizerFiles:
-    """Reads tokenizer.json, else vocab.txt, and the files next to it. A ValueError names file and field."""
+    """Reads tokenizer.json, else vocab.txt, and the files next to it. Its ValueErrors name file and field."""
 
     def read(name: str) -> tuple[Path | None, dict]:
         file = resolve_file(path_or_id, name, revision=revision, required=False)
@@ -74,7 +74,7 @@ def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> Tokenize
     if "added_tokens_decoder" in config:
         by_id = _decoder(config_file, config["added_tokens_decoder"])
         extra = _extra_tokens(config_file, config)
-    else:  # older: the same facts in three more files
+    else:  # older format: the same data in three other files
         map_file, special_map = read("special_tokens_map.json")
         options |= _special_tokens(map_file, special_map)
         _extra_tokens(config_file, config)  # for its errors
@@ -107,7 +107,7 @@ def _options(file: Path | None, config: dict) -> dict[str, Any]:
     longest = config.get(name)
     if longest is not None:
         if isinstance(longest, float) and math.isfinite(longest):
-            longest = int(longest)  # 1e30 is how some say that there is no limit
+            longest = int(longest)  # some files have 1e30 for "no limit"
         if not checks.is_integer(longest) or longest < 1:
             checks.refuse(file, name, config[name], "null or an integer of at least 1")
     options["model_max_length"] = longest
@@ -132,7 +132,7 @@ def _special_tokens(file: Path | None, config: dict) -> dict[str, Any]:
 
 
 def _extra_tokens(file: Path | None, config: dict) -> list:
-    """The special tokens without a name, and two that BERT has no use for."""
+    """The extra special tokens, and bos_token and eos_token, which BERT does not use."""
     field = "extra_special_tokens" if config.get("extra_special_tokens") else "additional_special_tokens"
     extra = config.get(field) or []
     if not isinstance(extra, dict | list):
@@ -168,7 +168,7 @@ def _id(file: Path | None, field: str, index: object, value: object = None) -> i
 
 
 def _token(file: Path | None, field: str, token: object, special: bool | None = None) -> Any:
-    """An AddedToken of a value in a file."""
+    """Makes an AddedToken of a value in a file."""
     try:
         return as_added_token(token, special)
     except TypeError:
@@ -184,7 +184,7 @@ def as_added_token(token: Any, special: bool | None = None) -> Any:
     from tokenizers import AddedToken
 
     if isinstance(token, AddedToken):
-        return AddedToken(**token.__getstate__())  # a copy: the caller's is not ours to mark as special
+        return AddedToken(**token.__getstate__())  # a copy, as it may be marked as special
     if isinstance(token, str):
         return AddedToken(token, special=bool(special))
     if isinstance(token, dict) and isinstance(token.get("content"), str):
@@ -220,13 +220,13 @@ def read_vocab(vocab: Any) -> dict[str, int]:
 
 
 def vocab_of_lines(text: str) -> dict[str, int]:
-    """As the library reads it: an id is a line's number, trailing white space is no part of a token."""
+    """The vocabulary of a vocab.txt, as the library reads it: ids are line numbers, trailing white space is removed."""
     lines = text.split("\n")
     return {line.rstrip(): index for index, line in enumerate(lines[:-1] if lines[-1] == "" else lines)}
 
 
 def _wordpiece(content: dict, file: Path) -> dict:
-    """The model section of a tokenizer.json. Old files name no type: the longest word tells WordPiece."""
+    """The model section of a tokenizer.json. In old files without a type, max_input_chars_per_word means WordPiece."""
     model = content.get("model")
     if not isinstance(model, dict):
         raise ValueError(f"{file}: no model section")

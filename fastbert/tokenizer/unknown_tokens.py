@@ -1,4 +1,4 @@
-"""A check that a vocabulary knows the text it is given."""
+"""A check that a vocabulary fits the text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ MOST_UNKNOWN = 0.5  # share of tokens
 
 
 def unknown_warning(source: str, unknown: int, tokens: int) -> str | None:
-    """The warning for text of which most tokens are [UNK]; None where there is no need.
+    """The warning for text of which most tokens are [UNK]; None for other text.
 
     Args:
         source: the text's file, as the warning names it.
