@@ -1,5 +1,5 @@
-// What the files of this folder share. They hand pointers, sizes and strides to C++ and nothing back;
-// fastbert/native/ checks the tensors first, what is checked here is only what would crash.
+// Shared by the bindings, which pass pointers, sizes and strides to C++. fastbert/native/ checks the tensors first;
+// these files check only what would crash.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,15 +17,15 @@ struct Address {
     operator T*() const { return reinterpret_cast<T*>(number); }
 };
 
-// Throws where a number that came from Python would crash: no such instruction set here, no such dtype on CPU.
+// Throws for numbers from Python that would crash: an instruction set not supported here, a dtype without CPU kernels.
 Isa checked_isa(int isa, int dtype);
 Precision checked_precision(int precision);
-// Throws where offsets do not rise from 0 to T: rows would be read that do not exist, or left unwritten.
+// Throws unless offsets rise from 0 to T: otherwise, rows out of bounds would be read, or rows left unwritten.
 void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T);
 
 Dropout dropout_of(uint64_t seed, double p);
 
-// Runs an op without Python's lock.
+// Runs an op with the GIL released.
 template <typename Op>
 void call(void (*run)(const Op& op, Isa isa, int threads), const Op& op, int dtype, int isa, int threads) {
     const Isa checked = checked_isa(isa, dtype);
@@ -33,7 +33,7 @@ void call(void (*run)(const Op& op, Isa isa, int threads), const Op& op, int dty
     run(op, checked, threads);
 }
 
-// One a file: arguments go by position, keywords would double the cost of a call.
+// One per file. Arguments are positional: keywords would double the cost of a call.
 void bind_add_layer_norm(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_encoder(py::module_& m);

@@ -2,7 +2,7 @@
 
 namespace fastbert::bindings {
 
-// Python has the chunks as they lie here: three words of 64 bits each.
+// Python lays out the chunks the same way: three words of 64 bits each.
 static_assert(sizeof(Chunk) == 3 * sizeof(uint64_t));
 
 void bind_checksum(py::module_& m) {

@@ -3,10 +3,10 @@
 namespace fastbert::bindings {
 namespace {
 
-// Python has the layers as they lie here: nine words of 64 bits each, eight of them pointers.
+// Python lays out the layers the same way: nine words of 64 bits each, eight of them pointers.
 static_assert(sizeof(EncoderLayer) == 9 * sizeof(uint64_t));
 
-// What the two calls below share: all but the pointers to data.
+// The arguments that the two calls below share: all but the data pointers.
 Encoder encoder_of(int dtype, int precision, int activation, int64_t T, int64_t E, int64_t H, int64_t B, int64_t L,
                    Address layers) {
     Encoder op = {};

@@ -1,4 +1,4 @@
-// fastbert._C: what the build and the processor have; the ops are bound in the files next to this one.
+// fastbert._C: the features of the build and the processor. The other files of this folder bind the ops.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -23,7 +23,7 @@ std::vector<std::string> isas() {
     return names;
 }
 
-// The number of a named instruction set; a ValueError where this machine cannot run it.
+// The number of a named instruction set; raises ValueError if this machine cannot run it.
 int isa_id(const std::string& name) {
     const std::vector<Isa> have = supported_isas();
     std::vector<Isa> all;
@@ -38,22 +38,22 @@ int isa_id(const std::string& name) {
 
 unsigned long main_thread = 0;
 
-// Whether the handler of a signal raised, whose exception is then set. Python runs handlers on its main thread only; no
-// other thread waits for the lock here.
+// Runs pending Python signal handlers; true if one raised, with its exception set. Python runs handlers on its main
+// thread only: other threads do not wait for the GIL here.
 bool handler_raised() {
     if (PyThread_get_thread_ident() != main_thread) return false;
     py::gil_scoped_acquire gil;
     return PyErr_CheckSignals() != 0;
 }
 
-// Ops that last let Python's handlers of signals run, and end where one raises.
+// Lets long ops run Python's signal handlers, and end if one raises.
 void watch_signals() {
     main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
     set_stop(&handler_raised);
     py::register_local_exception_translator([](std::exception_ptr thrown) {
         try {
             std::rethrow_exception(thrown);
-        } catch (const Stopped&) {  // the handler's exception stands
+        } catch (const Stopped&) {  // the handler's exception is already set
         }
     });
 }

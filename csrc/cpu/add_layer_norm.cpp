@@ -1,4 +1,4 @@
-// Shares the rows of add_layer_norm out over threads. Compiled for the base instruction set.
+// Distributes the rows of add_layer_norm over threads. Compiled for the base instruction set.
 #include <algorithm>
 
 #include "kernels.h"
@@ -13,7 +13,7 @@ void add_layer_norm_cpu(const AddLayerNorm& op, Isa isa, int threads) {
 void add_layer_norm_cpu(const AddLayerNorm& op, Isa isa, Team& team) {
     const AddLayerNormKernels& kernels = cpu_kernels(isa).add_layer_norm;
     const auto rows = op.dtype == DType::f32 ? kernels.f32 : kernels.bf16;
-    // A row belongs to one thread whatever their number, so the result does not depend on it.
+    // One thread computes a whole row, so the result does not depend on the number of threads.
     const int64_t parts = std::min<int64_t>({team.size(), op.M, op.M * op.N / 2048 + 1});
     team.each(parts, [&](int64_t part) { rows(op, op.M * part / parts, op.M * (part + 1) / parts); });
 }

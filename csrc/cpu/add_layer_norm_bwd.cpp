@@ -1,4 +1,4 @@
-// Shares the rows of add_layer_norm's training passes out over threads. Compiled for the base instruction set.
+// Distributes the rows of add_layer_norm's training passes over threads. Compiled for the base instruction set.
 #include <algorithm>
 
 #include "kernels.h"

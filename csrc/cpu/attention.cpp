@@ -1,5 +1,5 @@
-// Shares attention out over threads: a task is some heads of a sequence, neighbours, whose rows lie side by side. Compiled
-// for the base instruction set.
+// Distributes attention over threads: a task is some neighbouring heads of one sequence, whose rows lie side by side.
+// Compiled for the base instruction set.
 #include <algorithm>
 
 #include "kernels.h"
@@ -25,7 +25,7 @@ void attention_cpu(const Attention& op, Isa isa, Team& team) {
     const int64_t bytes = (wide ? kernels.scratch_f32 : kernels.scratch_bf16)(longest, op.D);
     struct HeadMemory;
     void* memory = scratch<HeadMemory>(bytes);  // this thread's
-    // Of the longest sequence so many that they are an eighth of a thread's share, or less.
+    // Heads per task: in the longest sequence, at most an eighth of a thread's share of the work.
     const int64_t most = longest ? op.H * work / (8 * team.size() * longest * longest) : 0;
     const int64_t group = std::max<int64_t>(1, std::min(op.H, most));
     const int64_t groups = divide_up(op.H, group);

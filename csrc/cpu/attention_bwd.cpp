@@ -1,4 +1,4 @@
-// Shares attention's training passes out over threads: one task a head of a sequence. Compiled for the base
+// Distributes attention's training passes over threads: a task is one head of one sequence. Compiled for the base
 // instruction set.
 #include <algorithm>
 

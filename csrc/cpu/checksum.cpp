@@ -1,7 +1,7 @@
-// Checksums of memory, by which a plan sees writes to weights that no version counter counts.
+// Checksums of memory, by which a plan detects writes to weights that bypass the version counter.
 //
-// Per word h = (h ^ word) * odd in one of eight lanes. For a given h that maps words to h one to one, so a change of a
-// single word always shows. Eight lanes hide the multiply's latency: 8 bytes per cycle, more than memory delivers.
+// Per word h = (h ^ word) * odd in one of eight lanes. For a given old h, distinct words give distinct h: a change of a
+// single word is always detected. Eight lanes hide the multiply's latency: 8 bytes per cycle, faster than memory.
 #include <algorithm>
 #include <atomic>
 #include <cstring>

@@ -1,5 +1,5 @@
-// What the processor can do, and the table of kernels for it. Compiled for the base instruction set.
-// __builtin_cpu_supports asks cpuid and xgetbv, so a feature the operating system does not save is absent.
+// Detects the processor's features and returns its kernels. Compiled for the base instruction set.
+// __builtin_cpu_supports reads cpuid and xgetbv, so a feature that the operating system does not save is absent.
 #include "kernels.h"
 
 #ifdef FASTBERT_X86
@@ -24,8 +24,8 @@ const char* isa_name(Isa isa) {
 #ifdef FASTBERT_X86
 namespace {
 
-// AMX's tiles, for bf16 and bytes: the processor has them, the system saves them, and this process may use them. Linux
-// wants to be asked for the last, once, before the first thread does.
+// True if AMX tiles for bf16 and bytes are usable: the processor has them, the operating system saves them, and this
+// process may use them. Linux grants the last on request, once, before the first thread uses a tile.
 bool amx_usable() {
 #if defined(__linux__)
     unsigned a, b, c, d;

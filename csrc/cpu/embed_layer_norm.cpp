@@ -1,4 +1,4 @@
-// Shares embed_layer_norm and its backward out over threads. Compiled for the base instruction set.
+// Distributes embed_layer_norm and its backward over threads. Compiled for the base instruction set.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -10,7 +10,7 @@
 namespace fastbert {
 namespace {
 
-// The row kernels would read outside the table, so nothing starts before every id is known to be in it.
+// The row kernels do not check ids, so all ids are checked before any of them starts.
 void check_ids(const char* name, const EmbedTable& table, int64_t M) {
     for (int64_t m = 0; m < M; ++m)
         if (table.ids[m] < 0 || table.ids[m] >= table.count)
@@ -25,7 +25,7 @@ void check_all_ids(const EmbedLayerNorm& op) {
     check_ids("position_ids", op.position, op.M);
 }
 
-// The tokens of each row of a table, in their own order: row r has order[starts[r]] to order[starts[r + 1] - 1].
+// Groups the tokens by table row, in token order: row r has order[starts[r]] to order[starts[r + 1] - 1].
 void group(const EmbedTable& table, int64_t M, int64_t* starts, int64_t* order) {
     std::fill(starts, starts + table.count + 2, 0);
     for (int64_t m = 0; m < M; ++m) ++starts[table.ids[m] + 2];
@@ -35,10 +35,10 @@ void group(const EmbedTable& table, int64_t M, int64_t* starts, int64_t* order) 
 
 using SumRowsKernel = void (*)(const SumRows& op, int64_t column_begin, int64_t column_end);
 
-// The gradient of a table: each of its rows is one sum, by one thread, or a few where rows are few.
+// The gradient of a table. A task sums whole rows of it or, in a table of few rows, a range of their columns.
 void table_gradient(const EmbedTable& table, int64_t M, int64_t N, const float* dsums, int64_t skipped, char* out,
                     int64_t bytes, int64_t* starts, int64_t* order, SumRowsKernel sum_rows, int threads) {
-    constexpr int64_t COLUMNS = 192;  // as many as sum_rows takes at a time, whatever the instruction set
+    constexpr int64_t COLUMNS = 192;  // a multiple of what sum_rows takes at a time on every instruction set
     group(table, M, starts, order);
     const int64_t rows = std::min<int64_t>(std::max<int64_t>(table.count / 256, 1), 64);
     const int64_t columns = table.count < 256 ? COLUMNS : N;
@@ -75,7 +75,7 @@ void embed_layer_norm_bwd_cpu(const EmbedLayerNormBwd& op, Isa isa, int threads)
     const auto rows = wide ? kernels.backward_f32 : kernels.backward_bf16;
     const SumRowsKernel sum_rows = wide ? kernels.sum_rows_f32 : kernels.sum_rows_bf16;
     const int64_t M = of.M, N = of.N, bytes = wide ? 4 : 2;
-    // So many rows are one partial sum of dweight and dbias, whatever the number of threads.
+    // Rows per partial sum of dweight and dbias, independent of the number of threads.
     constexpr int64_t BLOCK = 64;
     const int64_t blocks = divide_up(M, BLOCK);
     const int64_t longest = std::max({of.word.count, of.token_type.count, of.position.count});
@@ -83,7 +83,7 @@ void embed_layer_norm_bwd_cpu(const EmbedLayerNormBwd& op, Isa isa, int threads)
         part_bytes<float>(M * N) + part_bytes<float>(3 * blocks * N) + part_bytes<int64_t>(longest + 2) +
         part_bytes<int64_t>(M)));
     float* dsums = take_part<float>(memory, M * N);
-    float* partial = take_part<float>(memory, 3 * blocks * N);  // of each block: units of one row, dweight, dbias
+    float* partial = take_part<float>(memory, 3 * blocks * N);  // per block: units of one row, dweight, dbias
     int64_t* starts = take_part<int64_t>(memory, longest + 2);
     int64_t* order = take_part<int64_t>(memory, M);
 

@@ -1,8 +1,8 @@
 // All layers of a BERT over packed tokens. Compiled for the base instruction set.
 //
 // Many tokens: a task takes a block of rows from the attention's output to the next layer's queries, keys and values,
-// in buffers that stay in its core's cache; threads meet twice a layer. Few tokens: the ops one after the other, each
-// shared out over the columns too, so that one text uses all cores.
+// in buffers that stay in its core's cache; two barriers per layer. Few tokens: the ops run one after the other, each
+// parallelised over columns too, so that one text uses all cores.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -16,9 +16,9 @@ namespace {
 
 int64_t lines(int64_t bytes) { return (bytes + 63) / 64; }
 
-// The sizes of one call, and where its workspace has what.
+// Sizes and workspace offsets of one call.
 struct Plan {
-    int64_t element, E, F, tiles, tile_m, blocks, rows;  // `rows`: the most of a block, or all where there are none
+    int64_t element, E, F, tiles, tile_m, blocks, rows;  // `rows`: most per block, or all if blocks is 0
     int64_t wide_stride, narrow_stride;                  // in elements, of rows of F and of E
     int64_t qkv, context, narrow, wide, prepared, thread_bytes, total;
 
@@ -27,13 +27,13 @@ struct Plan {
         const LinearKernel& kernel = linear_kernel(op.dtype, op.precision, isa);
         tile_m = kernel.tile_m;
         tiles = (op.T + tile_m - 1) / tile_m;
-        // A block's rows use each weight that its core reads once: enough of them, and yet a few blocks a thread.
+        // A core reads each weight once per block, so blocks are large; their number is a multiple of the threads.
         const int64_t block_tiles = std::max<int64_t>(1, kernel.block_rows / tile_m);
         blocks = (tiles + block_tiles - 1) / block_tiles;
         blocks = (blocks + threads - 1) / threads * threads;
         if (blocks > tiles || tiles < 2 * threads * std::max<int64_t>(1, LEAST_ROWS / tile_m)) blocks = 0;
         rows = blocks ? (tiles + blocks - 1) / blocks * tile_m : op.T;
-        // An odd number of cache lines from row to row: neighbours fall into different sets of the cache.
+        // A row stride of an odd number of cache lines: neighbouring rows fall into different sets of the cache.
         wide_stride = (lines(F * element) | 1) * 64 / element;
         narrow_stride = (lines(E * element) | 1) * 64 / element;
 
@@ -56,11 +56,11 @@ char* at(const void* base, int64_t elements, int64_t size) {
     return static_cast<char*>(const_cast<void*>(base)) + elements * size;
 }
 
-// One call's ops, over the rows [first, first + count) of the packed tokens, in one thread's buffers.
+// The ops of one call, over rows [first, first + count) of the packed tokens, in one thread's buffers.
 struct Block {
     const Encoder& op;
     const Plan& plan;
-    char* memory;        // of the thread
+    char* memory;        // the thread's buffers
     int64_t first, count;
 
     void* qkv() const { return at(op.workspace, 0, 0) + plan.qkv + first * 3 * plan.E * plan.element; }
@@ -69,7 +69,7 @@ struct Block {
     void* sums() const { return memory + plan.narrow + plan.rows * plan.narrow_stride * plan.element; }
     void* wide() const { return memory + plan.wide; }
     void* y() const { return at(op.y, first * plan.E, plan.element); }
-    // What a layer starts from: the input, then its own output, in place.
+    // The input of a layer: op.x of the first, then op.y, which each layer overwrites.
     const void* x(int64_t layer) const { return at(layer ? op.y : op.x, first * plan.E, plan.element); }
 
     Linear linear(const void* packed, int64_t N, int64_t K, const void* x, int64_t stride_xm, void* y, int64_t stride_ym,
@@ -119,7 +119,7 @@ void run_in_blocks(const Encoder& op, const Plan& plan, Isa isa, Team& team) {
         kernel.run(product, 0, product.M, 0, (product.N + tile_n - 1) / tile_n);
     };
 
-    // Layer -1 has no tail: only what layer 0 starts with.
+    // Step -1 only projects layer 0's queries, keys and values.
     for (int64_t l = -1; l < op.L; ++l) {
         if (l >= 0) attention_cpu(attention_of(op, plan), isa, team);
         team.each(plan.blocks, [&](int64_t task) {

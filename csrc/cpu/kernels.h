@@ -1,6 +1,6 @@
-// The table of row kernels that each instruction set provides, and nothing else: this header is included
-// by objects compiled for different instruction sets, so it must not define any inline function (the
-// linker keeps one copy of those, and it might be the one with instructions the processor lacks).
+// The table of row kernels that each instruction set provides, and nothing else. This header is included by objects
+// compiled for different instruction sets, so it must not define an inline function: the linker keeps one copy of it,
+// which might contain instructions the processor lacks.
 #pragma once
 
 #include "bwd.h"
@@ -16,7 +16,7 @@ struct AddLayerNormKernels {
 // linear of one dtype and precision. A packed weight is panels of tile_n columns; rows go tile_m at a time.
 struct LinearKernel {
     int64_t tile_m;
-    int64_t block_rows, block_bytes;  // rows of x that pass by a weight while it is in cache: so many, at most so large
+    int64_t block_rows, block_bytes;  // block of x that reuses a cached weight: its rows, its most bytes
     int64_t (*panel_words)(int64_t K);
     int64_t (*prepared_stride)(int64_t K);  // words from one prepared row to the next
     void (*pack)(const PackWeight& op, int64_t panel_begin, int64_t panel_end);
@@ -25,7 +25,7 @@ struct LinearKernel {
 };
 struct LinearKernels {
     int64_t tile_n;
-    LinearKernel kernels[2][4];  // by f32 or bf16, and Precision
+    LinearKernel kernels[2][4];  // [f32 or bf16][Precision]
 };
 
 // One head of the sequence of `length` tokens from `start`, with scratch(length, D) bytes of memory, aligned to 64.
@@ -36,7 +36,7 @@ struct AttentionKernels {
     void (*bf16)(const Attention& op, int64_t start, int64_t length, int64_t head, void* memory);
 };
 
-// out[n] = the sum of rows order[0], order[1], ... (0, 1, ... without an order) of fp32, for columns of `out`.
+// out[n] = the sum of column n over the fp32 rows order[0], order[1], ...; rows 0, 1, ... if order is null.
 struct SumRows {
     const float* rows;
     int64_t stride;
@@ -45,8 +45,8 @@ struct SumRows {
     void* out;
 };
 
-// Scratch: `sums` and `units` are N floats, a thread's own; `dsums` is (M, N) for all rows; `dweight` and `dbias`, N
-// floats each, receive the sums over rows [begin, end).
+// Scratch: `sums` and `units` are N floats per thread; `dsums` is (M, N) for all rows. `dweight` and `dbias`, N floats
+// each, receive the sums over rows [begin, end).
 struct EmbedLayerNormKernels {
     void (*f32)(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums);
     void (*bf16)(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums);
@@ -58,7 +58,7 @@ struct EmbedLayerNormKernels {
     void (*sum_rows_bf16)(const SumRows& op, int64_t column_begin, int64_t column_end);
 };
 
-// Over rows [begin, end) of the vocabulary, but `combine`, which goes over tokens.
+// [begin, end) are rows of the vocabulary; for `combine`, tokens.
 struct CrossEntropyKernels {
     void (*statistics_f32)(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total);
     void (*statistics_bf16)(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total);
@@ -68,7 +68,7 @@ struct CrossEntropyKernels {
     void (*gradient_bf16)(const CrossEntropy& op, int64_t begin, int64_t end);
 };
 
-// The operations done in so many rounds, or the bytes read.
+// Each returns the operations done in `rounds` rounds, or the bytes read.
 struct PeakKernels {
     double (*f32)(int64_t rounds);
     double (*bf16)(int64_t rounds);
@@ -153,12 +153,13 @@ FASTBERT_DECLARE_KERNELS(amx)
 #endif
 
 #ifdef FASTBERT_AMX_EMULATION
-// tests/amx_emulation.cpp. From now on the instructions of AMX that the kernels use are emulated, slowly, on a processor
-// without them: until another handler takes SIGILL (faulthandler installs one, so enable it before).
+// Defined in tests/amx_emulation.cpp. From this call on, the AMX instructions that the kernels use are emulated,
+// slowly, on a processor without them, until another handler takes SIGILL (faulthandler installs one: enable it
+// before).
 void emulate_amx();
 #endif
 
-// The table of an instruction set; from the first time for amx_emulated on, AMX is emulated.
+// The kernel table of an instruction set. The first call for amx_emulated starts the emulation.
 const CpuKernels& cpu_kernels(Isa isa);
 
 }  // namespace fastbert

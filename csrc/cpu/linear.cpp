@@ -1,5 +1,4 @@
-// Shares linear out over threads: blocks of rows times ranges of weight panels. Compiled for the base
-// instruction set.
+// Distributes linear over threads: blocks of rows times ranges of weight panels. Compiled for the base instruction set.
 #include <algorithm>
 
 #include "kernels.h"
@@ -46,16 +45,16 @@ void linear_cpu(const Linear& op, Isa isa, Team& team) {
     const LinearKernel& kernel = linear_kernel(op.dtype, op.precision, isa);
     const int64_t panels = divide_up(op.N, cpu_kernels(isa).linear.tile_n);
 
-    // A block of rows stays in the L2 cache while all panels of a task pass by, and a panel while all the
-    // block's tiles use it.
+    // A block of rows stays in the L2 cache while a task goes through its panels, and a panel while all tiles of the
+    // block use it.
     const int64_t row_bytes = kernel.prepare ? kernel.prepared_stride(op.K) * 4 : op.K * (op.dtype == DType::f32 ? 4 : 2);
     const int64_t fitting = kernel.block_bytes / std::max<int64_t>(row_bytes, 4) / kernel.tile_m * kernel.tile_m;
     const int64_t block = std::max<int64_t>(fitting, 2 * kernel.tile_m);
     const int64_t blocks = divide_up(op.M, block);
     const int64_t rows = divide_up(divide_up(op.M, blocks), kernel.tile_m) * kernel.tile_m;
 
-    // Some tasks a thread, handed out as they come, so that a slow core does not hold up the others. Where rows are
-    // few, a task's first weights are waited for, which no one asked for ahead: then fewer.
+    // Several tasks per thread, scheduled dynamically, so that a slow core does not hold up the others. Fewer where
+    // rows are few: each task waits for its first weights, which no one prefetched.
     const int64_t a_thread = op.M <= 2 * kernel.tile_m ? 4 : 8;
     const int64_t ranges = std::min(panels, divide_up(a_thread * team.size(), blocks));
     const int64_t tasks = divide_up(op.M, rows) * ranges;

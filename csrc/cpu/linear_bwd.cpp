@@ -1,4 +1,4 @@
-// Shares what surrounds the products of linear's backward out over threads. Compiled for the base instruction set.
+// The backward of linear, distributed over threads. Compiled for the base instruction set.
 #include <algorithm>
 #include <cstring>
 
@@ -29,7 +29,7 @@ void sum_partials_cpu(const SumPartials& op, Isa isa) {
     (op.dtype == DType::f32 ? kernels.sum_f32 : kernels.sum_bf16)(op.partials, op.blocks, op.N, op.N, op.out);
 }
 
-// Shared out as linear_cpu is: a block of rows stays in L2 while the panels of a task pass by.
+// Distributed as in linear_cpu: a block of rows stays in L2 while a task goes through its panels.
 void linear_dweight_cpu(const LinearDweight& op, Isa isa, int threads) {
     if (op.N == 0 || op.K == 0) return;
     const LinearBwdKernels& kernels = cpu_kernels(isa).linear_fwd_train;
@@ -64,7 +64,7 @@ void pack_transposed_cpu(const PackTransposed& op, Isa isa, int threads) {
 
 namespace {
 
-// Where each part of the workspace of linear_bwd_cpu lies.
+// Offsets of the parts of linear_bwd_cpu's workspace.
 struct BwdParts {
     int64_t per_word, chunk, inner, stride_dzt, dz, dzt, packed_x, sums, partials, bytes;
 
@@ -85,7 +85,7 @@ struct BwdParts {
 
     int64_t even(int64_t n) const { return divide_up(n, per_word) * per_word; }
 
-    // Whether dz is dy, and lies so that a product can read it.
+    // True if dz is dy, and dy's strides and alignment allow a product to read it in place.
     bool reads_dy(const LinearBwd& op) const {
         return op.activation == Activation::none && op.N % per_word == 0 && op.stride_dym % per_word == 0 &&
                reinterpret_cast<uintptr_t>(op.dy) % 4 == 0;

@@ -1,4 +1,4 @@
-// Shares the parts of linear_cross_entropy between its products out over threads. Compiled for the base instruction
+// Distributes the steps of linear_cross_entropy between its products over threads. Compiled for the base instruction
 // set.
 #include <algorithm>
 #include <cstring>
@@ -9,7 +9,7 @@
 namespace fastbert {
 namespace {
 
-// Rows of the vocabulary that are one partial sum, whatever the number of threads.
+// Rows of the vocabulary per partial sum, independent of the number of threads.
 constexpr int64_t BLOCK = 128;
 
 float element(DType dtype, const void* p, int64_t i) {
@@ -44,7 +44,7 @@ void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads) 
 
 void cross_entropy_combine_cpu(const float* partial, int64_t blocks, int64_t K, float* row_max, float* total, Isa isa,
                                int threads) {
-    constexpr int64_t TOKENS = 32;  // a multiple of any vector
+    constexpr int64_t TOKENS = 32;  // a multiple of every vector width
     const auto combine = cpu_kernels(isa).cross_entropy.combine;
     Team::share(threads, divide_up(K, TOKENS), [&](int64_t task) {
         const int64_t k = task * TOKENS;

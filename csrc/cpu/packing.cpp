@@ -1,4 +1,4 @@
-// Packing on the host: one pass over a mask says all that a batch needs to know of it, one over ids where they lie.
+// Packing on the host: one pass over a mask computes all that a batch needs; one pass over ids, their bounds.
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
@@ -21,7 +21,7 @@ MaskSummary read_rows(const ReadMask& op) {
         for (int64_t s = 0; s < op.S; ++s, ++value) {
             const bool real = *value == one;
             found.bad |= !real && (*value & magnitude);
-            op.indices[found.tokens] = position++;  // the next one's place until this one is known to be real
+            op.indices[found.tokens] = position++;  // overwritten by the next position unless this one is real
             found.tokens += real;
         }
         found.longest = std::max(found.longest, found.tokens - start);

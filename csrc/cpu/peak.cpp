@@ -11,9 +11,9 @@
 namespace fastbert {
 namespace {
 
-constexpr double SECONDS = 0.005;  // of one timing: long next to the clock, short next to what a neighbour takes
+constexpr double SECONDS = 0.005;  // per timing: long against the clock's step, short against a time slice
 constexpr int TIMINGS = 20;
-constexpr int COUNTED = 2;         // the third best counts: a neighbour makes some too low, a clock that jumps one too high
+constexpr int COUNTED = 2;         // the third best counts: other processes make some too low, a clock jump one high
 
 template <typename Body>
 double seconds_of(const Body& body) {
@@ -22,7 +22,8 @@ double seconds_of(const Body& body) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// The sum of what each thread reaches while all of them run: a slice that one of them lost costs the others nothing.
+// The sum of each thread's rate while all of them run: a thread that loses a time slice does not lower the others'
+// rates.
 double multiply_peak(double (*loop)(int64_t rounds), int threads) {
     int64_t rounds = 1 << 10;
     while (std::min(seconds_of([&] { loop(rounds); }), seconds_of([&] { loop(rounds); })) < SECONDS) {
@@ -52,7 +53,7 @@ double read_peak(double (*read)(const float* memory, int64_t count), int threads
         const double taken = seconds_of([&] {
             Team::run(threads, [&](Team& team) {
                 float* mine = memory.get() + team.number() * each;
-                if (timing < 0) std::fill(mine, mine + each, 0.0f);  // by the thread that reads it
+                if (timing < 0) std::fill(mine, mine + each, 0.0f);  // first touched by the thread that reads it
                 else done[team.number()] = read(mine, each);
             });
         });

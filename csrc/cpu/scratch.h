@@ -1,4 +1,4 @@
-// Memory for what an op makes on its way. Included by sources for the base instruction set only.
+// Scratch memory for the intermediate results of an op. Included by sources for the base instruction set only.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,9 @@
 
 namespace fastbert {
 
-// At least `bytes`, aligned to 64, valid until the same thread asks again; `Tag` tells apart what is held at once. A thread
-// keeps it, so that the next call finds it warm, unless it is large.
+// At least `bytes`, aligned to 64, valid until the same thread calls again with the same `Tag`; buffers in use at once
+// need different tags. A thread keeps its memory, still in cache, for the next call; memory above KEPT is freed when
+// the next call needs no more than KEPT.
 template <typename Tag>
 void* scratch(size_t bytes) {
     constexpr size_t KEPT = 64 << 20;
@@ -38,7 +39,7 @@ void* scratch(size_t bytes) {
     return memory.data;
 }
 
-// Parts of one piece of memory, each aligned to 64: how large one is, and the next one.
+// Divides a buffer into parts, each aligned to 64: the size of a part, and the next part.
 template <typename T>
 int64_t part_bytes(int64_t count) { return (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64; }
 template <typename T>

@@ -1,4 +1,4 @@
-// Who is asked whether an op is to stop, and how often. Compiled for the base instruction set.
+// The stop function, and how often it is called. Compiled for the base instruction set.
 #include "stop.h"
 
 #include <algorithm>
@@ -25,7 +25,7 @@ bool stop_asked(int64_t& next) {
     asking = true;
     const bool stop = stop_function.load()();
     asking = false;
-    // The answer may take as long as another thread holds Python's lock: it gets a fiftieth of the time.
+    // The call may wait for another thread to release the GIL, so it is limited to a fiftieth of the time.
     const int64_t now = coarse_now();
     next = now + std::min(std::max(PERIOD, 50 * (now - before)), LONGEST);
     return stop;

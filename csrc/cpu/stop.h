@@ -1,8 +1,8 @@
 // Ending an op before it is done. Included by sources for the base instruction set only.
 //
-// The thread that called an op looks between two tasks whether PERIOD has passed, and then asks the function of
-// `set_stop`. The function may run any code, Python's handlers of signals among it, which may call an op in turn: that
-// one asks no one, and has scratch memory of its own (`nesting`).
+// Between two tasks, the thread that called an op checks if PERIOD has passed, and if so calls the function of
+// `set_stop`. The function may run any code, such as Python's signal handlers, which may call another op. That nested
+// op does not call the function, and has scratch memory of its own (`nesting`).
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ namespace fastbert {
 
 constexpr int64_t NEVER = INT64_MAX;
 
-// Nanoseconds of a clock that is a few of them to read, and exact to some milliseconds where it can be so.
+// Nanoseconds of a monotonic clock. On Linux, reading it takes a few nanoseconds, and it is exact to some milliseconds.
 inline int64_t coarse_now() {
 #if defined(__linux__)
     timespec now;
@@ -28,13 +28,13 @@ inline int64_t coarse_now() {
 #endif
 }
 
-// When an op that begins now, on the thread that calls, asks for the first time; NEVER where there is no one to ask.
+// Time of the first check of an op that the calling thread starts now; NEVER if nested or without a stop function.
 int64_t first_look();
 
-// Whether the op is to stop; sets when it asks next.
+// Calls the stop function; true if the op must end. Sets `next` to the time of the next check.
 bool stop_asked(int64_t& next);
 
-// 1 in an op that is called while another one of this thread asks, 0 in all others.
+// 1 in an op that the stop function of another op calls on this thread, else 0.
 int nesting();
 
 }  // namespace fastbert

@@ -1,11 +1,11 @@
-// Threads that go through loops together. Included by sources for the base instruction set only.
+// A team of threads that runs parallel loops. Included by sources for the base instruction set only.
 //
-// A team is one parallel region of OpenMP, however many loops there are in it. A region for each loop costs the wake of
-// its threads wherever OpenMP lets them sleep in between, as libgomp does once a process has more threads than cores.
+// A team is one parallel region of OpenMP, for any number of loops. A region per loop would have to wake its threads
+// wherever OpenMP lets them sleep in between, as libgomp does once a process has more threads than cores.
 //
-// No one waits for a thread, only for tasks: who has lost its core to another process between two tasks finds the others
-// some loops further when it comes back, and goes after them. So what is to be done once is a task, too, and what
-// stands between two loops may be run by a thread while others are in later ones: it writes to nothing they share.
+// The end of a loop waits for its tasks, not for threads. A thread that lost its core to another process between two
+// tasks may find the others several loops ahead, and catches up. So work to be done once must be a task too. Code
+// between two loops may run on one thread while others are in later loops: it must not write to memory they share.
 #pragma once
 
 #include <algorithm>
@@ -29,16 +29,16 @@ namespace fastbert {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How many of the threads `tasks` of together so many elements are worth: to wake one costs some microseconds, the time of
-// about 16 thousand elements.
+// How many of `threads` to use for `tasks` tasks with `elements` elements in total: waking a thread costs some
+// microseconds, the time of about 16 thousand elements.
 inline int worth(int threads, int64_t tasks, int64_t elements) {
     return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({threads, tasks, elements / 16384 + 1})));
 }
 
 class Team {
 public:
-    // Calls body(team) on so many threads, or as many as OpenMP gives; returns when all have. Throws Stopped where the
-    // thread that called was told to stop: the tasks that had begun are done then, the others left out.
+    // Calls body(team) on `threads` threads, or as many as OpenMP gives; returns when all have returned. Throws Stopped
+    // if `stop` ended the op: tasks that had begun are finished then, the others skipped.
     template <typename Body>
     static void run(int threads, const Body& body) {
         Shared shared;
@@ -59,7 +59,7 @@ public:
         if (shared.stopped.load(std::memory_order_relaxed)) throw Stopped();
     }
 
-    // One loop, and no more.
+    // Runs a single loop.
     template <typename Task>
     static void share(int threads, int64_t tasks, const Task& task) {
         run(threads, [&](Team& team) { team.each(tasks, task); });
@@ -68,8 +68,8 @@ public:
     int number() const { return number_; }  // of this thread
     int size() const { return size_; }
 
-    // task(i) for each i < tasks, handed out as threads come. Every thread of the team calls it, in the same order of
-    // calls, and returns when all tasks are done.
+    // Runs task(i) for each i < tasks, scheduled dynamically. Every thread of the team must make the same calls in the
+    // same order; a call returns when all its tasks are done.
     template <typename Task>
     void each(int64_t tasks, const Task& task) {
         if (size_ == 1) {
@@ -93,16 +93,16 @@ public:
     }
 
 private:
-    static constexpr int LOOP = 40;  // bits of a task's number, below that of its loop
+    static constexpr int LOOP = 40;  // bits of the task's number; the loop's number is above them
 
     struct Shared {
-        alignas(64) std::atomic<int64_t> next{0};  // the loop that is on, and its next task
-        alignas(64) std::atomic<int64_t> done{0};  // tasks, of all loops
-        alignas(64) std::atomic<uint64_t> cores[16] = {};  // a bit for each on which a thread has begun
+        alignas(64) std::atomic<int64_t> next{0};  // the current loop and its next task
+        alignas(64) std::atomic<int64_t> done{0};  // finished tasks, over all loops
+        alignas(64) std::atomic<uint64_t> cores[16] = {};  // a bit per core with a started thread
         std::atomic<bool> stopped{false};
     };
 
-    // The next task of this thread's loop, or `tasks` where there is none left, or the others are in a later loop.
+    // The next task of this thread's loop, or `tasks` if none is left or the others are in a later loop.
     int64_t ticket(int64_t tasks) {
         int64_t now = shared_.next.load(std::memory_order_relaxed);
         while (now - (loop_ << LOOP) < tasks && now >> LOOP == loop_)
@@ -115,14 +115,14 @@ private:
 
     bool stopped() const { return shared_.stopped.load(std::memory_order_relaxed); }
 
-    // Asks, when it is time, whether to stop. Thread 0 is the one that called.
+    // Calls `stop` when it is due. Only thread 0, the calling one, does so.
     void look() {
         if (next_look_ == NEVER || coarse_now() < next_look_ || stopped()) return;
         if (stop_asked(next_look_)) shared_.stopped.store(true, std::memory_order_relaxed);
     }
 
-    // Linux may leave two threads on one core for most of a second while another is idle, since neither ever sleeps. Who
-    // begins where another one has begun sleeps for as short as can be: who wakes is given an idle core.
+    // Linux may leave two threads on one core for most of a second while another core is idle, since neither ever
+    // sleeps. If another team thread started on this core, sleep 1 ns: the scheduler then wakes us on an idle core.
     void spread() {
 #if defined(__linux__)
         static const int cores = static_cast<int>(std::thread::hardware_concurrency());
@@ -134,7 +134,7 @@ private:
 #endif
     }
 
-    // Spins for a microsecond, then lets others have the core: one of them may be who is waited for.
+    // Spins for a microsecond, then yields the core: a thread that we wait for may need it.
     void wait() {
         constexpr int SPINS = 64;
         for (int spins = 0; shared_.done.load(std::memory_order_acquire) < expected_; ++spins) {
@@ -157,11 +157,11 @@ private:
 
     Shared& shared_;
     int number_, size_;
-    int64_t loop_ = 0, expected_ = 0;  // loops gone through, and their tasks
+    int64_t loop_ = 0, expected_ = 0;  // finished loops, and their tasks
     int64_t next_look_;
 };
 
-// The ops as parts of what a team goes through. Where `linear` prepares its rows, its memory must have been placed.
+// The ops as loops of an existing team. If `linear` prepares its rows, their memory must have been placed.
 void linear_cpu(const Linear& op, Isa isa, Team& team);
 void attention_cpu(const Attention& op, Isa isa, Team& team);
 void add_layer_norm_cpu(const AddLayerNorm& op, Isa isa, Team& team);

@@ -1,12 +1,12 @@
-// Packing without the host: where real tokens stand (pack_mask), and rows taken from one place to another (gather_rows).
+// Packing without the host: pack_mask locates the real tokens, gather_rows copies rows by index.
 //
-// pack_mask is one prefix sum over the B * S positions. A warp asks 32 neighbours at once whether they are real: a
-// ballot, whose bits below a lane are that lane's rank. Blocks count a tile each, one block adds the counts up, blocks
-// write: three launches, or one where all positions are a single tile. Real position number r goes to indices[r]; pad
-// number p, to indices[T + p] as -1: so every element is written once, in coalesced stores, and nothing needs zeros
-// before. Per position: the mask twice (once where it is one tile), 16 bytes written.
+// pack_mask is one prefix sum over the B * S positions. A warp ballots which of 32 neighbouring positions are real: the
+// set bits below a lane are its rank. There are three launches: blocks count a tile each, one block scans the counts,
+// blocks write. One launch does it all where the positions fit a single tile. Real position number r goes to
+// indices[r], and -1 for pad number p to indices[T + p]: each element is written once, in coalesced stores, and nothing
+// must be zeroed before. Per position, the mask is read twice (once with one tile) and 16 bytes are written.
 //
-// gather_rows moves 2 * row_bytes a row, and is all memory: 16-byte loads where addresses allow it.
+// gather_rows moves 2 * row_bytes per row and is memory-bound: it uses 16-byte loads where addresses allow it.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -33,10 +33,10 @@ __device__ int64_t warp_inclusive(int64_t v) {
     return v;
 }
 
-// The sum over the warps below this one, and in `total` over all, of a number that each warp has.
+// Sums a number of each warp: over the warps below this one, and in `total` over all.
 __device__ int64_t warps_below(int64_t v, int64_t& total) {
     __shared__ int64_t scratch[WARPS];
-    __syncthreads();  // what was in the scratch before has been read
+    __syncthreads();  // the previous call has read its scratch
     if (lane() == 0) scratch[warp()] = v;
     __syncthreads();
     const int64_t sums = warp_inclusive(scratch[lane()]);
@@ -44,7 +44,7 @@ __device__ int64_t warps_below(int64_t v, int64_t& total) {
     return __shfl_sync(ALL, sums, warp()) - v;
 }
 
-// What a warp reads of its tile: for each round, which of its 32 positions are real.
+// A warp's share of its tile: for each round, one bit for each of 32 positions, set if it is real.
 struct Bits {
     unsigned real[ROUNDS];
     int count = 0;
@@ -73,7 +73,7 @@ __device__ Bits read_bits(const void* mask, int64_t positions) {
     return bits;
 }
 
-// workspace[tile] = the tile's real tokens, and all bits of that turned over where it holds a bad value.
+// workspace[tile] = the tile's number of real tokens, with all bits inverted if the tile holds a bad value.
 template <typename M>
 __global__ void __launch_bounds__(THREADS) count_kernel(PackMask op) {
     const Bits bits = read_bits<M>(op.mask, op.B * op.S);
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(THREADS) count_kernel(PackMask op) {
     if (threadIdx.x == 0) op.workspace[blockIdx.x] = bad ? ~total : total;
 }
 
-// Turns the counts into the number of real tokens before each tile, and of all behind the last.
+// Exclusive scan: turns the counts into the number of real tokens before each tile, then appends their total.
 __global__ void __launch_bounds__(THREADS) scan_kernel(PackMask op, int64_t tiles) {
     int64_t before = 0;
     bool bad = false;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(THREADS) write_kernel(PackMask op, int64_t til
     const int64_t positions = op.B * op.S;
     const Bits bits = read_bits<M>(op.mask, positions);
     int64_t here;
-    int64_t rank = warps_below(bits.count, here);  // of the warp's first position in each round
+    int64_t rank = warps_below(bits.count, here);  // of the warp's first position in the round
     int64_t tokens = here;
     if constexpr (ONE_TILE) {
         const bool bad = __syncthreads_or(bits.bad);
@@ -156,7 +156,7 @@ struct alignas(BYTES) Piece {
 
 constexpr int ROW_THREADS = 256;
 
-// A block is (pieces of a row, rows): consecutive threads move consecutive pieces, and nothing is divided.
+// A block is (pieces of a row, rows): consecutive threads move consecutive pieces, without a division.
 template <int BYTES>
 __global__ void __launch_bounds__(ROW_THREADS) gather_rows_kernel(TakeRows op) {
     using P = Piece<BYTES>;
@@ -177,7 +177,7 @@ template <int BYTES>
 void launch_take(const TakeRows& op, cudaStream_t stream) {
     const int64_t pieces = op.row_bytes / BYTES;
     unsigned x = 1;
-    if (pieces >= WARP)  // whole warps a row
+    if (pieces >= WARP)  // whole warps per row
         x = static_cast<unsigned>(pieces < ROW_THREADS ? (pieces + WARP - 1) / WARP * WARP : ROW_THREADS);
     else  // a power of two, so that rows share a warp evenly
         while (x < pieces) x *= 2;
@@ -191,7 +191,7 @@ bool fits(const TakeRows& op, int64_t bytes) {
     return address % bytes == 0 && op.row_bytes % bytes == 0 && op.stride_x % bytes == 0;
 }
 
-// Launches on `device`, which is made the current one meanwhile; the code of what went wrong, or 0.
+// Launches with `device` as the current device, then restores the previous one. Returns 0 or an error code.
 template <typename Launch>
 int on_device(int device, const Launch& launch) {
     int before;

@@ -1,5 +1,5 @@
-// What training adds to fastbert.h: forward passes that keep what the backward needs, and the backward passes, on CPU.
-// dtype f32 or bf16; `isa` one of supported_isas(); at most `threads` threads, whose number changes no bit of a result.
+// Training on CPU: forward passes that save what the backward needs, and the backward passes. dtype is f32 or bf16;
+// `isa` is one of supported_isas(). At most `threads` threads run; their number changes no bit of a result.
 #pragma once
 
 #include "fastbert.h"
@@ -14,22 +14,22 @@ struct AddLayerNormFwdTrain {
     float* rstd;  // (M,)
 };
 
-// dresidual = the gradient of dropout(x) + residual, dx that of x; any output may be null.
+// dresidual is the gradient of dropout(x) + residual, dx that of x; any output may be null.
 struct AddLayerNormBwd {
     AddLayerNorm op;  // its x, residual and weight; y and bias are not read
     Dropout dropout;
     const float* mean;
     const float* rstd;
     const void* dy;   // (M, N)
-    void* dx;         // (M, N), contiguous as the next
+    void* dx;         // (M, N), contiguous, as is dresidual
     void* dresidual;  // (M, N)
     void* dweight;    // (N,)
     void* dbias;      // (N,)
-    float* partials;  // (blocks of PARTIAL_ROWS rows, 2, N): workspace, where dweight or dbias is wanted
+    float* partials;  // (blocks of PARTIAL_ROWS rows, 2, N): workspace for dweight and dbias
     int64_t stride_dym;
 };
 
-// Sums over rows are taken by blocks of so many rows, and then over the blocks in order.
+// Rows per block: sums over rows are taken within blocks, then over the blocks in order.
 constexpr int64_t PARTIAL_ROWS = 64;
 
 // y = activation(x), elementwise over n contiguous elements.
@@ -66,14 +66,14 @@ struct SumPartials {
 struct PackTransposed {
     DType dtype;
     int64_t N, K;
-    const void* source;  // (rows, N), rows <= K: what is missing of K counts as zero
+    const void* source;  // (rows, N), rows <= K; rows from there to K count as zero
     void* packed;        // packed_weight_bytes(dtype, N, K, isa) bytes, aligned to 64
     int64_t rows, stride;
-    int64_t first = 0, last = 0;  // the block of the rows that lies at source; last 0: all of them. Even in bf16
+    int64_t first = 0, last = 0;  // source holds rows [first, last), even in bf16; last 0: all rows
 };
 
-// dW += dz^T x over some tokens. The sum is held in fp32 until the last of them: in `sums`, which may be dweight itself
-// in fp32, and is not read at the first.
+// dW += dz^T x over a chunk of tokens. The running sum is fp32, in `sums`, which in fp32 may be dweight itself. The
+// first chunk does not read it; the last writes dweight.
 struct LinearDweight {
     DType dtype;
     int64_t N, K, tokens;  // tokens even in bf16
@@ -92,18 +92,18 @@ struct LinearBwd {
     int64_t M, N, K;
     const void* dy;      // (M, N)
     const void* x;       // (M, K)
-    const void* saved;   // (M, N), as of ActivationBwd
+    const void* saved;   // (M, N), as in ActivationBwd
     const void* packed;  // weight^T (K, inner), by pack_transposed_cpu, inner = N rounded up to even in bf16; for dx
-    void* dx;            // (M, K), contiguous as the next
+    void* dx;            // (M, K), contiguous, as is dweight
     void* dweight;       // (N, K)
     void* dbias;         // (N,)
     void* workspace;     // linear_bwd_workspace_bytes bytes, aligned to 64
-    int64_t chunk_words;  // tokens are taken so many words, of one fp32 or two bf16, at a time
+    int64_t chunk_words;  // tokens per chunk, in words of one fp32 or two bf16
     int64_t stride_dym, stride_xm, stride_sm;
     Activation activation;
 };
 
-// attention, with probabilities dropped; row h * T + t of the mask is token t's in head h, columns are keys.
+// Attention with dropout of the probabilities. Mask row h * T + t belongs to token t in head h; columns are keys.
 struct AttentionFwdTrain {
     Attention op;
     Dropout dropout;

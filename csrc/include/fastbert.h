@@ -1,5 +1,5 @@
-// Everything the library offers to C++: plain pointers, sizes, strides (in elements) and a stream.
-// Nothing here knows torch or Python. The caller owns every buffer.
+// The library's C++ interface: plain pointers, sizes, strides (in elements) and a stream. It depends on neither torch
+// nor Python. The caller owns every buffer.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@ namespace fastbert {
 
 enum class DType : int { f32 = 0, bf16 = 1 };
 
-// Instruction sets with an object of their own, best first. A list of these is a list of choices. A build for tests
-// (FASTBERT_AMX_EMULATION) has one more: `amx` itself, its tiles emulated on a processor that has none.
+// Instruction sets that the kernels are compiled for, best first. A build for tests (FASTBERT_AMX_EMULATION) has one
+// more: `amx` with its tiles emulated, for a processor without them.
 enum class Isa : int {
     amx = 0, avx512_bf16 = 1, avx512_vnni = 2, avx512 = 3, avx2 = 4, portable = 5,
 #ifdef FASTBERT_AMX_EMULATION
@@ -21,8 +21,8 @@ enum class Isa : int {
 };
 constexpr int ISAS = static_cast<int>(Isa::count);
 
-// How the operands of a product are multiplied: as they are; as bytes, x rounded by a scale a row and the weight by a
-// scale a column; or, where AMX makes it faster, fp32 as two or three pieces of bf16.
+// Operands of a product: full, as they are; int8, x quantised with a scale per row and the weight with a scale per
+// column; high and highest, where AMX makes it faster, fp32 split into two or three bf16 terms.
 enum class Precision : int { full = 0, int8 = 1, high = 2, highest = 3 };
 
 // y = LayerNorm(x + residual) * weight + bias, over rows of N; residual may be null.
@@ -41,7 +41,7 @@ struct AddLayerNorm {
 
 enum class Activation : int { none = 0, gelu = 1, gelu_tanh = 2, relu = 3, silu = 4, tanh = 5 };
 
-// A weight and its bias, rearranged for `linear` of one instruction set and precision: see packed_weight_bytes.
+// Packs a weight and its bias for `linear` of one instruction set and precision.
 struct PackWeight {
     DType dtype;
     int64_t N, K;
@@ -52,8 +52,8 @@ struct PackWeight {
     Precision precision;
 };
 
-// y = activation(x weight^T + bias); sums in fp32, those of bytes in int32. At full precision, bf16 wants K and the
-// row strides even.
+// y = activation(x weight^T + bias); sums in fp32, for int8 in int32. At full precision, bf16 requires even K and row
+// strides.
 struct Linear {
     DType dtype;
     int64_t M, N, K;
@@ -63,12 +63,12 @@ struct Linear {
     int64_t stride_xm, stride_ym;
     Activation activation;
     Precision precision;
-    void* prepared;      // what linear_cpu makes of x: leave these two null
+    void* prepared;      // set by linear_cpu, as is scales: leave both null
     float* scales;
 };
 
 // y = softmax(scale q k^T) v within each sequence; scores, softmax and sums in fp32.
-// bf16 wants D and the token stride even.
+// bf16 requires an even D and an even token stride.
 struct Attention {
     DType dtype;
     int64_t T, B, H, D;
@@ -86,7 +86,7 @@ struct EncoderLayer {
     int64_t F;
 };
 
-// All layers over packed tokens; x and y (T, E) are contiguous and apart.
+// All layers over packed tokens; x and y (T, E) are contiguous and do not overlap.
 struct Encoder {
     DType dtype;
     Precision precision;
@@ -101,14 +101,14 @@ struct Encoder {
 };
 
 // Element (row, column) is dropped where a hash of seed, row and column is below the threshold, and multiplied by
-// `scale` elsewhere: the mask is never stored, and the same on every instruction set.
+// `scale` elsewhere. The mask is never stored, and is the same on every instruction set.
 struct Dropout {
     uint64_t seed;
     uint32_t threshold;  // p * 2^32; 0 for no dropout
     float scale;         // 1 / (1 - p)
 };
 
-// A table of embeddings and which of its rows each token takes.
+// A table of embeddings, and the table row of each token.
 struct EmbedTable {
     const void* rows;    // (count, N)
     const int64_t* ids;  // (M,)
@@ -123,70 +123,70 @@ struct EmbedLayerNorm {
     const void* weight;  // (N,)
     const void* bias;    // (N,)
     void* y;             // (M, N), contiguous
-    float* statistics;   // (M, 2) mean and 1 / deviation, for the backward; or null
+    float* statistics;   // (M, 2) mean and rstd, saved for the backward; or null
     float eps;
     Dropout dropout;
 };
 
-// The gradients that are not null, in the dtype of the op, contiguous; sums in fp32, in an order that does not
-// depend on the threads. A table's gradient is written whole, zeros too.
+// Computes the gradients that are not null, contiguous, in the dtype of the op. Sums are fp32, in an order independent
+// of the number of threads. Every element of a table's gradient is written, zeros too.
 struct EmbedLayerNormBwd {
     EmbedLayerNorm forward;  // with its statistics; y is not read
     const void* dy;          // (M, N)
     int64_t stride_dym;
-    void *dword, *dtoken_type, *dposition;  // as the tables, (count, N)
+    void *dword, *dtoken_type, *dposition;  // (count, N) of each table
     void *dweight, *dbias;                  // (N,)
-    int64_t padding_idx;                    // the row of `dword` that stays zero, or -1
+    int64_t padding_idx;                    // row of `dword` that is zero, or -1
 };
 
-// Softmax and cross entropy over transposed logits, a chunk of the vocabulary at a time: what linear_cross_entropy
-// does between its products. K, the tokens, is a multiple of 32.
+// Softmax and cross entropy of one chunk of the vocabulary, on transposed logits: the steps of linear_cross_entropy
+// between its products. K is the number of tokens, a multiple of 32.
 struct CrossEntropy {
     DType dtype;
     int64_t V, K;
-    int64_t first;          // the word that row 0 of the logits is of
+    int64_t first;          // vocabulary index of row 0 of the logits
     void* logits;           // (V, K), contiguous; without the bias
     const void* bias;       // (V,) or null
     const int32_t* labels;  // (K,), -1 for none
-    float* partial;         // (cross_entropy_blocks(V), 2, K): what cross_entropy_combine_cpu takes
-    float* picked;          // (K,): the logit of a token's label, where that lies in this chunk
-    const float* row_max;   // (K,): a token's largest logit
+    float* partial;         // (cross_entropy_blocks(V), 2, K): the input of cross_entropy_combine_cpu
+    float* picked;          // (K,): the logit of each token's label, written if the label lies in this chunk
+    const float* row_max;   // (K,): the largest logit of each token
     const float* inverse;   // (K,): 1 / the sum of exp(logit - row_max)
     const float* scale;     // (K,)
     void* dbias;            // (V,) or null
 };
 
-// Where the real tokens of a (B, S) batch stand, at most 2^31 - 1 positions in all: what fastbert/packing.py's
-// `batch_from_mask` says, without the host knowing how many they are.
+// Locates the real tokens of a (B, S) batch, B * S < 2^31: the result of `batch_from_mask` in fastbert/packing.py,
+// without the host knowing the number of tokens.
 struct PackMask {
-    int mask_bytes;        // of a value: 1, 4 or 8
+    int mask_bytes;        // per value: 1, 4 or 8
     int64_t B, S;
     const void* mask;      // (B, S), contiguous integers: 1 at a real token, 0 at a pad
     int32_t* cu_seqlens;   // (B + 1,)
     int64_t* indices;      // (B * S,): the position of each packed token, then -1
     int64_t* places;       // (B * S,): the packed row of each position, -1 at a pad
-    int32_t* bad;          // (1,): whether a value is neither 0 nor 1; it counts as a pad
+    int32_t* bad;          // (1,): 1 if a value is neither 0 nor 1; such a value counts as a pad
     int64_t* workspace;    // (pack_mask_workspace(B * S),)
 };
 
-// A mask on the host, at most 2^31 - 1 positions. Its values are compared as bits, whatever their type.
+// A mask on the host, B * S < 2^31. Values are compared as bits, whatever their type.
 struct ReadMask {
-    int mask_bytes;        // of a value: 1, 2, 4 or 8
+    int mask_bytes;        // per value: 1, 2, 4 or 8
     uint64_t one;          // the bits of 1
-    uint64_t magnitude;    // the bits that are 0 in a zero: a float's sign is none of them
+    uint64_t magnitude;    // the bits that are 0 in a zero: all but a float's sign
     int64_t B, S;
     const void* mask;      // (B, S), contiguous: 1 at a real token, 0 at a pad
     int32_t* cu_seqlens;   // (B + 1,)
-    int64_t* indices;      // (B * S,): the position of each packed token, then whatever
+    int64_t* indices;      // (B * S,): the position of each packed token, then unspecified
 };
 
 struct MaskSummary {
     int64_t tokens, longest;
-    bool leading_pads;     // a row begins with a pad and has tokens
-    bool bad;              // a value is neither 0 nor 1; it counts as a pad
+    bool leading_pads;     // a row with tokens begins with a pad
+    bool bad;              // a value is neither 0 nor 1; such a value counts as a pad
 };
 
-// y[m] = x[index[m]], rows of bytes; zeros where the index is not one of x's rows.
+// y[m] = x[index[m]], rows of bytes; zeros where index[m] is out of range.
 struct TakeRows {
     int64_t M, rows, row_bytes;
     const void* x;         // (rows, row_bytes)
@@ -199,17 +199,17 @@ struct TakeRows {
 
 const char* isa_name(Isa isa);
 
-// The instruction sets this processor and this build have, best first; `portable` is always the last.
+// The instruction sets supported by both this processor and this build, best first; `portable` is always the last.
 std::vector<Isa> supported_isas();
 
-// Names of the processor features the choice rests on, those present only.
+// Names of the present processor features among those that decide the instruction set.
 std::vector<const char*> cpu_features();
 
-// Thrown by an op that was told to stop, whose outputs are then written in part.
+// Thrown by an op that `stop` ended (see set_stop). Its outputs are then only partly written.
 struct Stopped {};
 
-// An op that lasts calls `stop` on the thread that called the op, between two tasks and at most every 50 ms; true ends
-// the op. `stop` throws nothing. It may call ops, which do not ask in turn.
+// Registers a function that long ops call on their calling thread, between two tasks and at most every 50 ms; if it
+// returns true, the op ends. `stop` must not throw. It may call ops, which then do not call `stop`.
 void set_stop(bool (*stop)());
 
 // dtype f32 or bf16; `isa` must be one of supported_isas(). At most `threads` threads.
@@ -222,18 +222,18 @@ void attention_cpu(const Attention& op, Isa isa, int threads);
 int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads);
 void encoder_cpu(const Encoder& op, Isa isa, int threads);
 
-// Memory that others may write to, and its checksum when it was last read.
+// A memory range that others may write to, with its checksum when it was last read.
 struct Chunk {
     const void* memory;
     int64_t bytes;
     uint64_t checksum;
 };
-// Fills in the checksums; and the first chunk whose checksum is another one now, -1 where none is.
+// checksum_cpu fills in the checksums. first_changed_cpu returns the first chunk whose checksum has changed, or -1.
 void checksum_cpu(Chunk* chunks, int64_t count, int threads);
 int64_t first_changed_cpu(const Chunk* chunks, int64_t count, int threads);
 
 MaskSummary read_mask_cpu(const ReadMask& op);
-// The least and the greatest of n > 0 integers of 4 or 8 bytes.
+// The minimum and maximum of n > 0 integers of 4 or 8 bytes.
 std::pair<int64_t, int64_t> bounds_cpu(int bytes, int64_t n, const void* x);
 
 // Both throw std::invalid_argument for an id outside its table, before anything is read or written.
@@ -241,23 +241,23 @@ void embed_layer_norm_cpu(const EmbedLayerNorm& op, Isa isa, int threads);
 void embed_layer_norm_bwd_cpu(const EmbedLayerNormBwd& op, Isa isa, int threads);
 
 int64_t cross_entropy_blocks(int64_t V);
-// Writes partial and picked. A chunk in the middle of a vocabulary is whole blocks.
+// Writes partial and picked. Every chunk of a vocabulary but the last must be whole blocks.
 void cross_entropy_statistics_cpu(const CrossEntropy& op, Isa isa, int threads);
-// Out of the partial results of all blocks, (blocks, 2, K): each token's largest logit, and the sum of exp(logit - that).
-// The logarithm of the sum is not added to the maximum: next to a large one it would lose its digits.
+// Combines the partial results of all blocks, (blocks, 2, K): each token's largest logit, and the sum of exp(logit -
+// row_max). They stay separate: added to a large maximum, the logarithm of the sum would lose its digits.
 void cross_entropy_combine_cpu(const float* partial, int64_t blocks, int64_t K, float* row_max, float* total, Isa isa,
                                int threads);
 // logits = scale (softmax - onehot), in place; dbias is their sum over K.
 void cross_entropy_bwd_cpu(const CrossEntropy& op, Isa isa, int threads);
 
-// What the machine can reach at most, measured on all `threads`: FLOP/s of a loop that multiplies registers only,
-// or bytes/s read from main memory. 0 where the instruction set has no instruction for it.
+// The machine's peak, measured on `threads` threads: FLOP/s of a loop that only multiplies registers, with the
+// instructions that the products use, or bytes/s read from main memory.
 enum class PeakKind : int { f32 = 0, bf16 = 1, int8 = 2, read = 3 };
 double peak_cpu(PeakKind kind, Isa isa, int threads);
 
-// ---- CUDA: declared always, defined where the build found nvcc (FASTBERT_HAS_CUDA) ----
+// ---- CUDA: always declared, defined where the build found nvcc (FASTBERT_HAS_CUDA) ----
 
-// Pointers on `device`; `stream` is a cudaStream_t. Launches and returns at once: 0, or the code of a cudaError_t.
+// Pointers are on `device`; `stream` is a cudaStream_t. Launches asynchronously; returns 0 or a cudaError_t code.
 int64_t pack_mask_workspace(int64_t positions);
 int pack_mask_cuda(const PackMask& op, int device, void* stream);
 int gather_rows_cuda(const TakeRows& op, int device, void* stream);
