@@ -1,11 +1,11 @@
-// LayerNorm(dropout(x) + residual) * weight + bias with its statistics kept, and its gradients; compiled once per
+// LayerNorm(dropout(x) + residual) * weight + bias, saving its statistics, and its gradients; compiled once per
 // instruction set.
 //
 // With u = (h - mean) * rstd of h = dropout(x) + residual, and g = dy * weight:
 //     dh = rstd * (g - mean(g) - u * mean(g * u)),  dresidual = dh,  dx = dropout(dh),
 //     dweight = sum over rows of dy * u,  dbias = sum over rows of dy.
-// The backward reads x and residual again, and the mask is drawn again, instead of keeping h: the residual is kept by
-// the layer that made or reads it anyway.
+// The backward recomputes h from x, residual and the mask's hash instead of storing it: the residual is saved in any
+// case, by the layer that made or reads it.
 #include <math.h>  // sqrtf: see add_layer_norm_rows.cpp
 
 #include "dropout.h"
@@ -15,7 +15,7 @@
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
-// h, and the mask's factors where there is a mask, of row m.
+// Writes h of row m and, with dropout, the mask's factors.
 template <typename T>
 void sum_row(const AddLayerNorm& op, const Dropout& dropout, int64_t m, float* h, float* factors) {
     const T* x = static_cast<const T*>(op.x) + m * op.stride_xm;
@@ -33,7 +33,7 @@ void sum_row(const AddLayerNorm& op, const Dropout& dropout, int64_t m, float* h
     });
 }
 
-// The mean of h - shift, by which the rounded mean `shift` is off.
+// The mean of h - shift: the rounding error of the mean `shift`.
 float distance(const float* h, Vec shift, int64_t N) {
     const float total = sum_along(N, [&](Vec acc, int64_t n, int lanes) {
         const Vec u = sub(load_part(h + n, lanes), shift);

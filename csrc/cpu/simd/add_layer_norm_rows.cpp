@@ -1,10 +1,9 @@
 // y = LayerNorm(x + residual) * weight + bias for a range of rows; compiled once per instruction set.
 //
-// Each row is read three times, from memory once and then from the L1 cache: the mean, then the squares
-// about that mean, then the output. E[x^2] - E[x]^2 would save one pass and lose all digits where the
-// mean is large against the spread. The mean itself is rounded: the second pass sums what it is off by, too,
-// without which a row of equal numbers would not become zeros.
-// Everything between load and store is fp32, the sum x + residual too.
+// Each row is read three times, from memory once and then from the L1 cache: for the mean, for the squares about that
+// mean, and for the output. E[x^2] - E[x]^2 would save one pass but cancel where the mean is large against the spread.
+// The mean is rounded, so the second pass also sums its error: otherwise a row of equal numbers would not become zeros.
+// Everything between load and store is fp32, including the sum x + residual.
 #include <math.h>  // sqrtf, a C function: std::sqrt is inline, see kernels.h
 
 #include "kernels.h"
@@ -26,7 +25,7 @@ struct Row {
     }
 };
 
-// The variance, and in `off` the mean of row - mean.
+// Returns the variance and, in `off`, the mean of row - mean.
 template <typename T>
 float row_variance(const Row<T>& row, float mean, float& off) {
     const Vec m = set(mean);

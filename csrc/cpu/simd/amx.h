@@ -1,6 +1,6 @@
-// AMX tiles: 16 rows of 64 bytes, by inline assembly: the intrinsics of GCC 12 say nothing of the memory they read and
-// write, and the optimiser moves them past the code that prepares it. The compiler itself never touches tile registers.
-// On a processor without them the same code is tested by tests/amx_emulation.cpp.
+// AMX tiles of 16 rows x 64 bytes, by inline assembly: the intrinsics of GCC 12 do not declare the memory they access,
+// so the optimiser moves them past the code that prepares it. The compiler itself never uses tile registers. For a
+// processor without AMX, tests/amx_emulation.cpp emulates these instructions.
 #pragma once
 
 #include <immintrin.h>
@@ -13,7 +13,7 @@ namespace fastbert::FASTBERT_ISA {
 // While one exists, the thread's tiles are usable: eight of 16 rows x 64 bytes.
 struct TilesInUse {
     TilesInUse() {
-        alignas(64) uint8_t config[64] = {1};  // palette 1; bytes a row of each tile from 16, rows from 48
+        alignas(64) uint8_t config[64] = {1};  // palette 1; the tiles' bytes per row from 16, rows from 48
         for (int tile = 0; tile < 8; ++tile) {
             config[16 + 2 * tile] = 64;
             config[48 + tile] = 16;
@@ -42,7 +42,7 @@ static inline void tile_dot(const Bytes*) {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
-// Rows [0, rows) and words [0, words) at p into a tile, zeros beyond; where all 16 x 16 are there, from their place.
+// Loads rows [0, rows) and words [0, words) at p into a tile, zeros beyond; a full 16 x 16 without a copy.
 template <int TILE>
 static inline void tile_load_edge(const uint32_t* p, int64_t stride, int rows, int64_t words) {
     if (rows >= 16 && words >= 16) return tile_load<TILE>(p, stride * 4);
@@ -53,9 +53,9 @@ static inline void tile_load_edge(const uint32_t* p, int64_t stride, int rows, i
     tile_load<TILE>(edge, 64);
 }
 
-// out (32 x 32 words, one after the other) = in + A B for rows [0, m) of A, m <= 32, and one panel of B, whose words
-// are filled up to a multiple of 16. in may be null (zeros) or out itself. `meanwhile()` is called behind each step's
-// tiles: work for other units while the tiles multiply.
+// out (32 x 32 words, contiguous) = in + A B for rows [0, m) of A, m <= 32, and one panel of B, zero-padded to a
+// multiple of 16 words. in may be null (zeros) or out itself. `meanwhile()` is called after each step's tile
+// instructions: work for other units while the tiles multiply.
 template <typename T, typename Meanwhile>
 static inline void amx_product(const uint32_t* a, int64_t lda, int m, const uint32_t* b, int64_t words,
                                const uint32_t* in, uint32_t* out, const Meanwhile& meanwhile) {

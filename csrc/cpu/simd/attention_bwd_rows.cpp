@@ -1,12 +1,11 @@
-// softmax(scale q k^T) v of one head of one sequence with dropped probabilities, and its gradient (Dao et al., 2022);
-// compiled once per instruction set.
+// softmax(scale q k^T) v of one head of one sequence, with dropout of the probabilities, and its gradient (Dao et al.,
+// 2022); compiled once per instruction set.
 //
-// The forward goes over tiles of queries, as attention_rows.cpp does, and keeps each query's largest score and, apart
-// from it, 1 / its sum: the logarithm of the sum, added to a large score, would lose its digits. The backward
-// goes over tiles of keys: rows of S^T = K Q^T and dP^T = V dO^T, with the queries along the vectors, so that what
-// belongs to a query (its sum, delta, the key of its mask) is a vector, and rows of P^T and dS^T are the left operands
-// of dV = P^T dO and dK = dS^T Q as they lie. Only dQ = dS K is summed up over tiles, by groups of GROUP keys.
-//     P = 2^(S - max) / sum,  dS = P (mask dP - delta),  delta = rowsum(dO O)
+// The forward goes over tiles of queries, as attention_rows.cpp does. It saves each query's largest score and 1 / its
+// sum separately: added to a large score, the logarithm of the sum would lose its digits. The backward goes over tiles
+// of keys. It computes rows of S^T = K Q^T and dP^T = V dO^T, with queries along the vectors: values per query (sum,
+// delta, mask key) are vectors, and rows of P^T and dS^T are the left operands of dV = P^T dO and dK = dS^T Q without a
+// transpose. Only dQ = dS K is accumulated over tiles, by groups of GROUP keys.
 #include "kernels.h"
 #include "words.h"
 
@@ -15,8 +14,8 @@ namespace {
 
 constexpr int64_t GROUP = 4 * VECTOR_ROWS;
 
-// Calls f(m, rows) for tiles of [0, n): as many whole ones as there are, then thirds, then single rows. All of VECTOR_ROWS
-// numbers of rows, as with_rows has them, would take the compiler four times as long.
+// Calls f(m, rows) for tiles of [0, n): first full tiles, then thirds, then single rows. Instantiating every height, as
+// with_rows does, would take the compiler four times as long.
 template <typename F>
 void each_tile(int64_t n, const F& f) {
     int64_t m = 0;
@@ -25,7 +24,7 @@ void each_tile(int64_t n, const F& f) {
     for (; m < n; ++m) f(m, Rows<1>{});
 }
 
-// A matrix (L, D) as B of a product over its columns: for x m^T.
+// Packs a matrix m (L, D) as operand B of x m^T.
 template <typename T>
 void pack_along(const T* m, int64_t stride, int64_t L, int64_t D, uint32_t* out) {
     const int64_t words = D / PER_WORD<T>;
@@ -36,15 +35,15 @@ void pack_along(const T* m, int64_t stride, int64_t L, int64_t D, uint32_t* out)
     }
 }
 
-// The same as B of a product over its rows: for x m.
+// Packs a matrix m (L, D) as operand B of x m.
 template <typename T>
 void pack_values(const T* m, int64_t stride, int64_t L, int64_t D, uint32_t* out) {
     for (int64_t p = 0; p < panels(D); ++p)
         pack_down(m + p * TILE_N, stride, L, D - p * TILE_N, out + p * TILE_N * words_of<T>(L));
 }
 
-// f(i, column, acc) for each vector of rows [0, M) of A times a packed matrix of `columns`, of which panel p starts
-// `panel` words after the one before. A's rows are `lda` words apart; or where SIDEWAYS, its words along k.
+// Calls f(i, column, acc) for each vector of rows [0, M) of A times a packed matrix of `columns` columns, whose panels
+// are `panel` words apart. `lda` is the distance in words of A's rows or, if SIDEWAYS, of its words along k.
 template <typename T, int M, bool SIDEWAYS = false, typename F>
 void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, int64_t words, int64_t columns,
              const F& f) {
@@ -70,8 +69,8 @@ void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, i
     }
 }
 
-// scores[0, L) -> 2^(scores * scale - their maximum) as T in place, some dropped, zeros up to `padded`. Returns 1 /
-// their sum before any was dropped, and the maximum in `largest`.
+// scores[0, L) -> 2^(scores * scale - their maximum) as T in place, with dropout, zeros up to `padded`. Returns 1 /
+// their sum before dropout, and the maximum in `largest`.
 template <typename T>
 float exponentials(float* scores, int64_t L, int64_t padded, float scale, const Dropout& dropout, RowKey key,
                    float* largest) {
@@ -139,7 +138,7 @@ struct Workspace {
     float *row_max, *inverse, *delta;         // (Lp,)
     uint32_t *key_a, *key_b;                  // (Lp,)
     float* p;                                 // (VECTOR_ROWS, Lp): P^T, negative where dropped
-    T* kept;                                  // (VECTOR_ROWS, Lp): what is left of it
+    T* kept;                                  // (VECTOR_ROWS, Lp): P^T after dropout
     T* ds;                                    // (GROUP, Lp): dS^T
     uint32_t* ds_down;                        // (words of GROUP, Lp): the same, words along the keys
     float* dq;                                // (L, panels(D) * TILE_N)
@@ -174,7 +173,7 @@ struct Workspace {
 template <typename T>
 int64_t backward_scratch(int64_t L, int64_t D) { return Workspace<T>(nullptr, L, D).bytes; }
 
-// What the queries bring along: their packed matrices, sums, deltas and mask keys. Beyond L the probabilities are zero.
+// Prepares the data of all queries: packed matrices, sums, deltas, mask keys. Beyond L the probabilities are zero.
 template <typename T>
 void prepare(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, const T* q, const T* dy,
              const Workspace<T>& w) {
@@ -194,7 +193,7 @@ void prepare(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, c
         w.key_a[i] = key.a;
         w.key_b[i] = key.b;
     }
-    // Summed up as a product does it, so that dP - delta is zero where one key has all the probability.
+    // delta is summed in the order of a product, so that dP - delta is zero where one key has all the probability.
     pack_along(y, stride, L, D, w.y_along);
     const int64_t words = D / PER_WORD<T>;
     for (int64_t i = 0; i < panels(L) * TILE_N; i += WIDTH) {
@@ -209,7 +208,7 @@ void prepare(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, c
     for (int64_t i = 0; i < L * panels(D) * TILE_N; i += WIDTH) store(w.dq + i, set(0.0f));
 }
 
-// Keys [m, m + M): rows of P^T and dS^T, the latter from row `at` of the group on, and their dK and dV.
+// For keys [m, m + M): rows of P^T, rows of dS^T (from row `at` of the group on), and from these dK and dV.
 template <typename T, int M>
 void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, const T* k, T* dk,
               const Workspace<T>& w) {
@@ -234,7 +233,7 @@ void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, const 
     const uint32_t* values = reinterpret_cast<const uint32_t*>(k + op.stride_3);
     product<T, M>(values, lda, w.dy_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec dp) {
         const Vec p = load(w.p + i * padded + n), delta = load(w.delta + n);
-        // A dropped probability has its sign turned: -p (-delta) = p delta.
+        // A dropped probability is stored as -p: p (0 - delta) = (-p) delta.
         const Vec scaled = dropout.threshold ? mul(dp, set(dropout.scale)) : dp;
         store(ds + i * padded + n, p < set(0.0f) ? mul(p, delta) : mul(p, sub(scaled, delta)));
     });
@@ -247,7 +246,7 @@ void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, const 
                   [&](int i, int64_t n, Vec acc) { store_within(dv + i * stride, n, D, acc); });
 }
 
-// dQ += dS K of the keys [first, first + count), whose dS^T lies in the workspace.
+// dQ += dS K over the keys [first, first + count), with dS^T in the workspace.
 template <typename T>
 void add_to_dq(int64_t L, int64_t D, int64_t first, int64_t count, const Workspace<T>& w) {
     const int64_t padded = panels(L) * TILE_N, width = panels(D) * TILE_N, words = words_of<T>(count);

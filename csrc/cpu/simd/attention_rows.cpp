@@ -1,7 +1,7 @@
 // softmax(scale q k^T) v of one head of one sequence; compiled once per instruction set.
 //
-// Keys and values are packed once into the caller's scratch memory; then a tile of queries at a time forms all its
-// scores (TILE_M x L fp32, in cache), their exponentials, and its context. Nothing of size L x L exists.
+// Keys and values are packed once into the caller's scratch memory. Each tile of queries then computes all its scores
+// (TILE_M x L fp32, in cache), their exponentials, and its context. No L x L matrix is stored.
 #include "kernels.h"
 #include "rows.h"
 #include "tile.h"
@@ -9,7 +9,7 @@
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
-// Values as B of the second product: words run along the keys, so two bf16 rows are interleaved; zeros up to `words`.
+// Packs values as B of the second product: words run along keys, so two bf16 rows are interleaved; zeros up to `words`.
 void pack_values(const float* v, int64_t stride, int64_t L, int64_t n, int64_t words, uint32_t* panel) {
     std::memset(panel, 0, words * TILE_N * sizeof(uint32_t));
     for (int64_t k = 0; k < L; ++k) std::memcpy(panel + k * TILE_N, v + k * stride, n * sizeof(float));
@@ -28,14 +28,14 @@ void pack_values(const bf16* v, int64_t stride, int64_t L, int64_t n, int64_t wo
         }
 }
 
-// 2^x to what the rounding of T leaves of it.
+// 2^x, to the precision of T.
 template <typename T>
 static inline Vec power(Vec x) { return sizeof(T) == 2 ? exp2_bf16(x) : exp2(x); }
 
 // scores[0, L) -> 2^(scores * scale - their maximum) as T in place, zeros up to `padded`; returns 1 / the sum.
 template <typename T>
 float exponentials(float* scores, int64_t L, int64_t padded, float scale) {
-    // Their difference first: 0 at the maximum, however large.
+    // Subtract before scaling: the result is exactly 0 at the maximum, however large that is.
     const Vec factor = set(scale), top_score = set(highest(scores, L));
     Vec total = set(0.0f);
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read
@@ -56,7 +56,7 @@ float exponentials(float* scores, int64_t L, int64_t padded, float scale) {
     return 1.0f / sum(total);
 }
 
-// The sizes of what `attention` keeps, in words: keys, values, and the scores of a tile of queries.
+// Sizes in words of the scratch memory of `attention`: keys, values, and the scores of a tile of queries.
 template <typename T>
 struct Sizes {
     int64_t padded, head_words, key_words;  // keys of whole panels; words of a head; words of a row of probabilities
@@ -90,8 +90,8 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
     uint32_t* keys = static_cast<uint32_t*>(memory);
     uint32_t* values = keys + sizes.keys;
     float* scores = reinterpret_cast<float*>(values + sizes.values);
-    // The next head's rows lie next to these, but far from each other: no processor guesses that they are next. (Their
-    // second line it does guess; to ask for it, too, gained nothing.)
+    // Prefetch the next head's rows: they are too far apart for a hardware prefetcher to predict. (It does predict
+    // their second cache lines: prefetching those gained nothing.)
     const T* const parts[] = {q, k, v};
     for (int64_t t = 0; t < L && head + 1 < op.H; ++t)
         for (const T* part : parts) __builtin_prefetch(part + t * op.stride_t + op.D);
@@ -106,7 +106,7 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
         pack_values(v + first, op.stride_t, L, n, sizes.key_words, values + p * TILE_N * sizes.key_words);
     }
 
-    // Tiles of one height, or nearly: a last one of few rows would cost as much as a full one.
+    // Tiles of nearly equal height: a last tile of few rows would cost as much as a full one.
     const int64_t count = (L + TILE_M<T> - 1) / TILE_M<T>, height = (L + count - 1) / count;
     for (int64_t m = 0; m < L; m += height) {
         const int64_t rows = L - m < height ? L - m : height;

@@ -1,9 +1,9 @@
-// Dropout by a hash: which element of a matrix is dropped follows from seed, row and column alone, so the backward
-// finds the forward's mask again whatever the tiles and threads.
+// Dropout by a hash of seed, row and column: the backward recomputes the forward's mask, for any tiling and any number
+// of threads.
 //
-// A row's key is 64 bits of splitmix64 (Steele et al., 2014). A column is hashed with its two halves by triple32
-// (Wellons, 2018, "Prospecting for hash functions"), the second half going in after the first round: 13 operations a
-// vector.
+// A row's key is 64 bits of splitmix64 (Steele et al., 2014). A column is hashed with the key's two halves by triple32
+// (Wellons, 2018, "Prospecting for hash functions"); the second half enters after the first round. That is 13
+// operations per vector.
 #pragma once
 
 #include "fastbert.h"
@@ -33,7 +33,7 @@ static inline Words count_from(uint32_t first) {
     return out + first;
 }
 
-// 32 random bits an element; keys and columns a lane each, so that rows may lie along either side of a tile.
+// 32 random bits per lane. Keys and columns are both per lane, so rows may run along either side of a tile.
 static inline Words random_bits(Words a, Words b, Words column) {
     Words x = column + a;
     x = (x ^ (x >> 17)) * 0xed5ad4bbu;
@@ -48,7 +48,7 @@ static inline Vec keep_factor(const Dropout& dropout, Words a, Words b, Words co
     return random_bits(a, b, column) >= fill(dropout.threshold) ? set(dropout.scale) : set(0.0f);
 }
 
-// What dropout leaves of one row.
+// Applies dropout to one row.
 struct Kept {
     const Dropout& dropout;
     Words a, b;
@@ -58,7 +58,7 @@ struct Kept {
         a = fill(key.a);
         b = fill(key.b);
     }
-    // Of the columns from n on.
+    // `v` holds the columns from n on.
     Vec of(Vec v, int64_t n) const {
         return dropout.threshold ? mul(v, keep_factor(dropout, a, b, count_from(static_cast<uint32_t>(n)))) : v;
     }

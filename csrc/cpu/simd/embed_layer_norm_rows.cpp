@@ -1,10 +1,10 @@
 // y = dropout(LayerNorm(word[id] + token_type[type] + position[place])) and its backward; compiled once per
 // instruction set.
 //
-// Forward: a row of each table is read once, their sum stays in the L1 cache for mean, squares and output; the word
-// row of the next token is fetched meanwhile, since its address is no pattern that a processor could foresee.
-// Backward: the sum is gathered again (it is never stored), which is less to read than what a stored one would be
-// to write. What flows into the sum is kept as fp32 rows; sum_rows then adds up those of each table row.
+// Forward: a row of each table is read once; their sum stays in the L1 cache for mean, squares and output. The next
+// token's word row is prefetched meanwhile: no hardware prefetcher can predict its address.
+// Backward: the sum is gathered again, which reads less than storing it in the forward would write. The sum's gradient
+// is stored as fp32 rows; sum_rows then adds up the rows of each table row.
 #include <math.h>  // sqrtf, a C function: std::sqrt is inline, see kernels.h
 
 #include "dropout.h"
@@ -16,8 +16,8 @@ namespace {
 
 #define FASTBERT_INLINE __attribute__((always_inline))
 
-// f(n, lanes, sum) for each vector of a row, lanes < WIDTH in the last one only. `sum` says which of SUMS running sums
-// to add to: with one alone, each addition would wait for the one before.
+// Calls f(n, lanes, sum) for each vector of a row, with lanes < WIDTH in the last one only. `sum` selects one of SUMS
+// accumulators: with a single one, each addition would wait for the one before.
 constexpr int SUMS = 4;
 template <typename F>
 FASTBERT_INLINE inline void vectors(int64_t N, const F& f) {
@@ -73,7 +73,7 @@ void forward(const EmbedLayerNorm& op, int64_t begin, int64_t end, float* sums) 
             squares.parts[i] = fma(v, v, squares.parts[i]);
             distances.parts[i] = add(distances.parts[i], v);
         });
-        const float off = distances.total() / static_cast<float>(N);  // of the mean, which is rounded
+        const float off = distances.total() / static_cast<float>(N);  // rounding error of the mean
         const float variance = variance_about(squares.total() / static_cast<float>(N), off);
         const float rstd = 1.0f / sqrtf(variance + op.eps);
         const Vec rest = set(-off * rstd);
@@ -141,8 +141,8 @@ void backward(const EmbedLayerNormBwd& op, int64_t begin, int64_t end, float* ds
     }
 }
 
-// Columns [n, n + lanes of COUNT vectors) of a sum of rows. So many rows at a time: one running sum over all tokens
-// of a type would lose digits.
+// Sums COUNT vectors of columns from n on over the rows, by chunks of CHUNK rows: one running sum over all tokens of a
+// type would lose digits.
 template <int COUNT, typename T>
 FASTBERT_INLINE inline void sum_columns(const SumRows& op, int64_t n, int lanes) {
     constexpr int64_t CHUNK = 64, AHEAD = 4;
@@ -158,7 +158,7 @@ FASTBERT_INLINE inline void sum_columns(const SumRows& op, int64_t n, int lanes)
         for (int64_t i = start; i < end; ++i) {
             const float *row = at(i), *later = at(i + AHEAD < op.count ? i + AHEAD : i);
             for (int v = 0; v < COUNT; ++v) {
-                __builtin_prefetch(later + v * WIDTH);  // a cache line, where a vector is one
+                __builtin_prefetch(later + v * WIDTH);  // one cache line per AVX-512 vector
                 part[v] = add(part[v], load_part(row + v * WIDTH, lanes));
             }
         }
@@ -169,7 +169,7 @@ FASTBERT_INLINE inline void sum_columns(const SumRows& op, int64_t n, int lanes)
 
 template <typename T>
 void sum_rows(const SumRows& op, int64_t begin, int64_t end) {
-    // Rows lie pages apart, so a visit to one is worth as many columns as there are registers for.
+    // Rows lie pages apart, so each visit to a row reads as many columns as registers can hold.
     constexpr int COUNT = WIDTH == 16 ? 12 : 4;
     int64_t n = begin;
     for (; n + COUNT * WIDTH <= end; n += COUNT * WIDTH) sum_columns<COUNT, T>(op, n, WIDTH);

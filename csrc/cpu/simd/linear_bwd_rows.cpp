@@ -1,4 +1,4 @@
-// What surrounds the products of linear's backward: activations and their derivatives, transposes and sums; compiled
+// The steps around the products of linear's backward: activations and their derivatives, transposes and sums; compiled
 // once per instruction set.
 #include "kernels.h"
 #include "words.h"
@@ -15,16 +15,16 @@ Vec gelu_slope(Vec z) {
     return fma(z, density, below);
 }
 
-// s + factor s (1 - s), s the sigmoid of t. 1 - s is taken from exp(-|t|): subtracted, it would lose its digits where s
-// is close to 1, and factor is large there.
+// s + factor s (1 - s), s = sigmoid(t). 1 - s is computed from exp(-|t|): a subtraction would lose its digits where s is
+// close to 1, and factor is large there.
 Vec sigmoid_slope(Vec t, Vec factor) {
     const Vec e = exp(t < set(0.0f) ? t : sub(set(0.0f), t)), above = set(1.0f) / add(set(1.0f), e);
     const Vec below = mul(e, above);
     return fma(factor, mul(above, below), t < set(0.0f) ? below : above);
 }
 
-// gelu_tanh(z) = z sigmoid(t), t = k z (1 + 0.044715 z^2). Beyond 16 the slope is 0 or 1, and z^3 may overflow; z stands
-// first where it is bounded, so that NaN stays NaN.
+// gelu_tanh(z) = z sigmoid(t), t = k z (1 + 0.044715 z^2). z is clamped to [-16, 16]: beyond, the slope is 0 or 1 and
+// z^3 may overflow. z is the first operand of min and max, so that NaN stays NaN.
 Vec gelu_tanh_slope(Vec z) {
     z = max(min(z, set(16.0f)), set(-16.0f));
     const Vec square = mul(z, z), line = mul(set(1.5957691216057308f), z);
@@ -34,7 +34,7 @@ Vec gelu_tanh_slope(Vec z) {
 
 Vec silu_slope(Vec z) { return sigmoid_slope(z, z); }
 
-// The same for derivatives: of z, or of y = activation(z) for relu and tanh.
+// Calls f with the activation's derivative as a function of z, or of y = activation(z) for relu and tanh.
 template <typename F>
 void with_slope(Activation activation, const F& f) {
     switch (activation) {
@@ -56,18 +56,18 @@ void activate(const Activate& op, int64_t begin, int64_t end) {
     });
 }
 
-// Columns of a strip: the tile of dz that is transposed stays in L1. Its rows are padded so that a column of it does
-// not fall into a single set of the cache.
+// Columns of a strip: the tile of dz to be transposed stays in L1. Its rows are padded so that a column does not fall
+// into a single set of the cache.
 constexpr int64_t STRIP = 128, PADDED = STRIP + 16;
 
-// sum += v with what rounding takes away kept in `lost` (Kahan, 1965): a bias gradient is a sum over all tokens.
+// sum += v, with the rounding error carried in `lost` (Kahan, 1965): a bias gradient is a sum over all tokens.
 static inline void add_exactly(float* sum, float* lost, Vec v) {
     const Vec before = load(sum), term = sub(v, load(lost)), after = add(before, term);
     store(lost, sub(sub(after, before), term));
     store(sum, after);
 }
 
-// dz of a tile into `tile`, and where it is wanted into the output and the sums (2, PADDED).
+// Computes dz of a tile and writes it where needed: to `tile` for dzt, to op.dz, and into the sums (2, PADDED).
 template <typename T>
 void activation_tile(const ActivationBwd& op, int64_t m, int64_t rows, int64_t n, int64_t columns, T* tile,
                      float* sums) {
@@ -115,7 +115,7 @@ void backward(const ActivationBwd& op, int64_t block, int64_t strip) {
     }
 }
 
-// The layout is that of linear_rows.cpp: TILE_N biases, here zeros, and then word by word.
+// The packed layout is that of linear_rows.cpp: TILE_N biases, here zeros, then the words along K.
 template <typename T>
 void pack(const PackTransposed& op, int64_t begin, int64_t end) {
     const T* source = static_cast<const T*>(op.source);

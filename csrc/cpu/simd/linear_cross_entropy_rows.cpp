@@ -1,7 +1,7 @@
-// The parts of linear_cross_entropy between its products, on transposed logits; compiled once per instruction set.
+// The steps of linear_cross_entropy between its products, on transposed logits; compiled once per instruction set.
 //
-// Logits are (V, K): a row belongs to a word of the vocabulary and a column to a token, so that a vector holds one
-// word's logits of WIDTH tokens, and maximum, sum and softmax need no sum across lanes. K is a multiple of WIDTH.
+// Logits are (V, K): a row belongs to a word of the vocabulary, a column to a token. A vector holds one word's logits
+// of WIDTH tokens, so maximum, sum and softmax need no reduction across lanes. K is a multiple of WIDTH.
 #include "kernels.h"
 #include "vec_math.h"
 
@@ -21,9 +21,9 @@ template <typename T>
 void statistics(const CrossEntropy& op, int64_t begin, int64_t end, float* top, float* total) {
     const T *logits = static_cast<const T*>(op.logits), *bias = static_cast<const T*>(op.bias);
     for (int64_t k = 0; k < op.K; k += WIDTH) {
-        // Rows come in groups that share one look at the maximum; the sum is cut as long sums of fp32 are.
+        // Rows are taken in groups: one update of the maximum per group, and a sum per group for fp32 accuracy.
         constexpr int64_t GROUP = 8;
-        // Not from -infinity: less itself, it would be NaN where the first logits are so.
+        // Not -infinity: where the first logits are -infinity, the difference of the two would be NaN.
         Vec highest = set(-__FLT_MAX__), sums = set(0.0f);
         for (int64_t first = begin; first < end; first += GROUP) {
             const int count = static_cast<int>(end - first < GROUP ? end - first : GROUP);
@@ -43,7 +43,7 @@ void statistics(const CrossEntropy& op, int64_t begin, int64_t end, float* top, 
     }
 }
 
-// row_max[k] and sums[k] for tokens [begin, end) out of `count` tops and totals, (count, 2, K).
+// row_max[k] and sums[k] of tokens [begin, end), combined from `count` tops and totals, (count, 2, K).
 void combine(const float* partial, int64_t count, int64_t K, float* row_max, float* sums, int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k += WIDTH) {
         Vec highest = load(partial + k), total = set(0.0f);
@@ -57,7 +57,7 @@ void combine(const float* partial, int64_t count, int64_t K, float* row_max, flo
     }
 }
 
-// Vocabulary rows [begin, end): logits become scale (softmax - onehot) in place; dbias, if any, their sums.
+// Vocabulary rows [begin, end): logits become scale (softmax - onehot) in place; dbias, if not null, their row sums.
 template <typename T>
 void gradient(const CrossEntropy& op, int64_t begin, int64_t end) {
     T* logits = static_cast<T*>(op.logits);

@@ -1,7 +1,7 @@
 // y = act(x W^T + b) for a block of rows and a range of weight panels; compiled once per instruction set.
 //
-// A `Kind` says what is multiplied: the values as they are, bytes, or bf16 pieces of fp32. A packed panel of TILE_N
-// columns is its header (biases; for bytes also the columns' scales and corrections), then the words of each piece.
+// A `Kind` defines the operands: values as they are, bytes, or bf16 terms of fp32. A packed panel of TILE_N columns is
+// a header (biases; for bytes also the columns' scales and corrections), then the words of each term.
 #include "kernels.h"
 #include "rows.h"
 #include "tile.h"
@@ -18,7 +18,7 @@ struct Plain {
     static constexpr int PAIRS[][2] = {{0, 0}};
 };
 
-// Bytes: x rounded by a scale a row, the weight by a scale a column.
+// Bytes: x quantised with a scale per row, the weight with a scale per column.
 template <typename T>
 struct Int8 {
     using Value = T;
@@ -27,8 +27,8 @@ struct Int8 {
     static constexpr int PAIRS[][2] = {{0, 0}};
 };
 
-// fp32 as a sum of bf16 pieces, each the rounding of what the pieces before it left. Pairs of pieces are multiplied,
-// the small ones first; those left out are 2^-16 (two pieces) or 2^-24 (three) of the product, or less.
+// fp32 as a sum of bf16 terms, each the rounded remainder of the terms before it. Pairs of terms are multiplied, the
+// small ones first. The omitted pairs are at most 2^-16 (two terms) or 2^-24 (three) of the product.
 struct Split2 {
     using Value = float;
     using Operand = bf16;
@@ -54,7 +54,7 @@ int64_t piece_words(int64_t K) { return padded_words<T>(words_of<T>(K)); }
 template <typename Kind>
 int64_t panel_words(int64_t K) { return TILE_N * (Kind::HEADER + Kind::PIECES * piece_words<Kind>(K)); }
 
-// Words from one prepared row to the next: an odd number of cache lines, so that neighbours fall into different sets.
+// Words from one prepared row to the next: an odd number of cache lines, so neighbours fall into different cache sets.
 template <typename Kind>
 int64_t prepared_stride(int64_t K) {
     if (!PREPARED<Kind>) return 0;
@@ -71,8 +71,9 @@ static inline float lane(Vec v) {
     return lanes[0];
 }
 
-// take(k, v, n) with n numbers of a row from column k, for all of it, rotated: each whole 128 columns, as 8 x 16, times
-// the orthonormal Hadamard matrix of 8 (see fastbert/reference.py). Vectors are added and subtracted whole.
+// Calls take(k, v, n) with the n numbers from column k of the rotated row, over the whole row. Each full block of 128
+// columns, as 8 x 16, is multiplied by the orthonormal Hadamard matrix of order 8 (see fastbert/reference.py), by
+// adding and subtracting whole vectors.
 template <typename T, typename Take>
 static inline void rotate(const T* x, int64_t K, const Take& take) {
     constexpr int BLOCK = 128, LANES = 16;
@@ -94,8 +95,8 @@ static inline void rotate(const T* x, int64_t K, const Take& take) {
     for (; k < K; k += WIDTH) take(k, load_up_to(x + k, K - k), K - k < WIDTH ? K - k : WIDTH);
 }
 
-// The largest absolute value of a rotated row; NaN where one of its numbers is not finite. Without their sign, the
-// bits of numbers order as they do, infinity and NaN above all.
+// The largest absolute value of a rotated row; NaN if any of its numbers is not finite. Without the sign bit, floats
+// order as their bits do as integers, with infinity and NaN above all.
 template <typename T>
 float largest(const T* p, int64_t n) {
     const Ints magnitude = Ints{} + 0x7fffffff;
@@ -115,7 +116,7 @@ float largest(const T* p, int64_t n) {
     return amax + (amax - amax);
 }
 
-// 127 / amax; 0 for a row of zeros, of numbers too small to divide by, or with one that is not finite.
+// 127 / amax; 0 for a row that is zero, too small to divide by, or not finite.
 static inline float inverse_scale(float amax) { return amax > 1e-36f ? 127.0f / amax : 0.0f; }
 
 // x rounded to the nearest integer, ties to even; |x| < 2^22.
@@ -130,7 +131,7 @@ using Byte = int16_t;
 #endif
 using ByteVec = Byte __attribute__((vector_size(WIDTH * sizeof(Byte))));
 
-// One row of x, rotated, as bytes, up to `padded` words, with BYTE_OFFSET; returns its scale.
+// Quantises a rotated row of x to bytes, with BYTE_OFFSET, zeros up to `padded` words; returns its scale.
 template <typename T>
 float prepare_bytes(const T* x, int64_t K, int64_t padded, uint32_t* out) {
     const float amax = largest(x, K);
@@ -145,7 +146,7 @@ float prepare_bytes(const T* x, int64_t K, int64_t padded, uint32_t* out) {
     return amax / 127.0f;
 }
 
-// n fp32 numbers as PIECES rows of bf16, each `padded` words long, zeros beyond n.
+// Splits n fp32 numbers into PIECES rows of bf16 terms, each row `padded` words long, zeros beyond n.
 template <int PIECES>
 void split(const float* x, int64_t n, int64_t padded, uint32_t* out) {
     for (int64_t k = 0; k < 2 * padded; k += WIDTH) {
@@ -172,7 +173,7 @@ void prepare(const Linear& op, int64_t row_begin, int64_t row_end) {
     }
 }
 
-// Column j of a panel: a row of the weight, rotated, as bytes, its scale, and what undoes BYTE_OFFSET.
+// Packs column j of a panel: a row of the weight, rotated and quantised, its scale, and the correction for BYTE_OFFSET.
 template <typename T>
 void pack_bytes(const T* row, int64_t K, int64_t j, uint32_t* panel) {
     const float amax = largest(row, K);
@@ -208,7 +209,7 @@ void pack(const PackWeight& op, int64_t begin, int64_t end) {
             std::memset(panel + TILE_N, 0, (panel_words<Kind>(op.K) - TILE_N) * sizeof(uint32_t));
             for (int64_t j = 0; j < n; ++j) pack_bytes(rows + j * stride, op.K, j, panel);
         } else if constexpr (Kind::PIECES > 1) {
-            constexpr int64_t PART = 64;  // words, so that no more than a little scratch memory is needed
+            constexpr int64_t PART = 64;  // words at a time, to keep the buffer small
             uint32_t pieces[Kind::PIECES * PART];
             for (int64_t j = 0; j < TILE_N; ++j)
                 for (int64_t k = 0; k < padded; k += PART) {
@@ -224,7 +225,7 @@ void pack(const PackWeight& op, int64_t begin, int64_t end) {
     }
 }
 
-// Sums of one panel -> outputs.
+// Turns the sums of one panel into outputs.
 template <typename Kind>
 struct Finish {
     using T = typename Kind::Value;
@@ -232,13 +233,13 @@ struct Finish {
     const Linear& op;
     const uint32_t* panel;
     int64_t first;  // column
-    int n;          // columns that there are
+    int n;          // columns that exist
 
     Finish(const Linear& op, const uint32_t* panel, int64_t number)
         : op(op), panel(panel), first(number * TILE_N),
           n(static_cast<int>(op.N - first < TILE_N ? op.N - first : TILE_N)) {}
 
-    // Asks for the outputs of rows [begin, end), to be written when the product is done: from memory they take a while.
+    // Prefetches the outputs of rows [begin, end) for writing, while the product runs.
     void ask(int64_t begin, int64_t end) const {
         for (int64_t m = begin; m < end; ++m) {
             const T* y = static_cast<const T*>(op.y) + m * op.stride_ym + first;
@@ -247,7 +248,7 @@ struct Finish {
         }
     }
 
-    // Rows [begin, end) of the outputs, from their sums.
+    // Writes rows [begin, end) of the outputs from their sums.
     void operator()(int64_t begin, int64_t end, const void* sums) const {
         with_activation(op.activation, [&](auto activation) {
             const uint32_t* words = static_cast<const uint32_t*>(sums);
@@ -262,7 +263,7 @@ struct Finish {
         });
     }
 
-    // With its bias, from the header of the panel at the column, and for bytes the scales of its row and column.
+    // Adds the bias and, for bytes, applies the scales of row and column. `header` is the panel's, at the column.
     Vec scaled(Numbers sum, int64_t row, const uint32_t* header) const {
         if constexpr (IS_BYTES<Kind>) {
             const Vec exact = __builtin_convertvector(sum + load_ints(header + 2 * TILE_N), Vec);
@@ -273,7 +274,7 @@ struct Finish {
     }
 };
 
-// The rows of x as words: where they begin, and how far apart they are.
+// The rows of x as words: their start and stride.
 template <typename Kind>
 struct Operands {
     const uint32_t* begin;
@@ -285,9 +286,9 @@ struct Operands {
 
 #if defined(FASTBERT_AMX)
 
-// A panel is taken in pieces along K that stay in the L1 cache while a block of rows passes by; the sums wait in `sums`
-// meanwhile. Behind each step's tiles, while they multiply, a share of the next piece is asked for, and in the last piece
-// the vector units finish the tile before.
+// A panel is processed in chunks of STEP words along K that stay in the L1 cache for a block of rows; `sums` holds the
+// running sums. While the tiles of a step multiply, part of the next chunk is prefetched and, in the last chunk, the
+// vector units finish the sums of the previous tile.
 template <typename Kind>
 void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
     using Operand = typename Kind::Operand;
@@ -317,10 +318,10 @@ void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64
                 const int64_t tiles_of_k = count ? (count + 15) / 16 : 1, tiles_of_m = (rows + ROWS - 1) / ROWS;
                 const int64_t asked_a_time = LINES / (tiles_of_k * tiles_of_m) + 1;
                 const int64_t done_a_time = last ? ROWS / tiles_of_k + 1 : 0;
-                int64_t asked = 0, done = 0, ready = 0;  // lines; rows of `sums` that are finished, and that may be
+                int64_t asked = 0, done = 0, ready = 0;  // lines prefetched; rows of `sums` finished, ready
                 const auto meanwhile = [&] {
                     for (int64_t i = 0; i < asked_a_time && asked < LINES; ++i, ++asked)
-                        __builtin_prefetch(next + asked * (64 / 4), 0, 2);  // into L2: L1 is full with this piece
+                        __builtin_prefetch(next + asked * (64 / 4), 0, 2);  // into L2: L1 is full with this chunk
                     const int64_t end = ready < done + done_a_time ? ready : done + done_a_time;
                     if (end > done) finish(top + done, top + end, sums + done * TILE_N);
                     done = end;
@@ -351,12 +352,13 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     static_assert(Kind::PIECES == 1 || USES_AMX<Operand>);
     const Operands<Kind> x(op);
     const int64_t words = words_of<typename Kind::Operand>(op.K);
-    // Tiles of one height, or nearly: a last one of few rows would cost as much as a full one.
+    // Tiles of nearly equal height: a last tile of few rows would cost as much as a full one.
     const int64_t tiles = (row_end - row_begin + VECTOR_ROWS - 1) / VECTOR_ROWS;
     const int64_t height = tiles ? (row_end - row_begin + tiles - 1) / tiles : 0;
-    // No one has time to wait for weights from memory: while the first two tiles multiply a panel, each asks for half of
-    // the next one. Two tiles and no more take turns with pieces of a panel that stay in the L1 cache, and ask for pieces.
-    // Pieces end where sums are cut in any case, or sums run on: a row comes out the same, whatever rows go with it.
+    // To hide the latency of memory, each of the first two tiles of a panel prefetches half of the next panel. Where
+    // there are exactly two tiles, they take turns on chunks of a panel that stay in the L1 cache, and prefetch by
+    // chunks. Chunks end where fp32 sums are cut anyway, and other sums run on: a row's result does not depend on the
+    // other rows.
     constexpr int64_t PIECE = CHUNK<float>;
     const bool taking_turns = tiles == 2;
     const int64_t group = taking_turns ? row_end - row_begin : height;
@@ -386,7 +388,7 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
     }
 }
 
-// AMX multiplies so fast that a weight from memory has to serve 256 rows; a vector unit has time for the next after 120.
+// Rows per weight read from memory, to hide the read: 256 on AMX, which multiplies faster, 120 on vector units.
 template <typename T>
 constexpr int64_t BLOCK_ROWS = USES_AMX<T> ? 256 : 120;
 template <typename T>
@@ -398,7 +400,7 @@ constexpr LinearKernel kernel_of = {TILE_M<T>, BLOCK_ROWS<T>, BLOCK_BYTES<T>, pa
 
 }  // namespace
 
-// Splitting fp32 pays where bf16 products are several times as fast: on AMX alone.
+// Splitting fp32 pays only where bf16 products are several times as fast: on AMX.
 #if defined(FASTBERT_AMX)
 using High = Split2;
 using Highest = Split3;

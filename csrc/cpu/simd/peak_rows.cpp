@@ -1,25 +1,25 @@
-// Loops that do nothing but multiply and add registers: what this instruction set can reach at most, against
-// which the products are held. Compiled once per instruction set. Nothing here computes anything of use.
+// Loops that only multiply and add registers, or only read memory: the peaks that the products are compared with.
+// Compiled once per instruction set. Their results are not used.
 #include "kernels.h"
 #include "tile.h"
 
 namespace fastbert::FASTBERT_ISA {
 namespace {
 
-// Sums in flight: two multipliers of 4 to 6 cycles want 8 to 12 of them, all in registers next to two operands.
+// Accumulators in flight: two FMA units with a latency of 4 to 6 cycles need 8 to 12; two operands need registers too.
 #ifdef __AVX512F__
 constexpr int SUMS = 16;
 #else
 constexpr int SUMS = 12;
 #endif
 
-// The compiler must believe that the sums are read.
+// Makes the compiler assume that the sums are read.
 template <typename T>
 static inline void keep(const T& sums) {
     asm volatile("" : : "r"(&sums) : "memory");
 }
 
-// And that this vector has just changed, so that it equals no other and nothing made of it can leave the loop.
+// Makes the compiler assume that the vector has changed, so that nothing computed from it is hoisted out of the loop.
 template <typename V>
 static inline void renew(V& operand) {
 #if defined(__AVX512F__)
@@ -40,7 +40,7 @@ double multiply_vectors(int64_t rounds) {
     for (int64_t r = 0; r < rounds; ++r)
 #pragma GCC unroll 16
         for (int i = 0; i < SUMS; ++i) {
-            renew(a);  // each time: where a product and its sum are two instructions, it would serve all sums
+            renew(a);  // each time: without FMA, all sums would share one product
             sums[i] = dot(sums[i], a, b, static_cast<const T*>(nullptr));
         }
     keep(sums);

@@ -1,4 +1,4 @@
-// Walking along a row whose length is no multiple of WIDTH.
+// Loops over a row whose length need not be a multiple of WIDTH.
 #pragma once
 
 #include "vec_math.h"
@@ -37,7 +37,7 @@ static inline float highest(const float* p, int64_t n) {
     Vec top = set(most);
     int64_t i = 0;
     for (; i + WIDTH <= n; i += WIDTH) top = max(top, load(p + i));
-    if (i < n) top = max(top, load(p + n - WIDTH));  // some of them again: one by one they took longer
+    if (i < n) top = max(top, load(p + n - WIDTH));  // overlaps the last vector: faster than one by one
     return highest(top);
 }
 
@@ -55,7 +55,7 @@ static inline float sum_along(int64_t N, const F& f) {
     return sum(add(a, b));
 }
 
-// The mean of squares about a rounded mean that is `off` from the true one, as that about the true one.
+// The variance, from the mean of squares about a rounded mean and the error `off` of that mean.
 static inline float variance_about(float squares, float off) {
     const float variance = squares - off * off;
     return variance > 0.0f ? variance : 0.0f;

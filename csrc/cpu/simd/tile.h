@@ -1,9 +1,9 @@
-// The inner product that every matrix product here is made of: a tile of rows times a panel of TILE_N columns.
+// The building block of every matrix product here: a tile of rows times a panel of TILE_N columns.
 //
-// Both operands are walked in words of 32 bits: one fp32, two bf16 or four bytes that are neighbours along K. A is
-// rows of words as they lie in memory. B is packed in panels: word k of TILE_N neighbouring columns lies together.
-// A vector unit broadcasts a word of A against NV vectors of B; AMX takes 16 x 16 words of either as a tile, from the
-// same panels. Sums are fp32, those of bytes int32.
+// Both operands are read in words of 32 bits, which hold neighbours along K: one fp32, two bf16, or several bytes. A is
+// read in place, row by row. B is packed in panels: word k of TILE_N neighbouring columns is contiguous. A vector unit
+// broadcasts a word of A against NV vectors of B; AMX takes 16 x 16 words of either as a tile, from the same panels.
+// Sums are fp32, for bytes int32.
 #pragma once
 
 #include "vec_math.h"
@@ -14,7 +14,7 @@
 
 namespace fastbert::FASTBERT_ISA {
 
-// The tile: as many accumulators as the registers hold next to NV vectors of B and a broadcast of A.
+// The tile has as many accumulators as the registers hold in addition to NV vectors of B and a broadcast of A.
 #if defined(__AVX512F__)
 constexpr int VECTOR_ROWS = 12, NV = 2;
 #elif defined(__AVX2__)
@@ -26,8 +26,8 @@ constexpr int TILE_N = NV * WIDTH;
 
 static inline int64_t panels(int64_t columns) { return (columns + TILE_N - 1) / TILE_N; }
 
-// Bytes that stand for numbers in [-127, 127]. With VNNI a word is four of them, A's with BYTE_OFFSET added, as
-// vpdpbusd wants its first operand unsigned; elsewhere two, widened to 16 bits, for a multiply-add of pairs.
+// Bytes for numbers in [-127, 127]. With VNNI a word is four of them; BYTE_OFFSET is added to those of A, since the
+// first operand of vpdpbusd is unsigned. Elsewhere a word is two, widened to 16 bits for a multiply-add of pairs.
 struct Bytes {};
 #if defined(__AVX512VNNI__)
 constexpr int BYTES_PER_WORD = 4, BYTE_OFFSET = 128;
@@ -59,7 +59,7 @@ template <typename T>
 constexpr bool USES_AMX = false;
 #endif
 
-// Rows of a tile, and the words along K that it takes at a time: panels are filled up with zeros to a multiple.
+// Rows of a tile, and words along K per step: panels are zero-padded to a multiple of the latter.
 template <typename T>
 constexpr int TILE_M = USES_AMX<T> ? 32 : VECTOR_ROWS;
 template <typename T>
@@ -107,36 +107,36 @@ static inline Vec broadcast(const uint32_t* p) {
     return set(word);
 }
 
-// Sums of fp32 are taken over so many words, and then added up: one running sum over all of K would lose digits as K
-// grows (an error of sqrt(K) roundings, against sqrt(CHUNK) + sqrt(K / CHUNK)). What is made of bf16 has digits enough,
-// and of integers, all.
+// Sums of fp32 products are cut into chunks of so many words, and the chunk sums added up: one running sum over all of
+// K would have an error of sqrt(K) roundings instead of sqrt(CHUNK) + sqrt(K / CHUNK). For bf16 a running fp32 sum is
+// accurate enough; integer sums are exact.
 template <typename T>
 constexpr int64_t CHUNK = INT64_MAX / 2;
 template <>
 constexpr int64_t CHUNK<float> = 128;
 
-// What is asked for while something else is multiplied: so many words a step along K, from `next`.
+// Addresses to prefetch during a product: so many words per step along K, from `next`.
 struct Ahead {
     const uint32_t* next;
     int64_t words;
 };
 
-// Of B itself, 64 steps before its use: 8 KB of a panel that may come from memory.
+// Prefetches B itself, 64 steps before its use: 8 KB of a panel that may come from memory.
 static inline Ahead ahead_in(const uint32_t* b) { return {b + 64 * TILE_N, TILE_N}; }
 
-// sums[m][v] = sum over k < words of A[m][k] * B[k][v], m < M, added to what is there if it is `more`. `lda` in words.
+// sums[m][v] = sum over k < words of A[m][k] * B[k][v], m < M, added to the old sums if `more`. `lda` is in words.
 template <typename T, int M>
 static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (*sums)[NV], bool more,
                             Ahead ahead) {
     constexpr bool RUNNING = CHUNK<T> > CHUNK<float>;
-    constexpr int LINES = TILE_N > 16 ? TILE_N / 16 : 1;  // of a step; half as many are asked for twice, with no branch
+    constexpr int LINES = TILE_N > 16 ? TILE_N / 16 : 1;  // per step; if half as many, each is prefetched twice
     const int64_t apart = ahead.words / LINES;
     for (int64_t start = 0; start == 0 || start < words; start += CHUNK<T>) {
         const int64_t end = start + CHUNK<T> < words ? start + CHUNK<T> : words;
         Sum<T> part[M][NV];
         for (int m = 0; m < M; ++m)
             for (int v = 0; v < NV; ++v) part[m][v] = RUNNING && more ? sums[m][v] : Sum<T>{};
-        // A pointer for three rows: one for each would be more than there are registers.
+        // One pointer per three rows: one per row would not fit in the registers.
         const uint32_t* rows[(M + 2) / 3];
         for (int m = 0; m < M; m += 3) rows[m / 3] = a + m * lda + start;
         for (int64_t k = start; k < end; ++k) {
@@ -171,7 +171,7 @@ static inline void with_rows(int64_t m, const F& f) {
     }
 }
 
-// store(i, v, sum) for each row i < m <= TILE_M<T> and vector v of A times one panel of `words` words.
+// Calls store(i, v, sum) for each row i < m <= TILE_M<T> and vector v of A times one panel of `words` words.
 template <typename T, typename Store>
 static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint32_t* b, int64_t words, const Store& store) {
 #if defined(FASTBERT_AMX)
@@ -220,14 +220,14 @@ static inline void transpose(const uint32_t* from, int64_t from_stride, uint32_t
 }
 #endif
 
-// Columns [0, n) of words from rows of `src` (stride in words) into a panel of TILE_N columns, zeros beyond and up
-// to `padded` words: panel[k][j] = src[j][k]. Weights (F, K) and keys (L, D) are packed by it.
+// Packs rows [0, n) of `src` (stride in words) as columns of a panel, zeros beyond n and up to `padded` words:
+// panel[k][j] = src[j][k]. Packs weights (F, K) and keys (L, D).
 static inline void pack_panel(const uint32_t* src, int64_t stride, int64_t n, int64_t words, int64_t padded,
                               uint32_t* panel) {
     int64_t k = 0;
 #if defined(__AVX512F__)
     static_assert(TILE_N == 32);
-    alignas(64) uint32_t some[TILE_N * 16];  // the columns that are there, and zeros
+    alignas(64) uint32_t some[TILE_N * 16];  // the columns that exist, then zeros
     if (n < TILE_N) std::memset(some, 0, sizeof some);
     for (; k + 16 <= words; k += 16) {
         for (int64_t j = 0; n < TILE_N && j < n; ++j) std::memcpy(some + j * 16, src + j * stride + k, 64);

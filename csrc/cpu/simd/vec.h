@@ -1,7 +1,6 @@
-// One vector of fp32 for the instruction set this object is compiled for: WIDTH lanes, loads and stores
-// of fp32 and bf16 (a raw uint16_t). load_n and store_n take the first n lanes (0 < n < WIDTH), the
-// others read as zero. Every name sits in the namespace of its instruction set, so no two objects share
-// a function the linker could merge.
+// One vector of fp32 for the instruction set that this object is compiled for: WIDTH lanes, loads and stores of fp32
+// and bf16 (a raw uint16_t). load_n and store_n take the first n lanes (0 < n < WIDTH); load_n sets the others to zero.
+// All names are in the namespace of the instruction set, so the linker cannot merge functions of two objects.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +24,7 @@ static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 static inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-// The first operand where it is NaN.
+// max and min return their first operand if it is NaN.
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(b, a); }
 static inline Vec min(Vec a, Vec b) { return _mm512_min_ps(b, a); }
 static inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
@@ -38,7 +37,7 @@ static inline Vec widen(__m256i raw) {
 // Round to nearest even; a NaN stays a NaN instead of carrying into infinity.
 static inline __m256i narrow(Vec v) {
 #if defined(__AVX512BF16__)
-    return (__m256i)_mm512_cvtneps_pbh(v);  // what is too small for a normal number becomes 0
+    return (__m256i)_mm512_cvtneps_pbh(v);  // flushes subnormal numbers to 0
 #else
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -117,7 +116,7 @@ static inline void store_n(bf16* p, Vec v, int n) {
 
 #else
 
-// Four lanes by the vector extensions of GCC and Clang: SSE2, NEON or plain code, as the target has it.
+// Four lanes by the vector extensions of GCC and Clang, compiled to SSE2, NEON or scalar code.
 constexpr int WIDTH = 4;
 using Vec = float __attribute__((vector_size(16)));
 using Bits = uint32_t __attribute__((vector_size(16)));

@@ -1,5 +1,5 @@
-// exp and the activations on one Vec, in operators of vector types where an instruction set has nothing better.
-// Polynomials are Chebyshev fits, made for fp32; errors are measured over all of their range.
+// exp and the activations on one Vec, by operators of vector types where the instruction set has no better instruction.
+// Polynomials are Chebyshev fits, made for fp32; errors are measured over their whole range.
 #pragma once
 
 #include "fastbert.h"
@@ -9,10 +9,11 @@ namespace fastbert::FASTBERT_ISA {
 
 using Ints = int32_t __attribute__((vector_size(sizeof(Vec))));
 
-// Added to x, |x| < 2^22, it leaves round(x), ties to even, in the low bits of the sum: 1.5 * 2^23.
+// 1.5 * 2^23: adding it to x, |x| < 2^22, leaves round(x), ties to even, in the low bits of the sum.
 constexpr float ROUNDING = 12582912.0f;
 
-// 2^x = p(f) 2^n, x = n + f with n whole and f in [-0.5, 0.5], for x <= 127; 0 below -126.5 or -126. NaN stays NaN.
+// 2^x = p(f) 2^n, x = n + f, n an integer, f in [-0.5, 0.5], for x <= 127; 0 below -126 (AVX-512) or -126.5. NaN
+// stays NaN.
 #if defined(__AVX512F__)
 template <typename Polynomial>
 static inline Vec power(Vec x, const Polynomial& p) {
@@ -58,8 +59,8 @@ static inline Vec exp(Vec x) { return exp2(mul(min(x, set(88.0f)), set(1.4426950
 
 static inline Vec sigmoid(Vec x) { return set(1.0f) / add(set(1.0f), exp(sub(set(0.0f), x))); }
 
-// 1 - Phi(c), Phi the normal distribution, for c in [0, 6]: 2^-q(c), q a polynomial, its even powers and its odd ones apart:
-// neither waits for the other.
+// 1 - Phi(c), Phi the normal distribution, for c in [0, 6]: 2^-q(c) with q a polynomial. Its even and odd powers are
+// summed separately, so that neither waits for the other.
 static inline Vec normal_tail(Vec c) {
     const Vec square = mul(c, c);
     Vec even = set(2.4108629e-10f), odd = set(-1.0699088e-8f);
@@ -79,7 +80,7 @@ static inline Vec normal_tail(Vec c) {
 
 // x Phi(x). Absolute error 4e-8 times max(1, |x|) before the result is rounded, relative error 3e-6 down to -4.
 #if defined(__AVX512F__)
-// t (1 - Phi(t)) for t = 0.4 (i + f), f from -0.5 to 0.5: the coefficients of 1, f ... f^5 for each i. Nothing beyond 5.8.
+// t (1 - Phi(t)) for t = 0.4 (i + f), f from -0.5 to 0.5: the coefficients of 1, f ... f^5 for each i. Zero beyond 5.8.
 alignas(64) constexpr float GELU_TAIL[6][16] = {
     {0, 0.137831286f, 0.169484332f, 0.138083622f, 0.087678872f, 0.0455002636f, 0.0196740814f, 0.00715436228f,
      0.00219884072f, 0.000572791148f, 0.000126685263f, 2.3815348e-05f, 3.80802953e-06f, 5.18164427e-07f, 6.00214349e-08f, 0},
@@ -95,9 +96,9 @@ alignas(64) constexpr float GELU_TAIL[6][16] = {
      -6.46150238e-06f, -8.11167683e-06f, -4.49046547e-06f, -1.70169346e-06f, -4.8765736e-07f, -1.10121746e-07f, -2.00269525e-08f, 0},
 };
 
-// max(x, 0) - t (1 - Phi(t)), t = |x|: a polynomial whose coefficients are looked up, as shuffling is what no product needs.
+// max(x, 0) - t (1 - Phi(t)), t = |x|: a polynomial with coefficients looked up by shuffles, which products do not use.
 static inline Vec gelu(Vec x) {
-    const Vec rounding = set(ROUNDING);  // leaves i
+    const Vec rounding = set(ROUNDING);  // leaves i in the low bits
     const Vec t = min((Vec)((Ints)x & 0x7fffffff), set(6.0f));
     const Vec shifted = fma(t, set(2.5f), rounding), f = fma(t, set(2.5f), sub(rounding, shifted));
     const auto coefficient = [&](int power) { return _mm512_permutexvar_ps((__m512i)shifted, load(GELU_TAIL[power])); };
@@ -134,7 +135,7 @@ static inline Vec tanh(Vec x) {
     return square < set(0.390625f) ? near : far;
 }
 
-// Calls f with an activation's function, so that the choice is made outside the loops.
+// Calls f with an activation's function, so that the choice is made outside of loops.
 template <typename F>
 static inline void with_activation(Activation activation, const F& f) {
     switch (activation) {

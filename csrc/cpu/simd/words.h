@@ -1,5 +1,5 @@
-// Words of 32 bits that run down the rows of a matrix, as B of a product has them (tile.h): one fp32, or two bf16 of
-// neighbouring rows.
+// Words of 32 bits that run down the rows of a matrix, as operand B of a product requires (tile.h): one fp32, or two
+// bf16 of neighbouring rows.
 #pragma once
 
 #include "dropout.h"
@@ -8,7 +8,7 @@
 
 namespace fastbert::FASTBERT_ISA {
 
-// Of the first `lanes` columns; `second` says whether there is a row after the one at p.
+// The words of the first `lanes` columns; `second`: there is a row after the one at p.
 static inline Words down(const float* p, int64_t, bool, int lanes) { return (Words)load_part(p, lanes); }
 static inline Words down(const bf16* p, int64_t stride, bool second, int lanes) {
     const Words even = (Words)load_part(p, lanes) >> 16;
@@ -17,7 +17,7 @@ static inline Words down(const bf16* p, int64_t stride, bool second, int lanes) 
 
 static inline void store_words(uint32_t* p, Words v) { store(reinterpret_cast<float*>(p), (Vec)v); }
 
-// TILE_N columns, the first n of which exist, of word row k of a matrix of `rows` rows.
+// Packs word row k of a matrix of `rows` rows: TILE_N columns, the first n of which exist.
 template <typename T>
 static inline void pack_down_row(const T* src, int64_t stride, int64_t rows, int64_t n, int64_t k, uint32_t* out) {
     const T* row = src + k * PER_WORD<T> * stride;
@@ -29,7 +29,7 @@ static inline void pack_down_row(const T* src, int64_t stride, int64_t rows, int
     }
 }
 
-// A panel of TILE_N columns, the first n of which exist.
+// Packs a panel of TILE_N columns, the first n of which exist.
 template <typename T>
 static inline void pack_down(const T* src, int64_t stride, int64_t rows, int64_t n, uint32_t* panel) {
     for (int64_t k = 0; k < words_of<T>(rows); ++k) pack_down_row(src, stride, rows, n, k, panel + k * TILE_N);
