@@ -57,7 +57,7 @@ __all__ = [
     "use_backend",
 ]
 
-# Where each name is defined; fastbert.model where nothing is said. No module has the name of one of them.
+# The module of each public name; a name not listed is in fastbert.model. No module has one of these names.
 _HOMES = {
     **dict.fromkeys(("BackendError", "use_backend"), "ops.dispatch"),
     "BertConfig": "config",
@@ -81,7 +81,7 @@ _MODULES = (
 )
 
 
-if not TYPE_CHECKING:  # to a checker, which has the names above, it would make every other name known
+if not TYPE_CHECKING:  # type checkers have the imports above; with __getattr__ they would accept any name
 
     def __getattr__(name: str) -> Any:
         if name in __all__:

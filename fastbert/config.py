@@ -35,7 +35,7 @@ _FIELDS = {
     "hidden_act": (checks.STRING[0], "the name of an activation"),
     "problem_type": checks.or_null((_PROBLEMS.__contains__, f"one of {', '.join(_PROBLEMS)}")),
 }
-# Where a file has null, transformers takes its default.
+# For these, transformers replaces a null in the file by its default.
 _DEFAULT_FOR_NULL = ("id2label", "label2id", "output_hidden_states", "output_attentions", "return_dict")
 _MOST_LABELS = 1_000_000
 
@@ -44,13 +44,13 @@ _MOST_LABELS = 1_000_000
 class BertConfig:
     """A BERT's sizes and settings, by transformers' names and with its defaults.
 
-    Keys that fastbert has no use for (from the file they came in) are kept in `extra` and written back
-    by `save_pretrained`. Setting `num_labels` (or giving it to `from_dict` or `from_pretrained`) makes
+    Keys of the file that fastbert does not use are kept in `extra` and written back by
+    `save_pretrained`. Setting `num_labels` (or giving it to `from_dict` or `from_pretrained`) makes
     new `id2label` and `label2id`, as in transformers.
 
     Raises:
-        ValueError: a field of another kind or beyond its limits, a hidden size that the heads do not divide, a
-            pad_token_id outside the vocabulary, a decoder: naming the field.
+        ValueError: a field has the wrong type or is out of range, num_attention_heads does not divide hidden_size,
+            pad_token_id is outside the vocabulary, or the model is a decoder. The message names the field.
     """
 
     vocab_size: int = 30522
@@ -130,15 +130,15 @@ class BertConfig:
 
     @property
     def head_dropout(self) -> float:
-        """The dropout before a classification head: `classifier_dropout`, or the hidden one where that is None."""
+        """The dropout before a classification head: `classifier_dropout`, or `hidden_dropout_prob` if it is None."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> BertConfig:
-        """Builds a config from config.json's keys; `overrides`, its fields and num_labels, win.
+        """Builds a config from the keys of config.json; `overrides` (fields and num_labels) take precedence.
 
         Raises:
-            TypeError: an override that is no field.
+            TypeError: an override is not a field.
         """
         known_names = {f.name for f in fields(cls)} - {"extra"} | {"num_labels"}
         if unknown := set(overrides) - known_names:
@@ -167,7 +167,7 @@ class BertConfig:
             raise ValueError(f"{file}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of config.json, `extra` among them; what stands at its default in both libraries too."""
+        """The keys of config.json, including `extra` and fields that have their default value."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         values["id2label"] = {str(index): label for index, label in self.id2label.items()}
         return {**self.extra, "model_type": "bert", **values}

@@ -16,11 +16,11 @@ from fastbert.precision import PRECISIONS, QUANTIZED, describe_setting, quantize
 
 
 def explain(model: Any = None) -> Explanation:
-    """A table, to be printed, of what runs and why.
+    """A printable table of what runs and why.
 
     Args:
-        model: None for the ops on this machine's devices, in fp32 inference; or a model, accelerated or
-            not, for what runs in it, in its dtype and precision.
+        model: a model, accelerated or not: the table covers what runs in it, in its dtype and precision.
+            None: the ops on this machine's devices, in fp32 inference.
     """
     if model is None:
         return _explain_ops(_devices(), torch.float32, None)
@@ -40,7 +40,7 @@ def explain(model: Any = None) -> Explanation:
 
 
 def explain_precisions() -> list[tuple[str, str]]:
-    """(what a model is asked to run in, the backend that multiplies so and what it makes of it), by device."""
+    """Per precision setting and device: (the setting, the device with the backend of its products and a note)."""
     asked = [(torch.float32, None), *((torch.float32, setting) for setting in PRECISIONS), (torch.bfloat16, None)]
     lines = []
     for dtype, setting in asked:
@@ -73,7 +73,7 @@ def _own_model(model: Any) -> BertPreTrainedModel | None:
 
 
 def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) -> tuple[tuple, dict]:
-    """Small arguments of the shapes of a BERT, to ask each backend about: a layer of 64 columns and 2 heads."""
+    """Small example arguments for each backend's `supports`: a layer of width 64 with 2 heads."""
     width, tokens = 64, 8
 
     def weight(*shape: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Packing: a padded batch becomes one row of real tokens, once, and is unpacked once.
+"""Packing: the real tokens of a padded batch are gathered into one row, once, and scattered back once.
 
-The vocabulary is flash-attention's: `cu_seqlens` int32 (B+1,) holds where each sequence starts in the
-packed row, `max_seqlen` the longest length, `indices` int64 (T,) where each packed token stood in the
-flattened (B * S,) batch.
+The names are flash-attention's: `cu_seqlens` int32 (B+1,) is the start of each sequence in the packed row,
+`max_seqlen` the longest length, `indices` int64 (T,) the position of each packed token in the flattened
+(B * S,) batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Where the real tokens of a (B, S) batch stand.
+    """The positions of the real tokens of a (B, S) batch.
 
     `indices` is None when no token of the batch is a pad, so that packing is a reshape.
     """
@@ -55,13 +55,13 @@ def batch_from_mask(mask: Tensor) -> PackedBatch: ...
 @overload
 def batch_from_mask(mask: Tensor, *, strict: bool) -> PackedBatch | None: ...
 def batch_from_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
-    """Reads a (B, S) 0/1 mask: right-padded, left-padded, with holes, rows of zeros.
+    """Reads a (B, S) mask of 0 and 1, which may be right- or left-padded and have holes or rows of zeros.
 
     Returns:
-        None where the mask holds another value than 0 and 1 (NaN among them) and `strict` is False.
+        The batch; None if `strict` is False and the mask holds a value other than 0 and 1 (NaN included).
 
     Raises:
-        ValueError: the mask is not 2-D, or holds a value other than 0 and 1 (NaN among them).
+        ValueError: the mask is not 2-D or, with `strict`, holds a value other than 0 and 1 (NaN included).
     """
     if mask.dim() != 2:
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; it must be (batch, sequence)")
@@ -74,7 +74,7 @@ def batch_from_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
         if neither.numel():
             raise ValueError(f"attention_mask holds {neither[0].item()}; its values must be 0 or 1")
     lengths = real.sum(dim=1, dtype=torch.int32)
-    # The host must know how many tokens there are: on a GPU, this and the check above wait for it.
+    # The host needs the number of tokens: on a GPU, this and the check above wait for the device.
     total, longest = lengths.sum().item(), int(lengths.max()) if batch_size else 0
     if total == batch_size * seq_len:
         return full_batch(batch_size, seq_len, mask.device)
@@ -89,8 +89,8 @@ def sequence_lengths(cu_seqlens: Tensor, total: int, max_seqlen: int | None = No
     """The lengths of the sequences of a row of `total` packed tokens; on a GPU the host waits for them.
 
     Raises:
-        ValueError: cu_seqlens is no int32 or int64 vector of at least one offset, does not rise from 0 to `total`, or
-            holds a sequence longer than max_seqlen. The message begins with `op`.
+        ValueError: cu_seqlens is not an int32 or int64 vector of at least one offset, does not rise from 0 to `total`,
+            or holds a sequence longer than max_seqlen. The message begins with `op`.
     """
     check_offsets_form(cu_seqlens, op)
     offsets, before = cu_seqlens.tolist(), f"{op}: " if op else ""
@@ -108,7 +108,7 @@ def sequence_lengths(cu_seqlens: Tensor, total: int, max_seqlen: int | None = No
 
 
 def check_offsets_form(cu_seqlens: Tensor, op: str = "") -> None:
-    """Holds cu_seqlens to the dtype and shape of offsets; looks at no value."""
+    """Checks the dtype and shape of cu_seqlens, not its values."""
     if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1 or not len(cu_seqlens):
         raise ValueError(
             f"{f'{op}: ' if op else ''}cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; "
@@ -117,9 +117,9 @@ def check_offsets_form(cu_seqlens: Tensor, op: str = "") -> None:
 
 
 def batch_from_cu_seqlens(cu_seqlens: Tensor, total: int, max_seqlen: int | None = None) -> PackedBatch:
-    """The batch of a row that is packed already: `total` tokens, sequences as `cu_seqlens` says.
+    """The batch of a row that is already packed: `total` tokens in the sequences given by `cu_seqlens`.
 
-    Its padded shape is (B, max_seqlen), right-padded.
+    Its padded shape is (B, longest length), right-padded.
 
     Raises:
         ValueError: as `sequence_lengths`.
@@ -135,13 +135,13 @@ def batch_from_cu_seqlens(cu_seqlens: Tensor, total: int, max_seqlen: int | None
 
 
 def pack(x: Tensor, batch: PackedBatch) -> Tensor:
-    """Takes the real tokens: (B, S, ...) -> (T, ...)."""
+    """Gathers the real tokens: (B, S, ...) -> (T, ...)."""
     flat = x.reshape(batch.batch_size * batch.seq_len, *x.shape[2:])
     return flat if batch.indices is None else flat.index_select(0, batch.indices)
 
 
 def unpack(x: Tensor, batch: PackedBatch, fill: float = 0.0) -> Tensor:
-    """Puts the real tokens back: (T, ...) -> (B, S, ...), `fill` at the pads."""
+    """Scatters the real tokens back: (T, ...) -> (B, S, ...), `fill` at the pads."""
     if batch.indices is not None:
         flat = x.new_full((batch.batch_size * batch.seq_len, *x.shape[1:]), fill)
         x = flat.index_copy_(0, batch.indices, x)

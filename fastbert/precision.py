@@ -1,7 +1,7 @@
-"""What every loader takes, `LoadOptions`, and how the encoder multiplies: `precision=` and `quantize=`.
+"""`LoadOptions`, which every loader takes, and the precision of the encoder's products: `precision=` and `quantize=`.
 
-The two come to one setting, the `precision` of ops.linear: a product is split into bf16 terms or quantised, never
-both. None multiplies the operands as they are, in their dtype.
+The two are merged into one setting, the `precision` of ops.linear: a product is split into bf16 terms or quantised,
+never both. None multiplies the operands as they are, in their dtype.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 SPLIT = ("high", "highest")  # of precision=
 QUANTIZED = ("int8",)  # of quantize=
 PRECISIONS = (*SPLIT, *QUANTIZED)
-_CAPABILITY = (8, 0)  # of an NVIDIA GPU that has products of int8
+_CAPABILITY = (8, 0)  # the least compute capability of an NVIDIA GPU for int8 products
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """The options that `from_pretrained` of models, Embedder and FillMask share, as BertModel's describes them.
+    """The options shared by `from_pretrained` of models, Embedder and FillMask; BertModel's describes them.
 
     Raises:
         ValueError: precision and quantize are both given, or one has an unknown value.
@@ -47,12 +47,12 @@ class LoadOptions:
 
     @property
     def setting(self) -> str | None:
-        """The one setting that precision and quantize come to."""
+        """precision or quantize, whichever is given."""
         return self.precision or self.quantize
 
 
 def describe_setting(dtype: torch.dtype, setting: str | None) -> str:
-    """What a model runs in, as the user asked for it: float32, quantize='int8'."""
+    """A dtype and a setting in the user's terms: float32, quantize='int8'."""
     words = str(dtype).removeprefix("torch.")
     if setting is None:
         return words
@@ -60,10 +60,10 @@ def describe_setting(dtype: torch.dtype, setting: str | None) -> str:
 
 
 def check_precision(setting: str | None, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Holds weights of `dtype` on `device` to what a setting takes.
+    """Checks that a setting supports weights of `dtype` on `device`.
 
     Raises:
-        ValueError: precision= and weights that are not float32, or quantize= on a device that lacks its products.
+        ValueError: precision= with weights that are not float32, or quantize= on a device without int8 products.
     """
     import torch
 
@@ -84,7 +84,7 @@ def check_precision(setting: str | None, dtype: torch.dtype, device: torch.devic
 
 @cache
 def quantized_reason(device: torch.device) -> str | None:
-    """Why a GPU has no products of int8; None where it has."""
+    """Why a GPU cannot run int8 products; None if it can."""
     import torch
 
     if torch.version.hip or (capability := torch.cuda.get_device_capability(device)) >= _CAPABILITY:

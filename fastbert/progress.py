@@ -1,4 +1,4 @@
-"""Messages on stderr, and on a terminal a line of progress, each taking the place of the one before."""
+"""Messages on stderr and, on a terminal, a progress line that is updated in place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def say(message: str) -> None:
 
 
 class StatusLine:
-    """Messages; what is shown, in contrast to said, is overwritten by the next one on a terminal."""
+    """Messages on a stream. On a terminal, the next message overwrites one of `show`; one of `say` stays."""
 
     def __init__(self, stream: TextIO | None = None, *, terminal: bool | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
@@ -43,8 +43,8 @@ class Progress:
     """A status line with the work done, its speed and the time left.
 
     Args:
-        shown: whether there is a line; None: where stderr is a terminal.
-        texts: whether the work is counted in texts; else in bytes.
+        shown: print the line; None: only if stderr is a terminal.
+        texts: count the work in texts instead of bytes.
     """
 
     def __init__(self, *, shown: bool | None = None, texts: bool = False) -> None:
@@ -54,11 +54,11 @@ class Progress:
         self.begin(None)
 
     def begin(self, total: int | None) -> None:
-        """Work begins, on so much; None: unknown."""
+        """Starts the clock; `total` is the amount of work, None if unknown."""
         self._total, self._start = total, time.monotonic()
 
     def update(self, done: int, tokens: int) -> None:
-        """So much is done, and so many tokens, in all."""
+        """Reports the totals so far: work done and tokens."""
         self.done, self.tokens, now = done, tokens, time.monotonic()
         if self.line.terminal and (now - self._refreshed >= REFRESH_SECONDS or done == self._total):
             self._refreshed = now
@@ -69,7 +69,7 @@ class Progress:
             self.line.show(f"{amount}, {self.tokens / self._seconds():,.0f} tokens/s")
 
     def spent(self, what: str = "tokens") -> str:
-        """Tokens, time and speed in all, for a summary."""
+        """Total tokens, time and speed, for a summary."""
         seconds = self._seconds()
         return f"{self.tokens:,} {what} in {seconds:.1f} s, {self.tokens / seconds:,.0f} tokens/s"
 

@@ -1,6 +1,6 @@
-"""Each op in plain PyTorch: what the op means. Differentiable, any dtype, any device.
+"""Each op in plain PyTorch, which defines it: differentiable, for any dtype and device.
 
-A faster implementation is right when it agrees with the one here.
+A faster implementation is correct if it agrees with the one here.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by tanh. In fp32 and fp64 the formula is written out: torch's derivative of it loses digits where tanh is
-    close to 1 (1.0e-6 in fp32 with Intel's kernels, the formula 5.6e-7)."""
+    """GELU's tanh approximation. In fp32 and fp64 the formula is written out: torch's derivative loses digits where
+    tanh is close to 1 (an error of 1.0e-6 in fp32 with Intel's kernels, 5.6e-7 with the formula)."""
     if x.dtype in (torch.bfloat16, torch.float16):
         return F.gelu(x, approximate="tanh")
     return 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
@@ -38,7 +38,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 # Rows whose logits linear_cross_entropy holds at a time: 1024 x 30522 in fp32 are 125 MB.
 _LOSS_ROWS = 1024
 _EXACT_COLUMNS = 1024
-_SCORES = 1 << 23  # that attention_bwd holds at a time: 32 MB in fp32
+_SCORES = 1 << 23  # scores that attention_bwd holds at a time: 32 MB in fp32
 
 
 def embed_layer_norm(
@@ -71,15 +71,15 @@ def linear(
 ) -> Tensor:  # (T, F)
     if precision == "int8":
         return linear_int8(x, weight, bias, activation=activation)
-    y = F.linear(x, weight, bias)  # "high" and "highest" allow less than fp32 and do not ask for it
+    y = F.linear(x, weight, bias)  # "high" and "highest" permit less than fp32 but do not require it
     return y if activation is None else ACTIVATIONS[activation](y)
 
 
 def linear_int8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
-    """x and weight rotated, then rounded to int8, a scale for each row of either; sums in int32, the rest in fp32."""
+    """Rotates x and weight and rounds both to int8, with a scale per row; sums in int32, the rest in fp32."""
     with torch.autocast(x.device.type, enabled=False):  # it would round the sums to bf16
         (x8, x_scale), (weight8, weight_scale) = (quantize_rows(rotate(t)) for t in (x, weight))
-        # fp32 adds integers up to 2^24 without error, which is what so many products of 127 x 127 stay below.
+        # fp32 sums integers exactly up to 2^24; the sum of _EXACT_COLUMNS products of 127 x 127 stays below that.
         blocks = zip(x8.split(_EXACT_COLUMNS, dim=1), weight8.split(_EXACT_COLUMNS, dim=1), strict=True)
         sums = reduce(torch.add, (F.linear(a.float(), b.float()).int() for a, b in blocks))
         y = sums.float() * x_scale * weight_scale.mT
@@ -88,18 +88,18 @@ def linear_int8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activa
 
 
 def describe_precision(precision: str | None) -> str | None:
-    """What `linear` above makes of a precision, for `explain`."""
+    """How `linear` above treats a precision, for `explain`."""
     if precision == "int8":
         return "int8: as it is defined, slower than fp32"
     return None if precision is None else f"{precision}: in full fp32"
 
 
 def rotate(x: Tensor) -> Tensor:
-    """x (M, K) in fp32, each 128 columns, as 8 x 16, times the orthonormal Hadamard matrix of 8 from the left.
+    """x (M, K) in fp32, each block of 128 columns, as 8 x 16, multiplied by the orthonormal 8 x 8 Hadamard matrix.
 
-    Done to x and weight it changes no product. It shares a large column out among eight, and so the row's scale
-    shrinks: a BERT has tokens of which one column is 20 times the rest, and those lost the rest in the rounding
-    (QuaRot: Ashkboos et al., 2024). Columns after the last multiple of 128 stay as they are.
+    Applied to both x and weight, it leaves their product unchanged. It spreads a large column over eight, so the row's
+    scale shrinks: in some tokens of a BERT one column is 20 times the others, and without the rotation the others are
+    lost in the rounding (QuaRot: Ashkboos et al., 2024). Columns after the last multiple of 128 stay as they are.
     """
     x = x.float()
     whole = x.shape[1] // 128 * 128
@@ -117,7 +117,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     scale = x.abs().amax(dim=1, keepdim=True) / 127
     scale = scale.masked_fill(scale == 0, 1.0)
-    # The clamp is for rows so small that their scale has lost its digits.
+    # The clamp is for rows so small that their scale is subnormal and has lost digits.
     return (x / scale).clamp(-127, 127).round().to(torch.int8), scale
 
 
@@ -129,7 +129,7 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:  # (T, H, D)
-    """A token behind the last sequence belongs to none and gets zeros."""
+    """Attention within each sequence; a token after the last sequence gets zeros."""
     if not dropout_p and not torch.compiler.is_compiling() and is_transformed():
         return attention_formula(qkv, cu_seqlens, scale)
     contexts = []
@@ -141,7 +141,7 @@ def attention(
 
 
 def attention_formula(qkv: Tensor, cu_seqlens: Tensor, scale: float | None = None) -> Tensor:
-    """`attention` without dropout as its formula, (T, 3, H, D) -> (T, H, D): differentiable to any order, both ways."""
+    """`attention` without dropout by formula, (T, 3, H, D) -> (T, H, D): differentiable to any order in both modes."""
     scale, contexts = qkv.shape[-1] ** -0.5 if scale is None else scale, []
     for run in _equal_length_runs(qkv, cu_seqlens):
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
@@ -151,7 +151,7 @@ def attention_formula(qkv: Tensor, cu_seqlens: Tensor, scale: float | None = Non
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, for which fused attention has no rule."""
+    """True if torch.func or forward-mode differentiation is active; fused attention supports neither."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
@@ -178,7 +178,7 @@ def attention_bwd(
 
 
 def _blocks(x: Tensor, cu_seqlens: Tensor) -> Iterator[Tensor]:
-    """`_equal_length_runs`, those that are long in parts of _SCORES scores, or of one sequence."""
+    """`_equal_length_runs`, split into parts of at most _SCORES scores, or of one sequence."""
     for run in _equal_length_runs(x, cu_seqlens):
         yield from run.split(max(_SCORES // (run.shape[1] ** 2 * x.shape[-2]), 1))
 
@@ -190,10 +190,10 @@ def padded_attention(
     queries: Tensor | None = None,  # (B, S) bool
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Attention that forms its probabilities: returns the context (B, S, H, D) and them, (B, H, S, S).
+    """Attention with explicit probabilities: returns the context (B, S, H, D) and the probabilities (B, H, S, S).
 
-    Every column asks, pads too, unless `queries` leaves it out; only real tokens answer. A row without a real token
-    yields zeros.
+    All columns are queries, pads included, unless `queries` excludes them; only real tokens are keys. A row without a
+    real token yields zeros.
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
     keys = mask[:, None, None, :]
@@ -210,7 +210,7 @@ def attention_to_keys(
     *,
     dropout_p: float = 0.0,
 ) -> Tensor:  # (B, S, H, D)
-    """Attention of every column to those of its row that `keys` names; a row without any attends to all of them."""
+    """Attention of every column to the columns of its row where `keys` is True; to all of them if it has none."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
     mask = (keys | ~keys.any(1, keepdim=True))[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p).transpose(1, 2)
@@ -231,16 +231,16 @@ def add_layer_norm(
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension, with its weight's gradients summed in fp32 at least.
+    """LayerNorm over the last dimension; the gradients of weight and bias are summed in at least fp32.
 
-    torch's sums them over the rows in the dtype of x, which in bf16 on a CPU loses most of them.
+    torch sums them over the rows in the dtype of x, which in bf16 on a CPU loses most of them.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     if x.dtype != wide and torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad):
         rows = x.float()
-        rows = rows - rows.mean(-1, keepdim=True).detach()  # changes nothing but what a large mean would cost in digits
+        rows = rows - rows.mean(-1, keepdim=True).detach()  # same result, without the digits that a large mean costs
         return F.layer_norm(rows, weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
-    if not (weight.dtype == bias.dtype in (x.dtype, wide)):  # which F.layer_norm refuses
+    if not (weight.dtype == bias.dtype in (x.dtype, wide)):  # F.layer_norm rejects other combinations
         weight, bias = weight.to(wide), bias.to(wide)
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
@@ -253,7 +253,7 @@ def linear_cross_entropy(
     *,
     ignore_index: int = -100,
 ) -> Tensor:  # ()
-    if torch.compiler.is_compiling():  # the number of labels must not shape a compiled graph
+    if torch.compiler.is_compiling():  # a compiled graph must not depend on the number of labels
         return F.cross_entropy(F.linear(x, weight, bias), labels.long(), ignore_index=ignore_index)
     kept = (labels != ignore_index).nonzero().squeeze(1)
     x, labels = x.index_select(0, kept), labels.index_select(0, kept).long()
@@ -262,7 +262,7 @@ def linear_cross_entropy(
         if is_transformed():
             total = total + _cross_entropy_sum(rows, weight, bias, targets)
             continue
-        # A checkpoint keeps x and not the logits: the backward makes them again, a block at a time.
+        # A checkpoint saves x, not the logits: the backward recomputes them, a block of rows at a time.
         total = total + torch.utils.checkpoint.checkpoint(
             _cross_entropy_sum, rows, weight, bias, targets, use_reentrant=False, preserve_rng_state=False
         )
@@ -275,9 +275,9 @@ def _cross_entropy_sum(x: Tensor, weight: Tensor, bias: Tensor | None, labels: T
 
 
 def _equal_length_runs(x: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
-    """Views of a packed row: each run of neighbours of one length L as (N, L, ...).
+    """Views of a packed row: each run of N adjacent sequences of one length L as (N, L, ...).
 
-    No score matrix ever spans two sequences, and a batch of one length is a single run.
+    No score matrix spans two sequences, and a batch of one length is a single run.
     """
     runs = [(length, len(list(group))) for length, group in groupby(cu_seqlens.diff().tolist())]
     sizes = [length * count for length, count in runs]
@@ -286,13 +286,13 @@ def _equal_length_runs(x: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
 
 
 def _with_tail(x: Tensor, tokens: int) -> Tensor:
-    """x with rows of zeros up to `tokens`."""
+    """x padded with zeros to `tokens` rows."""
     tail = tokens - len(x)
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, tail)) if tail else x
 
 
 def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # (B, S)
-    """What `fastbert.packing.batch_from_mask` says, in tensors whose shapes do not depend on the mask's values."""
+    """`ops.pack_mask`: positions of the real tokens, in tensors whose shapes do not depend on the mask's values."""
     real = (mask == 1).reshape(-1)
     bad = (mask != 0).reshape(-1) & ~real
     position = torch.arange(mask.numel(), device=mask.device)

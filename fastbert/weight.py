@@ -1,4 +1,4 @@
-"""Weight: the parameters of one matrix product, and the forms of them that backends read."""
+"""Weight: the parameters of one matrix product, and the forms that backends derive from them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class Weight:
-    """The weight and bias of one product: those of one linear layer, or of several that take the same input.
+    """The weight and bias of one matrix product: those of one linear layer, or of several with the same input.
 
-    The rows of the several follow one another: queries, keys and values are one product of (3E, E). Nothing moves the
-    parameters. What a backend makes of them (packed panels, their transposes, 8-bit rows) it keeps in `forms`, which
-    live as long as this object and are dropped by its owner, a plan, when the parameters have changed.
+    Several layers are stacked by rows: queries, keys and values are one product of (3E, E). The parameters are not
+    moved. `forms` caches what a backend derives from them (packed panels, their transposes, 8-bit rows). It lives as
+    long as this object; the owner, a plan, clears it when the parameters have changed.
     """
 
     __slots__ = ("__weakref__", "biases", "forms", "shape", "tensors", "weights")
@@ -31,7 +31,7 @@ class Weight:
         self.forms: dict[Hashable, Any] = {}
 
     def release(self) -> tuple[Tensor, ...]:
-        """Puts placeholders on the meta device in the weights' place, and returns them: only the forms are left."""
+        """Replaces the weights by placeholders (meta tensors) and returns those: only the forms are left."""
         empty = [torch.empty(w.shape, dtype=w.dtype, device="meta") for w in self.weights]
         self.weights = tuple(nn.Parameter(x, requires_grad=False) for x in empty)
         self.tensors = self.weights + self.biases
@@ -39,17 +39,17 @@ class Weight:
 
     @property
     def is_placeholder(self) -> bool:
-        """Whether the parameters have given up their memory: see `ops.release`."""
+        """True if the memory of the weights has been released: see `ops.release`."""
         return self.weights[0].is_meta
 
     def stacked(self) -> tuple[Tensor, Tensor | None]:
-        """The weight (N, K) and the bias (N,) as one tensor each; concatenated where they are several."""
+        """The weight (N, K) and the bias (N,) as one tensor each; several are concatenated."""
         if len(self.weights) == 1:
             return self.weights[0], self.biases[0] if self.biases else None
         return torch.cat(self.weights), torch.cat(self.biases) if self.biases else None
 
     def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """make(), or what it returned for this key before."""
+        """The form cached under `key`; made by make() and cached if there is none."""
         found = self.forms.get(key)
         if found is None:
             self.forms[key] = found = make()
@@ -70,5 +70,5 @@ class Weight:
 
 
 def as_weight(weight: Tensor | Weight, bias: Tensor | None) -> Weight:
-    """A Weight as it is; a tensor and its bias as one without an owner, whose forms last for one call."""
+    """A Weight as it is; a tensor and its bias as a Weight without an owner, whose forms last for one call."""
     return weight if isinstance(weight, Weight) else Weight((weight,), (bias,))

@@ -32,9 +32,9 @@ def run_bert(
     prepared: Inputs | None = None,
     plan: EncoderPlan | None = None,
 ) -> tuple[Inputs, Encoded]:
-    """Checks, packs and encodes: what every model does first, on any module tree with transformers' names.
+    """Checks, packs and encodes: the first step of every model, on any module tree with transformers' names.
 
-    `prepared` is in place of everything that says what the tokens are; `plan` as of `encode`.
+    `prepared` replaces all arguments that describe the tokens; `plan` is as for `encode`.
     """
     inputs = prepared or prepare(
         bert.embeddings,
@@ -62,7 +62,7 @@ def run_bert(
 def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
     """tanh(W h + b) of each row's first real token, (B, E); zeros for a row without one.
 
-    transformers takes column 0, which is another token only where a row begins with a pad.
+    transformers takes column 0, which differs only where a row begins with a pad.
     """
     batch, x, dense = inputs.batch, encoded.last_hidden_state, encoded.plan.pooler
     assert dense is not None, "the model has no pooler"
@@ -74,11 +74,11 @@ def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
 
 
 class BertModel(BertPreTrainedModel):
-    """The bare encoder, with transformers' arguments and output; pads come out as zeros.
+    """The bare encoder, with transformers' arguments and output; the states of pads are zeros.
 
     Args:
         config: sizes and settings.
-        add_pooling_layer: whether there is a pooler, and so a `pooler_output`.
+        add_pooling_layer: create a pooler, and so return a `pooler_output`.
     """
 
     _constructor_keywords = ("add_pooling_layer",)
@@ -113,15 +113,15 @@ class BertModel(BertPreTrainedModel):
             token_type_ids: (B, S); None means 0.
             position_ids: (B, S); None means the column.
             inputs_embeds: (B, S, E) in place of input_ids.
-            cu_seqlens: int32 (B+1,), where each sequence of packed input starts; `max_seqlen` its longest.
-            prepared: in place of all these, from a caller who has checked and packed them.
+            cu_seqlens: int32 (B+1,), the start of each sequence of packed input; `max_seqlen` is the longest length.
+            prepared: replaces all of these: input that the caller has already checked and packed.
 
         Returns:
             last_hidden_state (B, S, E), zeros at pads, or (T, E) for packed input; pooler_output (B, E);
-            hidden_states L+1 of the former's shape; attentions L of (B, H, S, S), S the longest where packed.
+            hidden_states L+1 of last_hidden_state's shape; attentions L of (B, H, S, S), S the longest if packed.
 
         Raises:
-            ValueError: naming the argument, its value and the limit.
+            ValueError: an argument is invalid; the message names it, its value and the limit.
         """
         precision = self._matmul_precision
         inputs, encoded = run_bert(

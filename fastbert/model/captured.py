@@ -1,4 +1,4 @@
-"""What a caller asks for in addition to the last states: states around each layer, and attention probabilities."""
+"""Optional outputs of the encoder: hidden states around each layer, and attention probabilities."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from fastbert.reference import padded_attention
 
 
 def returned(x: Tensor, inputs: Inputs, states: list[Tensor]) -> Tensor:
-    """Appends packed states to those that the caller gets, in the shape of the caller's tokens.
+    """Appends packed states x to `states`, in the shape of the caller's input, and returns the next layer's input.
 
-    Returns what the next layer takes: where there is a gradient, the caller's tensor packed again, so that the
-    gradient passes through it.
+    If x requires a gradient, that input is the appended tensor, packed again, so that the gradient passes through it.
     """
     states.append(inputs.give_back(x))
     return inputs.take(states[-1]) if x.requires_grad else x
@@ -29,10 +28,10 @@ def encode_padded(
     inputs: Inputs,
     states: list[Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Every column through every layer, with explicit probabilities: the last states (B * S, E), and L of (B, H, S, S).
+    """Runs all columns with explicit probabilities; returns the last states (B * S, E), and L of (B, H, S, S).
 
-    `states` is filled with those around each layer, in the shape of the caller's tokens. The probabilities of pads are
-    zero, which makes their states meaningless.
+    `states` receives those around each layer, in the shape of the caller's input. The probabilities of pads are zero,
+    so their states are meaningless.
     """
     keys, attentions = inputs.keys(), []
     computed = inputs.batch.mask()

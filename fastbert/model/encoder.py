@@ -23,9 +23,9 @@ from fastbert.reference import attention_to_keys
 
 @dataclass
 class Encoded:
-    """The states of an encoder, packed (T, E); by request the states around each layer and the probabilities.
+    """The output of an encoder: the last states, packed (T, E), and on request the states and probabilities of layers.
 
-    What is returned by request is part of the graph: the next layer reads the very tensors that the caller gets.
+    The latter are part of the autograd graph: the model computes from the same tensors that the caller gets.
     """
 
     last_hidden_state: Tensor
@@ -46,8 +46,8 @@ def encode(
 ) -> Encoded:
     """Runs embeddings and layers of `bert` (anything with .embeddings and .encoder.layer) over the real tokens.
 
-    `precision` is that of ops.linear, for the four products of a layer; all else runs in the weights' dtype.
-    `plan` is the one that a caller has of this call already.
+    `precision` is that of ops.linear, for the four products of a layer; everything else runs in the weights' dtype.
+    `plan` is the plan of this call, if the caller has it already.
     """
     if precision is not None:
         _check_products(bert, inputs, precision)
@@ -64,7 +64,7 @@ def encode(
         start = 0.0 if plan.checksums is None else time.perf_counter()
         x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
         if plan.checksums is not None:
-            plan.checksums.seconds = time.perf_counter() - start  # bounds the next call's look at values
+            plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
         return Encoded(x, plan)
     x = returned(x, inputs, states) if output_hidden_states else x
     with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
@@ -75,7 +75,7 @@ def encode(
 
 
 def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
-    """Whether all layers can be one call: no gradient, no active dropout, no part that has to be called."""
+    """True if all layers can run as one op: no gradient, no active dropout, no module that must be called."""
     if plan.whole is None or any([drop["p"] for drop in plan.drops if drop["training"]]):
         return False
     if not torch.is_grad_enabled():
@@ -94,13 +94,13 @@ def _packed_attend(layer: Layer, inputs: Inputs) -> Attend:
 
 
 def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float) -> Tensor:
-    """Attention of all packed tokens to those of them that are keys: (T, 3, H, D) -> (T, H, D)."""
+    """Attention of all packed tokens to the keys among them: (T, 3, H, D) -> (T, H, D)."""
     context = attention_to_keys(unpack(qkv, inputs.batch), inputs.keys(), dropout_p=dropout_p)
     return pack(context, inputs.batch)
 
 
 def _check_products(bert: nn.Module, inputs: Inputs, precision: str) -> None:
-    """Says what does not go with `precision` before anything runs: the model may have moved since it was chosen."""
+    """Raises before anything runs if `precision` is unsupported: the model may have moved since it was set."""
     table = bert.embeddings.token_type_embeddings.weight
     check_precision(precision, table.dtype, table.device)
     if precision in QUANTIZED and torch.is_grad_enabled():

@@ -1,6 +1,6 @@
 """The heads: transformers' classes, arguments, losses and output fields, computed on real tokens only.
 
-A label at a pad is never read: mark real tokens to leave out with -100, as everywhere.
+Labels at pads are ignored. Label a real token -100 to exclude it from the loss.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ IGNORE = -100
 
 
 class BertHeadModel(BertPreTrainedModel):
-    """A BertModel called `bert`, with something on top.
+    """The base of the models with a head: a BertModel named `bert` and the head.
 
-    Every head's forward takes, in addition to what it names, BertModel's options: output_attentions,
+    Every forward takes, in addition to its own arguments, BertModel's options: output_attentions,
     output_hidden_states, return_dict, and cu_seqlens and max_seqlen for packed input.
     """
 
@@ -102,7 +102,7 @@ class BertPreTrainingHeads(nn.Module):
 
 
 class _LanguageModel(BertHeadModel):
-    """What the two models with a language-model head share."""
+    """The base of the two models with a language-model head."""
 
     def tie_weights(self) -> None:
         head = self.cls.predictions
@@ -120,7 +120,7 @@ class _LanguageModel(BertHeadModel):
     def _predictions(
         self, inputs: Inputs, x: Tensor, labels: Tensor | None, output_logits: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The loss, where there are labels, and the logits (B, S, V), where they are wanted."""
+        """The loss, if there are labels, and the logits (B, S, V), if `output_logits`."""
         head = self.cls.predictions
         if labels is not None:
             labels = _packed_labels(inputs, labels, self.config.vocab_size)
@@ -154,9 +154,9 @@ class BertForPreTraining(_LanguageModel):
         output_logits: bool = True,
         **options: Any,
     ) -> BertForPreTrainingOutput:
-        """labels (B, S), next_sentence_label (B,): a loss, the sum of both parts, comes when both are given.
+        """labels (B, S), next_sentence_label (B,): the loss is the sum of both parts; it needs both labels.
 
-        `output_logits=False` leaves prediction_logits out, and a loss then forms no (T, V) logits.
+        `output_logits=False` omits prediction_logits; the loss then materialises no (T, V) logits.
         """
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
@@ -192,9 +192,9 @@ class BertForMaskedLM(_LanguageModel):
         output_logits: bool = True,
         **options: Any,
     ) -> HeadOutput:
-        """labels (B, S) of token ids, -100 where none is asked; logits (B, S, V), zeros at pads.
+        """labels (B, S) of token ids, -100 at tokens without a label; logits (B, S, V), zeros at pads.
 
-        `output_logits=False` leaves the logits out, and a loss then forms no (T, V) logits.
+        `output_logits=False` omits the logits; the loss then materialises no (T, V) logits.
         """
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
@@ -260,7 +260,7 @@ class BertForSequenceClassification(BertHeadModel):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         config = self.config
         if config.problem_type is None:
-            # transformers settles it by the first labels it sees, too.
+            # As in transformers, the first labels determine it.
             if self.num_labels == 1:
                 config.problem_type = "regression"
             elif labels.is_floating_point():
@@ -301,7 +301,7 @@ class BertForMultipleChoice(BertHeadModel):
         return_dict: bool | None = None,
         **options: Any,
     ) -> HeadOutput:
-        """labels (B,): which choice is right. The token arguments are (B, C, S), inputs_embeds (B, C, S, E)."""
+        """labels (B,): the index of the right choice. The token arguments are (B, C, S), inputs_embeds (B, C, S, E)."""
         tokens, name = (input_ids, "input_ids") if inputs_embeds is None else (inputs_embeds, "inputs_embeds")
         wanted = 3 if inputs_embeds is None else 4
         if tokens is not None and tokens.dim() != wanted:
@@ -309,7 +309,7 @@ class BertForMultipleChoice(BertHeadModel):
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*(x if x is None else x.flatten(0, 1) for x in args), **options)
         scores = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
-        # `prepared` are texts without their questions: (B * C, 1), as the texts' caller can but tell
+        # `prepared` texts are not grouped by question: (B * C, 1); only the caller can group them
         logits = scores if tokens is None else scores.view(*tokens.shape[:2])
         loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, logits.shape[1]))
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
@@ -339,7 +339,7 @@ class BertForTokenClassification(BertHeadModel):
         return_dict: bool | None = None,
         **options: Any,
     ) -> HeadOutput:
-        """labels (B, S) of classes, -100 where none is asked."""
+        """labels (B, S) of classes, -100 at tokens without a label."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
         logits = project(self.classifier, self.dropout(encoded.last_hidden_state))
@@ -353,7 +353,7 @@ class BertForQuestionAnswering(BertHeadModel):
     """Where an answer starts and ends: two logits for every token, (B, S) each.
 
     A pad's logit is the lowest number of the dtype, so that no softmax or argmax picks it and the loss
-    does not depend on how long the batch was padded. (transformers lets the states of pads into both.)
+    does not depend on the padded length. (In transformers, pads take part in both.)
     """
 
     has_pooler = False
@@ -379,7 +379,7 @@ class BertForQuestionAnswering(BertHeadModel):
         return_dict: bool | None = None,
         **options: Any,
     ) -> QuestionAnsweringModelOutput:
-        """start_positions, end_positions (B,): columns of the answer; one outside 0..S-1 is left out of the loss."""
+        """start_positions, end_positions (B,): columns of the answer; S and above is ignored, below 0 counts as 0."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
         logits = project(self.qa_outputs, encoded.last_hidden_state)
@@ -400,12 +400,12 @@ class BertForQuestionAnswering(BertHeadModel):
 
 
 def answer_positions(positions: Tensor, length: int) -> Tensor:
-    """Answer positions as (B,), those outside the text moved to `length`, which the loss ignores."""
+    """Answer positions as (B,), clamped to 0..`length`; the loss ignores `length`."""
     return positions.reshape(-1).clamp(0, length)
 
 
 def _packed_labels(inputs: Inputs, labels: Tensor, classes: int) -> Tensor:
-    """Labels of each token, as (T,): checked, and those of pads left behind."""
+    """Labels per token as (T,): checked, without those of pads."""
     wanted = tuple(inputs.token_type_ids.shape) if inputs.came_packed else inputs.padded_shape
     if tuple(labels.shape) != wanted:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be {wanted}")

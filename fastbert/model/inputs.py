@@ -15,11 +15,11 @@ from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pac
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tokens that are computed, packed; `batch` says where they stand in the caller's rows.
+    """The tokens to compute, packed; `batch` holds their positions in the caller's rows.
 
     ids, token_type_ids and position_ids are (T,) int64; embeds is (T, E) and takes the place of ids.
-    `key_mask` (B, S) bool is None where every computed token is attended to. Otherwise some tokens are queries only:
-    the mask is 0 where they stand, but they are no pads, and their states are read (ColBERT's query expansion).
+    `key_mask` (B, S) bool is None if every computed token is a key. Otherwise some tokens are queries only: the
+    attention mask is 0 at them, but they are not pads, and their states are used (ColBERT's query expansion).
     """
 
     batch: PackedBatch
@@ -37,7 +37,7 @@ class Inputs:
         return self.batch.batch_size, self.batch.seq_len
 
     def flat(self) -> Inputs:
-        """Every column, pads too, as token 0: every field (B * S, ...)."""
+        """All columns, with pads as token 0: every field is (B * S, ...)."""
         if self.batch.indices is None:
             return self
         names = ("ids", "embeds", "token_type_ids", "position_ids")
@@ -46,11 +46,11 @@ class Inputs:
         return replace(self, **padded)
 
     def keys(self) -> Tensor:
-        """Which positions are attended to, (B, S) bool."""
+        """The positions that are attended to, (B, S) bool."""
         return self.batch.mask() if self.key_mask is None else self.key_mask
 
     def give_back(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """Packed (T, ...) to the shape the caller's input had: (B, S, ...), or (T, ...) where it came packed."""
+        """Packed (T, ...) to the shape of the caller's input: (B, S, ...), or (T, ...) if it was packed."""
         return x if self.came_packed else unpack(x, self.batch, fill)
 
     def pad(self, x: Tensor, fill: float = 0.0) -> Tensor:
@@ -58,12 +58,12 @@ class Inputs:
         return unpack(x, self.batch, fill)
 
     def take(self, x: Tensor) -> Tensor:
-        """What the caller gave for each of its tokens, labels say, as (T, ...)."""
+        """The caller's values per token, such as labels, as (T, ...)."""
         return x if self.came_packed else pack(x, self.batch)
 
 
 def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
-    """Holds ids to 0..limit-1 and returns them as int64; `what` names the table in the message."""
+    """Checks that ids are in 0..limit-1 and returns them as int64; `what` names the limit in the message."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} has dtype {ids.dtype}; it must be int64 or int32")
     check_ranges([(name, ids, limit, what)])
@@ -71,14 +71,14 @@ def check_ids(name: str, ids: Tensor, limit: int, what: str) -> Tensor:
 
 
 def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
-    """Holds the ids of each (name, ids, limit, what) to 0..limit-1; waits for their device once."""
+    """Checks for each (name, ids, limit, what) that ids are in 0..limit-1; waits for their device once."""
     if torch.compiler.is_compiling():  # a compiled graph cannot branch on values
         return
     found: list[list[Any]] = []
     waiting: list[Tensor] = []
     for name, ids, limit, what in several:
         if ids.numel():
-            while torch._C._functorch.is_functorch_wrapped_tensor(ids):  # of torch.vmap: the whole batch
+            while torch._C._functorch.is_functorch_wrapped_tensor(ids):  # under torch.vmap: check the whole batch
                 ids = torch._C._functorch.get_unwrapped(ids)
             bounds = ops.bounds(ids)
             found.append([name, limit, what, bounds])
@@ -107,14 +107,14 @@ def prepare(
     pad_id: int | None = None,
     masked_queries: bool = False,
 ) -> Inputs:
-    """Checks the arguments of a model call against the tables of `embeddings` and says which tokens are computed.
+    """Checks the arguments of a model call against the tables of `embeddings` and packs the tokens to compute.
 
-    `attention_mask` may come as the batch that `ops.read_mask` has made of it.
-    `masked_queries`: positions that the mask leaves out, but which hold another id than `pad_id` or come as embeddings,
-    are computed as transformers does: they attend to the others, and nothing attends to them.
+    `attention_mask` may be a batch returned by `ops.read_mask`.
+    With `masked_queries`, masked positions that hold an id other than `pad_id`, or embeddings, are computed as in
+    transformers: they attend to the others, and nothing attends to them.
 
     Raises:
-        ValueError: naming the argument, its value and the limit.
+        ValueError: an argument is invalid; the message names it, its value and the limit.
     """
     name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
     if tokens is None or not (input_ids is None or inputs_embeds is None):
@@ -168,7 +168,7 @@ def prepare(
             raise ValueError(f"{argument} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
         if x.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"{argument} has dtype {x.dtype}; it must be int64 or int32")
-        # A table that is wrapped, by PEFT say, has its rows all the same.
+        # A wrapped table, as by PEFT, has the weight of the table inside.
         ranges.append((argument, x, table.weight.shape[0], what))
         checked[argument] = x.long()
     check_ranges(ranges)
@@ -211,7 +211,7 @@ def _packed(
 
 
 def _with_queries(batch: PackedBatch, ids: Tensor | None, pad_id: int | None) -> tuple[PackedBatch, Tensor | None]:
-    """The batch with the masked tokens that are no pads, and the mask of its keys; None where there are no such tokens.
+    """The batch including masked tokens that are not pads, and the mask of its keys; None if there are no such tokens.
 
     A row without a key stays without tokens: there is nothing to attend to.
     """
@@ -223,5 +223,5 @@ def _with_queries(batch: PackedBatch, ids: Tensor | None, pad_id: int | None) ->
 
 
 def is_spread(x: Tensor, shape: torch.Size) -> bool:
-    """Whether x is a row for all of `shape` (B, S), or a number a row: transformers takes such types and positions."""
+    """True if x is one row for all of `shape` (B, S), or one number per row, as transformers accepts."""
     return x.shape in ((1, *shape[1:]), shape[1:], (shape[0], 1), (1, 1))

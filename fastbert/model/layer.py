@@ -1,8 +1,7 @@
-"""One transformer layer and the embeddings below it, written once, over the parts of a module tree.
+"""One transformer layer and the embeddings below it, over the parts of a module tree.
 
 The tree is fastbert's own or a live transformers model with the same names. A part is a linear layer, norm or table. A
-plain one goes through fastbert.ops with a `Weight`; a wrapped one (LoRA, a hook, a quantised layer) is called as the
-module it is.
+plain part runs by fastbert.ops; a wrapped one (LoRA, a hook, a quantised layer) is called as a module.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class Products(NamedTuple):
-    """What the products of all layers have in common: the activation between the last two, and `precision`."""
+    """The settings that all layers share: the activation between the last two products, and `precision`."""
 
     activation: str
     precision: str | None = None
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `module` does what `kind` does and nothing else: no subclass, no hook, no forward of its own; nor
-    a weight that is a buffer or no parameter at all."""
+    """True if calling `module` does exactly what `kind` does: it is no subclass and has no hook or instance `forward`,
+    and its weight and bias are registered as parameters."""
     if type(module) is not kind or is_hooked(module):
         return False
     return kind not in (nn.Linear, nn.LayerNorm) or {"weight", "bias"} <= module._parameters.keys()
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether calling `module` runs a hook, its own or one for all modules, or a forward of its own."""
+    """True if calling `module` runs a hook, its own or one for all modules, or an instance `forward`."""
     return any(map(module.__dict__.get, (*_HOOKS, "forward"))) or has_global_hook()
 
 
 class Projection:
-    """A linear layer, or several over the same input whose outputs stand next to each other: queries, keys, values."""
+    """A linear layer, or several over the same input with concatenated outputs: queries, keys, values."""
 
     __slots__ = ("modules", "weight")
 
@@ -66,7 +65,7 @@ class Projection:
 
 
 class Norm(NamedTuple):
-    """dropout, residual and LayerNorm at the end of a layer's half."""
+    """Dropout, residual and LayerNorm after attention or feed-forward."""
 
     norm: nn.Module
     dropout: nn.Dropout
@@ -101,7 +100,7 @@ class Layer:
         return self.qkv, self.out, self.up, self.down
 
     def __call__(self, x: Tensor, products: Products, attend: Attend) -> Tensor | tuple[Tensor, Tensor]:
-        """(T, E) -> (T, E); and what `attend` returns next to the context, where it returns a pair."""
+        """(T, E) -> (T, E), with the probabilities if `attend` returns them."""
         attended = attend(self.project_qkv(x, products.precision))
         context, probs = attended if isinstance(attended, tuple) else (attended, None)
         y = self.out(context.flatten(1), precision=products.precision)
@@ -111,11 +110,11 @@ class Layer:
 
     def project_qkv(self, x: Tensor, precision: str | None = None) -> Tensor:
         """Queries, keys and values of every token: (T, E) -> (T, 3, H, D)."""
-        # As transformers counts heads: by their width, so that a model with fewer of them runs.
+        # As in transformers, the number of heads follows from their width, so that a model with pruned heads runs.
         return self.qkv(x, precision=precision).unflatten(1, (3, -1, self.attention.attention_head_size))
 
     def feed_forward(self, x: Tensor, products: Products) -> Tensor:
-        """The two products; the activation is recomputed in the backward where the layer asks for that."""
+        """The two products; the backward recomputes the activation if the layer has recompute_activations set."""
         if self.up.weight is not None and self.down.weight is not None:
             recompute = getattr(self.module, "recompute_activations", False)
             weights = self.up.weight, None, self.down.weight, None
@@ -127,13 +126,13 @@ class Layer:
         return self.attention.dropout, self.out_norm.dropout, self.norm.dropout
 
     def weights(self, products: Products) -> ops.LayerWeights | None:
-        """What ops.encoder takes of this layer, dropout aside; None where it has a part that has to be called."""
+        """This layer's weights for ops.encoder, without dropout; None if that op cannot run the layer."""
         (qkv, out, up, down), norms = (p.weight for p in self.projections), (self.out_norm, self.norm)
         if qkv is None or out is None or up is None or down is None or not all(norm.is_plain for norm in norms):
             return None
         rows = {len(w) for w in qkv.weights}
         eps = self.norm.norm.eps
-        if len(rows) > 1 or eps != self.out_norm.norm.eps or out.shape[0] != out.shape[1]:  # heads were cut out
+        if len(rows) > 1 or eps != self.out_norm.norm.eps or out.shape[0] != out.shape[1]:  # heads were pruned
             return None
         pairs = ((norm.norm.weight, norm.norm.bias) for norm in norms)
         num_heads = rows.pop() // self.attention.attention_head_size
@@ -143,7 +142,7 @@ class Layer:
 
 
 class Embeddings:
-    """The bottom of the model: three tables, their sum, its norm."""
+    """The embedding layer: three tables, LayerNorm of their sum, dropout."""
 
     __slots__ = ("dropout", "is_plain", "norm", "tables", "word", "word_is_plain")
 
@@ -154,7 +153,7 @@ class Embeddings:
         self.is_plain = all(map(is_plain_table, self.tables)) and Norm(self.norm, self.dropout).is_plain
 
     def __call__(self, tokens: Inputs) -> Tensor:
-        """Flat tokens (T,) -> (T, E); given embeddings serve as a table of their own."""
+        """Flat tokens (T,) -> (T, E); embeddings that are given serve as the word table."""
         dropout_p = self.dropout.p if self.dropout.training else 0.0
         types, positions = self.tables
         if not self.is_plain:
@@ -176,7 +175,7 @@ class Embeddings:
 
 
 def is_plain_table(table: nn.Module) -> bool:
-    """Whether rows of its weight, and their plain gradient, are all there is to an embedding."""
+    """True if an embedding only gathers rows of its weight, with their dense, unscaled gradient."""
     if not is_plain(table, nn.Embedding):
         return False
     return table.max_norm is None and not table.sparse and not table.scale_grad_by_freq
@@ -187,7 +186,7 @@ def active_dropout(dropout: nn.Dropout) -> float:
 
 
 def sharded(layer: nn.Module) -> nn.Module | None:
-    """The layer that FSDP has wrapped (version 1) or hooked (version 2); None where it is a layer of its own."""
+    """The layer that FSDP has wrapped (version 1) or hooked (version 2); None without FSDP."""
     kind = type(layer)
     if not hasattr(kind, "unshard") and kind.__name__ != "FullyShardedDataParallel":
         return None

@@ -1,4 +1,4 @@
-"""How a layer is called: over its parts, or through its own module where hooks or FSDP have to see the call."""
+"""Calls a layer over its parts, or through its own module where hooks or FSDP must see the call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastbert.model.plan import EncoderPlan
 
 
 def run_layer(plan: EncoderPlan, i: int, x: Tensor, attend: Callable[[Layer], Attend]) -> Any:
-    """Layer i; where hooks or FSDP have to see the call, through the module's own."""
+    """Runs layer i, through its module where hooks or FSDP must see the call."""
     module, layer = plan.modules[i], plan.layers[i]
     if layer is None:
         inner = sharded(module) or module

@@ -1,7 +1,7 @@
 """The modules of a BERT: they hold parameters under transformers' names.
 
-Their work is in model/layer.py and model/encoder.py. These containers are not called, so a hook on one of them does not
-fire (one on a layer, a linear layer or norm does).
+The computation is in model/layer.py and model/encoder.py. These containers are not called, so a hook on one of them
+does not fire (one on a layer, a linear layer or norm does).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class BertEmbeddings(nn.Module):
 
 
 def _table(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
-    """An embedding without values: the model fills it. (To fill one on the meta device, as nn.Embedding
-    does, torch imports its compiler, which takes a second.)"""
+    """An uninitialised embedding; the model fills it. (nn.Embedding would fill it: on the meta device, torch
+    imports its compiler for that, which takes a second.)"""
     return nn.Embedding(rows, width, padding_idx=padding_idx, _weight=torch.empty(rows, width))
 
 
@@ -76,7 +76,7 @@ class BertLayer(nn.Module):
         self.recompute_activations = False
 
     def forward(self, x: Tensor, run: Callable[[Tensor], Any]) -> Any:
-        """run(x), which is what `encode` does with this layer; it comes this way where the layer has hooks."""
+        """run(x), the computation of this layer; `encode` calls the module only if it has hooks."""
         return run(x)
 
 

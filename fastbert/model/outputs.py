@@ -1,4 +1,4 @@
-"""What a model returns: a dict whose fields are also attributes and, by transformers' order, items."""
+"""Model outputs: dicts whose fields are also attributes and, in transformers' order, items."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils import _pytree as pytree
 
 
 class ModelOutput(dict):
-    """Fields that are None are absent from the dict and from `to_tuple()`, and None as attributes.
+    """A model's output: fields that are None are absent from the dict and `to_tuple()`, and None as attributes.
 
     `out["logits"]`, `out.logits` and `out[0]` (the first field present) all work, as in transformers.
     """
 
     def __init_subclass__(cls) -> None:
-        """What DistributedDataParallel and torch.export look for tensors in."""
+        """Registers a pytree, in which DistributedDataParallel and torch.export look for tensors."""
         unflatten = partial(_unflatten, cls)
         pytree.register_pytree_node(cls, _flatten, unflatten, serialized_type_name=f"{cls.__module__}.{cls.__name__}")
 
@@ -74,7 +74,7 @@ class BertForPreTrainingOutput(ModelOutput):
 
 
 class HeadOutput(ModelOutput):
-    """MaskedLMOutput, SequenceClassifierOutput and their like: transformers gives them the same fields."""
+    """MaskedLMOutput, SequenceClassifierOutput and similar ones, which have the same fields in transformers."""
 
     loss: Tensor | None
     logits: Tensor

@@ -1,17 +1,17 @@
-"""Plans: what is derived from a module tree, who owns it, and whether it still holds.
+"""Plans: the state derived from a module tree, its owner, and the check that it is still valid.
 
-A plan hangs on the module that it was made of, and dies with it. It holds the parts of the tree, the `Weight`s whose
-forms the backends keep in it (packed panels, transposes, 8-bit rows, the descriptors that C++ takes), and what all that
-was made of. There is no other store, and no other test of freshness.
+A plan is an attribute of the module that it was made from, and is freed with it. It holds the parts of the tree, their
+`Weight`s with the forms that backends derive (packed panels, transposes, 8-bit rows, the descriptors that C++ takes),
+and a record of what all that was made from. There is no other cache, and no other check of validity.
 
-What is seen at the next call:
-* modules that are replaced, hooked, wrapped, or given a forward of their own; constants like a norm's eps;
-* parameters that are replaced, moved or written to, as the version counter counts it: by optimizers, load_state_dict,
+The next call detects:
+* modules that were replaced, hooked, wrapped, or given an instance `forward`; changed constants like a norm's eps;
+* parameters that were replaced, moved, or written to through the version counter: by optimizers, load_state_dict,
   in-place ops;
 * writes to biases and norms by any means.
-Writes to weights that bypass the version counter (through .data or numpy) are seen by checksums on the CPU: with
-gradients at the next call, without at the latest after `Checksums.calls_until_seen` calls. On a GPU looking at values
-would wait for the device: there `fastbert.refresh` says that something was written.
+On the CPU, checksums detect writes to weights that bypass the version counter (through .data or numpy): with gradients
+at the next call, without after at most `Checksums.calls_until_seen` calls. On a GPU, comparing values would wait for
+the device: there the user reports such writes by `fastbert.refresh`.
 """
 
 from __future__ import annotations
@@ -35,16 +35,15 @@ Verdict = Callable[[nn.Module], str | None]
 _MODULES, _PARAMETERS, _FORWARD = itemgetter("_modules"), itemgetter("_parameters"), attrgetter("forward")
 _VERSION = attrgetter("_version")
 _HOOKS = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Attributes that a plan's parts are read of, by what has them.
+# Attributes of modules that a plan depends on.
 _CONSTANTS = ("eps", "attention_head_size", "scaling", "padding_idx", "max_norm", "sparse", "scale_grad_by_freq")
 
 
 class Tree:
-    """The modules below a root as they were: which, of what class, with what hooks, constants and parameters.
+    """A snapshot of the modules below a root: their identities, classes, hooks, constants and parameters.
 
-    Everything is compared by loops of C over lists, some microseconds each: torch has no counter that all ways to
-    change a module tree count, but for hooks, whose handles are numbered. The root itself is not held: a plan hangs on
-    it.
+    Everything is compared by C loops over lists, some microseconds each: torch has no counter of changes to a module
+    tree, except for hooks, whose handles are numbered. The root itself is not referenced, as it owns the plan.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -63,7 +62,7 @@ class Tree:
         self.hooks = [hooks if hooks is None else dict(hooks) for hooks in self._hooks(root)]
 
     def _look(self, root: nn.Module) -> list[Any]:
-        """All that is compared by identity, one behind the other."""
+        """Everything that is compared by identity, in one list."""
         seen: list[Any] = [has_global_hook(), type(root), *map(type, self.modules), *root._modules.values()]
         seen += chain.from_iterable(map(dict.values, map(_MODULES, self.parents)))
         seen += root._parameters.values()
@@ -82,7 +81,7 @@ class Tree:
         return [*chain.from_iterable(map(_HOOKS, (vars(root), *self.own)))]
 
     def holds(self, root: nn.Module) -> bool:
-        """Whether everything but values is as it was."""
+        """True if everything but the parameters' values is unchanged."""
         try:
             if self.has_hooks or self.handles != RemovableHandle.next_id:
                 if self.hooks != self._hooks(root):
@@ -95,12 +94,12 @@ class Tree:
 
 
 class Plan:
-    """The derived state of one module: weights, and the values that their forms were made of."""
+    """The derived state of one module: its weights, and a record of the values that their forms were made from."""
 
     checksums: ops.Checksums | None = None
 
     def __init__(self, root: nn.Module, weights: list[ops.Weight]) -> None:
-        self.owner = ref(root)  # DataParallel copies a __dict__ as it is
+        self.owner = ref(root)  # detects copies: DataParallel copies a __dict__ as it is
         self.tree = Tree(root)
         self.weights = weights
         self.tensors = [p for p in self.tree.parameters if not p.is_meta]
@@ -109,21 +108,21 @@ class Plan:
         self.written()
 
     def written(self) -> None:
-        """Drops all forms: parameters have been written to."""
+        """Drops all forms after a write to parameters."""
         for weight in self.weights:
             if not weight.is_placeholder:
                 weight.forms.clear()
-        self.state: list[int] | None = None  # where each parameter lies, and its version
+        self.state: list[int] | None = None  # each parameter's address and version
         self.checksums = None
 
     def holds(self, root: nn.Module) -> bool:
-        """Whether the plan is of `root` as it is, values aside."""
+        """True if the plan is valid for `root`, apart from the parameters' values."""
         if self.owner() is not root or not self.counts or not self.tree.holds(root):
             return False
         return self.shapes == [*map(Tensor.numel, self.tensors), *map(Tensor.stride, self.tensors)]
 
     def look_for_writes(self, *, whole: bool) -> None:
-        """Drops the forms of what was written to; at all values where `whole`, else at a part of them."""
+        """Drops the forms after a write; checksums compare all values if `whole`, else a part of them."""
         state = [*map(Tensor.data_ptr, self.tensors), *map(_VERSION, self.tensors)]
         if state != self.state or (self.checksums is not None and self.checksums.changed(whole=whole)):
             self.written()
@@ -143,9 +142,9 @@ class Plan:
 
 
 class EncoderPlan(Plan):
-    """The plan of a module with .embeddings, .encoder.layer and, it may be, .pooler.
+    """The plan of a module with .embeddings, .encoder.layer and, optionally, .pooler.
 
-    `foreign` says which part is not known to work token by token, of a live model: then there are no parts.
+    `foreign` names a part of a live model that is not known to work per token; the plan then has no parts.
     """
 
     def __init__(self, bert: nn.Module, products: Products, verdict: Verdict | None = None) -> None:
@@ -161,12 +160,12 @@ class EncoderPlan(Plan):
         self.pooler: Projection | None = None
         self.whole: ops.EncoderWeights | None = None
         self.drops: list[dict[str, Any]] = []
-        # Of the buffers that stand for missing arguments: what each must hold, which one held it, and its version then.
+        # By name of a missing argument: the values its buffer must hold, the buffer that held them, its version then.
         self.usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
         if self.foreign is not None:
             return
         self.modules = list(bert.encoder.layer)
-        # What FSDP shards has its parameters during its own forward only.
+        # A layer that FSDP shards has its parameters only during its own forward.
         self.layers = [None if sharded(module) else Layer(module) for module in self.modules]
         self.embeddings = Embeddings(bert.embeddings)
         pooler = getattr(bert, "pooler", None)
@@ -181,7 +180,7 @@ class EncoderPlan(Plan):
         return ops.EncoderWeights(whole) if len(whole) == len(found) else None
 
     def multiply_as(self, products: Products) -> None:
-        """The same parts in another precision; forms are kept by precision."""
+        """Switches to another precision; the forms are keyed by precision."""
         self.products = products
         self.whole = None if self.foreign is not None else self._whole()
 
@@ -192,7 +191,7 @@ class EncoderPlan(Plan):
 
     @torch.no_grad()
     def release(self, index: int) -> None:
-        """Lets the backend that runs layer `index` keep its own form of the weights alone: see ops.release."""
+        """Frees the weights of layer `index` if its backend reads a form of its own: see ops.release."""
         layer = self.layers[index]
         weights = None if layer is None else layer.weights(self.products)
         if layer is None or weights is None or not ops.release(weights):
@@ -203,16 +202,16 @@ class EncoderPlan(Plan):
 
 
 class _Untracked(EncoderPlan):
-    """The parts alone, for one call: where the call is compiled, and Python's side of it vanishes."""
+    """The parts alone, for one call under torch.compile, where Python state does not outlive the trace."""
 
     def __init__(self, bert: nn.Module, products: Products, verdict: Verdict | None) -> None:
         self.find_parts(bert, products, verdict)
 
 
 def encoder_plan(bert: nn.Module, products: Products, verdict: Verdict | None = None) -> EncoderPlan:
-    """The plan of an encoder, made again where its modules have changed; its forms are those of the values now.
+    """The plan of an encoder, rebuilt if its modules have changed and without forms that are known to be stale.
 
-    `verdict` says of a live model which part is foreign; it is asked once for a plan.
+    `verdict` returns the foreign part of a live model, or None; it is called once per plan.
     """
     if torch.compiler.is_compiling():
         return _Untracked(bert, products, verdict)
@@ -230,13 +229,13 @@ def encoder_plan(bert: nn.Module, products: Products, verdict: Verdict | None = 
 
 
 def adopt(bert: nn.Module, plan: EncoderPlan) -> None:
-    """Hangs a plan made before its layers gave up their weights on the encoder."""
+    """Attaches to the encoder a plan that was made before its layers' weights were freed."""
     Plan.__init__(plan, bert, plan.weights)
     vars(bert)[_PLAN] = plan
 
 
 def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tensor:
-    """A linear layer outside an encoder, a head's, with its activation; a plain one has a plan of its own."""
+    """Runs a linear layer outside an encoder, such as a head's; a plain one has a plan of its own."""
     projection = Projection(linear)
     if projection.weight is None or torch.compiler.is_compiling():
         return projection(x, activation)
@@ -255,7 +254,7 @@ def project(linear: nn.Module, x: Tensor, activation: str | None = None) -> Tens
 
 
 def freshness(module: nn.Module) -> str | None:
-    """When the plan of a module, if it has one, sees writes to weights that bypass the version counter; a sentence."""
+    """A sentence on when a module's plan detects writes that bypass the version counter; None without a plan."""
     plan = vars(module).get(_PLAN)
     if plan is None or plan.state is None:
         return None
@@ -267,12 +266,12 @@ def freshness(module: nn.Module) -> str | None:
 
 
 def forget_forms(module: nn.Module) -> None:
-    """Drops what the plan of a module, if there is one, has made of weights: see `fastbert.refresh`."""
+    """Drops the forms of a module's plan, if it has one: see `fastbert.refresh`."""
     plan = vars(module).get(_PLAN)
     if plan is not None:
         plan.written()
 
 
 def forget(module: nn.Module) -> None:
-    """Takes the plan, if there is one, from a module."""
+    """Removes the plan of a module, if it has one."""
     vars(module).pop(_PLAN, None)

@@ -1,4 +1,4 @@
-"""What every model has: loading, saving, initialising, resizing, gradient checkpointing."""
+"""The base class of all models: loading, saving, initialising, resizing, gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Runs(Protocol[P, R]):
 
 
 class BertPreTrainedModel(nn.Module):
-    """The base of all models: `config`, and the weights' way in and out."""
+    """The base of all models: their `config`, loading and saving."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -58,24 +58,24 @@ class BertPreTrainedModel(nn.Module):
             path: a folder with config.json and weights, or a hub id.
             config: used in place of the folder's config.json.
             dtype: of the weights; None keeps the one they were saved in.
-            precision: "high" or "highest", for float32 weights: the products of the layers may be made of three
-                or six bf16 products where that is faster, with an error of 2e-5 at most or that of fp32.
-            quantize: "int8", for inference: the products of the layers are made of weights in 8 bits, rounded by
-                output channel, and activations, rounded by token. The parameters stay as they are.
+            precision: "high" or "highest", for float32 weights: a product of the layers may be computed as three or
+                six bf16 products where that is faster, with an error of at most 2e-5 or that of fp32.
+            quantize: "int8", for inference: the products of the layers use int8 weights, with a scale per output
+                channel, and int8 activations, with a scale per token. The parameters are unchanged.
             device: where the model lives; None is the CPU.
-            inference_only: no parameter requires a gradient, and where a backend reads the layers' weights in a form
-                of its own, as the C++ one does, that form alone is kept: half the memory, or less with `quantize`.
-                Such a model cannot be saved, copied, or run in another way than it was loaded for.
+            inference_only: no parameter requires a gradient. If a backend reads the layers' weights in a form of its
+                own, as the C++ one does, only that form is kept: half the memory, or less with `quantize`. Such a
+                model cannot be saved or copied, and runs only in the dtype, precision and backend of its loading.
             revision: branch, tag or commit, for a hub id.
-            ignore_mismatched_sizes: a tensor of another shape than the model's is initialised instead, with a warning;
-                with "head", one of the head alone, and the encoder's must fit.
-            overrides: config fields that win over config.json's (num_labels=3), and the constructor's
+            ignore_mismatched_sizes: a tensor whose shape differs from the model's is initialised instead, with a
+                warning; "head" allows this for the head only.
+            overrides: config fields that override config.json's (num_labels=3), and the constructor's
                 keywords (add_pooling_layer=False).
 
         Raises:
-            FileNotFoundError: no config.json or no weights there.
-            ValueError: another model type, a missing, misshapen or unreadable tensor: naming file and tensor;
-                a precision or quantize that is unknown or does not go with the dtype, the device or the other.
+            FileNotFoundError: there is no config.json or there are no weights.
+            ValueError: another model type; a missing, misshapen or unreadable tensor (the message names it and its
+                file); a precision or quantize that is unknown or does not fit the dtype, the device or the other.
         """
         options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
         return cls.load(path, options, config, ignore_mismatched_sizes, **overrides)
@@ -89,7 +89,7 @@ class BertPreTrainedModel(nn.Module):
         ignore_mismatched_sizes: bool | Literal["head"] = False,
         **overrides: Any,
     ) -> Self:
-        """from_pretrained, with the options that all loaders share as one value."""
+        """from_pretrained, with the options that all loaders share in one object."""
         if ignore_mismatched_sizes not in (False, True, "head"):
             raise ValueError(
                 f"ignore_mismatched_sizes is {ignore_mismatched_sizes!r}; it must be False, True or 'head'"
@@ -123,19 +123,19 @@ class BertPreTrainedModel(nn.Module):
                     checkpoint.load_into(model, source, found, _initialise)
         return model
 
-    if TYPE_CHECKING:  # a call takes what `forward` takes and returns what it returns; nn.Module says so by Any
+    if TYPE_CHECKING:  # a call has the types of `forward`; in nn.Module they are Any
 
         def __call__(self: _Runs[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     _constructor_keywords: tuple[str, ...] = ()
-    token_fields: tuple[str, ...] = ()  # fields of the output that have a row a token; the others have one a text
-    _matmul_precision: str | None = None  # of a BertModel: how its layers multiply
+    token_fields: tuple[str, ...] = ()  # output fields with a row per token; the others have one per text
+    _matmul_precision: str | None = None  # of a BertModel: the precision of its layers' products
 
     @property
     def matmul_precision(self) -> str | None:
-        """How the layers multiply: None, "high", "highest" or "int8"; chosen each time a model is loaded.
+        """The precision of the layers' products: None, "high", "highest" or "int8"; set each time a model is loaded.
 
-        Copies and pickles keep it, save_pretrained does not: like the device, it is no part of the model.
+        Like the device, it is kept by copies and pickles but not by save_pretrained.
         """
         return _base(self)._matmul_precision
 
@@ -154,12 +154,12 @@ class BertPreTrainedModel(nn.Module):
     ) -> None:
         """Writes config.json and the weights, which transformers and fastbert load bit for bit.
 
-        `state_dict` is in place of the model's own, whose parameters may be shards.
+        `state_dict` replaces the model's own, whose parameters may be shards.
         """
         state = self.state_dict() if state_dict is None else state_dict
         if any(tensor.is_meta for tensor in state.values()):
             raise ValueError(f"{type(self).__name__} was loaded with inference_only=True; load it without, to save it")
-        if self.config.tie_word_embeddings:  # what is tied is written once, under the name it has first
+        if self.config.tie_word_embeddings:  # write tied parameters once, under their first name
             names = {name for name, _ in self.named_parameters()}
             state = {name: tensor for name, tensor in state.items() if name in names}
         checkpoint.save(state, folder, max_shard_size)
@@ -170,11 +170,11 @@ class BertPreTrainedModel(nn.Module):
         config.save_pretrained(folder)
 
     def pad_value(self, dtype: torch.dtype) -> float:
-        """What the token fields of the output hold at pads."""
+        """The value of the output's token fields at pads."""
         return 0.0
 
     def _returned(self, output: Output, return_dict: bool | None) -> Output:
-        """The output; or, against the annotation, its tuple where the caller, or else the config, asks for one."""
+        """The output; or, despite the annotation, its tuple if `return_dict`, or else the config's, is False."""
         wanted = self.config.return_dict if return_dict is None else return_dict
         returned: Any = output if wanted else output.to_tuple()
         return returned
@@ -188,12 +188,12 @@ class BertPreTrainedModel(nn.Module):
         return next(self.parameters()).device
 
     def init_weights(self) -> None:
-        """Fresh weights: normal of `initializer_range`, biases 0, norms 1, the pad token's row 0; ties what is tied."""
+        """Initialises: normal of `initializer_range`, biases 0, norms 1, the pad token's row 0; then ties weights."""
         _initialise(self, [name for name, _ in self.named_parameters()])
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Makes parameters that are one and the same share; only models with a language-model head have any."""
+        """Makes tied parameters one object; only models with a language-model head have any."""
 
     def get_input_embeddings(self) -> nn.Embedding:
         return _base(self).embeddings.word_embeddings
@@ -210,7 +210,7 @@ class BertPreTrainedModel(nn.Module):
     ) -> nn.Embedding:
         """Gives the vocabulary `new_num_tokens` rows, rounded up to a multiple; new rows are the mean of the old.
 
-        (transformers' mean_resizing adds noise of 1e-9 to that mean; here it is exact.) Optimizers made
+        (transformers' mean_resizing adds noise of 1e-9 to that mean; here it is exact.) Optimizers created
         before hold the old parameters.
 
         Raises:
@@ -237,7 +237,7 @@ class BertPreTrainedModel(nn.Module):
         return self.get_input_embeddings()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recomputes each layer in the backward instead of keeping its activations."""
+        """Recomputes each layer in the backward instead of saving its activations."""
         kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         for layer in _base(self).encoder.layer:
             layer._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, **kwargs)
@@ -248,10 +248,10 @@ class BertPreTrainedModel(nn.Module):
             layer.gradient_checkpointing = False
 
     def recompute_activations(self, enable: bool = True) -> None:
-        """Makes what each layer's activation yields, (T, F), once more in the backward instead of keeping it.
+        """Recomputes the output of each layer's activation, (T, F), in the backward instead of saving it.
 
-        About a quarter of a layer's memory in training goes, for an elementwise pass: much less of both than with
-        `gradient_checkpointing_enable`. The gradients are the same.
+        It saves about a quarter of a layer's memory in training and costs an elementwise pass: both are much less than
+        with `gradient_checkpointing_enable`. The gradients are the same.
         """
         for layer in _base(self).encoder.layer:
             layer.recompute_activations = enable
@@ -277,7 +277,7 @@ def _plan(model: BertPreTrainedModel) -> EncoderPlan:
 
 
 def _releaser(model: BertPreTrainedModel, plan: EncoderPlan) -> Callable[[str], None]:
-    """Releases each layer's weights as soon as the last of its parameters is loaded: two layers never wait at once."""
+    """A callback that frees a layer's weights once its last parameter is loaded: at most one layer waits."""
     layers = {id(layer.output.LayerNorm.bias): i for i, layer in enumerate(_base(model).encoder.layer)}
 
     def loaded(name: str) -> None:
@@ -289,7 +289,7 @@ def _releaser(model: BertPreTrainedModel, plan: EncoderPlan) -> Callable[[str], 
 
 
 def _materialise(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Gives parameters that are on the meta device memory without values; `to_empty` imports sympy for that."""
+    """Allocates uninitialised memory for parameters on the meta device; `to_empty` imports sympy for that."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
@@ -309,7 +309,7 @@ def _initialise(model: nn.Module, names: list[str]) -> None:
     for name in names:
         owner, _, leaf = name.rpartition(".")
         module, parameter = model.get_submodule(owner), model.get_parameter(name)
-        if parameter.is_meta:  # from_pretrained loads it, or comes back for it when it has memory
+        if parameter.is_meta:  # from_pretrained loads it, or initialises it once it has memory
             continue
         if isinstance(module, nn.LayerNorm):
             parameter.fill_(1.0 if leaf == "weight" else 0.0)
