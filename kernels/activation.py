@@ -1,7 +1,7 @@
-"""y = act(z), dz = dy act'(z), and the bias gradient: the sums of dz over its rows. What cuBLAS leaves to be done.
+"""y = act(z), dz = dy act'(z), and the bias gradient, the sums of dz over its rows: the steps next to cuBLAS products.
 
-Bound by memory: the forward moves 2 M N elements, the backward 3 M N and the sums almost nothing: each program adds up
-its rows of a strip of columns in fp32, and a second launch adds those sums in the order of the rows, so no atomics.
+Memory-bound: the forward moves 2 M N elements, the backward 3 M N and very little for the sums. Each program sums its
+rows of a strip of columns in fp32, and a second launch adds those sums in the order of the rows, without atomics.
 All arithmetic is fp32; dz is summed before it is rounded.
 """
 
@@ -26,9 +26,10 @@ def sigmoid(x):
 def _gelu(z):
     """z Phi(z) = (z + |z| E(|z|)) / 2 for 16 bits, E(a) = erf(a / sqrt 2) up to 5 as a times a polynomial of a^2.
 
-    Within 2e-6 everywhere, a hundredth of what rounding to fp16 costs, for 18 instructions; the library's erf makes
-    it 62, more than the product's own time in an epilogue and more than the memory's in a kernel of its own. The
-    coefficients are a minimax fit (Lawson's iteration) that is 1 at 5, in v = 2 a^2 / 25 - 1, where no digits cancel.
+    The error is at most 2e-6, a hundredth of fp16's rounding error, in 18 instructions. With the library's erf it takes
+    62: longer than the product in an epilogue, and longer than the memory traffic in a separate kernel. The
+    coefficients are a minimax fit (Lawson's iteration) that is 1 at a = 5, in v = 2 a^2 / 25 - 1, where no digits
+    cancel.
     """
     a = tl.minimum(tl.abs(z), 5.0)
     v = 0.08 * a * a - 1.0
@@ -49,7 +50,7 @@ def _gelu(z):
 
 @triton.jit
 def _gelu_slope(z):
-    """Phi(z) + z Phi'(z) for 16 bits, within 8e-6: made as `_gelu`, of a fit of erf(a / sqrt 2) + 2 a Phi'(a)."""
+    """Phi(z) + z Phi'(z) for 16 bits, within 8e-6: as `_gelu`, from a fit of erf(a / sqrt 2) + 2 a Phi'(a)."""
     a = tl.minimum(tl.maximum(z, -5.0), 5.0)
     v = 0.08 * a * a - 1.0
     q = 0.018309541
@@ -70,7 +71,7 @@ def _gelu_slope(z):
 
 @triton.jit
 def activate(z, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
-    """act(z), z in fp32; None is the identity. Unless EXACT the result is for 16 bits."""
+    """act(z), z in fp32; None is the identity. Unless EXACT, the result has the accuracy of 16 bits."""
     if ACTIVATION is None:
         y = z
     elif ACTIVATION == "gelu":
@@ -83,7 +84,7 @@ def activate(z, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
         y = z * sigmoid(z)
     else:
         tl.static_assert(ACTIVATION == "tanh")
-        # Below 1/16 the sigmoid has cancelled too many digits; the series' next term is 3e-9 of the value.
+        # Below 1/16, 2 sigmoid(2 z) - 1 cancels too many digits; the series' next term is 3e-9 of the value.
         square = z * z
         near = z * (1.0 - square * (0.3333333333333333 - square * 0.13333333333333333))
         y = tl.where(square < 0.00390625, near, 2.0 * sigmoid(2.0 * z) - 1.0)
@@ -92,7 +93,7 @@ def activate(z, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def _sigmoid_slope(t, factor):
-    """s + factor s (1 - s), s the sigmoid of t; 1 - s by exp(-|t|): a difference would lose its digits near s = 1."""
+    """s + factor s (1 - s), s = sigmoid(t); 1 - s from exp(-|t|): a difference would lose its digits near s = 1."""
     e = tl.exp(-tl.abs(t))
     above = 1.0 / (1.0 + e)
     below = e * above
@@ -154,7 +155,7 @@ def _activation_bwd_kernel(
     stride_dzm,
     M,
     N,
-    rows,  # of one program, a multiple of BLOCK_M
+    rows,  # per program, a multiple of BLOCK_M
     ACTIVATION: tl.constexpr,
     HAS_SUMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -181,7 +182,7 @@ def _activation_bwd_kernel(
 
 
 def activation_fwd(z: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
-    """act(z) of z (M, N), columns contiguous, into `out`, which may be z itself."""
+    """act(z) of z (M, N), columns contiguous, written to `out` if given, which may be z itself."""
     M, N = z.shape
     y = torch.empty((M, N), dtype=z.dtype, device=z.device) if out is None else out
     if not z.numel():
@@ -204,13 +205,13 @@ def activation_fwd(z: Tensor, activation: str, out: Tensor | None = None) -> Ten
 
 
 def activation_bwd(dy: Tensor, z: Tensor, activation: str, sums: bool = True) -> tuple[Tensor, Tensor | None]:
-    """dz = dy act'(z), (M, N), and its sums over the rows (N,) where wanted; columns of dy and z contiguous."""
+    """dz = dy act'(z), (M, N), and if `sums` its sums over the rows (N,); columns of dy and z contiguous."""
     dz = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device)
     return dz, _strips(dy, z, dz, activation, dy.dtype if sums else None)
 
 
 def column_sum(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The sums of x (M, N) over its rows, added in fp32; columns contiguous: the bias gradient without activation."""
+    """The sums (N,) of x (M, N) over its rows, in fp32; columns contiguous. The bias gradient without activation."""
     return _strips(x, None, None, None, dtype or x.dtype)
 
 

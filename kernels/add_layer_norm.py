@@ -1,12 +1,12 @@
 """y = LayerNorm(dropout(x) + residual) * weight + bias, and its gradients.
 
-Bytes: the forward reads x and residual and writes y, 3 * M * N * itemsize; for training it also writes their sum,
-which takes the place of x and residual, so that both can be freed and the backward reads one tensor in place of two.
-The backward reads dy and the sum and writes dx, which without dropout is dresidual too: 3 * M * N * itemsize, with
-dropout 4. Without dropout and residual x is the sum. Everything is computed in fp32; the sum is rounded to the dtype
-of y, as eager PyTorch rounds it, and in inference too, so that training computes the same y. dweight and dbias are
-summed by each program over the rows it owns, which the number of rows and of multiprocessors decides, and then over
-the programs: no atomics, the same bits each time.
+Bytes: the forward reads x and residual and writes y, 3 * M * N * itemsize. For training it also writes their sum,
+which replaces x and residual: both can be freed, and the backward reads one tensor instead of two. The backward reads
+dy and the sum and writes dx, which without dropout is also dresidual: 3 * M * N * itemsize, with dropout 4. Without
+dropout and residual, x is the sum. Everything is computed in fp32. The sum is rounded to the dtype of y, as eager
+PyTorch rounds it, also in inference, so that training computes the same y. Each program sums dweight and dbias over
+its rows, which depend only on the numbers of rows and of multiprocessors; then the programs' sums are added. There are
+no atomics: repeated runs are bit-equal.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def _add_layer_norm_fwd_kernel(
     bias_ptr,  # (N,)
     seed_ptr,  # (1,) or None: no dropout
     y_ptr,  # (M, N)
-    total_ptr,  # (M, N) or None: not kept
-    mean_ptr,  # (2, M) or None: not kept
+    total_ptr,  # (M, N) or None: not saved
+    mean_ptr,  # (2, M) or None: not saved
     rstd_ptr,  # (M,)
     stride_xm,
     stride_rm,
@@ -80,7 +80,7 @@ def _add_layer_norm_fwd_kernel(
         if residual_ptr is not None:
             x_a += load_tile(residual_ptr, rows, stride_rm, columns_a, mask_a)
             x_b += load_tile(residual_ptr, rows, stride_rm, columns_b, mask_b)
-        # Rounded, kept or not: statistics of another sum than the backward reads would not normalise that one.
+        # Rounded even if not saved: the statistics must be those of the rounded sum, which the backward reads.
         x_a = x_a.to(y_ptr.dtype.element_ty).to(tl.float32)
         x_b = x_b.to(y_ptr.dtype.element_ty).to(tl.float32)
         if total_ptr is not None:
@@ -101,9 +101,9 @@ def _add_layer_norm_bwd_kernel(
     mean_ptr,  # (2, M)
     rstd_ptr,  # (M,)
     seed_ptr,  # (1,) or None: no dropout
-    dx_ptr,  # (M, N) or None: not wanted
-    dresidual_ptr,  # (M, N) or None: not wanted, or what dx holds
-    partials_ptr,  # (programs, 2, N) fp32 or None: neither dweight nor dbias is wanted
+    dx_ptr,  # (M, N) or None: not needed
+    dresidual_ptr,  # (M, N) or None: not needed, or equal to dx
+    partials_ptr,  # (programs, 2, N) fp32 or None: neither dweight nor dbias is needed
     stride_dym,
     stride_tm,
     M,
@@ -122,7 +122,7 @@ def _add_layer_norm_bwd_kernel(
         seed = tl.load(seed_ptr)
         keys_a = dropout.column_keys(seed, columns_a)
         keys_b = dropout.column_keys(seed, columns_b)
-    # Sums stay apart for each row of the tile until the end: rows lie in different warps.
+    # One sum per row of the tile until the end: rows lie in different warps.
     dweight_a = tl.zeros((ROWS, BLOCK_A), tl.float32)
     dweight_b = tl.zeros((ROWS, BLOCK_B), tl.float32)
     dbias_a = tl.zeros((ROWS, BLOCK_A), tl.float32)
@@ -170,11 +170,11 @@ def add_layer_norm_fwd(
     dropout_p: float = 0.0,
     training: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """x, residual (M, N), weight, bias (N,), columns contiguous, floating dtypes each its own -> y and what is kept.
+    """x, residual (M, N), weight, bias (N,), columns contiguous, any floating dtypes -> y, total, mean, rstd.
 
-    y (M, N) has the wider dtype of x and residual. For training: total = dropout(x) + residual (M, N) in that dtype,
-    or x where that is it; mean (2, M), the second being the first's rounding, and rstd (M,) in fp32. Else None for
-    the three. `seed` is read if dropout_p is above 0.
+    y (M, N) has the wider dtype of x and residual. The others are saved for backward, None unless `training`: total =
+    dropout(x) + residual (M, N) in y's dtype, or x itself if they are equal; mean (2, M) and rstd (M,) in fp32, with
+    mean[1] the rounding error of mean[0]. `seed` is read if dropout_p is above 0.
     """
     M, N = x.shape
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
@@ -227,10 +227,10 @@ def add_layer_norm_bwd(
     dtypes: tuple[torch.dtype, torch.dtype | None, torch.dtype],
     wanted: tuple[bool, bool, bool, bool] = (True, True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """dy (M, N), columns contiguous, and what the forward kept -> dx, dresidual, dweight, dbias.
+    """dy (M, N), columns contiguous, and the forward's saved tensors -> dx, dresidual, dweight, dbias.
 
-    `dtypes` are those of x, residual (None: there was none) and bias. What is not `wanted` is None. dx and dresidual
-    are one tensor where they are equal.
+    `dtypes` are those of x, residual (None: there was none) and bias. Gradients that are not `wanted` are None. dx and
+    dresidual are one tensor where they are equal.
     """
     M, N = total.shape
     x_dtype, residual_dtype, bias_dtype = dtypes

@@ -1,4 +1,4 @@
-"""What a kernel runs on: the one question that the launchers ask of the machine."""
+"""The device that a kernel runs on: its architecture and multiprocessors, and how to launch on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INTERPRETER = "interpreter"
 
 
 def architecture(device: torch.device) -> str:
-    """`sm_80`, `sm_90`, `gfx942`; `interpreter` for tensors in the CPU's memory, which only that can run."""
+    """`sm_80`, `sm_90`, `gfx942`; `interpreter` for tensors on the CPU, which only Triton's interpreter can process."""
     return _architecture(device.index) if device.type == "cuda" else INTERPRETER
 
 
@@ -25,12 +25,12 @@ def _architecture(index: int | None) -> str:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs run at once at least; 1 in the interpreter."""
+    """The least number of programs that run at once; 1 in the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
-    """In which a kernel is launched on `device`: Triton takes torch's current one."""
+    """Context for launching a kernel on `device`: Triton launches on torch's current device."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)

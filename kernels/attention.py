@@ -1,13 +1,14 @@
 """out = dropout(softmax(scale q k^T)) v within each sequence of a packed row; flash attention, forward.
 
 A program owns one tile of queries of one head of one sequence and walks that sequence's keys (Dao, 2023, algorithm
-1): 4 L^2 D FLOPs a head, K and V read L / BLOCK_M times, mostly from L2. Scores, their running maximum and sum, and
-the output's accumulator are fp32; products take the input's dtype. Logarithms and exponentials are base 2 throughout.
+1): 4 L^2 D FLOPs per head; K and V are read L / BLOCK_M times, mostly from L2. Scores, their running maximum and sum,
+and the output's accumulator are fp32; operands of products have the input's dtype. Logarithms and exponentials are base
+2 throughout.
 
-What the backward needs of the softmax are `statistics`. In half precision it is one number per row, log2 of the sum of
-2^score. It has the absolute precision of the highest score: at scores of 1e4 a probability would be off by 3e-4. So in
-fp32 there are two, the highest score and log2 of the sum of 2^(score - highest), and the highest score is subtracted
-before the rest is scaled to base 2.
+`statistics` of the softmax are saved for backward. In half precision they are one number per row, log2 of the sum of
+2^score. Its absolute precision is that of the highest score: at scores of 1e4, probabilities would be off by 3e-4. So
+fp32 has two numbers per row, the highest score and log2 of the sum of 2^(score - highest), and the highest score is
+subtracted before scores are scaled to base 2.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LOG2E = tl.constexpr(LOG2E)
 def load_rows(ptr, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
     """(len(rows), BLOCK_D) from row 0 at `ptr`, zeros beyond column D and, if MASKED, from row `limit` on.
 
-    `rows` are int32 and within one tile: `ptr` has the sequence's and the tile's rows in it already.
+    `rows` are int32 and count from the tile's first row, which `ptr` points at.
     """
     offs_d = tl.arange(0, BLOCK_D)
     ptrs = ptr + rows[:, None] * stride + offs_d[None, :]
@@ -48,7 +49,7 @@ def load_rows(ptr, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constexpr, 
 
 @triton.jit
 def store_rows(ptr, x, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """What `load_rows` reads, written."""
+    """Writes x to the rows that `load_rows` with MASKED reads."""
     offs_d = tl.arange(0, BLOCK_D)
     mask = rows[:, None] < limit
     if D < BLOCK_D:
@@ -59,7 +60,7 @@ def store_rows(ptr, x, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constex
 @triton.jit
 def _attention_step(
     q,  # (BLOCK_M, BLOCK_D)
-    top,  # (BLOCK_M,) highest score so far; in base 2, but in fp32
+    top,  # (BLOCK_M,) highest score so far; scaled to base 2 except in fp32
     total,  # (BLOCK_M,) sum of 2^(score - top)
     acc,  # (BLOCK_M, BLOCK_D)
     qkv,  # descriptor of the rows, or None
@@ -167,7 +168,7 @@ def _attention_fwd_kernel(
             scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
 
-    # A row without a key: zeros, and a highest score that makes every probability 0 in the backward.
+    # For a row without keys: zeros, and a highest score of infinity, which makes its probabilities 0 in the backward.
     some = total > 0
     out = acc * (keep_scale / tl.where(some, total, 1.0))[:, None]
     store_rows(out_ptr + tile * stride_ot + h * stride_oh, out, offs_m, stride_ot, rows - begins, D, BLOCK_D)
@@ -197,11 +198,11 @@ def attention_fwd(
     Args:
         qkv: D at most 128 and contiguous; other strides are free.
         cu_seqlens: (B+1,) int32 or int64, from 0 to at most T.
-        max_seqlen: at least the longest sequence; chooses the tiles, shapes nothing.
+        max_seqlen: at least the longest sequence; affects only the choice of tiles.
         scale: above 0.
-        dropout_p: the share of probabilities dropped, by `seed` (1,) int64.
-        precision: of products of fp32: `ieee` or `tf32`.
-        schedule: `attention_schedule` of these sequences, where it is there already.
+        dropout_p: the share of probabilities dropped, as `seed` (1,) int64 decides.
+        precision: of fp32 products: `ieee` or `tf32`.
+        schedule: `attention_schedule` of these sequences, if already computed.
     """
     T, _, H, D = qkv.shape
     out = torch.empty((T, H, D), dtype=qkv.dtype, device=qkv.device)
@@ -238,23 +239,23 @@ def attention_fwd(
 
 
 def statistics_per_row(dtype: torch.dtype) -> int:
-    """How many numbers per row the forward keeps for the backward."""
+    """The number of statistics per row that are saved for backward."""
     return 2 if dtype == torch.float32 else 1
 
 
 def describable(x: Tensor) -> bool:
-    """Whether the tensor memory accelerator can read rows of x: 16 bytes are its unit."""
+    """True if the tensor memory accelerator can read rows of x: it requires alignment to 16 bytes."""
     return x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
 
 
 def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
-    """Of x (T, ..., D), whose rows the tensor memory accelerator shall read `rows` at a time, D columns wide."""
+    """Descriptor of x (T, ..., D), with which the tensor memory accelerator reads blocks of `rows` rows x D columns."""
     columns = 1 + sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
     return TensorDescriptor(x, [x.shape[0], columns], [x.stride(0), 1], [rows, x.shape[-1]])
 
 
 def attention_schedule(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> TileSchedule:
-    """The tiles that `attention_fwd` and `attention_bwd` take of these sequences, the same for each layer."""
+    """The schedule of `attention_fwd` and `attention_bwd` for these sequences, the same for each layer."""
     T, _, _, D = qkv.shape
     arch = architecture.architecture(qkv.device)
     return tile_schedule(cu_seqlens, T, configs.attention_block(arch, qkv.dtype, D, max_seqlen))

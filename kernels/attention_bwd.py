@@ -1,15 +1,15 @@
-"""dqkv of attention, by kernels that own what they write: no atomics, a fixed order of every sum.
+"""dqkv of attention, by kernels that own their outputs: no atomics, a fixed order of every sum.
 
-With P = 2^(scores - highest - log2 of the row's sum), keep the dropout mask over 1 - p, and delta = rowsum(dout * out),
-which dropout leaves as it is (Dao et al., 2022, appendix B; Dao, 2023, algorithm 2):
+With P = 2^(scores - highest - log2 of the row's sum), keep = dropout mask / (1 - p), and delta = rowsum(dout * out),
+which holds with dropout too (Dao et al., 2022, appendix B; Dao, 2023, algorithm 2):
 
     dV = (keep P)^T dout    dP = keep (dout V^T)    dS = P (dP - delta)    dQ = scale dS K    dK = scale dS^T Q
 
-The dQ kernel owns queries and walks keys: S, dP, dQ, and delta by the way. The dK/dV kernel owns keys and walks
-queries: S^T, dP^T, dV, dK. So 7 products of 2 L^2 D FLOPs a head are made, of which 5 would do; the two made again
-are the price of owning dQ. Where every sequence fits into one tile of keys, the dK/dV kernel has all of dQ's terms: it
-writes dQ as well, with 5 products in one launch, if registers allow. P and dS are rounded to the input's dtype for
-their products, all else is fp32.
+The dQ kernel owns queries and walks keys: it computes S, dP, dQ, and also delta. The dK/dV kernel owns keys and walks
+queries: S^T, dP^T, dV, dK. That is 7 products of 2 L^2 D FLOPs per head instead of 5: S and dP are computed twice, so
+that dQ needs no atomics. Where every sequence fits into one tile of keys, the dK/dV kernel has all terms of dQ: if
+registers allow, it writes dQ too, with 5 products in one launch. P and dS are rounded to the input's dtype for their
+products; all else is fp32.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _LOG2E = tl.constexpr(LOG2E)
 
 @triton.jit
 def _load_statistics(ptr, apart, rows, left, dtype: tl.constexpr, MASKED: tl.constexpr):
-    """What the forward kept of rows of one head, `apart` elements between the two numbers of a row, of which half
-    precision has one. Of rows beyond the sequence, such that they have no probabilities."""
+    """The forward's statistics of rows of one head; the two numbers of a row (one in half precision) are `apart`
+    elements apart. Rows beyond the sequence get values that make their probabilities 0."""
     top = tl.load(ptr + rows, mask=rows < left, other=float("inf")) if MASKED else tl.load(ptr + rows)
     log_total = top
     if dtype == tl.float32:
@@ -46,7 +46,7 @@ def _load_statistics(ptr, apart, rows, left, dtype: tl.constexpr, MASKED: tl.con
 
 @triton.jit
 def _probabilities(scores, top, log_total, scale, dtype: tl.constexpr):
-    """2^(scores - top - log_total), of statistics broadcast to scores."""
+    """2^(scores - top - log_total), with statistics that broadcast to scores."""
     return tl.exp2((scores - top) * scale - log_total if dtype == tl.float32 else scores * scale - top)
 
 
@@ -178,7 +178,7 @@ def _dkdv_step(
     dk,  # (BLOCK_N, BLOCK_D)
     dv,  # (BLOCK_N, BLOCK_D)
     qkv,  # descriptor of the rows, or None
-    douts,  # descriptor of theirs
+    douts,  # descriptor of the rows of dout, or None
     q_ptr,
     out_ptr,
     dout_ptr,
@@ -186,13 +186,13 @@ def _dkdv_step(
     q_column,  # where the head's queries begin in a row
     dout_column,
     statistics_ptr,  # the head's
-    apart,  # between its two numbers of a row
+    apart,  # distance between the two statistics of a row
     delta_ptr,
     stride_q,
     stride_o,
     stride_do,
     stride_dq,
-    keys,  # of the tile, within the sequence
+    keys,  # keys of the tile within the sequence
     first,  # packed row of the block's first query
     left,  # queries from there to the sequence's end
     scale,  # in base 2
@@ -227,10 +227,10 @@ def _dkdv_step(
         delta = tl.load(delta_ptr + row + offs_m)
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype)
-    if WITH_DQ:  # a key beyond the sequence scores 0, which may be far above the others: infinity times its zeros
+    if WITH_DQ:  # a key beyond the sequence scores 0, maybe far above the others: its p may be inf, and inf * 0 NaN
         if q.dtype == tl.float32:
             p = tl.where((tl.arange(0, k.shape[0]) < keys)[:, None], p, 0.0)
-        else:  # one register less: bf16 spilled with D 64 on sm_90
+        else:  # saves a register: bf16 with D = 64 spilled on sm_90
             p = tl.minimum(p, 1.0)
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
     if HAS_DROPOUT:
@@ -278,7 +278,7 @@ def _attention_bwd_dkdv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
-    WITH_DQ: tl.constexpr,  # this tile has all keys of its sequence
+    WITH_DQ: tl.constexpr,  # the tile has all keys of its sequence
     PRECISION: tl.constexpr,
 ):
     entry = table_ptr + tl.program_id(0) * 4
@@ -323,7 +323,7 @@ def _attention_bwd_dkdv_kernel(
         )  # fmt: skip
     if HAS_DROPOUT:
         dv *= keep_scale
-    if WITH_DQ and queries == 0:  # no query has come by, yet these rows have a gradient
+    if WITH_DQ and queries == 0:  # rows of no sequence: their dQ is zero, as dk is
         store_rows(dq_ptr + tile * stride_dqt, dk, offs_n, stride_dqt, rows, D, BLOCK_D)
     dk_ptr = dqkv_ptr + tile * stride_dqt + h * stride_dqh + stride_dqc
     store_rows(dk_ptr, dk * scale, offs_n, stride_dqt, rows, D, BLOCK_D)
@@ -344,9 +344,9 @@ def attention_bwd(
     precision: str = "ieee",
     schedule: TileSchedule | None = None,
 ) -> Tensor:
-    """dout (T, H, D), its last dimension contiguous, and what `attention_fwd` took and gave -> dqkv (T, 3, H, D).
+    """dout (T, H, D), its last dimension contiguous, and `attention_fwd`'s inputs and outputs -> dqkv (T, 3, H, D).
 
-    Rows of no sequence get zeros, whatever `dout` holds there.
+    Rows of no sequence get zeros, even if `dout` has others.
     """
     T, _, H, D = qkv.shape
     dqkv = torch.empty((T, 3, H, D), dtype=qkv.dtype, device=qkv.device)

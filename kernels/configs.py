@@ -1,7 +1,7 @@
-"""How each kernel is cut into tiles: pure functions of shape, dtype and architecture.
+"""Tile configurations of the kernels: pure functions of shape, dtype and architecture.
 
-`architecture` is what `architecture.architecture` says. Where a line was measured it names the GPU and the date;
-every other was chosen by counting registers and shared memory, and waits for a GPU. Nothing is tuned at call time.
+`architecture` is the result of `architecture.architecture`. A measured line names the GPU and the date; all others
+were chosen by counting registers and shared memory, and are yet to be measured. Nothing is tuned at call time.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 
 @dataclass(frozen=True)
 class Attention:
-    """How a kernel of attention walks: `step` rows at a time, past the tile of `attention_block` rows that it owns."""
+    """An attention kernel owns a tile of `attention_block` rows and walks the others in steps of `step` rows."""
 
     step: int
     num_warps: int
     num_stages: int
-    tma: bool = False  # whole steps are read by the tensor memory accelerator, where rows are aligned for it
+    tma: bool = False  # read full steps by the tensor memory accelerator, if rows are aligned for it
 
 
-# By architecture and whether heads are wider than 64: forward, forward with dropout or bias, dQ, dK/dV; 16-bit, tiles
-# of 128 rows (64 for wide heads on gfx942). Those of NVIDIA start from what torch's flex attention takes on A100 and
-# H100 (torch/_inductor/template_heuristics/triton.py, 2.13), with fewer rows a step where registers would spill.
+# Keys: architecture, and True for heads wider than 64. Values: forward, forward with dropout, dQ, dK/dV; for 16 bits
+# and tiles of 128 rows (64 for wide heads on gfx942). Those of NVIDIA start from torch's flex attention on A100 and
+# H100 (torch/_inductor/template_heuristics/triton.py, 2.13), with fewer rows per step where registers would spill.
 _ATTENTION = {
     ("sm_80", False): (Attention(64, 4, 3), Attention(64, 8, 3), Attention(64, 8, 2), Attention(32, 8, 2)),
     ("sm_80", True): (Attention(64, 8, 3), Attention(64, 8, 3), Attention(32, 8, 2), Attention(16, 8, 2)),
@@ -35,10 +35,10 @@ _ATTENTION = {
 
 
 def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> int:
-    """Rows of the tile that a program owns, one figure for forward and backward: they share a schedule."""
+    """Rows of the tile that a program owns, the same for forward and backward, which share a schedule."""
     if architecture == "interpreter":
         return 16
-    if dtype == torch.float32:  # its products are of scalars, unrolled: more rows spill, and compile for minutes
+    if dtype == torch.float32:  # products are unrolled scalar FMAs: more rows spill, and take minutes to compile
         return 32 if head_dim <= 64 else 16
     if head_dim > 64 and max_seqlen <= 64 and _as_sm_80(architecture):
         return 16 if max_seqlen <= 16 else 32  # a backward of 64 rows in four warps spills a thousand bytes
@@ -49,9 +49,9 @@ def attention_block(architecture: str, dtype: torch.dtype, head_dim: int, max_se
 def attention(
     kernel: str, architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int, *, plain: bool = True
 ) -> Attention:
-    """For `fwd` (`plain`: without dropout), `dq` or `dkdv`.
+    """The configuration of `fwd` (`plain`: without dropout), `dq` or `dkdv`.
 
-    Only the class of max_seqlen counts: up to 16, 32, 64, below 256, below 512, or more.
+    It depends on max_seqlen only by its class: up to 16, 32, 64, below 256, below 512, or more.
     """
     if architecture == "interpreter":
         return Attention(16, 1, 1)
@@ -61,7 +61,7 @@ def attention(
         return Attention(16, 8, 2)
     if max_seqlen <= 64:  # a single step
         forward = kernel == "fwd"
-        if wide and not forward and architecture.startswith("sm_"):  # a row's columns in twice as many threads
+        if wide and not forward and architecture.startswith("sm_"):  # twice as many threads per row
             return Attention(min(block, 32), min(block // 4, 8), 2)
         return Attention(block if forward else min(block, 32), block // (16 if forward and not wide else 8), 1)
     if _as_sm_80(architecture):
@@ -70,7 +70,7 @@ def attention(
     chosen = {"fwd": plain_forward if plain else forward, "dq": dq, "dkdv": dkdv}[kernel]
     if architecture != "sm_90":
         return chosen
-    if chosen.step == 128 and (max_seqlen < 512 or head_dim <= 32):  # half a step is lost at a sequence's end
+    if chosen.step == 128 and (max_seqlen < 512 or head_dim <= 32):  # half a step is wasted at a sequence's end
         chosen = Attention(64, chosen.num_warps, chosen.num_stages)
     if wide and kernel == "dkdv" and attention_in_one_launch(architecture, dtype, head_dim, max_seqlen):
         chosen = Attention(16, chosen.num_warps, chosen.num_stages)
@@ -79,10 +79,10 @@ def attention(
 
 
 def attention_in_one_launch(architecture: str, dtype: torch.dtype, head_dim: int, max_seqlen: int) -> bool:
-    """Whether the dK/dV kernel writes dQ too: a tile has all keys of its sequence, and registers hold what that takes.
+    """True if the dK/dV kernel writes dQ too: a tile has all keys of its sequence, and registers suffice.
 
-    Hopper apart, each warp has all keys in registers for dQ's product: beyond 64 of 64 columns hundreds of bytes spill.
-    In fp32 it is a thousand beyond 32 columns.
+    Except on Hopper, each warp holds all keys in registers for dQ's product: more than 64 keys of 64 columns spill
+    hundreds of bytes. In fp32, more than 32 columns spill a thousand.
     """
     if dtype == torch.float32 and head_dim > 32:
         return False
@@ -93,7 +93,7 @@ def attention_in_one_launch(architecture: str, dtype: torch.dtype, head_dim: int
 
 
 def _as_sm_80(architecture: str) -> bool:
-    """NVIDIA's, Hopper apart: products by mma, whose operands lie in registers."""
+    """True for NVIDIA except Hopper: products use mma, with operands in registers."""
     return architecture.startswith("sm_") and architecture != "sm_90"
 
 
@@ -108,19 +108,19 @@ class Tile:
 
 @dataclass(frozen=True)
 class StripTile(Tile):
-    """A strip of columns, whose rows `splits` programs share out, `rows` to each."""
+    """A strip of columns, whose rows are split over `splits` programs, `rows` each."""
 
     splits: int
     rows: int
 
 
 def activation_forward(N: int) -> Tile:
-    """32 elements a thread, as 16-byte vectors of bf16, four of them in flight."""
+    """32 elements per thread: four 16-byte vectors of bf16 in flight."""
     return Tile(8, 512, 4) if N >= 512 else Tile(32, 128, 4)
 
 
 def activation_bwd(M: int, N: int, multiprocessors: int) -> StripTile:
-    """32 elements of each tensor a thread, and as many sums; four programs a multiprocessor, of 128 rows at least."""
+    """32 elements of each tensor and 32 sums per thread; four programs per multiprocessor, of at least 128 rows."""
     block_m, block_n = 32, 128
     strips = -(-N // block_n)
     splits = max(min(-(-4 * multiprocessors // strips), M // 128), 1)
@@ -130,7 +130,7 @@ def activation_bwd(M: int, N: int, multiprocessors: int) -> StripTile:
 
 @dataclass(frozen=True)
 class LinearTile:
-    """A program of the matrix product makes block_m x block_n of y, block_k of K at a time."""
+    """A program of the matrix product computes block_m x block_n of y, in steps of block_k along K."""
 
     block_m: int
     block_n: int
@@ -138,29 +138,29 @@ class LinearTile:
     num_warps: int
     num_stages: int
 
-    def __str__(self) -> str:  # as the table spells it
+    def __str__(self) -> str:  # the format of the table
         return f"{self.block_m}x{self.block_n}x{self.block_k}-{self.num_warps}-{self.num_stages}"
 
     @property
     def resident(self) -> int:
-        """How many programs a Hopper multiprocessor holds in 16 bits: at 255 registers a thread, in 227 KB."""
+        """Programs that a Hopper multiprocessor holds for 16-bit operands: 255 registers per thread, 227 KB shared."""
         shared = (self.block_m + self.block_n) * self.block_k * 2 * self.num_stages
         return max(min(8 // self.num_warps, 227 * 1024 // shared), 1)
 
     @property
     def parts(self) -> int:
-        """In how many pieces bias, activation and store are done, so that their temporaries fit next to the sums."""
+        """Parts in which the epilogue (bias, activation, store) runs, so that its temporaries fit next to the sums."""
         return 2 if self.block_m * self.block_n >= 64 * 128 * self.num_warps // 2 else 1
 
     @classmethod
     def parse(cls, text: str) -> LinearTile:
-        """The reverse of str(); ValueError where it is none."""
+        """The inverse of str(). Raises ValueError if `text` is no tile."""
         return cls(*map(int, text.replace("x", "-").split("-")))
 
 
 # From the largest down. A step's operands are (block_m + block_n) * block_k * 2 bytes in bf16, times the stages: 144 KB
-# of 227 with 128x256x64-8-3. The sums take block_m * block_n / (32 num_warps) registers a thread: 128 at the largest,
-# of 255. Tiles of fewer than 64 rows cannot use wgmma and use mma; they are for latency, with a deep pipeline along K.
+# of 227 with 128x256x64-8-3. The sums take block_m * block_n / (32 num_warps) registers per thread: at most 128 of 255.
+# Tiles of fewer than 64 rows use mma instead of wgmma; they are for latency, with a deep pipeline along K.
 _LINEAR_TILES = {
     "sm_90": (
         LinearTile(128, 256, 64, 8, 3),
@@ -192,14 +192,14 @@ _LINEAR_TILES = {
 
 
 def linear_tiles(architecture: str) -> tuple[LinearTile, ...]:
-    """The tiles there are, from the largest down."""
+    """The available tiles, from the largest down."""
     if architecture == "interpreter":
         return (LinearTile(32, 32, 32, 4, 1),)
     return _LINEAR_TILES.get(architecture) or _LINEAR_TILES["gfx942" if architecture.startswith("gfx") else "sm_80"]
 
 
 def linear(M: int, N: int, architecture: str, multiprocessors: int) -> LinearTile:
-    """The largest tile that gives every multiprocessor one; no more than 16 rows a tile where there are no more."""
+    """The largest tile of which every multiprocessor gets at least one; up to M = 16, one of 16 rows."""
     tiles = linear_tiles(architecture)
     fitting = [t for t in tiles if (t.block_m < 64) == (M <= 16)] or tiles
     for tile in fitting:
@@ -210,8 +210,8 @@ def linear(M: int, N: int, architecture: str, multiprocessors: int) -> LinearTil
 
 @dataclass(frozen=True)
 class RowTile:
-    """rows x (block_a + block_b) elements a step, by `programs` a multiprocessor that walk over them (0: as many as
-    there are tiles, a step each), the loads `num_stages` - 1 steps ahead."""
+    """rows x (block_a + block_b) elements per step. `programs` per multiprocessor loop over the tiles (0: one program
+    per tile), prefetching `num_stages` - 1 steps."""
 
     rows: int
     block_a: int
@@ -222,9 +222,9 @@ class RowTile:
 
 
 def layer_norm_forward(N: int, architecture: str, *, dropout: bool) -> RowTile:
-    """A row a warp, if it has 1024 columns at most: nothing to share, 21 warps of 3 KB of loads each at N = 768.
+    """One warp per row up to 1024 columns: no reduction across warps; 21 warps with 3 KB of loads each at N = 768.
 
-    Dropout's keys of the columns, 80 instructions each, are worth a walk over rows: fewer, larger programs.
+    With dropout, the column keys take 80 instructions each: fewer, larger programs reuse them over many rows.
     """
     if dropout:
         return _row_tile(N, elements_a_warp=512, least_warps=4, registers=96, num_stages=3)
@@ -232,12 +232,12 @@ def layer_norm_forward(N: int, architecture: str, *, dropout: bool) -> RowTile:
 
 
 def layer_norm_bwd(N: int, architecture: str) -> RowTile:
-    """A thread holds dweight and dbias of its elements, so it has 16 of them; one step ahead are 32 KB in flight."""
+    """16 elements per thread, which also holds their dweight and dbias; one prefetched step is 32 KB in flight."""
     return _row_tile(N, elements_a_warp=512, least_warps=4, registers=128, num_stages=2)
 
 
 def two_parts(N: int) -> tuple[int, int]:
-    """Two powers of two whose sum is N or little more: 768 is 512 + 256, 1024 is 512 + 512."""
+    """Two powers of two whose sum is N or slightly more: 768 is 512 + 256, 1024 is 512 + 512."""
     block_a = 1 << max((N - 1).bit_length() - 1, 0)
     return block_a, 1 << max(N - block_a - 1, 0).bit_length()
 
@@ -253,7 +253,7 @@ def _row_tile(N: int, elements_a_warp: int, least_warps: int, registers: int, nu
 
 @dataclass(frozen=True)
 class SegmentTile:
-    """chunk rows x block_n columns a program."""
+    """chunk rows x block_n columns per program."""
 
     chunk: int
     block_n: int
@@ -261,9 +261,9 @@ class SegmentTile:
 
 
 def segments(N: int, architecture: str) -> SegmentTile:
-    """16 elements a thread, rows of 128 bytes of bf16: 8 KB of loads a program, which is over in one go.
+    """16 elements per thread, rows of 128 bytes in bf16: 8 KB of loads per program, all in one step.
 
-    The interpreter scans element by element, so there a small tile is quick, and rounds are many with few rows.
+    The interpreter scans element by element: a small tile is faster there, and few rows already take several rounds.
     """
     if architecture == "interpreter":
         return SegmentTile(8, 8, 1)
@@ -271,17 +271,17 @@ def segments(N: int, architecture: str) -> SegmentTile:
 
 
 def cross_entropy(V: int) -> tuple[int, int]:
-    """(BLOCK_V, num_warps): a block of a row in registers, 16 logits a thread; several rows hide each other's waits."""
+    """(BLOCK_V, num_warps): a block of a row in registers, 16 logits per thread; several rows hide memory latency."""
     block = min(max(1 << (V - 1).bit_length(), 128), 4096)
     return block, max(block // 512, 1)
 
 
 def quantize_rows(columns: int) -> tuple[int, int]:
-    """(BLOCK, num_warps): a row as eight vectors of BLOCK columns, 32 columns a thread."""
+    """(BLOCK, num_warps): a row as eight vectors of BLOCK columns, 32 columns per thread."""
     block = max(1 << (columns // 8 - 1).bit_length(), 32)
     return block, min(max(block // 128, 1), 16)
 
 
 def quantized_columns(tile: LinearTile) -> int:
-    """Columns of K a step of an 8-bit product in one of `linear_tiles` of 16 bits: as many bytes, 128 at most."""
+    """block_k of an 8-bit product with a tile of `linear_tiles`: the bytes of 16-bit operands, at most 128 columns."""
     return min(2 * tile.block_k, 128)

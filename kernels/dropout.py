@@ -1,9 +1,9 @@
-"""Which elements dropout drops: a hash of a row's key and a column's, each made by Philox.
+"""The dropout mask: a hash of a row's key and a column's key, each computed by Philox.
 
-Philox for each element is ten rounds of two wide products, 25 times the arithmetic that attention does for it. So
-Philox (Salmon et al., 2011) makes one 32-bit key for each row and one for each column, and an element's number is a
-mix of the two: an exclusive or and a finaliser of MurmurHash3 (public domain), six instructions. It depends on the
-seed, the row and the column alone, so any tiling of the backward finds the forward's mask again.
+Philox per element would be ten rounds of two wide products, 25 times attention's own arithmetic per element. So Philox
+(Salmon et al., 2011) computes one 32-bit key per row and one per column, and an element's random number is a mix of the
+two: an exclusive or and the finaliser of MurmurHash3 (public domain), six instructions. It depends only on seed, row
+and column, so the backward recomputes the forward's mask with any tiling.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_COLUMNS = tl.constexpr(0x5BD1E995)  # sets the columns' counters apart from the rows'
+_COLUMNS = tl.constexpr(0x5BD1E995)  # separates the columns' counters from the rows'
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def column_keys(seed, columns):
 
 @triton.jit
 def kept(rows, columns, threshold):
-    """True where an element stays: keys (M, 1) and (1, N) or of one shape, and `threshold` of below."""
+    """True where an element is kept. Keys are (M, 1) and (1, N), or of one shape; `threshold` is from `threshold()`."""
     x = rows ^ columns
     x ^= x >> 16
     x *= 0x85EBCA6B
@@ -48,7 +48,7 @@ def kept(rows, columns, threshold):
 
 
 def threshold(dropout_p: float) -> int:
-    """What `kept` compares with, so that it fits an int32: p * 2^31, rounded."""
+    """The threshold of `kept`: p * 2^31, rounded, at most 2^31 - 1 so that it fits an int32."""
     return min(round(dropout_p * 2**31), 2**31 - 1)
 
 

@@ -1,11 +1,11 @@
 """y = dropout(LayerNorm(word[id] + token_type[id] + position[id])), and its gradients.
 
-Bytes: the forward reads ids and three rows a token, of which two come from small tables and so from cache, and writes
-y: 2 * T * E * itemsize and a little. For training it keeps mean and rstd; the backward gathers the rows again, reads
-dy and writes the gradient of their sum (T, E) in the tables' dtype, 3 * T * E * itemsize. `segment_sums` then reads
-that once for each table, in the order of the ids. Everything is summed in fp32, without atomics.
+Bytes: the forward reads ids and three rows per token, two of them from small tables and so from cache, and writes y:
+a little over 2 * T * E * itemsize. In training it saves mean and rstd. The backward gathers the rows again, reads dy
+and writes the gradient of their sum (T, E) in the tables' dtype: 3 * T * E * itemsize. `segment_sums` then reads that
+gradient once per table, in the order of the ids. All sums are fp32, without atomics.
 
-An id outside its table is never read from there: its token's row of y is NaN, and so is what the gradient makes of it.
+An id outside its table is never read: its token's row of y is NaN, and so are the gradients that depend on that row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fastbert.kernels.segments import segment_sums
 
 @triton.jit
 def _load_ids(ids_ptr, rows, mask_m, size):
-    """(ROWS, 1): ids in int64, 0 in place of one that is not in 0..size-1, and which are."""
+    """(ROWS, 1): ids in int64, with 0 for ids outside 0..size-1, and a mask that is false for these."""
     ids = tl.load(ids_ptr + rows, mask=mask_m, other=0).to(tl.int64)
     known = (ids >= 0) & (ids < size)
     return tl.where(known, ids, 0), known
@@ -50,7 +50,7 @@ def _store_keys(keys_ptr, rows, mask_m, ids, has_gradient, base):
 
 @triton.jit
 def _sum_rows(tables, ids, strides, columns, mask, known):
-    """The three rows' sum, (ROWS, BLOCK); NaN where an id is not known."""
+    """The sum of the three tables' rows, (ROWS, BLOCK); NaN where `known` is false."""
     mask = mask & known
     x = load_tile(tables[0], ids[0], strides[0], columns, mask)
     x += load_tile(tables[1], ids[1], strides[1], columns, mask)
@@ -70,7 +70,7 @@ def _embed_layer_norm_fwd_kernel(
     bias_ptr,  # (N,)
     seed_ptr,  # (1,) or None: no dropout
     y_ptr,  # (T, N)
-    mean_ptr,  # (2, T) or None: not kept
+    mean_ptr,  # (2, T) or None: not saved
     rstd_ptr,  # (T,)
     stride_w,
     stride_t,
@@ -136,9 +136,9 @@ def _embed_layer_norm_bwd_kernel(
     mean_ptr,  # (2, T)
     rstd_ptr,  # (T,)
     seed_ptr,  # (1,) or None: no dropout
-    dtotal_ptr,  # (T, N) or None: no table's gradient is wanted
-    keys_ptr,  # (3, T) int32: rows of a table that holds the three, each from its base on; -1 for one without gradient
-    partials_ptr,  # (programs, 2, N) fp32 or None: neither dweight nor dbias is wanted
+    dtotal_ptr,  # (T, N) or None: no table's gradient is needed
+    keys_ptr,  # (3, T) int32: rows of the concatenated tables, each from its base; -1 where there is no gradient
+    partials_ptr,  # (programs, 2, N) fp32 or None: neither dweight nor dbias is needed
     stride_dyt,
     stride_w,
     stride_t,
@@ -217,9 +217,9 @@ def embed_layer_norm_fwd(
     dropout_p: float = 0.0,
     training: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """ids (T,) int32 or int64, contiguous; tables (V, N), (types, N), (P, N), columns contiguous -> y (T, N).
+    """ids (T,) int32 or int64, contiguous; tables (V, N), (types, N), (P, N), columns contiguous -> y, mean, rstd.
 
-    And for training mean (2, T), the second being the first's rounding, and rstd (T,) in fp32, else None for both.
+    y is (T, N). mean (2, T) and rstd (T,) are fp32, None unless `training`; mean[1] is the rounding error of mean[0].
     `seed` is read if dropout_p is above 0.
     """
     T, N, device = ids[0].shape[0], weight.shape[0], weight.device
@@ -267,9 +267,10 @@ def embed_layer_norm_bwd(
     padding_idx: int | None = None,
     wanted: tuple[bool, bool, bool, bool, bool] = (True, True, True, True, True),
 ) -> tuple[Tensor | None, ...]:
-    """dy (T, N), columns contiguous, and what the forward had and kept -> gradients of tables, weight and bias.
+    """dy (T, N), columns contiguous, and the forward's inputs and saved tensors -> gradients of tables, weight, bias.
 
-    What is not `wanted` is None. Row `padding_idx` of word's is zero. The tables' gradients are slices of one tensor.
+    Gradients that are not `wanted` are None. Row `padding_idx` of the word table's gradient is zero. The tables'
+    gradients are slices of one tensor.
     """
     (T, N), device = dy.shape, dy.device
     wants_tables, wants_vectors = any(wanted[:3]), any(wanted[3:])
@@ -311,7 +312,7 @@ def embed_layer_norm_bwd(
                 num_warps=tile.num_warps,
             )
     dtables = [None, None, None]
-    if wants_tables:  # one sort and one sum for the three, as the rows of one table
+    if wants_tables:  # one sort and one sum for all three tables, concatenated
         sorted_keys, order = torch.sort(keys.flatten(), stable=True)
         dtable = segment_sums(dtotal, order, sorted_keys, total)
         dtables = [dtable[b : b + size] if b >= 0 else None for b, size in zip(bases, sizes, strict=True)]

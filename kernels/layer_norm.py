@@ -1,8 +1,8 @@
-"""What the kernels with a LayerNorm share: tiles of rows, statistics, the gradient, sums over all rows.
+"""Shared by the kernels with a LayerNorm: tiles of rows, statistics, the gradient, sums over all rows.
 
-A tile is ROWS rows in two parts, BLOCK_A + BLOCK_B columns: tiles are powers of two and BERT's widths, 384 and 768,
-are not; in one block of 1024 a quarter of the lanes would compute nothing. A name with _a is of the first part, with
-_b of the second; a vector along the columns is (1, BLOCK), a statistic (ROWS, 1). All of it in fp32.
+A tile is ROWS rows x two blocks of BLOCK_A and BLOCK_B columns. Block sizes are powers of two, but BERT's widths, 384
+and 768, are not: in one block of 1024, a quarter of the lanes would be idle. Names in _a are of the first block, names
+in _b of the second. A vector along the columns is (1, BLOCK), a statistic (ROWS, 1). Everything is fp32.
 """
 
 from __future__ import annotations
@@ -53,11 +53,10 @@ def row_sum(a, b):
 
 @triton.jit
 def statistics(x_a, x_b, columns_a, columns_b, eps, N: tl.constexpr):
-    """The row about its mean, zero from column N on; the mean in two terms, to be subtracted one after the other; rstd.
+    """The row minus its mean, zero from column N on; the mean in two terms, to be subtracted in turn; rstd.
 
-    The second term is what the rounding of the first leaves as the mean: far from zero, eps / 2 of the mean is not
-    small against the row's spread. The squares are summed about the mean, as E[x^2] - mean^2 would lose a large mean's
-    digits.
+    The second term is the rounding error of the first: for a mean far from zero, half an ulp of it is not small against
+    the row's spread. The squares are summed about the mean, as E[x^2] - mean^2 would cancel for a large mean.
     """
     mean = row_sum(x_a, x_b) / N
     x_a = tl.where(columns_a < N, x_a - mean, 0.0)
@@ -85,7 +84,7 @@ def load_statistics(mean_ptr, rstd_ptr, rows, mask_m, M):
 
 @triton.jit
 def gradient(dy_a, dy_b, xhat_a, xhat_b, weight_a, weight_b, rstd, N: tl.constexpr):
-    """d(normalised row's input), from its output's: rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * weight."""
+    """The gradient of LayerNorm's input: rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * weight."""
     g_a = dy_a * weight_a
     g_b = dy_b * weight_b
     shift = row_sum(g_a, g_b) / N
@@ -95,7 +94,7 @@ def gradient(dy_a, dy_b, xhat_a, xhat_b, weight_a, weight_b, rstd, N: tl.constex
 
 @triton.jit
 def store_partials(partials_ptr, columns, dweight, dbias, N: tl.constexpr):
-    """This program's rows of dweight * and dbias (ROWS, BLOCK), summed, into its line of partials (programs, 2, N)."""
+    """Sums dweight and dbias (ROWS, BLOCK) over ROWS into this program's line of partials (programs, 2, N)."""
     line = partials_ptr + tl.program_id(0).to(tl.int64) * 2 * N + columns
     tl.store(line, tl.sum(dweight, axis=0, keep_dims=True), mask=columns < N)
     tl.store(line + N, tl.sum(dbias, axis=0, keep_dims=True), mask=columns < N)
@@ -126,7 +125,7 @@ def _sum_partials_kernel(
 
 
 def programs_for(M: int, tile: configs.RowTile, device: torch.device) -> int:
-    """The grid for M rows; which rows a program owns follows from it, so it may depend on nothing that varies."""
+    """The grid for M rows. It decides which rows a program sums, so it must not vary between runs."""
     tiles = triton.cdiv(M, tile.rows)
     return min(tiles, architecture.multiprocessors(device) * tile.programs) if tile.programs else tiles
 

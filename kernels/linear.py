@@ -1,14 +1,14 @@
-"""y = act(x W^T + b), forward and backward: cuBLAS with a kernel for the activation, or one product with both in it.
+"""y = act(x W^T + b), forward and backward: cuBLAS and an activation kernel, or one fused kernel.
 
-2 M N K FLOPs for (M K + N K + M N) elements, and M N more where z = x W^T + b is kept for the backward. cuBLAS's way
-moves 2 M N elements more, which at K = 768 takes an H200 over 40 % of the product's time; the one kernel does about 20
-instructions an element after a tile's last step. Which is faster depends on the shape: `linear_table` knows. Sums are
-fp32. Operands in fp32 are cuBLAS's, multiplied as torch.backends.cuda.matmul says, and so is the backward.
+2 M N K FLOPs for (M K + N K + M N) elements, and M N more if z = x W^T + b is saved for backward. With cuBLAS, 2 M N
+more elements are moved, which at K = 768 takes over 40 % of the product's time on an H200; the fused kernel executes
+about 20 instructions per element after a tile's last step. Which is faster depends on the shape: see `linear_table`.
+Sums are fp32. fp32 products, and the backward, always use cuBLAS, with the precision of torch.backends.cuda.matmul.
 
-int8 is the same kernel on 8-bit operands with a scale for each row: sums in int32, on which scales, bias and activation
-are applied in registers. Through torch._int_mm, int32 sums would cross the memory bus twice, 8 M N bytes where y has
-2 M N, which at K = 1024 takes longer than the product. An H200's tensor cores do 1,979 Tera-operations a second; the
-tiles are those of 16 bits with twice as many columns a step, the same bytes.
+int8 is the same kernel on 8-bit operands with a scale per row: sums in int32, to which scales, bias and activation are
+applied in registers. With torch._int_mm, int32 sums would cross the memory bus twice, 8 M N bytes where y has 2 M N,
+which at K = 1024 takes longer than the product. An H200's tensor cores do 1,979 TOPS. The tiles are those of 16 bits
+with twice as many columns per step, which are the same bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastbert.kernels import architecture, configs, linear_table
 from fastbert.kernels.activation import activate, activation_bwd, activation_fwd, column_sum
 
-GROUP_M = 8  # rows of tiles that are walked together, so that their x stays in the L2 cache
+GROUP_M = 8  # rows of tiles computed together, so that their x stays in the L2 cache
 
 
 @triton.jit
 def corner(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """Row and column of a tile: down GROUP_M rows, then one column to the right."""
+    """Row and column of tile number `tile`: down GROUP_M rows, then one column to the right."""
     in_group = GROUP_M * tiles_n
     first = tile // in_group * GROUP_M
     height = tl.minimum(tiles_m - first, GROUP_M)
@@ -37,7 +37,7 @@ def corner(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 @triton.jit
 def _finish(
-    sums,  # (BLOCK_M, a part of BLOCK_N), whose first row and column are first_m and first_n
+    sums,  # (BLOCK_M, BLOCK_N / PARTS), from row first_m and column first_n
     first_m,
     first_n,
     x_scale_ptr,
@@ -51,7 +51,7 @@ def _finish(
     ACTIVATION: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Scales, bias, activation, store."""
+    """The epilogue: applies scales, bias and activation, and stores."""
     dtype: tl.constexpr = y.dtype if TMA else y.dtype.element_ty
     offs_n = first_n + tl.arange(0, sums.shape[1])
     if x_scale_ptr is not None:
@@ -60,7 +60,7 @@ def _finish(
         sums *= tl.load(weight_scale_ptr + offs_n, mask=offs_n < N, other=0.0)[None, :]
     if bias_ptr is not None:
         sums += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
-    if z is not None:  # y is made of what the backward will see
+    if z is not None:  # y is computed from the rounded z, as the backward reads it
         rounded = sums.to(dtype)
         store(rounded, z, stride_ym, first_m, first_n, M, N, TMA)
         sums = rounded.to(tl.float32)
@@ -103,7 +103,7 @@ def _linear_fwd_kernel(
     PARTS: tl.constexpr,
 ):
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    # Flattened, the loads of the next tile's first steps are in flight while this one is stored.
+    # Flattened, so that the next tile's first loads are in flight while this one is stored.
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=TMA):
         tile_m, tile_n = corner(tile, tiles_m, tiles_n, GROUP_M)
         first_m, first_n = tile_m * BLOCK_M, tile_n * BLOCK_N
@@ -116,7 +116,7 @@ def _linear_fwd_kernel(
                 sums = tl.dot(a, b.T, sums, input_precision="ieee", out_dtype=dtype)
         else:
             offs_k = tl.arange(0, BLOCK_K)
-            # Rows past the end read the last one, and are not stored.
+            # Rows past the end load the last row, and are not stored.
             rows_x = tl.minimum(first_m + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)
             rows_w = tl.minimum(first_n + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
             a_ptrs = x + rows_x[:, None] * stride_xm + offs_k[None, :]
@@ -135,7 +135,7 @@ def _linear_fwd_kernel(
         scales = x_scale_ptr, weight_scale_ptr
         if PARTS == 1:
             _finish(sums, first_m, first_n, *scales, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
-        else:  # in halves, as whole it would not fit in the registers
+        else:  # in halves: a whole tile would not fit in the registers
             left, right = tl.split(sums.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
             _finish(left, first_m, first_n, *scales, bias_ptr, y, z, stride_ym, M, N, ACTIVATION, TMA)
             first_n += BLOCK_N // 2
@@ -145,9 +145,9 @@ def _linear_fwd_kernel(
 def linear_fwd(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, keep_z: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """act(x weight^T + bias) of x (M, K), weight (N, K), bias (N,), and z of (M, N) if it is to be kept.
+    """act(x weight^T + bias) of x (M, K), weight (N, K), bias (N,), and if `keep_z` the activation's input z (M, N).
 
-    z is what the activation is applied to; without an activation there is none to keep.
+    z is None without an activation.
     """
     keep_z = keep_z and activation is not None
     tile = _choice(x, weight, activation, keep_z)
@@ -160,11 +160,11 @@ def linear_fwd(
 
 
 def _choice(x: Tensor, weight: Tensor, activation: str | None, keep_z: bool) -> configs.LinearTile | None:
-    """The tile of the one kernel, or None for cuBLAS."""
+    """The tile of the fused kernel, or None for cuBLAS."""
     if activation is None or x.dtype == torch.float32 or not x.numel():
         return None
     (M, K), N = x.shape, weight.shape[0]
-    if not (_on_16_bytes(x) and _on_16_bytes(weight)) or N % 8:  # single elements' pointers leave the sums no registers
+    if not (_on_16_bytes(x) and _on_16_bytes(weight)) or N % 8:  # per-element pointers leave no registers for sums
         return None
     arch = architecture.architecture(x.device)
     dtype = str(x.dtype).removeprefix("torch.")
@@ -185,7 +185,7 @@ def linear_fused_fwd(
     *,
     tile: configs.LinearTile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`linear_fwd` as one kernel, whatever the table says; columns of x and weight contiguous."""
+    """`linear_fwd` by the fused kernel, without the table; columns of x and weight contiguous."""
     y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if keep_z else None
     _launch(x, weight, (None, None), bias, y, z, activation, tile)
@@ -203,7 +203,7 @@ def linear_quantized_fwd(
     *,
     tile: configs.LinearTile | None = None,
 ) -> Tensor:
-    """act(x weight^T x_scale weight_scale^T + bias) in `dtype`: (M, N) of what `quantize_rows_fwd` made of both.
+    """act(x weight^T x_scale weight_scale^T + bias), (M, N) in `dtype`, of operands from `quantize_rows_fwd`.
 
     x (M, P), weight (N, P) int8, x_scale (M,) and weight_scale (N,) fp32, bias (N,) of any type.
     """
@@ -265,7 +265,7 @@ def _launch(
 
 
 def _on_16_bytes(t: Tensor) -> bool:
-    """Whether every row of t begins on 16 bytes and lies in one piece: vectors can load it, descriptors tell of it."""
+    """True if rows of t are contiguous and aligned to 16 bytes, as vector loads and descriptors require."""
     return t.stride(1) == 1 and t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) > 0
 
 
@@ -277,10 +277,10 @@ def linear_bwd(
     activation: str | None,
     wanted: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`; z as `linear_fwd` kept it.
+    """The gradients of x (M, K), weight (N, K) and bias (N,), None where not `wanted`; z as returned by `linear_fwd`.
 
-    x is read for that of weight and weight for that of x. With dz = dy act'(z): dx = dz W and dW = dz^T x through
-    cuBLAS, the sums of dz in fp32 next to dz itself.
+    x is read for dweight only, weight for dx only. With dz = dy act'(z), dx = dz W and dW = dz^T x use cuBLAS; the
+    kernel that computes dz also sums it in fp32 for the bias.
     """
     want_x, want_weight, want_bias = wanted
     dy = dy if dy.stride(1) == 1 else dy.contiguous()

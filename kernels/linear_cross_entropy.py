@@ -1,14 +1,14 @@
-"""The mean cross entropy of x W^T + b against labels, and its gradients, made while a chunk's logits are there.
+"""The mean cross entropy of x W^T + b against labels, with its gradients computed while a chunk's logits exist.
 
-Three products of 2 M V E FLOPs (one, for the loss alone) through cuBLAS, and next to them, for each of the M V logits:
-one written by the product and read by the row's kernel (and once more, from the L2 cache), its gradient written in its
-place, and that read by two products and by the bias's sums. At M = 2,457 labelled tokens (15 % of 16k), V = 30522 and
-E = 1024 in bf16 that is 461 GFLOP, 0.58 ms at 790 TFLOP/s, and 0.14 ms of traffic. Logits are kept for as many rows as
-fit into _LOGITS_BYTES, never for all.
+Three products of 2 M V E FLOPs (one, for the loss alone) through cuBLAS. In addition, each of the M V logits is written
+by the product, read by its row's kernel (and once more, from the L2 cache) and overwritten by its gradient, which two
+products and the bias's sums read. At M = 2,457 labelled tokens (15 % of 16k), V = 30522 and
+E = 1024 in bf16 that is 461 GFLOP, 0.58 ms at 790 TFLOP/s, and 0.14 ms of traffic. Logits exist for as many rows as
+fit into _LOGITS_BYTES at a time.
 
 Logits and their gradients are rounded to x's dtype, as eager PyTorch does; the bias is added after that, and softmax,
-loss and sums over rows, chunks and columns are fp32. The gradients made are those of the loss's sum: what scales them,
-dloss / count, is known to the backward, and fp16 holds a probability but not a probability divided by thousands.
+loss and sums over rows, chunks and columns are fp32. The forward computes gradients of the sum of the losses. Their
+scale, dloss / count, is known only in the backward, and fp16 can hold a probability, but not one divided by thousands.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fastbert.kernels import architecture, configs
 from fastbert.kernels.activation import column_sum
 
 _LOGITS_BYTES = 256 << 20
-# What fp16's gradients of the sum are made with: 4,096 rows of one label cannot overflow until x exceeds 256.
+# Scale of fp16's gradients of the sum: 4,096 rows of one label cannot overflow until x exceeds 256.
 _FP16_SCALE = 2.0**-4
 
 
 @triton.jit
 def _cross_entropy_kernel(
-    logits_ptr,  # (M, P), without bias, zeros from V on; becomes its gradient if GRADIENT
+    logits_ptr,  # (M, P), without bias, zeros from V on; overwritten by its gradient if GRADIENT
     bias_ptr,  # (P,), -inf from V on
     labels_ptr,  # (M,)
     loss_ptr,  # (M,)
     V,
-    P,  # a multiple of 64, so that a mask splits no vector
+    P,  # a multiple of 64, so that masks split no vector
     ignore_index,
     scale,
     GRADIENT: tl.constexpr,
@@ -50,7 +50,7 @@ def _cross_entropy_kernel(
             for start in range(0, P, BLOCK_V):
                 tl.store(row_ptr + start + offs, nothing, mask=start + offs < P)
     else:
-        # Not -inf, so that a block of -inf alone (a bias may hold it) is weighed with exp(-inf) and not NaN.
+        # Not -inf: a block of -inf only (from the bias) then contributes exp(-inf) = 0 instead of NaN.
         largest = -3.0e38
         total = 0.0
         for start in range(0, P, BLOCK_V):
@@ -60,15 +60,15 @@ def _cross_entropy_kernel(
             before = largest
             largest = tl.maximum(largest, tl.max(z, axis=0))
             total = total * tl.exp(before - largest) + tl.sum(tl.exp(z - largest), axis=0)
-        # A label outside the vocabulary reads nothing: loss and gradients are NaN.
+        # A label outside the vocabulary is not read: loss and gradients are NaN.
         within = (label >= 0) & (label < V)
-        # Kept apart from the largest: their sum would round what is small to what a large logit has of digits.
+        # Not added to `largest`: next to a large logit, the sum would lose the digits of log_total.
         log_total = tl.where(within, tl.log(total), float("nan"))
         target = tl.load(row_ptr + label, mask=within, other=0.0).to(tl.float32)
         target += tl.load(bias_ptr + label, mask=within, other=0.0).to(tl.float32)
         tl.store(loss_ptr + m, log_total + (largest - target))
         if GRADIENT:
-            tl.debug_barrier()  # every warp has read the label's logit before one of them writes over it
+            tl.debug_barrier()  # every warp has read the label's logit before any overwrites it
             for start in range(0, P, BLOCK_V):
                 mask = start + offs < P
                 z = tl.load(row_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
@@ -87,7 +87,7 @@ def _scale_kernel(
     size,
     BLOCK: tl.constexpr,
 ):
-    # Where every label is ignored, the mean is NaN and the gradients are zero, as torch has it.
+    # If every label is ignored, the mean is NaN and the gradients are zero, as in torch.
     count = tl.maximum(tl.load(count_ptr), 1).to(tl.float32)
     factor = tl.load(dloss_ptr).to(tl.float32) / count * unscale
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -104,11 +104,11 @@ def linear_cross_entropy_fwd(
     ignore_index: int = -100,
     needed: tuple[bool, bool, bool] = (False, False, False),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The mean loss () in fp32 of x (M, E), weight (V, E), bias (V,), labels (M,), and what its gradients are made of.
+    """x (M, E), weight (V, E), bias (V,), labels (M,) -> loss, count, dx, dweight, dbias.
 
-    Returns loss, count, dx, dweight, dbias: the number of labels that are not `ignore_index`, (1,) int64, and, where
-    `needed`, the gradients of the sum of the losses, for `linear_cross_entropy_bwd`: dx in x's dtype, dbias in fp32,
-    dweight in either. A row with a label that is neither ignored nor in 0..V-1 makes all of them NaN.
+    loss () is the mean in fp32; count (1,) int64 is the number of labels that are not `ignore_index`. The rest are
+    gradients of the sum of the losses, for `linear_cross_entropy_bwd`, None where not `needed`: dx in x's dtype, dbias
+    in fp32, dweight in either. A label that is neither ignored nor in 0..V-1 makes the loss and the gradients NaN.
     """
     (M, E), V = x.shape, weight.shape[0]
     labels, gradient = labels.contiguous(), any(needed)
@@ -116,7 +116,7 @@ def linear_cross_entropy_fwd(
     dweight = dbias = None
     losses = torch.empty(M, dtype=torch.float32, device=x.device)
     chunk = _rows(M, V, x.element_size())
-    # Rows on 128 bytes: with an odd V, or 30522, no product and no kernel could load and store vectors.
+    # Rows aligned to 128 bytes: with V odd, or 30522, neither products nor kernels could use vector loads and stores.
     P = triton.cdiv(V, 64) * 64
     workspace = torch.empty((chunk, P), dtype=x.dtype, device=x.device)
     workspace[:, V:] = 0
@@ -137,13 +137,13 @@ def linear_cross_entropy_fwd(
         dweight = torch.zeros_like(weight) if needed[1] else None
         dbias = torch.zeros(V, dtype=torch.float32, device=x.device) if needed[2] else None
     count = (labels != ignore_index).sum().view(1)
-    # In fp64, where the order of a sum does not show.
+    # In fp64, so that the order of the sum does not change the rounded result.
     loss = (losses.sum(dtype=torch.float64) / count[0]).float()
     return loss, count, dx, dweight, dbias
 
 
 def _rows(M: int, V: int, itemsize: int) -> int:
-    """Rows a chunk: chunks of one size, or nearly, and no logits beyond _LOGITS_BYTES unless 128 rows need them."""
+    """Rows per chunk: chunks of nearly equal size, with logits of at most _LOGITS_BYTES or 128 rows."""
     most = max(_LOGITS_BYTES // (V * itemsize) // 128 * 128, 128)
     if most >= M:
         return max(M, 1)
@@ -151,7 +151,7 @@ def _rows(M: int, V: int, itemsize: int) -> int:
 
 
 def _added(total: Tensor | None, part: Tensor, alone: bool) -> Tensor:
-    """The sum of the chunks' parts so far: in fp32, but for one that is `alone`."""
+    """The running sum of the chunks' parts, in fp32; the first part as it is if it is `alone`."""
     if total is None:
         return part if alone else part.float()
     return total.add_(part)
@@ -160,7 +160,7 @@ def _added(total: Tensor | None, part: Tensor, alone: bool) -> Tensor:
 def _cross_entropy(
     logits: Tensor, bias: Tensor, V: int, labels: Tensor, losses: Tensor, ignore_index: int, gradient: bool
 ) -> None:
-    """Fills the losses (M,) of the first M rows of logits (_, P), and makes those their gradient if wanted."""
+    """Writes the losses (M,) of the first M rows of logits (_, P); if `gradient`, overwrites these with dlogits."""
     P = logits.shape[1]
     BLOCK_V, num_warps = configs.cross_entropy(P)
     with architecture.on_device(logits.device):
@@ -191,7 +191,7 @@ def linear_cross_entropy_bwd(
     dbias: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients in `dtype`, of what `linear_cross_entropy_fwd` made, which it writes over: times dloss / count."""
+    """The gradients of `linear_cross_entropy_fwd` times dloss / count, in `dtype`; may overwrite its inputs."""
     gradients = []
     for x in (dx, dweight, dbias):
         if x is None or not x.numel():

@@ -1,7 +1,7 @@
-"""Which products are one Triton kernel and which are cuBLAS and a second kernel: what was measured, and the rule else.
+"""Selects the fused Triton kernel or cuBLAS and an activation kernel: from a table of measurements, else by a rule.
 
 `linear_table.csv` is written by `benchmarks/tune_linear.py` on a GPU; each row names that GPU and the date. A row
-holds for a bucket of M, every product of that N and K with as many rows as it or fewer, down to the next bucket.
+applies to all products of its N and K whose number of rows falls into its bucket of M.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from fastbert.kernels.configs import LinearTile
 
 FILE = Path(__file__).with_suffix(".csv")
 LARGEST = 65536
-# Where no row says otherwise, products with an activation and as many rows or fewer are one kernel: they do not fill
-# the GPU, so a launch less counts for more than a slower product. By reasoning; see README.md.
+# Without a row of the table, products with an activation and at most this many rows use the fused kernel: they do not
+# fill the GPU, so saving a launch outweighs a slower product. Not measured; see README.md.
 FUSED_ROWS = 512
 
 
@@ -30,7 +30,7 @@ class Row:
     N: int
     K: int
     activation: str
-    keeps_z: bool  # in training the kernel stores z too
+    keeps_z: bool  # training: the kernel also stores z
     tile: LinearTile | None
     cublas_us: float
     triton_us: float  # with the fastest tile
@@ -43,12 +43,12 @@ class Row:
 
 
 def bucket(M: int) -> int:
-    """The power of two at or above M, between 16 and LARGEST: one measurement stands for all that share it."""
+    """M rounded up to a power of two, between 16 and LARGEST. One measurement represents a bucket."""
     return min(max(1 << (M - 1).bit_length(), 16), LARGEST)
 
 
 def find(architecture: str, dtype: str, M: int, N: int, K: int, activation: str, keeps_z: bool) -> Row | None:
-    """The row for a product, None where nothing was measured."""
+    """The row for a product, None if it was not measured."""
     return _rows().get((architecture, dtype, bucket(M), N, K, activation, keeps_z))
 
 
@@ -64,7 +64,7 @@ def read(path: Path) -> list[Row]:
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    """Replaces a table file in one step: who reads it meanwhile finds the old one."""
+    """Replaces a table file atomically: concurrent readers see the old one."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")

@@ -1,9 +1,9 @@
-"""Rows of x, rotated, as int8 times a scale each: reference.rotate, then reference.quantize_rows.
+"""Rotates rows of x and quantises them to int8 with a scale per row: reference.rotate, reference.quantize_rows.
 
 One pass: reads M K elements and writes M K bytes, 3 M K bytes in all for 16-bit x. A program holds a row in registers
 as eight vectors: the i-th has columns 16 i to 16 i + 15 of every 128, so that the Hadamard transform over the eight,
-three steps of sums and differences, moves nothing between threads. All in fp32 and rounded as the reference rounds,
-the division too: the integers are the reference's.
+three steps of sums and differences, moves no data between threads. All operations are fp32 and rounded as in the
+reference, including the division, so the integers equal the reference's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 from fastbert.kernels import architecture, configs
 
 _GROUP = tl.constexpr(128)  # columns that are rotated together
-PADDED_TO = 128  # columns of what is made: a product then has no last step to mask
+PADDED_TO = 128  # columns of the result: a product then has no last step to mask
 
 
 @triton.jit
 def _butterfly(x0, x1, x2, x3, x4, x5, x6, x7):
-    """Sums and differences of neighbours; applied three times it is the Hadamard transform of eight, in its order."""
+    """Sums and differences of pairs; applied three times, it is the Hadamard transform of order 8."""
     return x0 + x4, x1 + x5, x2 + x6, x3 + x7, x0 - x4, x1 - x5, x2 - x6, x3 - x7
 
 
@@ -32,7 +32,7 @@ def _load(row_ptr, columns, K):
 
 @triton.jit
 def _rotated(x, y, columns, K, EVEN_K: tl.constexpr):
-    """y / sqrt(8) in groups that are whole, x elsewhere."""
+    """y / sqrt(8) in full groups of 128 columns, x elsewhere."""
     y *= 0.35355339059327373
     return y if EVEN_K else tl.where((columns // _GROUP + 1) * _GROUP <= K, y, x)
 
@@ -40,8 +40,8 @@ def _rotated(x, y, columns, K, EVEN_K: tl.constexpr):
 @triton.jit
 def _store(row_ptr, columns, x, scale, P):
     x = tl.div_rn(x, scale)
-    x = tl.minimum(tl.maximum(x, -127.0), 127.0)  # for rows so small that their scale has lost its digits
-    x = (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: the sum has no digits after the point, rounded half to even
+    x = tl.minimum(tl.maximum(x, -127.0), 127.0)  # for rows so small that their scale is inexact
+    x = (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: rounds to an integer, half to even
     tl.store(row_ptr + columns, x.to(tl.int8), mask=columns < P)
 
 
@@ -75,7 +75,7 @@ def _quantize_rows_fwd_kernel(
     high = tl.maximum(tl.maximum(tl.abs(x4), tl.abs(x5)), tl.maximum(tl.abs(x6), tl.abs(x7)))
     scale = tl.div_rn(tl.max(tl.maximum(low, high), axis=0), 127.0)
     scale = tl.where(scale == 0.0, 1.0, scale)
-    # A maximum passes NaN over: where a sum of zeros times the row is not zero, neither is the row finite.
+    # A maximum ignores NaN. The row's sum times 0 is NaN if an element is not finite, else 0.
     scale += tl.sum(((x0 + x1) + (x2 + x3) + (x4 + x5) + (x6 + x7)) * 0.0, axis=0)
     tl.store(scale_ptr + m, scale)
     y_row_ptr = y_ptr + m * P
@@ -90,9 +90,9 @@ def _quantize_rows_fwd_kernel(
 
 
 def quantize_rows_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (M, K), columns contiguous, rotated: (M, P) of int8 and (M,) scales in fp32.
+    """x (M, K), columns contiguous -> rotated rows as int8 (M, P), and their scales (M,) in fp32.
 
-    P is K rounded up to PADDED_TO; the columns from K on are zeros.
+    P is K rounded up to a multiple of PADDED_TO; the columns from K on are zeros.
     """
     M, K = x.shape
     P = triton.cdiv(K, PADDED_TO) * PADDED_TO

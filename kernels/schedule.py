@@ -1,8 +1,8 @@
-"""Which rows each program of attention takes: a table of tiles, made on the device, the longest sequences first.
+"""The schedule of attention's programs: a table of tiles, computed on the device, longest sequences first.
 
-A grid of (longest sequence / block) x B programs would be mostly idle where lengths differ. The table has a slot for
-each tile that there is, so its length, T // block + B + 1, is known to the host without reading cu_seqlens. One
-launch, O(B) work a program and no sort: a sequence's rank is the number of those longer, or as long and before it.
+A grid of (longest sequence / block) x B programs would be mostly idle where lengths differ. The table has T // block +
+B + 1 slots, enough for any lengths, so the host need not read cu_seqlens. It takes one launch, O(B) work per program
+and no sort: a sequence's rank is the number of sequences that are longer, or as long and before it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from fastbert.kernels import architecture
 
-_SEQUENCES = 256  # whose lengths a program reads at a time
+_SEQUENCES = 256  # sequences whose lengths a program reads at a time
 
 
 @dataclass(frozen=True)
 class TileSchedule:
-    """`table` (slots, 4) int32: a tile's sequence begins at row [0] and has [1] rows and [2] keys; it begins at [3].
+    """`table` (slots, 4) int32: first row, rows and keys of the tile's sequence, and the tile's first row within it.
 
-    Rows that belong to no sequence, behind the last, are tiles of one without keys; unused slots have no rows.
+    Rows behind the last sequence are tiles of a sequence without keys; unused slots have 0 rows.
     """
 
     table: Tensor
@@ -32,7 +32,7 @@ class TileSchedule:
 
 @triton.jit
 def _offset(ptr, mask, total, other):
-    """Held to 0..total: attention reads nowhere else, whatever cu_seqlens says."""
+    """An offset clamped to 0..total, so that attention stays in bounds for any cu_seqlens."""
     return tl.minimum(tl.maximum(tl.load(ptr, mask=mask, other=other), 0), total).to(tl.int32)
 
 
@@ -46,7 +46,7 @@ def _tile_schedule_kernel(
     BLOCK: tl.constexpr,
     SEQUENCES: tl.constexpr,
 ):
-    # Program b < B writes the tiles of sequence b, program B those of the rows behind the last and the unused slots.
+    # Program b < B writes the tiles of sequence b; program B, the rows behind the last sequence and the unused slots.
     b = tl.program_id(0)
     start = _offset(cu_seqlens_ptr + b, b <= B, total, 0)
     end = _offset(cu_seqlens_ptr + b + 1, b < B, total, total)
@@ -64,7 +64,7 @@ def _tile_schedule_kernel(
         ahead = (length > rows) | ((length == rows) & (others < b)) | (b == B)
         before += tl.where(ahead, tl.cdiv(length, BLOCK), 0)
     slot = tl.sum(before, axis=0)
-    # A tile, and then for program B all slots that are left: rows = 0 tells an attention program to leave.
+    # The sequence's tiles; for program B also all slots left, with rows = 0: their attention programs return at once.
     last = tl.where(b == B, slots, slot + tl.cdiv(rows, BLOCK))
     for first in range(slot, last, SEQUENCES):
         tiles = first + tl.arange(0, SEQUENCES)
@@ -80,7 +80,7 @@ def _tile_schedule_kernel(
 def tile_schedule(cu_seqlens: Tensor, total: int, block: int) -> TileSchedule:
     """cu_seqlens (B+1,), from 0 to at most `total` (T) -> the tiles of `block` rows, without waiting for the device.
 
-    Of offsets that descend or lie outside, which no one has looked at, comes some table of rows below `total`.
+    Offsets are not checked: descending or out-of-range ones give an arbitrary table of rows below `total`.
     """
     cu_seqlens, B = cu_seqlens.contiguous(), len(cu_seqlens) - 1
     slots = total // block + B + 1

@@ -1,11 +1,11 @@
-"""Sums of the rows that share a key, where the rows have been sorted by key: an embedding's gradient.
+"""Sums of rows with equal keys, for rows sorted by key: an embedding's gradient.
 
-A chunk of CHUNK sorted rows is one segmented scan. A segment inside it is done and goes to the table. One that
-crosses the chunk's first or last edge leaves a partial sum, at most two a chunk, and those, still in the order of
-their keys, are the rows of the next round: 32 times fewer each time, so that a million rows need four rounds, whatever
-their keys. The host knows the number of rounds from the number of rows. No atomics: the order of each sum is fixed.
+A chunk of CHUNK sorted rows is one segmented scan. The sum of a segment inside the chunk goes to the table. A segment
+that crosses the chunk's first or last edge leaves a partial sum, at most two per chunk. The partial sums, still in the
+order of their keys, are the rows of the next round: 32 times fewer, so a million rows take four rounds for any keys.
+The host knows the number of rounds from the number of rows. No atomics: the order of each sum is fixed.
 
-Reads n * N * itemsize bytes once; the partial sums that it writes are 1 / 32 as many elements, in fp32, at most.
+Reads n * N * itemsize bytes once; writes partial sums in fp32, at most 1 / 32 as many elements.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastbert.kernels import architecture, configs
 
 @triton.jit
 def _add_within_segment(first_a, sum_a, first_b, sum_b):
-    """The scan's step: a run of rows, then the run after it; `first` is set where a run holds a segment's first row."""
+    """The scan's operator on a run of rows and the next run; `first` is set if a run has a segment's first row."""
     return first_a | first_b, tl.where(first_b != 0, sum_b, sum_a + sum_b)
 
 
@@ -28,7 +28,7 @@ def _add_within_segment(first_a, sum_a, first_b, sum_b):
 def _segment_sums_kernel(
     values_ptr,  # (modulus, N)
     order_ptr,  # (n,) int64: row i of the sorted ones is row order[i] % modulus of values; None: row i
-    keys_ptr,  # (n,) int32, ascending but for those that are not in 0..size-1, which go nowhere
+    keys_ptr,  # (n,) int32, ascending except for keys outside 0..size-1, which are ignored
     table_ptr,  # (size, N)
     partials_ptr,  # (2 * chunks, N) fp32
     partial_keys_ptr,  # (2 * chunks,) int32
@@ -56,7 +56,7 @@ def _segment_sums_kernel(
 
     starts = tl.broadcast_to((key != before).to(tl.int32), (CHUNK, BLOCK_N))
     started, sums = tl.associative_scan((starts, values), 0, _add_within_segment)
-    crosses_first = started == 0  # no segment has begun in this chunk up to here: it began in one before
+    crosses_first = started == 0  # the segment began in an earlier chunk
     ends = known & ((i == last) | (key != after))
     crosses_last = ends & (key == after)  # only at the last row
 
@@ -64,8 +64,8 @@ def _segment_sums_kernel(
     out = key.to(tl.int64)
     tl.store(table_ptr + out * N + columns, sums.to(table_ptr.dtype.element_ty), mask=inside)
 
-    # Two lines a chunk: of the segment that crosses its first edge, of that which crosses its last. Where they are
-    # one, the first line has the sum and the second zeros, so that neighbours of one key are always one segment.
+    # Two lines per chunk: the segments that cross its first and its last edge. If one segment crosses both, the first
+    # line has its sum and the second zeros, so that equal keys stay neighbours in the next round.
     line = partials_ptr + chunk.to(tl.int64) * 2 * N + columns + i * 0
     tl.store(line, sums, mask=ends & crosses_first & mask_n)
     tl.store(line + N, tl.where(crosses_first, 0.0, sums), mask=crosses_last & mask_n)
@@ -81,8 +81,8 @@ def _segment_sums_kernel(
 def segment_sums(values: Tensor, order: Tensor, keys: Tensor, size: int) -> Tensor:
     """values (R, N), order (n,) int64, keys (n,) int32 ascending -> table (size, N) in the dtype of values.
 
-    Row k of the table is the sum, in fp32, of values[order[i] % R] over the i with keys[i] == k; zero without any. A
-    negative key goes nowhere. The columns of values are contiguous.
+    Row k of the table is the sum, in fp32, of values[order[i] % R] over all i with keys[i] == k; zero without any.
+    Negative keys are ignored. The columns of values are contiguous.
     """
     modulus, N = values.shape
     table = torch.zeros((size, N), dtype=values.dtype, device=values.device)

@@ -15,7 +15,7 @@ Vec gelu_slope(Vec z) {
     return fma(z, density, below);
 }
 
-// s + factor s (1 - s), s = sigmoid(t). 1 - s is computed from exp(-|t|): a subtraction would lose its digits where s is
+// s + factor s (1 - s), s = sigmoid(t). 1 - s is computed from exp(-|t|): a difference would lose its digits where s is
 // close to 1, and factor is large there.
 Vec sigmoid_slope(Vec t, Vec factor) {
     const Vec e = exp(t < set(0.0f) ? t : sub(set(0.0f), t)), above = set(1.0f) / add(set(1.0f), e);
