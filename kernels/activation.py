@@ -218,7 +218,7 @@ def column_sum(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def _strips(
     dy: Tensor, z: Tensor | None, dz: Tensor | None, activation: str | None, dtype: torch.dtype | None
 ) -> Tensor | None:
-    """Writes dz where there is an activation; returns the sums over the rows in `dtype`, unless that is None."""
+    """Writes dz if there is an activation; returns the sums over the rows in `dtype`, or None if `dtype` is None."""
     M, N = dy.shape
     if not dy.numel():
         return None if dtype is None else torch.zeros(N, dtype=dtype, device=dy.device)

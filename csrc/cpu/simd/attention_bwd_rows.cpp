@@ -77,7 +77,7 @@ float exponentials(float* scores, int64_t L, int64_t padded, float scale, const 
     const float most = highest(scores, L);
     *largest = most;
     const Words a = fill(key.a), b = fill(key.b);
-    T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read
+    T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32: writes never overtake reads
     Vec total = set(0.0f);
     along(L, [&](int64_t n, int lanes) {
         const Vec e = exp2(mul(sub(load_part(scores + n, lanes), set(most)), set(scale)));  // 1 at the maximum
@@ -140,7 +140,7 @@ struct Workspace {
     float* p;                                 // (VECTOR_ROWS, Lp): P^T, negative where dropped
     T* kept;                                  // (VECTOR_ROWS, Lp): P^T after dropout
     T* ds;                                    // (GROUP, Lp): dS^T
-    uint32_t* ds_down;                        // (words of GROUP, Lp): the same, words along the keys
+    uint32_t* ds_down;                        // (words of GROUP, Lp): dS^T, words along the keys
     float* dq;                                // (L, panels(D) * TILE_N)
     int64_t bytes;
 

@@ -38,7 +38,7 @@ float exponentials(float* scores, int64_t L, int64_t padded, float scale) {
     // Subtract before scaling: the result is exactly 0 at the maximum, however large that is.
     const Vec factor = set(scale), top_score = set(highest(scores, L));
     Vec total = set(0.0f);
-    T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32, so it never overtakes what is read
+    T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32: writes never overtake reads
     int64_t n = 0;
     for (; n + WIDTH <= L; n += WIDTH) {
         const Vec e = power<T>(mul(sub(load(scores + n), top_score), factor));

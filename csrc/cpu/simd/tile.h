@@ -107,15 +107,15 @@ static inline Vec broadcast(const uint32_t* p) {
     return set(word);
 }
 
-// Sums of fp32 products are cut into chunks of so many words, and the chunk sums added up: one running sum over all of
-// K would have an error of sqrt(K) roundings instead of sqrt(CHUNK) + sqrt(K / CHUNK). For bf16 a running fp32 sum is
-// accurate enough; integer sums are exact.
+// Words per partial sum. Products of fp32 are summed by chunks: one running sum over all of K would have an error of
+// sqrt(K) roundings instead of sqrt(CHUNK) + sqrt(K / CHUNK). For bf16 a running fp32 sum is accurate enough; integer
+// sums are exact.
 template <typename T>
 constexpr int64_t CHUNK = INT64_MAX / 2;
 template <>
 constexpr int64_t CHUNK<float> = 128;
 
-// Addresses to prefetch during a product: so many words per step along K, from `next`.
+// Addresses to prefetch during a product: `words` words per step along K, from `next`.
 struct Ahead {
     const uint32_t* next;
     int64_t words;
