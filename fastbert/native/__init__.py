@@ -1,7 +1,7 @@
-"""The compiled kernels (csrc/): one module an op checks tensors, then hands pointers, sizes and strides to C++.
+"""The compiled kernels (csrc/): a module per op checks tensors, then passes pointers, sizes and strides to C++.
 
-It imports without the extension too; `available()` says why that is not there. The instruction set on CPU is the
-best the processor has, or what the environment variable FASTBERT_ISA names.
+It imports without the extension too; `available()` returns why that is missing. The instruction set on CPU is the best
+that the processor has, or the one that the environment variable FASTBERT_ISA names.
 """
 
 from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_norm

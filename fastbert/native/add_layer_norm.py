@@ -34,7 +34,7 @@ def add_layer_norm(
 ) -> Tensor:
     """LayerNorm(dropout(x) + residual) * weight + bias. x and residual (M, N), weight and bias (N,) -> (M, N).
 
-    No autograd. One dtype for all, float32 or bfloat16; sums and statistics are float32. The caller has asked
+    No autograd. One dtype for all, float32 or bfloat16; sums and statistics are float32. The caller has checked
     `supports_add_layer_norm`.
     """
     if dropout_p:

@@ -1,4 +1,4 @@
-"""add_layer_norm for training, on the CPU: the forward keeps its statistics, the backward reads them."""
+"""add_layer_norm for training, on the CPU: the forward returns its statistics for the backward."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def add_layer_norm_fwd_train(
     seed: int = 0,
     keep: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """LayerNorm(dropout(x) + residual) * weight + bias, (M, N), and its means and 1 / deviations, (2, M) fp32.
+    """LayerNorm(dropout(x) + residual) * weight + bias, (M, N), and the statistics mean and rstd, (2, M) fp32.
 
-    The mask follows from `seed`. Without `keep` there are no statistics. The caller has asked
+    `seed` determines the dropout mask. Without `keep`, the statistics are None. The caller has checked
     `supports_add_layer_norm`.
     """
     M, N = x.shape
@@ -83,6 +83,6 @@ def add_layer_norm_bwd(
 
 
 def add_layer_norm_inputs(x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[int, ...]:
-    """The arguments that every call of add_layer_norm in C++ begins with."""
+    """The first arguments of every add_layer_norm function in C++."""
     second = (0, 0) if residual is None else (residual.data_ptr(), residual.stride(0))
     return CPU_DTYPES[x.dtype], *x.shape, x.data_ptr(), x.stride(0), *second, weight.data_ptr()

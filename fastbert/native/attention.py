@@ -33,7 +33,7 @@ def supports_attention(
 
 
 def offsets_reason(cu_seqlens: Tensor) -> str | None:
-    """Why offsets cannot be taken; None where they can."""
+    """Why `attention` cannot take these offsets; None if it can."""
     if cu_seqlens.dtype != torch.int32 or not cu_seqlens.is_cpu or not cu_seqlens.is_contiguous():
         return "cu_seqlens is no contiguous int32 tensor on the CPU"
     return None if cu_seqlens.dim() == 1 and len(cu_seqlens) else "cu_seqlens is no vector of batch + 1 offsets"
@@ -44,7 +44,7 @@ def attention(
 ) -> Tensor:
     """softmax(scale q k^T) v within each sequence: (T, 3, H, D) -> (T, H, D); softmax in fp32. No autograd.
 
-    The caller has asked `supports_attention`.
+    The caller has checked `supports_attention`.
 
     Raises:
         ValueError: offsets out of order.

@@ -1,4 +1,4 @@
-"""attention for training, on the CPU: the forward keeps each query's maximum and sum, the backward reads them."""
+"""attention for training, on the CPU: the forward returns each query's maximum and sum for the backward."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
 def attention_fwd_train(
     qkv: Tensor, cu_seqlens: Tensor, *, scale: float | None, dropout_p: float = 0.0, seed: int = 0, keep: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """softmax(scale q k^T) v with dropped probabilities: (T, 3, H, D) -> (T, H, D).
+    """softmax(scale q k^T) v with dropout of the probabilities: (T, 3, H, D) -> (T, H, D).
 
-    With it (2, H, T) fp32 for the backward, where `keep` asks for it. The mask follows from `seed`.
-    The caller has asked `supports_attention`.
+    Also returns the statistics for the backward, (2, H, T) fp32, or None without `keep`. `seed` determines the mask.
+    The caller has checked `supports_attention`.
     """
     tokens, _, heads, width = qkv.shape
     y = fresh(qkv, tokens, heads, width)
@@ -43,7 +43,7 @@ def attention_bwd(
     dropout_p: float,
     seed: int,
 ) -> Tensor:
-    """The gradient of qkv, (T, 3, H, D): probabilities are made again, a tile of keys at a time."""
+    """The gradient of qkv, (T, 3, H, D): the probabilities are recomputed, a tile of keys at a time."""
     dqkv = fresh(qkv, *qkv.shape)
     dy = dy.contiguous()
     C.attention_bwd_cpu(
@@ -60,7 +60,7 @@ def attention_bwd(
 
 
 def attention_inputs(qkv: Tensor, cu_seqlens: Tensor, y: Tensor, scale: float | None) -> tuple[int | float, ...]:
-    """What every call of attention in C++ begins with."""
+    """The first arguments of every attention function in C++."""
     tokens, _, heads, width = qkv.shape
     return (
         CPU_DTYPES[qkv.dtype],

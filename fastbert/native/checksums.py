@@ -1,4 +1,4 @@
-"""Checksums of parameters: what sees writes to them that bypass the version counter."""
+"""Checksums of parameters, which detect writes that bypass the version counter."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fastbert.native.extension import C
 from fastbert.weight import Weight
 
 _CHUNK = 1 << 15  # bytes
-_LEAST = 1 << 16  # bytes of the weights that a call looks at, however short it is
-_SHARE = 0.01  # of a call's time
-_WORDS_BYTES = 24  # of the three words of a chunk
+_LEAST = 1 << 16  # bytes of weights that every call compares at least
+_SHARE = 0.01  # of a call's time, spent on comparing
+_WORDS_BYTES = 24  # bytes of a chunk's three words
 
 
 class Checksums:
-    """The values of several `Weight`s on the CPU, as they were when `take` was called last.
+    """Checksums of several `Weight`s on the CPU, as of the last call of `take`.
 
-    Biases are compared whole at each call of `changed`; of the weights a part that moves on from call to call.
+    Each call of `changed` compares all biases and a part of the weights, which advances from call to call.
     """
 
     def __init__(self, weights: Sequence[Weight]) -> None:
         self.weights = weights
         self.words = array("Q")  # address, bytes, checksum of each chunk
-        self.owners: list[int] = []  # the weight it belongs to
+        self.owners: list[int] = []  # index of the weight that each chunk belongs to
         for kind in ("biases", "weights"):
             for owner, weight in enumerate(weights):
                 for tensor in getattr(weight, kind):
@@ -41,7 +41,7 @@ class Checksums:
         self.bytes = self.ends[-1] if self.ends else 0
         self.speed = 1e10  # bytes per second, until it is measured
         self.credit = 0.0
-        self.seconds = 0.0  # that the last call took, for its owner to say
+        self.seconds = 0.0  # duration of the last model call, set by the owner
 
     def _cut(self, tensor: Tensor, owner: int) -> None:
         address, left = tensor.data_ptr(), _span(tensor)
@@ -51,13 +51,13 @@ class Checksums:
             address, left = address + _CHUNK, left - _CHUNK
 
     def take(self) -> None:
-        """Reads all values."""
+        """Computes the checksums of all values."""
         start = time.perf_counter()
         C.checksum_cpu(self.words.buffer_info()[0], len(self.owners), torch.get_num_threads())
         self.speed = self.bytes / max(time.perf_counter() - start, 1e-6)
 
     def changed(self, *, whole: bool) -> bool:
-        """Whether values have changed, as far as this call looks: at all of them, or for a hundredth of its time."""
+        """True if a compared value has changed: all are compared if `whole`, else for about 1% of a call's time."""
         everything, words = len(self.owners), self.words.buffer_info()[0]
         credit = self.credit + max(_SHARE * self.seconds * self.speed, _LEAST)
         if whole or credit >= self.bytes:
@@ -72,12 +72,12 @@ class Checksums:
         return C.first_changed_cpu(words + _WORDS_BYTES * first, max(end - first, 0), 1) >= 0
 
     def calls_until_seen(self) -> int:
-        """The most calls like the last one until a write to any weight is seen."""
+        """The most calls like the last one until a write to any weight is detected."""
         return 1 + int(self.bytes / max(_SHARE * self.seconds * self.speed, _LEAST))
 
 
 def checksums_of(weights: Sequence[Weight]) -> Checksums | None:
-    """The checksums of what lies on the CPU, taken now; None where the extension is missing or nothing lies there."""
+    """The checksums of the weights on the CPU, taken now; None without the extension or without such weights."""
     lying = [w for w in weights if all(t.is_cpu for t in w.tensors)]
     if C is None or not lying:
         return None

@@ -1,4 +1,4 @@
-"""Seeds of the masks that the kernels draw."""
+"""Seeds of the kernels' dropout masks."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def draw_seed(dropout_p: float) -> int:
-    """A seed from torch's default generator, so that torch.manual_seed repeats it; 0 where nothing is dropped."""
+    """A seed from torch's default generator, so that torch.manual_seed reproduces it; 0 without dropout."""
     return int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if dropout_p else 0

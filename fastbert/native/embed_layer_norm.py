@@ -64,7 +64,7 @@ def embed_layer_norm(
 ) -> tuple[Tensor, Tensor | None]:
     """Gathers, adds and normalises: ids (T,), tables (V, E), (types, E), (P, E) -> y (T, E), statistics (T, 2).
 
-    One dtype, float32 or bfloat16. `seed` says which elements are dropped; the statistics are for the backward.
+    One dtype, float32 or bfloat16. `seed` determines the dropped elements; the statistics are for the backward.
 
     Raises:
         ValueError: an id outside its table.
@@ -107,11 +107,11 @@ def embed_layer_norm_bwd(
     seed: int = 0,
     padding_idx: int | None = None,
 ) -> list[Tensor | None]:
-    """The gradients of word, token_type, position, weight and bias, those that are `needed`; dy is (T, E).
+    """The gradients of word, token_type, position, weight and bias, None where not `needed`; dy is (T, E).
 
-    Dense and in the tables' dtype; each is summed in float32, in an order that threads do not change.
+    Dense and in the tables' dtype; each is summed in float32, in an order independent of the threads.
     """
-    if dy.stride(1) != 1 and dy.shape[1] > 1:  # a sum's gradient is one number, seen T * E times
+    if dy.stride(1) != 1 and dy.shape[1] > 1:  # the gradient of a sum is one number, expanded to (T, E)
         dy = dy.contiguous()
     tables = (word, token_type, position)
     outputs = [
@@ -137,7 +137,7 @@ def embed_layer_norm_bwd(
 
 
 def _gathers(tables: Sequence[Tensor], ids: Sequence[Tensor]) -> tuple[list[tuple[int, int, int, int]], list[Tensor]]:
-    """What C++ takes of each table and its ids; and the ids it points into, which have to last for the call."""
+    """The C++ arguments of each table and its ids, and the id tensors they point into, which must outlive the call."""
     words, held = [], []
     for table, x in zip(tables, ids, strict=True):
         held.append(x.to(torch.int64).contiguous())

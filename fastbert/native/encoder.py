@@ -1,4 +1,4 @@
-"""All layers by the extension, in memory that is used again."""
+"""All layers by the extension, in reused memory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _why_not(x: Tensor, layers: Any) -> str | None:
 
 
 def _descriptors(layers: Any) -> tuple[array, list[Tensor]]:
-    """What csrc/bindings/encoder.cpp takes of each layer, words of 64 bits, and the packed weights they point into."""
+    """The 64-bit words per layer that csrc/bindings/encoder.cpp takes, and the packed weights they point into."""
     words, held = array("Q"), []
     for w in layers:
         weights = [packed(weight, w.precision) for weight in w.products]
@@ -64,12 +64,12 @@ def _descriptors(layers: Any) -> tuple[array, list[Tensor]]:
 
 
 def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """All layers over packed tokens, (T, E) -> (T, E), in memory that the thread uses again and again.
+    """All layers over packed tokens, (T, E) -> (T, E), in a workspace that the thread reuses.
 
-    What is written into fresh memory costs a page fault every 4 KiB, up to half the time of a product.
+    Writing to fresh memory costs a page fault every 4 KiB, up to half the time of a product.
     """
     (T, E), first, (_, isa), threads = x.shape, weights.layers[0], chosen_isa(), torch.get_num_threads()
-    # Held until the call is over: another thread may drop a weight's forms meanwhile.
+    # Referenced until the call is over: another thread may drop a weight's forms meanwhile.
     found = weights.forms.get(("descriptors", isa))
     words, _held = found or weights.form(("descriptors", isa), lambda: _descriptors(weights.layers))
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)

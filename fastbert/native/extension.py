@@ -31,7 +31,7 @@ CPU_DTYPES = {} if C is None else {torch.float32: C.F32, torch.bfloat16: C.BF16}
 _ACTIVATIONS = {None: "none", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _ACTIVATIONS |= {name: name for name in ("gelu", "relu", "silu", "tanh")}
 ACTIVATIONS = {} if C is None else {name: getattr(C, f"ACTIVATION_{code}") for name, code in _ACTIVATIONS.items()}
-# What ops.linear calls them; None: the operands as they are.
+# Names as in ops.linear; None: the operands as they are.
 _PRECISIONS = (None, "int8", "high", "highest")
 PRECISIONS = {} if C is None else {name: getattr(C, f"PRECISION_{name or 'full'}") for name in _PRECISIONS}
 
@@ -42,22 +42,22 @@ def available() -> str | None:
 
 
 def has_cuda() -> bool:
-    """Whether the extension is there and holds CUDA kernels."""
+    """True if the extension is available and contains CUDA kernels."""
     return C is not None and C.has_cuda
 
 
 def cpu_features() -> list[str]:
-    """The features of this processor that the choice of an instruction set rests on."""
+    """The features of this processor that determine the choice of an instruction set."""
     return [] if C is None else C.cpu_features()
 
 
 def isas() -> list[str]:
-    """The instruction sets that can run here, best first, and last what only emulates one, for tests."""
+    """The instruction sets that can run here, best first; emulated ones, for tests, come last."""
     return [] if C is None else C.isas()
 
 
 def real_isas() -> list[str]:
-    """Those of them that this machine's processor has."""
+    """The instruction sets that this machine's processor has, best first."""
     return [isa for isa in isas() if not isa.endswith("_emulated")]
 
 
@@ -65,7 +65,7 @@ def isa() -> str:
     """The instruction set in use; "none" without the extension.
 
     Raises:
-        ValueError: FASTBERT_ISA is no instruction set, or one this machine has not.
+        ValueError: FASTBERT_ISA is not an instruction set, or this machine lacks it.
     """
     return chosen_isa()[0]
 
@@ -82,28 +82,28 @@ def chosen_isa() -> tuple[str, int]:
 
 
 def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for a kernel to fill, contiguous, on the device of `like` and in its dtype unless another is given.
+    """An uninitialised contiguous tensor on the device of `like` and in its dtype unless another is given.
 
-    Both are always said: torch.empty would ask torch.set_default_dtype and torch.set_default_device.
+    Both are explicit: torch.empty would follow torch.set_default_dtype and torch.set_default_device.
     """
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
 
 
 def misaligned(x: Tensor, size: int) -> bool:
-    """Whether x begins elsewhere than on a multiple of so many bytes; what a compiler traces has no address yet."""
+    """True if the address of x is not a multiple of `size` bytes; False while compiling, when it has none."""
     return not torch.compiler.is_compiling() and x.data_ptr() % size != 0
 
 
 def has_memory(x: Tensor) -> bool:
-    """Whether x is a plain tensor whose values lie where its pointer says: no wrapper around others, no lazy sign."""
+    """True if x is a plain strided tensor whose values are at data_ptr(): no wrapper subclass, no lazy negation."""
     return type(x) in (Tensor, Parameter) and x.layout is torch.strided and not x.is_neg()
 
 
 def pointer_reason() -> str | None:
-    """Why pointers will not do, whatever the tensors: the call is recorded or transformed."""
+    """Why kernels cannot take pointers here, whatever the tensors: tracing, a transform or a mode; None if they can."""
     if torch.jit.is_tracing():
         return "a trace cannot hold pointers"
-    if torch.compiler.is_compiling():  # in a transform of its own; the ops know what it can hold
+    if torch.compiler.is_compiling():  # which is a transform of its own; the ops handle it
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "torch.func cannot see through pointers"
@@ -115,9 +115,9 @@ def pointer_reason() -> str | None:
 
 
 def mode_reason() -> str | None:
-    """Which dispatch or function mode is active, and has to see every operation; None where there is none.
+    """The active dispatch or function mode that must see every operation; None if there is none.
 
-    The mode of torch.device as a context, and of torch.set_default_device, sees only where tensors are made.
+    The mode of torch.device as a context and of torch.set_default_device does not count: it only sees tensor creation.
     """
     if torch._C._len_torch_dispatch_stack():
         return f"a dispatch mode is active: {type(_get_current_dispatch_mode()).__name__}"
@@ -128,7 +128,7 @@ def mode_reason() -> str | None:
 
 
 def cpu_reason(first: Tensor, *others: Tensor | None) -> str | None:
-    """Why the CPU kernels cannot take these tensors, whatever the op; None where they can."""
+    """Why the CPU kernels cannot take these tensors, whatever the op; None if they can."""
     if C is None:
         return available()
     if not first.is_cpu:

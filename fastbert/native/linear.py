@@ -58,12 +58,12 @@ def linear(
 ) -> Tensor:
     """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32.
 
-    No autograd. The caller has asked `supports_linear`.
+    No autograd. The caller has checked `supports_linear`.
     """
     if not isinstance(weight, Weight):
         weight = as_weight(weight, bias)
     y = fresh(x, x.shape[0], weight.shape[0])
-    buffer = packed(weight, precision)  # held: another thread may drop the form while this one multiplies
+    buffer = packed(weight, precision)  # a reference: another thread may drop the form meanwhile
     C.linear_cpu(
         CPU_DTYPES[x.dtype],
         PRECISIONS[precision],

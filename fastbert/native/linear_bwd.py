@@ -1,7 +1,7 @@
-"""linear for training, on the CPU: the forward keeps what the activation's derivative needs, the backward multiplies.
+"""linear for training, on the CPU: the forward saves what the activation's derivative needs.
 
-With z = x W^T + b and dz = dy activation'(z): dx = dz W, dW = dz^T x, db = the sum of dz over rows. Both products are
-those of the forward, whose second factor is a packed weight: W^T is packed once while W stays the same, x^T each time.
+With z = x W^T + b and dz = dy activation'(z): dx = dz W, dW = dz^T x, db = the sum of dz over rows. Both products run
+by the forward's kernel, whose second operand is packed: W^T is packed once while W is unchanged, x^T in each call.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from fastbert.native.packed_weights import packed_transpose
 from fastbert.native.workspace import keep, workspace
 from fastbert.weight import Weight, as_weight
 
-# Tokens are taken so many words (of one fp32, two bf16) at a time, so that a strip of dz^T and a panel of x lie in the
-# L2 cache. Over 16384 at once, dW took 1.6 times as long.
+# Words (of one fp32 or two bf16) of tokens per chunk, so that a strip of dz^T and a panel of x fit in the L2 cache.
+# With 16384 words per chunk, dW took 1.6 times as long.
 _CHUNK_WORDS = 1024
-# Their derivatives follow from the output, which the next op keeps anyway.
+# Their derivatives follow from the output, which the next op saves anyway.
 _FROM_OUTPUT = ("relu", "tanh")
 
 
 def linear_fwd_train(x: Tensor, weight: Weight, activation: str | None) -> tuple[Tensor, Tensor | None]:
     """act(x weight^T + bias), (M, N), and the tensor that the backward takes as `saved`, if any.
 
-    The caller has asked `supports_linear`.
+    The caller has checked `supports_linear`.
     """
     if activation is None or activation in _FROM_OUTPUT:
         y = linear(x, weight, activation=activation)
@@ -35,7 +35,7 @@ def linear_fwd_train(x: Tensor, weight: Weight, activation: str | None) -> tuple
 
 
 def activate(saved: Tensor, activation: str) -> Tensor:
-    """What `linear_fwd_train` returned with this `saved`, made of it once more."""
+    """Recomputes the output of `linear_fwd_train` from its `saved`."""
     if activation in _FROM_OUTPUT:
         return saved
     y = fresh(saved, *saved.shape)
@@ -54,7 +54,7 @@ def linear_bwd(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, weight and bias, None where not `wanted`: dy (M, N) -> (M, K), (N, K), (N,); sums in fp32.
 
-    Those of the weight are gradients of its stacked tensors.
+    dweight and dbias are the gradients of the stacked tensors.
     """
     (M, N), K = dy.shape, x.shape[1]
     want_x, want_weight, want_bias = wanted

@@ -1,8 +1,8 @@
 """linear_cross_entropy and its gradients by the extension: a chunk of the vocabulary at a time.
 
-Logits are made transposed, (V, K): the weight's rows are then read as they lie, by the product that makes the logits
-and by the one that makes the weight's gradient, and nothing of the vocabulary's size is packed. (A weight in training
-changes at each step; packing 94 MB for 150 tokens would cost as much as their product.)
+Logits are computed transposed, (V, K): the products for the logits and for the weight's gradient then use the weight's
+own layout, and nothing of the vocabulary's size is packed. (A weight in training changes at each step; packing 94 MB
+for 150 tokens would cost as much as their product.)
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, cpu_reason, fresh, misaligned
 
-# Bytes of logits at a time: so few stay in the cache, where nothing but the loss is wanted. With gradients, logits of
-# the whole vocabulary are not made twice if they fit in that many.
+# Bytes of logits per chunk. For the loss alone, so few that they stay in the cache. With gradients, logits of the whole
+# vocabulary are computed only once if they fit in one chunk.
 _LOSS_BYTES, _GRADIENT_BYTES = 4 << 20, 64 << 20
-_CHUNK_WORDS = 1024  # of the weight, turned at a time for dx
-_TOKENS, _BLOCK = 32, 128  # the extension takes tokens in multiples of the one, and words of the other
+_CHUNK_WORDS = 1024  # of the weight, transposed at a time for dx
+_TOKENS, _BLOCK = 32, 128  # the extension takes multiples of so many tokens, and of so many words
 _thread = threading.local()
 
 
@@ -53,14 +53,14 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """(T, E), (V, E), (V,), (T,) -> the mean loss (), and the gradients of x, weight and bias that are `needed`.
 
-    float32 or bfloat16; the logits of a chunk of words are rounded to it, everything after them is float32.
+    float32 or bfloat16; logits are rounded to that dtype, everything after them is float32.
 
     Raises:
         ValueError: a label outside 0..V-1 that is not `ignore_index`.
     """
     kept = (labels != ignore_index).nonzero().squeeze(1)
     count = len(kept)
-    # Rows without a label have none in dx; the other gradients are written whole, unless there is no label at all.
+    # dx is zero in rows without a label; the other gradients are written in full, unless there is no label at all.
     make = (torch.zeros_like, torch.empty_like if count else torch.zeros_like)
     gradients = [
         make[t is not x](t, memory_format=torch.contiguous_format) if wanted and t is not None else None
@@ -79,7 +79,7 @@ def linear_cross_entropy(
 
 
 class _Call:
-    """The labelled tokens of one call, padded with zeros to K, and what has been found out about them."""
+    """The labelled tokens of one call, padded with zeros to K rows, and their statistics."""
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, kept: Tensor) -> None:
         self.weight, self.bias, self.kept, self.count = weight, bias, kept, len(kept)
@@ -99,11 +99,11 @@ class _Call:
         self.labels[: self.count] = labels
         self.row_max, self.total, self.picked = x.new_zeros((3, self.K), dtype=torch.float32)
         self.packed_rows = self._pack(self.rows)
-        # This call's own until it is done, also where the handler of a signal calls the op meanwhile.
+        # Owned by this call until it is done, as a signal handler may call the op meanwhile.
         self.memory, _thread.memory = getattr(_thread, "memory", None), None
 
     def statistics(self, budget: int) -> Tensor | None:
-        """Fills row_max, total and picked; returns the logits, if those of the whole vocabulary are there."""
+        """Fills row_max, total and picked; returns the logits if one chunk holds the whole vocabulary."""
         partial = fresh(self.row_max, C.cross_entropy_blocks(self.V), 2, self.K)
         chunks = self._stretches(budget)
         for first, size in chunks:
@@ -119,12 +119,12 @@ class _Call:
         return logits if len(chunks) == 1 else None
 
     def losses(self) -> Tensor:
-        """Of each token, (count,) in fp64, where the order of their sum does not show."""
+        """The loss per token, (count,), in fp64, so that the order of their sum does not show."""
         row_max, total, picked = (t[: self.count].double() for t in (self.row_max, self.total, self.picked))
         return (row_max - picked) + total.log()
 
     def with_gradients(self, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> None:
-        """Fills the gradients that are not None, too."""
+        """Fills the statistics and the gradients that are not None."""
         there = self.statistics(_GRADIENT_BYTES)
         scale, inverse = torch.zeros_like(self.total), self.total.reciprocal()
         scale[: self.count] = 1 / self.count
@@ -145,7 +145,7 @@ class _Call:
             dx.index_copy_(0, self.kept, drows.sums)
 
     def _stretches(self, budget: int) -> list[tuple[int, int]]:
-        """The vocabulary as (first word, words), with logits of about `budget` bytes each."""
+        """The vocabulary in chunks (first word, words), each with about `budget` bytes of logits."""
         words = max(budget // (self.K * self.rows.element_size()) // _BLOCK, 1) * _BLOCK
         return [(first, min(words, self.V - first)) for first in range(0, self.V, words)]
 
@@ -158,7 +158,7 @@ class _Call:
     def _workspace(self, size: int) -> Tensor:
         elements = size * self.K
         if self.memory is None or self.memory.dtype != self.rows.dtype or self.memory.numel() < elements:
-            self.memory = None  # before, so that both never stand side by side
+            self.memory = None  # freed first, so that both never exist at once
             self.memory = fresh(self.rows, elements)
         return self.memory[:elements].view(size, self.K)
 
@@ -178,7 +178,7 @@ class _Call:
         return packed
 
     def _multiply(self, a: Tensor, packed: Tensor, out: Tensor) -> None:
-        """out (M, N) = a (M, K) times a packed (N, K), transposed."""
+        """out (M, N) = a (M, K) b^T, with b (N, K) packed."""
         (M, K), N = a.shape, out.shape[1]
         C.linear_cpu(
             *(self.dtype, C.PRECISION_full, M, N, K, a.data_ptr(), a.stride(0), packed.data_ptr(), out.data_ptr()),
@@ -189,8 +189,8 @@ class _Call:
 class _Rows:
     """dx at the labelled tokens (count, E), summed over the vocabulary: the gradient of the logits times the weight.
 
-    Both are turned a chunk of words at a time, which stays in the cache; a product of torch's would take them as they
-    lie, but its bits depend on the number of threads.
+    Both are transposed a chunk of words at a time, which stays in the cache. A product of torch's needs no transposes,
+    but its bits depend on the number of threads.
     """
 
     def __init__(self, call: _Call) -> None:
@@ -198,7 +198,7 @@ class _Rows:
         weight, size = call.weight, call.weight.element_size()
         self.per_word = 4 // size
         chunk = min(_CHUNK_WORDS * self.per_word, -(-call.V // self.per_word) * self.per_word)
-        self.chunk, self.stride = chunk, chunk + 64 // size  # so that a column does not fall into one set of the cache
+        self.chunk, self.stride = chunk, chunk + 64 // size  # so that a column does not map to one cache set
         self.turned = fresh(weight, call.count, self.stride)
         kind = call.dtype, C.PRECISION_full, call.E, chunk
         self.packed = fresh(weight, C.packed_weight_bytes(*kind, call.isa), dtype=torch.uint8)
@@ -206,7 +206,7 @@ class _Rows:
         self.wide = self.sums if self.per_word == 1 else fresh(weight, call.count, call.E, dtype=torch.float32)
 
     def add(self, logits: Tensor, first: int, size: int) -> None:
-        """Adds the words `first` to `first + size`, whose gradients are `logits` (size, K)."""
+        """Adds the words `first` to `first + size`; `logits` (size, K) holds the gradients of their logits."""
         call = self.call
         for start in range(0, size, self.chunk):
             words = min(self.chunk, size - start)

@@ -1,4 +1,4 @@
-"""Weights in the order that the kernels read, kept as forms of a `Weight`, by its owner."""
+"""Weights in the order that the kernels read them, cached as forms of a `Weight`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastbert.weight import Weight
 
 
 def packed(weight: Weight, precision: str | None = None) -> Tensor:
-    """The panels of a Weight with its biases, for the instruction set in use."""
+    """The packed panels of a Weight with its biases, for the instruction set in use."""
     key = "packed", precision, weight.weights[0].dtype, chosen_isa()[1]
     found = weight.forms.get(key)
     return weight.form(key, lambda: _pack(weight, precision)) if found is None else found
@@ -22,7 +22,7 @@ def _pack(weight: Weight, precision: str | None) -> Tensor:
     weights: tuple[Tensor, ...] = weight.weights
     biases: tuple[Tensor | None, ...] = weight.biases or (None,) * len(weights)
     sizes = [C.packed_weight_bytes(*kind, len(w), K, isa) for w in weights]
-    # Row blocks that fill their panels are packed one by one: the same bytes as of all rows together.
+    # Row blocks that fill their panels are packed one by one: the bytes are those of all rows packed together.
     full = [C.packed_weight_bytes(*kind, len(w) + 1, K, isa) > size for w, size in zip(weights, sizes, strict=True)]
     if len(weights) > 1 and not all(full):
         stacked, bias = weight.stacked()
@@ -37,7 +37,7 @@ def _pack(weight: Weight, precision: str | None) -> Tensor:
 
 
 def packed_transpose(weight: Weight, inner: int) -> Tensor:
-    """weight^T (K, N) as a weight for the product, its N filled up to `inner` with zeros."""
+    """weight^T (K, N) packed for a product, its N padded with zeros to `inner`."""
     return weight.form(("transposed", inner, chosen_isa()[1]), lambda: _pack_transpose(weight, inner))
 
 
@@ -56,5 +56,5 @@ def _pack_transpose(weight: Weight, inner: int) -> Tensor:
 
 
 def has_packed(weight: Weight, precision: str | None) -> bool:
-    """Whether a weight without memory has the form that these kernels read."""
+    """True if a weight has the packed form that these kernels read."""
     return ("packed", precision, weight.weights[0].dtype, chosen_isa()[1]) in weight.forms

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastbert.native.extension import C, available, fresh, has_memory, pointer_reason
 
-# Of the types a mask on the host may have: the bits of 1, and those that are 0 in a zero.
+# By dtype of a mask on the host: the bits of a 1, and the mask of the bits that are 0 in a zero.
 _INTEGERS = [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 _INTEGERS += [torch.int8, torch.int16, torch.int32, torch.int64]
 _BITS = {
@@ -18,7 +18,7 @@ _BITS = {
     torch.float64: (0x3FF0000000000000, 2**63 - 1),
 }
 _MASKS = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)
-_MOST = 2**31 - 1  # positions of a batch, rows of a result
+_MOST = 2**31 - 1  # limit of the positions of a batch and of the rows of a result
 
 
 def supports_read_mask(mask: Tensor) -> str | None:
@@ -39,14 +39,14 @@ def supports_read_mask(mask: Tensor) -> str | None:
 
 
 def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool, bool]:
-    """What `ops.read_mask` makes a batch of, in one pass over a (B, S) mask on the host.
+    """Reads a (B, S) mask on the host in one pass, for `ops.read_mask`.
 
     Returns:
-        cu_seqlens (B+1,) int32 and indices (B * S,) int64, as of `ops.pack_mask`, but for what stands behind the last
+        cu_seqlens (B+1,) int32 and indices (B * S,) int64, as from `ops.pack_mask`, but undefined after the last
         token; the number of tokens; the longest sequence; whether one begins with a pad; whether a value is neither 0
         nor 1, which counts as a pad.
 
-    The caller has asked `supports_read_mask`.
+    The caller has checked `supports_read_mask`.
     """
     (batch_size, seq_len), values = mask.shape, mask.contiguous()
     cu_seqlens = fresh(mask, batch_size + 1, dtype=torch.int32)
@@ -64,7 +64,7 @@ def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool, bool]:
 
 
 def bounds(ids: Tensor) -> tuple[int, int] | None:
-    """The least and the greatest of int32 or int64 ids on the host, at least one; None for others."""
+    """The minimum and maximum of at least one int32 or int64 id on the host; None for other tensors."""
     if C is None or ids.dtype not in (torch.int32, torch.int64) or not ids.is_cpu or not has_memory(ids):
         return None
     if not ids.is_contiguous():
@@ -97,9 +97,9 @@ def supports_gather_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> str 
 
 
 def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where the real tokens of a (B, S) mask on a GPU stand, in one to three launches; see `ops.pack_mask`.
+    """The positions of the real tokens of a (B, S) mask on a GPU, in one to three launches; see `ops.pack_mask`.
 
-    The caller has asked `supports_pack_mask`.
+    The caller has checked `supports_pack_mask`.
 
     Raises:
         RuntimeError: a CUDA launch failed.
@@ -126,9 +126,9 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def gather_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
-    """x[index], rows of zeros where the index is not one of x's rows: (N, ...), (M,) int64 -> (M, ...), on a GPU.
+    """x[index], with rows of zeros where the index is out of range: (N, ...), (M,) int64 -> (M, ...), on a GPU.
 
-    The caller has asked `supports_gather_rows`.
+    The caller has checked `supports_gather_rows`.
 
     Raises:
         RuntimeError: a CUDA launch failed.

@@ -1,4 +1,4 @@
-"""What this machine can reach at most, measured."""
+"""The measured peak speed of this machine."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from fastbert.native.extension import C, available
 
 
 def peak(kind: str, isa: str, threads: int) -> float:
-    """What `threads` threads reach at most here: FLOP/s of a loop over registers only ("fp32", "bf16", "int8"),
+    """The peak speed of `threads` threads: FLOP/s of a loop over registers only ("fp32", "bf16", "int8"),
     or bytes/s read from main memory ("read").
 
     Raises:
-        RuntimeError: the extension is not there.
-        ValueError: no such kind, an instruction set that this machine has not, or no thread.
+        RuntimeError: the extension is missing.
+        ValueError: an unknown kind, an instruction set that this machine lacks, or no thread.
     """
     if C is None:
         raise RuntimeError(available())

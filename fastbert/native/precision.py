@@ -1,4 +1,4 @@
-"""What the compiled products make of a precision, in words."""
+"""A description of how the compiled products treat a precision."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _PRODUCTS = {"high": "three", "highest": "six"}
 
 
 def describe_precision(precision: str | None) -> str | None:
-    """For `explain`: how products that `supports_linear` takes run here; None where there is nothing to say."""
+    """For `explain`: how products that `supports_linear` accepts run here; None if there is nothing to add."""
     if precision is None:
         return None
     if precision == "int8":
         return "int8: sums in int32"
     try:
         amx = isa().startswith("amx")
-    except ValueError:  # FASTBERT_ISA is wrong: doctor, which says so, asks here too
+    except ValueError:  # FASTBERT_ISA is wrong; doctor, which reports that, also calls this
         return None
     if amx:
         return f"{precision}: as {_PRODUCTS[precision]} products of bf16 pieces"

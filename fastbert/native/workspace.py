@@ -1,4 +1,4 @@
-"""Memory that a thread's calls write to and forget."""
+"""Scratch memory that a thread reuses between calls."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ _memory = threading.local()
 def workspace(*parts: tuple[torch.dtype, tuple[int, ...]]) -> tuple[Tensor, list[Tensor]]:
     """Memory, and uninitialised tensors of these dtypes and shapes in it, each aligned to 64 bytes.
 
-    Fresh memory costs a page fault every 4 KiB, so the caller hands the memory to `keep` when it is done, for the
-    thread's next call. Until then it is the caller's own, also where the handler of a signal interrupts the call and
-    calls an op itself.
+    Fresh memory costs a page fault every 4 KiB, so the caller passes the memory to `keep` when it is done, for the
+    thread's next call. Until then the caller owns it, even if a signal handler interrupts the call and calls an op.
     """
     sizes, total = [], 64
     for dtype, shape in parts:
