@@ -1,8 +1,8 @@
 """Batches of pre-training: packed to a budget of tokens, without padding, in a seeded order that can be resumed.
 
-A batch follows from the shards, the seed and (epoch, position) alone. Every epoch has an order of its own, and in
-it every example once. A batch takes the next examples until one does not fit; that one begins the next batch, and
-where an epoch ends, the next one fills the batch up.
+A batch is a function of the shards, the seed and (epoch, position). Each epoch goes over all examples once, in an
+order of its own. A batch takes the next examples until one does not fit; that example starts the next batch. At the
+end of an epoch, the batch is filled from the next epoch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastbert.training.counter_random import Permutation, draws, key_of
 from fastbert.training.masking import Masker, Masking
 from fastbert.training.shards import Shards
 
-_ORDER, _MASKS = 0, 1  # what a key is for
+_ORDER, _MASKS = 0, 1  # purposes of random keys
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class PretrainingBatch:
     token_type_ids: Tensor  # (T,) int64
     cu_seqlens: Tensor  # (B+1,) int32
     max_seqlen: int
-    labels: Tensor  # (T,) int64, -100 where nothing is asked
-    next_sentence_label: Tensor | None  # (B,) int64: 0 the next sentences, 1 another document's; None without pairs
+    labels: Tensor  # (T,) int64, -100 where nothing is predicted
+    next_sentence_label: Tensor | None  # (B,) int64: 0 next sentences, 1 from another document; None without pairs
 
     def sentence_labels(self) -> Tensor:
-        """next_sentence_label; a ValueError where the examples are no pairs."""
+        """Returns next_sentence_label. Raises ValueError if the examples are not pairs."""
         if self.next_sentence_label is None:
             raise ValueError("the examples are no pairs; a next-sentence loss needs shards of pairs")
         return self.next_sentence_label
@@ -49,20 +49,20 @@ class PretrainingBatch:
 
 
 class PackedBatches:
-    """An iterator over batches; endless unless `epochs` says otherwise, and then its last batch may be short.
+    """An iterator over batches. It is endless unless `epochs` is given; then its last batch may be short.
 
-    Every rank iterates over the same global batches and takes its sequences of each: dealt out from the longest to
-    the shortest, back and forth, so that all have nearly the same number of tokens. The ranks' parts of a batch are
-    together the batch of a single process, with the same masks.
+    Every rank iterates over the same global batches and takes its sequences from each. Sequences are distributed from
+    the longest to the shortest, back and forth over the ranks, so that all have nearly the same number of tokens. The
+    ranks' parts of a batch together are the batch of a single process, with the same masks.
 
-    After a batch has been handed out, `state_dict()` says where the next one begins, whatever the number of ranks.
+    After each batch, `state_dict()` returns the position of the next one, which does not depend on the number of ranks.
 
     Args:
-        tokens_per_batch: most tokens of a global batch, all ranks together; at least the ranks' number times the
-            longest example, so that none is left without.
-        seed: of order and masks.
-        masking: what is masked.
-        epochs: how often to go over the examples; the last batch may leave a rank without a sequence.
+        tokens_per_batch: most tokens of a global batch, all ranks together; at least the number of ranks times the
+            longest example, so that every rank gets a sequence.
+        seed: seed of order and masks.
+        masking: how tokens are masked.
+        epochs: number of passes over the examples; in the last batch, a rank may get no sequence.
 
     Raises:
         ValueError: no examples, or a budget that is too small.
@@ -91,19 +91,19 @@ class PackedBatches:
         self.shards, self.tokens_per_batch, self.seed = shards, tokens_per_batch, seed
         self.rank, self.world_size, self.epochs = rank, world_size, epochs
         self._mask = Masker(shards.tokenizer, masking or Masking())
-        self._usual = max(1, tokens_per_batch * len(shards) // shards.counts.tokens)  # examples in a batch
+        self._usual = max(1, tokens_per_batch * len(shards) // shards.counts.tokens)  # examples in an average batch
         self._epoch = self._position = 0
         self._order = self._order_of(0)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch begins, for `load_state_dict`, and what that position is a position in."""
+        """The position of the next batch, and the identity of the data, for `load_state_dict`."""
         return {"epoch": self._epoch, "position": self._position, **self._source()}
 
     def _source(self) -> dict[str, int]:
         return {"seed": self.seed, "examples": len(self.shards), "crc32": self.shards.crc32}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from there. Raises ValueError for the state of another seed or other shards."""
+        """Continues from a state. Raises ValueError for a state of another seed or other shards."""
         for name, own in self._source().items():
             if (was := state.get(name)) != own:
                 raise ValueError(f"cannot continue {self.shards.folder}: {name} was {was} and is {own} now")
@@ -126,7 +126,7 @@ class PackedBatches:
         return Permutation(len(self.shards), key_of(self.seed, _ORDER, epoch))
 
     def _fill(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The next global batch, and a step forward: its examples' numbers, lengths and epochs."""
+        """Takes the next global batch; returns its examples' numbers, lengths and epochs."""
         taken: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         room, want = self.tokens_per_batch, self._usual + self._usual // 8 + 1
         while True:

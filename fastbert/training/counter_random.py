@@ -1,4 +1,4 @@
-"""Random numbers by counter: each follows from what it is for alone, so that no state need be kept or shared.
+"""Counter-based random numbers: each is a function of a key and a counter, so there is no state to save or share.
 
 Draw i of key k is output i of the SplitMix64 generator (Steele, Lea, Flood 2014) seeded with k. All arithmetic is
 modulo 2^64, on uint64 arrays.
@@ -22,7 +22,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def key_of(*parts: int) -> int:
-    """One key of several numbers, in this order."""
+    """Combines several numbers, in this order, into one key."""
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
         key = mix(key + np.uint64((part + 1) * _GOLDEN & _ALL))
@@ -30,8 +30,8 @@ def key_of(*parts: int) -> int:
 
 
 def draws(key: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Draws number `counters` of `key`, or each of its own key; uint64, evenly spread over all 2^64 values."""
-    x = counters.astype(np.uint64)  # a copy, to be overwritten
+    """The draws with numbers `counters` of `key`, or each of its own key; uint64, uniform over all 2^64 values."""
+    x = counters.astype(np.uint64)  # a copy, as `mix` overwrites it
     x += np.uint64(1)
     x *= np.uint64(_GOLDEN)
     x += key if isinstance(key, np.ndarray) else np.uint64(key)
@@ -39,10 +39,10 @@ def draws(key: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
 
 
 class Permutation:
-    """A random order of the numbers below n: any part of it by computing, without the rest, in no memory.
+    """A random permutation of the numbers below n. Any part of it is computed alone; nothing is stored.
 
-    A Feistel network on the next power of two, walked along until it comes to a number below n (Black and Rogaway
-    2002). A billion examples would take 8 GB as an array, on each of a machine's processes.
+    A Feistel network on the next power of two, iterated until the result is below n (cycle walking, Black and Rogaway
+    2002). As an array, a billion examples would take 8 GB in each process of a machine.
     """
 
     ROUNDS = 8
@@ -55,7 +55,7 @@ class Permutation:
         self._keys = [key_of(key, r) for r in range(self.ROUNDS)]
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """What stands at these positions, int64."""
+        """The numbers at these positions, int64."""
         x = self._walk(positions.astype(np.uint64))
         while len(outside := np.flatnonzero(x >= self._n)):
             x[outside] = self._walk(x[outside])

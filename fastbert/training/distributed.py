@@ -1,4 +1,4 @@
-"""The processes of one run: alone, or as many as `torchrun` started, each with a copy of the model (DDP) or a part."""
+"""The processes of a run: one, or those that `torchrun` started, each with a copy of the model (DDP) or a shard."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run. Host tensors travel by gloo, gradients by what suits the device."""
+    """This process among those of the run. Host tensors are exchanged by gloo, gradients by the device's backend."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """True in the process that writes files (rank 0)."""
         return self.rank == 0
 
     def gather(self, values: Tensor) -> Tensor:
-        """A tensor on the host of each process, all of one shape, stacked by rank: (world_size, ...)."""
+        """Gathers host tensors of one shape from all processes, stacked by rank: (world_size, ...)."""
         table = values.new_zeros(self.world_size, *values.shape)
         table[self.rank] = values
         if self.world_size > 1:
@@ -34,45 +34,45 @@ class Processes:
         return table
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Waits until every process has reached this call."""
         self.gather(torch.zeros(1))
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """The module, on its device, whose backward averages its gradients over the processes."""
+        """Wraps the module by DDP, so that its backward averages gradients over the processes."""
         if self.world_size == 1:
             return module
         return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def backward(self, module: nn.Module, *, last: bool) -> AbstractContextManager:
-        """Around the forward and backward of a micro-batch: gradients travel with the last of a step only."""
-        if hasattr(module, "set_requires_gradient_sync"):  # FSDP's
+        """A context for forward and backward of a micro-batch; only the last one of a step synchronises gradients."""
+        if hasattr(module, "set_requires_gradient_sync"):  # FSDP
             module.set_requires_gradient_sync(last)
             return nullcontext()
         return nullcontext() if self.world_size == 1 or last else module.no_sync()
 
 
 def local_rank() -> int | None:
-    """Which of this machine's processes this one is, where torchrun started it."""
+    """This process's rank on its machine; None without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
 
 
 @contextmanager
 def join(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say so), or this one alone.
+    """The processes that torchrun started (by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT), or this one alone.
 
-    Its threads end with it: one that still lets go of a tensor while the interpreter ends would abort the process.
+    On exit the process group and its threads end: a thread that frees a tensor at interpreter exit aborts the process.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Torch's DDP imports it, and for good its functions' defaults hold the group that there is at that time.
+    # DDP imports this module, whose default arguments hold the group of that time forever. So import it before.
     from torch.distributed.nn import functional  # noqa: F401
 
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
-        gc.collect()  # replicas are cycles, and each holds the group
+        gc.collect()  # DDP replicas are reference cycles that hold the group
         dist.destroy_process_group()

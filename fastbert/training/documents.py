@@ -1,8 +1,8 @@
-"""Documents from text, jsonl, JSON, csv and parquet files: pieces that can be read apart from each other, in any order.
+"""Documents from text, jsonl, JSON, csv and parquet files, cut into pieces that can be read independently.
 
-A piece is a range of a file that begins and ends between two documents, found by its size alone, so that many
-processes can read one file and the pieces are the same for any number of them. In a text file, documents end at a
-blank line, or each line is one, or the whole file. A csv or JSON file and a compressed file is one piece.
+A piece is a range of a file that starts and ends between two documents. Its bounds depend on a size alone. So many
+processes can read one file, and the pieces are the same for any number of them. In a text file, a document ends at a
+blank line, or is a line, or is the whole file. A csv, JSON or compressed file is one piece.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastbert.inference.records import jsonl_rows, read_rows, text_of
 
 _BLANK = re.compile(rb"\n\s*\n")
 _LINE = re.compile(rb"\n")
-_WINDOW = 1 << 20  # bytes looked at together
+_WINDOW = 1 << 20  # bytes searched at a time
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class DocumentReading(Form):
     """How `fastbert prepare` reads inputs.
 
     Args:
-        separator: what ends a document of a text file: "blank-line", "line" or "file".
-        field: of a JSON object, its text.
-        column: of a csv or parquet file, its text.
+        separator: end of a document in a text file: "blank-line", "line" or "file".
+        field: field of a JSON object that holds the text.
+        column: column of a csv or parquet file that holds the text.
     """
 
     separator: str = "blank-line"
@@ -57,15 +57,15 @@ class Piece(NamedTuple):
     format: str  # one of input_files.FORMATS
     start: int
     stop: int
-    bytes: int  # of text, more or less
+    bytes: int  # of text, approximately
 
 
 class Document(NamedTuple):
-    """One document, or the problem there is in its place."""
+    """One document, or its problem."""
 
     text: str
     piece: Piece
-    position: int  # line or row it begins at, counted from 0 at the piece's start
+    position: int  # its first line or row, counted from 0 at the start of the piece
     problem: str | None = None
 
     def where(self) -> str:
@@ -82,12 +82,13 @@ class Document(NamedTuple):
 
 
 def find_files(inputs: Sequence[str | os.PathLike], reading: DocumentReading | None = None) -> list[Path]:
-    """The files named, and those below the folders named, sorted by path.
+    """The given files, and those below the given folders, sorted by path.
 
-    In a folder, hidden files are left out, and, with a warning, those of a suffix that `reading` has no format for.
+    In a folder, hidden files are left out. Files with a suffix that `reading` does not know are left out with a
+    warning.
 
     Raises:
-        InputError: a path that does not exist, a folder without files, a file that is empty or holds white space.
+        InputError: a path does not exist, a folder has no files, or a file is empty or only white space.
     """
     found: list[Path] = []
     for name in map(Path, inputs):
@@ -108,7 +109,7 @@ def find_files(inputs: Sequence[str | os.PathLike], reading: DocumentReading | N
 
 
 def _known(folder: Path, paths: list[Path], reading: DocumentReading) -> list[Path]:
-    """The paths of a known format; warns of the number of others."""
+    """The paths of a known format; warns of the others."""
     if reading.format != "auto":
         return paths
     unknown = {path: suffix_of(path) for path in paths if suffix_of(path) not in ("", *SUFFIXES)}
@@ -128,8 +129,8 @@ def cut(path: Path, reading: DocumentReading, size: int) -> list[Piece]:
     """Cuts a file into pieces of about `size` bytes.
 
     Raises:
-        InputError: a parquet file that cannot be read, or has no such column of strings; a file
-            whose content is not what its suffix says.
+        InputError: a parquet file cannot be read or lacks the column of strings, or a file's content does not match
+            its suffix.
     """
     kind = reading.format_of(path)
     if kind == "parquet":
@@ -153,14 +154,14 @@ def cut(path: Path, reading: DocumentReading, size: int) -> list[Piece]:
 
 
 def _next_document(file: BinaryIO, position: int, separator: re.Pattern, total: int) -> int:
-    """The first byte behind a separator that begins at `position` or later; the end where there is none."""
+    """The first byte after the next separator from `position` on; the end of the file if there is none."""
     file.seek(position)
     held, searched = b"", 0
     while block := file.read(_WINDOW):
         held += block
         if found := separator.search(held, searched):
             return position + found.end()
-        searched = max(0, len(held) - (_WINDOW >> 4))  # a run of blank lines may reach over the windows' edge
+        searched = max(0, len(held) - (_WINDOW >> 4))  # a run of blank lines may cross the window's edge
     return total
 
 
@@ -177,7 +178,7 @@ def _row_groups(path: Path, column: str) -> list[Piece]:
 
 
 def group(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
-    """Puts pieces together, in their order, to groups of about `size` bytes; a small rest joins the last group."""
+    """Groups consecutive pieces to about `size` bytes; a small remainder joins the last group."""
     groups: list[list[Piece]] = []
     held = size
     for piece in pieces:
@@ -193,7 +194,7 @@ def group(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
 
 
 def documents(piece: Piece, reading: DocumentReading) -> Iterator[Document]:
-    """The documents of a piece, in order. What is empty between separators of a text file is no document."""
+    """The documents of a piece, in order. Empty documents of a text file are skipped."""
     column = reading.field if piece.format in ("json", "jsonl") else reading.column
     if piece.format == "text":
         yield from _texts(piece, reading.separator)

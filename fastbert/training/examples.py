@@ -1,6 +1,6 @@
-"""From tokenized documents to examples: pairs of segments as in the BERT paper, or runs of sentences.
+"""Makes examples of tokenized documents: pairs of segments as in the BERT paper, or runs of sentences.
 
-Segments are ranges of the documents' tokens throughout; tokens are copied once, by `assemble`.
+Segments are ranges of the documents' tokens; `assemble` copies the tokens once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEAST_LENGTH = PAIR_SPECIALS + 2
 
 
 class TokenizedDocuments(NamedTuple):
-    """Documents one after another: sentence s is tokens[sentences[s] : sentences[s + 1]], none is empty."""
+    """Concatenated documents: sentence s is tokens[sentences[s] : sentences[s + 1]], none is empty."""
 
     tokens: np.ndarray  # (T,)
     sentences: list[int]  # (S+1,) offsets into tokens
@@ -28,7 +28,7 @@ class TokenizedDocuments(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """One example: tokens [start, stop) and, of a pair, [second_start, second_stop)."""
+    """One example: tokens [start, stop) and, for a pair, [second_start, second_stop)."""
 
     start: int
     stop: int
@@ -40,14 +40,14 @@ class Segments(NamedTuple):
 def pairs(documents: TokenizedDocuments, max_length: int, short_seq_prob: float, rng: Random) -> Iterator[Segments]:
     """Pairs for next-sentence prediction, by the rules of BERT's create_pretraining_data.
 
-    Sentences of a document are gathered until they reach max_length less three special tokens (or, with
-    `short_seq_prob`, in all of a document, a random length), and cut in two at a random sentence. In half of the
-    cases, and where there is but one sentence, the second segment is taken from a random place of another document
-    instead, and the sentences it replaces go back. What is too long loses tokens of the longer segment, each from
-    the front or the back.
+    Sentences of a document are collected until they reach max_length minus three special tokens, and split in two at
+    a random sentence. With probability `short_seq_prob`, a document uses a random shorter length throughout. In half
+    of the cases, and if there is one sentence only, the second segment comes from a random place of another document;
+    the sentences it replaces are used again. A pair that is too long loses tokens of its longer segment, each at
+    random from the front or the back.
 
     Raises:
-        ValueError: there is one document alone.
+        ValueError: there is only one document.
     """
     offsets, firsts = documents.sentences, documents.documents
     count, room = len(firsts) - 1, max_length - PAIR_SPECIALS
@@ -78,7 +78,7 @@ def pairs(documents: TokenizedDocuments, max_length: int, short_seq_prob: float,
 
 
 def _from_other(documents: TokenizedDocuments, other: int, length: int, below: Callable[[int], int]) -> tuple[int, int]:
-    """Sentences of a document from a random one on, until they reach a length or the document ends."""
+    """The range of sentences of a document from a random one on that reaches a length, or the document's end."""
     first, last = documents.documents[other], documents.documents[other + 1]
     start = first + below(last - first)
     end = start + 1
@@ -99,9 +99,9 @@ def _truncate(a: list[int], b: list[int], room: int, rng: Random) -> None:
 def runs(documents: TokenizedDocuments, max_length: int, short_seq_prob: float, rng: Random) -> Iterator[Segments]:
     """Runs of whole sentences of one document, as long as max_length allows: RoBERTa's DOC-SENTENCES.
 
-    RoBERTa found them a little better than runs across documents, and used the latter only to fill padded batches
-    evenly, which packed batches are anyway. A sentence that is too long itself is cut. With `short_seq_prob`, all
-    of a document's runs are of at most a random length.
+    RoBERTa found them slightly better than runs across documents, and used the latter only to fill padded batches
+    evenly. Packed batches are full anyway. A sentence longer than a run is cut. With probability `short_seq_prob`,
+    all runs of a document have at most a random length.
     """
     offsets, firsts = documents.sentences, documents.documents
     room = max_length - RUN_SPECIALS
@@ -118,7 +118,7 @@ def runs(documents: TokenizedDocuments, max_length: int, short_seq_prob: float, 
 
 
 def assemble(documents: TokenizedDocuments, segments: Iterable[Segments], cls: int, sep: int) -> Examples:
-    """Copies the segments' tokens out of the documents, between the special tokens."""
+    """Copies the segments' tokens from the documents and adds the special tokens."""
     rows = list(segments)
     source, dtype = documents.tokens, documents.tokens.dtype
     head, tail = np.array([cls], dtype), np.array([sep], dtype)

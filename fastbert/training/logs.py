@@ -1,4 +1,4 @@
-"""What a run reports: log.jsonl, TensorBoard event files and its line of progress."""
+"""The logs of a run: log.jsonl, TensorBoard event files and the progress line."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LOG, EVENTS = "log.jsonl", "tensorboard"
 
 
 class Log:
-    """Takes figures by step. On resume, lines and events of steps after `step` are dropped: they come again.
+    """Writes figures by step. On resume, lines and events of steps after `step` are dropped, as these steps rerun.
 
     Args:
-        folder: of the run's output.
-        step: steps done before.
-        tensorboard: whether event files are written, too.
+        folder: folder of the run's output.
+        step: number of steps done before.
+        tensorboard: whether to write event files as well.
 
     Raises:
         ValueError: a line of the log is damaged.
-        ModuleNotFoundError: tensorboard is asked for and not installed.
-        OSError: the disk is full, naming the file or the folder of event files.
+        ModuleNotFoundError: tensorboard is set and the package is not installed.
+        OSError: the disk is full; names the file or the folder of event files.
     """
 
     def __init__(self, folder: Path, *, step: int, tensorboard: bool) -> None:
@@ -40,7 +40,7 @@ class Log:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, kind: str, figures: dict[str, Any]) -> None:
-        """One line of the log, {"step": ..., "kind": "train" or "heldout", ...}, and a scalar for each number."""
+        """Writes a line of the log, {"step": ..., "kind": "train" or "heldout", ...}, and a scalar for each number."""
         with naming(self._file.name):
             self._file.write(json.dumps({"step": step, "kind": kind, **figures}) + "\n")
             self._file.flush()
@@ -62,7 +62,7 @@ def summary_writer(asked: str = "output.tensorboard is true", off: str = "set ou
     """TensorBoard's SummaryWriter.
 
     Raises:
-        ModuleNotFoundError: it is not installed, naming the switch that asks for it and how to turn that off.
+        ModuleNotFoundError: it is not installed; names the setting that needs it and how to turn that off.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -74,7 +74,7 @@ def summary_writer(asked: str = "output.tensorboard is true", off: str = "set ou
 
 
 def _lines(path: Path) -> list[dict]:
-    """The whole lines of a log; a kill may have torn the last."""
+    """The complete lines of a log; after a kill, the last one may be incomplete."""
     if not path.exists():
         return []
     found = []
@@ -90,7 +90,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 def progress_line(step: int, steps: int, figures: dict[str, Any], seconds_left: float) -> str:
-    """What a report of the loop comes to, on one line."""
+    """Formats a report of the loop as one line."""
     losses = [
         f"{part.upper()} loss {figures[f'{part}_loss']:.4f}" for part in ("mlm", "nsp") if f"{part}_loss" in figures
     ]
@@ -104,7 +104,7 @@ def progress_line(step: int, steps: int, figures: dict[str, Any], seconds_left: 
 
 
 class Meter:
-    """Speed since the last report; evaluations and checkpoints do not count."""
+    """Measures the speed since the last report, without evaluations and checkpoints."""
 
     def __init__(self, peak_flops: float | None, devices: int) -> None:
         self._peak = None if peak_flops is None else peak_flops * devices
@@ -112,19 +112,19 @@ class Meter:
         self._clear()
 
     def add(self, whole: Counts) -> None:
-        """Notes a step of that much."""
+        """Adds the counts of one step."""
         self._whole += whole
         self._steps += 1
 
     def pause(self) -> None:
-        """What comes now, up to `restart`, is no training; the device has finished what was."""
+        """Excludes the time until `restart`. The device must have finished the work before."""
         self._seconds += time.perf_counter() - self._since
 
     def restart(self) -> None:
         self._since = time.perf_counter()
 
     def figures(self) -> dict[str, float | None]:
-        """tokens/s, FLOP/s as a share of the peak, and seconds, since the last call."""
+        """tokens/s, MFU (FLOP/s as a share of the peak) and seconds since the last call."""
         seconds = max(self._seconds + time.perf_counter() - self._since, 1e-9)
         mfu = None if self._peak is None else self._whole.flops / seconds / self._peak
         figures = {"tokens_per_second": self._whole.tokens / seconds, "mfu": mfu, "seconds": seconds}

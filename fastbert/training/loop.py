@@ -40,19 +40,19 @@ _NAMES = {"mlm_loss": "MLM loss", "nsp_loss": "next-sentence loss"}  # of losses
 
 
 class TrainingError(RuntimeError):
-    """Training cannot continue; the message says why and which checkpoint is left."""
+    """Training cannot continue; the message gives the reason and the last good checkpoint."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the steps done, the newest checkpoint, the signal that stopped it if one did."""
+    """How a run ended: steps done, newest checkpoint, and the signal that stopped it, if any."""
 
     step: int
     checkpoint: Path | None  # None in a process that does not write
     signal: int | None = None
 
     def exit_code(self) -> int:
-        """Of the command; says which signal stopped the run, if one did."""
+        """The command's exit code, which names the signal that stopped the run, if any."""
         if self.signal is None:
             return 0
         say(f"stopped by {signal.Signals(self.signal).name} after step {self.step:,}; --resume goes on")
@@ -60,23 +60,24 @@ class Outcome:
 
 
 class Trainer(ABC):
-    """One run, in one process of those that share it: steps, log, evaluations, checkpoints, signals, resumption.
+    """One run in one of its processes: steps, log, evaluations, checkpoints, signals, resuming.
 
-    A subclass says what is trained on what: the methods up to `read`.
+    A subclass defines data and losses by the methods up to `read`.
 
     Args:
-        settings: the output's folder is where checkpoints and logs go.
+        settings: settings of the run; checkpoints and logs go to the output's folder.
         model: in float32; saved with the tokenizer in each checkpoint.
         trained: the module whose parameters are trained: the model, or one that holds it.
-        groups: of the optimizer, `decay_groups` without; the rate of one is the schedule's times its `rate`, if any.
-        extra: its `save(folder)` and `load(folder)` are for what a checkpoint holds of `trained` and the model has not.
-        replica: what runs forward in `losses`, where it is not the model: DDP's wrapper, for example.
-        sharded: whether the parameters are spread over the processes.
-        peak_flops: of one device, for MFU; None leaves MFU out.
+        groups: parameter groups of the optimizer, by default `decay_groups`. A group's learning rate is the schedule's
+            times its `rate`, if it has one.
+        extra: its `save(folder)` and `load(folder)` handle the part of `trained` that is not in the model.
+        replica: the module that `losses` runs, if it is not the model, for example DDP's wrapper.
+        sharded: whether the parameters are sharded over the processes.
+        peak_flops: peak FLOP/s of one device, for MFU; None leaves MFU out.
     """
 
     parts: tuple[str, ...] = ("loss",)  # names of what `losses` returns; their sum is minimised
-    unreported: str | None = None  # the one of them that the log leaves out
+    unreported: str | None = None  # the part that the log leaves out
     evaluation = ("heldout", "held-out text", "loss on held-out text")  # kind in the log, name, name of its loss
 
     def __init__(
@@ -104,9 +105,9 @@ class Trainer(ABC):
         lengths = {"warmup_steps": settings.warmup_steps, "total_steps": settings.total_steps}
         self.schedule = make_schedule(settings.schedule.shape, settings.optimizer.lr, **lengths)
         self.checkpoints = open_checkpoints(self.folder, keep=training.keep, keep_best=training.keep_best)
-        self.step, self._saved = 0, -1  # steps done; at the newest checkpoint
-        self.heldout_loss: float | list[float] | None = None  # of the weights as they are now; see TrainingState
-        self._unlogged: list[Any] = []  # (the losses, gradient norm) of each step since the last line
+        self.step, self._saved = 0, -1  # steps done; step of the newest checkpoint
+        self.heldout_loss: float | list[float] | None = None  # of the current weights; see TrainingState
+        self._unlogged: list[Any] = []  # (losses, gradient norm) of each step since the last log line
 
     @abstractmethod
     def next_step(self) -> Sequence[Any]:
@@ -114,25 +115,25 @@ class Trainer(ABC):
 
     @abstractmethod
     def losses(self, batch: Any, whole: Counts) -> Tensor:
-        """(len(parts),): what one of the micro-batches contributes to the parts of the loss of a step of `whole`."""
+        """(len(parts),): a micro-batch's contribution to the parts of the step's loss; `whole` counts the step."""
 
     @abstractmethod
     def evaluate_heldout(self) -> tuple[dict[str, float], list[str]]:
-        """The figures of an evaluation, "loss" among them, and remarks to print. Sets `heldout_loss`."""
+        """The figures of an evaluation, including "loss", and remarks to print. Sets `heldout_loss`."""
 
     @abstractmethod
     def decisive(self) -> dict[str, Any]:
-        """The settings that the weights follow from, by name: a run is resumed under the same only."""
+        """The settings, by name, that determine the weights. A run is resumed only with equal ones."""
 
     @abstractmethod
     def position(self) -> dict[str, Any]:
-        """Where the data of the next step begins, for `move_to`; JSON can hold it."""
+        """The data position of the next step, for `move_to`; must be JSON."""
 
     @abstractmethod
     def move_to(self, position: dict[str, Any]) -> None: ...
 
     def read(self, folder: Path) -> None:
-        """Reads what a checkpoint holds in addition to optimizer and state; weights only where the model has others."""
+        """Reads the rest of a checkpoint besides optimizer and state; weights only if the model has others."""
         if self.extra is not None:
             self.extra.load(folder)
 
@@ -150,7 +151,7 @@ class Trainer(ABC):
         """Trains to the end, or to the end of the step in which SIGTERM or SIGINT arrives, and saves.
 
         Raises:
-            TrainingError: a loss, in training or on held-out data, or a gradient that is not finite.
+            TrainingError: a training loss, held-out loss or gradient is not finite.
             CheckpointError: a checkpoint cannot be written.
         """
         first = self.processes.first
@@ -183,13 +184,13 @@ class Trainer(ABC):
                 self._log.close()
 
     def _agree(self, batches: Sequence[Any], stop: int) -> tuple[Counts, int]:
-        """What all micro-batches of the step come to, and the signal on which all processes stop before it."""
+        """Agrees over all processes: the step's total counts, and the signal (0: none) on which all stop before it."""
         whole = sum((batch.counts for batch in batches), Counts())
         table = self.processes.gather(torch.tensor([*astuple(whole), stop], dtype=torch.float64))
         return Counts(*table[:, :-1].sum(dim=0).tolist()), int(table[:, -1].max())
 
     def _train(self, batches: Sequence[Any], whole: Counts) -> None:
-        """One step of the optimizer on the micro-batches of all processes."""
+        """One optimizer step on the micro-batches of all processes."""
         seed_step(self.settings.training.seed, self.step, self.processes.rank)
         self.replica.train()
         losses = torch.zeros(len(self.parts), device=self.device)
@@ -197,7 +198,7 @@ class Trainer(ABC):
             with self.processes.backward(self.replica, last=batch is batches[-1]):
                 with self.autocast():
                     parts = self.losses(batch, whole)
-                # DDP takes the mean over the processes, and this is a sum.
+                # DDP averages over the processes; the step's loss is a sum.
                 self.scaler.scale(parts.sum() * self.processes.world_size).backward()
             losses += parts.detach()
         self.scaler.unscale_(self.optimizer)
@@ -207,7 +208,7 @@ class Trainer(ABC):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._unlogged.append(torch.stack([*losses, norm]))  # stays on the device: nothing waits for it
+        self._unlogged.append(torch.stack([*losses, norm]))  # on the device, so as not to wait for it
         self.step += 1
         self.heldout_loss = None
 
@@ -216,7 +217,7 @@ class Trainer(ABC):
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def _report(self) -> None:
-        """Logs the mean of the losses since the last report, with speed and time left."""
+        """Logs the mean losses since the last report, speed, and remaining time."""
         rows = [row for row in self._figures() if all(map(math.isfinite, row))]
         skipped, self._unlogged = len(self._unlogged) - len(rows), []
         *losses, norm = torch.tensor(rows or [[0.0]], dtype=torch.float64).mean(dim=0).tolist()
@@ -235,12 +236,12 @@ class Trainer(ABC):
         """The unlogged figures of each step, summed over the processes, as numbers.
 
         Raises:
-            TrainingError: one is not finite. (fp16 leaves out a step whose gradients overflow.)
+            TrainingError: one is not finite. (fp16 skips a step whose gradients overflow.)
         """
         fresh = [row for row in self._unlogged if isinstance(row, Tensor)]
         if fresh:
             table = self.processes.gather(torch.stack(fresh).cpu().double())
-            rows = torch.cat([table[:, :, :-1].sum(dim=0), table[0, :, -1:]], dim=1)  # the norm is of the whole already
+            rows = torch.cat([table[:, :, :-1].sum(dim=0), table[0, :, -1:]], dim=1)  # the norm is already global
             self._unlogged[-len(fresh) :] = rows.tolist()
         if self.scaler.is_enabled() and self.scaler.get_scale() >= 1.0:
             return self._unlogged
@@ -252,12 +253,12 @@ class Trainer(ABC):
         return self._unlogged
 
     def named(self, values: Sequence[float]) -> dict[str, float]:
-        """The first parts of a loss by name, and their sum."""
+        """The reported parts of a loss by name, and their sum as "loss"."""
         named = {n: value for n, value in zip(self.parts, values, strict=False) if n != self.unreported}
         return {"loss": sum(named.values()), **named}
 
     def _evaluate(self) -> None:
-        self._figures()  # an evaluation of what is not finite says nothing
+        self._figures()  # raises if a loss is not finite: then an evaluation is meaningless
         self._meter.pause()
         kind, name, loss = self.evaluation
         figures, remarks = self.evaluate_heldout()
@@ -271,8 +272,8 @@ class Trainer(ABC):
         self._meter.restart()
 
     def _save(self, position: dict[str, Any]) -> Path | None:
-        """A checkpoint of this moment, at `position` of the data: its folder, in the process that writes."""
-        unlogged, first = self._figures(), self.processes.first  # weights after a loss that is not finite are not saved
+        """Saves a checkpoint with data position `position`; returns its folder in the process that writes."""
+        unlogged, first = self._figures(), self.processes.first  # raises, before saving, if a loss is not finite
         if self._saved == self.step or not (first or self.sharded):
             return self.checkpoints.newest() if first else None
         self._meter.pause()
@@ -281,7 +282,7 @@ class Trainer(ABC):
 
         def write(folder: Path) -> None:
             if self.sharded:
-                self.processes.wait()  # the folder is there
+                self.processes.wait()  # until the folder exists
             save_optimizer(self.optimizer, self.trained, folder)
             if first:
                 self.model.save_pretrained(folder, state_dict=weights)
@@ -300,10 +301,10 @@ class Trainer(ABC):
         return path
 
     def resume(self, checkpoint: Path) -> None:
-        """Goes back to the moment of a checkpoint.
+        """Restores the state of a checkpoint.
 
         Raises:
-            CheckpointError: it cannot be read, or was made under other settings or from other data.
+            CheckpointError: it cannot be read, or was made with other settings or data.
         """
         state = read_state(checkpoint)
         self._check_settings(state, checkpoint)
@@ -316,10 +317,10 @@ class Trainer(ABC):
         self._saved = self.step
 
     def _check_settings(self, state: TrainingState, checkpoint: Path) -> None:
-        """That the run continues under the settings it began with, as far as its weights follow from them.
+        """Checks that the settings that determine the weights are those that the run started with.
 
-        The number of processes is none of them: batches are cut for all together, and each takes its part. Nor is the
-        length of a schedule that has come to its end: a longer one prolongs the run.
+        The number of processes may change: batches are global, and each process takes its part. The length of a
+        schedule that has ended may change as well: a longer one prolongs the run.
         """
         then, now = state.settings, self.decisive()
         length = then.get("schedule.total_steps", math.inf)
@@ -335,12 +336,12 @@ class Trainer(ABC):
 
 
 def open_checkpoints(output: str | Path, *, keep: int = 1, keep_best: bool = True) -> Checkpoints:
-    """Those of an output folder."""
+    """The checkpoints of an output folder."""
     return Checkpoints(Path(output) / "checkpoints", keep=keep, keep_best=keep_best)
 
 
 def newest_checkpoint(output: Path, name: str, *, resume: bool) -> Path | None:
-    """That of an output folder, called `name` in the settings, from which the run is resumed; None: it begins.
+    """The newest checkpoint in an output folder, to resume from; None to start anew. `name` is the folder's setting.
 
     Raises:
         ValueError: the folder is a file, or holds a checkpoint and `resume` is false.
@@ -355,7 +356,7 @@ def newest_checkpoint(output: Path, name: str, *, resume: bool) -> Path | None:
 
 @contextmanager
 def signals() -> Iterator[Callable[[], int]]:
-    """Keeps SIGTERM and SIGINT until the caller asks which came (0: none); a second one acts as before."""
+    """Holds back SIGTERM and SIGINT; yields a function that returns the one received (0: none). A second one acts."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return

@@ -1,12 +1,12 @@
-"""Masked language modelling: which tokens are to be predicted, and what the model sees in their place.
+"""Masked language modelling: chooses the tokens to predict and what the model sees in their place.
 
-Drawn again each time an example is read, and by counter: what becomes of token p of example i in epoch e follows from
-(seed, e, i, p) alone, not from the batch, the rank or the steps before.
+Masks are drawn again each time an example is read, by counter-based random numbers. The mask of token p of example i in
+epoch e is a function of (seed, e, i, p); it does not depend on the batch, the rank or earlier steps.
 
-Each token (or word) is chosen by a draw of its own, as in transformers' collator, rather than a fixed count of each
-sequence as in the BERT release. A fixed count has to pass over words that no longer fit, and so masks long words too
-rarely; and with it a token's fate hangs on the whole sequence. Of the release it keeps that each sequence has
-something to predict: where no draw falls below the probability, the lowest one is taken.
+Each token (or word) is chosen by a draw of its own, as in transformers' collator. The BERT release instead chooses a
+fixed count in each sequence. A fixed count skips words that no longer fit, and so masks long words too rarely; and each
+token's mask then depends on the whole sequence. As in the release, each sequence has something to predict: if no draw
+is below the probability, the lowest one is chosen.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.counter_random import draws
 
-IGNORED = -100  # label where nothing is asked
+IGNORED = -100  # label where nothing is predicted
 _CONTINUATION = "##"
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How tokens are masked. Of those chosen, `mask_share` become [MASK], `random_share` another token; the rest stay.
+    """How tokens are masked. A share `mask_share` of the chosen ones becomes [MASK], `random_share` a random token.
 
     Args:
-        probability: of a token to be chosen. Special tokens never are.
-        whole_words: whether the WordPieces of a word are chosen together; what each becomes is drawn for each.
+        probability: probability that a token is chosen. Special tokens never are.
+        whole_words: whether the WordPieces of a word are chosen together. Each is still replaced by a draw of its own.
     """
 
     probability: float = 0.15
@@ -48,7 +48,7 @@ class Masker:
     """Masks packed batches over one vocabulary.
 
     Args:
-        tokenizer: has a mask token; its special tokens are neither chosen nor put in another's place.
+        tokenizer: must have a mask token. Its special tokens are neither chosen nor used as random tokens.
 
     Raises:
         ValueError: the tokenizer has no mask token.
@@ -68,23 +68,23 @@ class Masker:
         self._ordinary = np.flatnonzero(ordinary & ~self._special)
 
     def __call__(self, tokens: np.ndarray, offsets: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the model sees, and the labels: both (T,) int64.
+        """The masked tokens and the labels: both (T,) int64.
 
         Args:
-            tokens: (T,) int64, sequences one after another; not changed.
-            offsets: (B+1,) where each begins; none is empty.
-            keys: (B,) uint64, one for each sequence in each epoch.
+            tokens: (T,) int64, packed sequences; not modified.
+            offsets: (B+1,) offsets of the sequences; none is empty.
+            keys: (B,) uint64, a random key for each sequence and epoch.
         """
         starts, lengths = offsets[:-1], np.diff(offsets)
         position = np.arange(len(tokens)) - np.repeat(starts, lengths)
         draw = draws(np.repeat(keys, lengths), position)
-        # 32 bits choose, the other 32 say what becomes of a token; special tokens get a choice that is never made.
+        # The high 32 bits choose a token, the low 32 its replacement. Special tokens get a value that is never chosen.
         choice = (draw >> np.uint64(32)).astype(np.int64)
         special = self._special[tokens]
         if self.masking.whole_words:
             begins = ~self._continues[tokens]
             begins[starts] = True
-            # A segment cut within a word begins with the rest of it: that goes by the special token before it.
+            # A segment cut within a word begins with continuations: they take the draw of the special token before.
             choice = choice[np.maximum.accumulate(np.where(begins, np.arange(len(tokens)), 0))]
         never = np.int64(1) << 32
         choice[special] = never
@@ -99,7 +99,7 @@ class Masker:
         replaced = ~masked & (fate < self.masking.mask_share + self.masking.random_share)
         seen = tokens.copy()
         seen[chosen[masked]] = self._mask_id
-        # A draw's own bits are the key of the next: which token comes in another's place.
+        # The token's draw is the key of the draw of its random replacement.
         pick = draws(draw[chosen[replaced]], np.zeros(int(replaced.sum()), dtype=np.int64))
         seen[chosen[replaced]] = self._ordinary[(pick % np.uint64(len(self._ordinary))).astype(np.int64)]
         return seen, labels

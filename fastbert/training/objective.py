@@ -1,8 +1,8 @@
-"""What pre-training minimises: the losses of masked words and of next sentences, each alone or their sum.
+"""The objective of pre-training: the losses of masked words and of next sentences, each alone or their sum.
 
-A step's loss is that of its whole batch, however many micro-batches it comes in (`accumulate` of them, in each of
-several processes): the mean over all its labelled tokens, plus the mean over all its sequences. A micro-batch
-therefore counts by its share of them, and not as one mean among others.
+A step's loss is that of its whole batch: the mean over all its labelled tokens, plus the mean over all its sequences.
+It does not depend on the number of micro-batches (`accumulate`, in each process). A micro-batch is therefore weighted
+by its share of the tokens and sequences, not by a mean of means.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from fastbert.model.plan import project
 from fastbert.training.batches import PretrainingBatch
 
 MODELS = {"mlm_nsp": BertForPreTraining, "mlm": BertForMaskedLM, "nsp": BertForNextSentencePrediction}
-_LOGIT_ROWS = 1024  # of an evaluation, at a time
+_LOGIT_ROWS = 1024  # rows of logits at a time in an evaluation
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much there is in a batch, or in all batches of a step."""
+    """Sizes of a batch, or of all batches of a step."""
 
     labels: float = 0
     sequences: float = 0
     tokens: float = 0
-    flops: float = 0  # of its training: forward and backward
+    flops: float = 0  # of forward and backward
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -40,10 +40,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A batch on its device, with what the host knew of it before: nothing has to wait for the device."""
+    """A batch on its device, with sizes that the host computed beforehand, so as not to wait for the device."""
 
     batch: PretrainingBatch
-    labelled: Tensor  # (n,) the tokens with a label
+    labelled: Tensor  # (n,) indices of the tokens with a label
     counts: Counts
 
     @classmethod
@@ -60,15 +60,15 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class States:
-    """What the losses are made of: a part is None where the model has not its head."""
+    """The inputs of the losses; one is None if the model does not have its head."""
 
     mlm: Tensor | None  # last states of the labelled tokens (n, E)
     nsp: Tensor | None  # next-sentence logits (B, 2)
-    hidden: tuple[Tensor, ...] | None = None  # where asked for, the L + 1 states (T, E)
+    hidden: tuple[Tensor, ...] | None = None  # L + 1 states (T, E), if requested
 
 
 def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hidden_states: bool = False) -> States:
-    """Runs a model of MODELS on a micro-batch."""
+    """Runs a model of one of MODELS on a micro-batch."""
     batch = micro_batch.batch
     inputs, encoded = run_bert(
         model.bert,
@@ -90,10 +90,10 @@ def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hid
 
 
 class Objective(nn.Module):
-    """The model with its losses. (A module, so that what wraps modules, as DDP, can wrap it.)
+    """The model with its losses; a module, so that DDP can wrap it.
 
-    An objective that learns more than the model overrides `trained`, of which the optimizer's state is saved, and
-    `extra`, whose `save` and `load` keep in a checkpoint what the model has not.
+    An objective with parameters of its own overrides `trained`, the module that the optimizer trains, and `extra`,
+    whose `save` and `load` handle the parameters that are not in the model.
     """
 
     extra: Any = None
@@ -108,9 +108,9 @@ class Objective(nn.Module):
         return self.model
 
     def forward(self, micro_batch: MicroBatch, whole: Counts | None = None) -> Tensor:
-        """(2,): the parts of the step's MLM and NSP losses that this micro-batch of the `whole` contributes.
+        """(2,): this micro-batch's contributions to the step's MLM and NSP losses; `whole` counts the step.
 
-        Without a whole, its `scores`: what wraps the module, wraps them too.
+        Without `whole`, returns `scores`, so that a wrapper of the module also runs these.
         """
         if whole is None:
             return self.scores(micro_batch)
@@ -127,7 +127,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def scores(self, micro_batch: MicroBatch) -> Tensor:
-        """(4,) float64: sums over the micro-batch of the MLM loss, right words, the NSP loss, right sentences."""
+        """(4,) float64: sums over the micro-batch of MLM loss, correct words, NSP loss, correct sentences."""
         states = states_of(self.model, micro_batch)
         mlm, nsp = states.mlm, states.nsp
         sums = torch.zeros(4, dtype=torch.float64, device=micro_batch.labelled.device)
@@ -140,7 +140,7 @@ class Objective(nn.Module):
         return sums
 
     def _mlm_loss(self, states: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """The mean at the labelled tokens; without any a 0 that every parameter has a gradient of, as DDP expects."""
+        """The mean at the labelled tokens. Without any, a 0 with a gradient for every parameter, as DDP expects."""
         head = self.model.cls.predictions
         if not len(states):
             return head(states).sum()
@@ -148,7 +148,7 @@ class Objective(nn.Module):
 
 
 def _scores(logits: Tensor, labels: Tensor) -> Tensor:
-    """(2,) float64: the sum of the cross entropies, and how often the likeliest is right."""
+    """(2,) float64: the sum of the cross entropies, and the number of correct argmaxes."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
     return torch.stack([loss.double(), (logits.argmax(dim=1) == labels).sum().double()])
 
@@ -156,10 +156,10 @@ def _scores(logits: Tensor, labels: Tensor) -> Tensor:
 def training_flops(
     config: BertConfig, objective: str, tokens: int, sequences: int, labels: int, squares: float
 ) -> float:
-    """FLOPs of a step's products, forward and twice that backward; recomputed activations do not count.
+    """FLOPs of a step's matrix products: forward, and twice that for backward. Recomputed activations do not count.
 
-    Forward: 2 for each weight of a layer and token, and 4 L E for each pair of tokens that attend (`squares`, the
-    sum of the squared lengths); the MLM head where there is a label, pooler and NSP head once a sequence.
+    Forward: 2 per layer weight and token, and 4 L E per pair of tokens that attend to each other (`squares`, the sum of
+    the squared lengths); the MLM head per label; pooler and NSP head per sequence.
     """
     E, F_, L, V = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
     forward = 2.0 * L * (4 * E * E + 2 * E * F_) * tokens + 4.0 * L * E * squares

@@ -13,11 +13,11 @@ from torch.optim import AdamW, Optimizer
 from fastbert.training.settings import OptimizerSettings
 from fastbert.training.sharding import is_sharded, local, total_squares, whole
 
-_FUSED = ("cpu", "cuda")  # where torch has AdamW as one kernel
+_FUSED = ("cpu", "cuda")  # devices for which torch has a fused AdamW kernel
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings, groups: list[dict] | None = None) -> Optimizer:
-    """The optimizer that the settings name, over `groups` or `decay_groups`; the loop sets its rate at each step."""
+    """The optimizer of the settings, over `groups` or `decay_groups`; the loop sets its learning rate at each step."""
     groups = decay_groups(model, settings.weight_decay) if groups is None else groups
     options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "lamb":
@@ -30,13 +30,13 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings, groups: list[d
 
 
 def _count_writes(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-    """The fused kernel leaves the version counters as they are, by which a backend knows its packed weights stale."""
+    """Bumps version counters: the fused kernel bypasses them, and a backend detects stale packed weights by them."""
     for group in optimizer.param_groups:
         torch.autograd.graph.increment_version(group["params"])
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameters that decay, and biases and LayerNorms, which do not (Devlin et al., 2018)."""
+    """Two groups: parameters with weight decay; biases and LayerNorms without (Devlin et al., 2018)."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
@@ -51,7 +51,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """The global norm of the gradients, which are scaled down to `max_norm` where it is more; 0 leaves them."""
+    """Scales gradients down if their global norm exceeds `max_norm` (0: never); returns the norm before."""
     parameters = [p for p in parameters if p.grad is not None]
     norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if max_norm:
@@ -60,10 +60,10 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 class Lamb(Optimizer):
-    """LAMB: Adam's update of a tensor, scaled to the length of that tensor (You et al., 2020, algorithm 2).
+    """LAMB: Adam's update of each tensor, scaled to the norm of that tensor (You et al., 2020, algorithm 2).
 
-    Moments are corrected for their start at 0; the length phi(z) is z, and the ratio 1 where either length is 0.
-    As in the authors' code, groups may go without the ratio (`trust_ratio=False`): biases and LayerNorms do.
+    Moments have Adam's bias correction; phi(z) is z; the trust ratio is 1 if either norm is 0. As in the authors' code,
+    groups of biases and LayerNorms do not use the ratio (`trust_ratio=False`).
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Lamb(Optimizer):
         return loss
 
     def _step(self, params: list[Tensor], group: dict) -> None:
-        """One update of a group, an operation at a time over all its tensors."""
+        """Updates a group, by operations over all its tensors at once."""
         (beta1, beta2), decay = group["betas"], group["weight_decay"]
         grads: list[Any] = [p.grad for p in params]
         states = [self._state(p) for p in params]
@@ -114,7 +114,7 @@ class Lamb(Optimizer):
             torch._foreach_add_(updates, params, alpha=decay)
         if group["trust_ratio"]:
             lengths = torch.stack(torch._foreach_norm([*params, *updates]))
-            if sharded:  # of the whole tensors, not of this process's parts
+            if sharded:  # norms of whole tensors, not of this process's shards
                 lengths = total_squares(lengths.square()).sqrt()
             lengths, update_lengths = lengths.chunk(2)
             ratios = lengths / update_lengths
@@ -125,7 +125,7 @@ class Lamb(Optimizer):
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
         if not state:
-            state["step"] = torch.zeros(())  # on the host, as torch's Adam has it
+            state["step"] = torch.zeros(())  # on the host, as in torch's Adam
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
         return state

@@ -1,4 +1,4 @@
-"""Independent tasks over processes, with progress; they end with the process that began them, however it ends."""
+"""Runs independent tasks in processes, with progress. The processes end with their parent, even if it is killed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ Advance = Callable[[int, int], None]
 def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: int, progress: Advance) -> None:
     """Calls `make(task, advance)` for each task; `make` calls `advance(bytes, tokens)` while it works.
 
-    `progress` is called with the bytes and tokens of all tasks so far.
-    With more than one process, each has a copy of `make`. The first task to fail ends the others.
+    `progress` is called with the total bytes and tokens of all tasks so far.
+    With more than one process, each has a copy of `make`. The first task that fails stops the others.
 
     Raises:
-        RuntimeError: a process was killed; and what a task raises.
+        RuntimeError: a process was killed.
+        Exception: the exception of a task.
     """
     if processes == 1 or len(tasks) < 2:
         total = [0, 0]
@@ -41,7 +42,7 @@ def run_tasks(make: Callable[[Any, Advance], None], tasks: Sequence, processes: 
         for task in tasks:
             make(task, advance)
         return
-    # Not by fork: threads of torch and of the tokenizers, which do not survive one, may be running.
+    # No fork: threads of torch and of the tokenizers may be running, which do not survive it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([make.__class__.__module__])
     shared = context.Array("q", 3)  # bytes, tokens, whether to stop
@@ -71,9 +72,9 @@ def _start(make: Callable, shared: Any) -> None:
     global _make, _shared
     _make, _shared = make, shared
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the tasks
 
-    parent: Any = multiprocessing.parent_process()  # this is a process of the pool, so there is one
+    parent: Any = multiprocessing.parent_process()  # not None in a process of the pool
 
     def follow() -> None:
         parent.join()

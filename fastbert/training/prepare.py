@@ -1,13 +1,13 @@
-"""From text to shards of pre-training examples, over many processes; a run that was killed can be resumed.
+"""Makes shards of pre-training examples from text, in many processes; a killed run can be resumed.
 
-The inputs' sizes alone say which documents make which shard, and a shard follows from its documents, the vocabulary,
-the settings and the seed: so its bytes are the same for any number of processes and whether or not it was
-interrupted. A shard's file appears when it is whole, under its own name; the shards that there are when a
-run is resumed are done. `prepare.journal.json` says what an unfinished run was asked, `index.json` ends it.
+The sizes of the inputs determine which documents go to which shard. A shard is a function of its documents, the
+vocabulary, the settings and the seed. So its bytes do not depend on the number of processes or on interruptions.
+A shard's file appears by a rename when it is complete; a resumed run keeps the shards that exist.
+`prepare.journal.json` holds the settings of an unfinished run; `index.json` is written last.
 
-Documents are held out by a hash of their text, so that no copy of one is in both splits. The held-out split has
-shards of its own, made by reading all text once more: reading costs little against tokenizing, and so its pairs, too,
-are of held-out documents on both sides.
+Documents are held out by a hash of their text, so that copies of a document are in the same split. The held-out split
+has shards of its own, made by reading all text a second time, which is cheap next to tokenizing. So both segments of
+its pairs come from held-out documents.
 """
 
 from __future__ import annotations
@@ -56,27 +56,27 @@ from fastbert.training.shards import (
 from fastbert.training.vocabulary import learn_vocabulary
 
 JOURNAL, JOURNAL_VERSION = "prepare.journal.json", 1
-LEARN_BYTES = 256 << 20  # of text, spread over all of it, that a vocabulary is learned from
+LEARN_BYTES = 256 << 20  # bytes of text, sampled evenly, that a vocabulary is learned from
 TOKENIZED_TOGETHER = 1 << 19  # characters
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What the examples follow from, in addition to text and vocabulary.
+    """The settings that, with text and vocabulary, determine the examples.
 
     Args:
-        max_length: tokens of an example, special ones included, at most.
-        pairs: pairs for next-sentence prediction; else runs of a document's sentences.
-        short_seq_prob: of a document to be cut to shorter examples, so that short ones are seen in training, too;
+        max_length: most tokens of an example, including special ones.
+        pairs: whether to make pairs for next-sentence prediction; else runs of a document's sentences.
+        short_seq_prob: probability that a document is cut to shorter examples, so that training sees short ones;
             None is 0.1 for pairs, as in BERT, and 0 for runs.
         held_out: share of the documents that go to the split "held_out".
-        seed: of all that is drawn.
-        shard_bytes: of text in a shard, about: what a process holds, and what a kill may lose.
-        skip_bad: count documents that cannot be read or are empty, rather than fail.
+        seed: seed of all random draws.
+        shard_bytes: approximate bytes of text in a shard: bounds the memory of a process, and the work a kill loses.
+        skip_bad: count documents that cannot be read or are empty instead of failing.
 
     Raises:
-        ValueError: a setting outside its limits.
+        ValueError: a setting is out of range.
     """
 
     max_length: int = limited(512, least=LEAST_LENGTH)
@@ -95,21 +95,21 @@ class PrepareSettings:
 
     @property
     def specials(self) -> int:
-        """Special tokens of an example."""
+        """Number of special tokens of an example."""
         return PAIR_SPECIALS if self.pairs else RUN_SPECIALS
 
     @property
     def room(self) -> int:
-        """Tokens of text that an example holds at most."""
+        """Most text tokens of an example."""
         return self.max_length - self.specials
 
 
 class Summary(NamedTuple):
-    """What a run made."""
+    """Results of a run."""
 
     splits: dict[str, Counts]
     shards: int
-    resumed: int  # of them, by a run before
+    resumed: int  # of them, made by an earlier run
     bytes: int  # of the shards
     vocabulary: Vocabulary
 
@@ -136,24 +136,24 @@ def prepare(
     restart: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Makes a folder of shards, with the tokenizer they were made with, from text files; `Shards` reads it.
+    """Makes a folder of shards and their tokenizer from text files; `Shards` reads it.
 
     Args:
         inputs: files, or folders of files.
-        output: the folder to be.
-        vocab: a vocab.txt, or the folder of a tokenizer; or else
-        learn_vocab: how many tokens to learn from the text.
-        lower: whether text is lower-cased (default: it is); not for a tokenizer's folder, which says so itself.
-        processes: how many work at once; 1 is this one.
-        resume: continue an interrupted run, where there is one.
-        restart: throw away what an earlier run made of this folder.
-        progress: of the bytes read.
+        output: the folder to make.
+        vocab: a vocab.txt, or the folder of a tokenizer. Give either this or learn_vocab.
+        learn_vocab: number of tokens to learn from the text.
+        lower: whether to lower-case text (default: True); not for a tokenizer's folder, which has its own setting.
+        processes: number of processes; 1 runs in this one.
+        resume: continue an interrupted run, if there is one.
+        restart: discard the output of an earlier run in this folder.
+        progress: reports the bytes read.
 
     Raises:
-        InputError: an input that cannot be read, is empty, or holds a bad document.
-        PrepareError: there is an earlier run and neither resume nor restart is asked, or it was asked otherwise;
+        InputError: an input cannot be read, is empty, or holds a bad document.
+        PrepareError: there is an earlier run and neither resume nor restart is set, or its settings differ;
             the folder is not a run's; another process is writing it.
-        ValueError: settings that do not go together.
+        ValueError: settings do not go together.
     """
     settings = settings or PrepareSettings()
     if (vocab is None) == (learn_vocab is None):
@@ -216,7 +216,7 @@ def _plan(pieces: list[Piece], output: Path, settings: PrepareSettings) -> list[
 
 
 def _split_of(document: Document, settings: PrepareSettings) -> str:
-    """Which split a document belongs to, wherever it stands; one that cannot be read, to the first."""
+    """The split of a document, by its text alone; an unreadable one belongs to the first split."""
     if not settings.held_out or document.problem:
         return "train"
     salt = settings.seed.to_bytes(16, "little", signed=True)
@@ -225,7 +225,7 @@ def _split_of(document: Document, settings: PrepareSettings) -> str:
 
 
 def _sample(pieces: list[Piece], settings: PrepareSettings, size: int) -> Iterator[str]:
-    """Documents of the training split, from pieces spread evenly over the text, about `size` bytes."""
+    """About `size` bytes of documents of the training split, from pieces spread evenly over the text."""
     step = max(1, round(sum(piece.bytes for piece in pieces) / size))
     for piece in pieces[::step]:
         for document in documents(piece, settings.reading):
@@ -236,7 +236,7 @@ def _sample(pieces: list[Piece], settings: PrepareSettings, size: int) -> Iterat
 
 
 def _is_done(path: Path, vocabulary: Vocabulary) -> bool:
-    """Whether an earlier run finished this shard; one that has come to harm since is made again."""
+    """True if an earlier run finished this shard and it is undamaged; else it is made again."""
     if not path.exists():
         return False
     try:
@@ -287,7 +287,7 @@ class _ShardMaker:
         write_shard(task.path, examples, self._vocabulary, counts)
 
     def _tokenize(self, task: _Task, advance: Advance) -> tuple[TokenizedDocuments, int]:
-        """The task's documents, and how many were skipped."""
+        """The task's documents, and the number of skipped ones."""
         dtype = token_dtype(self._vocabulary)
         blocks, skipped = [np.zeros(0, dtype)], 0
         lengths: list[int] = []  # tokens of each sentence
@@ -311,7 +311,7 @@ class _ShardMaker:
         return TokenizedDocuments(np.concatenate(blocks), [0, *accumulate(lengths)], [0, *accumulate(sizes)]), skipped
 
     def _batches(self, task: _Task) -> Iterator[tuple[list[Document], int]]:
-        """The documents of the task's split, enough to tokenize together, and bytes read for them, more or less."""
+        """Batches of the split's documents to tokenize together, each with the approximate bytes read for it."""
         batch: list[Document] = []
         held = read = 0
         for piece in task.pieces:
@@ -338,7 +338,7 @@ def _check_splits(totals: dict[str, Counts], settings: PrepareSettings) -> None:
 
 
 class _Run:
-    """A folder while it is being made: its lock, and the journal that says what it was asked."""
+    """A folder that is being made: its lock, and the journal with its settings."""
 
     def __init__(self, output: Path, asked: dict[str, Any], *, resume: bool, restart: bool) -> None:
         self._output = output
@@ -378,7 +378,7 @@ class _Run:
         self.commit(None)
 
     def commit(self, vocabulary: str | None) -> None:
-        """Says that the tokenizer is saved, or that nothing is yet."""
+        """Records in the journal that the tokenizer is saved, or (None) that nothing is yet."""
         self.vocabulary = vocabulary
         self._journal.write(vocabulary=vocabulary)
 
@@ -390,7 +390,7 @@ class _Run:
 
     def __exit__(self, *error: object) -> None:
         if error[0] is not None and self.vocabulary is None:
-            self._clear()  # nothing was made that is worth going on with
+            self._clear()  # nothing was made that a resumed run could use
             if self._made:
                 self._output.rmdir()
         os.close(self._lock)

@@ -1,4 +1,4 @@
-"""Pre-training: what the loop trains on packed batches of plain text, in any number of processes."""
+"""Pre-training: the training loop on packed batches of plain text, in any number of processes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Pretraining(Trainer):
     """One run; see Trainer.
 
     Args:
-        model: of the class that the objective asks for; to resume, with the checkpoint's weights.
-        batches: of this process, without end, at the start; `resume` moves them.
-        heldout: makes the batches of an evaluation, the same each time; None where there is no held-out text.
-        device: where to train; None where the model is. One that is to be sharded may then stay on the host.
-        objective: of this model; None: the losses of the model's own heads.
+        model: of the class that the objective needs; to resume, with the checkpoint's weights.
+        batches: this process's endless batches, at the start; `resume` moves them.
+        heldout: makes the batches of an evaluation, the same each time; None without held-out text.
+        device: device to train on; None for the model's. If it is given, a model to be sharded may be on the host.
+        objective: the objective of this model; None for the losses of its own heads.
     """
 
     settings: Settings
@@ -59,7 +59,7 @@ class Pretraining(Trainer):
             model.gradient_checkpointing_enable()
         self.objective = objective or Objective(model)
         self.parts = self.objective.parts
-        self.unreported = {"mlm": "nsp_loss", "nsp": "mlm_loss"}.get(training.objective)  # of a head it has not
+        self.unreported = {"mlm": "nsp_loss", "nsp": "mlm_loss"}.get(training.objective)  # its head is missing
         if sharded:
             shard(self.objective, device, AUTOCAST[training.precision])
         super().__init__(
@@ -92,11 +92,11 @@ class Pretraining(Trainer):
         sums, counts = torch.zeros(4, dtype=torch.float64), Counts()
         with torch.no_grad(), self.autocast():
             for batch in self.heldout():
-                micro_batch = self._micro_batch(batch)  # the last one may leave a process without a sequence
+                micro_batch = self._micro_batch(batch)  # in the last one, a process may have no sequence
                 sums += self.objective(micro_batch).cpu()
                 counts += micro_batch.counts
         if self.sharded:
-            self.objective.reshard()  # which a backward does otherwise
+            self.objective.reshard()  # in training, backward does this
         totals = torch.tensor([counts.labels, counts.sequences], dtype=torch.float64)
         *parts, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
         if not sequences:

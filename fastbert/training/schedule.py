@@ -1,4 +1,4 @@
-"""Learning rates as plain functions of the step: nothing to save, nothing to restore."""
+"""Learning rates as functions of the step, without state to save."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Schedule = Callable[[int], float]  # step, from 0 -> the learning rate of that s
 
 
 def make_schedule(shape: str, lr: float, *, warmup_steps: int, total_steps: int) -> Schedule:
-    """From 0 up to `lr` over `warmup_steps`, then down to 0 at `total_steps` by a line or half a cosine, or constant.
+    """Warms up from 0 to `lr` over `warmup_steps`; then linear or half-cosine decay to 0 at `total_steps`, or constant.
 
     The steps are those of transformers' get_{linear,cosine,constant}_schedule_with_warmup.
     """

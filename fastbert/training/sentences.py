@@ -1,20 +1,20 @@
-"""Where sentences end, by rule.
+"""A rule-based sentence splitter.
 
-Pre-training asks little of a splitter: sentences are only the places at which segments may begin and end, and a
-wrong one costs nothing but a segment that begins in mid-sentence. So these few rules, which know no language by
-name and run at tens of megabytes a second, rather than a library. A line end always ends a sentence, so that text
-with a sentence a line, as the BERT release has it, is split as it stands.
+Pre-training needs no accurate splitter: sentence ends are only the places where segments may start and end, and a
+wrong one merely makes a segment start in mid-sentence. Therefore a few language-independent rules are used instead of
+a library; they run at tens of megabytes per second. A line end always ends a sentence, so text with one sentence per
+line, as in the BERT release, is split at its lines.
 """
 
 from __future__ import annotations
 
 import re
 
-# Marks and closing quotes or brackets behind them: at the end of a sentence where white space follows; the full
-# width ones of Chinese and Japanese need none.
+# End marks with closing quotes or brackets. They end a sentence if white space follows; the full-width marks of
+# Chinese and Japanese need no white space.
 _END = re.compile(r"""([.!?…]+)["'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*""")
 _OPENING = """"'“‘«([¿¡-–—"""
-# A full stop behind these, or behind single letters ("J.", "e.g.", "U.S."), ends no sentence.
+# A full stop after these, or after single letters ("J.", "e.g.", "U.S."), does not end a sentence.
 _LETTERS = re.compile(r"(?:^|[^\w.)\]])(?:\w\.)+$")
 _ABBREVIATIONS = """
     mr mrs ms dr prof st vs jr sr inc ltd co corp gen sen rep gov capt lt col sgt rev hon mt ft fig figs no nos vol

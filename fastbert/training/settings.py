@@ -11,28 +11,28 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-MOST_SEED = 2**63 - 1  # torch's generators take no more
+MOST_SEED = 2**63 - 1  # limit of torch's generators
 
 
 class SettingsError(ValueError):
-    """A key that is unknown, missing, of another type or out of range; the message names it."""
+    """A key is unknown, missing, of the wrong type or out of range; the message names it."""
 
 
 def limited(default: Any = MISSING, **limits: float) -> Any:
-    """A field whose value has limits: `least`, `most`, `above`, `below`."""
+    """A dataclass field with limits on its value: `least`, `most`, `above`, `below`."""
     return field(default=default, metadata=limits)
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
-    """A field that is a command's option, too, with limits; `spelling`, if not that of the field, and `metavar`."""
+    """A field that is also a command-line option. `more`: limits, `metavar`, `spelling` if not the field's name."""
     return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What is trained: a checkpoint to start from, or a config.json; sizes win over either's.
+    """The model to train: a checkpoint to start from, or a config.json; sizes given here override either's.
 
-    With neither, fresh weights of BertConfig's sizes, a vocabulary of the shards' and the sizes named here.
+    With neither, fresh weights with BertConfig's default sizes, the shards' vocabulary, and the sizes given here.
     """
 
     checkpoint: str | None = None  # a folder or hub id in Hugging Face layout
@@ -46,16 +46,16 @@ class ModelSettings:
     hidden_act: str | None = None
 
     def sizes(self) -> dict[str, Any]:
-        """The fields of BertConfig that are named here."""
+        """The fields of BertConfig that are set here."""
         return {k: v for k, v in asdict(self).items() if k not in ("checkpoint", "config") and v is not None}
 
 
 @dataclass(frozen=True)
 class DataSettings:
     shards: str  # a folder that `fastbert prepare` wrote
-    heldout: str | None = None  # another, whose held-out split is evaluated in place of this one's
-    tokens_per_batch: int = limited(16384, least=1)  # of all processes together; a step takes `accumulate` of these
-    heldout_batches: int = limited(32, least=0)  # of an evaluation, at most; 0: nothing is evaluated
+    heldout: str | None = None  # another folder, whose held-out split is evaluated instead
+    tokens_per_batch: int = limited(16384, least=1)  # all processes together; a step has `accumulate` batches
+    heldout_batches: int = limited(32, least=0)  # most batches of an evaluation; 0: no evaluation
     mask_probability: float = limited(0.15, above=0.0, most=1.0)
     whole_words: bool = False
 
@@ -63,10 +63,10 @@ class DataSettings:
 @dataclass(frozen=True)
 class OptimizerSettings:
     name: Literal["adamw", "lamb"] = "adamw"
-    lr: float = limited(1e-4, least=0.0)  # at the top of the schedule
+    lr: float = limited(1e-4, least=0.0)  # peak of the schedule
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = limited(1e-6, above=0.0)
-    weight_decay: float = limited(0.01, least=0.0)  # of all but biases and LayerNorm
+    weight_decay: float = limited(0.01, least=0.0)  # except for biases and LayerNorm
     max_grad_norm: float = limited(1.0, least=0.0)  # 0: gradients are not clipped
 
 
@@ -74,25 +74,25 @@ class OptimizerSettings:
 class ScheduleSettings:
     shape: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int | None = limited(None, least=0)
-    warmup_share: float | None = limited(None, least=0.0, most=1.0)  # of total_steps, in place of warmup_steps
-    total_steps: int | None = limited(None, least=1)  # at which the rate is 0; training.steps without it
+    warmup_share: float | None = limited(None, least=0.0, most=1.0)  # share of total_steps, instead of warmup_steps
+    total_steps: int | None = limited(None, least=1)  # step at which the rate is 0; default training.steps
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     steps: int = limited(least=1)
     objective: Literal["mlm_nsp", "mlm", "nsp"] = "mlm_nsp"
-    accumulate: int = limited(1, least=1)  # batches that make one step, one after another
+    accumulate: int = limited(1, least=1)  # batches per step (gradient accumulation)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
-    sharding: Literal["none", "full"] = "none"  # full: parameters, gradients and moments over all processes (FSDP2)
-    dropout: float | None = limited(None, least=0.0, most=0.99)  # in place of the config's, of states and attention
+    sharding: Literal["none", "full"] = "none"  # full: shard parameters, gradients, moments (FSDP2)
+    dropout: float | None = limited(None, least=0.0, most=0.99)  # of states and attention; overrides the config
     seed: int = limited(0, least=0, most=MOST_SEED)
     log_every: int = limited(10, least=1)
     evaluate_every: int = limited(1000, least=1)
     save_every: int = limited(1000, least=1)
-    keep: int = limited(2, least=1)  # the last checkpoints that stay
-    keep_best: bool = False  # and the one with the least loss on held-out text
+    keep: int = limited(2, least=1)  # number of newest checkpoints to keep
+    keep_best: bool = False  # also keep the one with the least loss on held-out text
     peak_tflops: float | None = limited(None, above=0.0)  # of one device in this precision, for MFU
 
 
@@ -104,7 +104,7 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the loop reads, whatever is trained."""
+    """The settings of the training loop, which every kind of training has."""
 
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
@@ -138,7 +138,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
-    """Of pre-training: the sections of its TOML file."""
+    """The settings of pre-training: the sections of its TOML file."""
 
     model: ModelSettings
     data: DataSettings
@@ -149,16 +149,16 @@ class Settings(RunSettings):
             raise SettingsError("model.checkpoint and model.config are both given; a checkpoint has its own config")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """By section and key, as in the file; JSON can hold it."""
+        """The settings by section and key, as in the file; JSON-compatible."""
         return {
             section: {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()}
             for section, keys in asdict(self).items()
         }
 
     def decisive(self) -> dict[str, Any]:
-        """By `section.key`, what the weights of a step follow from: a run is resumed by the same only.
+        """The settings, by `section.key`, that determine the weights. A run is resumed only with equal ones.
 
-        Shards may move; whether they are the same is for the batches to say.
+        Paths of shards are left out; the batches' state checks that the data is the same.
         """
         free = {
             "training": _FREE_TO_CHANGE,
@@ -186,15 +186,15 @@ def load_settings(
     overrides: Sequence[str] = (),
     kind: type[_S] = Settings,  # type: ignore[assignment]  # _S where it is not given
 ) -> _S:
-    """Reads a TOML file; each of `overrides`, as `training.steps=100`, wins over its key. `kind` has the sections.
+    """Reads a TOML file into a `kind`. Each of `overrides`, such as `training.steps=100`, replaces a key's value.
 
     Raises:
-        SettingsError: naming the file and the key.
+        SettingsError: a key is wrong; names the file and the key.
         OSError: the file cannot be read.
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # TOMLDecodeError and bad UTF-8 alike
+    except ValueError as error:  # TOMLDecodeError and bad UTF-8
         raise SettingsError(f"{path} is not a TOML file: {error}") from error
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -221,7 +221,7 @@ def read_settings(
 
 
 def read_section(section: str, kind: type, values: Any) -> Any:
-    """Builds one section of a dataclass, each key checked."""
+    """Builds the dataclass of one section and checks each key."""
     if not isinstance(values, Mapping):
         raise SettingsError(f"{section} is {values!r}; it must be a section, [{section}]")
     hints = get_type_hints(kind)
@@ -244,7 +244,7 @@ def _no_unknown(what: str, values: Mapping, known: Mapping, prefix: str) -> None
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """The value as the hint has it: an integer may stand for a float, and nothing else for anything else."""
+    """Checks the value's type by the hint. The only conversion is from an integer to a float."""
     if isinstance(hint, types.UnionType):  # `X | None`; TOML has no None
         hint = next(option for option in get_args(hint) if option is not types.NoneType)
     if get_origin(hint) is Literal:
@@ -271,7 +271,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
 
 
 def check_fields(settings: Any) -> None:
-    """Raises SettingsError for a value that is not what its field's type and limits say."""
+    """Raises SettingsError for a value that does not match its field's type and limits."""
     hints = get_type_hints(type(settings))
     for entry in fields(settings):
         if (value := getattr(settings, entry.name)) is not None:
@@ -288,7 +288,7 @@ _LIMITS = {
 
 def _check_limits(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     known = [(words, fits, limits[name]) for name, (words, fits) in _LIMITS.items() if name in limits]
-    if not all(fits(value, limit) for _, fits, limit in known):  # nan fits nowhere
+    if not all(fits(value, limit) for _, fits, limit in known):  # nan fits no limit
         shown = (f"{words} {limit if type(limit) is int else f'{limit:g}'}" for words, _, limit in known)
         raise SettingsError(f"{key} is {value!r}; it must be {' and '.join(shown)}")
     if isinstance(value, float) and not math.isfinite(value):

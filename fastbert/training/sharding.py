@@ -1,8 +1,8 @@
-"""Full sharding (FSDP2), for models that do not fit: each process keeps its part of every parameter, gradient and
-moment, and has the whole of a layer only while that layer runs.
+"""Full sharding (FSDP2), for models that do not fit: each process holds a shard of every parameter, gradient and
+moment. A layer's weights are gathered only while that layer runs.
 
-Layers are the unit; embeddings and heads are one more, with the objective. What torch then has in a parameter's place
-is a DTensor, whose `to_local` is this process's part.
+Each layer is an FSDP unit; embeddings, heads and objective are one more. Parameters become DTensors, whose `to_local`
+is this process's shard.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 
 def shard(objective: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Spreads the parameters of an objective and its model over all processes; they may come from the host.
+    """Shards the parameters of an objective and its model over all processes; they may be on the host.
 
-    The layers' weights travel in `dtype`, that of autocast, in which they multiply anyway; norms are rounded with them.
-    Parameters, sums of gradients and moments stay in float32. Embeddings and heads travel as they are.
+    The layers' weights are gathered in `dtype`, that of autocast, in which they multiply anyway; this also rounds the
+    norms. Parameters, sums of gradients and moments are float32. Embeddings and heads are gathered unconverted.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    # Torch keeps the mesh for good, in its caches, and with it a group of its own: `join` can end all others.
+    # torch caches the mesh, and so its group, forever. Give it a group of its own: `join` can destroy the others.
     mesh = DeviceMesh.from_group(dist.new_group(), device.type)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = objective.model.bert.encoder.layer
@@ -38,7 +38,7 @@ def shard(objective: nn.Module, device: torch.device, dtype: torch.dtype | None)
 
 
 def _count_writes(module: nn.Module, args: tuple) -> None:
-    """Gathering weights leaves their version counters as they are, by which a backend knows its packed ones stale."""
+    """Bumps version counters: gathering weights bypasses them, and a backend detects stale packed weights by them."""
     torch.autograd.graph.increment_version(list(module.parameters()))
 
 
@@ -47,17 +47,17 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local(tensor: Any) -> Tensor:
-    """This process's part of a tensor, in the same memory; one that is not sharded is a part by itself."""
+    """This process's shard of a tensor, in the same memory; the tensor itself if it is not sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Any) -> Tensor:
-    """All of a tensor, in every process: each must ask."""
+    """Gathers a whole tensor in every process; a collective, which all processes must call."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, parameter: Any) -> Tensor:
-    """The tensor, which every process has, sharded as the parameter is; a number stays as it is."""
+    """Shards a tensor, which every process has whole, like the parameter; a 0-d tensor is returned unchanged."""
     if not (is_sharded(parameter) and tensor.dim()):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -68,13 +68,13 @@ def shard_like(tensor: Tensor, parameter: Any) -> Tensor:
 
 
 def total_squares(squares: Tensor) -> Tensor:
-    """The sum over all processes of what each has of its own parts."""
+    """The sum over all processes of each one's sums of squares; in place."""
     dist.all_reduce(squares)
     return squares
 
 
 def gather_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The model's state dict on the host, where it is to be kept; one tensor at a time is whole on the devices."""
+    """The model's state dict on the host, empty unless `keep`. Tensors are gathered on the devices one at a time."""
     state = {}
     for name, tensor in model.state_dict().items():
         tensor = whole(tensor.detach())
@@ -84,10 +84,10 @@ def gather_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 
 def save_shards(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Writes tensors by torch.distributed.checkpoint, each process its own parts, flushed to the disk.
+    """Writes tensors by torch.distributed.checkpoint, each process its own shards, flushed to disk.
 
     Raises:
-        OSError: in every process, what failed in any.
+        OSError: writing failed in a process; raised in all.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -98,16 +98,16 @@ def save_shards(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def load_shards(like: dict[str, Tensor], folder: Path) -> None:
-    """Fills whole or sharded tensors, of any number of processes, with what `save_shards` wrote.
+    """Fills whole or sharded tensors with those that `save_shards` wrote, possibly in another number of processes.
 
     Raises:
-        OSError: what cannot be read.
+        OSError: a file cannot be read.
     """
     import torch.distributed.checkpoint as dcp
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as `no_dist` says it may be
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # intended, by `no_dist`
             dcp.load(like, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
     except dcp.api.CheckpointException as error:
         raise _first_failure(error) from error
@@ -117,7 +117,7 @@ def shapes_of_shards(folder: Path) -> dict[str, torch.Size]:
     """The names and whole shapes of the tensors that `save_shards` wrote.
 
     Raises:
-        OSError: the list of them cannot be read.
+        OSError: their metadata cannot be read.
     """
     import torch.distributed.checkpoint as dcp
 

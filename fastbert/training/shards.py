@@ -1,10 +1,10 @@
-"""Files of pre-training examples: their format, how they are written, and a reader that maps them into memory.
+"""Files of pre-training examples: their format, a writer, and a memory-mapping reader.
 
 A shard is one little-endian file of five parts:
 
     header    128 bytes, `_HEADER`
     offsets   int64 (N+1,)            example i is tokens[offsets[i] : offsets[i + 1]], special tokens included
-    seconds   int32 (N,)              where in example i its second segment begins; its length if it has none
+    seconds   int32 (N,)              start of the second segment in example i; its length if it has none
     tokens    uint16 or uint32 (T,)   uint16 where the vocabulary has at most 65,536 tokens
     labels    uint8 (N,)              1 where the second segment is from another document, else 0
 
@@ -33,35 +33,35 @@ from fastbert.tokenizer.bert import BertTokenizer
 
 INDEX, SUFFIX, VERSION = "index.json", ".shard", 1
 _MAGIC = b"fbSHARD\n"
-# magic, version, bytes a token, sha256 of the vocabulary; tokens in the vocabulary, documents, sentences, skipped
-# documents, examples, tokens; crc32 of all after the header; and, behind it, crc32 of the header so far
+# magic, version, bytes per token, sha256 of the vocabulary; tokens in the vocabulary, documents, sentences, skipped
+# documents, examples, tokens; crc32 of all after the header; crc32 of the header up to here
 _HEADER = struct.Struct("<8sII32s6QI2Q8x")
 _HEADER_BYTES = _HEADER.size + 4
-_PADDED = 128  # a model's vocabulary may be this much larger, rounded up for speed
+_PADDED = 128  # a model's vocabulary may be larger by so many tokens, as some are rounded up for speed
 
 
 class ShardError(ValueError):
-    """A file that is no whole shard, or does not belong to what it is used with; the message says which and why."""
+    """A file is not a complete shard, or does not fit what it is used with; the message gives file and reason."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a shard, or all of a split, holds."""
+    """Statistics of a shard or of a split."""
 
     documents: int = 0
     sentences: int = 0
     skipped: int = 0  # documents that could not be read
     examples: int = 0
-    tokens: int = 0  # of the examples, special ones included
+    tokens: int = 0  # of the examples, including special ones
     unknown: int = 0  # of them, [UNK]
-    too_long: int = 0  # sentences of more tokens than an example holds
+    too_long: int = 0  # sentences longer than an example
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
 
 class Vocabulary(NamedTuple):
-    """What tells one vocabulary from another."""
+    """The identity of a vocabulary."""
 
     size: int
     sha256: str  # of its tokens in the order of their ids, a line each
@@ -78,7 +78,7 @@ def token_dtype(vocabulary: Vocabulary) -> np.dtype:
 
 
 class Examples(NamedTuple):
-    """Examples one after another, as a shard stores them."""
+    """Packed examples, as a shard stores them."""
 
     tokens: np.ndarray  # (T,)
     offsets: np.ndarray  # (N+1,) int64
@@ -87,7 +87,7 @@ class Examples(NamedTuple):
 
 
 def write_shard(path: Path, examples: Examples, vocabulary: Vocabulary, counts: Counts) -> None:
-    """Writes a shard, whole or not at all; of `counts`, examples and tokens are taken from the examples."""
+    """Writes a shard atomically. `counts.examples` and `counts.tokens` are replaced by those of the examples."""
     dtype = token_dtype(vocabulary)
     parts = [
         examples.offsets.astype("<i8", copy=False),
@@ -120,10 +120,10 @@ def write_shard(path: Path, examples: Examples, vocabulary: Vocabulary, counts: 
 
 
 class Shard:
-    """One shard, mapped into memory: what a process reads of it is shared with the others and costs no heap.
+    """One memory-mapped shard; its pages are shared by all processes and take no heap.
 
     Raises:
-        ShardError: the file is no shard, is of another version, cut short or too long, or its header is damaged.
+        ShardError: the file is not a shard, is of another version, too short or too long, or its header is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -141,13 +141,13 @@ class Shard:
         if struct.pack("<I", zlib.crc32(header[:-4])) != header[-4:]:
             raise ShardError(f"{path} is corrupted: its header does not have the checksum that it names")
         self.vocabulary = Vocabulary(vocab_size, sha256.hex())
-        self.counts = Counts(*(*numbers, unknown, too_long))  # the last two are 0 in shards of before they were counted
+        self.counts = Counts(*(*numbers, unknown, too_long))  # the last two are 0 in older shards
         examples, tokens = self.counts.examples, self.counts.tokens
         expected = _HEADER_BYTES + 8 * (examples + 1) + 5 * examples + width * tokens
         if size != expected:
             problem = "is cut short" if size < expected else "is too long"
             raise ShardError(f"{path} {problem}: {size} bytes, and its header speaks of {expected}")
-        # torch's mapping keeps no file open, numpy's would: a corpus may have more shards than a process may files.
+        # torch's mapping does not keep the file open, numpy's does: a corpus may exceed the limit of open files.
         self._bytes = torch.from_file(str(self.path), size=size, dtype=torch.uint8).numpy()
         self._bytes.flags.writeable = False
         self._at = _HEADER_BYTES
@@ -161,22 +161,22 @@ class Shard:
         return self._bytes[start : self._at].view(dtype)
 
     def verify(self) -> None:
-        """Reads the whole shard. Raises ShardError where it does not have the checksum its header names."""
+        """Reads the whole shard. Raises ShardError if its checksum differs from that in the header."""
         if zlib.crc32(self._bytes[_HEADER_BYTES:].data) != self.crc32:
             raise ShardError(f"{self.path} is corrupted: its content does not have the checksum in its header")
 
 
 class Shards:
-    """All examples of a split, numbered through: `len(shards)` of them, `shards.counts.tokens` tokens.
+    """All examples of a split, numbered consecutively: `len(shards)` of them, `shards.counts.tokens` tokens.
 
-    Opening reads the headers, no more; `verify()` reads everything. Copies to other processes open the files again.
+    Opening reads the headers only; `verify()` reads everything. An unpickled copy opens the files again.
 
     Args:
-        folder: what `fastbert prepare` wrote.
+        folder: a folder that `fastbert prepare` wrote.
         split: "train" or "held_out".
 
     Raises:
-        ShardError: the folder was not completed, has no such split, or holds a file that is damaged or foreign.
+        ShardError: the folder is incomplete, has no such split, or holds a damaged or foreign file.
     """
 
     def __init__(self, folder: str | Path, split: str = "train") -> None:
@@ -189,7 +189,7 @@ class Shards:
         self.pairs: bool = index["pairs"]
         self._shards = [self._open(**entry) for entry in index["splits"][split]["shards"]]
         self.counts = sum((shard.counts for shard in self._shards), Counts())
-        self._first = np.cumsum([0, *(shard.counts.examples for shard in self._shards)])  # of each shard, its number
+        self._first = np.cumsum([0, *(shard.counts.examples for shard in self._shards)])  # first example of each shard
 
     def _open(self, name: str, crc32: int) -> Shard:
         path = self.folder / name
@@ -204,7 +204,7 @@ class Shards:
 
     @property
     def crc32(self) -> int:
-        """Of all shards' checksums, in their order."""
+        """The crc32 of all shards' checksums, in order."""
         return zlib.crc32(np.array([shard.crc32 for shard in self._shards], dtype="<u4").data)
 
     def __reduce__(self) -> tuple:
@@ -218,14 +218,14 @@ class Shards:
 
     @cached_property
     def tokenizer(self) -> BertTokenizer:
-        """The tokenizer the examples were made with. Raises ShardError if another has taken its place."""
+        """The tokenizer of the examples. Raises ShardError if it has been replaced by another."""
         tokenizer = BertTokenizer.from_pretrained(self.folder)
         if Vocabulary.of(tokenizer) != self.vocabulary:
             raise ShardError(f"{self.folder}: the tokenizer has another vocabulary than the shards")
         return tokenizer
 
     def check_model(self, config: BertConfig, tokenizer: BertTokenizer | None = None) -> None:
-        """Raises ShardError where a model cannot be trained on these examples: by its sizes, or its vocabulary."""
+        """Raises ShardError if the sizes or vocabulary of a model do not fit these examples."""
         size = self.vocabulary.size
         if not size <= config.vocab_size < size + _PADDED:
             raise ShardError(
@@ -243,19 +243,19 @@ class Shards:
             raise ShardError(f"the model's tokenizer has another vocabulary than {self.folder} was prepared with")
 
     def verify(self) -> None:
-        """Reads everything. Raises ShardError for a file whose content does not have its checksum."""
+        """Reads everything. Raises ShardError for a file with a wrong checksum."""
         for shard in self._shards:
             shard.verify()
 
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
-        """Tokens of the examples of these numbers, int64."""
+        """Numbers of tokens of these examples, int64."""
         return self._spans(numbers)[2]
 
     def read(self, numbers: np.ndarray) -> Examples:
-        """The examples of these numbers in their order, tokens as int64.
+        """The examples of these numbers, in this order, tokens as int64.
 
         Raises:
-            ShardError: an example's bounds or tokens are impossible: its file is damaged.
+            ShardError: an example's bounds or tokens are out of range, so its file is damaged.
         """
         owners, starts, lengths = self._spans(numbers)
         local = numbers - self._first[owners]
@@ -278,7 +278,7 @@ class Shards:
         return Examples(tokens, offsets, seconds, labels)
 
     def _spans(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each example: its shard, where it begins in there, and its length."""
+        """For each example: its shard, its start in the shard, and its length."""
         owners = np.searchsorted(self._first, numbers, side="right") - 1
         starts, lengths = np.empty((2, len(numbers)), dtype=np.int64)
         order = np.argsort(owners, kind="stable")
@@ -322,7 +322,7 @@ def write_index(
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The content of index.json. Raises ShardError where it is missing or is no such index."""
+    """The content of index.json. Raises ShardError if it is missing or invalid."""
     path = folder / INDEX
     if not path.is_file():
         raise ShardError(f"{folder} holds no prepared data: it has no {INDEX}, which `fastbert prepare` writes last")

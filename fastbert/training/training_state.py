@@ -1,14 +1,14 @@
-"""Checkpoints: folders in transformers' layout, with all that resuming a run takes in addition to the weights.
+"""Checkpoints: folders in transformers' layout that also hold all state needed to resume a run.
 
     checkpoints/step-00001000/
-        config.json, model.safetensors, the vocabulary    what transformers loads
+        config.json, model.safetensors, the vocabulary    loaded by transformers
         optimizer.safetensors                             NAME/exp_avg, NAME/exp_avg_sq and NAME/step; or
-        optimizer/                                        the same in shards, of torch.distributed.checkpoint
+        optimizer/                                        the same in shards, by torch.distributed.checkpoint
         training_state.json                               see TrainingState
 
-A folder is written under a temporary name, flushed to the disk, and renamed: whatever has a checkpoint's name is
-complete, at any moment at which a process may be killed. The schedule is a function of the step, and every random
-number of a step follows from the seed, the step and the process (`seed_step`), so that neither has a state to keep.
+A folder is written under a temporary name, flushed to disk, and renamed. So a folder with a checkpoint's name is always
+complete, even after a kill. The schedule is a function of the step. The random numbers of a step are a function of the
+seed, the step and the process (`seed_step`). Neither has state to save.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ _TEMPORARY = ".incomplete-"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read or resumed from; the message says which and why."""
+    """A checkpoint cannot be written, read or resumed from; the message gives its path and the reason."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What training_state.json holds."""
+    """The content of training_state.json."""
 
     step: int  # steps done
     settings: dict[str, Any]  # the decisive ones, by section.key
     data: dict[str, Any]  # position in the shards
-    scaler: dict[str, Any]  # of fp16's loss scale; empty without
-    unlogged: list[list[float]]  # figures of the steps since the last line of the log
-    heldout_loss: float | list[float] | None = None  # where this step was evaluated; lists compare item by item
+    scaler: dict[str, Any]  # state of fp16's loss scaler, else empty
+    unlogged: list[list[float]]  # figures of the steps since the last log line
+    heldout_loss: float | list[float] | None = None  # if this step was evaluated; lists compare item by item
     version: int = field(default=VERSION)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Sets the generators of Python, numpy and torch, on every device, to what step `step` of process `rank` has."""
+    """Seeds the generators of Python, numpy and torch, on every device, for step `step` of process `rank`."""
     words = np.random.SeedSequence((seed, step, rank)).generate_state(4)
     value = int(words[0]) | int(words[1]) << 32
     random.seed(value)
@@ -65,13 +65,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep`, and with `keep_best` the one of least held-out loss."""
+    """The checkpoints of a run: the newest `keep`, and with `keep_best` the one with the least held-out loss."""
 
     def __init__(self, folder: Path, *, keep: int, keep_best: bool = False) -> None:
         self.folder, self._keep, self._keep_best = folder, keep, keep_best
 
     def tidy(self) -> None:
-        """Removes what a killed process left: checkpoints half written, or not removed yet."""
+        """Removes a killed process's leftovers: checkpoints partly written or partly removed."""
         for path in self.folder.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(path)
         self._remove_old()
@@ -86,15 +86,15 @@ class Checkpoints:
         return self.complete()[-1] if self.complete() else None
 
     def last_good(self) -> str:
-        """The newest one, in the words of an error message."""
+        """The phrase of an error message that names the newest checkpoint."""
         good = self.newest()
         return f"the last good checkpoint is {good}" if good else "there is no checkpoint before it"
 
     def save(self, state: TrainingState, write: Callable[[Path], None]) -> Path:
-        """Makes a checkpoint of `state` and of what `write` puts into the folder it is given.
+        """Makes a checkpoint of `state` and of the files that `write(folder)` writes.
 
         Raises:
-            CheckpointError: the disk is full or fails; what was complete before stays.
+            CheckpointError: the disk is full or fails; earlier checkpoints are unchanged.
         """
         path, temporary = self._path(state.step), self.temporary(state.step)
         if path.exists():
@@ -116,7 +116,7 @@ class Checkpoints:
         return path
 
     def temporary(self, step: int) -> Path:
-        """The folder that `save` fills; other processes may put files into it while its `write` waits for them."""
+        """The temporary folder of `save`; other processes may write files into it while `write` waits for them."""
         return self.folder / f"{_TEMPORARY}{self._path(step).name}"
 
     def _path(self, step: int) -> Path:
@@ -129,7 +129,7 @@ class Checkpoints:
             losses = {path: loss for path in paths if (loss := read_state(path).heldout_loss) is not None}
             kept |= {min(losses, key=losses.__getitem__)} if losses else set()
         for path in paths:
-            if path not in kept:  # renamed first, so that half a checkpoint never has a checkpoint's name
+            if path not in kept:  # renamed first: a partly removed folder must not have a checkpoint's name
                 removed = path.with_name(f"{_TEMPORARY}{path.name}")
                 os.rename(path, removed)
                 shutil.rmtree(removed)
@@ -156,7 +156,7 @@ def read_state(path: Path) -> TrainingState:
 
 
 def save_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
-    """Writes the optimizer's tensors by the names of their parameters; where they are sharded, each process its part.
+    """Writes the optimizer's tensors under their parameters' names; if they are sharded, each process its shard.
 
     Raises:
         OSError, SafetensorError: the disk is full or fails.
@@ -173,9 +173,9 @@ def save_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None
 
 
 def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
-    """Gives the optimizer the tensors that `save_optimizer` wrote, in any number of processes.
+    """Loads the tensors that `save_optimizer` wrote, possibly in another number of processes.
 
-    Rates and the like stay as they are.
+    Learning rates and other options are unchanged.
 
     Raises:
         CheckpointError: the file is damaged or of another model.
@@ -209,7 +209,7 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Flushes a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -218,7 +218,7 @@ def _flush(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, on one line; safetensors wraps the system's errors, and names them by their numbers."""
+    """An error's reason on one line. safetensors wraps system errors and gives only their errno."""
     number = re.search(r"\b(?:os error|code:) (\d+)", str(error))
     if number:
         return os.strerror(int(number[1]))

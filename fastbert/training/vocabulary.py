@@ -1,4 +1,4 @@
-"""Learns a WordPiece vocabulary from text: the same for the same text, on any number of cores."""
+"""Learns a WordPiece vocabulary from text, deterministically for any number of cores."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MIN_FREQUENCY = 2
 def learn_vocabulary(texts: Callable[[], Iterable[str]], size: int, *, lower: bool = True) -> BertTokenizer:
     """A tokenizer of at most `size` tokens, by the trainer of the `tokenizers` library.
 
-    Left to itself, that trainer numbers the characters inside words as a hash map has them, and breaks ties of
-    later merges by these numbers: each run ends at another vocabulary. So it is told all characters, in order.
+    By default, that trainer numbers the characters inside words in the order of a hash map, and breaks ties between
+    merges by these numbers, so each run learns another vocabulary. Giving it all characters in order avoids this.
 
     Args:
-        texts: called twice, for all texts each time.
-        size: with the five special tokens; fewer come out where the text does not have that many.
+        texts: called twice; returns all texts each time.
+        size: number of tokens, including the five special ones; a small text may give fewer.
 
     Raises:
-        ValueError: `size` does not hold the special tokens and the text's characters.
+        ValueError: `size` is too small for the special tokens and the text's characters.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
