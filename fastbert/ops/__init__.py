@@ -1,4 +1,4 @@
-"""The five ops of a BERT, and the whole encoder as a sixth: packed tensors in and out; and packing itself."""
+"""The five ops of a BERT on packed tensors, the whole encoder as a sixth op, and packing itself."""
 
 from fastbert.native.checksums import Checksums, checksums_of
 from fastbert.native.extension import mode_reason, pointer_reason

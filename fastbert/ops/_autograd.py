@@ -1,4 +1,4 @@
-"""What the ops' autograd functions share."""
+"""Helpers of the ops' autograd functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a call with these arguments has to be one that autograd knows."""
+    """True if autograd must record a call with these arguments."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -23,8 +23,8 @@ def differentiable_gradients(
 ) -> list[Tensor | None]:
     """The gradients of forward(*inputs), where `needed`, as functions of the inputs and of dy.
 
-    For a backward that runs while grad mode is on (create_graph=True): kernels know no second derivative, and a result
-    of theirs would be a constant, whose derivative is zero. `inputs` come from ctx.saved_tensors, with their graph.
+    For a backward that runs with grad mode on (create_graph=True): kernels have no second derivative, and their result
+    would be a constant, whose derivative is zero. `inputs` come from ctx.saved_tensors, with their graph.
 
     Raises:
         RuntimeError: with dropout, whose mask only the kernels know.
@@ -35,7 +35,7 @@ def differentiable_gradients(
             "it must be 0, as in model.eval()"
         )
     with torch.enable_grad():
-        # Each under a name of its own: of two inputs one may have been made of the other, by what came before this op.
+        # Views, each a node of its own: before this op, one input may have been computed from another.
         inputs = [x if x is None else x.view_as(x) for x in inputs]
         wanted = [x for x, need in zip(inputs, needed, strict=True) if need and x is not None]
         found = iter(torch.autograd.grad(forward(*inputs), wanted, dy, create_graph=True, allow_unused=True))

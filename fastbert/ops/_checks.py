@@ -12,12 +12,12 @@ from fastbert.precision import PRECISIONS, QUANTIZED, SPLIT
 
 
 def check_shape(op: str, name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Holds `x` to `shape`; None in it means any size."""
+    """Checks the shape of `x`; None in `shape` means any size."""
     given = x.shape
     if given == shape:
         return
     if len(given) == len(shape):
-        # Run some twenty times a layer: by index, it takes a third of the time that zip does.
+        # Called some twenty times per layer: indexing takes a third of the time of zip.
         for i, wanted in enumerate(shape):
             if wanted is not None and given[i] != wanted:
                 break
@@ -33,14 +33,14 @@ def check_floating(op: str, name: str, x: Tensor) -> None:
 
 
 def check_one_dtype(op: str, **operands: Tensor | None) -> None:
-    """Holds the operands of a product to one dtype, as torch does but by name."""
+    """Checks that the operands of a product have one dtype; the error, unlike torch's, names them."""
     present = {name: x.dtype for name, x in operands.items() if x is not None}
     if len(set(present.values())) > 1:
         raise ValueError(f"{op}: {_dtypes(present)}; they must be of one dtype, unless torch.autocast is on")
 
 
 def check_norm_dtypes(op: str, summed: Mapping[str, Tensor | None], weight: Tensor, bias: Tensor) -> None:
-    """Refuses a LayerNorm's weight or bias in float64 over rows in less, whose result would be neither."""
+    """Rejects a float64 weight or bias of a LayerNorm unless one of the summed tensors is float64."""
     if torch.float64 in (weight.dtype, bias.dtype):
         rows = {name: x.dtype for name, x in summed.items() if x is not None}
         if torch.float64 not in rows.values():
@@ -58,10 +58,10 @@ def check_integer(op: str, name: str, x: Tensor) -> None:
 
 
 def check_offsets(op: str, cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
-    """Holds offsets to their dtype and shape and, on a CPU, to their values.
+    """Checks the dtype and shape of offsets and, on a CPU, their values.
 
-    To read them on a GPU would be to wait for it; the kernels there keep to the tokens that exist, whatever they hold.
-    A compiled graph looks when it runs.
+    Reading them on a GPU would wait for the device; the kernels there stay within the tokens, whatever the offsets
+    hold. A compiled graph checks when it runs.
     """
     if cu_seqlens.is_cpu and not torch.compiler.is_compiling():
         sequence_lengths(cu_seqlens, tokens, max_seqlen, op)
@@ -75,12 +75,12 @@ def check_probability(op: str, name: str, p: float) -> None:
 
 
 def check_precision(op: str, precision: str | None, x: Tensor, *weights: Tensor | None) -> None:
-    """Holds a product's precision to a known one that its operands allow."""
+    """Checks that a product's precision is known and allowed by its operands."""
     if precision is None:
         return
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision is {precision!r}; known are {', '.join(PRECISIONS)}")
-    if precision in SPLIT and not torch.is_autocast_enabled(x.device.type):  # autocast has the last word, as in torch
+    if precision in SPLIT and not torch.is_autocast_enabled(x.device.type):  # autocast overrides it, as in torch
         for t in (x, *weights):
             if t is not None and t.dtype != torch.float32:
                 raise ValueError(f"{op}: precision is {precision!r} and an operand is {t.dtype}; it is for float32")

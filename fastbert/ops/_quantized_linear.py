@@ -1,4 +1,4 @@
-"""linear in int8 by Triton: the weight quantised once, as a form of its Weight, x in each call."""
+"""linear in int8 by Triton: the weight is quantised once, as a form of its Weight, x in each call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from fastbert.ops._triton import reason_against, rows_in_memory
 from fastbert.weight import Weight
 
-_MOST_COLUMNS = 1 << 15  # what one program can hold of a row
+_MOST_COLUMNS = 1 << 15  # of a row, that one program can hold
 
 
 def run(x: Tensor, weight: Weight, activation: str | None) -> Tensor:
@@ -42,7 +42,7 @@ def supports(x: Tensor, weight: Weight) -> str | None:
 
 
 def describe(precision: str | None) -> str | None:
-    """What `linear` by Triton makes of a precision, for `explain`."""
+    """How `linear` by Triton treats a precision, for `explain`."""
     if precision == "int8":
         return "int8: sums in int32"
     return None if precision is None else f"{precision}: in full fp32"

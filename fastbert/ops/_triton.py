@@ -1,4 +1,4 @@
-"""What the ops' Triton versions share: when they can run at all."""
+"""Shared checks of the ops' Triton versions: whether they can run at all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def reason_against(*tensors: Tensor | None, one_dtype: bool = True) -> str | None:
-    """Why no Triton kernel can take these tensors; None where one can. The first says which device.
+    """Why no Triton kernel can take these tensors; None if one can. The first tensor determines the device.
 
-    `one_dtype` is False for a kernel that takes each in a dtype of its own.
+    `one_dtype` is False for a kernel whose tensors may differ in dtype.
     """
     present = [t for t in tensors if t is not None]
     device, dtype = present[0].device, present[0].dtype
@@ -40,7 +40,7 @@ def device_reason(device: torch.device) -> str | None:
     return _device_reason(device)
 
 
-# A compiled graph asks once. It is what torch.compiler.assume_constant_result does, which imports torch's compiler.
+# Called once per compiled graph, as by torch.compiler.assume_constant_result, which would import torch's compiler.
 vars(device_reason).update(_dynamo_marked_constant=True)
 
 

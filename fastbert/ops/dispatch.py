@@ -1,9 +1,9 @@
 """Which implementation of an op runs, and why.
 
-`TABLE` lists, for each op and kind of device, the backends in order of preference. Each implementation
-answers `supports(...)`, called with the op's own arguments, with None or the reason why it cannot run
-them. Left alone, the first that answers None runs. A backend that the user names is a demand: where it
-cannot run, BackendError says why. Nothing falls back on an exception.
+`TABLE` lists, for each op and kind of device, the backends in order of preference. `supports(...)` of an
+implementation takes the op's own arguments and returns None, or the reason why it cannot run them. By
+default, the first backend that returns None runs. A backend that the user names is a demand: if it cannot
+run, BackendError gives the reason. No exception triggers a fallback.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class BackendError(RuntimeError):
-    """The backend that was asked for cannot run this call; the message says why."""
+    """The demanded backend cannot run this call; the message gives the reason."""
 
 
 def always(*args: Any, **kwargs: Any) -> None:
-    """The answer of an implementation that takes whatever the op takes, and as it is: nothing to say."""
+    """The default of `supports` and of `describe`: all arguments are supported, without a note."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One backend's version of an op: how to run it, and what it says of arguments it cannot take.
+    """One backend's version of an op.
 
-    `describe` says, for `explain`, what it makes of arguments that it takes, where that is worth a word.
+    `supports` returns why it cannot take some arguments, or None. `describe` returns a note for `explain` on how it
+    runs arguments that it takes, or None.
     """
 
     run: Callable[..., Any]
@@ -54,7 +55,7 @@ class Implementation:
 
 _implementations: dict[tuple[str, str], Implementation] = {}
 _demand: ContextVar[dict[str, str]] = ContextVar("fastbert_backend")
-# torch.compile cannot trace a ContextVar; while it does, the demand made last, by any thread, holds.
+# torch.compile cannot trace a ContextVar; while compiling, the last demand of any thread applies.
 _demand_when_compiling: dict[str, str] | None = None
 
 
@@ -65,7 +66,7 @@ def implement(
     supports: Callable[..., str | None] = always,
     describe: Callable[..., str | None] = always,
 ) -> None:
-    """Files `run` as the version of `op` that `backend` has."""
+    """Registers `run` as the implementation of `op` by `backend`."""
     _implementations[op, backend] = Implementation(run, supports, describe)
 
 
@@ -98,8 +99,8 @@ def choose(op: str, device: str, *args: Any, **kwargs: Any) -> tuple[str, Callab
 def use_backend(backend: str, *ops: str) -> Iterator[None]:
     """Demands `backend` ("auto" lifts a demand) for the named ops, or for all, within a `with` block.
 
-    The environment variable FASTBERT_BACKEND says the same for a whole process: a backend's name, or
-    `op=backend` pairs with commas between them.
+    The environment variable FASTBERT_BACKEND does the same for a whole process: a backend's name, or
+    comma-separated `op=backend` pairs.
 
     Raises:
         ValueError: no such backend or op.
@@ -116,7 +117,7 @@ def use_backend(backend: str, *ops: str) -> Iterator[None]:
 
 
 def demands() -> dict[str, str]:
-    """What is demanded where this is called: op -> backend. Not to be changed."""
+    """The demands in effect, op -> backend; the caller must not change them."""
     return _current()
 
 
@@ -142,7 +143,7 @@ def _checked(demand: dict[str, str]) -> dict[str, str]:
 
 @cache
 def _from_environment() -> dict[str, str]:
-    """What FASTBERT_BACKEND says: `native`, or `attention=reference,linear=native`; read once."""
+    """The demands of FASTBERT_BACKEND: `native`, or `attention=reference,linear=native`; read once."""
     text = os.environ.get("FASTBERT_BACKEND", "")
     if not text:
         return {}
@@ -167,7 +168,7 @@ class Explanation:
 
 
 def explain_table(devices: list[str], example: Callable[[str, str], tuple[tuple, dict]]) -> Explanation:
-    """Asks each implementation on each device whether it takes `example(op, device)`'s arguments, and why not."""
+    """For each op, device and backend: whether it supports the arguments `example(op, device)`, or why not."""
     rows = []
     for op, by_device in TABLE.items():
         for device in devices:

@@ -1,4 +1,4 @@
-"""encoder: every layer over the packed tokens, for inference; made of the other ops unless a backend takes it whole."""
+"""encoder: every layer over the packed tokens, for inference; composed of other ops unless a backend runs it whole."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class LayerWeights(NamedTuple):
 
 
 class EncoderWeights:
-    """All layers of an encoder, and what a backend makes of them together, kept as `Weight.forms` are."""
+    """All layers of an encoder, and the forms that a backend derives from them together, as in `Weight.forms`."""
 
     def __init__(self, layers: Sequence[LayerWeights]) -> None:
         self.layers = tuple(layers)
         self.forms: dict[Hashable, Any] = {}
 
     def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """make(), or what it returned for this key before: a tuple."""
+        """The form cached under `key`, a tuple; made by make() and cached if there is none."""
         found = self.forms.get(key)
         if found is None:
             self.forms[key] = found = make()
@@ -61,30 +61,30 @@ def encoder(
 ) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
-    `cu_seqlens`, `max_seqlen` and `checked` are as of `attention`.
+    `cu_seqlens`, `max_seqlen` and `checked` are as for `attention`.
 
     Raises:
-        ValueError: a shape, dtype or precision that does not fit, or offsets.
+        ValueError: a shape, dtype, precision or offsets that do not fit.
     """
     if not x.is_floating_point():
         check_floating("encoder", "x", x)
     if not checked:
         check_offsets("encoder", cu_seqlens, len(x), max_seqlen)
-    for layer in weights.layers[:1]:  # a backend asks the others once
+    for layer in weights.layers[:1]:  # a backend checks the others, once
         if x.dim() != 2 or x.shape[1] != layer.qkv.shape[1]:
             check_shape("encoder", "x", x, (None, layer.qkv.shape[1]))
         if layer.precision is not None:
             check_precision("encoder", layer.precision, x, *layer.tensors)
-    if torch.compiler.is_compiling():  # each op knows what a compiled graph can hold
+    if torch.compiler.is_compiling():  # each op handles compilation itself
         return _layers(x, weights, cu_seqlens, max_seqlen)
     _, run = dispatch.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen)
     return run(x, weights, cu_seqlens, max_seqlen)
 
 
 def release(layer: LayerWeights) -> bool:
-    """Gives up the memory of a layer's weights, for inference alone, where its backend reads them in a form of its own.
+    """Frees a layer's weights, for inference only, if its backend reads them in a form of its own.
 
-    The weights of its products are placeholders on the meta device then. Returns whether that was done.
+    The weights of its products are then placeholders (meta tensors). Returns True if they were freed.
     """
     x = layer.norm[0].new_empty((1, len(layer.norm[0])))
     cu_seqlens = torch.tensor([0, 1], dtype=torch.int32, device=x.device)

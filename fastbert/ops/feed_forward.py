@@ -1,4 +1,4 @@
-"""feed_forward: linear with activation, then linear; what lies between kept for the backward, or made again there."""
+"""feed_forward: linear with activation, then linear; the tensor in between is saved for the backward or recomputed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _NAMES = ("x", "up_weight", "up_bias", "down_weight", "down_bias")
 
 
 class _Parts(NamedTuple):
-    """What a backend's linear is made of in training.
+    """The functions of a backend's linear in training.
 
-    `forward(x, weight, activation)` returns y and the tensor saved in place of y, `activate` makes y of that again, and
+    `forward(x, weight, activation)` returns y and the tensor saved in place of y, `activate` recomputes y from it, and
     `backward(dy, x, weight, saved, activation, wanted)` returns the gradients of x, weight and bias.
     """
 
@@ -37,7 +37,7 @@ class _Parts(NamedTuple):
 
 
 class _Recomputed(torch.autograd.Function):
-    """Saves x and what `up` saves, (T, E) and (T, F); without it, what the activation makes, (T, F), is saved too."""
+    """Saves x, (T, E), and what `up` saves, (T, F), but not the activation's output, (T, F)."""
 
     @staticmethod
     def forward(
@@ -146,12 +146,12 @@ def feed_forward(
 ) -> Tensor:
     """linear(linear(x, up, activation), down): (T, E), (F, E), (F,), (E, F), (E,) -> (T, E).
 
-    A `Weight` has its bias with it, as of `linear`: the bias next to it is None.
+    A `Weight` includes its bias, as for `linear`: the bias argument next to it is None.
 
     Args:
-        precision: as of `linear`.
-        recompute: keep one tensor of (T, F) for the backward in place of two, and apply the activation once more
-            there. Under torch.compile the compiler decides what it makes again.
+        precision: as for `linear`.
+        recompute: save one tensor of (T, F) for the backward instead of two, and apply the activation again there.
+            Under torch.compile, the compiler decides what is recomputed.
 
     Raises:
         ValueError: as `linear`.
@@ -159,7 +159,7 @@ def feed_forward(
     if not (isinstance(up_weight, Weight) or isinstance(down_weight, Weight)):
         _check(x, up_weight, up_bias, down_weight, down_bias, activation, precision)
     up, down = as_weight(up_weight, up_bias), as_weight(down_weight, down_bias)
-    # A quantised product, which has no gradient, is refused by linear; torch.func looks into no autograd function.
+    # A quantised product has no gradient, and linear rejects it; torch.func does not support this autograd function.
     plain = torch.compiler.is_compiling() or precision in QUANTIZED or is_transformed()
     if not recompute or plain or not needs_gradient(x, *up.tensors, *down.tensors):
         inner = linear(x, up, activation=activation, precision=precision)
@@ -170,7 +170,7 @@ def feed_forward(
         with autocast_off(x):
             return feed_forward(*cast(*tensors), activation=activation, recompute=True)
     check_one_dtype("feed_forward", **dict(zip(_NAMES, tensors, strict=True)))
-    inner = x.new_empty((0, up.shape[0]))  # what the second product's backend is to take
+    inner = x.new_empty((0, up.shape[0]))  # an example of the second product's input
     parts = _parts(x, up, activation, precision), _parts(inner, down, None, precision)
     return _Recomputed.apply(*tensors, activation, (up, down), parts)
 

@@ -1,4 +1,4 @@
-"""Where the real tokens of a mask stand: for a host that has to know how many, and for one that does not wait."""
+"""Positions of the real tokens of a mask: for a host that needs their number, and without waiting for the device."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def read_mask(mask: Tensor) -> PackedBatch: ...
 @overload
 def read_mask(mask: Tensor, *, strict: bool) -> PackedBatch | None: ...
 def read_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
-    """Reads a (B, S) mask of 0 and 1, right-padded, left-padded, with holes, rows of zeros; waits for its device once.
+    """Reads a (B, S) mask of 0 and 1 with pads, holes and rows of zeros anywhere; waits for its device once.
 
     Returns:
-        None where the mask holds another value than 0 and 1 (NaN among them) and `strict` is False.
+        The batch; None if `strict` is False and the mask holds a value other than 0 and 1 (NaN included).
 
     Raises:
         ValueError: the mask is not 2-D; or, with `strict`, holds a value other than 0 and 1.
@@ -30,7 +30,7 @@ def read_mask(mask: Tensor, *, strict: bool = True) -> PackedBatch | None:
         return batch_from_mask(mask, strict=strict)
     _, run = dispatch.choose("read_mask", mask.device.type, mask)
     batch = run(mask)
-    return batch_from_mask(mask) if batch is None and strict else batch  # which says what the mask holds
+    return batch_from_mask(mask) if batch is None and strict else batch  # which raises with the wrong value
 
 
 def _read_mask(mask: Tensor) -> PackedBatch | None:
@@ -38,7 +38,7 @@ def _read_mask(mask: Tensor) -> PackedBatch | None:
 
 
 def read_mask_at_once(mask: Tensor) -> PackedBatch | None:
-    """The reference for a mask on a device, by `pack_mask`: all that the host must know is asked for together."""
+    """The reference for a mask on a device, by `pack_mask`: the host reads all that it needs in one transfer."""
     if mask.dim() != 2 or not mask.numel():
         return batch_from_mask(mask, strict=False)
     cu_seqlens, indices, _, bad = pack_mask(mask)
@@ -49,7 +49,7 @@ def read_mask_at_once(mask: Tensor) -> PackedBatch | None:
 
 
 def _batch(mask: Tensor, read: tuple[Tensor, Tensor, int, int, bool, bool] | None = None) -> PackedBatch | None:
-    """The batch of what was read of a mask, by default by the extension."""
+    """The batch of a mask from what was `read` of it, by default by the extension."""
     cu_seqlens, indices, tokens, longest, leading_pads, bad = read or native.read_mask(mask)
     if bad:
         return None
@@ -68,13 +68,13 @@ dispatch.implement("gather_rows", "reference", reference.gather_rows)
 
 
 def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where the real tokens of a (B, S) mask of 0 and 1 stand; rows may have holes and left padding, or be all pads.
+    """Positions of the real tokens of a (B, S) mask of 0 and 1; rows may have holes and left padding, or be all pads.
 
     Returns:
-        cu_seqlens (B+1,) int32: where each sequence starts in the packed row, and their number T at the end;
-        indices (B * S,) int64: where packed token t stood in the flattened batch, -1 from T on;
+        cu_seqlens (B+1,) int32: the start of each sequence in the packed row, and the number of tokens T at the end;
+        indices (B * S,) int64: the position of packed token t in the flattened batch, -1 from T on;
         places (B * S,) int64: the packed row of each position, -1 at a pad;
-        bad (1,) int32: 1 where the mask holds another value than 0 and 1, which counts as a pad; else 0.
+        bad (1,) int32: 1 if the mask holds a value other than 0 and 1, which counts as a pad; else 0.
 
     Raises:
         ValueError: the mask is not (B, S).
@@ -85,7 +85,7 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def gather_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> Tensor:
-    """x[index], and `fill` where the index is -1 or otherwise none of x's rows: (N, ...), (M,) int64 -> (M, ...).
+    """x[index], and `fill` where the index is -1 or out of range: (N, ...), (M,) int64 -> (M, ...).
 
     With `indices` of `pack_mask` it packs, with `places` it unpacks.
 

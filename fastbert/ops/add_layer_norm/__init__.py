@@ -1,4 +1,4 @@
-"""add_layer_norm: y = LN(dropout(x) + residual), what follows each half of a layer."""
+"""add_layer_norm: y = LN(dropout(x) + residual), after attention and feed-forward."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ def add_layer_norm(
 ) -> Tensor:
     """LN(dropout(x) + residual) over the last dimension, (T, E); without a residual, a plain LayerNorm.
 
-    Mean and variance are taken in fp32 at least (Ba et al., 2016). Where dtypes differ, as under autocast, the result
-    has the wider one of x and residual; weight and bias may be in any that is not float64, or in float64 if x or
-    residual is.
+    Mean and variance are taken in fp32 at least (Ba et al., 2016). If dtypes differ, as under autocast, the result
+    has the wider one of x and residual. weight and bias may have any dtype, but float64 only if x or residual has it.
 
     Raises:
         ValueError: a shape, dtype or probability that does not fit.
@@ -53,7 +52,7 @@ def add_layer_norm(
     if name == "reference":
         check_norm_dtypes("add_layer_norm", {"x": x, "residual": residual}, weight, bias)
     elif torch.compiler.is_compiling():
-        # Pointers cannot be traced; the reference can, and is then left to the compiler to fuse.
+        # Pointers cannot be traced; the reference can, and the compiler fuses it.
         if dropout_p or needs_gradient(x, residual, weight, bias):
             return reference_add_layer_norm(x, residual, weight, bias, **kwargs)
         return torch.ops.fastbert.add_layer_norm(x, residual, weight, bias, eps)

@@ -1,4 +1,4 @@
-"""What the backends of add_layer_norm share."""
+"""Helpers of the backends of add_layer_norm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def sum_in(dtype: torch.dtype | None, *parts: Tensor | None) -> Tensor | None:
-    """The sum of those that are there, in `dtype`."""
+    """The sum of the parts that are not None, in `dtype`; None if there is no part or dtype."""
     there = [part for part in parts if part is not None]
     return sum(there[1:], start=there[0]).to(dtype) if there and dtype is not None else None

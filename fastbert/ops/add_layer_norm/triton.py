@@ -18,9 +18,9 @@ _MAX_COLUMNS = 8192  # a row in registers; more would spill
 
 
 class _TritonAddLayerNorm(torch.autograd.Function):
-    """Keeps the sum dropout(x) + residual, so that both can be freed, and three numbers per row.
+    """Saves the sum dropout(x) + residual, so that both can be freed, and three numbers per row.
 
-    The sum is an output as well: saved as that, it is a function of x and residual where a second derivative asks.
+    The sum is also an output: as a saved output it stays a function of x and residual for a second derivative.
     """
 
     @staticmethod

@@ -45,12 +45,12 @@ def attention(
         qkv: queries, keys and values of every token.
         cu_seqlens: int32 (B+1,), from 0 to T.
         max_seqlen: at least the longest sequence.
-        scale: what the scores are multiplied by; None is D ** -0.5.
-        dropout_p: the share of probabilities dropped.
-        checked: cu_seqlens and max_seqlen were checked before, as by `packing`, and are not again.
+        scale: the factor of the scores; None is D ** -0.5.
+        dropout_p: the fraction of probabilities that are dropped.
+        checked: skip the checks of cu_seqlens and max_seqlen, which the caller has made, as `packing` does.
 
-    Offsets on a GPU are not read by the host, which would wait for them: there a token after the last sequence belongs
-    to none and gets zeros, and offsets that do not rise are kept within 0 to T.
+    Offsets on a GPU are not read by the host, which would wait for them: there a token after the last sequence gets
+    zeros, and offsets that do not rise are clamped to 0 to T.
 
     Raises:
         ValueError: a shape, dtype or probability that does not fit; offsets on a CPU that do not rise from 0 to T or
@@ -67,16 +67,16 @@ def attention(
     kwargs = {"scale": scale, "dropout_p": dropout_p}
     name, run = dispatch.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
     if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
-        # The lengths are data: a compiled graph holds the op whole; or, with dropout, breaks at the reference.
-        # max_seqlen is a number, and a graph that holds one is made again for the next: T bounds it as well.
+        # The lengths are data: a compiled graph holds the op as one node or, with dropout, breaks at the reference.
+        # A graph that holds the number max_seqlen would be recompiled for another one; T bounds it as well.
         seed = torch.randint(2**62, (1,), device=qkv.device) if dropout_p else None
         scale = qkv.shape[-1] ** -0.5 if scale is None else scale
         return torch.ops.fastbert.attention(name, needs_gradient(qkv), qkv, cu_seqlens, scale, dropout_p, seed)[0]
     return run(qkv, cu_seqlens, max_seqlen, **kwargs)
 
 
-# What a compiled graph holds. `backend` is the one that was chosen when the graph was made; `saved` is what its
-# backward reads next to the output, where `training`: see the launchers.
+# The op in a compiled graph. `backend` was chosen when the graph was compiled. If `training`, `saved` is what its
+# backward reads in addition to the output: see the launchers.
 
 
 @torch.library.custom_op("fastbert::attention", mutates_args=())

@@ -21,10 +21,10 @@ def second_derivative(qkv: Tensor, cu_seqlens: Tensor, dy: Tensor, constants: di
 
 
 class _DifferentiableTwice(torch.autograd.Function):
-    """`out` as it is, which torch's fused attention made of qkv; that has a gradient, of which there is no derivative.
+    """Returns `out`, torch's fused attention of qkv, whose gradient torch cannot differentiate again.
 
-    Where one is asked for, the gradient is the formula's, and none goes through `out`. So it is in fp32 on a CPU,
-    where torch's fused gradient loses digits to large scores: it keeps the logarithm of the sum alone.
+    For a second derivative the gradient comes from the formula, and none flows through `out`. The same holds in fp32
+    on a CPU: there torch's fused backward loses digits to large scores, as it saves only the logarithm of the sum.
     """
 
     @staticmethod

@@ -64,7 +64,7 @@ def triton_arguments(
     dropout_p: float,
     seed: Tensor | None = None,
 ) -> dict[str, Any]:
-    """What the launchers of forward and backward are told alike; with dropout and no seed, one is drawn."""
+    """The arguments shared by the launchers of forward and backward; with dropout and no seed, one is drawn."""
     from fastbert.kernels.dropout import draw_seed
 
     return {
@@ -77,7 +77,7 @@ def triton_arguments(
 
 
 def rows_in_memory(x: Tensor) -> Tensor:
-    """x as the kernels read it: heads' columns contiguous, token behind token, 128 of them within an int32."""
+    """x as the kernels read it: the last dimension contiguous, tokens without overlap, 128 of them within an int32."""
     if x.is_contiguous():
         return x
     width = 1 + sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
@@ -102,7 +102,7 @@ def supports_triton(
 
 
 class _Shared:
-    """The tile schedule that the layers of one run through a model have in common: see `shared_schedules`."""
+    """The tile schedule shared by the layers of one run through a model: see `shared_schedules`."""
 
     def __init__(self) -> None:
         self.cu_seqlens: Tensor | None = None
@@ -128,9 +128,9 @@ def _schedule(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> TileSchedule:
 
 @contextmanager
 def shared_schedules() -> Iterator[None]:
-    """Within it every attention over one cu_seqlens shares one schedule; no one may write to cu_seqlens meanwhile.
+    """A context in which all attention over one cu_seqlens shares one schedule; cu_seqlens must not change meanwhile.
 
-    For one run through a model's layers: the first layer makes the schedule, in a CUDA graph too, and nothing is kept
+    For one run through a model's layers: the first layer makes the schedule, in a CUDA graph too, and it is dropped
     when the run is over.
     """
     token = _shared.set(_Shared())

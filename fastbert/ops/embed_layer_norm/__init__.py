@@ -1,4 +1,4 @@
-"""embed_layer_norm: y = dropout(LN(word[id] + token_type[id] + position[id])), the bottom of a BERT."""
+"""embed_layer_norm: y = dropout(LN(word[id] + token_type[id] + position[id])), the embedding layer of a BERT."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def embed_layer_norm(
         weight, bias: the LayerNorm's, (E,).
         padding_idx: the row of `word` that receives no gradient.
 
-    No id outside its table is read: its token's row is NaN in the Triton version, which does not wait for the device;
-    the reference fails as torch's embedding does. The models check their input before.
+    An id outside its table is never read. In the Triton version, which does not wait for the device, its token's row
+    is NaN; the reference fails like torch's embedding. The models check their input first.
 
     Raises:
         ValueError: a shape, dtype or probability that does not fit; on the native backend, an id outside its table.
@@ -74,7 +74,7 @@ def embed_layer_norm(
     args = (input_ids, token_type_ids, position_ids, word, token_type, position, weight, bias)
     kwargs: dict[str, Any] = {"eps": eps, "dropout_p": dropout_p, "padding_idx": padding_idx}
     summed = {"word": word, "token_type": token_type, "position": position}
-    if torch.compiler.is_compiling():  # pointers cannot be traced; the reference can, and is the compiler's to fuse
+    if torch.compiler.is_compiling():  # pointers cannot be traced; the reference can, and the compiler fuses it
         check_norm_dtypes(op, summed, weight, bias)
         return reference_embed_layer_norm(*args, **kwargs)
     name, run = dispatch.choose(op, word.device.type, *args, **kwargs)

@@ -13,7 +13,7 @@ from fastbert.ops.embed_layer_norm.reference import second_derivative
 
 
 class _Native(torch.autograd.Function):
-    """Keeps two numbers a token: the backward gathers the tables' rows again, and asks for the mask again."""
+    """Saves two numbers per token: the backward gathers the tables' rows and generates the mask again."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:

@@ -40,18 +40,17 @@ def linear(
     activation: str | None = None,
     precision: str | None = None,
 ) -> Tensor:
-    """(T, E), (F, E), (F,) -> (T, F), with one of `ACTIVATIONS` on top.
+    """x W^T + b: (T, E), (F, E), (F,) -> (T, F), followed by one of `ACTIVATIONS`, if any.
 
     Args:
-        weight: a tensor with its bias, or a `Weight`, whose owner keeps the forms that a backend makes of it between
-            calls; of a tensor they are made for this call alone.
-        precision: how the operands are multiplied. None: as they are, in their dtype, sums in fp32. "high",
-            "highest": in float32, which a backend may split into bf16 pieces, three or six products in place of
-            one. "int8": x rounded to int8 by its rows, weight by its rows, sums in int32, without a gradient; see
-            `reference_linear_int8`.
+        weight: a tensor, with its bias in `bias`; or a `Weight`, which caches the forms that a backend derives from it.
+            For a tensor they are made in every call.
+        precision: None: the operands are multiplied in their dtype, with sums in fp32. "high", "highest": in float32,
+            which a backend may split into bf16 terms, with three or six products instead of one. "int8": x and weight
+            are rounded to int8 with a scale per row, with sums in int32 and no gradient; see `reference.linear_int8`.
 
     Raises:
-        ValueError: a shape or dtype that does not fit, an unknown activation or precision, a gradient of int8.
+        ValueError: a shape or dtype that does not fit, an unknown activation or precision, a gradient with int8.
     """
     if not x.is_floating_point():
         check_floating("linear", "x", x)
@@ -63,7 +62,7 @@ def linear(
         check_precision("linear", precision, x, *weight.tensors)
     if torch._C._is_any_autocast_enabled() and autocast_is_on(x):
         with autocast_off(x):
-            if precision in QUANTIZED:  # chosen for the model, and narrower than autocast
+            if precision in QUANTIZED:  # set for the model, and narrower than autocast's dtype
                 return linear(x, weight, activation=activation, precision=precision)
             x, *tensors = cast(x, *weight.tensors)
             rows = len(weight.weights)
@@ -79,7 +78,7 @@ def linear(
 
 
 def _checked(x: Tensor, weight: Tensor | Weight, bias: Tensor | None) -> Weight:
-    """The operands as a Weight, its shapes held to those of x."""
+    """The operands as a Weight, its shapes checked against x."""
     if isinstance(weight, Weight):
         check_shape("linear", "x", x, (None, weight.shape[1]))
         return weight

@@ -14,7 +14,7 @@ from fastbert.weight import Weight
 
 
 class _NativeLinear(torch.autograd.Function):
-    """The tensors of `weight` come as arguments too, so that autograd knows of them."""
+    """The tensors of `weight` are arguments too, so that autograd sees them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Weight, activation: str | None, *tensors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""linear by plain PyTorch, with checks that the kernels have of their own."""
+"""linear by plain PyTorch, with the checks that the kernels make themselves."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from fastbert.weight import Weight
 
 
 class _TritonLinear(torch.autograd.Function):
-    """Keeps of x and weight what a gradient reads, and z, to which the activation is applied.
+    """Saves x and weight, if a gradient needs them, and z, to which the activation is applied.
 
-    z is an output as well: saved as that, it is a function of x, weight and bias where a second derivative asks.
+    z is also an output: as a saved output it stays a function of x, weight and bias for a second derivative.
     """
 
     @staticmethod
@@ -51,7 +51,7 @@ class _TritonLinear(torch.autograd.Function):
 
 
 def _through(activation: str, z: Tensor, dy: Tensor) -> Tensor:
-    """dy act'(z), as a function of both where grad mode is on."""
+    """dy act'(z), differentiable in both if grad mode is on."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         z = z.view_as(z) if create_graph else z.detach().requires_grad_()

@@ -38,10 +38,10 @@ def linear_cross_entropy(
 ) -> Tensor:
     """(T, E), (V, E), (V,), (T,) -> (): the mean over rows whose label is not `ignore_index`.
 
-    Where every label is ignored the mean is of nothing and the result NaN, as in torch.
+    If every label is ignored, the result is NaN, as in torch.
 
     Raises:
-        ValueError: a shape or dtype that does not fit, a label outside 0..V-1 (but `ignore_index`).
+        ValueError: a shape or dtype that does not fit, a label outside 0..V-1 (except `ignore_index`).
     """
     op = "linear_cross_entropy"
     check_floating(op, "x", x)
@@ -57,13 +57,13 @@ def linear_cross_entropy(
         check_one_dtype(op, x=x, weight=weight, bias=bias)
     if not torch.compiler.is_compiling() or name == "reference":
         return run(*args, ignore_index=ignore_index)
-    if torch.is_autocast_enabled(x.device.type):  # which casts what a compiler traces, and no op of ours
+    if torch.is_autocast_enabled(x.device.type):  # which casts what a compiler traces, but not our op
         return reference_linear_cross_entropy(*args, ignore_index=ignore_index)
     needed = [needs_gradient(t) for t in (x, weight, bias)]
     return torch.ops.fastbert.linear_cross_entropy(name, *args, ignore_index, needed)[0]
 
 
-# What a compiled graph holds: the loss and, as in eager mode, the gradients that are `needed`, made along with it.
+# The op in a compiled graph: the loss and, as in eager mode, the `needed` gradients, computed with it.
 
 
 @torch.library.custom_op("fastbert::linear_cross_entropy", mutates_args=())

@@ -13,9 +13,10 @@ from fastbert.ops.linear_cross_entropy.reference import second_derivative
 
 
 class _Native(torch.autograd.Function):
-    """Makes the gradients along with the loss, while the logits are there: the loss is one number, so all that its
-    own gradient can do is scale them. (As Liger-Kernel does. The backward of a loss comes right after it, so the
-    peak of memory is that of making them then, and one product of four is saved.)
+    """Computes the gradients with the loss, while the logits are in memory, as Liger-Kernel does.
+
+    The loss is one number, so its own gradient only scales them. The backward of a loss comes right after it, so the
+    peak memory is the same as when computing them there, and one product of four is saved.
     """
 
     @staticmethod
@@ -29,8 +30,8 @@ class _Native(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return *second_derivative(ctx, dloss, *ctx.saved_tensors), None, None
-        # Handed over, so that a parameter can take its gradient without a copy; a second backward over the same
-        # graph makes them again.
+        # No reference is kept, so that a parameter can take its gradient without a copy; a second backward over the
+        # same graph recomputes them.
         gradients, ctx.gradients = ctx.gradients or _with_gradients(ctx, ctx.saved_tensors)[1], None
         factor = dloss.item()
         if factor != 1:

@@ -15,7 +15,7 @@ from fastbert.ops.linear_cross_entropy.reference import second_derivative
 
 
 class _TritonLinearCrossEntropy(torch.autograd.Function):
-    """As above. What dloss is, no one asks before the backward's last kernel, which scales by it on the device."""
+    """As the native one, but the host never reads dloss: the backward's last kernel scales by it on the device."""
 
     @staticmethod
     def forward(
@@ -34,14 +34,14 @@ class _TritonLinearCrossEntropy(torch.autograd.Function):
             return *second_derivative(ctx, dloss, x, *rest), None, None, None
         if ctx.made is None:
             _, *ctx.made = _triton_fwd(*(*ctx.saved_tensors, ctx.ignore_index, ctx.needs_input_grad[:3]))
-        made, ctx.made = ctx.made, None  # the kernel writes over them
+        made, ctx.made = ctx.made, None  # the kernel overwrites them
         return *_triton_gradients(dloss, x, kept, made), None, None, None
 
 
 def _triton_gradients(
     dloss: Tensor, x: Tensor, kept: Tensor | None, made: list[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """dx, dweight and dbias, of what `linear_cross_entropy_fwd` made of the rows that were kept; writes over it."""
+    """dx, dweight and dbias from `made`, the output of `linear_cross_entropy_fwd`, which it overwrites."""
     from fastbert.kernels.linear_cross_entropy import linear_cross_entropy_bwd
 
     drows, dweight, dbias = linear_cross_entropy_bwd(dloss, *made, x.dtype)
@@ -59,7 +59,7 @@ def _triton_fwd(
     ignore_index: int,
     needed: Sequence[bool] = (False, False, False),
 ) -> tuple[Any, ...]:
-    """What `linear_cross_entropy_fwd` makes of the rows that are kept; None is all."""
+    """`linear_cross_entropy_fwd` of the `kept` rows; None means all."""
     from fastbert.kernels.linear_cross_entropy import linear_cross_entropy_fwd
 
     if kept is not None:
@@ -70,7 +70,7 @@ def _triton_fwd(
 def run_triton(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int) -> Tensor:
     dtype = x.dtype
     if autocast_is_on(x):
-        dtype = torch.float32  # of the loss, as torch.autocast has it
+        dtype = torch.float32  # of the loss, as under torch.autocast
         x, weight, bias = cast(x, weight, bias)
     with autocast_off(x):
         kept = _labelled(labels, weight.shape[0], ignore_index)
@@ -81,10 +81,10 @@ def run_triton(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *
 
 
 def _labelled(labels: Tensor, vocabulary: int, ignore_index: int) -> Tensor | None:
-    """The rows with a label, for one wait for the device; None, all, where a CUDA graph is captured, which cannot wait.
+    """The indices of rows with a label, after one wait for the device; None, all rows, in CUDA graph capture.
 
-    Of a row in seven with a label, as in pretraining, all others would be six sevenths of the products. A label outside
-    the vocabulary raises, for the same wait; a captured graph's loss is NaN then.
+    In pretraining one row in seven has a label: without this, six sevenths of the products would be wasted. After the
+    same wait, a label outside the vocabulary raises; in a captured graph, which cannot wait, the loss is NaN.
     """
     if labels.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
@@ -102,7 +102,7 @@ def _labelled(labels: Tensor, vocabulary: int, ignore_index: int) -> Tensor | No
 
 
 def supports_triton(x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int) -> str | None:
-    # Autocast makes x, weight and bias of one dtype, whatever they are.
+    # Autocast casts x, weight and bias to one dtype.
     groups = [[t] for t in (x, weight, bias) if t is not None] if autocast_is_on(x) else [[x, weight, bias]]
     for group in groups:
         if reason := reason_against(*group):
