@@ -1,1 +1,1 @@
-"""Ways for other libraries' models to run on fastbert."""
+"""Integrations that run other libraries' models on fastbert."""

@@ -1,7 +1,7 @@
-"""Whether a BertModel is made of known parts: those that a packed call passes over, and those that it calls.
+"""Checks that a BertModel is made of known parts: those that a packed call bypasses, and those that it calls.
 
-A packed call happens only where every part is known to work token by token, and nothing of the user's hangs inside
-the encoder: tensors there are (T, E), not (B, S, E).
+A call is packed only if every part is known to work per token and no hook or code of the user is inside the encoder:
+tensors there are (T, E), not (B, S, E).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from fastbert.model.layer import is_plain, sharded
 
 BERT = "transformers.models.bert.modeling_bert"
 
-# Packages of PEFT's adapters whose layers work token by token; each is compared with transformers in a test. The others
-# look along the sequence or at the rows of a batch (adaption_prompt, lily, poly, xlora), or have not been tried.
+# PEFT's adapter packages whose layers work per token; a test compares each with transformers. The others combine
+# tokens or depend on the rows of a batch (adaption_prompt, lily, poly, xlora), or are untested.
 ADAPTERS = (
     *("adalora", "adamss", "beft", "boft", "c3a", "deft", "delora", "fourierft", "frod", "glora", "gralora", "hira"),
     *("hra", "ia3", "ln_tuning", "loha", "lokr", "lora", "miss", "oft", "osf", "peanut", "psoft", "pvera", "randlora"),
     *("road", "shira", "supertuning", "tinylora", "trainable_tokens", "unilora", "vblora", "vera", "waveft"),
 )
-# Linear layers over quantised weights, by the module that has them.
+# Modules that define linear layers over quantised weights.
 QUANTISED = (
     "torch.ao.nn.quantized.dynamic.modules.linear",
     "torch.ao.nn.quantized.modules.linear",
@@ -35,14 +35,14 @@ QUANTISED = (
     "hqq.core.quantize",
     "optimum.quanto.nn.qlinear",
 )
-# Of PEFT and torch, what a known part may be made of.
+# Modules of torch and PEFT whose classes may occur inside a known part.
 _INNER = (
     *("torch.nn.modules.", "torch.nn.utils.parametrize"),
     *("peft.tuners.tuners_utils", "peft.tuners._buffer_dict", "peft.utils.other"),
 )
-# Tensor classes of torch, which mean what a tensor means: sharded ones, and those without memory.
+# Modules of torch's tensor classes that behave like a tensor: sharded ones, and those without memory.
 _TENSORS = ("torch.distributed.", "torch._subclasses.", "torch.nn.parameter")
-# Hooks that see tokens and do nothing that depends on where they stand.
+# Modules of hooks that do not depend on the positions of tokens.
 _HARMLESS = (
     "transformers.utils.output_capturing",  # recorders that are idle unless transformers' forward runs
     "torch.nn.utils.prune",  # these write the weight before the call
@@ -52,7 +52,7 @@ _HARMLESS = (
 
 
 def attention_reason(config: Any) -> str | None:
-    """Why attention is not to be computed here: another function has been put in the place of transformers'."""
+    """Why attention must not be computed by fastbert: transformers' function has been replaced; None if not."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -70,19 +70,19 @@ def _are_theirs(*functions: Any) -> bool:
 
 
 def _is_theirs(function: Any) -> bool:
-    """Whether it is transformers' own code, whatever name it goes by."""
+    """True if the function is transformers' own code, whatever its name."""
     code = getattr(function, "__code__", None)
     return code is not None and code.co_filename.startswith(_transformers_folder())
 
 
 @cache
 def _transformers_folder() -> str:
-    """Where transformers lies, asked of a module of it: the package itself may be imported more than once."""
+    """The folder of transformers, from one of its modules: the package itself may be imported more than once."""
     return f"{Path(str(sys.modules[BERT].__file__)).parents[2]}{os.sep}"
 
 
 def foreign_part(bert: nn.Module) -> str | None:
-    """Which part of the encoder is not known to work token by token, or has a hook; None where all is known."""
+    """The part of the encoder that is not known to work per token, or has a hook; None if there is none."""
     try:
         return _first_foreign(bert)
     except KeyError as gone:
@@ -128,17 +128,17 @@ def _attributes(module: nn.Module, *names: str) -> tuple[Any, ...]:
 
 
 def _inner(layer: nn.Module) -> nn.Module:
-    """The BertLayer, also where FSDP has wrapped it."""
+    """The BertLayer, even if FSDP has wrapped it."""
     return sharded(layer) or layer
 
 
 def _is_bert_class(kind: type) -> bool:
-    """Whether it is a class of transformers' BERT, or what FSDP has made of one."""
+    """True for a class of transformers' BERT, or FSDP's subclass of one."""
     return kind.__module__ == BERT or (hasattr(kind, "unshard") and kind.__mro__[2].__module__ == BERT)
 
 
 def _passed_over(bert: nn.Module) -> Iterator[tuple[Any, ...]]:
-    """The modules whose own forward never runs in a packed call: name, module, type (None: one of transformers')."""
+    """The modules whose forward never runs in a packed call: name, module, type (None: one of transformers')."""
     activation = _activation(bert.config.hidden_act)
     embeddings, encoder = _children(bert, "embeddings", "encoder")
     yield "embeddings", embeddings, None
@@ -150,7 +150,7 @@ def _passed_over(bert: nn.Module) -> Iterator[tuple[Any, ...]]:
     (layers,) = _children(encoder, "layer")
     for i, layer in enumerate(layers):
         name, layer = f"encoder.layer.{i}", _inner(layer)
-        yield name, layer, None  # before its parts are asked for: it may have others
+        yield name, layer, None  # before its parts are read: another class may have others
         attention, intermediate, output = _children(layer, "attention", "intermediate", "output")
         yield f"{name}.attention", attention, None
         self_attention, attention_output = _children(attention, "self", "output")
@@ -169,7 +169,7 @@ def _passed_over(bert: nn.Module) -> Iterator[tuple[Any, ...]]:
 
 
 def _called(bert: nn.Module) -> Iterator[tuple[Any, ...]]:
-    """The modules that a packed call reads the weights of or, where they are wrapped, calls with (T, E)."""
+    """The modules whose weights a packed call reads or, if they are wrapped, that it calls with (T, E)."""
     yield "embeddings.word_embeddings", *_children(bert.embeddings, "word_embeddings"), nn.Embedding
     yield "embeddings.LayerNorm", *_children(bert.embeddings, "LayerNorm"), nn.LayerNorm
     for i, layer in enumerate(bert.encoder.layer):
@@ -183,7 +183,7 @@ def _called(bert: nn.Module) -> Iterator[tuple[Any, ...]]:
 
 
 def _unknown_part(part: nn.Module, kind: type) -> str | None:
-    """What is not known of a module in the place of a `kind`; None where it works token by token and has no hook."""
+    """Why a module in place of a `kind` is not supported; None if it works per token and has no hook."""
     own = type(part)
     if own is kind:
         hooked = not is_plain(part, own) and _is_hooked(part)
@@ -201,7 +201,7 @@ def _unknown_part(part: nn.Module, kind: type) -> str | None:
 
 
 def _foreign_weight(part: nn.Module) -> str | None:
-    """Which parameter of a plain module is a tensor of a class that may give torch's functions another meaning."""
+    """The parameter of a plain module whose tensor class may override torch's functions; None if there is none."""
     for name, parameter in part._parameters.items():
         own = type(parameter)
         if (
@@ -214,9 +214,9 @@ def _foreign_weight(part: nn.Module) -> str | None:
 
 
 def _is_known(own: type, kind: type) -> bool:
-    """Whether a class that stands in the place of a `kind` works token by token."""
+    """True if a class in place of a `kind` works per token."""
     module = own.__module__
-    if module == "torch.nn.utils.parametrize":  # the class that parametrize makes of another
+    if module == "torch.nn.utils.parametrize":  # the subclass that parametrize creates
         return own.__mro__[1] is kind
     if module.startswith(QUANTISED):
         return True
@@ -226,13 +226,13 @@ def _is_known(own: type, kind: type) -> bool:
 
 
 def _follows_the_sequence(part: nn.Module) -> bool:
-    """Whether one of PEFT's variants of LoRA is active that reads where in a text a token stands (activated LoRA)."""
+    """True if a variant of PEFT's LoRA is active that depends on token positions (activated LoRA)."""
     variants = getattr(part, "lora_variant", {})
     return any("ALora" in type(v).__name__ for v in getattr(variants, "values", list)())
 
 
 def _modules_that_see_tokens(part: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """A module and those below it, but for parametrizations, which see weights only."""
+    """A module and those below it, except parametrizations, which see only weights."""
     yield name, part
     for child_name, child in part._modules.items():
         if child is not None and child_name != "parametrizations":
@@ -240,7 +240,7 @@ def _modules_that_see_tokens(part: nn.Module, name: str = "") -> Iterator[tuple[
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Whether anything but a known harmless hook hangs on a module."""
+    """True if a module has a hook or an instance `forward` that is not known to be harmless."""
     if "forward" in module.__dict__ and not _is_device_hook(module):
         return True
     hooks = [
@@ -265,7 +265,7 @@ def _is_harmless(hook: Any) -> bool:
 
 
 def _is_device_hook(module: nn.Module) -> bool:
-    """Whether its forward is accelerate's, which moves tensors to the weights' device, and the weights are there."""
+    """True if its forward is accelerate's, which moves tensors to the weights' device, and the weights are there."""
     hook: Any = module.__dict__.get("_hf_hook")
     hooks = getattr(hook, "hooks", (hook,))
     for one in hooks:
@@ -281,7 +281,7 @@ def _is_device_hook(module: nn.Module) -> bool:
 
 @cache
 def _activation(name: str) -> type[nn.Module]:
-    """The class that transformers has for an activation."""
+    """transformers' class for an activation."""
     from transformers.activations import ACT2FN
 
     return type(ACT2FN[name])

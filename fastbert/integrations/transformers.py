@@ -1,9 +1,9 @@
 """accelerate: a live transformers BERT runs packed, in place, with its own parameters, and can be restored.
 
-Each transformers BertModel inside the given object gets a `forward` of its own, which packs the batch and
-runs fastbert.model.encoder over the very modules that are there. Classes, parameters, state_dict, hooks on
-linear layers and adapters stay as they are. A call that cannot be packed runs the original code, and
-`fastbert.explain(model)` says which calls did, and why.
+Each transformers BertModel inside the given object gets an instance `forward`, which packs the batch and
+runs fastbert.model.encoder over the existing modules. Classes, parameters, state_dict, hooks on linear
+layers and adapters are unchanged. A call that cannot be packed falls back to transformers' forward, the
+original code; `fastbert.explain(model)` reports how many calls did, and why.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastbert.reference import ACTIVATIONS
 
 Model = TypeVar("Model")
 
-# Arguments that transformers names and that change nothing for an encoder, whatever their value.
+# Arguments of transformers that have no effect on an encoder, whatever their value.
 _IDLE = {"use_cache", "num_items_in_batch"}
 _TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 _TAKEN = {*_TOKENS, "output_attentions", "output_hidden_states"}
@@ -50,21 +50,21 @@ def accelerate(
 
     Args:
         model: a transformers BertModel or a model with a head, a SentenceTransformer, a pipeline.
-        dtype: what the floating-point parameters and buffers of all of `model` become, heads too, as by
-            `model.to(dtype)`: a head must be of the dtype of the states that it gets. What is rounded stays so:
-            `restore` does not bring it back. None leaves them.
+        dtype: the new dtype of all floating-point parameters and buffers of `model`, as by `model.to(dtype)`. Heads
+            are included, as a head must have the dtype of the states that it gets. `restore` does not undo the
+            rounding. None: unchanged.
         precision: "high" or "highest", as for `BertModel.from_pretrained`.
-        quantize: "int8", for inference, under torch.no_grad() or inference_mode(). The parameters stay as they are.
+        quantize: "int8", for inference, under torch.no_grad() or inference_mode(). The parameters are unchanged.
         recompute_activations: in training, as `BertModel.recompute_activations`.
 
-    The parameters stay the same objects, where they are.
-    A decoder, a subclass with a forward of its own and an activation that fastbert lacks are left alone, with a
-    warning where nothing else is there to speed up. What runs the original code runs it in the parameters' dtype,
-    whatever precision and quantize say. Accelerated again, a model runs as the last call says.
+    The parameters stay the same objects, on their device.
+    A decoder, a subclass with a forward of its own or a model with an activation that fastbert lacks is left
+    unchanged, with a warning if nothing else can be accelerated. Calls that run the original code run in the
+    parameters' dtype, regardless of precision and quantize. If a model is accelerated again, the last call applies.
 
     Raises:
         ValueError: there is no transformers BertModel in `model`; a dtype that is not floating-point; a precision or
-            quantize that is unknown or does not go with the dtype, the device or the other. The model is unchanged.
+            quantize that is unknown or does not fit the dtype, the device or the other. The model is unchanged.
     """
     setting = LoadOptions(dtype, precision, quantize).setting
     if dtype is not None and not dtype.is_floating_point:
@@ -95,12 +95,12 @@ def accelerate(
 def restore(model: Model) -> Model:
     """Undoes `accelerate`: every call runs the original code again, without precision or quantize; returns `model`.
 
-    A dtype that accelerate has given the parameters stays.
+    A dtype that `accelerate` has set stays.
     """
     for module in _modules(model):
         packed = _packed(module)
         if packed is not None:
-            packed.active = False  # for a wrapper around it, which goes on calling it
+            packed.active = False  # for a wrapper around it, which continues to call it
             module.__dict__.pop("_replicate_for_data_parallel", None)
             forget(module)
             if isinstance(module.__dict__.get("forward"), _Packed):
@@ -111,11 +111,10 @@ def restore(model: Model) -> Model:
 
 
 def refresh(model: Model) -> Model:
-    """Tells fastbert that weights of `model` were written to, by whatever means; returns `model`.
+    """Notifies fastbert that weights of `model` were written to, by any means; returns `model`.
 
-    The next call reads them again. Needed only after writes that bypass the version counter (through `.data` or numpy),
-    and only where the next call has to know: fastbert sees them by itself after a number of calls, on a CPU, that
-    `explain(model)` prints.
+    The next call reads them again. Needed only after writes that bypass the version counter (through `.data` or numpy).
+    On a CPU, fastbert detects those too, but only after up to as many calls as `explain(model)` prints.
     """
     for module in _modules(model):
         forget_forms(module)
@@ -123,7 +122,7 @@ def refresh(model: Model) -> Model:
 
 
 class Verdict(NamedTuple):
-    """Of a transformers BertModel: what runs, and why; where it is packed, on what device and how it multiplies."""
+    """The report on a transformers BertModel; `runs` is its (device type, dtype, precision) if it is packed."""
 
     name: str
     text: str
@@ -156,17 +155,17 @@ def explain_model(model: Any) -> list[Verdict]:
 class _Packed:
     """A module's replaced `forward`: an object, so that the module can still be copied and pickled."""
 
-    matmul_precision: str | None = None  # of an encoder: what `accelerate` was asked for
+    matmul_precision: str | None = None  # of an encoder: the setting given to `accelerate`
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.active = True
         self.declined: Counter[str] = Counter()  # why calls ran the original code
-        self.own_forward = module.__dict__.get("forward")  # accelerate's and others' wrappers live there
+        self.own_forward = module.__dict__.get("forward")  # wrappers of HF Accelerate and others are stored there
 
     @classmethod
     def put(cls, module: nn.Module) -> _Packed:
-        """Replaces the forward of `module`, once; returns what is there."""
+        """Replaces the forward of `module` unless it is replaced already; returns the new forward."""
         packed = _packed(module)
         if packed is None:
             packed = cls(module)
@@ -174,7 +173,7 @@ class _Packed:
         return packed
 
     def replicate(self) -> nn.Module:
-        """A replica for torch's DataParallel, which copies attributes: its forward must be of its own parameters."""
+        """A replica for torch's DataParallel, which copies attributes: its forward must use its own parameters."""
         replica = type(self.module)._replicate_for_data_parallel(self.module)
         replica.forward = type(self)(replica)
         replica.forward.own_forward = self.own_forward
@@ -219,7 +218,7 @@ class PackedBert(_Packed):
             plan = encoder_plan(bert, Products(bert.config.hidden_act, self.matmul_precision), foreign_part)
             reason = plan.foreign
         buffers = {} if tokens is None else _stand_ins(bert, given)
-        if torch.compiler.is_compiling():  # a graph cannot branch on what they hold, but can read it
+        if torch.compiler.is_compiling():  # a graph cannot branch on their values, but can read them
             given |= {name: buffer[:, : tokens.shape[1]] for name, buffer in buffers.items()}
         elif plan is not None and reason is None:
             reason = _buffer_reason(plan, buffers)
@@ -255,7 +254,7 @@ class PackedBert(_Packed):
 
 
 class PackedTokenHead(_Packed):
-    """The forward of a head with a label a token: labels at pads are not read, as in fastbert's own heads."""
+    """The forward of a head with labels per token: labels at pads are ignored, as in fastbert's own heads."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self._given(args, kwargs)
@@ -266,7 +265,7 @@ class PackedTokenHead(_Packed):
 
 
 class PackedQuestionAnswering(_Packed):
-    """BertForQuestionAnswering.forward with the logits of pads at the lowest number: no softmax meets a pad."""
+    """BertForQuestionAnswering.forward with pads' logits at the dtype's lowest number, which softmax ignores."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self._given(args, kwargs)
@@ -299,7 +298,7 @@ _HEADS = {
 
 
 def _packed(module: nn.Module) -> _Packed | None:
-    """Our forward of a module where it has one, also inside the wrappers that others put around it, if active."""
+    """The active fastbert forward of a module, also inside other libraries' wrappers; None if there is none."""
     for found in (module.__dict__.get("forward"), module.__dict__.get("_original_forward")):
         while found is not None and not isinstance(found, _Packed):
             inner = getattr(found, "__func__", None) or getattr(found, "func", None)
@@ -323,7 +322,7 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
 
 
 def _why_not(bert: nn.Module) -> str | None:
-    """What of this BertModel fastbert cannot run, whatever the call; None where nothing."""
+    """Why fastbert cannot run this BertModel, whatever the call; None if it can."""
     config = bert.config
     if config.is_decoder or config.add_cross_attention:
         return "it is a decoder"
@@ -337,7 +336,7 @@ def _why_not(bert: nn.Module) -> str | None:
 
 
 def _declines(bert: nn.Module, given: dict[str, Any], tokens: Tensor | None) -> str | None:
-    """Why this call must run the original code; None where it can be packed."""
+    """Why this call must run the original code; None if it can be packed."""
     for name in given:
         if name not in _TAKEN and name not in _IDLE and name in _names_that_count():
             return f"{name} is given"
@@ -368,7 +367,7 @@ def _declines(bert: nn.Module, given: dict[str, Any], tokens: Tensor | None) -> 
 
 @cache
 def _names_that_count() -> frozenset[str]:
-    """Keyword arguments that something on the way through transformers' BERT names; it ignores all others."""
+    """The keyword arguments that transformers' BERT code names; it ignores all others."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.utils import TransformersKwargs
 
@@ -381,7 +380,7 @@ def _names_that_count() -> frozenset[str]:
 
 
 def _pads(config: Any, given: dict[str, Any]) -> Tensor:
-    """Which positions (B, S) of a call with a mask are pads: masked, and without a token of their own."""
+    """The pads (B, S) of a call with a mask: masked positions that hold the pad token or are in a fully masked row."""
     masked, ids = given["attention_mask"] == 0, given.get("input_ids")
     if ids is None or config.pad_token_id is None:
         return masked & masked.all(1, keepdim=True)
@@ -389,7 +388,7 @@ def _pads(config: Any, given: dict[str, Any]) -> Tensor:
 
 
 def _stand_ins(bert: nn.Module, given: dict[str, Any]) -> dict[str, Tensor]:
-    """The buffers, (1, P), that transformers takes in place of missing arguments."""
+    """The buffers, (1, P), that transformers uses in place of missing arguments."""
     buffers = {}
     for name in ("position_ids", "token_type_ids"):
         buffer = bert.embeddings._buffers.get(name)
@@ -399,10 +398,10 @@ def _stand_ins(bert: nn.Module, given: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _buffer_reason(plan: EncoderPlan, buffers: dict[str, Tensor]) -> str | None:
-    """Why what stands in for missing arguments is not what is taken here; None where it is."""
+    """Why the buffers for missing arguments differ from fastbert's defaults; None if they do not."""
     for name, buffer in buffers.items():
         expected, seen, version = plan.usual.get(name, (None, None, None))
-        # Not every write is counted; to look for them each time is for the CPU only, where nothing waits.
+        # Some writes bypass the version counter: on a CPU, where nothing waits, compare the values in every call.
         now = buffer._version if buffer.is_cuda and not buffer.is_inference() else None
         if seen is buffer and version is not None and version == now:
             continue

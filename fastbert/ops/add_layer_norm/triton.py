@@ -18,7 +18,7 @@ _MAX_COLUMNS = 8192  # a row in registers; more would spill
 
 
 class _TritonAddLayerNorm(torch.autograd.Function):
-    """Saves the sum dropout(x) + residual, so that both can be freed, and three numbers per row.
+    """Saves the sum dropout(x) + residual, so that both can be freed; per row the mean, in two parts, and rstd.
 
     The sum is also an output: as a saved output it stays a function of x and residual for a second derivative.
     """

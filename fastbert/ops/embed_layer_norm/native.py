@@ -13,7 +13,7 @@ from fastbert.ops.embed_layer_norm.reference import second_derivative
 
 
 class _Native(torch.autograd.Function):
-    """Saves two numbers per token: the backward gathers the tables' rows and generates the mask again."""
+    """Saves two statistics per token: the backward gathers the tables' rows and generates the mask again."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:

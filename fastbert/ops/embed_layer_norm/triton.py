@@ -15,7 +15,7 @@ _MAX_COLUMNS = 8192  # a row in registers; more would spill
 
 
 class _TritonEmbedLayerNorm(torch.autograd.Function):
-    """Saves three numbers per token: the backward gathers the tables' rows and generates the mask again."""
+    """Saves mean, in two parts, and rstd per token: the backward gathers the tables' rows and draws the mask again."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
