@@ -1,1 +1,1 @@
-"""Distillation: a teacher with a head, and a smaller student that learns to do as it does."""
+"""Distillation: a smaller student learns to imitate a teacher with a head."""

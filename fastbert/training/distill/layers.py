@@ -1,4 +1,4 @@
-"""The losses between layers of two models, and the projections that these learn where widths differ."""
+"""Losses between the layers of two models, and learned projections if their widths differ."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PROJECTIONS = "projections.safetensors"
 class LayerLosses(nn.Module):
     """The losses of states and of relations between a student and its teacher.
 
-    Where the student is narrower, each of its layers has a linear projection to the teacher's width. It begins as
-    the one that makes the student's units the teacher's first, which is where `make_student` took them from. The
-    projections are no part of the student: a checkpoint keeps them in a file of their own.
+    If the student is narrower, each of its layers has a linear projection to the teacher's width. The projection is
+    initialised to map the student's units to the teacher's first units, from which `make_student` took them. The
+    projections are not part of the student: a checkpoint stores them in a file of their own.
 
     Raises:
-        ValueError: layers or heads that the models have not.
+        ValueError: the models do not have the layers or heads.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class LayerLosses(nn.Module):
         teacher_states: Sequence[Tensor],
         cu_seqlens: Tensor,
     ) -> dict[str, Tensor]:
-        """{"hidden": ..., "relation": ...} of those with a weight, summed over tokens, mean over layers."""
+        """The losses with a weight, {"hidden": ..., "relation": ...}: summed over tokens, mean over layers."""
         losses = {}
         if self.settings.hidden_weight:
             losses["hidden"] = self._states(student_states, teacher_states)
@@ -118,6 +118,6 @@ class LayerLosses(nn.Module):
 
 
 def _qkv(model: BertPreTrainedModel, layer: int, states: Sequence[Tensor]) -> Tensor:
-    """Queries, keys and values (T, 3, H, D) of a layer, made once more from the states before it."""
+    """Queries, keys and values (T, 3, H, D) of a layer, recomputed from its input states."""
     bert = model if isinstance(model, BertModel) else model.bert
     return Layer(bert.encoder.layer[layer]).project_qkv(states[layer], model.matmul_precision)

@@ -1,4 +1,4 @@
-"""The settings of a distillation, which those of fine-tuning or of pre-training go with."""
+"""The settings of a distillation, used with those of fine-tuning or of pre-training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DistillationSettings:
     """
 
     teacher: str  # a folder or hub id in Hugging Face layout
-    layers: tuple[int, ...] | None = None  # of the teacher, copied into the student; spread evenly without
+    layers: tuple[int, ...] | None = None  # the teacher's layers that are copied; None: spread evenly
     temperature: float = option(2.0, "of the soft targets", above=0.0)
     alpha: float = option(0.5, "share of the labels in the loss of the output", least=0.0, most=1.0)
     output_weight: float = option(1.0, "of labels and soft targets", least=0.0)
@@ -50,7 +50,8 @@ class DistillationSettings:
 
 @dataclass(frozen=True)
 class TextSettings(Settings):
-    """Of distillation on plain text: those of pre-training, where [model] names the student's sizes, and more."""
+    """The settings of distillation on plain text: those of pre-training, where [model] gives the student's sizes, and
+    those of the distillation."""
 
     distillation: DistillationSettings = field(kw_only=True)
 

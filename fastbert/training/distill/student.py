@@ -1,4 +1,4 @@
-"""Students: models of their teacher's kind with fewer or narrower layers, which begin with some of its weights."""
+"""Students: models of the teacher's class with fewer or narrower layers, initialised from its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LAYER = re.compile(r"(^|\.)encoder\.layer\.(\d+)\.")
 
 
 def spread(layers: int, teacher_layers: int) -> list[int]:
-    """The teacher's layers that the student's stand for, the last one last: of 12, TinyBERT's 2, 5, 8, 11 for 4."""
+    """The teacher's layer for each student layer, ending at the last: TinyBERT's 2, 5, 8, 11 for 4 of 12 layers."""
     return [(i + 1) * teacher_layers // layers - 1 for i in range(layers)]
 
 
@@ -31,21 +31,21 @@ def make_student(
     num_attention_heads: int | None = None,
     dropout: float | None = None,
 ) -> BertPreTrainedModel:
-    """A model of the teacher's class, in float32, with its config but for the sizes; transformers loads it, too.
+    """A model of the teacher's class, in float32, with its config except for the sizes; transformers also loads it.
 
     Layer i of the student has the weights of the teacher's layer `layers[i]`; embeddings, pooler and head are the
-    teacher's. Of tensors that are wider than the student's, the leading rows and columns are taken: the first units
-    of each layer, and with heads of the teacher's width the first heads. Nothing is drawn at random.
+    teacher's. From tensors wider than the student's, the leading rows and columns are taken: the first units of each
+    layer and, with heads of the teacher's width, the first heads. No weight is random.
 
     Args:
-        layers: of the teacher, from 0; without them, `num_layers` spread evenly (all of them without either).
-        hidden_size: the teacher's or less.
-        intermediate_size: the teacher's or less; without it, in the proportion that the teacher has.
-        num_attention_heads: without it, as many as have the teacher's width.
-        dropout: of states and attention, in place of the teacher's.
+        layers: layers of the teacher, from 0; None: `num_layers` spread evenly, or all of them.
+        hidden_size: at most the teacher's.
+        intermediate_size: at most the teacher's; None: in the teacher's ratio to hidden_size.
+        num_attention_heads: None: heads have the teacher's width.
+        dropout: dropout of states and attention; None: the teacher's.
 
     Raises:
-        ValueError: a layer that the teacher has not, a size that is more than its, heads that do not divide a width.
+        ValueError: the teacher lacks a layer, a size exceeds the teacher's, or heads do not divide a width.
     """
     config = teacher.config
     count = config.num_hidden_layers
@@ -79,7 +79,7 @@ def make_student(
 
 
 def check_layers(name: str, layers: Sequence[int], count: int) -> None:
-    """Raises ValueError where there is none, or one that a teacher of `count` layers has not."""
+    """Raises ValueError if `layers` is empty, or has one that a teacher of `count` layers lacks."""
     if not layers:
         raise ValueError(f"{name} is empty; there must be at least one")
     for layer in layers:
@@ -88,7 +88,7 @@ def check_layers(name: str, layers: Sequence[int], count: int) -> None:
 
 
 def check_vocabularies(teacher: BertTokenizer, student: BertTokenizer) -> None:
-    """Raises ValueError where a token has not the same number on both sides."""
+    """Raises ValueError if a token does not have the same id in both vocabularies."""
     theirs, own = teacher.get_vocab(), student.get_vocab()
     if theirs == own:
         return

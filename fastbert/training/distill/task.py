@@ -1,4 +1,4 @@
-"""Distillation for a task: fine-tuning's loop, with a teacher that has learned the task."""
+"""Distillation for a task: fine-tuning's loop, with a teacher that is fine-tuned for the task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastbert.training.distill.teacher import teaching
 from fastbert.training.finetune.features import IGNORE
 from fastbert.training.finetune.loop import Finetuning, Recipe
 
-LABELS = ("labels", "start_positions", "end_positions")  # arguments that a teacher has no use for
+LABELS = ("labels", "start_positions", "end_positions")  # arguments that are not passed to the teacher
 Soften = Callable[[ModelOutput, ModelOutput, dict[str, Any], float], Tensor]
 
 
@@ -38,13 +38,13 @@ def _numbers(student: ModelOutput, teacher: ModelOutput, arguments: dict[str, An
 
 
 def _tags(student: ModelOutput, teacher: ModelOutput, arguments: dict[str, Any], temperature: float) -> Tensor:
-    """At the tokens with a label, as the hard loss."""
+    """Soft targets at the tokens with a label, as in the hard loss."""
     asked = arguments["labels"] != IGNORE
     return choice_loss(student.logits[asked], teacher.logits[asked], temperature) / asked.sum()
 
 
 def _spans(student: ModelOutput, teacher: ModelOutput, arguments: dict[str, Any], temperature: float) -> Tensor:
-    """Over the tokens of each sequence: where the answer starts, and where it ends."""
+    """Soft targets of the answer's start and end, over the tokens of each sequence."""
     lengths = arguments["cu_seqlens"].diff().tolist()
     rows = lambda x: pad_sequence(x.float().split(lengths), batch_first=True, padding_value=-torch.inf)  # noqa: E731
     sides = (("start_logits", "end_logits"), (student, teacher))
@@ -53,7 +53,7 @@ def _spans(student: ModelOutput, teacher: ModelOutput, arguments: dict[str, Any]
     return total / (2 * len(lengths))
 
 
-# The soft targets of each task: the mean over the decisions of a batch.
+# The soft loss of each task: the mean over the decisions of a batch.
 SOFT: dict[str, Soften] = {
     "classification": _classes,
     "multi-label": _labels,
@@ -69,7 +69,7 @@ class TaskDistillation(Finetuning):
 
     Args:
         teacher: of the task's class, on the student's device.
-        distillation: what is learned of it.
+        distillation: the losses and their weights.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TaskDistillation(Finetuning):
         super().__init__(recipe, student, folder, **more)
 
     def _forward(self, arguments: dict[str, Any]) -> tuple[Tensor, ModelOutput]:
-        """While training, the losses by their weights; in an evaluation the student's own."""
+        """In training, the weighted sum of the losses; in an evaluation, the student's own loss."""
         if not self.model.training:
             return super()._forward(arguments)
         settings, need_states = self.distillation, self.layers.need_states
@@ -125,7 +125,7 @@ class TaskDistillation(Finetuning):
 
 
 def _packed(arguments: dict[str, Any], states: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-    """cu_seqlens and the states as (T, E), also where the task's batches are padded."""
+    """cu_seqlens and the states as (T, E), also if the task's batches are padded."""
     if "cu_seqlens" in arguments:
         return arguments["cu_seqlens"], list(states)
     real = arguments["attention_mask"].flatten(0, -2).bool()

@@ -1,4 +1,4 @@
-"""The teacher: loaded whole, and run without gradients on the student's own batches."""
+"""The teacher: loads it, and runs it without gradients on the student's batches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fastbert.model import BertPreTrainedModel
 def load_teacher(
     kind: type[BertPreTrainedModel], path: str | Path, *, head: bool = True, revision: str | None = None
 ) -> BertPreTrainedModel:
-    """A teacher in float32, in eval mode; `head`: it must have one for the task.
+    """Loads a teacher in float32, in eval mode; `head`: whether it must have a head for the task.
 
     Raises:
-        ValueError: the checkpoint has no such head.
+        ValueError: the checkpoint lacks the head.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("error" if head else "ignore", message="newly initialised")
@@ -34,17 +34,17 @@ def load_teacher(
 
 
 def in_precision(teacher: BertPreTrainedModel, name: str) -> BertPreTrainedModel:
-    """The teacher with weights of "fp32" or "bf16", which is also what it then computes in."""
+    """Converts the teacher's weights to "fp32" or "bf16", in which it then also computes."""
     return teacher.to(torch.bfloat16) if name == "bf16" else teacher
 
 
 @contextmanager
 def teaching(device: torch.device) -> Iterator[None]:
-    """Around what a teacher does: without gradients, in the precision of its own weights."""
+    """A context to run a teacher in: without gradients, in the precision of its weights."""
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
 def labels_of(config: Any) -> list[str]:
-    """Its labels, by number."""
+    """The labels of a config, in the order of their ids."""
     return [config.id2label[i] for i in range(config.num_labels)]

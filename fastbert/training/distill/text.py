@@ -14,14 +14,14 @@ from fastbert.training.distill.settings import DistillationSettings
 from fastbert.training.distill.teacher import teaching
 from fastbert.training.objective import Counts, MicroBatch, Objective, states_of
 
-_LOGIT_ROWS = 512  # whose logits there are at a time
+_LOGIT_ROWS = 512  # rows of logits at a time
 
 
 class TextDistillation(Objective):
-    """The student's own losses and those that the teacher gives, each a part by its weight.
+    """The weighted sum of the student's own losses and the distillation losses; each is a part.
 
-    The teacher is no module of this one: it is neither trained, nor saved, nor replicated, nor ever put into train
-    mode. It must be of the student's class, on its device.
+    The teacher is not a submodule: it is not trained, saved, replicated or set to train mode. It must be of the
+    student's class, on its device.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class TextDistillation(Objective):
     def _words(self, student: Tensor, teacher: Tensor, micro_batch: MicroBatch) -> Tensor:
         """(2,): cross entropy and soft targets at the labelled tokens (n, E), summed.
 
-        The logits of a few tokens at a time are made, for either loss, and once more in the backward.
+        Both losses compute the logits for a few tokens at a time, and again in the backward.
         """
         head = self.model.cls.predictions
         if not len(student) or not self.settings.output_weight:

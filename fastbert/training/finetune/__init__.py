@@ -1,1 +1,1 @@
-"""Fine-tuning: a checkpoint and labelled examples in, a model for a task and a report out."""
+"""Fine-tuning: trains a model for a task from a checkpoint and labelled examples, and writes a report."""

@@ -1,4 +1,4 @@
-"""Extractive question answering: contexts in overlapping windows, and the best span over all of them."""
+"""Extractive question answering: overlapping windows of contexts, and the best span over all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastbert.training.finetune.features import Feature
 from fastbert.training.finetune.settings import FinetuneSettings
 
 _TOKENIZED_TOGETHER = 256
-_REPORTED = 3  # of the n best, in a prediction
+_REPORTED = 3  # spans of the n best in a prediction
 
 
 def encode(
@@ -21,10 +21,10 @@ def encode(
 ) -> list[Feature]:
     """Windows [CLS] question [SEP] context [SEP]; the label is the first answer's first and last token.
 
-    A window that does not hold the whole answer is labelled (0, 0), at [CLS], as one of a question without answers.
+    A window without the whole answer is labelled (0, 0), at [CLS], like that of a question without answers.
 
     Raises:
-        ValueError: windows too short for a question and a stride.
+        ValueError: a window is too short for a question and a stride.
     """
     assert settings.max_length is not None, "Recipe.read fills it in"
     room = settings.max_length - settings.max_question - 3
@@ -60,7 +60,7 @@ def _cut(question: str, tokenizer: BertTokenizer, most: int) -> str:
 
 
 def answer_tokens(example: QuestionExample, places: np.ndarray) -> tuple[int, int]:
-    """First and last token of the first answer in a window; (0, 0) where the window does not hold all of it."""
+    """First and last token of the first answer in a window; (0, 0) if the window does not hold all of it."""
     context = np.flatnonzero(places[:, 0] >= 0)
     if not example.answers or not len(context):
         return 0, 0
@@ -78,10 +78,10 @@ def decode(
     labels: list[str],
     settings: FinetuneSettings,
 ) -> list[dict[str, Any]]:
-    """For each question the best span of all its windows, as a piece of the context's own text.
+    """For each question the best span of all its windows, as the context's own text.
 
-    Where `no_answer` is set, it is "" if [CLS] scores better than the span by more than `null_threshold`, in the
-    window where it scores worst.
+    With `no_answer`, the answer is "" if the lowest score of [CLS] over the windows exceeds that of the span by more
+    than `null_threshold`.
     """
     spans: list[list[tuple[float, int, int]]] = [[] for _ in examples]
     null = np.full(len(examples), np.inf)
@@ -101,7 +101,7 @@ def decode(
 
 
 def window_spans(logits: np.ndarray, places: np.ndarray, n_best: int, max_answer: int) -> list[tuple[float, int, int]]:
-    """(score, from, to) in characters of the spans made of the `n_best` starts and ends that are valid."""
+    """(score, from, to), in characters, of the valid spans made of the `n_best` starts and ends."""
     context = np.flatnonzero(places[:, 0] >= 0)
     starts, ends = (context[np.argsort(-logits[context, i], kind="stable")[:n_best]] for i in (0, 1))
     return [

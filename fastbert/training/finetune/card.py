@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned model: README.md with the front matter that Hugging Face reads."""
+"""The model card of a fine-tuned model: README.md with Hugging Face front matter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PIPELINES = {
 
 
 def write_card(folder: Path, metrics: dict[str, Any]) -> None:
-    """Writes README.md from what metrics.json holds."""
+    """Writes README.md from the content of metrics.json."""
     write_text(folder / CARD, model_card(folder.name, metrics))
 
 
@@ -28,7 +28,7 @@ def model_card(name: str, metrics: dict[str, Any]) -> str:
     """Data, recipe and scores, as Markdown under YAML front matter."""
     settings, start = metrics["settings"], metrics["model"]
     pipeline = PIPELINES[settings["task"]]
-    # A JSON string is a YAML string too, whatever characters it holds.
+    # Every JSON string is also a YAML string.
     front = ["library_name: transformers", "tags:", "- fastbert", f"- {settings['task']}"]
     front += [f"pipeline_tag: {pipeline}"] if pipeline else []
     front += [] if Path(start).exists() else [f"base_model: {json.dumps(start)}"]

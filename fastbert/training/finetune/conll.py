@@ -1,4 +1,4 @@
-"""Sentences of CoNLL files, and the conversion of their tags' scheme to BIO."""
+"""Reads sentences of CoNLL files, and converts their tags to BIO."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def read_sentences(
 ) -> Iterator[tuple[int, list[str], list[str]]]:
     """The first line, words and tags of each sentence; sentences end at blank lines and at -DOCSTART-.
 
-    Where a line has tabs, they alone separate columns, and a word may hold blanks. The word is the first column and
-    the tag the last one. Where the first column of all lines is an id, as in CoNLL-U, the word is the second one, lines
-    of a range (1-2) or an empty node (1.1) are left out, and of ten columns the tag is UPOS, the fourth.
+    If a line has tabs, only they separate columns, and a word may contain blanks. By default the word is the first
+    column and the tag the last. If the first column of all lines is an id, as in CoNLL-U, the word is the second
+    column, lines of a range (1-2) or an empty node (1.1) are left out, and with ten columns the tag is UPOS, the
+    fourth.
 
     Args:
-        word, tag: columns, counted from 1, in place of these.
+        word, tag: columns, counted from 1, instead of the defaults.
 
     Raises:
         InputError: a line has too few columns.
@@ -58,9 +59,10 @@ def read_sentences(
 
 
 def _columns(line: str, has_tabs: bool) -> list[str]:
-    """The columns of a line; none for a comment, which in a file with tabs is any line that begins with # and has none.
+    """The columns of a line; none for a comment.
 
-    In a file without tabs, `# O` is a word and its tag, and a comment has an equals sign.
+    In a file with tabs, a line that begins with # and has no tab is a comment. In a file without tabs, a comment also
+    has an equals sign: `# O` is a word and its tag.
     """
     if line.startswith("#") and "\t" not in line and (has_tabs or _COMMENT.match(line)):
         return []
@@ -70,10 +72,10 @@ def _columns(line: str, has_tabs: bool) -> list[str]:
 
 
 def to_bio(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The tags of a file's sentences as BIO; they come back unchanged where they follow no scheme throughout.
+    """Converts the tags of a file's sentences to BIO; returns them unchanged if they follow no known scheme throughout.
 
-    Read are BIO, IOB1 (B- only between two entities of a type that touch), BIOES, BILOU, BMES, and plain types. A run
-    of a plain type is one entity where the file has O; where it has none, as for parts of speech, each word is one.
+    Known schemes are BIO, IOB1 (B- only between adjacent entities of a type), BIOES, BILOU, BMES, and plain types. With
+    plain types, a run of a type is one entity if the file has O; otherwise, as for parts of speech, each word is one.
     """
     tags = {tag for sentence in sentences for tag in sentence}
     prefixed = {tag: found.groups() for tag in tags if (found := _PREFIXED.fullmatch(tag))}

@@ -1,4 +1,4 @@
-"""Labelled examples of each kind, and the files they come in; whatever is wrong is one line with file and line."""
+"""Labelled examples of each kind, and readers of their files. Errors are one line that names file and line."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fastbert.inference.input_files import ROWS, Form, InputError, RecordProblem
 from fastbert.inference.records import json_object, read_rows
 from fastbert.training.finetune.conll import read_sentences, to_bio
 
-DataError = InputError  # a file or a line of it is no example of the task
-_LISTS = {suffix: kind for suffix, kind in ROWS.items() if kind != "csv"}  # formats that hold lists of words
+DataError = InputError  # a file or one of its lines is not an example of the task
+_LISTS = {suffix: kind for suffix, kind in ROWS.items() if kind != "csv"}  # formats that can hold lists of words
 _CONLL_SUFFIXES = ".conll .conllu .conllup .iob .iob2 .bio .bioes .txt .tsv .train .dev .test .testa .testb"
 _CONLL = dict.fromkeys(_CONLL_SUFFIXES.split(), "conll")
 
 
 @dataclass(frozen=True)
 class Reading(Form):
-    """How files are read, and which columns hold what (csv: names, or numbers from 1; JSON: keys).
+    """How files are read, and the names of their columns (csv: names, or numbers from 1; JSON: keys).
 
-    In addition to those of Form, the format may be "conll" or "squad".
+    In addition to the formats of Form, "conll" and "squad" are allowed.
     """
 
-    label_separator: str = ","  # between the labels of a cell, where an example has several
+    label_separator: str = ","  # between the labels in a cell, if an example has several
     text: str = "text"
     pair: str | None = None
     label: str = "label"
@@ -70,7 +70,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class QuestionExample:
-    """A question, and where its context answers it; no answer where it does not."""
+    """A question, its context and the answers in it; none if it has no answer."""
 
     where: str
     id: str
@@ -81,7 +81,7 @@ class QuestionExample:
 
 @dataclass(frozen=True)
 class ChoiceExample:
-    """A text and what may follow it; `label` is the number, from 0, of the right one."""
+    """A text and its possible continuations; `label` is the index, from 0, of the right one."""
 
     where: str
     text: str
@@ -100,7 +100,7 @@ def read_scores(path: Path, reading: Reading) -> list[TextExample]:
 
 
 def read_label_lists(path: Path, reading: Reading) -> list[TextExample]:
-    """Texts and pairs with any number of classes, none among them."""
+    """Texts and pairs with any number of classes, or none."""
     return _labelled(path, reading, lambda row: row.names(reading.label, reading.label_separator))
 
 
@@ -149,7 +149,7 @@ def read_words(path: Path, reading: Reading) -> list[WordsExample]:
 
 
 def _check_tags(example: WordsExample) -> None:
-    """As many tags as words, each O, B-TYPE, or an I-TYPE that continues an entity of its type."""
+    """Checks for one tag per word, each O, B-TYPE, or an I-TYPE that continues an entity of its type."""
     words, tags = example.words, example.tags
     if len(words) != len(tags):
         raise DataError(f"{example.where}: {len(words)} words and {len(tags)} tags; each word has one")
@@ -166,7 +166,7 @@ def _check_tags(example: WordsExample) -> None:
 
 
 def read_questions(path: Path, reading: Reading) -> list[QuestionExample]:
-    """Questions on contexts, from SQuAD's JSON, 1.1 or 2.0, or rows with the columns of Hugging Face's."""
+    """Questions on contexts, from SQuAD 1.1 or 2.0 JSON, or from rows with the columns of Hugging Face's SQuAD."""
     kind = reading.format_of(path, ROWS, "--format")
     text = read_text(path) if kind in ("json", "squad") else ""
     is_squad = kind == "squad" or (kind == "json" and not text.lstrip().startswith("["))
@@ -246,7 +246,7 @@ def _question_rows(path: Path, reading: Reading) -> Iterator[QuestionExample]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row's values by column; each method returns one as what it must be."""
+    """A row's values by column; each method checks a value's type and returns it."""
 
     where: str
     values: dict[str, Any]
@@ -270,7 +270,7 @@ class _Row:
         return self._typed(column, is_list, "a list of texts")
 
     def name(self, column: str) -> str:
-        """A class: a string, or a whole number (1.0 is 1) or a truth value."""
+        """A class name from a string, an integer (1.0 is 1) or a boolean."""
         is_name = lambda v: _is_whole(v) or (isinstance(v, str | int) and bool(str(v).strip()))  # noqa: E731
         value = self._typed(column, is_name, "a name or a number")
         if _is_whole(value):

@@ -1,4 +1,4 @@
-"""Examples as the model sees them, and batches of them: packed, without a pad token."""
+"""Examples as model inputs, and batches of them, packed without pad tokens."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-_SORTED_TOGETHER = 50  # batches' worth of features that are sorted by length, where the order is by length
+_SORTED_TOGETHER = 50  # with order "length", features of so many batches are sorted together
 
 
 @dataclass(frozen=True)
 class Feature:
     """An example, or a window of one, in token ids.
 
-    `places` says where tokens come from, as decoding needs it: of words (T,) the number of the word that a token is
-    the first of, else -1; of an answer's context (T, 2) the characters from and to, else -1.
+    `places` gives the origin of tokens, for decoding. For words it is (T,): the index of the word whose first token
+    this is, else -1. For an answer's context it is (T, 2): the token's range of characters, else -1.
     """
 
     example: int
-    sequences: tuple[tuple[np.ndarray, np.ndarray], ...]  # ids and types of each; several where there is a choice
+    sequences: tuple[tuple[np.ndarray, np.ndarray], ...]  # ids and types of each; several for choices
     label: Any
-    weight: float = 1.0  # decisions that the loss is a mean over
+    weight: float = 1.0  # number of decisions in the mean loss
     places: np.ndarray | None = None
     truncated: bool = False
 
@@ -36,7 +36,7 @@ class Feature:
 
 
 def packed(features: Sequence[Feature]) -> dict[str, Any]:
-    """The model's arguments for one sequence of each feature, as one row without pads."""
+    """The model's arguments for features of one sequence each, packed."""
     sequences = [sequence for feature in features for sequence in feature.sequences]
     lengths = np.array([len(ids) for ids, _ in sequences])
     cu_seqlens = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
@@ -50,7 +50,7 @@ def packed(features: Sequence[Feature]) -> dict[str, Any]:
 
 
 def padded(features: Sequence[Feature]) -> dict[str, Any]:
-    """The same as (B, C, S) with a mask: the multiple-choice model scores rows of choices, and packs them itself."""
+    """The model's arguments as (B, C, S) with a mask, for the multiple-choice model, which packs them itself."""
     sequences = [sequence for feature in features for sequence in feature.sequences]
     lengths = torch.tensor([len(ids) for ids, _ in sequences])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -65,7 +65,7 @@ def padded(features: Sequence[Feature]) -> dict[str, Any]:
 
 
 def per_feature(logits: Tensor, features: Sequence[Feature]) -> list[np.ndarray]:
-    """Logits of a packed batch's tokens (T, K), as an array for each feature."""
+    """Splits the logits (T, K) of a packed batch into one array per feature."""
     return [part.numpy() for part in on_host(logits).split([feature.length for feature in features])]
 
 
@@ -79,9 +79,9 @@ def plan_epoch(
     """The batches of an epoch, lists of indices into `lengths`: a function of the arguments alone.
 
     Args:
-        order: "random"; or "length", where features of like length go together and batches come in random order.
-        batch_size: features in a batch, at most; None for any number.
-        tokens: in a batch, at most, unless a single feature has more; None for any number.
+        order: "random"; or "length", which batches features of similar length and shuffles the batches.
+        batch_size: most features in a batch; None for any number.
+        tokens: most tokens in a batch, unless a single feature has more; None for any number.
     """
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
     indices = random.permutation(len(lengths))

@@ -1,4 +1,4 @@
-"""What of a model is trained, and how fast: frozen parts, and a learning rate that falls from layer to layer."""
+"""Freezing parts of a model, and layer-wise decay of the learning rate."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _LAYER = re.compile(r"(?:^|\.)encoder\.layer\.(\d+)\.")
 
 
 def depth_of(name: str, layers: int) -> int:
-    """Where a parameter stands: 0 the embeddings, 1 to `layers` the layers, `layers` + 1 the pooler and the head."""
+    """The depth of a parameter: 0 embeddings, 1 to `layers` the layers, `layers` + 1 pooler and head."""
     if match := _LAYER.search(name):
         return int(match[1]) + 1
     return 0 if ".embeddings." in f".{name}" else layers + 1
 
 
 def freeze(model: BertPreTrainedModel, *, embeddings: bool, layers: int) -> None:
-    """Trains neither the embeddings, where asked, nor the first `layers` layers.
+    """Freezes the embeddings, if `embeddings`, and the first `layers` layers.
 
     Raises:
         ValueError: the model has fewer layers.
@@ -34,9 +34,9 @@ def freeze(model: BertPreTrainedModel, *, embeddings: bool, layers: int) -> None
 
 
 def layer_groups(model: BertPreTrainedModel, weight_decay: float, layer_decay: float) -> list[dict]:
-    """`decay_groups`, each cut by depth: `rate` is what the learning rate is multiplied with.
+    """`decay_groups`, each split by depth. A group's `rate` is a factor of the learning rate.
 
-    1 at the head, and `layer_decay` times as much at each layer as at the one above it (Howard and Ruder, 2018).
+    It is 1 at the head, and at each layer `layer_decay` times that of the layer above (Howard and Ruder, 2018).
     """
     layers = model.config.num_hidden_layers
     depths: dict[nn.Parameter, int] = {p: depth_of(name, layers) for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Fine-tuning: what a run begins with, from files to tensors, and what the loop trains on it."""
+"""Fine-tuning: the recipe of a run, from files to tensors, and the training loop on it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from fastbert.training.loop import Trainer
 from fastbert.training.objective import Counts
 from fastbert.training.training_state import read_state
 
-EVALUATION_TOKENS = 8192  # in a batch
-LOGGED = 50  # times a run, at least where it has as many steps
-LOG_EVERY = 20  # steps, at least
+EVALUATION_TOKENS = 8192  # per batch
+LOGGED = 50  # least number of log lines of a run, if it has as many steps
+LOG_EVERY = 20  # most steps between log lines
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Dataset:
         return int((ids == tokenizer.unk_token_id).sum()), int((~np.isin(ids, special)).sum())
 
     def digest(self) -> str:
-        """A hash of the features, by which a resumed run knows its data."""
+        """A hash of the features, by which a resumed run checks its data."""
         digest = hashlib.sha256()
         for feature in self.features:
             for ids, types in feature.sequences:
@@ -64,7 +64,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a data set, `loss` among them, and what was predicted for each example."""
+    """Scores of a data set, including `loss`, and the prediction for each example."""
 
     scores: dict[str, float]
     predictions: Predictions
@@ -72,7 +72,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run begins with, from files to tensors: the same in any framework."""
+    """The data, labels and settings of a run; independent of the training framework."""
 
     settings: FinetuneSettings
     task: Task
@@ -93,13 +93,13 @@ class Recipe:
         revision: str | None = None,
         labels: list[str] | None = None,
     ) -> Self:
-        """Reads and encodes the data; settings that follow from it and the model are filled in.
+        """Reads and encodes the data; fills in the settings that depend on data and model.
 
-        The label set is that of the training data, or, where a model has one already, `labels`.
+        The label set is that of the training data, or `labels`, those of a model that has some already.
 
         Raises:
-            DataError: naming file and line.
-            ValueError: no such task, or a setting that does not go with the task or the model.
+            DataError: a file or line is wrong; names both.
+            ValueError: the task is unknown, or a setting does not fit the task or the model.
         """
         task = task_of(settings)
         config = BertConfig.from_pretrained(model, revision=revision)
@@ -124,7 +124,7 @@ class Recipe:
         return replace(recipe, settings=settings)
 
     def fresh_model(self, path: str | Path, *, revision: str | None = None) -> BertPreTrainedModel:
-        """The checkpoint in float32 under a head of the task, whose weights follow from the seed."""
+        """The checkpoint in float32 with a head for the task, whose weights are seeded."""
         config = BertConfig.from_pretrained(path, revision=revision)
         if self.task.problem_type is not None or self.labels:
             names = self.labels or ["LABEL_0"]
@@ -135,17 +135,17 @@ class Recipe:
             config.num_labels = 2
         if self.settings.dropout is not None:
             config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.settings.dropout
-            config.classifier_dropout = None  # the hidden one's
-        config.extra.pop("_name_or_path", None)  # the checkpoint that this one came from
+            config.classifier_dropout = None  # as hidden_dropout_prob
+        config.extra.pop("_name_or_path", None)  # names the original checkpoint
         torch.manual_seed(self.settings.seed)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="newly initialised")  # that is what training is for
+            warnings.filterwarnings("ignore", message="newly initialised")  # training follows
             return self.task.model.from_pretrained(
                 path, config=config, dtype=torch.float32, revision=revision, ignore_mismatched_sizes="head"
             )
 
     def class_weights(self) -> Tensor | None:
-        """For "balanced": of each class, all examples over the number of classes and its own (King and Zeng, 2001)."""
+        """With "balanced", a weight per class: N / (number of classes * its own count) (King and Zeng, 2001)."""
         if self.settings.class_weights == "none":
             return None
         counts = class_counts(self.train.features, len(self.labels))
@@ -153,7 +153,7 @@ class Recipe:
         return torch.tensor(weights, dtype=torch.float32)
 
     def plan(self) -> list[list[list[list[int]]]]:
-        """For each epoch its steps, for each step its batches, for each batch its features of the training data."""
+        """Indices of training features, nested by epoch, step and batch."""
         return [self._epoch(epoch) for epoch in range(self.settings.epochs or 0)]  # `read` has filled it in
 
     def _epoch(self, epoch: int) -> list[list[list[int]]]:
@@ -170,7 +170,7 @@ class Recipe:
         return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
 
     def decisive(self) -> dict[str, Any]:
-        """What a run is resumed by the same only."""
+        """The settings and data hashes that must be equal to resume a run."""
         data = {"training data": self.train.digest(), "dev data": self.dev.digest(), "labels": self.labels}
         return self.settings.decisive() | data
 
@@ -182,7 +182,7 @@ class Recipe:
 
 
 def _source(example: Any) -> dict[str, Any]:
-    """Where an example stands, and its texts, as far as it has them."""
+    """The position of an example in its file, and those texts that it has."""
     texts = {name: getattr(example, name, None) for name in ("text", "pair", "choices", "question")}
     line = example.where.rpartition(":")[2]
     where = int(line) if line.isdecimal() else example.where
@@ -190,7 +190,7 @@ def _source(example: Any) -> dict[str, Any]:
 
 
 def task_of(settings: FinetuneSettings) -> Task:
-    """The task that the settings name, if they go with it."""
+    """The task of the settings, after a check that they fit it."""
     if settings.task not in TASKS:
         raise ValueError(f"task is {settings.task!r}; it must be one of {', '.join(TASKS)}")
     task = TASKS[settings.task]
@@ -203,7 +203,7 @@ def task_of(settings: FinetuneSettings) -> Task:
 
 
 def _check_best(task: Task, best: str | None, labels: list[str], path: Path, dev: list) -> None:
-    """Whether the score by which a checkpoint is best can be computed from these labels and dev examples."""
+    """Checks that the score that selects the best checkpoint can be computed from these labels and dev examples."""
     if best not in task.two_class_scores:
         return
     if len(labels) != 2:
@@ -213,7 +213,7 @@ def _check_best(task: Task, best: str | None, labels: list[str], path: Path, dev
 
 
 def better(score: str, value: float) -> float:
-    """The value of a score, so that more is better."""
+    """The value of a score, with its sign such that higher is better."""
     return -value if score in ("loss", "mse", "mae") else value
 
 
@@ -225,7 +225,7 @@ def _read(task: Task, path: Path, reading: Reading) -> list:
 
 
 def _label_set(found: list[str], known: list[str] | None, path: Path) -> list[str]:
-    """Those of the training data; or those that are known, if they are among them. A task may have none."""
+    """The labels of the training data; or the `known` ones, if they include these. A task may have none."""
     if known is None or not found:
         return found
     if unknown := [label for label in found if label not in known]:
@@ -235,7 +235,7 @@ def _label_set(found: list[str], known: list[str] | None, path: Path) -> list[st
 
 @dataclass(frozen=True)
 class Batch:
-    """Features that go through the model together; `counts.labels` is what their mean loss counts."""
+    """A batch of features; `counts.labels` is the weight of its mean loss."""
 
     features: list[Feature]
     counts: Counts
@@ -245,11 +245,11 @@ class Finetuning(Trainer):
     """One run; see Trainer. Each evaluation ends with a checkpoint; the newest and the best are kept.
 
     Args:
-        recipe: its data and settings.
+        recipe: data and settings of the run.
         model: of the task's class, on its device, in float32.
-        folder: where checkpoints and the log go.
-        trained: a module that holds the model, where more than that is trained.
-        groups: parameters of it that are not the model's, for the optimizer.
+        folder: folder of checkpoints and log.
+        trained: a module that holds the model, if more than the model is trained.
+        groups: optimizer groups of the parameters of `trained` that are not the model's.
         extra: see Trainer.
     """
 
@@ -289,11 +289,14 @@ class Finetuning(Trainer):
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best score; of equal scores, the one of the lower loss, and then the first."""
+        """The step of the best score; of equal scores, the one with the lower loss, then the first."""
         return int(max(self.scores, key=lambda entry: (entry[1], -entry[2]))[0]) if self.scores else None
 
     def _out_of_patience(self) -> bool:
-        """An equal score of a lower loss is no progress: evaluations since the first of the best score count."""
+        """True if patience is exhausted. It counts evaluations since the best score was first reached.
+
+        An equal score with a lower loss is no progress.
+        """
         if self.recipe.settings.patience is None or not self.scores:
             return False
         values = [score for _, score, _ in self.scores]
@@ -307,7 +310,7 @@ class Finetuning(Trainer):
         return report or evaluate, evaluate, evaluate or bool(save_every and self.step % save_every == 0)
 
     def next_step(self) -> list[Batch]:
-        """Without the batches that hold nothing to learn from."""
+        """The batches of the next step, without those that have no labels."""
         batches = [self._batch([self.recipe.train.features[i] for i in batch]) for batch in self.plan[self.step]]
         return [batch for batch in batches if batch.counts.labels]
 
@@ -315,11 +318,11 @@ class Finetuning(Trainer):
         return Batch(features, Counts(self._weight(features), tokens=sum(feature.length for feature in features)))
 
     def losses(self, batch: Batch, whole: Counts) -> Tensor:
-        """A step's loss is the mean over all the decisions of its batches."""
+        """A batch's share of the step's loss, which is the mean over all decisions of its batches."""
         return self._loss(batch.features)[0].reshape(1) * (batch.counts.labels / whole.labels)
 
     def _weight(self, features: Sequence[Feature]) -> float:
-        """What a batch's mean loss counts: its decisions, or the weights of their classes."""
+        """The weight of a batch's mean loss: its number of decisions, or the sum of their class weights."""
         if self.class_weights is None:
             return sum(feature.weight for feature in features)
         return float(class_counts(features, len(self.class_weights)) @ self.class_weights.cpu().numpy())
@@ -334,12 +337,12 @@ class Finetuning(Trainer):
 
     def _forward(self, arguments: dict[str, Any]) -> tuple[Tensor, ModelOutput]:
         """The loss of a batch, in float32, and the model's output."""
-        output = self.model(**arguments, return_dict=True)  # whatever the config says
+        output = self.model(**arguments, return_dict=True)  # overrides the config
         return loss_of(output, arguments, self.class_weights).float(), output
 
     @torch.no_grad()
     def evaluate(self, data: Dataset) -> Evaluation:
-        """Loss, scores and predictions of the model as it is, without dropout."""
+        """Loss, scores and predictions of the current model, without dropout."""
         self.model.eval()
         features = data.features
         logits: list[np.ndarray] = [np.empty(0)] * len(features)
@@ -360,7 +363,7 @@ class Finetuning(Trainer):
         scores = evaluation.scores
         value = better(self.best_score, scores[self.best_score])
         self.scores.append([self.step, value, scores["loss"]])
-        # What the best checkpoint has the least of, in order; of equals, the first is kept.
+        # The best checkpoint minimises these, in order; of equals, the first is kept.
         self.heldout_loss = [-value, scores["loss"]]
         if (label := single_label(evaluation.predictions)) is None:
             return scores, []
@@ -368,7 +371,7 @@ class Finetuning(Trainer):
         return scores, [f"warning: step {self.step:,}: {told}"]
 
     def all_settings(self) -> dict[str, Any]:
-        """By name; JSON can hold it."""
+        """All settings by name; JSON-compatible."""
         return asdict(self.recipe.settings)
 
     def decisive(self) -> dict[str, Any]:
@@ -385,7 +388,7 @@ class Finetuning(Trainer):
         self.load_weights(folder)
 
     def where(self) -> str:
-        """The epoch and the step in it that come next."""
+        """The next epoch and the next step in it."""
         if self.step == self.settings.training.steps:
             return "only the report is missing"
         ends = sorted(self.epoch_ends)
@@ -393,13 +396,13 @@ class Finetuning(Trainer):
         return f"next is epoch {done + 1} of {len(ends)}, step {self.step - [0, *ends][done] + 1} in it"
 
     def load_weights(self, checkpoint: Path) -> None:
-        """Those of a checkpoint of this run."""
+        """Loads the weights of a checkpoint of this run."""
         self.model.load_state_dict(type(self.model).from_pretrained(checkpoint).state_dict())
 
     def load_best(self) -> None:
-        """The weights of the best checkpoint."""
+        """Loads the weights of the best checkpoint."""
         self.load_weights(next(p for p in self.checkpoints.complete() if read_state(p).step == self.best_step))
 
     def remove_checkpoints(self) -> None:
-        """They are of no use once the model itself is written."""
+        """Removes the checkpoints, after the final model is written."""
         shutil.rmtree(self.checkpoints.folder, ignore_errors=True)

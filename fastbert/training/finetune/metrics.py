@@ -1,4 +1,4 @@
-"""Scores, each a share (0 to 1) or a correlation: by scikit-learn, seqeval and scipy, and SQuAD's own."""
+"""Scores, each a share (0 to 1) or a correlation, by scikit-learn, seqeval and scipy; and SQuAD's own scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def classification(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
-    """Accuracy, F1 (the mean over the classes, and over all decisions), Matthews' correlation."""
+    """Accuracy, F1 (macro and micro), Matthews' correlation."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     return {
@@ -25,7 +25,7 @@ def classification(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, f
 
 
 def binary(gold: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Of 0/1 labels (N,): F1 of class 1, and the area under the ROC curve where both classes are there."""
+    """For 0/1 labels (N,): F1 of class 1, and, if both classes occur, the area under the ROC curve."""
     from sklearn.metrics import f1_score, roc_auc_score
 
     scores = {"f1_binary": float(f1_score(gold, predicted, zero_division=0))}
@@ -35,7 +35,7 @@ def binary(gold: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -
 def per_class(
     gold: Sequence | np.ndarray, predicted: Sequence | np.ndarray, labels: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and the number of examples of each class; of classes (N,), or of 0/1 tables (N, labels)."""
+    """Precision, recall, F1 and number of examples per class, from classes (N,) or 0/1 tables (N, labels)."""
     from sklearn.metrics import precision_recall_fscore_support
 
     names = labels if np.ndim(gold) == 1 else list(range(len(labels)))
@@ -44,7 +44,7 @@ def per_class(
 
 
 def per_entity_type(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """The same for each type of whole entities, strictly as in `entities`."""
+    """As `per_class`, for each type of whole entities, strictly as in `entities`."""
     from seqeval.metrics import classification_report
     from seqeval.scheme import IOB2
 
@@ -64,7 +64,7 @@ def _row(precision: float, recall: float, f1: float, number: int) -> dict[str, f
 
 
 def multi_label(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Of 0/1 tables (N, labels): F1, micro and macro, and the share of examples with every label right."""
+    """For 0/1 tables (N, labels): F1, micro and macro, and the share of examples with all labels right."""
     from sklearn.metrics import accuracy_score, f1_score
 
     return {
@@ -75,12 +75,12 @@ def multi_label(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """Pearson's and Spearman's correlations (0 where a side is constant), mean squared and absolute error."""
+    """Pearson's and Spearman's correlations (0 if a side is constant), mean squared and mean absolute error."""
     from scipy.stats import pearsonr, spearmanr
 
     def correlation(function: Callable[..., Any]) -> float:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that one side is constant
+            warnings.simplefilter("ignore")  # scipy warns of constant input
             value = float(function(gold, predicted).statistic)
         return value if np.isfinite(value) else 0.0
 
@@ -94,7 +94,7 @@ def regression(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, f
 
 
 def entities(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of whole entities, strictly: an I- tag that nothing begins is no entity."""
+    """Precision, recall and F1 of whole entities, strictly: an I- tag without a preceding B- starts no entity."""
     from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
     from seqeval.scheme import IOB2
 
@@ -109,7 +109,7 @@ def entities(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) 
 
 
 def squad(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
-    """Exact match and F1 as SQuAD's own evaluation has them; a question without answers is answered by ''."""
+    """Exact match and F1 as in SQuAD's own evaluation; the right answer to a question without answers is ''."""
     exact, f1, has_answer = [], [], []
     for answers, prediction in zip(gold, predicted, strict=True):
         kept = [answer for answer in answers if normalize_answer(answer)] or [""]
@@ -131,7 +131,7 @@ def normalize_answer(text: str) -> str:
 
 
 def answer_f1(gold: str, predicted: str) -> float:
-    """F1 of the words that both hold; of no words at all, whether neither holds any."""
+    """F1 of the common words. If a side has no words: 1 if neither has any, else 0."""
     gold_words, words = normalize_answer(gold).split(), normalize_answer(predicted).split()
     if not gold_words or not words:
         return float(gold_words == words)

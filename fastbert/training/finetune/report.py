@@ -1,4 +1,4 @@
-"""What a run leaves in addition to the model: numbers as JSON, predictions, learning curves, a confusion matrix."""
+"""A run's output in addition to the model: metrics as JSON, predictions, learning curves, a confusion matrix."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fastbert.training.finetune.loop import Evaluation
 from fastbert.training.logs import LOG
 
 _BLUE, _ORANGE, _GREY = "#1f6fb4", "#d95f02", "#666666"
-_CELLS_WITH_NUMBERS = 15  # classes, up to which a cell has room for its count
+_CELLS_WITH_NUMBERS = 15  # most classes for which cells show their counts
 
 
 def write_report(folder: Path, metrics: dict[str, Any], evaluations: dict[str, Evaluation]) -> None:
-    """metrics.json and for each data set, dev and test, predictions-NAME.jsonl: a line an example, in its order."""
+    """Writes metrics.json and, for dev and test, predictions-NAME.jsonl: one line per example, in order."""
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     for name, evaluation in evaluations.items():
         lines = (json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions)
@@ -32,7 +32,7 @@ def read_log(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def draw_curves(path: Path, train: Sequence[dict], dev: Sequence[dict], score: str, best_step: int) -> None:
-    """The losses, and the dev score with its best step, over the steps."""
+    """Plots the losses, and the dev score with its best step, over the steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
@@ -55,7 +55,7 @@ def draw_curves(path: Path, train: Sequence[dict], dev: Sequence[dict], score: s
 
 
 def draw_confusion(path: Path, gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> None:
-    """How often each class (row) was taken for each (column): counts, coloured by their share of the row."""
+    """Plots the counts of true classes (rows) against predicted ones (columns), coloured by their share of the row."""
     from matplotlib.figure import Figure
     from sklearn.metrics import confusion_matrix
 

@@ -18,8 +18,8 @@ from fastbert.training.settings import (
     option,
 )
 
-EXAMPLES, TOKENS = 16, 2048  # the bounds of a batch where neither is given
-# Epochs where none are given. Three of a few hundred examples are too few steps to learn from (Mosbach et al., 2021).
+EXAMPLES, TOKENS = 16, 2048  # default bounds of a batch, if neither is given
+# Default epochs. Three of a few hundred examples are too few steps to learn from (Mosbach et al., 2021).
 EPOCHS, MOST_EPOCHS, LEAST_STEPS = 3, 20, 150
 TEXT_OPTIONS = ("max_length", "stride", "max_question", "n_best", "max_answer", "no_answer", "null_threshold")
 _FREE_TO_CHANGE = ("save_every", "tensorboard")
@@ -27,10 +27,10 @@ _FREE_TO_CHANGE = ("save_every", "tensorboard")
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """All that the weights follow from, in addition to the model it starts from and the data.
+    """The settings that, with the initial model and the data, determine the weights.
 
     Raises:
-        ValueError: a setting out of range, by name.
+        ValueError: a setting is out of range; names it.
     """
 
     task: str
@@ -80,7 +80,7 @@ class FinetuneSettings:
 
     @staticmethod
     def default_epochs(steps: int) -> int:
-        """3, or as many as make 150 steps, up to 20, for training data of which an epoch takes `steps`."""
+        """3, or as many as needed for 150 steps, up to 20; an epoch has `steps`."""
         return min(max(EPOCHS, -(-LEAST_STEPS // steps)), MOST_EPOCHS)
 
     @property
@@ -90,11 +90,11 @@ class FinetuneSettings:
         return self.batch_size or EXAMPLES, tokens
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that the weights follow from; the others may change when a run is resumed."""
+        """The settings that determine the weights; the others may change when a run is resumed."""
         return {name: value for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
 
     def of_run(self, steps: int, log_every: int, folder: Path) -> RunSettings:
-        """The settings of the loop, for so many steps of the optimizer."""
+        """The settings of the loop, for `steps` optimizer steps."""
         return RunSettings(
             OptimizerSettings(
                 lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm

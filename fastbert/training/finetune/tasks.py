@@ -1,4 +1,4 @@
-"""The tasks, as data: for each its model, its files, and the way from examples to tensors and from logits to scores."""
+"""The tasks, as data: for each its model, its files, and its functions to make tensors, predictions and scores."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ class Task:
     """One kind of fine-tuning."""
 
     model: type[BertPreTrainedModel]
-    problem_type: str | None  # config.problem_type, by which the head knows its loss
-    scores: tuple[str, ...]  # names of the scores; the first says which checkpoint is best
+    problem_type: str | None  # config.problem_type, which selects the head's loss
+    scores: tuple[str, ...]  # names of the scores; the first selects the best checkpoint
     read: Callable[[Path, Reading], list]
     labels: Callable[[list], list[str]]  # the label set of training examples, in the order of its ids; may be empty
     encode: Callable[[Sequence, BertTokenizer, list[str], FinetuneSettings], list[Feature]]
-    collate: Callable[[Sequence[Feature]], dict[str, Any]]  # the model's arguments, labels among them
+    collate: Callable[[Sequence[Feature]], dict[str, Any]]  # the model's arguments, including labels
     logits: Callable[[ModelOutput, Sequence[Feature]], list[np.ndarray]]  # of each feature
     decode: Callable[[Sequence, Sequence[Feature], Sequence[np.ndarray], list[str], FinetuneSettings], Predictions]
     score: Callable[[Predictions, list[str]], dict[str, float]]
     # For the report: precision, recall and F1 of each class or entity type.
     details: Callable[[Predictions, list[str]], dict[str, dict[str, float]]] = lambda predictions, labels: {}
     weighable: bool = False  # whether its classes can be given weights
-    two_class_scores: tuple[str, ...] = ()  # those that there are for two labels only
-    max_length: int | None = None  # in place of as many tokens as the model takes
-    options: tuple[str, ...] = TEXTS  # fields of FinetuneSettings and Reading that not every task reads
+    two_class_scores: tuple[str, ...] = ()  # scores that exist for two labels only
+    max_length: int | None = None  # default; None for as many as the model takes
+    options: tuple[str, ...] = TEXTS  # task-specific fields of FinetuneSettings and Reading
 
 
 # Texts: one class, several, or a number.
@@ -72,7 +72,7 @@ def _encode_texts(
     target: Callable[[TextExample, dict[str, int]], Any],
 ) -> list[Feature]:
     ids = {label: i for i, label in enumerate(labels)}
-    targets = [target(example, ids) for example in examples]  # first: what is wrong shows before the long work
+    targets = [target(example, ids) for example in examples]  # first: errors show before the slow part
     texts = [(example.text, example.pair) for example in examples]
     sequences = _sequences(texts, tokenizer, settings.max_length)
     return [
@@ -84,7 +84,7 @@ def _encode_texts(
 def _sequences(
     texts: Sequence[tuple[str, str | None]], tokenizer: BertTokenizer, max_length: int | None
 ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
-    """Ids and types of each text or pair, and whether it was cut; all are pairs or none is."""
+    """Ids and types of each text or pair, and whether it was cut. Either all are pairs or none is."""
     for start in range(0, len(texts), _TOKENIZED_TOGETHER):
         firsts, seconds = map(list, zip(*texts[start : start + _TOKENIZED_TOGETHER], strict=True))
         pairs = None if seconds[0] is None else seconds
@@ -104,7 +104,7 @@ def _label_id(where: str, label: str, ids: dict[str, int]) -> int:
 
 
 def _in_order(labels: set[str]) -> list[str]:
-    """By number where all are, else by name."""
+    """Sorted labels: by value if all are numbers, else by name."""
     numbers = all(label.removeprefix("-").isdecimal() for label in labels)
     return sorted(labels, key=int) if numbers else sorted(labels)
 
@@ -174,7 +174,7 @@ def _decode_scores(examples: Any, features: Any, logits: Any, labels: list[str],
 
 
 def _sides(predictions: Predictions) -> tuple[list, list]:
-    """What is true, and what is predicted."""
+    """True and predicted labels."""
     return [p["gold"] for p in predictions], [p["predicted"] for p in predictions]
 
 
@@ -199,7 +199,7 @@ def _label_tables(predictions: Predictions, labels: list[str]) -> tuple[np.ndarr
 def _encode_words(
     examples: Sequence[WordsExample], tokenizer: BertTokenizer, labels: list[str], settings: FinetuneSettings
 ) -> list[Feature]:
-    """A word's tag stands at its first token; the other tokens, and the special ones, have none."""
+    """Labels the first token of each word with its tag; other tokens and special tokens have no label."""
     ids = {label: i for i, label in enumerate(labels)}
     targets = [[_label_id(example.where, tag, ids) for tag in example.tags] for example in examples]
     features = []
@@ -223,7 +223,7 @@ def _encode_words(
 
 
 def first_tokens(word_ids: Sequence[int | None]) -> np.ndarray:
-    """For each token the number of its word where it is the first of it, else -1."""
+    """For each token the index of its word if it is the word's first token, else -1."""
     before = [None, *word_ids[:-1]]
     numbers = [-1 if word is None or word == last else word for word, last in zip(word_ids, before, strict=True)]
     return np.array(numbers, dtype=np.int32)
@@ -245,7 +245,7 @@ def _token_logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.n
 
 
 def _decode_words(examples: Any, features: Any, logits: Any, labels: list[str], settings: Any) -> Predictions:
-    """Tags of words; one that was cut off, or has no token, is 'O'."""
+    """Tags of words; a word that was cut off, or has no token, gets 'O'."""
     predictions = []
     for example, feature, rows in zip(examples, features, logits, strict=True):
         tags = ["O"] * len(example.words)
@@ -256,7 +256,7 @@ def _decode_words(examples: Any, features: Any, logits: Any, labels: list[str], 
     return predictions
 
 
-# Questions: where the context answers them.
+# Questions: spans of the context that answer them.
 
 
 def _no_labels(examples: Sequence) -> list[str]:
@@ -272,7 +272,7 @@ def _span_logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.nd
     return per_feature(torch.stack([output.start_logits, output.end_logits], dim=-1), features)
 
 
-# Choices: which of several texts goes with one.
+# Choices: the one of several texts that fits a text.
 
 
 def _encode_choices(
@@ -306,7 +306,7 @@ def class_counts(features: Sequence[Feature], classes: int) -> np.ndarray:
 
 
 def single_label(predictions: Predictions) -> str | None:
-    """The label that is predicted everywhere, where the true ones are several; None otherwise, or without labels."""
+    """The label, if only one is predicted although there are several true ones; else None, also without labels."""
     gold, predicted = (
         [label for p in predictions for label in _labels_in(p.get(side))] for side in ("gold", "predicted")
     )
@@ -319,7 +319,7 @@ def _labels_in(value: Any) -> list[str]:
 
 
 def loss_of(output: ModelOutput, arguments: dict[str, Any], class_weights: Tensor | None) -> Tensor:
-    """The head's own loss; with weights, the mean of the cross entropies by the weights of their labels."""
+    """The head's own loss; with class weights, the weighted mean of the cross entropies."""
     if class_weights is None:
         return output.loss
     logits, labels = output.logits, arguments["labels"]
