@@ -1,1 +1,1 @@
-"""The command line: `fastbert COMMAND`. One module a command."""
+"""The command line: `fastbert COMMAND`. One module for each command."""

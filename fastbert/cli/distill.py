@@ -1,4 +1,4 @@
-"""`fastbert distill`: from its arguments to a student, for a task or on plain text."""
+"""`fastbert distill`: trains a student, for a task or on plain text."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def _on_text(args: argparse.Namespace) -> int:
 def text_student(
     teacher: BertPreTrainedModel, settings: TextSettings, tokenizer: BertTokenizer, shards: Shards
 ) -> BertPreTrainedModel:
-    """The student that training starts with: cut from the teacher, or of a checkpoint.
+    """The initial student: made from the teacher, or loaded from a checkpoint.
 
     Raises:
-        ValueError: a vocabulary or sizes that do not go with the teacher or the shards.
+        ValueError: its vocabulary or sizes do not fit the teacher or the shards.
     """
     wanted = settings.model
     shards.check_model(teacher.config, BertTokenizer.from_pretrained(settings.distillation.teacher))

@@ -1,4 +1,4 @@
-"""The arguments of `fastbert distill`. (Apart from the command, which imports torch.)"""
+"""The arguments of `fastbert distill`, in a module that does not import torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ loss:
 
 
 def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
-    """Gives the parser the command's arguments; what is not given keeps the default of the settings."""
+    """Adds the command's arguments to the parser; omitted ones have the defaults of the settings."""
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="for plain text: a TOML file as docs/distill.toml")
     parser.add_argument(
         "--set",

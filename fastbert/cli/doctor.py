@@ -1,4 +1,4 @@
-"""What `fastbert doctor` prints: what is installed, what this machine has, and which backend runs each op."""
+"""`fastbert doctor`: prints installed packages, the machine's hardware, and the backend of each op."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def diagnosis() -> str:
-    """The whole report, one fact a line."""
+    """The whole report, one fact per line."""
     import torch
 
     import fastbert
@@ -87,7 +87,7 @@ def _processor() -> str:
 def _isa(native: Any) -> str:
     try:
         return native.isa()
-    except ValueError as error:  # a wrong FASTBERT_ISA: what doctor is there to tell
+    except ValueError as error:  # a wrong FASTBERT_ISA, which doctor reports
         return f"none: {error}"
 
 

@@ -1,4 +1,4 @@
-"""`fastbert embed`: from its arguments to a run, with a bar and a summary."""
+"""`fastbert embed`: runs it from its arguments, with a progress bar and a summary."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from fastbert.progress import Progress, say
 from fastbert.tokenizer.unknown_tokens import unknown_warning
 
 SUFFIXES = {".npy": "npy", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-BAD_LINES_SHOWN = 20  # each run names these many, then counts
+BAD_LINES_SHOWN = 20  # each run shows so many messages, then only counts
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `fastbert embed`; returns the exit code. Usage errors exit, others are raised."""
+    """Runs `fastbert embed`; returns the exit code. Usage errors exit, other errors are raised."""
     format_name = _output_format(args)
     try:
         reading = Reading.of(args)
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _output_format(args: argparse.Namespace) -> str:
-    """The output's format; ends with a usage error where the arguments do not go together."""
+    """The output's format; exits with a usage error if the arguments do not go together."""
     usage: Callable[[str], NoReturn] = args.parser.error
     if args.inputs.count(STDIN) > 1:
         usage("stdin (-) can be read once")
@@ -106,7 +106,7 @@ def _output_format(args: argparse.Namespace) -> str:
 
 
 def _check_paths(args: argparse.Namespace, format_name: str) -> None:
-    """Finds out before the model is loaded what would fail after it."""
+    """Checks the paths before the model is loaded, so that errors show at once."""
     if args.output == STDIN:
         return
     out = Path(args.output)
@@ -125,7 +125,7 @@ def _settings(
     format_name: str,
     options: dict[str, int],
 ) -> dict:
-    """The settings that the output depends on, in addition to the input: a run is resumed with the same ones only."""
+    """The settings that, with the input, determine the output. A run is resumed only with equal ones."""
     return {
         "pooling": embedder.pooling if isinstance(embedder.pooling, str) else ",".join(embedder.pooling),
         "prompt": prompt,
@@ -138,14 +138,14 @@ def _settings(
         "device": embedder.model.device.type,
         **options,
         **{f"input {name}": value for name, value in vars(reading).items()},
-        "inputs": args.inputs if len(args.inputs) > 1 else None,  # rows name their file then
+        "inputs": args.inputs if len(args.inputs) > 1 else None,  # then rows name their file
         "output format": format_name,
         "model (a hash of its weights, vocabulary and settings)": embedder.fingerprint()[:16],
     }
 
 
 def _bad_lines(progress: Progress) -> Callable[[str], None]:
-    """Says the first messages on bad lines, and that there are more."""
+    """Makes a function that prints the first messages on bad lines, and once that there are more."""
     number = count(1)
 
     def report(message: str) -> None:
@@ -157,7 +157,7 @@ def _bad_lines(progress: Progress) -> Callable[[str], None]:
 
 
 def _summary(done: Done, resumed: Done | None, progress: Progress, out: str, max_length: int) -> Iterator[str]:
-    """One line on what was done and one on the texts cut."""
+    """A line on the run, and one on texts that were cut."""
     before = f", {resumed.records:,} of them by the run before" if resumed else ""
     where = "stdout" if out == STDIN else out
     yield f"{done.records - done.skipped:,} texts to {where}{before}; {progress.spent()}"

@@ -1,4 +1,4 @@
-"""`fastbert fill-mask`: the likeliest words for each [MASK], as text or JSON."""
+"""`fastbert fill-mask`: prints the likeliest words for each [MASK], as text or JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastbert finetune`: from its arguments to a model and a report."""
+"""`fastbert finetune`: trains a model for a task and writes a report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastbert.training.logs import summary_writer
 from fastbert.training.loop import newest_checkpoint
 
 REPORT = "report"
-FEW_STEPS = 50  # optimizer steps of a run, below which it is unlikely to learn
+FEW_STEPS = 50  # a run of fewer optimizer steps is unlikely to learn
 NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "matplotlib": "matplotlib"}
 
 
@@ -39,11 +39,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The folder, and the checkpoint in it to resume from; what would fail later fails here, before loading.
+    """Checks the output folder before anything is loaded; returns it and the checkpoint in it to resume from.
 
     Raises:
-        ValueError: it is a file, or holds what the arguments would overwrite; or torchrun started several processes.
-        ModuleNotFoundError: a library that the report or the log takes is not installed.
+        ValueError: the folder is a file, or holds files that would be overwritten; or torchrun started several
+            processes.
+        ModuleNotFoundError: a library for the report or the log is not installed.
     """
     folder = Path(args.output)
     if (number := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "RANK" in os.environ:
@@ -57,16 +58,16 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
         summary_writer("--tensorboard is given", "leave it out")
     if (folder / REPORT / "metrics.json").exists():
         raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
-    if newest is None and (folder / "config.json").exists():  # the model to begin with, say
+    if newest is None and (folder / "config.json").exists():  # for example the initial model
         raise ValueError(f"{folder} holds a model already; a new run takes another --output")
     return folder, newest
 
 
 def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list[str] | None = None) -> Recipe:
-    """The data and settings that the arguments name, for their model or another, with labels if it has them.
+    """Reads the data and settings of the arguments, for `model` (default: theirs) and its labels, if it has any.
 
     Raises:
-        ValueError: an option that the task does not read; what settings, files or the model find wrong.
+        ValueError: the task does not read an option; settings, files or model are wrong.
     """
     others = {name for task in TASKS.values() for name in task.options} - {*TASKS[args.task].options}
     if idle := [option for name, option in given_options(args) if name in others]:
@@ -81,7 +82,7 @@ def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list
 
 
 def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
-    """Trains, from the checkpoint `newest` if there is one, and reports; `start` is the model that was begun with."""
+    """Trains, resuming from the checkpoint `newest` if there is one, and reports; `start` is the initial model."""
     _say_data(run.recipe)
     say(f"{len(run.plan):,} optimizer steps in {run.recipe.settings.epochs:,} epochs")
     if len(run.plan) < FEW_STEPS:
@@ -99,13 +100,13 @@ def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
 
 
 def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """The arguments that are fields of `kind` and were given; the others keep their defaults."""
+    """The given arguments that are fields of `kind`; omitted ones keep their defaults."""
     values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def given_options(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Names and spellings of the options that have not their default."""
+    """Names and spellings of the options whose values are not the default."""
     found = []
     for action in args.parser._actions:
         long = [option for option in action.option_strings if option.startswith("--")]
@@ -115,7 +116,7 @@ def given_options(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _finish(run: Finetuning, folder: Path, start: str) -> None:
-    """The best weights become the model, with a report; then the checkpoints go."""
+    """Saves the model with the best weights and the report, then removes the checkpoints."""
     recipe = run.recipe
     run.load_best()
     evaluations = {"dev": run.evaluate(recipe.dev)}

@@ -1,4 +1,4 @@
-"""The arguments of `fastbert finetune`. (Apart from the command, which imports torch.)"""
+"""The arguments of `fastbert finetune`, in a module that does not import torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ and, for classification, a confusion matrix. Scores are shares (0 to 1). docs/re
 
 
 def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
-    """Gives the parser the command's arguments; what is not given keeps the default of FinetuneSettings or Reading."""
+    """Adds the command's arguments to the parser; omitted ones have the defaults of FinetuneSettings or Reading."""
     parser.add_argument("--task", choices=FINETUNE_TASKS, required=True)
     parser.add_argument("--model", metavar="MODEL", required=True, help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -50,7 +50,7 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """What training for a task takes in addition to the models; `required`: there is no other way to train."""
+    """Adds the arguments of training for a task, except the models; `required`: whether the parser requires a task."""
     parser.add_argument("--train", metavar="FILE", required=required, help="examples to learn from")
     parser.add_argument("--dev", metavar="FILE", required=required, help="examples to choose the best checkpoint by")
     parser.add_argument("--test", metavar="FILE", help="examples for the report")
@@ -80,7 +80,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
 def add_options(
     group: argparse._ArgumentGroup, kind: type, *, only: Sequence[str] = (), without: Sequence[str] = ()
 ) -> None:
-    """An option for each field of the settings that is one; what is not given is None, and keeps its default."""
+    """Adds an option for each field of `kind` made by `option`; an omitted one is None, and keeps the default."""
     hints = get_type_hints(kind)
     for entry in fields(kind):
         told = entry.metadata
@@ -128,7 +128,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def add_csv_arguments(group: argparse._ArgumentGroup) -> None:
-    """Options for csv files, which every command that reads them takes."""
+    """Adds the options for csv files, common to all commands that read them."""
     group.add_argument(
         "--delimiter",
         type=lambda text: "\t" if text == "\\t" else text,

@@ -1,7 +1,7 @@
 """The command `fastbert`: embed, fill-mask, prepare, pretrain, finetune, distill, doctor.
 
-Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the output
-went away; 143 stopped by SIGTERM. torch and all that needs it are imported by the commands that use them.
+Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the output's pipe was
+closed; 143 stopped by SIGTERM. torch and all that needs it are imported only by the commands that use them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("fastbert: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more on its way out.
+        # The interpreter flushes stdout again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; each command sets `module`, whose `run` carries it out."""
+    """The parser of the whole command line; each command sets `module`, whose `run` executes it."""
     parser = _Parser(
         prog="fastbert",
         description="A BERT engine: vectors and masked words from Hugging Face checkpoints.",
@@ -130,7 +130,7 @@ class _CommandParser(_Parser):
     _parsing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # parse_known_intermixed_args comes back here for its own passes in some versions of Python.
+        # In some versions of Python, parse_known_intermixed_args calls this method for its own passes.
         if self._parsing:
             return super().parse_known_args(args, namespace)
         self._parsing = True
@@ -178,7 +178,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reading(parser: argparse.ArgumentParser, note: str) -> argparse._ArgumentGroup:
-    """What a command that reads texts takes: the fields of input_files.Form, and where the text is."""
+    """Adds the options for reading texts: the fields of input_files.Form, and the field or column of the text."""
     reading = parser.add_argument_group("input")
     reading.add_argument(
         "--input-format",

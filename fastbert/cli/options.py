@@ -1,4 +1,4 @@
-"""Options that several commands share, as what they mean."""
+"""Converts options that several commands share to load options and devices; formats errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastbert.precision import LoadOptions
 
 
 def load_options(args: argparse.Namespace) -> LoadOptions:
-    """What --dtype, --precision, --quantize, --device and --revision ask for."""
+    """The values of --dtype, --precision, --quantize, --device and --revision."""
     import torch
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
@@ -16,10 +16,10 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
 
 
 def device_of(name: str | None) -> str:
-    """The device of that name, or without one a GPU where there is one.
+    """The device of that name; without a name a GPU, if there is one.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: the device does not exist.
     """
     import torch
 
@@ -32,7 +32,7 @@ def device_of(name: str | None) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message on one line, after its type's name where the message alone says too little."""
+    """An error's message on one line, with its type's name if the message alone is unclear."""
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         message = error.strerror + (f": {error.filename}" if error.filename else "")

@@ -1,4 +1,4 @@
-"""`fastbert prepare`: from its arguments to a run, with a bar and a summary."""
+"""`fastbert prepare`: runs it from its arguments, with a progress bar and a summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastbert.training.shards import Counts
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `fastbert prepare`; returns the exit code. Usage errors exit, others are raised."""
+    """Runs `fastbert prepare`; returns the exit code. Usage errors exit, other errors are raised."""
     try:
         settings = PrepareSettings(
             max_length=args.max_length,
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _findings(done: Summary, settings: PrepareSettings, inputs: list[str]) -> Iterator[str]:
-    """What the user must know, also with --quiet: documents skipped, sentences cut, a vocabulary that does not fit."""
+    """Warnings, shown also with --quiet: skipped documents, cut sentences, a vocabulary that does not fit."""
     counts = sum(done.splits.values(), Counts())
     if counts.skipped:
         yield f"{counts.skipped:,} documents skipped"
@@ -73,7 +73,7 @@ def _findings(done: Summary, settings: PrepareSettings, inputs: list[str]) -> It
 
 
 def _summary(done: Summary, progress: Progress, output: str) -> Iterator[str]:
-    """A line for each split, and one on the run."""
+    """A line for each split, and a line on the run."""
     for split, counts in done.splits.items():
         yield (
             f"{split}: {counts.documents:,} documents, {counts.sentences:,} sentences, "

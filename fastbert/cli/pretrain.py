@@ -1,4 +1,4 @@
-"""`fastbert pretrain`: from its arguments to a run."""
+"""`fastbert pretrain`: runs pre-training from its arguments."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from fastbert.training.pretraining import Pretraining
 from fastbert.training.settings import Settings, SettingsError, load_settings
 from fastbert.training.shards import Shards, read_index
 
-# TFLOP/s of dense products on paper, (fp32 without TF32, bf16 and fp16): by a part of the GPU's name, the first that
-# fits. From NVIDIA's data sheets.
+# Peak TFLOP/s of dense products, (fp32 without TF32, bf16 and fp16), from NVIDIA's data sheets. The key is a part of
+# the GPU's name; the first match applies.
 GPU_PEAKS = {
     "GB200": (80, 2500),
     "B200": (80, 2250),
@@ -63,8 +63,8 @@ def train(
     """Runs the loop in all of torchrun's processes; returns the exit code.
 
     Args:
-        begin: makes the model that training starts with; None: fresh_model.
-        objective: makes what is minimised, of the model on its device; None: the losses of its own heads.
+        begin: makes the initial model; None for fresh_model.
+        objective: makes the objective from the model on its device; None for the losses of its own heads.
     """
     place = torch.device(_device(device))
     with join(place) as processes:
@@ -84,7 +84,7 @@ def _pretrain(
     resume: bool,
 ) -> Outcome:
     newest = newest_checkpoint(Path(settings.output.folder), "output.folder", resume=resume)
-    processes.wait()  # all have looked before one may write
+    processes.wait()  # until all have read the folder, before one writes
     shards = Shards(settings.data.shards)
     tokenizer = shards.tokenizer
     if newest is None:
@@ -119,7 +119,7 @@ def _pretrain(
 
 
 def _heldout(settings: Settings, config: BertConfig, options: dict) -> Callable[[], Iterator[PretrainingBatch]] | None:
-    """Makes the same batches for each evaluation; None where there is no held-out text, or none is asked for."""
+    """A function that makes the same batches for each evaluation; None without held-out text or evaluations."""
     folder = Path(settings.data.heldout or settings.data.shards)
     if not settings.data.heldout_batches or (
         settings.data.heldout is None and "held_out" not in read_index(folder)["splits"]
@@ -131,10 +131,10 @@ def _heldout(settings: Settings, config: BertConfig, options: dict) -> Callable[
 
 
 def fresh_model(settings: Settings, tokenizer: BertTokenizer, shards: Shards) -> BertPreTrainedModel:
-    """The model that training starts with, in float32 on the host, the same for the same seed.
+    """The initial model, in float32 on the host, deterministic for a seed.
 
     Raises:
-        ValueError: a vocabulary or sizes that do not go with the shards.
+        ValueError: its vocabulary or sizes do not fit the shards.
     """
     wanted, training = settings.model, settings.training
     overrides = wanted.sizes()
@@ -157,7 +157,7 @@ def fresh_model(settings: Settings, tokenizer: BertTokenizer, shards: Shards) ->
 
 
 def _config_folder(path: str) -> Path:
-    """The folder of a config.json, named by itself or by its folder."""
+    """The folder of a config.json, from the path of the file or of the folder."""
     file = Path(path)
     if file.is_file() and file.name != "config.json":
         raise SettingsError(f"model.config is {path!r}; it must be a file called config.json, or the folder with it")
@@ -165,7 +165,7 @@ def _config_folder(path: str) -> Path:
 
 
 def peak_flops(settings: Settings, device: torch.device) -> float | None:
-    """FLOP/s of one device at most in the run's precision: as the settings say, measured on a CPU, by a GPU's name."""
+    """Peak FLOP/s of one device in the run's precision: from the settings, a measurement (CPU) or the GPU's name."""
     half = settings.training.precision != "fp32"
     if settings.training.peak_tflops is not None:
         return settings.training.peak_tflops * 1e12
@@ -175,12 +175,12 @@ def peak_flops(settings: Settings, device: torch.device) -> float | None:
         return None if known is None else known[half] * 1e12
     if device.type != "cpu" or native.available() is not None:
         return None
-    # A slow multiplication in bf16 is no limit where one in fp32 does as well.
+    # If bf16 products are slower than fp32 ones, the peak is that of fp32.
     kinds = ("bf16", "fp32") if half else ("fp32",)
     return max(native.peak(kind, native.isa(), torch.get_num_threads()) for kind in kinds)
 
 
 def _device(name: str | None) -> str:
-    """The device that is asked for; of several GPUs, each of torchrun's processes takes its own."""
+    """The device of that name; with several GPUs, each of torchrun's processes uses its own."""
     number, device = local_rank(), device_of(name)
     return f"cuda:{number}" if device == "cuda" and number is not None else device
