@@ -13,7 +13,7 @@ from fastbert.native.extension import C, chosen_isa, cpu_reason, fresh
 def supports_add_layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float = 0.0
 ) -> str | None:
-    """None where `add_layer_norm` takes these arguments, else the reason why not."""
+    """None if `add_layer_norm` takes these arguments, else the reason why not."""
     if reason := cpu_reason(x, residual, weight, bias):
         return reason
     if x.dim() != 2:

@@ -13,7 +13,7 @@ from fastbert.native.extension import C, chosen_isa, cpu_reason, fresh, misalign
 def supports_attention(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None = None, dropout_p: float = 0.0
 ) -> str | None:
-    """None where `attention` takes these arguments, else the reason why not."""
+    """None if `attention` takes these arguments, else the reason why not."""
     if reason := cpu_reason(qkv):
         return reason
     if qkv.dim() != 4 or qkv.shape[1] != 3:

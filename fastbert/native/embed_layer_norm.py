@@ -24,7 +24,7 @@ def supports_embed_layer_norm(
     dropout_p: float = 0.0,
     padding_idx: int | None = None,
 ) -> str | None:
-    """None where `embed_layer_norm` and its backward take these arguments, else the reason why not."""
+    """None if `embed_layer_norm` and its backward take these arguments, else the reason why not."""
     tables = (word, token_type, position)
     if reason := cpu_reason(*tables, weight, bias):
         return reason

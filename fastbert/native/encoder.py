@@ -18,7 +18,7 @@ from fastbert.native.workspace import keep, workspace
 
 
 def supports_encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> str | None:
-    """None where `encoder` takes these arguments, else the reason why not."""
+    """None if `encoder` takes these arguments, else the reason why not."""
     if not weights.layers:
         return "no layers"
     if reason := cpu_reason(x):
@@ -35,7 +35,7 @@ def supports_encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: in
 
 
 def _why_not(x: Tensor, layers: Any) -> str | None:
-    """Why C++ cannot take these layers; None where it can."""
+    """Why C++ cannot take these layers; None if it can."""
     width, heads = x.shape[1], layers[0].num_heads
     if width % (2 * heads):
         return f"width {width} with {heads} heads"

@@ -37,7 +37,7 @@ PRECISIONS = {} if C is None else {name: getattr(C, f"PRECISION_{name or 'full'}
 
 
 def available() -> str | None:
-    """None where the extension is built and loads, else the reason why not."""
+    """None if the extension is built and loads, else the reason why not."""
     return _reason
 
 

@@ -18,7 +18,7 @@ def supports_linear(
     activation: str | None = None,
     precision: str | None = None,
 ) -> str | None:
-    """None where `linear` takes these arguments, else the reason why not."""
+    """None if `linear` takes these arguments, else the reason why not."""
     if not isinstance(weight, Weight):
         weight = as_weight(weight, bias)
     if C is None:

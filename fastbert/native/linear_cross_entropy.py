@@ -26,7 +26,7 @@ _thread = threading.local()
 def supports_linear_cross_entropy(
     x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int = -100
 ) -> str | None:
-    """None where `linear_cross_entropy` takes these arguments, else the reason why not."""
+    """None if `linear_cross_entropy` takes these arguments, else the reason why not."""
     if reason := cpu_reason(x, weight, bias):
         return reason
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or not 0 < weight.shape[0] < 2**31:

@@ -22,7 +22,7 @@ _MOST = 2**31 - 1  # limit of the positions of a batch and of the rows of a resu
 
 
 def supports_read_mask(mask: Tensor) -> str | None:
-    """None where `read_mask` takes this mask, else the reason why not."""
+    """None if `read_mask` takes this mask, else the reason why not."""
     if C is None:
         return available()
     if mask.device.type != "cpu":
@@ -73,7 +73,7 @@ def bounds(ids: Tensor) -> tuple[int, int] | None:
 
 
 def supports_pack_mask(mask: Tensor) -> str | None:
-    """None where `pack_mask` takes this mask, else the reason why not."""
+    """None if `pack_mask` takes this mask, else the reason why not."""
     if reason := _cuda_reason(mask):
         return reason
     if mask.dtype not in _MASKS:
@@ -82,7 +82,7 @@ def supports_pack_mask(mask: Tensor) -> str | None:
 
 
 def supports_gather_rows(x: Tensor, index: Tensor, *, fill: float = 0.0) -> str | None:
-    """None where `gather_rows` takes these arguments, else the reason why not."""
+    """None if `gather_rows` takes these arguments, else the reason why not."""
     if reason := _cuda_reason(x):
         return reason
     if torch.is_grad_enabled() and x.requires_grad:

@@ -31,7 +31,7 @@ def _quantized(weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def supports(x: Tensor, weight: Weight) -> str | None:
-    """None where `run` takes these arguments, else the reason why not."""
+    """None if `run` takes these arguments, else the reason why not."""
     if reason := reason_against(x, *weight.tensors):
         return reason
     if not 0 < weight.shape[1] <= _MOST_COLUMNS:
