@@ -10,7 +10,7 @@ from typing import overload
 from fastbert.checkpoint.json_files import shown
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_LONGEST_NAME = 255  # bytes, of a file in common file systems
+_LONGEST_NAME = 255  # bytes of a file name in common file systems
 
 
 @overload

@@ -10,7 +10,7 @@ from fastbert.checkpoint.files import write_text
 
 
 class RunError(ValueError):
-    """An output that cannot be written, or a run that cannot be resumed; the message says why."""
+    """An output cannot be written, or a run cannot be resumed; the message gives the reason."""
 
 
 class Journal:

@@ -141,7 +141,7 @@ def check_layers(checkpoint: Checkpoint, count: int) -> None:
 
 @dataclass
 class Match:
-    """Where each parameter of a model comes from."""
+    """The source tensor of each parameter of a model."""
 
     sources: dict[str, str | None] = field(default_factory=dict)  # parameter -> tensor; None: newly initialised
     missing: list[str] = field(default_factory=list)  # parameters of a head that the checkpoint lacks

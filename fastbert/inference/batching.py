@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-WINDOW = 2048  # texts sorted by length together; bounds their memory. `embed` commits a window at a time
+WINDOW = 2048  # texts that are sorted by length together; bounds memory. `fastbert embed` commits after each window
 
 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -152,7 +152,7 @@ class ParquetFormat:
         with (
             atomic_path(out) as temporary,
             open(partial, "rb") as spool,
-            # Vectors do not compress, nor do they repeat.
+            # Vectors gain nothing from compression or dictionaries.
             pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=["file"]) as writer,
         ):
             for ids, rows in self._groups(spool):

@@ -35,7 +35,7 @@ from fastbert.inference.input_files import (
 class Row(NamedTuple):
     """One record of a file: its values by column, or its problem."""
 
-    line: int  # the one it begins on, or the row of a parquet file, counted from 1
+    line: int  # its first line, or its row in a parquet file, from 1
     values: dict[str, Any]
     problem: str | None = None
 
@@ -197,7 +197,7 @@ class Record:
     """One text, or its problem."""
 
     file: int  # index of the input
-    line: int  # the one it begins on, or the row of a parquet file, counted from 1
+    line: int  # its first line, or its row in a parquet file, from 1
     text: str
     problem: str | None = None
     id: str | int | None = None  # the value of the id column, if one is configured

@@ -64,7 +64,7 @@ _SIZE = checks.integer(1, _LARGEST)
 
 _MODULE = dict.fromkeys(("name", "path", "type"), checks.STRING)
 _MODULE["idx"] = (lambda value: type(value) is int), "an integer"
-_MODULE["kwargs"] = checks.STRINGS  # names of the keywords of `encode` that it passes on; it has none by default
+_MODULE["kwargs"] = checks.STRINGS  # names of keywords that `encode` passes on if it is given them
 _TRANSFORMER = {
     "max_seq_length": checks.or_null(_SIZE),
     "do_lower_case": checks.or_null(checks.FLAG),

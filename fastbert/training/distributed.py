@@ -67,7 +67,7 @@ def join(device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # DDP imports this module, whose default arguments hold the group of that time forever. So import it before.
+    # DDP imports this module, whose default arguments hold the group that exists then forever. Import it before.
     from torch.distributed.nn import functional  # noqa: F401
 
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")

@@ -141,7 +141,7 @@ class Trainer(ABC):
         return self.step >= self.settings.training.steps
 
     def due(self) -> tuple[bool, bool, bool]:
-        """Whether to log, to evaluate and to save after the step just done."""
+        """Flags to log, to evaluate and to save after the step just done."""
         training = self.settings.training
         every = (training.log_every, training.evaluate_every, training.save_every)
         report, evaluate, save = (self.step % n == 0 or self.step == training.steps for n in every)
@@ -356,7 +356,10 @@ def newest_checkpoint(output: Path, name: str, *, resume: bool) -> Path | None:
 
 @contextmanager
 def signals() -> Iterator[Callable[[], int]]:
-    """Holds back SIGTERM and SIGINT; yields a function that returns the one received (0: none). A second one acts."""
+    """Holds back SIGTERM and SIGINT; yields a function that returns the one received (0: none).
+
+    A second signal has its usual effect.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return

@@ -24,7 +24,8 @@ _CONTINUATION = "##"
 
 @dataclass(frozen=True)
 class Masking:
-    """How tokens are masked. A share `mask_share` of the chosen ones becomes [MASK], `random_share` a random token.
+    """How tokens are masked. Of the chosen tokens, a share `mask_share` becomes [MASK], `random_share` another token,
+    and the rest is unchanged.
 
     Args:
         probability: probability that a token is chosen. Special tokens never are.

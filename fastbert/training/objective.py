@@ -1,8 +1,8 @@
 """The objective of pre-training: the losses of masked words and of next sentences, each alone or their sum.
 
 A step's loss is that of its whole batch: the mean over all its labelled tokens, plus the mean over all its sequences.
-It does not depend on the number of micro-batches (`accumulate`, in each process). A micro-batch is therefore weighted
-by its share of the tokens and sequences, not by a mean of means.
+It does not depend on the number of micro-batches (`accumulate`, in each process): a micro-batch is weighted by its
+share of the tokens and sequences, so the loss is not a mean of means.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def relation_loss(student: Tensor, teacher: Tensor, cu_seqlens: Tensor, relation
     number of heads that both sides have is the KL of the attention probabilities.
 
     Fast attention never forms these matrices; here they are formed for one layer. Sequences are batched by their
-    length's power of 2, which bounds memory and work to 4 times the sum of n^2.
+    length's power of 2, which bounds memory and work to 4 times those of unpadded n^2 matrices.
     """
     sides = [_wide(x.flatten(2)).unflatten(-1, (heads, -1)) for x in (student, teacher)]  # (T, 3, heads, d)
     total = sides[0].new_zeros(())

@@ -300,7 +300,7 @@ def _decode_choices(examples: Any, features: Any, logits: Any, labels: list[str]
 
 
 def class_counts(features: Sequence[Feature], classes: int) -> np.ndarray:
-    """How often each class is the label of an example, or of a word."""
+    """The number of examples, or of words, with each class as their label."""
     labels = np.concatenate([np.atleast_1d(feature.label) for feature in features])
     return np.bincount(labels[labels != IGNORE], minlength=classes)
 
