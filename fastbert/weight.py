@@ -10,7 +10,23 @@ import torch
 from torch import Tensor, nn
 
 
-class Weight:
+class Forms:
+    """A cache, by key, of what backends derive from weights; its owner clears it when the weights have changed."""
+
+    __slots__ = ("forms",)
+
+    def __init__(self) -> None:
+        self.forms: dict[Hashable, Any] = {}
+
+    def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The form cached under `key`; made by make() and cached if there is none."""
+        found = self.forms.get(key)
+        if found is None:
+            self.forms[key] = found = make()
+        return found
+
+
+class Weight(Forms):
     """The weight and bias of one matrix product: those of one linear layer, or of several with the same input.
 
     Several layers are stacked by rows: queries, keys and values are one product of (3E, E). The parameters are not
@@ -18,17 +34,17 @@ class Weight:
     long as this object; the owner, a plan, clears it when the parameters have changed.
     """
 
-    __slots__ = ("__weakref__", "biases", "forms", "shape", "tensors", "weights")
+    __slots__ = ("__weakref__", "biases", "shape", "tensors", "weights")
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         """weights: (N_i, K); biases: (N_i,) each, or all None."""
+        super().__init__()
         self.weights = tuple(weights)
         self.biases = tuple(b for b in biases if b is not None)
         if self.biases and len(self.biases) < len(self.weights):
             raise ValueError(f"{len(self.biases)} of {len(self.weights)} weights have a bias; it must be all or none")
         self.tensors = self.weights + self.biases  # all parameters
         self.shape = sum(w.shape[0] for w in self.weights), self.weights[0].shape[1]  # (N, K)
-        self.forms: dict[Hashable, Any] = {}
 
     def release(self) -> tuple[Tensor, ...]:
         """Replaces the weights by placeholders (meta tensors) and returns those: only the forms are left."""
@@ -47,13 +63,6 @@ class Weight:
         if len(self.weights) == 1:
             return self.weights[0], self.biases[0] if self.biases else None
         return torch.cat(self.weights), torch.cat(self.biases) if self.biases else None
-
-    def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The form cached under `key`; made by make() and cached if there is none."""
-        found = self.forms.get(key)
-        if found is None:
-            self.forms[key] = found = make()
-        return found
 
     def split(self, dweight: Tensor | None, dbias: Tensor | None) -> list[Tensor | None]:
         """Gradients of the stacked weight and bias as gradients of `tensors`."""

@@ -75,8 +75,8 @@ def encode(
 
 
 def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
-    """True if all layers can run as one op: no gradient, no active dropout, no module that must be called."""
-    if plan.whole is None or any([drop["p"] for drop in plan.drops if drop["training"]]):
+    """True if no gradient is needed and no dropout is active, which layers in one op have not."""
+    if any([drop["p"] for drop in plan.drops if drop["training"]]):
         return False
     if not torch.is_grad_enabled():
         return True

@@ -27,38 +27,36 @@ class Checksums:
     """
 
     def __init__(self, weights: Sequence[Weight]) -> None:
-        self.weights = weights
+        self.weights = weights  # held, as the chunks are addresses in their memory
         self.words = array("Q")  # address, bytes, checksum of each chunk
-        self.owners: list[int] = []  # index of the weight that each chunk belongs to
-        for kind in ("biases", "weights"):
-            for owner, weight in enumerate(weights):
-                for tensor in getattr(weight, kind):
-                    self._cut(tensor, owner)
-            if kind == "biases":
-                self.small = len(self.owners)
-        self.next = self.small
+        for weight in weights:
+            for bias in weight.biases:
+                self._cut(bias)
+        self.next = self.small = len(self.words) // 3  # chunks of biases; those of weights follow
+        for weight in weights:
+            for tensor in weight.weights:
+                self._cut(tensor)
         self.ends = list(accumulate(self.words[1::3]))  # bytes up to the end of each chunk
         self.bytes = self.ends[-1] if self.ends else 0
         self.speed = 1e10  # bytes per second, until it is measured
         self.credit = 0.0
         self.seconds = 0.0  # duration of the last model call, set by the owner
 
-    def _cut(self, tensor: Tensor, owner: int) -> None:
+    def _cut(self, tensor: Tensor) -> None:
         address, left = tensor.data_ptr(), _span(tensor)
         while left > 0:
             self.words.extend((address, min(left, _CHUNK), 0))
-            self.owners.append(owner)
             address, left = address + _CHUNK, left - _CHUNK
 
     def take(self) -> None:
         """Computes the checksums of all values."""
         start = time.perf_counter()
-        C.checksum_cpu(self.words.buffer_info()[0], len(self.owners), torch.get_num_threads())
+        C.checksum_cpu(self.words.buffer_info()[0], len(self.ends), torch.get_num_threads())
         self.speed = self.bytes / max(time.perf_counter() - start, 1e-6)
 
     def changed(self, *, whole: bool) -> bool:
         """True if a compared value has changed: all are compared if `whole`, else for about 1% of a call's time."""
-        everything, words = len(self.owners), self.words.buffer_info()[0]
+        everything, words = len(self.ends), self.words.buffer_info()[0]
         credit = self.credit + max(_SHARE * self.seconds * self.speed, _LEAST)
         if whole or credit >= self.bytes:
             self.credit = 0.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.attention.triton import shared_schedules
 from fastbert.ops.linear import linear
-from fastbert.weight import Weight
+from fastbert.weight import Forms, Weight
 
 
 class LayerWeights(NamedTuple):
@@ -41,19 +41,12 @@ class LayerWeights(NamedTuple):
         return [*self.out_norm, *self.norm, *(t for weight in self.products for t in weight.tensors)]
 
 
-class EncoderWeights:
+class EncoderWeights(Forms):
     """All layers of an encoder, and the forms that a backend derives from them together, as in `Weight.forms`."""
 
     def __init__(self, layers: Sequence[LayerWeights]) -> None:
+        super().__init__()
         self.layers = tuple(layers)
-        self.forms: dict[Hashable, Any] = {}
-
-    def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The form cached under `key`, a tuple; made by make() and cached if there is none."""
-        found = self.forms.get(key)
-        if found is None:
-            self.forms[key] = found = make()
-        return found
 
 
 def encoder(

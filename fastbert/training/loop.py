@@ -341,7 +341,7 @@ def open_checkpoints(output: str | Path, *, keep: int = 1, keep_best: bool = Tru
 
 
 def newest_checkpoint(output: Path, name: str, *, resume: bool) -> Path | None:
-    """The newest checkpoint in an output folder, to resume from; None to start anew. `name` is the folder's setting.
+    """The newest checkpoint in an output folder, to resume from; None to start again. `name` is the folder's setting.
 
     Raises:
         ValueError: the folder is a file, or holds a checkpoint and `resume` is false.
