@@ -36,6 +36,7 @@ void call(void (*run)(const Op& op, Isa isa, int threads), const Op& op, int dty
 // One per file. Arguments are positional: keywords would double the cost of a call.
 void bind_add_layer_norm(py::module_& m);
 void bind_attention(py::module_& m);
+void bind_encode_batch(py::module_& m);
 void bind_encoder(py::module_& m);
 void bind_embed_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
@@ -43,6 +44,7 @@ void bind_linear_cross_entropy(py::module_& m);
 void bind_packing(py::module_& m);
 void bind_peak(py::module_& m);
 void bind_checksum(py::module_& m);
+void bind_same_objects(py::module_& m);
 
 }  // namespace fastbert::bindings
 

@@ -10,9 +10,9 @@ void bind_checksum(py::module_& m) {
         py::gil_scoped_release nogil;
         checksum_cpu(chunks, count, threads);
     });
-    m.def("first_changed_cpu", [](Address chunks, int64_t count, int threads) {
+    m.def("changed_cpu", [](Address chunks, int64_t always, int64_t begin, int64_t end, int threads) {
         py::gil_scoped_release nogil;
-        return first_changed_cpu(chunks, count, threads);
+        return changed_cpu(chunks, always, begin, end, threads);
     });
 }
 

@@ -118,6 +118,7 @@ PYBIND11_MODULE(_C, m) {
     watch_signals();
     bind_add_layer_norm(m);
     bind_attention(m);
+    bind_encode_batch(m);
     bind_encoder(m);
     bind_embed_layer_norm(m);
     bind_linear(m);
@@ -125,4 +126,5 @@ PYBIND11_MODULE(_C, m) {
     bind_packing(m);
     bind_peak(m);
     bind_checksum(m);
+    bind_same_objects(m);
 }

@@ -34,6 +34,12 @@ uint64_t checksum(const char* bytes, int64_t size) {
     return sum;
 }
 
+// Starts to load the first lines of a chunk, which the processor cannot foresee.
+void prefetch_start(const Chunk& chunk) {
+    for (int64_t at = 0; at < std::min<int64_t>(chunk.bytes, 1024); at += 64)
+        __builtin_prefetch(static_cast<const char*>(chunk.memory) + at);
+}
+
 int64_t total_bytes(const Chunk* chunks, int64_t count) {
     int64_t bytes = 0;
     for (int64_t i = 0; i < count; ++i) bytes += chunks[i].bytes;
@@ -49,16 +55,20 @@ void checksum_cpu(Chunk* chunks, int64_t count, int threads) {
     });
 }
 
-int64_t first_changed_cpu(const Chunk* chunks, int64_t count, int threads) {
-    std::atomic<int64_t> first{count};
-    threads = worth(threads, count, total_bytes(chunks, count) / 4);
-    Team::share(threads, count, [&](int64_t i) {
-        if (checksum(static_cast<const char*>(chunks[i].memory), chunks[i].bytes) == chunks[i].checksum) return;
-        int64_t found = first.load();
-        while (i < found && !first.compare_exchange_weak(found, i)) {
+bool changed_cpu(const Chunk* chunks, int64_t always, int64_t begin, int64_t end, int threads) {
+    std::atomic<bool> changed{false};
+    const int64_t count = always + end - begin;
+    constexpr int64_t GROUP = 8;  // chunks per task: biases are short
+    const auto chunk = [&](int64_t i) -> const Chunk& { return chunks[i < always ? i : begin + i - always]; };
+    threads = worth(threads, count, (total_bytes(chunks, always) + total_bytes(chunks + begin, end - begin)) / 4);
+    Team::share(threads, divide_up(count, GROUP), [&](int64_t task) {
+        for (int64_t i = task * GROUP; i < std::min(count, (task + 1) * GROUP); ++i) {
+            if (i + 1 < count) prefetch_start(chunk(i + 1));
+            const Chunk& now = chunk(i);
+            if (checksum(static_cast<const char*>(now.memory), now.bytes) != now.checksum) changed = true;
         }
     });
-    return first.load() == count ? -1 : first.load();
+    return changed;
 }
 
 }  // namespace fastbert

@@ -18,7 +18,7 @@ int64_t lines(int64_t bytes) { return (bytes + 63) / 64; }
 
 // Sizes and workspace offsets of one call.
 struct Plan {
-    int64_t element, E, F, tiles, tile_m, blocks, rows;  // `rows`: most per block, or all if blocks is 0
+    int64_t element, E, F, tiles, tile_m, most_rows, blocks, rows;  // `rows`: per block, or all if blocks is 0
     int64_t wide_stride, narrow_stride;                  // in elements, of rows of F and of E
     int64_t qkv, context, narrow, wide, prepared, thread_bytes, total;
 
@@ -29,10 +29,16 @@ struct Plan {
         tiles = (op.T + tile_m - 1) / tile_m;
         // A core reads each weight once per block, so blocks are large; their number is a multiple of the threads.
         const int64_t block_tiles = std::max<int64_t>(1, kernel.block_rows / tile_m);
+        most_rows = block_tiles * tile_m;
         blocks = (tiles + block_tiles - 1) / block_tiles;
         blocks = (blocks + threads - 1) / threads * threads;
         if (blocks > tiles || tiles < 2 * threads * std::max<int64_t>(1, LEAST_ROWS / tile_m)) blocks = 0;
-        rows = blocks ? (tiles + blocks - 1) / blocks * tile_m : op.T;
+        place(op, isa, blocks ? (tiles + blocks - 1) / blocks * tile_m : op.T, blocks ? threads : 1);
+    }
+
+    // Lays out the workspace for so many rows per block, and so many threads' buffers.
+    void place(const Encoder& op, Isa isa, int64_t block_rows, int64_t buffers) {
+        rows = block_rows;
         // A row stride of an odd number of cache lines: neighbouring rows fall into different sets of the cache.
         wide_stride = (lines(F * element) | 1) * 64 / element;
         narrow_stride = (lines(E * element) | 1) * 64 / element;
@@ -44,7 +50,7 @@ struct Plan {
         thread_bytes = prepared + std::max(prepared_bytes(op.dtype, op.precision, rows, E, isa),
                                            prepared_bytes(op.dtype, op.precision, rows, F, isa));
         thread_bytes = lines(thread_bytes) * 64;
-        qkv = thread_bytes * (blocks ? threads : 1);
+        qkv = thread_bytes * buffers;
         context = qkv + lines(op.T * 3 * E * element) * 64;
         total = context + lines(op.T * E * element) * 64;
     }
@@ -155,6 +161,16 @@ void run_op_by_op(const Encoder& op, const Plan& plan, Isa isa, Team& team) {
 }  // namespace
 
 int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads) { return Plan(op, isa, threads).total; }
+
+int64_t encoder_most_workspace_bytes(const Encoder& op, Isa isa, int threads) {
+    Plan plan(op, isa, threads);
+    int64_t most = plan.total;
+    // Fewer tokens may run op by op, with all rows in one buffer, or in fewer but larger blocks.
+    plan.place(op, isa, std::min(op.T, 2 * threads * std::max(plan.tile_m, Plan::LEAST_ROWS)), 1);
+    most = std::max(most, plan.total);
+    plan.place(op, isa, std::min(op.T, plan.most_rows), threads);
+    return std::max(most, plan.total);
+}
 
 void encoder_cpu(const Encoder& op, Isa isa, int threads) {
     if (op.T == 0) return;

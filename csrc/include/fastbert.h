@@ -186,6 +186,25 @@ struct MaskSummary {
     bool bad;              // a value is neither 0 nor 1; such a value counts as a pad
 };
 
+// A whole model: the embeddings, the layers and the pooler. The tokens and the memory of `embed` and `layers` are set by
+// encode_batch_cpu for each call.
+struct BatchEncoder {
+    EmbedLayerNorm embed;
+    Encoder layers;
+    const void* pooler;  // (E, E), made by pack_weight_cpu at full precision; or null
+};
+
+// A batch of B rows of S positions, and the memory of its results.
+struct PaddedBatch {
+    int64_t B, S;
+    ReadMask mask;              // its B, S, cu_seqlens and indices are set here; its `mask` is null without pads
+    const int64_t *input_ids, *token_type_ids, *position_ids;  // (B, S); the latter two may be null: 0, and the column
+    int64_t pad_id;             // not negative: masked ids of a row with tokens must be this one, and not come first
+    void* states;               // (B, S, E), zeros at the pads
+    void* pooled;               // (B, E), or null without a pooler
+    void* workspace;            // encode_batch_workspace_bytes bytes, aligned to 64
+};
+
 // y[m] = x[index[m]], rows of bytes; zeros where index[m] is out of range.
 struct TakeRows {
     int64_t M, rows, row_bytes;
@@ -221,6 +240,12 @@ void linear_cpu(const Linear& op, Isa isa, int threads);
 void attention_cpu(const Attention& op, Isa isa, int threads);
 int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads);
 void encoder_cpu(const Encoder& op, Isa isa, int threads);
+// Enough for any number of tokens up to op.T.
+int64_t encoder_most_workspace_bytes(const Encoder& op, Isa isa, int threads);
+int64_t encode_batch_workspace_bytes(const BatchEncoder& model, int64_t B, int64_t S, Isa isa, int threads);
+// Returns false, and writes no result, where an id or the length is outside its table, the mask holds other values than
+// 0 and 1, or the call breaks the rules of `pad_id`.
+bool encode_batch_cpu(const BatchEncoder& model, const PaddedBatch& batch, Isa isa, int threads);
 
 // A memory range that others may write to, with its checksum when it was last read.
 struct Chunk {
@@ -228,9 +253,10 @@ struct Chunk {
     int64_t bytes;
     uint64_t checksum;
 };
-// checksum_cpu fills in the checksums. first_changed_cpu returns the first chunk whose checksum has changed, or -1.
+// checksum_cpu fills in the checksums. changed_cpu: whether one has changed of the first `always` chunks and of [begin,
+// end).
 void checksum_cpu(Chunk* chunks, int64_t count, int threads);
-int64_t first_changed_cpu(const Chunk* chunks, int64_t count, int threads);
+bool changed_cpu(const Chunk* chunks, int64_t always, int64_t begin, int64_t end, int threads);
 
 MaskSummary read_mask_cpu(const ReadMask& op);
 // The minimum and maximum of n > 0 integers of 4 or 8 bytes.

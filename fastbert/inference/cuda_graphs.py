@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fastbert.inference.graph_calls import Call, read_call
 from fastbert.inference.static_batch import COMPLAINTS, Bucket, StaticBatch, bucket_of, token_sizes
 from fastbert.model import BertForMultipleChoice, BertPreTrainedModel
-from fastbert.model.outputs import ModelOutput
+from fastbert.model.outputs import ModelOutput, returned
 from fastbert.model.plan import Tree
 from fastbert.ops import dispatch
 from fastbert.precision import QUANTIZED
@@ -195,7 +195,7 @@ class CompiledModel:
                 if reason is None:
                     output = self._run(tensors, cu_seqlens, max_seqlen)
                     if not isinstance(output, str):
-                        return self.model._returned(output, return_dict)
+                        return returned(output, self.model.config, return_dict)
                     reason = output
             self._say_outside(reason)
         others.update(return_dict=return_dict, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)

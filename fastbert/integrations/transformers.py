@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fastbert import ops
 from fastbert.integrations.parts import BERT, attention_reason, foreign_part
 from fastbert.model.bert import pool, run_bert
+from fastbert.model.encoder import encode_at_once, runs_by_pointers
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.model.inputs import prepare
 from fastbert.model.layer import Products, has_global_hook
@@ -222,6 +223,13 @@ class PackedBert(_Packed):
             given |= {name: buffer[:, : tokens.shape[1]] for name, buffer in buffers.items()}
         elif plan is not None and reason is None:
             reason = _buffer_reason(plan, buffers)
+        captured = [
+            given.get(name, getattr(bert.config, name)) for name in ("output_attentions", "output_hidden_states")
+        ]
+        if plan is not None and reason is None and not any(captured):
+            found = self._at_once(plan, given)
+            if found is not None:
+                return _output(*found) if return_dict else _output(*found).to_tuple()
         if reason is None and "attention_mask" in given:
             given["attention_mask"] = ops.read_mask(given["attention_mask"], strict=False)
             if given["attention_mask"] is None:
@@ -236,21 +244,39 @@ class PackedBert(_Packed):
         if inputs is None or reason is not None:
             self.declined[str(reason)] += 1
             return self.original(*args, **kwargs)
-        from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
-
-        wanted = {"output_attentions": given.get("output_attentions")}
-        wanted["output_hidden_states"] = given.get("output_hidden_states")
+        attentions, hidden_states = captured
+        wanted = {"output_attentions": attentions, "output_hidden_states": hidden_states}
         precision = self.matmul_precision
         _, encoded = run_bert(bert, bert.config, **wanted, precision=precision, prepared=inputs, plan=plan)
         pooled, states = None if bert.pooler is None else pool(inputs, encoded), encoded.hidden_states
-        output = BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=inputs.give_back(encoded.last_hidden_state) if states is None else states[-1],
-            pooler_output=pooled,
-            hidden_states=states,
-            attentions=encoded.attentions,
-            cross_attentions=None if encoded.attentions is None else (),  # as transformers has it
-        )
+        last = inputs.give_back(encoded.last_hidden_state) if states is None else states[-1]
+        output = _output(last, pooled, states, encoded.attentions)
         return output if return_dict else output.to_tuple()
+
+    def _at_once(self, plan: EncoderPlan, given: dict[str, Any]) -> tuple[Tensor, Tensor | None] | None:
+        """The states and the pooled ones by one call: see `encode_at_once`; None where it does not take the call."""
+        ids, mask, types, positions, embeds = map(given.get, _TOKENS)
+        pad_id = self.module.config.pad_token_id
+        if ids is None or embeds is not None or (mask is not None and pad_id is None) or not runs_by_pointers():
+            return None
+        return encode_at_once(plan, ids, mask, types, positions, pad_id)
+
+
+def _output(
+    last: Tensor,
+    pooled: Tensor | None,
+    states: tuple[Tensor, ...] | None = None,
+    attentions: tuple[Tensor, ...] | None = None,
+) -> Any:
+    from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+    return BaseModelOutputWithPoolingAndCrossAttentions(
+        last_hidden_state=last,
+        pooler_output=pooled,
+        hidden_states=states,
+        attentions=attentions,
+        cross_attentions=None if attentions is None else (),  # as transformers has it
+    )
 
 
 class PackedTokenHead(_Packed):

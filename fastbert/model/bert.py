@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastbert.config import BertConfig
-from fastbert.model.encoder import Encoded, encode
+from fastbert.model.encoder import Encoded, encode, encode_at_once, runs_by_pointers
 from fastbert.model.inputs import Inputs, prepare
+from fastbert.model.layer import Products
 from fastbert.model.modules import BertEmbeddings, BertEncoder, BertPooler
-from fastbert.model.outputs import BaseModelOutputWithPooling
-from fastbert.model.plan import EncoderPlan
+from fastbert.model.outputs import BaseModelOutputWithPooling, returned
+from fastbert.model.plan import EncoderPlan, encoder_plan
 from fastbert.model.pretrained import BertPreTrainedModel
 
 
@@ -123,10 +124,18 @@ class BertModel(BertPreTrainedModel):
         Raises:
             ValueError: an argument is invalid; the message names it, its value and the limit.
         """
-        precision = self._matmul_precision
+        config, precision, plan = self.config, self._matmul_precision, None
+        captures = output_attentions or output_hidden_states or config.output_attentions or config.output_hidden_states
+        padded = inputs_embeds is None and cu_seqlens is None and prepared is None
+        if isinstance(input_ids, Tensor) and padded and not captures and runs_by_pointers():
+            plan = encoder_plan(self, Products(config.hidden_act, precision))
+            found = encode_at_once(plan, input_ids, attention_mask, token_type_ids, position_ids)
+            if found is not None:
+                output = BaseModelOutputWithPooling(last_hidden_state=found[0], pooler_output=found[1])
+                return returned(output, config, return_dict)
         inputs, encoded = run_bert(
             self,
-            self.config,
+            config,
             input_ids,
             attention_mask,
             token_type_ids,
@@ -138,6 +147,7 @@ class BertModel(BertPreTrainedModel):
             max_seqlen,
             precision=precision,
             prepared=prepared,
+            plan=plan,
         )
         pooled = None if self.pooler is None else pool(inputs, encoded)
         states = encoded.hidden_states
@@ -147,4 +157,4 @@ class BertModel(BertPreTrainedModel):
             hidden_states=states,
             attentions=encoded.attentions,
         )
-        return self._returned(output, return_dict)
+        return returned(output, config, return_dict)

@@ -74,9 +74,57 @@ def encode(
     return Encoded(x, plan, tuple(states) or None)
 
 
+def runs_by_pointers() -> bool:
+    """True if a call needs no gradient, and no trace, compiler, mode or transform must see its operations."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and ops.pointer_reason() is None
+
+
+def encode_at_once(
+    plan: EncoderPlan,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    pad_id: int | None = None,
+) -> tuple[Tensor, Tensor | None] | None:
+    """The states of a padded batch, (B, S, E), and the pooled ones, (B, E), in one call: see ops.encode_batch.
+
+    None where that op does not take the call, or a part of the model is not plain: `run_bert` runs those. The caller
+    has checked `runs_by_pointers`.
+    """
+    if plan.whole is None or _drops(plan):
+        return None
+    embeddings, pooler = plan.embeddings, plan.pooler
+    if not (embeddings.is_plain and embeddings.word_is_plain) or (pooler is not None and pooler.weight is None):
+        return None
+    tables = embeddings.word.weight, *(table.weight for table in embeddings.tables)
+    norm = embeddings.norm
+    start = time.perf_counter()
+    found = ops.encode_batch(
+        tables,
+        (norm.weight, norm.bias),
+        norm.eps,
+        plan.whole,
+        None if pooler is None else pooler.weight,
+        input_ids,
+        attention_mask,
+        token_type_ids,
+        position_ids,
+        pad_id,
+    )
+    if found is not None and plan.checksums is not None:
+        plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
+    return found
+
+
+def _drops(plan: EncoderPlan) -> bool:
+    """True if a dropout is active."""
+    return any([drop["p"] for drop in plan.drops if drop["training"]])
+
+
 def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
     """True if no gradient is needed and no dropout is active, which layers in one op have not."""
-    if any([drop["p"] for drop in plan.drops if drop["training"]]):
+    if _drops(plan):
         return False
     if not torch.is_grad_enabled():
         return True

@@ -22,6 +22,7 @@ from fastbert.model.outputs import (
     HeadOutput,
     Output,
     QuestionAnsweringModelOutput,
+    returned,
 )
 from fastbert.model.plan import project
 from fastbert.model.pretrained import BertPreTrainedModel
@@ -56,7 +57,7 @@ class BertHeadModel(BertPreTrainedModel):
         **fields: Any,
     ) -> Output:
         fields |= {"hidden_states": encoded.hidden_states, "attentions": encoded.attentions}
-        return self._returned(kind(**fields), return_dict)
+        return returned(kind(**fields), self.config, return_dict)
 
 
 class BertPredictionHeadTransform(nn.Module):

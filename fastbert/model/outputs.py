@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fastbert.config import BertConfig
+
 
 class ModelOutput(dict):
     """A model's output: fields that are None are absent from the dict and `to_tuple()`, and None as attributes.
@@ -48,6 +50,13 @@ class ModelOutput(dict):
 
 
 Output = TypeVar("Output", bound=ModelOutput)
+
+
+def returned(output: Output, config: BertConfig, return_dict: bool | None) -> Output:
+    """The output; or, despite the annotation, its tuple if `return_dict`, or else the config's, is False."""
+    wanted = config.return_dict if return_dict is None else return_dict
+    found: Any = output if wanted else output.to_tuple()
+    return found
 
 
 def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:

@@ -17,9 +17,9 @@ the device: there the user reports such writes by `fastbert.refresh`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain, repeat
-from operator import attrgetter, getitem, is_, itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 from weakref import ref
 
@@ -42,55 +42,48 @@ _CONSTANTS = ("eps", "attention_head_size", "scaling", "padding_idx", "max_norm"
 class Tree:
     """A snapshot of the modules below a root: their identities, classes, hooks, constants and parameters.
 
-    Everything is compared by C loops over lists, some microseconds each: torch has no counter of changes to a module
-    tree, except for hooks, whose handles are numbered. The root itself is not referenced, as it owns the plan.
+    Everything is compared by one loop in C++: torch has no counter of changes to a module tree, except for hooks, whose
+    handles are numbered. The root itself is not referenced, as it owns the plan.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.modules = [m for m in root.modules() if m is not root]
         self.own = [vars(m) for m in self.modules]
-        self.parents = [d for d in self.own if d["_modules"]]
-        self.holders = [d for d in self.own if d["_parameters"]]
-        found = [(d, name) for d in self.own for name in _CONSTANTS if name in d]
-        self.owners, self.names = [d for d, _ in found], [name for _, name in found]
+        self.root_type, self.root_tables = type(root), (root._modules, root._parameters)
+        parents, holders = ([d for d in self.own if d[name]] for name in ("_modules", "_parameters"))
+        entries = [(d, "forward") for d in self.own]
+        entries += [(d, "_modules") for d in parents] + [(d, "_parameters") for d in holders]
+        entries += [(d, name) for d in self.own for name in _CONSTANTS if name in d]
+        tables = [*self.root_tables, *map(_MODULES, parents), *map(_PARAMETERS, holders)]
+        entries += [(table, name) for table in tables for name in table]
+        self.same = ops.SameObjects(self.modules, entries, tables)
         kinds = dict.fromkeys((type(root), *map(type, self.modules)))
         self.classes = [kind for kind in kinds if kind.__module__ != "torch.nn.modules.container"]
-        self.seen = self._look(root)
-        self.parameters = [p for table in self._parameter_tables(root) for p in table.values() if p is not None]
+        self.code = self._code()
+        tables = [root._parameters, *map(_PARAMETERS, holders)]
+        self.parameters = [p for table in tables for p in table.values() if p is not None]
         self.has_hooks = any(map(is_hooked, (root, *self.modules)))
         self.handles = RemovableHandle.next_id
         self.hooks = [hooks if hooks is None else dict(hooks) for hooks in self._hooks(root)]
 
-    def _look(self, root: nn.Module) -> list[Any]:
-        """Everything that is compared by identity, in one list."""
-        seen: list[Any] = [has_global_hook(), type(root), *map(type, self.modules), *root._modules.values()]
-        seen += chain.from_iterable(map(dict.values, map(_MODULES, self.parents)))
-        seen += root._parameters.values()
-        seen += chain.from_iterable(map(dict.values, map(_PARAMETERS, self.holders)))
-        seen += map(dict.get, self.own, repeat("forward"))
-        seen += map(getitem, self.owners, self.names)
+    def _code(self) -> list[Any]:
+        """The forwards of all classes and their code, and whether a hook for all modules is registered."""
         forwards = [*map(_FORWARD, self.classes)]
-        seen += forwards
-        seen += map(getattr, forwards, repeat("__code__"), repeat(None))
-        return seen
-
-    def _parameter_tables(self, root: nn.Module) -> Iterator[dict[str, Tensor | None]]:
-        return chain((root._parameters,), map(_PARAMETERS, self.holders))
+        return [bool(has_global_hook()), *forwards, *map(getattr, forwards, repeat("__code__"), repeat(None))]
 
     def _hooks(self, root: nn.Module) -> list[dict | None]:
         return [*chain.from_iterable(map(_HOOKS, (vars(root), *self.own)))]
 
     def holds(self, root: nn.Module) -> bool:
         """True if everything but the parameters' values is unchanged."""
-        try:
-            if self.has_hooks or self.handles != RemovableHandle.next_id:
-                if self.hooks != self._hooks(root):
-                    return False
-                self.handles = RemovableHandle.next_id
-            seen = self._look(root)
-        except (AttributeError, KeyError, TypeError):  # something is gone
+        if self.has_hooks or self.handles != RemovableHandle.next_id:
+            if self.hooks != self._hooks(root):
+                return False
+            self.handles = RemovableHandle.next_id
+        if type(root) is not self.root_type or self._code() != self.code:
             return False
-        return len(seen) == len(self.seen) and all(map(is_, seen, self.seen))
+        modules, parameters = self.root_tables
+        return root._modules is modules and root._parameters is parameters and self.same.hold()
 
 
 class Plan:
@@ -170,7 +163,8 @@ class EncoderPlan(Plan):
         self.embeddings = Embeddings(bert.embeddings)
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
-        self.drops = [vars(d) for layer in self.layers if layer is not None for d in layer.dropouts]
+        drops = [self.embeddings.dropout, *(d for layer in self.layers if layer is not None for d in layer.dropouts)]
+        self.drops = [vars(dropout) for dropout in drops]
         self.whole = self._whole()
 
     def _whole(self) -> ops.EncoderWeights | None:

@@ -15,7 +15,6 @@ from fastbert.checkpoint import load as checkpoint
 from fastbert.checkpoint.files import collector_at_rest
 from fastbert.config import CONFIG_NAME, BertConfig
 from fastbert.model.layer import Products
-from fastbert.model.outputs import Output
 from fastbert.model.plan import EncoderPlan, adopt
 from fastbert.precision import PRECISIONS, LoadOptions, check_precision
 from fastbert.reference import ACTIVATIONS
@@ -172,12 +171,6 @@ class BertPreTrainedModel(nn.Module):
     def pad_value(self, dtype: torch.dtype) -> float:
         """The value of the output's token fields at pads."""
         return 0.0
-
-    def _returned(self, output: Output, return_dict: bool | None) -> Output:
-        """The output; or, despite the annotation, its tuple if `return_dict`, or else the config's, is False."""
-        wanted = self.config.return_dict if return_dict is None else return_dict
-        returned: Any = output if wanted else output.to_tuple()
-        return returned
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,15 +8,16 @@ from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_no
 from fastbert.native.add_layer_norm_bwd import add_layer_norm_bwd, add_layer_norm_fwd_train
 from fastbert.native.attention import attention, supports_attention
 from fastbert.native.attention_bwd import attention_bwd, attention_fwd_train
-from fastbert.native.checksums import Checksums, checksums_of
 from fastbert.native.dropout import draw_seed
 from fastbert.native.embed_layer_norm import (
     embed_layer_norm,
     embed_layer_norm_bwd,
     supports_embed_layer_norm,
 )
+from fastbert.native.encode_batch import batch_encoder, encode_batch, supports_encode_batch
 from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas, real_isas
+from fastbert.native.freshness import Checksums, SameObjects, checksums_of
 from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_bwd import activate, linear_bwd, linear_fwd_train
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
@@ -35,6 +36,7 @@ from fastbert.native.precision import describe_precision
 
 __all__ = [
     "Checksums",
+    "SameObjects",
     "activate",
     "add_layer_norm",
     "add_layer_norm_bwd",
@@ -43,6 +45,7 @@ __all__ = [
     "attention_bwd",
     "attention_fwd_train",
     "available",
+    "batch_encoder",
     "bounds",
     "checksums_of",
     "cpu_features",
@@ -50,6 +53,7 @@ __all__ = [
     "draw_seed",
     "embed_layer_norm",
     "embed_layer_norm_bwd",
+    "encode_batch",
     "encoder",
     "gather_rows",
     "has_cuda",
@@ -67,6 +71,7 @@ __all__ = [
     "supports_add_layer_norm",
     "supports_attention",
     "supports_embed_layer_norm",
+    "supports_encode_batch",
     "supports_encoder",
     "supports_gather_rows",
     "supports_linear",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
-from fastbert.native.workspace import keep, workspace
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh, keep, workspace
 
 
 def add_layer_norm_fwd_train(
@@ -64,7 +63,7 @@ def add_layer_norm_bwd(
     dresidual = fresh(x, M, N) if want_residual and not shared else None
     dweight, dbias = (fresh(x, N) if want else None for want in (want_weight, want_bias))
     blocks = -(-M // C.PARTIAL_ROWS) if want_weight or want_bias else 0
-    memory, (partials,) = workspace((torch.float32, (blocks, 2, N)))
+    memory, partials = workspace(blocks * 2 * N * 4)  # float32 (blocks, 2, N)
     C.add_layer_norm_bwd_cpu(
         *add_layer_norm_inputs(x, residual, weight),
         dropout_p,
@@ -74,7 +73,7 @@ def add_layer_norm_bwd(
         dy.data_ptr(),
         dy.stride(0),
         *(0 if t is None else t.data_ptr() for t in (dx, dresidual, dweight, dbias)),
-        partials.data_ptr(),
+        partials,
         chosen_isa()[1],
         torch.get_num_threads(),
     )

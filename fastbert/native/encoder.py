@@ -11,10 +11,19 @@ from torch import Tensor
 
 from fastbert.native.add_layer_norm import supports_add_layer_norm
 from fastbert.native.attention import offsets_reason
-from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, PRECISIONS, C, chosen_isa, cpu_reason, fresh
+from fastbert.native.extension import (
+    ACTIVATIONS,
+    CPU_DTYPES,
+    PRECISIONS,
+    C,
+    chosen_isa,
+    cpu_reason,
+    fresh,
+    keep,
+    workspace,
+)
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed
-from fastbert.native.workspace import keep, workspace
 
 
 def supports_encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> str | None:
@@ -53,14 +62,25 @@ def _why_not(x: Tensor, layers: Any) -> str | None:
     return None
 
 
-def _descriptors(layers: Any) -> tuple[array, list[Tensor]]:
+def descriptors(weights: Any) -> tuple[array, list[Tensor]]:
     """The 64-bit words per layer that csrc/bindings/encoder.cpp takes, and the packed weights they point into."""
+    key = "descriptors", chosen_isa()[1]
+    found = weights.forms.get(key)
+    return weights.form(key, lambda: _descriptors(weights.layers)) if found is None else found
+
+
+def _descriptors(layers: Any) -> tuple[array, list[Tensor]]:
     words, held = array("Q"), []
     for w in layers:
         weights = [packed(weight, w.precision) for weight in w.products]
         words.extend([*(t.data_ptr() for t in (*weights, *w.out_norm, *w.norm)), w.up.shape[0]])
         held += weights
     return words, held
+
+
+def scale_log2(head_size: int) -> float:
+    """The scale of attention's scores, for a softmax in powers of two."""
+    return head_size**-0.5 * math.log2(math.e)
 
 
 def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -70,11 +90,10 @@ def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Ten
     """
     (T, E), first, (_, isa), threads = x.shape, weights.layers[0], chosen_isa(), torch.get_num_threads()
     # Referenced until the call is over: another thread may drop a weight's forms meanwhile.
-    found = weights.forms.get(("descriptors", isa))
-    words, _held = found or weights.form(("descriptors", isa), lambda: _descriptors(weights.layers))
+    words, _held = descriptors(weights)
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
     where = len(weights.layers), words.buffer_info()[0]
-    memory, (part,) = workspace((torch.uint8, (C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads),)))
+    memory, address = workspace(C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads))
     y = fresh(x, T, E)
     C.encoder_cpu(
         *kind,
@@ -85,9 +104,9 @@ def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Ten
         cu_seqlens.data_ptr(),
         x.data_ptr(),
         y.data_ptr(),
-        part.data_ptr(),
+        address,
         first.eps,
-        (E // first.num_heads) ** -0.5 * math.log2(math.e),
+        scale_log2(E // first.num_heads),
         isa,
         threads,
     )

@@ -1,9 +1,10 @@
-"""The extension, the instruction set in use, and the checks that its ops share."""
+"""The extension, the instruction set in use, and the memory and checks that its ops share."""
 
 from __future__ import annotations
 
 import functools
 import os
+import threading
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ ACTIVATIONS = {} if C is None else {name: getattr(C, f"ACTIVATION_{code}") for n
 # Names as in ops.linear; None: the operands as they are.
 _PRECISIONS = (None, "int8", "high", "highest")
 PRECISIONS = {} if C is None else {name: getattr(C, f"PRECISION_{name or 'full'}") for name in _PRECISIONS}
+
+_KEPT = 64 << 20  # bytes that a thread keeps between calls
+_memory = threading.local()
 
 
 def available() -> str | None:
@@ -87,6 +91,24 @@ def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
     Both are explicit: torch.empty would follow torch.set_default_dtype and torch.set_default_device.
     """
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def workspace(size: int) -> tuple[Tensor, int]:
+    """Uninitialised memory, and the address of `size` bytes in it, aligned to 64.
+
+    Fresh memory costs a page fault every 4 KiB, so the caller passes the memory to `keep` when it is done, for the
+    thread's next call. Until then the caller owns it, even if a signal handler interrupts the call and calls an op.
+    """
+    memory, _memory.bytes = getattr(_memory, "bytes", None), None
+    if memory is None or memory.numel() < size + 64:
+        memory = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
+    address = memory.data_ptr()
+    return memory, address + -address % 64
+
+
+def keep(memory: Tensor) -> None:
+    """Leaves memory of `workspace` to the thread's next call, unless it is large."""
+    _memory.bytes = memory if memory.numel() <= _KEPT else None
 
 
 def misaligned(x: Tensor, size: int) -> bool:

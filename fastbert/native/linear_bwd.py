@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fresh
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fresh, keep, workspace
 from fastbert.native.linear import linear
 from fastbert.native.packed_weights import packed_transpose
-from fastbert.native.workspace import keep, workspace
 from fastbert.weight import Weight, as_weight
 
 # Words (of one fp32 or two bf16) of tokens per chunk, so that a strip of dz^T and a panel of x fit in the L2 cache.
@@ -69,13 +68,13 @@ def linear_bwd(
     dbias = fresh(x, N) if want_bias else None
     outputs = (0 if t is None else t.data_ptr() for t in (dx, dweight, dbias))
     what = code, M, N, K, dy.data_ptr(), dy.stride(0), ACTIVATIONS[activation], *outputs, _CHUNK_WORDS
-    memory, (part,) = workspace((torch.uint8, (C.linear_bwd_workspace_bytes(*what, isa),)))
+    memory, address = workspace(C.linear_bwd_workspace_bytes(*what, isa))
     C.linear_bwd_cpu(
         *what,
         *(x.data_ptr(), x.stride(0)),
         *((0, 0) if saved is None else (saved.data_ptr(), saved.stride(0))),
         0 if packed is None else packed.data_ptr(),
-        *(part.data_ptr(), isa, threads),
+        *(address, isa, threads),
     )
     keep(memory)
     return dx, dweight, dbias

@@ -10,7 +10,7 @@ from fastbert.native.extension import C, available, fresh, has_memory, pointer_r
 # By dtype of a mask on the host: the bits of a 1, and the mask of the bits that are 0 in a zero.
 _INTEGERS = [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 _INTEGERS += [torch.int8, torch.int16, torch.int32, torch.int64]
-_BITS = {
+MASK_BITS = {
     **dict.fromkeys(_INTEGERS, (1, 2**64 - 1)),
     torch.float16: (0x3C00, 2**15 - 1),
     torch.bfloat16: (0x3F80, 2**15 - 1),
@@ -33,7 +33,7 @@ def supports_read_mask(mask: Tensor) -> str | None:
         return "not (batch, sequence)"
     if not has_memory(mask):
         return f"a {type(mask).__name__} without memory of its own"
-    if mask.dtype not in _BITS:
+    if mask.dtype not in MASK_BITS:
         return f"dtype {mask.dtype}"
     return "more than 2^31 - 1 positions" if mask.numel() > _MOST else None
 
@@ -53,7 +53,7 @@ def read_mask(mask: Tensor) -> tuple[Tensor, Tensor, int, int, bool, bool]:
     indices = fresh(mask, batch_size * seq_len, dtype=torch.int64)
     found = C.read_mask_cpu(
         values.element_size(),
-        *_BITS[mask.dtype],
+        *MASK_BITS[mask.dtype],
         batch_size,
         seq_len,
         values.data_ptr(),

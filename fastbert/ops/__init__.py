@@ -1,12 +1,13 @@
 """The five ops of a BERT on packed tensors, the whole encoder as a sixth op, and packing itself."""
 
-from fastbert.native.checksums import Checksums, checksums_of
 from fastbert.native.extension import mode_reason, pointer_reason
+from fastbert.native.freshness import Checksums, SameObjects, checksums_of
 from fastbert.native.packing import bounds
 from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.attention.triton import shared_schedules
 from fastbert.ops.embed_layer_norm import embed_layer_norm
+from fastbert.ops.encode_batch import encode_batch
 from fastbert.ops.encoder import EncoderWeights, LayerWeights, encoder, release
 from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
@@ -18,12 +19,14 @@ __all__ = [
     "Checksums",
     "EncoderWeights",
     "LayerWeights",
+    "SameObjects",
     "Weight",
     "add_layer_norm",
     "attention",
     "bounds",
     "checksums_of",
     "embed_layer_norm",
+    "encode_batch",
     "encoder",
     "feed_forward",
     "gather_rows",

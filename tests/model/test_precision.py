@@ -198,7 +198,7 @@ def test_a_gradient_of_int8_is_refused_before_anything_runs(tiny, monkeypatch):
                 model(tokens(vocab=20), **options)
         assert not ran
         with torch.no_grad():
-            model(tokens(vocab=20))
+            model(tokens(vocab=20), output_hidden_states=True)
         assert ran
         bert.requires_grad_(False)
         model(tokens(vocab=20))

@@ -7,7 +7,7 @@ import torch
 from support import assert_accurate, require_native
 
 from fastbert import native, ops, reference, use_backend
-from fastbert.native import extension, workspace
+from fastbert.native import extension
 
 LENGTHS = {"op by op": [5, 0, 1, 33], "in blocks": [130, 1, 77, 0, 200, 64]}
 
@@ -58,9 +58,9 @@ def inputs(kind, width, dtype):
 def two_threads_and_poison():
     """Workspaces begin with NaN; two threads, as the tasks of blocks are cut for their number."""
     torch.set_num_threads(2)
-    workspace._memory.bytes = torch.full((8 << 20,), 255, dtype=torch.uint8)
+    extension._memory.bytes = torch.full((8 << 20,), 255, dtype=torch.uint8)
     yield
-    workspace._memory.bytes = None
+    extension._memory.bytes = None
 
 
 def by_reference(x, layers, *rest):

@@ -25,11 +25,11 @@ def native_and_poisoned(monkeypatch):
     require_native()
     real_workspace = linear_bwd.workspace
 
-    def poisoned_workspace(*parts):
-        memory, found = real_workspace(*parts)
+    def poisoned_workspace(size):
+        memory, address = real_workspace(size)
         with torch.inference_mode():  # where it may have been made
             memory.fill_(255)  # NaN in every dtype
-        return memory, found
+        return memory, address
 
     for module in (linear_bwd, add_layer_norm_bwd):
         monkeypatch.setattr(module, "workspace", poisoned_workspace)

@@ -1,4 +1,4 @@
-"""Checksums of parameters, which detect writes that bypass the version counter."""
+"""What a plan compares at each call: the objects of a module tree, and checksums of parameters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,33 @@ from fastbert.weight import Weight
 _CHUNK = 1 << 15  # bytes
 _LEAST = 1 << 16  # bytes of weights that every call compares at least
 _SHARE = 0.01  # of a call's time, spent on comparing
-_WORDS_BYTES = 24  # bytes of a chunk's three words
+
+
+class SameObjects:
+    """Some hundreds of objects, compared by identity in one pass.
+
+    Args:
+        objects: whose classes are compared.
+        entries: (dict, key): the value under the key is compared, None where there is none.
+        tables: dicts whose numbers of entries are compared.
+    """
+
+    def __init__(self, objects: list[Any], entries: list[tuple[dict, str]], tables: list[dict]) -> None:
+        self.objects, self.classes = objects, [*map(type, objects)]
+        self.dicts, self.keys = [d for d, _ in entries], [key for _, key in entries]
+        self.values = [*map(dict.get, self.dicts, self.keys)]
+        self.tables, self.sizes = tables, array("q", map(len, tables))
+
+    def hold(self) -> bool:
+        """True if nothing has changed."""
+        seen = self.objects, self.classes, self.dicts, self.keys, self.values, self.tables
+        if C is not None:
+            return C.same_objects(*seen, self.sizes.buffer_info()[0])
+        return (
+            all(map(is_, map(type, self.objects), self.classes))
+            and all(map(is_, map(dict.get, self.dicts, self.keys), self.values))
+            and [*map(len, self.tables)] == self.sizes.tolist()
+        )
 
 
 class Checksums:
@@ -60,14 +88,12 @@ class Checksums:
         credit = self.credit + max(_SHARE * self.seconds * self.speed, _LEAST)
         if whole or credit >= self.bytes:
             self.credit = 0.0
-            return C.first_changed_cpu(words, everything, torch.get_num_threads()) >= 0
+            return C.changed_cpu(words, everything, 0, 0, torch.get_num_threads())
         first, done = self.next, self.ends[self.next - 1] if self.next else 0
         end = bisect_right(self.ends, done + credit)
         self.credit = credit - (self.ends[end - 1] - done) if end > first else credit
         self.next = end if end < everything else self.small
-        if C.first_changed_cpu(words, self.small, 1) >= 0:
-            return True
-        return C.first_changed_cpu(words + _WORDS_BYTES * first, max(end - first, 0), 1) >= 0
+        return C.changed_cpu(words, self.small, first, max(end, first), torch.get_num_threads())
 
     def calls_until_seen(self) -> int:
         """The most calls like the last one until a write to any weight is detected."""

@@ -1,0 +1,147 @@
+"""A whole model over a padded batch by the extension: packing, embeddings, layers and pooler in one call."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastbert.native.embed_layer_norm import supports_embed_layer_norm
+from fastbert.native.encoder import descriptors, scale_log2, supports_encoder
+from fastbert.native.extension import (
+    ACTIVATIONS,
+    CPU_DTYPES,
+    PRECISIONS,
+    C,
+    chosen_isa,
+    fresh,
+    keep,
+    workspace,
+)
+from fastbert.native.linear import supports_linear
+from fastbert.native.packed_weights import packed
+from fastbert.native.packing import MASK_BITS
+from fastbert.weight import Weight
+
+_MOST = 2**31 - 1  # limit of a batch's positions
+
+
+class BatchEncoder(NamedTuple):
+    """A model as C++ takes it."""
+
+    model: Any  # C.BatchEncoder
+    table: Tensor  # one of its embedding tables, (rows, E)
+    has_pooler: bool
+    held: list[Tensor]  # the packed weights that it points into
+
+
+def supports_encode_batch(
+    input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None
+) -> bool:
+    """True if `encode_batch` takes these: int64 (B, S) on the CPU, and a mask that the extension reads."""
+    if C is None or torch.is_autocast_enabled("cpu"):
+        return False
+    shape = input_ids.shape
+    for x in (input_ids, attention_mask, token_type_ids, position_ids):
+        if x is None:
+            continue
+        if type(x) is not Tensor or not x.is_cpu or x.layout is not torch.strided or x.is_neg():
+            return False
+        if x.shape != shape or not x.is_contiguous():
+            return False
+        if x.dtype is not torch.int64 and (x is not attention_mask or x.dtype not in MASK_BITS):
+            return False
+    return len(shape) == 2 and 0 < input_ids.numel() <= _MOST
+
+
+def batch_encoder(
+    tables: tuple[Tensor, Tensor, Tensor],
+    norm: tuple[Tensor, Tensor],
+    eps: float,
+    weights: Any,
+    pooler: Weight | None,
+) -> BatchEncoder | None:
+    """The model of three embedding tables with their norm, `weights` as for `encoder`, and the pooler's.
+
+    None if the extension cannot run all of it. The result is a form of `weights`, of which the caller knows that they
+    are written to.
+    """
+    key = "batch", chosen_isa()[1]
+    found = weights.forms.get(key)
+    return (found or weights.form(key, lambda: (_batch_encoder(tables, norm, eps, weights, pooler),)))[0]
+
+
+def _batch_encoder(
+    tables: tuple[Tensor, Tensor, Tensor],
+    norm: tuple[Tensor, Tensor],
+    eps: float,
+    weights: Any,
+    pooler: Weight | None,
+) -> BatchEncoder | None:
+    word, width = tables[0], tables[0].shape[1]
+    ids, offsets = fresh(word, 1, dtype=torch.int64), fresh(word, 2, dtype=torch.int32)
+    state = fresh(word, 1, width)
+    if supports_embed_layer_norm(ids, ids, ids, *tables, *norm, eps=eps):
+        return None
+    if supports_encoder(state, weights, offsets, 1):
+        return None
+    if pooler is not None and (pooler.shape != (width, width) or supports_linear(state, pooler, activation="tanh")):
+        return None
+    (words, held), first = descriptors(weights), weights.layers[0]
+    last = None if pooler is None else packed(pooler)
+    model = C.BatchEncoder(
+        CPU_DTYPES[word.dtype],
+        PRECISIONS[first.precision],
+        ACTIVATIONS[first.activation],
+        width,
+        first.num_heads,
+        len(weights.layers),
+        words.buffer_info()[0],
+        first.eps,
+        scale_log2(width // first.num_heads),
+        *((table.data_ptr(), table.shape[0], table.stride(0)) for table in tables),
+        norm[0].data_ptr(),
+        norm[1].data_ptr(),
+        eps,
+        0 if last is None else last.data_ptr(),
+    )
+    return BatchEncoder(model, word, pooler is not None, [*held, *([] if last is None else [last])])
+
+
+def encode_batch(
+    encoder: BatchEncoder,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    pad_id: int | None = None,
+) -> tuple[Tensor, Tensor | None] | None:
+    """The states (B, S, E), zeros at pads, and tanh(W h + b) of each row's first token, (B, E).
+
+    With `pad_id`, masked positions of a row must hold it, and no row with tokens may begin with one.
+
+    Returns:
+        None for arguments that this does not take, among them all invalid ones. The caller has checked
+        `supports_encode_batch`.
+    """
+    (B, S), (model, table, has_pooler, _) = input_ids.shape, encoder
+    isa, threads, mask = chosen_isa()[1], torch.get_num_threads(), attention_mask
+    memory, address = workspace(model.workspace_bytes(B, S, isa, threads))
+    states, pooled = fresh(table, B, S, table.shape[1]), fresh(table, B, table.shape[1]) if has_pooler else None
+    done = model.run(
+        B,
+        S,
+        *((0, 0, 0, 0) if mask is None else (mask.element_size(), *MASK_BITS[mask.dtype], mask.data_ptr())),
+        input_ids.data_ptr(),
+        0 if token_type_ids is None else token_type_ids.data_ptr(),
+        0 if position_ids is None else position_ids.data_ptr(),
+        -1 if pad_id is None else pad_id,
+        states.data_ptr(),
+        0 if pooled is None else pooled.data_ptr(),
+        address,
+        isa,
+        threads,
+    )
+    keep(memory)
+    return (states, pooled) if done else None

@@ -1,0 +1,49 @@
+"""encode_batch: a whole model over a padded batch in one call, for inference on the CPU.
+
+It has no reference: where it does not take a call, the caller runs the other ops, which have one.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastbert import native
+from fastbert.ops import dispatch
+from fastbert.ops.encoder import EncoderWeights
+from fastbert.weight import Weight
+
+
+def encode_batch(
+    tables: tuple[Tensor, Tensor, Tensor],
+    norm: tuple[Tensor, Tensor],
+    eps: float,
+    weights: EncoderWeights,
+    pooler: Weight | None,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    pad_id: int | None = None,
+) -> tuple[Tensor, Tensor | None] | None:
+    """Runs embeddings, layers and pooler over the real tokens, without dropout or gradient.
+
+    Args:
+        tables: of words, token types and positions; (rows, E) each.
+        norm: weight and bias (E,) of the embeddings' norm, whose epsilon is `eps`.
+        weights: the layers; `pooler` (E, E) or None.
+        input_ids: (B, S) int64, as are token_type_ids and position_ids.
+        attention_mask: (B, S) of 0 and 1; None means no pads.
+        pad_id: if given, masked positions of a row must hold it, and no row with tokens may begin with one.
+
+    Returns:
+        The states (B, S, E), zeros at pads, and the pooled ones (B, E) or None; or None for a call that this does not
+        take: an invalid one, on another device, under autocast or another demanded backend.
+    """
+    if not set(dispatch.demands().values()) <= {"native", "auto"}:
+        return None
+    if not native.supports_encode_batch(input_ids, attention_mask, token_type_ids, position_ids):
+        return None
+    encoder = native.batch_encoder(tables, norm, eps, weights, pooler)
+    if encoder is None:
+        return None
+    return native.encode_batch(encoder, input_ids, attention_mask, token_type_ids, position_ids, pad_id)
