@@ -7,6 +7,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before torch is imported, which reads it then: a thread that waits for the others sleeps. By default it spins for
+# milliseconds, on a core that another process of `make test` has work for. Processes that a test starts have it too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from support import ISAS, force_isa, require_native
