@@ -33,7 +33,7 @@ void bind_encode_batch(py::module_& m) {
                        uint64_t magnitude, Address mask, Address input_ids, Address token_type_ids,
                        Address position_ids, int64_t pad_id, Address states, Address pooled, Address workspace, int isa,
                        int threads) {
-            const ReadMask masked = {mask_bytes, one, magnitude, B, S, mask, nullptr, nullptr};
+            const ReadMask masked = {mask_bytes, one, magnitude, 0, 0, mask, nullptr, nullptr};
             const PaddedBatch batch = {B, S, masked, input_ids, token_type_ids, position_ids, pad_id,
                                        states, pooled, workspace};
             const Isa checked = checked_isa(isa, static_cast<int>(model.embed.dtype));

@@ -22,10 +22,10 @@ PyObject* value_of(PyObject* dict, PyObject* key) {
 // The check of a module tree, once per call of a model: see fastbert/native/freshness.py.
 void bind_same_objects(py::module_& m) {
     m.def("same_objects", [](const py::list& objects, const py::list& classes, const py::list& dicts,
-                             const py::list& keys, const py::list& values, const py::list& tables, Address sizes) {
+                             const py::list& keys, const py::list& values, const py::list& tables,
+                             const py::list& contents) {
         if (objects.size() != classes.size() || dicts.size() != keys.size() || dicts.size() != values.size())
             throw py::value_error("same_objects: lists of different lengths");
-        const int64_t* size = sizes;
         for (size_t i = 0; i < objects.size(); ++i) {
             if (i + AHEAD < objects.size()) __builtin_prefetch(item(objects, i + AHEAD));
             if (reinterpret_cast<PyObject*>(Py_TYPE(item(objects, i))) != item(classes, i)) return false;
@@ -35,8 +35,15 @@ void bind_same_objects(py::module_& m) {
             if (i + AHEAD < dicts.size()) __builtin_prefetch(dict_of(item(dicts, i + AHEAD))->ma_keys);
             if (value_of(item(dicts, i), item(keys, i)) != item(values, i)) return false;
         }
-        for (size_t i = 0; i < tables.size(); ++i)
-            if (PyDict_GET_SIZE(item(tables, i)) != size[i]) return false;
+        const auto count = static_cast<Py_ssize_t>(contents.size());
+        Py_ssize_t at = 0;
+        for (size_t i = 0; i < tables.size(); ++i, ++at) {
+            if (i + AHEAD < tables.size()) __builtin_prefetch(dict_of(item(tables, i + AHEAD))->ma_keys);
+            PyObject *key, *value;
+            for (Py_ssize_t next = 0; PyDict_Next(item(tables, i), &next, &key, &value); at += 2)
+                if (at + 2 >= count || item(contents, at) != key || item(contents, at + 1) != value) return false;
+            if (at >= count || item(contents, at) != Py_None) return false;
+        }
         return true;
     });
 }

@@ -18,7 +18,8 @@ int64_t lines(int64_t bytes) { return (bytes + 63) / 64; }
 
 // Sizes and workspace offsets of one call.
 struct Plan {
-    int64_t element, E, F, tiles, tile_m, most_rows, blocks, rows;  // `rows`: per block, or all if blocks is 0
+    int64_t element, E, F, tiles, tile_m, blocks;
+    int64_t rows, most_rows;                             // per block, or all rows if blocks is 0; the most per block
     int64_t wide_stride, narrow_stride;                  // in elements, of rows of F and of E
     int64_t qkv, context, narrow, wide, prepared, thread_bytes, total;
 
@@ -165,7 +166,8 @@ int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads) { retur
 int64_t encoder_most_workspace_bytes(const Encoder& op, Isa isa, int threads) {
     Plan plan(op, isa, threads);
     int64_t most = plan.total;
-    // Fewer tokens may run op by op, with all rows in one buffer, or in fewer but larger blocks.
+    // Fewer tokens may run op by op, with all rows in one buffer, or in fewer but larger blocks. (A block has two tiles
+    // or more, so that there are more tiles than blocks wherever there are enough tiles for blocks.)
     plan.place(op, isa, std::min(op.T, 2 * threads * std::max(plan.tile_m, Plan::LEAST_ROWS)), 1);
     most = std::max(most, plan.total);
     plan.place(op, isa, std::min(op.T, plan.most_rows), threads);

@@ -257,7 +257,8 @@ class PackedBert(_Packed):
         """The states and the pooled ones by one call: see `encode_at_once`; None where it does not take the call."""
         ids, mask, types, positions, embeds = map(given.get, _TOKENS)
         pad_id = self.module.config.pad_token_id
-        if ids is None or embeds is not None or (mask is not None and pad_id is None) or not runs_by_pointers():
+        has_pads = isinstance(pad_id, int) and pad_id >= 0  # otherwise all masked tokens are computed
+        if ids is None or embeds is not None or not (mask is None or has_pads) or not runs_by_pointers():
             return None
         return encode_at_once(plan, ids, mask, types, positions, pad_id)
 

@@ -92,9 +92,9 @@ def encode_at_once(
     None where that op does not take the call, or a part of the model is not plain: `run_bert` runs those. The caller
     has checked `runs_by_pointers`.
     """
-    if plan.whole is None or _drops(plan):
-        return None
     embeddings, pooler = plan.embeddings, plan.pooler
+    if plan.whole is None or _drops(plan) or active_dropout(embeddings.dropout):
+        return None
     if not (embeddings.is_plain and embeddings.word_is_plain) or (pooler is not None and pooler.weight is None):
         return None
     tables = embeddings.word.weight, *(table.weight for table in embeddings.tables)
@@ -118,7 +118,7 @@ def encode_at_once(
 
 
 def _drops(plan: EncoderPlan) -> bool:
-    """True if a dropout is active."""
+    """True if a dropout of a layer is active."""
     return any([drop["p"] for drop in plan.drops if drop["training"]])
 
 

@@ -20,6 +20,7 @@ from fastbert.reference import ACTIVATIONS
 # Queries, keys and values (T, 3, H, D) -> context (T, H, D), or a pair with the probabilities.
 Attend = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 has_global_hook = nn.modules.module._has_any_global_hook
+_REGISTERED = {nn.Linear: {"weight", "bias"}, nn.LayerNorm: {"weight", "bias"}, nn.Embedding: {"weight"}}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -32,10 +33,10 @@ class Products(NamedTuple):
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """True if calling `module` does exactly what `kind` does: it is no subclass and has no hook or instance `forward`,
-    and its weight and bias are registered as parameters."""
+    and its weight and bias, if it has them, are registered as parameters."""
     if type(module) is not kind or is_hooked(module):
         return False
-    return kind not in (nn.Linear, nn.LayerNorm) or {"weight", "bias"} <= module._parameters.keys()
+    return _REGISTERED.get(kind, set()) <= module._parameters.keys()
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -55,7 +55,6 @@ class Tree:
         entries += [(d, "_modules") for d in parents] + [(d, "_parameters") for d in holders]
         entries += [(d, name) for d in self.own for name in _CONSTANTS if name in d]
         tables = [*self.root_tables, *map(_MODULES, parents), *map(_PARAMETERS, holders)]
-        entries += [(table, name) for table in tables for name in table]
         self.same = ops.SameObjects(self.modules, entries, tables)
         kinds = dict.fromkeys((type(root), *map(type, self.modules)))
         self.classes = [kind for kind in kinds if kind.__module__ != "torch.nn.modules.container"]
@@ -163,8 +162,7 @@ class EncoderPlan(Plan):
         self.embeddings = Embeddings(bert.embeddings)
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
-        drops = [self.embeddings.dropout, *(d for layer in self.layers if layer is not None for d in layer.dropouts)]
-        self.drops = [vars(dropout) for dropout in drops]
+        self.drops = [vars(d) for layer in self.layers if layer is not None for d in layer.dropouts]
         self.whole = self._whole()
 
     def _whole(self) -> ops.EncoderWeights | None:

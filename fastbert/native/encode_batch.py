@@ -12,6 +12,7 @@ from fastbert.native.encoder import descriptors, scale_log2, supports_encoder
 from fastbert.native.extension import (
     ACTIVATIONS,
     CPU_DTYPES,
+    KEPT,
     PRECISIONS,
     C,
     chosen_isa,
@@ -33,7 +34,7 @@ class BatchEncoder(NamedTuple):
     model: Any  # C.BatchEncoder
     table: Tensor  # one of its embedding tables, (rows, E)
     has_pooler: bool
-    held: list[Tensor]  # the packed weights that it points into
+    held: list[Any]  # what it points into
 
 
 def supports_encode_batch(
@@ -64,8 +65,8 @@ def batch_encoder(
 ) -> BatchEncoder | None:
     """The model of three embedding tables with their norm, `weights` as for `encoder`, and the pooler's.
 
-    None if the extension cannot run all of it. The result is a form of `weights`, of which the caller knows that they
-    are written to.
+    None if the extension cannot run all of it. The result is a form of `weights`, to which all the other arguments
+    belong; their owner drops its forms after a write to any of them.
     """
     key = "batch", chosen_isa()[1]
     found = weights.forms.get(key)
@@ -106,7 +107,8 @@ def _batch_encoder(
         eps,
         0 if last is None else last.data_ptr(),
     )
-    return BatchEncoder(model, word, pooler is not None, [*held, *([] if last is None else [last])])
+    # Another thread may drop the weights' forms during a call.
+    return BatchEncoder(model, word, pooler is not None, [words, *held, last, *tables, *norm])
 
 
 def encode_batch(
@@ -122,12 +124,15 @@ def encode_batch(
     With `pad_id`, masked positions of a row must hold it, and no row with tokens may begin with one.
 
     Returns:
-        None for arguments that this does not take, among them all invalid ones. The caller has checked
-        `supports_encode_batch`.
+        None for arguments that this does not take, among them all invalid ones, and for a batch whose workspace, of a
+        size for B * S tokens, would not be kept for the next call. The caller has checked `supports_encode_batch`.
     """
     (B, S), (model, table, has_pooler, _) = input_ids.shape, encoder
     isa, threads, mask = chosen_isa()[1], torch.get_num_threads(), attention_mask
-    memory, address = workspace(model.workspace_bytes(B, S, isa, threads))
+    needed = model.workspace_bytes(B, S, isa, threads)
+    if needed > KEPT:
+        return None
+    memory, address = workspace(needed)
     states, pooled = fresh(table, B, S, table.shape[1]), fresh(table, B, table.shape[1]) if has_pooler else None
     done = model.run(
         B,

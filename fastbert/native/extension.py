@@ -36,7 +36,7 @@ ACTIVATIONS = {} if C is None else {name: getattr(C, f"ACTIVATION_{code}") for n
 _PRECISIONS = (None, "int8", "high", "highest")
 PRECISIONS = {} if C is None else {name: getattr(C, f"PRECISION_{name or 'full'}") for name in _PRECISIONS}
 
-_KEPT = 64 << 20  # bytes that a thread keeps between calls
+KEPT = 64 << 20  # bytes that a thread keeps between calls
 _memory = threading.local()
 
 
@@ -108,7 +108,7 @@ def workspace(size: int) -> tuple[Tensor, int]:
 
 def keep(memory: Tensor) -> None:
     """Leaves memory of `workspace` to the thread's next call, unless it is large."""
-    _memory.bytes = memory if memory.numel() <= _KEPT else None
+    _memory.bytes = memory if memory.numel() <= KEPT else None
 
 
 def misaligned(x: Tensor, size: int) -> bool:

@@ -6,7 +6,7 @@ import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import is_
 from typing import Any
 
@@ -27,24 +27,31 @@ class SameObjects:
     Args:
         objects: whose classes are compared.
         entries: (dict, key): the value under the key is compared, None where there is none.
-        tables: dicts whose numbers of entries are compared.
+        tables: dicts whose keys and values are compared, in order.
     """
 
     def __init__(self, objects: list[Any], entries: list[tuple[dict, str]], tables: list[dict]) -> None:
         self.objects, self.classes = objects, [*map(type, objects)]
         self.dicts, self.keys = [d for d, _ in entries], [key for _, key in entries]
         self.values = [*map(dict.get, self.dicts, self.keys)]
-        self.tables, self.sizes = tables, array("q", map(len, tables))
+        self.tables, self.contents = tables, self._contents(tables)
+
+    @staticmethod
+    def _contents(tables: list[dict]) -> list[Any]:
+        """Key, value, key, value and so on of each table, and None at its end."""
+        return [x for table in tables for x in (*chain.from_iterable(table.items()), None)]
 
     def hold(self) -> bool:
         """True if nothing has changed."""
-        seen = self.objects, self.classes, self.dicts, self.keys, self.values, self.tables
+        known = self.objects, self.classes, self.dicts, self.keys, self.values, self.tables, self.contents
         if C is not None:
-            return C.same_objects(*seen, self.sizes.buffer_info()[0])
+            return C.same_objects(*known)
+        contents = self._contents(self.tables)
         return (
             all(map(is_, map(type, self.objects), self.classes))
             and all(map(is_, map(dict.get, self.dicts, self.keys), self.values))
-            and [*map(len, self.tables)] == self.sizes.tolist()
+            and len(contents) == len(self.contents)
+            and all(map(is_, contents, self.contents))
         )
 
 

@@ -1,4 +1,4 @@
-"""The five ops of a BERT on packed tensors, the whole encoder as a sixth op, and packing itself."""
+"""The five ops of a BERT on packed tensors, the encoder and a padded batch as a whole, and packing itself."""
 
 from fastbert.native.extension import mode_reason, pointer_reason
 from fastbert.native.freshness import Checksums, SameObjects, checksums_of

@@ -1,6 +1,6 @@
 """encode_batch: a whole model over a padded batch in one call, for inference on the CPU.
 
-It has no reference: where it does not take a call, the caller runs the other ops, which have one.
+It has no reference and is in no table of backends: where it does not take a call, the caller runs the other ops.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def encode_batch(
     position_ids: Tensor | None = None,
     pad_id: int | None = None,
 ) -> tuple[Tensor, Tensor | None] | None:
-    """Runs embeddings, layers and pooler over the real tokens, without dropout or gradient.
+    """Runs embeddings, layers and pooler over the real tokens, without dropout.
+
+    The caller has checked that there is no gradient, trace, mode or compiler. What C++ takes is a form of `weights`, so
+    tables, norm and pooler must be the same whenever those are.
 
     Args:
         tables: of words, token types and positions; (rows, E) each.
@@ -33,7 +36,8 @@ def encode_batch(
         weights: the layers; `pooler` (E, E) or None.
         input_ids: (B, S) int64, as are token_type_ids and position_ids.
         attention_mask: (B, S) of 0 and 1; None means no pads.
-        pad_id: if given, masked positions of a row must hold it, and no row with tokens may begin with one.
+        pad_id: not negative; where it is given, masked positions of a row must hold it, and no row with tokens may
+            begin with one.
 
     Returns:
         The states (B, S, E), zeros at pads, and the pooled ones (B, E) or None; or None for a call that this does not

@@ -1,5 +1,7 @@
 """A padded call of a model in one call of the extension: the bits of the ops one by one, or not taken at all."""
 
+import weakref
+
 import pytest
 import torch
 from support import TINY, poisoned_memory, require_native
@@ -177,12 +179,19 @@ def wrap_the_table(model):
     model.embeddings.word_embeddings.__class__ = Doubled
 
 
+def table_without_a_parameter(model):
+    table = model.embeddings.token_type_embeddings
+    weight = table.weight.detach().clone()
+    del table.weight
+    table.weight = weight
+
+
 def drop_embeddings(model):
     model.embeddings.dropout.train()
     model.embeddings.dropout.p = 0.5
 
 
-@pytest.mark.parametrize("change", [hook_a_linear, wrap_the_table, drop_embeddings])
+@pytest.mark.parametrize("change", [hook_a_linear, wrap_the_table, table_without_a_parameter, drop_embeddings])
 def test_parts_that_are_not_plain_are_not_taken(change, taken):
     model, given = make(), arguments("right", False, False)
     with torch.no_grad():
@@ -242,3 +251,28 @@ def test_threads_share_a_model():
     with ThreadPoolExecutor(4) as pool:
         for output in pool.map(call, range(40)):
             same(output, expected)
+
+
+def test_a_call_keeps_what_it_reads_until_it_returns():
+    """Another thread, or a signal's handler, may drop the forms meanwhile."""
+    model = make()
+    with torch.no_grad():
+        model(torch.ones(1, 2, dtype=torch.long))
+    forms = vars(model)["_fastbert_plan"].whole.forms
+    isa = extension.chosen_isa()[1]
+    words, encoder_of = weakref.ref(forms["descriptors", isa][0]), forms["batch", isa][0]
+    fastbert.refresh(model)
+    assert not forms and words() is not None
+    del encoder_of
+    assert words() is None
+
+
+def test_a_batch_whose_memory_is_not_kept_is_not_taken(taken):
+    model = make()
+    ids = torch.ones(40_000, 8, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    mask[:3] = 1
+    with torch.no_grad():
+        output = model(ids, attention_mask=mask)
+    assert taken == [None]
+    assert output.last_hidden_state[:3].all() and not output.last_hidden_state[3:].any()

@@ -36,6 +36,17 @@ def test_masked_tokens_have_states(kind, call):
     assert not a.last_hidden_state[~rows].any() and not fallbacks(fast)
 
 
+@pytest.mark.parametrize("pad_id", [-1, None, 0, 5])
+def test_which_masked_tokens_are_pads_is_the_models_setting(pad_id):
+    fast, original = twins()
+    fast.config.pad_token_id = original.config.pad_token_id = pad_id
+    with torch.no_grad():
+        a, b = (m(PADDED, attention_mask=MASK).last_hidden_state for m in (fast, original))
+    computed = (MASK == 1) | ((-1 if pad_id is None else pad_id) != PADDED)
+    close(a[computed], b[computed])
+    assert not a[~computed].any()
+
+
 def test_masked_tokens_between_pads():
     """Pads stay absent; the masked tokens next to them do not."""
     fast, original = twins()

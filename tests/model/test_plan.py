@@ -105,6 +105,11 @@ def swap_layers(layers):
     layers[0], layers[1] = layers[1], layers[0]
 
 
+def enter_layers_in_another_order(layers):
+    first = layers._modules.pop("0")
+    layers._modules["0"] = first
+
+
 def hook_a_layer(layers):
     hook(layers[1])
 
@@ -158,7 +163,16 @@ def all_biases_away(layers):
 
 
 TREE = [
-    *(replace_linear, replace_container, swap_layers, hook_a_layer, drop_a_layer, append_a_layer, other_eps),
+    *(
+        replace_linear,
+        replace_container,
+        swap_layers,
+        enter_layers_in_another_order,
+        hook_a_layer,
+        drop_a_layer,
+        append_a_layer,
+        other_eps,
+    ),
     *(different_eps, scaled_norm, other_heads, all_biases_away, narrower, no_layers),
 ]
 
