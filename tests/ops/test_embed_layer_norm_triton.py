@@ -102,7 +102,7 @@ def check(ids, tensors, *, dropout_p=0.0, padding_idx=None, seed=0):
 @runs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.4])
-@pytest.mark.parametrize(("T", "N"), [(0, 8), (1, 8), (63, 7), (7, 63), (3, 96), (65, 2)])
+@pytest.mark.parametrize(("T", "N"), [(0, 8), (1, 8), (33, 7), (7, 63), (3, 96), (35, 2)])
 def test_embed_layer_norm(nan_filled, T, N, dropout_p, dtype):  # noqa: F811
     check(*example(T, N, dtype), dropout_p=dropout_p)
 
