@@ -92,26 +92,13 @@ def encode_at_once(
     None where that op does not take the call, or a part of the model is not plain: `run_bert` runs those. The caller
     has checked `runs_by_pointers`.
     """
-    embeddings, pooler = plan.embeddings, plan.pooler
-    if plan.whole is None or _drops(plan) or active_dropout(embeddings.dropout):
+    if plan.batch is None or _drops(plan):
         return None
-    if not (embeddings.is_plain and embeddings.word_is_plain) or (pooler is not None and pooler.weight is None):
+    dropout = plan.embeddings.dropout
+    if dropout.training and dropout.p:
         return None
-    tables = embeddings.word.weight, *(table.weight for table in embeddings.tables)
-    norm = embeddings.norm
     start = time.perf_counter()
-    found = ops.encode_batch(
-        tables,
-        (norm.weight, norm.bias),
-        norm.eps,
-        plan.whole,
-        None if pooler is None else pooler.weight,
-        input_ids,
-        attention_mask,
-        token_type_ids,
-        position_ids,
-        pad_id,
-    )
+    found = ops.encode_batch(plan.batch, input_ids, attention_mask, token_type_ids, position_ids, pad_id)
     if found is not None and plan.checksums is not None:
         plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
     return found

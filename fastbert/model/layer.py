@@ -153,6 +153,15 @@ class Embeddings:
         self.word_is_plain = is_plain_table(self.word)
         self.is_plain = all(map(is_plain_table, self.tables)) and Norm(self.norm, self.dropout).is_plain
 
+    @property
+    def all_plain(self) -> bool:
+        return self.is_plain and self.word_is_plain
+
+    def tensors(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], float]:
+        """The tables of words, token types and positions, and the norm's weight, bias and eps, of plain embeddings."""
+        types, positions = self.tables
+        return (self.word.weight, types.weight, positions.weight), (self.norm.weight, self.norm.bias), self.norm.eps
+
     def __call__(self, tokens: Inputs) -> Tensor:
         """Flat tokens (T,) -> (T, E); embeddings that are given serve as the word table."""
         dropout_p = self.dropout.p if self.dropout.training else 0.0

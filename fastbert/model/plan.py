@@ -150,7 +150,8 @@ class EncoderPlan(Plan):
         self.modules: list[nn.Module] = []
         self.layers: list[Layer | None] = []
         self.pooler: Projection | None = None
-        self.whole: ops.EncoderWeights | None = None
+        self.whole: ops.EncoderWeights | None = None  # of ops.encoder
+        self.batch: ops.BatchWeights | None = None  # of ops.encode_batch
         self.drops: list[dict[str, Any]] = []
         # By name of a missing argument: the values its buffer must hold, the buffer that held them, its version then.
         self.usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
@@ -163,18 +164,24 @@ class EncoderPlan(Plan):
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
         self.drops = [vars(d) for layer in self.layers if layer is not None for d in layer.dropouts]
-        self.whole = self._whole()
+        self._find_wholes()
 
-    def _whole(self) -> ops.EncoderWeights | None:
+    def _find_wholes(self) -> None:
+        """What ops that run several parts as one take; None where a part is not plain."""
         pairs = zip(self.layers, self.modules, strict=True)
         found = [None if layer is None or is_hooked(m) else layer.weights(self.products) for layer, m in pairs]
-        whole = [weights for weights in found if weights is not None]
-        return ops.EncoderWeights(whole) if len(whole) == len(found) else None
+        layers = [weights for weights in found if weights is not None]
+        self.whole = ops.EncoderWeights(layers) if len(layers) == len(found) else None
+        embeddings, last = self.embeddings, None if self.pooler is None else self.pooler.weight
+        self.batch = None
+        if self.whole is not None and embeddings.all_plain and (self.pooler is None or last is not None):
+            self.batch = ops.BatchWeights(*embeddings.tensors(), self.whole, last)
 
     def multiply_as(self, products: Products) -> None:
         """Switches to another precision; the forms are keyed by precision."""
         self.products = products
-        self.whole = None if self.foreign is not None else self._whole()
+        if self.foreign is None:
+            self._find_wholes()
 
     def written(self) -> None:
         super().written()

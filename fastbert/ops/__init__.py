@@ -7,7 +7,7 @@ from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.attention.triton import shared_schedules
 from fastbert.ops.embed_layer_norm import embed_layer_norm
-from fastbert.ops.encode_batch import encode_batch
+from fastbert.ops.encode_batch import BatchWeights, encode_batch
 from fastbert.ops.encoder import EncoderWeights, LayerWeights, encoder, release
 from fastbert.ops.feed_forward import feed_forward
 from fastbert.ops.linear import linear
@@ -16,6 +16,7 @@ from fastbert.ops.packing import gather_rows, pack_mask, read_mask
 from fastbert.weight import Weight
 
 __all__ = [
+    "BatchWeights",
     "Checksums",
     "EncoderWeights",
     "LayerWeights",

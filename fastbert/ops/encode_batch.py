@@ -5,6 +5,8 @@ It has no reference and is in no table of backends: where it does not take a cal
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from fastbert import native
@@ -13,12 +15,18 @@ from fastbert.ops.encoder import EncoderWeights
 from fastbert.weight import Weight
 
 
+class BatchWeights(NamedTuple):
+    """A model's weights."""
+
+    tables: tuple[Tensor, Tensor, Tensor]  # of words, token types and positions, (rows, E)
+    norm: tuple[Tensor, Tensor]  # weight and bias (E,) of the embeddings' norm
+    eps: float  # of that norm
+    layers: EncoderWeights
+    pooler: Weight | None  # (E, E)
+
+
 def encode_batch(
-    tables: tuple[Tensor, Tensor, Tensor],
-    norm: tuple[Tensor, Tensor],
-    eps: float,
-    weights: EncoderWeights,
-    pooler: Weight | None,
+    weights: BatchWeights,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
@@ -27,13 +35,11 @@ def encode_batch(
 ) -> tuple[Tensor, Tensor | None] | None:
     """Runs embeddings, layers and pooler over the real tokens, without dropout.
 
-    The caller has checked that there is no gradient, trace, mode or compiler. What C++ takes is a form of `weights`, so
-    tables, norm and pooler must be the same whenever those are.
+    The caller has checked that there is no gradient, trace, mode or compiler. What C++ takes is a form of
+    `weights.layers`, so everything else must be the same whenever those are.
 
     Args:
-        tables: of words, token types and positions; (rows, E) each.
-        norm: weight and bias (E,) of the embeddings' norm, whose epsilon is `eps`.
-        weights: the layers; `pooler` (E, E) or None.
+        weights: of the model.
         input_ids: (B, S) int64, as are token_type_ids and position_ids.
         attention_mask: (B, S) of 0 and 1; None means no pads.
         pad_id: not negative; where it is given, masked positions of a row must hold it, and no row with tokens may
@@ -47,7 +53,7 @@ def encode_batch(
         return None
     if not native.supports_encode_batch(input_ids, attention_mask, token_type_ids, position_ids):
         return None
-    encoder = native.batch_encoder(tables, norm, eps, weights, pooler)
+    encoder = native.batch_encoder(*weights)
     if encoder is None:
         return None
     return native.encode_batch(encoder, input_ids, attention_mask, token_type_ids, position_ids, pad_id)
