@@ -75,11 +75,11 @@ def test_inference_is_native_throughout(chosen, name, dtype, kind):
         chosen.clear()
         with fastbert.use_backend("native"), Torchs() as torchs:
             got = model(**arguments)
-    assert sorted(chosen) == sorted(
-        [("embed_layer_norm", "native"), ("encoder", "native")]
-        + [("read_mask", "native")] * (kind != "absent")
-        + [(op, "native") for op, count in counts.items() for _ in range(count)]
-    )
+    ran = [("embed_layer_norm", "native"), ("encoder", "native")] + [("read_mask", "native")] * (kind != "absent")
+    ran += [(op, "native") for op, count in counts.items() for _ in range(count)]
+    assert sorted(chosen) == (
+        [] if name == "BertModel" else sorted(ran)
+    )  # a BertModel is one call, of ops.encode_batch
     assert torchs.ran == []
     for key, value in expected.items():
         if value is not None:
