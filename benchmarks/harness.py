@@ -35,6 +35,8 @@ COLUMNS = (
     *("device", "versions", "commit", "dirty"),
 )
 
+# A provider whose first call takes this long, and many times as long as another one's on the same case, is not timed.
+SLOW_SECONDS, SLOW_FACTOR = 20.0, 5.0
 # Runtimes keep threads spinning for some milliseconds after a call, and each call finds the caches full of another
 # model. So a call shorter than this is made once untimed before each timing: no one alternates between engines.
 WARMED_SECONDS = 0.3
@@ -42,6 +44,10 @@ WARMED_SECONDS = 0.3
 
 class Unsupported(Exception):
     """A provider cannot do this case; the message is the reason, for the row."""
+
+
+class Slow(Exception):
+    """A provider takes too long to be timed; the message says how long."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +190,12 @@ class Harness:
     seconds: float = 15.0  # of timing for each case, once its min_rounds are done
     min_rounds: int = 0  # more than a case's own, where given
     max_rounds: int = 100
+    longest: float = 180.0  # seconds of timing, after which a case ends with two rounds or more
     ceilings: bool = True  # whether they are measured
     clock: Callable[[Callable[[], Any], torch.device], float] = machine.time_call
     rows: list[dict[str, Any]] = field(default_factory=list)
+    # By provider and model: the smallest case, in FLOPs, for which it was too slow, and what is said of it.
+    slow: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.output is not None:
@@ -204,8 +213,9 @@ class Harness:
     ) -> list[dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
         ready: dict[str, Callable[[], Any]] = {}
+        first_calls: list[float] = []  # seconds
         for provider in providers:
-            prepared, figures = self._admit(provider, case, make_gate)
+            prepared, figures = self._admit(provider, case, make_gate, first_calls)
             rows[provider.label] = {
                 **dict.fromkeys(COLUMNS),
                 **case.columns(),
@@ -233,14 +243,21 @@ class Harness:
         return machine.copy_ceiling(self.device) if case.bytes else machine.ceiling(self.device, dtype)
 
     def _admit(
-        self, provider: Provider, case: Case, make_gate: Callable[[Provider], Gate]
+        self, provider: Provider, case: Case, make_gate: Callable[[Provider], Gate], first_calls: list[float]
     ) -> tuple[Prepared | None, dict[str, Any]]:
         """Prepares a provider and holds its result to the gate: what to time, or None, and the columns so far."""
         try:
+            flops, said = self.slow.get((provider.label, case.model), (math.inf, ""))
+            if case.flops >= flops:
+                raise Slow(said)
             if missing := provider.missing():
                 raise Unsupported(f"not installed: {', '.join(missing)}")
             prepared = provider.prepare(case)
-            actual = prepared.result(prepared.run())
+            begin = time.perf_counter()
+            output = prepared.run()
+            self._check_speed(provider, case, time.perf_counter() - begin, first_calls)
+            actual = prepared.result(output)
+            del output
             gate = make_gate(provider)
             figures = {"backend": prepared.backend, **_accuracy(gate, actual)}
             reason = gate.reason(actual)
@@ -254,9 +271,20 @@ class Harness:
             prepared.run()  # warm again: measuring memory made the allocator start afresh
         except Unsupported as reason:
             return None, {"status": f"unsupported: {reason}"}
+        except Slow as reason:
+            return None, {"status": f"slow: {reason}"}
         except Exception as error:  # a peer that breaks must not take the other rows with it
             return None, {"status": f"failed: {type(error).__name__}: {_first_line(error)}"}
         return prepared, {**figures, "status": "ok"}
+
+    def _check_speed(self, provider: Provider, case: Case, seconds: float, first_calls: list[float]) -> None:
+        """Raises Slow if a first call took too long next to other providers'; larger cases are then not tried."""
+        if first_calls and seconds > max(SLOW_SECONDS, SLOW_FACTOR * min(first_calls)):
+            least = min(first_calls)
+            said = f"the first call of {case.shape} took {seconds:.0f} s, that of another provider {least:.1f} s"
+            self.slow[provider.label, case.model] = case.flops, said
+            raise Slow(said)
+        first_calls.append(seconds)
 
     def _measure(self, ready: dict[str, Callable[[], Any]], least: int) -> dict[str, list[float]]:
         """Seconds of every call, by provider, in rounds of rotating order."""
@@ -267,7 +295,8 @@ class Harness:
         gc.disable()
         try:
             for turn in range(max(least, self.max_rounds) if ready else 0):
-                if turn >= least and time.perf_counter() - begin > self.seconds:
+                seconds = time.perf_counter() - begin
+                if (turn >= least and seconds > self.seconds) or (turn >= 2 and seconds > self.longest):
                     break
                 for name in rotated(tuple(ready), turn):
                     if times[name] and times[name][-1] < WARMED_SECONDS:

@@ -23,7 +23,6 @@ from fastbert.native.extension import (
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed
 from fastbert.native.packing import MASK_BITS
-from fastbert.weight import Weight
 
 _MOST = 2**31 - 1  # limit of a batch's positions
 
@@ -56,40 +55,28 @@ def supports_encode_batch(
     return len(shape) == 2 and 0 < input_ids.numel() <= _MOST
 
 
-def batch_encoder(
-    tables: tuple[Tensor, Tensor, Tensor],
-    norm: tuple[Tensor, Tensor],
-    eps: float,
-    weights: Any,
-    pooler: Weight | None,
-) -> BatchEncoder | None:
-    """The model of three embedding tables with their norm, `weights` as for `encoder`, and the pooler's.
+def batch_encoder(weights: Any) -> BatchEncoder | None:
+    """The model of an ops.BatchWeights; None if the extension cannot run all of it.
 
-    None if the extension cannot run all of it. The result is a form of `weights`, to which all the other arguments
-    belong; their owner drops its forms after a write to any of them.
+    The result is a form of `weights.layers`, whose owner drops its forms after a write to any of the weights.
     """
-    key = "batch", chosen_isa()[1]
-    found = weights.forms.get(key)
-    return (found or weights.form(key, lambda: (_batch_encoder(tables, norm, eps, weights, pooler),)))[0]
+    key, layers = ("batch", chosen_isa()[1]), weights.layers
+    found = layers.forms.get(key)
+    return (found or layers.form(key, lambda: (_batch_encoder(weights),)))[0]
 
 
-def _batch_encoder(
-    tables: tuple[Tensor, Tensor, Tensor],
-    norm: tuple[Tensor, Tensor],
-    eps: float,
-    weights: Any,
-    pooler: Weight | None,
-) -> BatchEncoder | None:
+def _batch_encoder(weights: Any) -> BatchEncoder | None:
+    tables, norm, eps, layers, pooler = weights
     word, width = tables[0], tables[0].shape[1]
     ids, offsets = fresh(word, 1, dtype=torch.int64), fresh(word, 2, dtype=torch.int32)
     state = fresh(word, 1, width)
     if supports_embed_layer_norm(ids, ids, ids, *tables, *norm, eps=eps):
         return None
-    if supports_encoder(state, weights, offsets, 1):
+    if supports_encoder(state, layers, offsets, 1):
         return None
     if pooler is not None and (pooler.shape != (width, width) or supports_linear(state, pooler, activation="tanh")):
         return None
-    (words, held), first = descriptors(weights), weights.layers[0]
+    (words, held), first = descriptors(layers), layers.layers[0]
     last = None if pooler is None else packed(pooler)
     model = C.BatchEncoder(
         CPU_DTYPES[word.dtype],
@@ -97,7 +84,7 @@ def _batch_encoder(
         ACTIVATIONS[first.activation],
         width,
         first.num_heads,
-        len(weights.layers),
+        len(layers.layers),
         words.buffer_info()[0],
         first.eps,
         scale_log2(width // first.num_heads),

@@ -92,7 +92,7 @@ class Checksums:
     def changed(self, *, whole: bool) -> bool:
         """True if a compared value has changed: all are compared if `whole`, else for about 1% of a call's time."""
         everything, words = len(self.ends), self.words.buffer_info()[0]
-        credit = self.credit + max(_SHARE * self.seconds * self.speed, _LEAST)
+        credit = self.credit + self._bytes_a_call()
         if whole or credit >= self.bytes:
             self.credit = 0.0
             return C.changed_cpu(words, everything, 0, 0, torch.get_num_threads())
@@ -104,7 +104,10 @@ class Checksums:
 
     def calls_until_seen(self) -> int:
         """The most calls like the last one until a write to any weight is detected."""
-        return 1 + int(self.bytes / max(_SHARE * self.seconds * self.speed, _LEAST))
+        return 1 + int(self.bytes / self._bytes_a_call())
+
+    def _bytes_a_call(self) -> float:
+        return max(_SHARE * self.seconds * self.speed, _LEAST)
 
 
 def checksums_of(weights: Sequence[Weight]) -> Checksums | None:

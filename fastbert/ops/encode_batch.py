@@ -53,7 +53,7 @@ def encode_batch(
         return None
     if not native.supports_encode_batch(input_ids, attention_mask, token_type_ids, position_ids):
         return None
-    encoder = native.batch_encoder(*weights)
+    encoder = native.batch_encoder(weights)
     if encoder is None:
         return None
     return native.encode_batch(encoder, input_ids, attention_mask, token_type_ids, position_ids, pad_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import bench_encoder
 import bench_gemm
 import bench_gpu_models
@@ -74,6 +76,29 @@ def test_only_right_providers_are_timed():
     for name, row in rows.items():
         timed = [row[c] is not None for c in ("rounds", "p20_ms", "p50_ms", "p80_ms", "tokens_per_s", "tflops")]
         assert all(timed) if name == "right" else not any(timed)
+
+
+def test_what_takes_too_long_is_not_timed(monkeypatch):
+    monkeypatch.setattr(harness, "SLOW_SECONDS", 0.02)
+    calls = []
+
+    def slow(x):
+        calls.append(1)
+        time.sleep(0.3)
+        return x * 2
+
+    bench = harness.Harness(CPU, seconds=0.0)
+    providers = [provider("right", lambda x: x * 2), provider("slow", slow)]
+    run = {flops: bench.run_case(make_case(flops=flops), providers, gate) for flops in (2e6, 3e6, 1e6)}
+    for flops, (right, other) in run.items():
+        assert right["status"] == "ok", flops
+        assert other["status"].startswith("slow: the first call of 4 took 0 s"), flops
+    assert len(calls) == 2  # a larger case is not tried, a smaller one is
+
+
+def test_a_long_case_ends_after_two_rounds():
+    rows = run_cases([provider("right", lambda x: x * 2)], min_rounds=9, longest=0.0)
+    assert rows["right"]["rounds"] == 2
 
 
 def test_gate_below_fp32_allows_twice_the_error_of_eager():
