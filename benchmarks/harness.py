@@ -35,7 +35,7 @@ COLUMNS = (
     *("device", "versions", "commit", "dirty"),
 )
 
-# A provider whose first call takes this long, and many times as long as another one's on the same case, is not timed.
+# A public runtime whose first call takes this long, and many times as long as another provider's, is not timed.
 SLOW_SECONDS, SLOW_FACTOR = 20.0, 5.0
 # Runtimes keep threads spinning for some milliseconds after a call, and each call finds the caches full of another
 # model. So a call shorter than this is made once untimed before each timing: no one alternates between engines.
@@ -278,8 +278,8 @@ class Harness:
         return prepared, {**figures, "status": "ok"}
 
     def _check_speed(self, provider: Provider, case: Case, seconds: float, first_calls: list[float]) -> None:
-        """Raises Slow if a first call took too long next to other providers'; larger cases are then not tried."""
-        if first_calls and seconds > max(SLOW_SECONDS, SLOW_FACTOR * min(first_calls)):
+        """Raises Slow if a public runtime's first call took too long; larger cases are then not tried."""
+        if provider.public and first_calls and seconds > max(SLOW_SECONDS, SLOW_FACTOR * min(first_calls)):
             least = min(first_calls)
             said = f"the first call of {case.shape} took {seconds:.0f} s, that of another provider {least:.1f} s"
             self.slow[provider.label, case.model] = case.flops, said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import bench_encoder
 import bench_gemm
@@ -88,12 +89,14 @@ def test_what_takes_too_long_is_not_timed(monkeypatch):
         return x * 2
 
     bench = harness.Harness(CPU, seconds=0.0)
-    providers = [provider("right", lambda x: x * 2), provider("slow", slow)]
+    providers = [provider("right", lambda x: x * 2), replace(provider("slow", slow), public=True)]
     run = {flops: bench.run_case(make_case(flops=flops), providers, gate) for flops in (2e6, 3e6, 1e6)}
     for flops, (right, other) in run.items():
         assert right["status"] == "ok", flops
         assert other["status"].startswith("slow: the first call of 4 took 0 s"), flops
     assert len(calls) == 2  # a larger case is not tried, a smaller one is
+    rows = bench.run_case(make_case(flops=1e6), [providers[0], provider("a baseline", slow)], gate)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
 
 
 def test_a_long_case_ends_after_two_rounds():
