@@ -37,7 +37,7 @@ def encode_padded(
     computed = inputs.batch.mask()
 
     def attend(layer: Layer, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        dropout_p = active_dropout(layer.attention.dropout)
+        dropout_p = active_dropout(layer.attention_dropout)
         qkv = qkv.unflatten(0, inputs.padded_shape)
         context, probs = padded_attention(qkv, keys, queries=computed, dropout_p=dropout_p)
         return context.flatten(0, 1), probs

@@ -49,9 +49,10 @@ def encode(
     `precision` is that of ops.linear, for the four products of a layer; everything else runs in the weights' dtype.
     `plan` is the plan of this call, if the caller has it already.
     """
+    plan = plan or encoder_plan(bert, Products(activation, precision))
     if precision is not None:
-        _check_products(bert, inputs, precision)
-    plan, batch = plan or encoder_plan(bert, Products(activation, precision)), inputs.batch
+        _check_products(bert, plan, inputs, precision)
+    batch = inputs.batch
     states: list[Tensor] = []
     if output_attentions:
         x, attentions = encode_padded(plan, inputs, states if output_hidden_states else None)
@@ -60,7 +61,7 @@ def encode(
 
     x = plan.embeddings(inputs)
     by_layer = output_hidden_states or inputs.key_mask is not None
-    if plan.whole is not None and not by_layer and _runs_whole(plan, bert, x):
+    if plan.whole is not None and not by_layer and _runs_whole(plan, x):
         start = 0.0 if plan.checksums is None else time.perf_counter()
         x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
         if plan.checksums is not None:
@@ -109,17 +110,17 @@ def _drops(plan: EncoderPlan) -> bool:
     return any([drop["p"] for drop in plan.drops if drop["training"]])
 
 
-def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
+def _runs_whole(plan: EncoderPlan, x: Tensor) -> bool:
     """True if no gradient is needed and no dropout is active, which layers in one op have not."""
     if _drops(plan):
         return False
     if not torch.is_grad_enabled():
         return True
-    return not (x.requires_grad or any(p.requires_grad for p in bert.encoder.parameters()))
+    return not (x.requires_grad or any(p.requires_grad for layer in plan.modules for p in layer.parameters()))
 
 
 def _packed_attend(layer: Layer, inputs: Inputs) -> Attend:
-    dropout_p = active_dropout(layer.attention.dropout)
+    dropout_p = active_dropout(layer.attention_dropout)
     if inputs.key_mask is not None:
         return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p)
     batch = inputs.batch
@@ -134,12 +135,12 @@ def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float) -> Tensor:
     return pack(context, inputs.batch)
 
 
-def _check_products(bert: nn.Module, inputs: Inputs, precision: str) -> None:
+def _check_products(bert: nn.Module, plan: EncoderPlan, inputs: Inputs, precision: str) -> None:
     """Raises before anything runs if `precision` is unsupported: the model may have moved since it was set."""
-    table = bert.embeddings.token_type_embeddings.weight
+    table = plan.embeddings.positions.weight
     check_precision(precision, table.dtype, table.device)
     if precision in QUANTIZED and torch.is_grad_enabled():
-        tensors = [*bert.embeddings.parameters(), *bert.encoder.parameters()]
+        tensors = [p for module in (bert.embeddings, *plan.modules) for p in module.parameters()]
         tensors += [] if inputs.embeds is None else [inputs.embeds]
         if any(t.requires_grad for t in tensors):
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
+from fastbert.model.families import BERT, Family
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pack, unpack
 
 
@@ -106,6 +107,7 @@ def prepare(
     max_seqlen: int | None,
     pad_id: int | None = None,
     masked_queries: bool = False,
+    family: Family = BERT,
 ) -> Inputs:
     """Checks the arguments of a model call against the tables of `embeddings` and packs the tokens to compute.
 
@@ -151,16 +153,21 @@ def prepare(
         )
     else:
         batch = ops.read_mask(attention_mask)
-    positions = embeddings.position_embeddings.weight.shape[0]
-    if position_ids is None and batch.seq_len > positions:
-        raise ValueError(f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}")
+    positions, first = embeddings.position_embeddings.weight.shape[0], family.first_position(embeddings)
+    if position_ids is None and batch.seq_len + first > positions:
+        which = f", and the first is {first}" if first else ""
+        raise ValueError(
+            f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}{which}"
+        )
+    if position_ids is None and first:
+        position_ids = counted_positions(shape, first, input_ids, None if cu_seqlens is None else batch, device)
     ranges, checked = [], {}
     for argument, x, table, what in (
         ("input_ids", input_ids, embeddings.word_embeddings, "vocab_size"),
-        ("token_type_ids", token_type_ids, embeddings.token_type_embeddings, "type_vocab_size"),
+        ("token_type_ids", token_type_ids, getattr(embeddings, "token_type_embeddings", None), "type_vocab_size"),
         ("position_ids", position_ids, embeddings.position_embeddings, "max_position_embeddings"),
     ):
-        if x is None:
+        if x is None or table is None:
             continue
         if argument != "input_ids" and cu_seqlens is None and is_spread(x, shape):
             x = x.expand(shape)
@@ -176,6 +183,25 @@ def prepare(
     if masked_queries and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_queries(batch, checked.get("input_ids"), pad_id)
     return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
+
+
+def counted_positions(
+    shape: torch.Size,
+    first: int,
+    ids: Tensor | None,
+    packed: PackedBatch | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """fairseq's positions: `first` and on for the tokens of a sequence that are not padding, first - 1 for padding.
+
+    Embeddings, in place of ids, are all tokens. With `packed`, the ids are (T,), else (B, S).
+    """
+    real = torch.ones(shape, dtype=torch.bool, device=device) if ids is None else ids != first - 1
+    counts = real.cumsum(-1)
+    if packed is not None:
+        before = torch.cat([counts.new_zeros(1), counts])[packed.cu_seqlens[:-1].long()]
+        counts = counts - before.repeat_interleave(packed.lengths)
+    return counts * real + (first - 1)
 
 
 def _check_embeds(embeds: Tensor, width: int) -> None:

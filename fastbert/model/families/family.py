@@ -1,0 +1,102 @@
+"""What a family says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """Paths of a layer's parts, from the layer."""
+
+    attention: str  # the module with attention_head_size and scaling
+    query: str
+    key: str
+    value: str
+    out: str
+    out_norm: str
+    up: str
+    down: str
+    norm: str
+    attention_dropout: str
+    out_dropout: str | None  # None: no dropout after attention
+    dropout: str
+    activation: str
+    containers: tuple[str, ...]  # modules that only hold these, parents first
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        return self.query, self.key, self.value, self.out, self.up, self.down
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return self.out_norm, self.norm
+
+    @property
+    def dropouts(self) -> tuple[str, ...]:
+        names = self.attention_dropout, self.out_dropout, self.dropout
+        return tuple(name for name in names if name is not None)
+
+
+# As BERT and those who copied its code name them.
+BERT_LAYER = LayerNames(
+    attention="attention.self",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    out="attention.output.dense",
+    out_norm="attention.output.LayerNorm",
+    up="intermediate.dense",
+    down="output.dense",
+    norm="output.LayerNorm",
+    attention_dropout="attention.self.dropout",
+    out_dropout="attention.output.dropout",
+    dropout="output.dropout",
+    activation="intermediate.intermediate_act_fn",
+    containers=("attention", "attention.self", "attention.output", "intermediate", "output"),
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of encoders, under transformers' names."""
+
+    model_type: str
+    prefix: str  # of its classes
+    attribute: str  # of a model with a head: its encoder
+    encoder: str = "encoder"  # of an encoder: the module with the layers, in its `layer`
+    layer: LayerNames = field(default=BERT_LAYER)
+    activation: str = "hidden_act"  # the field of its config
+    has_token_types: bool = True
+    projection: str | None = (
+        None  # of an encoder: from the width of the embeddings to that of the layers, where there is one
+    )
+    # Positions start at padding_idx + 1 and count the tokens other than padding, as in fairseq; else the column.
+    counts_tokens: bool = False
+    # Heads for classes read the state of column 0; BERT's pooler does so within the encoder.
+    heads_read_first: bool = False
+    output: str = "BaseModelOutputWithPoolingAndCrossAttentions"  # transformers' class
+    has_cross_attention: bool = True  # in transformers' class
+
+    @property
+    def module(self) -> str:
+        """The module of transformers' classes."""
+        name = self.model_type.replace("-", "_")
+        return f"transformers.models.{name}.modeling_{name}"
+
+    @property
+    def base(self) -> str:
+        """transformers' class of the encoder."""
+        return f"{self.prefix}Model"
+
+    def layers(self, model: nn.Module) -> nn.ModuleList:
+        """The layers of an encoder."""
+        found = getattr(model, self.encoder).layer
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    def first_position(self, embeddings: nn.Module) -> int:
+        """The position of a sequence's first token."""
+        return int(embeddings.padding_idx) + 1 if self.counts_tokens else 0

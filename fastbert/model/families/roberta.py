@@ -1,0 +1,9 @@
+"""RoBERTa (Liu et al., 2019), and XLM-RoBERTa and CamemBERT, which are RoBERTa with other data and tokenizers."""
+
+from dataclasses import replace
+
+from fastbert.model.families.family import Family
+
+ROBERTA = Family("roberta", "Roberta", "roberta", counts_tokens=True, heads_read_first=True)
+XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta", prefix="XLMRoberta")
+CAMEMBERT = replace(ROBERTA, model_type="camembert", prefix="Camembert")
