@@ -119,9 +119,10 @@ def _first_foreign(model: nn.Module, family: Family) -> str | None:
 
 def _child(module: nn.Module, path: str) -> Any:
     """The module at a path; a KeyError names the first part that is missing."""
+    found: Any = module
     for name in path.split("."):
-        module = module._modules[name]
-    return module
+        found = found._modules[name]
+    return found
 
 
 def _attributes(module: nn.Module, *names: str) -> tuple[Any, ...]:

@@ -1,9 +1,9 @@
 """accelerate: a live transformers encoder runs packed, in place, with its own parameters, and can be restored.
 
 Each encoder of a known family (BertModel, RobertaModel ...) inside the given object gets an instance `forward`, which
-packs the batch and runs fastbert.model.encoder over the existing modules. Classes, parameters, state_dict, hooks on linear
-layers and adapters are unchanged. A call that cannot be packed falls back to transformers' forward, the
-original code; `fastbert.explain(model)` reports how many calls did, and why.
+packs the batch and runs fastbert.model.encoder over the existing modules. Classes, parameters, state_dict, hooks on
+linear layers and adapters are unchanged. A call that cannot be packed falls back to transformers' forward, the original
+code; `fastbert.explain(model)` reports how many calls did, and why.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def accelerate(
     for bert in able:
         PackedEncoder.put(bert).matmul_precision = setting
         for layer in _known_family(bert).layers(bert):
-            layer.recompute_activations = recompute_activations
+            vars(layer)["recompute_activations"] = recompute_activations
     for head in _modules(model):
         for family in FAMILIES.values():
             _put_head(head, family)
@@ -473,7 +473,8 @@ def _of_class(kind: type) -> Family | None:
 
 def _family_of(module: nn.Module) -> Family | None:
     """The family of which `module` is transformers' encoder, without importing transformers; None if of none."""
-    return _of_class(type(module))
+    kind: Any = type(module)
+    return _of_class(kind)
 
 
 def _known_family(encoder: nn.Module) -> Family:

@@ -1,13 +1,14 @@
 """One transformer layer and the embeddings below it, over the parts of a module tree.
 
 The tree is fastbert's own or a live transformers model; its family says where it keeps the parts. A part is a linear
-layer, norm or table. A plain part runs by fastbert.ops; a wrapped one (LoRA, a hook, a quantised layer) is called as a module.
+layer, norm or table. A plain part runs by fastbert.ops; a wrapped one (LoRA, a hook, a quantised layer) is called as a
+module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,8 @@ class Layer:
     __slots__ = ("attention", "attention_dropout", "down", "module", "norm", "out", "out_norm", "qkv", "up")
 
     def __init__(self, module: nn.Module, names: LayerNames) -> None:
-        self.module, part = module, module.get_submodule
+        self.module = module
+        part: Callable[[str], Any] = module.get_submodule
         self.attention, self.attention_dropout = part(names.attention), part(names.attention_dropout)
         self.qkv = Projection(part(names.query), part(names.key), part(names.value))
         out_dropout = None if names.out_dropout is None else part(names.out_dropout)
