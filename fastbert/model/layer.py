@@ -168,12 +168,11 @@ class Embeddings:
 
     @property
     def all_plain(self) -> bool:
-        return self.is_plain and self.word_is_plain and self.projection is None and self.types is not None
+        return self.is_plain and self.word_is_plain and self.projection is None
 
-    def tensors(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], float]:
+    def tensors(self) -> tuple[tuple[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor], float]:
         """The tables of words, token types and positions, and the norm's weight, bias and eps, of plain embeddings."""
-        assert self.types is not None
-        tables = self.word.weight, self.types.weight, self.positions.weight
+        tables = self.word.weight, None if self.types is None else self.types.weight, self.positions.weight
         return tables, (self.norm.weight, self.norm.bias), self.norm.eps
 
     def __call__(self, tokens: Inputs) -> Tensor:

@@ -66,11 +66,12 @@ def batch_encoder(weights: Any) -> BatchEncoder | None:
 
 
 def _batch_encoder(weights: Any) -> BatchEncoder | None:
-    tables, norm, eps, layers, pooler = weights
-    word, width = tables[0], tables[0].shape[1]
+    (word, given_types, position), norm, eps, layers, pooler = weights
+    width = word.shape[1]
+    types = torch.zeros(1, width, dtype=word.dtype, device=word.device) if given_types is None else given_types
     ids, offsets = fresh(word, 1, dtype=torch.int64), fresh(word, 2, dtype=torch.int32)
     state = fresh(word, 1, width)
-    if supports_embed_layer_norm(ids, ids, ids, *tables, *norm, eps=eps):
+    if supports_embed_layer_norm(ids, ids, ids, word, types, position, *norm, eps=eps):
         return None
     if supports_encoder(state, layers, offsets, 1):
         return None
@@ -88,14 +89,14 @@ def _batch_encoder(weights: Any) -> BatchEncoder | None:
         words.buffer_info()[0],
         first.eps,
         scale_log2(width // first.num_heads),
-        *((table.data_ptr(), table.shape[0], table.stride(0)) for table in tables),
+        *((table.data_ptr(), table.shape[0], table.stride(0)) for table in (word, types, position)),
         norm[0].data_ptr(),
         norm[1].data_ptr(),
         eps,
         0 if last is None else last.data_ptr(),
     )
     # Another thread may drop the weights' forms during a call.
-    return BatchEncoder(model, word, pooler is not None, [words, *held, last, *tables, *norm])
+    return BatchEncoder(model, word, pooler is not None, [words, *held, last, word, types, position, *norm])
 
 
 def encode_batch(

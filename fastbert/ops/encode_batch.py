@@ -18,7 +18,7 @@ from fastbert.weight import Weight
 class BatchWeights(NamedTuple):
     """A model's weights."""
 
-    tables: tuple[Tensor, Tensor, Tensor]  # of words, token types and positions, (rows, E)
+    tables: tuple[Tensor, Tensor | None, Tensor]  # of words, token types, if there are any, and positions; (rows, E)
     norm: tuple[Tensor, Tensor]  # weight and bias (E,) of the embeddings' norm
     eps: float  # of that norm
     layers: EncoderWeights
