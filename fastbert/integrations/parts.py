@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastbert.model.families import Family
+from fastbert.families import Family
 from fastbert.model.layer import is_plain, sharded
 
 # PEFT's adapter packages whose layers work per token; a test compares each with transformers. The others combine

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
+from fastbert.families import FAMILIES, Family
 from fastbert.integrations.parts import attention_reason, foreign_part
 from fastbert.model.bert import pool
 from fastbert.model.encoder import encode, encode_at_once, runs_by_pointers
-from fastbert.model.families import FAMILIES, Family
 from fastbert.model.heads import IGNORE, answer_positions
 from fastbert.model.inputs import counted_positions, prepare
 from fastbert.model.layer import Products, has_global_hook

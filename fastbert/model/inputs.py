@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.model.families import BERT, Family
+from fastbert.families import BERT, Family
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pack, unpack
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.model.families import Family, LayerNames
+from fastbert.families import Family, LayerNames
 from fastbert.model.inputs import Inputs
 from fastbert.reference import ACTIVATIONS
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastbert import ops
-from fastbert.model.families import BERT, Family
+from fastbert.families import BERT, Family
 from fastbert.model.layer import Embeddings, Layer, Products, Projection, has_global_hook, is_hooked, sharded
 
 _PLAN = "_fastbert_plan"

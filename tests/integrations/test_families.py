@@ -8,7 +8,7 @@ import transformers
 from support import mask_of
 
 import fastbert
-from fastbert.model.families import FAMILIES
+from fastbert.families import FAMILIES
 
 WIDTHS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 SIZES = {**WIDTHS, "vocab_size": 120, "max_position_embeddings": 40}

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fastbert.families import BERT
 from fastbert.model import BertModel, BertPreTrainedModel
-from fastbert.model.families import BERT
 from fastbert.model.layer import Layer
 from fastbert.model.plan import project
 from fastbert.training.distill.losses import relation_loss, state_loss

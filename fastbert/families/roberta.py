@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fastbert.model.families.family import Family
+from fastbert.families.family import Family
 
 ROBERTA = Family("roberta", "Roberta", "roberta", counts_tokens=True, heads_read_first=True)
 XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta", prefix="XLMRoberta")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:  # a config is read without torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,10 @@ class Family:
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """The layers of an encoder."""
-        found = getattr(model, self.encoder).layer
-        assert isinstance(found, nn.ModuleList)
+        found: nn.ModuleList = getattr(model, self.encoder).layer
         return found
 
     def first_position(self, embeddings: nn.Module) -> int:
         """The position of a sequence's first token."""
-        return int(embeddings.padding_idx) + 1 if self.counts_tokens else 0
+        padding: Any = embeddings.padding_idx if self.counts_tokens else -1
+        return int(padding) + 1

@@ -1,6 +1,6 @@
 """DistilBERT (Sanh et al., 2019): BERT without token types, pooler and the dropout after attention."""
 
-from fastbert.model.families.family import Family, LayerNames
+from fastbert.families.family import Family, LayerNames
 
 DISTILBERT = Family(
     "distilbert",

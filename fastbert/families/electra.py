@@ -1,6 +1,6 @@
 """ELECTRA (Clark et al., 2020): its generator and its small discriminators embed in a width of their own."""
 
-from fastbert.model.families.family import Family
+from fastbert.families.family import Family
 
 ELECTRA = Family(
     "electra",

@@ -4,11 +4,11 @@ One file per family. Everything else reads a `Family`: the plan finds the parts 
 positions that it says, and integrations/ finds transformers' classes. `FAMILIES` has them by transformers' model_type.
 """
 
-from fastbert.model.families.bert import BERT
-from fastbert.model.families.distilbert import DISTILBERT
-from fastbert.model.families.electra import ELECTRA
-from fastbert.model.families.family import Family, LayerNames
-from fastbert.model.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
+from fastbert.families.bert import BERT
+from fastbert.families.distilbert import DISTILBERT
+from fastbert.families.electra import ELECTRA
+from fastbert.families.family import Family, LayerNames
+from fastbert.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 __all__ = ["BERT", "FAMILIES", "Family", "LayerNames"]
 
