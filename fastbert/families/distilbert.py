@@ -26,6 +26,18 @@ DISTILBERT = Family(
     activation="activation",
     has_token_types=False,
     heads_read_first=True,
+    field_names={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "classifier_dropout": "seq_classif_dropout",
+    },
+    defaults={"num_hidden_layers": 6, "classifier_dropout": 0.2},
+    lacks=frozenset({"embedding_size", "type_vocab_size", "layer_norm_eps"}),
     output="BaseModelOutput",
     has_cross_attention=False,
 )

@@ -8,5 +8,7 @@ ELECTRA = Family(
     "electra",
     projection="embeddings_project",
     heads_read_first=True,
+    defaults={"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+    lacks=frozenset(),
     output="BaseModelOutputWithPastAndCrossAttentions",
 )

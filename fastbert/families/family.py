@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,11 @@ class Family:
     counts_tokens: bool = False
     # Heads for classes read the state of column 0; BERT's pooler does so within the encoder.
     heads_read_first: bool = False
+    # Its config.json: the names of fields, by BERT's, where they differ; defaults, by BERT's names, where they differ; and
+    # BERT's fields that it has not.
+    field_names: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    lacks: frozenset[str] = frozenset({"embedding_size"})
     output: str = "BaseModelOutputWithPoolingAndCrossAttentions"  # transformers' class
     has_cross_attention: bool = True  # in transformers' class
 
