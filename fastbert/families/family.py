@@ -62,7 +62,7 @@ BERT_LAYER = LayerNames(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Family:
     """A family of encoders, under transformers' names."""
 
