@@ -1,4 +1,4 @@
-"""Reads Hugging Face BERT checkpoints (safetensors and pytorch_model.bin, also in shards); writes safetensors."""
+"""Reads checkpoints in Hugging Face layout (safetensors, pytorch_model.bin, also in shards); writes safetensors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import read_json, shown
 from fastbert.checkpoint.pickled_file import PickledFile
 from fastbert.checkpoint.safetensors_file import SafetensorsFile
+from fastbert.families import BERT, FAMILIES, Family
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_ENCODER = ("embeddings.", "encoder.")
 _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
@@ -35,13 +35,14 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Checkpoint:
-    """The tensors of a checkpoint under their plain names: no `bert.` in front, no gamma and beta.
+    """The tensors of a checkpoint under their plain names: without a family's prefix (`bert.`), gamma and beta.
 
     Attributes:
         files: plain name -> the file that holds it.
     """
 
-    def __init__(self, path: str | Path, revision: str | None = None) -> None:
+    def __init__(self, path: str | Path, revision: str | None = None, family: Family = BERT) -> None:
+        self._family = family
         self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str]] = {}  # plain name -> file, name in it
         self.files: dict[str, Path] = {}
         for file in _weight_files(path, revision):
@@ -81,7 +82,7 @@ class Checkpoint:
         except _UNREADABLE as error:
             raise ValueError(f"{path} is truncated or no checkpoint: {error}") from error
         for stored in file:
-            name = plain_name(stored)
+            name = plain_name(stored, self._family)
             if name in self._stored:
                 raise ValueError(f"{path}: tensors {shown(self._stored[name][1])} and {shown(stored)} are both {name}")
             self._stored[name], self.files[name] = (file, stored), path
@@ -106,9 +107,9 @@ def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
     raise FileNotFoundError(f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards")
 
 
-def plain_name(name: str) -> str:
-    """A stored tensor's name without a leading `bert.` and with the current names of LayerNorm parameters."""
-    name = name.removeprefix("bert.")
+def plain_name(name: str, family: Family = BERT) -> str:
+    """A stored tensor's name without a leading `bert.`, or as a family has it, and with LayerNorm's current names."""
+    name = name.removeprefix(f"{family.attribute}.")
     for pattern, replacement in _LEGACY:
         name = pattern.sub(replacement, name)
     return name
@@ -128,15 +129,13 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return dtype
 
 
-def check_layers(checkpoint: Checkpoint, count: int) -> None:
+def check_layers(checkpoint: Checkpoint, count: int, family: Family = BERT) -> None:
     """Raises ValueError, before layers are made, if the checkpoint has fewer layers than `count`, the config's."""
     for i in range(count):
-        if f"encoder.layer.{i}.attention.self.query.weight" not in checkpoint:
-            _fail_missing(
-                checkpoint,
-                [f"encoder.layer.{i}.attention.self.query.weight"],
-                f"config: num_hidden_layers is {count}, the weights are of {i}" if i else None,
-            )
+        name = f"{family.encoder}.layer.{i}.{family.layer.query}.weight"
+        if name not in checkpoint:
+            why = f"config: num_hidden_layers is {count}, the weights are of {i}" if i else None
+            _fail_missing(checkpoint, [name], why)
 
 
 @dataclass
@@ -157,20 +156,21 @@ def match(model: nn.Module, checkpoint: Checkpoint, ignore_mismatched_sizes: boo
         ValueError: an encoder tensor is missing, or a tensor has another shape or an integer dtype. The message names
             file and tensor.
     """
-    found, tied = Match(), model.config.tie_word_embeddings
+    found, tied, family = Match(), model.config.tie_word_embeddings, FAMILIES[model.config.model_type]
+    encoder = tuple(f"{part}." for part in ("embeddings", family.encoder, family.projection) if part)
     missing_encoder: list[str] = []
     for name, parameter in model.named_parameters():
-        plain = plain_name(name)
+        plain = plain_name(name, family)
         aliases = (_ALIASES if tied else _UNTIED).get(plain, (plain,))
         source = next((alias for alias in aliases if alias in checkpoint), None)
         if source is None:
-            (missing_encoder if plain.startswith(_ENCODER) else found.missing).append(name)
+            (missing_encoder if plain.startswith(encoder) else found.missing).append(name)
         elif (shape := checkpoint.shape(source)) != parameter.shape:
             mismatch = (
                 f"{checkpoint.files[source]}: tensor {source} has shape {tuple(shape)}; "
                 f"the config makes it {tuple(parameter.shape)}"
             )
-            if not _may_differ(name, ignore_mismatched_sizes):
+            if not _may_differ(name, family, ignore_mismatched_sizes):
                 hint = "" if ignore_mismatched_sizes else " (ignore_mismatched_sizes=True initialises it instead)"
                 raise ValueError(mismatch + hint)
             found.mismatched.append(mismatch)
@@ -232,15 +232,19 @@ def _check_tied(checkpoint: Checkpoint, words: Tensor) -> None:
     )
 
 
-def _may_differ(name: str, ignore_mismatched_sizes: bool | str) -> bool:
+def _may_differ(name: str, family: Family, ignore_mismatched_sizes: bool | str) -> bool:
     """True if a parameter may have another shape in the checkpoint. With a head, the encoder's names begin `bert.`."""
-    return not name.startswith("bert.") if ignore_mismatched_sizes == "head" else bool(ignore_mismatched_sizes)
+    return (
+        not name.startswith(f"{family.attribute}.")
+        if ignore_mismatched_sizes == "head"
+        else bool(ignore_mismatched_sizes)
+    )
 
 
 def _fail_missing(checkpoint: Checkpoint, names: list[str], why: str | None = None) -> NoReturn:
     files = ", ".join(str(f) for f in sorted(set(checkpoint.files.values()))) or "the checkpoint"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    raise ValueError(f"{files}: no tensor {', '.join(names[:3])}{more}; {why or 'is this a BERT checkpoint?'}")
+    raise ValueError(f"{files}: no tensor {', '.join(names[:3])}{more}; {why or 'is this a checkpoint of its family?'}")
 
 
 def save(state: dict[str, Tensor], folder: str | Path, max_shard_size: int | str = "5GB") -> None:

@@ -25,6 +25,7 @@ DISTILBERT = Family(
     ),
     activation="activation",
     has_token_types=False,
+    has_pooler=False,
     heads_read_first=True,
     field_names={
         "hidden_size": "dim",

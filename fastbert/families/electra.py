@@ -7,6 +7,7 @@ ELECTRA = Family(
     "Electra",
     "electra",
     projection="embeddings_project",
+    has_pooler=False,
     heads_read_first=True,
     defaults={"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
     lacks=frozenset(),

@@ -73,6 +73,7 @@ class Family:
     layer: LayerNames = field(default=BERT_LAYER)
     activation: str = "hidden_act"  # the field of its config
     has_token_types: bool = True
+    has_pooler: bool = True
     projection: str | None = (
         None  # of an encoder: from the width of the embeddings to that of the layers, where there is one
     )
@@ -80,8 +81,8 @@ class Family:
     counts_tokens: bool = False
     # Heads for classes read the state of column 0; BERT's pooler does so within the encoder.
     heads_read_first: bool = False
-    # Its config.json: the names of fields, by BERT's, where they differ; defaults, by BERT's names, where they differ; and
-    # BERT's fields that it has not.
+    # Its config.json: the names of fields where they differ from BERT's, by BERT's; the defaults that differ, by BERT's
+    # names; and the fields of BERT that it lacks.
     field_names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     lacks: frozenset[str] = frozenset({"embedding_size"})

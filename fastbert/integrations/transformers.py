@@ -279,7 +279,7 @@ class PackedEncoder(_Packed):
             return None
         first = plan.family.first_position(self.module.embeddings)
         if positions is None and first:
-            positions = counted_positions(ids.shape, first, ids)
+            positions = counted_positions(ids, first)
         return encode_at_once(plan, ids, mask, types, positions, pad_id)
 
 

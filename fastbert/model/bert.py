@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastbert.config import BertConfig
+from fastbert.config import BertConfig, family_of
+from fastbert.families import BERT, FAMILIES, Family
 from fastbert.model.encoder import Encoded, encode, encode_at_once, runs_by_pointers
-from fastbert.model.inputs import Inputs, prepare
+from fastbert.model.inputs import Inputs, counted_positions, prepare
 from fastbert.model.layer import Products
-from fastbert.model.modules import BertEmbeddings, BertEncoder, BertPooler
+from fastbert.model.modules import Embeddings, Layers, Pooler
 from fastbert.model.outputs import BaseModelOutputWithPooling, returned
 from fastbert.model.plan import EncoderPlan, encoder_plan
 from fastbert.model.pretrained import BertPreTrainedModel
@@ -37,6 +38,7 @@ def run_bert(
 
     `prepared` replaces all arguments that describe the tokens; `plan` is as for `encode`.
     """
+    family: Family = getattr(bert, "family", BERT)
     inputs = prepared or prepare(
         bert.embeddings,
         input_ids,
@@ -47,6 +49,7 @@ def run_bert(
         cu_seqlens,
         max_seqlen,
         config.pad_token_id,
+        family=family,
     )
     encoded = encode(
         bert,
@@ -55,7 +58,7 @@ def run_bert(
         precision=precision,
         output_attentions=config.output_attentions if output_attentions is None else output_attentions,
         output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-        plan=plan,
+        plan=plan or encoder_plan(bert, Products(config.hidden_act, precision), family=family),
     )
     return inputs, encoded
 
@@ -74,22 +77,27 @@ def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
     return dense(first, "tanh") * some[:, None]
 
 
-class BertModel(BertPreTrainedModel):
-    """The bare encoder, with transformers' arguments and output; the states of pads are zeros.
+class EncoderModel(BertPreTrainedModel):
+    """The bare encoder of a family, with transformers' arguments and output; the states of pads are zeros.
 
     Args:
         config: sizes and settings.
-        add_pooling_layer: create a pooler, and so return a `pooler_output`.
+        add_pooling_layer: create a pooler, if the family has one, and so return a `pooler_output`.
     """
 
+    model_types = tuple(FAMILIES)
     _constructor_keywords = ("add_pooling_layer",)
     token_fields = ("last_hidden_state",)
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        self.embeddings = BertEmbeddings(config)
-        self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config) if add_pooling_layer else None
+        self.family = family = family_of(config.model_type)
+        self.embeddings = Embeddings(config, family)
+        width = config.embedding_size or config.hidden_size
+        if family.projection is not None and width != config.hidden_size:
+            self.add_module(family.projection, nn.Linear(width, config.hidden_size))
+        self.add_module(family.encoder, Layers(config, family))
+        self.pooler = Pooler(config) if add_pooling_layer and family.has_pooler else None
         self.init_weights()
 
     def forward(
@@ -128,8 +136,11 @@ class BertModel(BertPreTrainedModel):
         captures = output_attentions or output_hidden_states or config.output_attentions or config.output_hidden_states
         padded = inputs_embeds is None and cu_seqlens is None and prepared is None
         if isinstance(input_ids, Tensor) and padded and not captures and runs_by_pointers():
-            plan = encoder_plan(self, Products(config.hidden_act, precision))
-            found = encode_at_once(plan, input_ids, attention_mask, token_type_ids, position_ids)
+            plan, family = encoder_plan(self, Products(config.hidden_act, precision), family=self.family), self.family
+            positions = position_ids
+            if positions is None and family.counts_tokens:
+                positions = counted_positions(input_ids, family.first_position(self.embeddings))
+            found = encode_at_once(plan, input_ids, attention_mask, token_type_ids, positions)
             if found is not None:
                 output = BaseModelOutputWithPooling(last_hidden_state=found[0], pooler_output=found[1])
                 return returned(output, config, return_dict)
@@ -158,3 +169,9 @@ class BertModel(BertPreTrainedModel):
             attentions=encoded.attentions,
         )
         return returned(output, config, return_dict)
+
+
+class BertModel(EncoderModel):
+    """The bare encoder of BERT."""
+
+    model_types = ("bert",)

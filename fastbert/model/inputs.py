@@ -160,7 +160,8 @@ def prepare(
             f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}{which}"
         )
     if position_ids is None and first:
-        position_ids = counted_positions(shape, first, input_ids, None if cu_seqlens is None else batch, device)
+        ids = torch.full(shape, first, device=device) if input_ids is None else input_ids
+        position_ids = counted_positions(ids, first, None if cu_seqlens is None else batch)
     ranges, checked = [], {}
     for argument, x, table, what in (
         ("input_ids", input_ids, embeddings.word_embeddings, "vocab_size"),
@@ -185,18 +186,12 @@ def prepare(
     return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
 
 
-def counted_positions(
-    shape: torch.Size,
-    first: int,
-    ids: Tensor | None,
-    packed: PackedBatch | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
+def counted_positions(ids: Tensor, first: int, packed: PackedBatch | None = None) -> Tensor:
     """fairseq's positions: `first` and on for the tokens of a sequence that are not padding, first - 1 for padding.
 
-    Embeddings, in place of ids, are all tokens. With `packed`, the ids are (T,), else (B, S).
+    ids: (B, S), or (T,) with `packed`; of embeddings, which are all tokens, the row of anything but padding.
     """
-    real = torch.ones(shape, dtype=torch.bool, device=device) if ids is None else ids != first - 1
+    real = ids != first - 1
     counts = real.cumsum(-1)
     if packed is not None:
         before = torch.cat([counts.new_zeros(1), counts])[packed.cu_seqlens[:-1].long()]
