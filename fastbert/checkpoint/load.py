@@ -26,11 +26,7 @@ _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
 )
-# The possible names of a tied tensor, in order of preference. transformers also registers the bias under the decoder,
-# and saves the name that it finds first.
-_UNTIED = {"cls.predictions.bias": ("cls.predictions.decoder.bias", "cls.predictions.bias")}
-_WORDS, _DECODER = "embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
-_ALIASES = {_WORDS: (_WORDS, _DECODER), _DECODER: (_DECODER, _WORDS), **_UNTIED}
+_WORDS = "embeddings.word_embeddings.weight"
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -43,6 +39,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, revision: str | None = None, family: Family = BERT) -> None:
         self._family = family
+        self.decoder = f"{family.masked_lm.decoder}.weight"
         self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str]] = {}  # plain name -> file, name in it
         self.files: dict[str, Path] = {}
         for file in _weight_files(path, revision):
@@ -117,7 +114,7 @@ def plain_name(name: str, family: Family = BERT) -> str:
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype the weights were saved in."""
-    name = next((name for name in (_WORDS, _DECODER) if name in checkpoint), None)
+    name = next((name for name in (_WORDS, checkpoint.decoder) if name in checkpoint), None)
     if name is None:
         _fail_missing(checkpoint, [_WORDS])
     dtype = checkpoint.dtype(name)
@@ -136,6 +133,18 @@ def check_layers(checkpoint: Checkpoint, count: int, family: Family = BERT) -> N
         if name not in checkpoint:
             why = f"config: num_hidden_layers is {count}, the weights are of {i}" if i else None
             _fail_missing(checkpoint, [name], why)
+
+
+def _aliases(family: Family, tied: bool) -> dict[str, tuple[str, ...]]:
+    """The possible names of a tied tensor, in order of preference.
+
+    transformers also registers the bias under the decoder, and saves the name that it finds first.
+    """
+    names, found = family.masked_lm, dict[str, tuple[str, ...]]()
+    decoder = f"{names.decoder}.weight"
+    if names.bias is not None:
+        found[names.bias] = f"{names.decoder}.bias", names.bias
+    return {**found, _WORDS: (_WORDS, decoder), decoder: (decoder, _WORDS)} if tied else found
 
 
 @dataclass
@@ -161,7 +170,7 @@ def match(model: nn.Module, checkpoint: Checkpoint, ignore_mismatched_sizes: boo
     missing_encoder: list[str] = []
     for name, parameter in model.named_parameters():
         plain = plain_name(name, family)
-        aliases = (_ALIASES if tied else _UNTIED).get(plain, (plain,))
+        aliases = _aliases(family, tied).get(plain, (plain,))
         source = next((alias for alias in aliases if alias in checkpoint), None)
         if source is None:
             (missing_encoder if plain.startswith(encoder) else found.missing).append(name)
@@ -219,15 +228,16 @@ def load_into(
 
 @torch.no_grad()
 def _check_tied(checkpoint: Checkpoint, words: Tensor) -> None:
-    if _DECODER not in checkpoint:
+    other = checkpoint.decoder
+    if other not in checkpoint:
         return
     decoder = torch.empty_like(words)
-    if checkpoint.shape(_DECODER) == words.shape:
-        checkpoint.copy_into(decoder, _DECODER)
+    if checkpoint.shape(other) == words.shape:
+        checkpoint.copy_into(decoder, other)
         if torch.equal(decoder.view(torch.uint8), words.view(torch.uint8)):
             return
     raise ValueError(
-        f"{checkpoint.files[_DECODER]}: tensors {_WORDS} and {_DECODER} differ, but config: tie_word_embeddings is "
+        f"{checkpoint.files[other]}: tensors {_WORDS} and {other} differ, but config: tie_word_embeddings is "
         "true; tie_word_embeddings=False loads both"
     )
 

@@ -1,6 +1,6 @@
 """DistilBERT (Sanh et al., 2019): BERT without token types, pooler and the dropout after attention."""
 
-from fastbert.families.family import Family, LayerNames
+from fastbert.families.family import ClassesNames, Family, LayerNames, MaskedLMNames
 
 DISTILBERT = Family(
     "distilbert",
@@ -27,6 +27,9 @@ DISTILBERT = Family(
     has_token_types=False,
     has_pooler=False,
     heads_read_first=True,
+    masked_lm=MaskedLMNames("vocab_transform", "vocab_layer_norm", "vocab_projector"),
+    classes=ClassesNames("pre_classifier", activation="relu"),
+    choices=ClassesNames("pre_classifier", activation="relu"),
     field_names={
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",

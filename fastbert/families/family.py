@@ -62,6 +62,42 @@ BERT_LAYER = LayerNames(
 )
 
 
+@dataclass(frozen=True)
+class MaskedLMNames:
+    """Paths of a masked-language-model head's parts, from the model.
+
+    They are a transform to the width of the word table, and the decoder, whose weight is the word table's.
+    """
+
+    dense: str
+    norm: str
+    decoder: str
+    bias: str | None = None  # a second name of the decoder's bias
+    containers: tuple[str, ...] = ()
+    activation: str | None = None  # None: the encoder's
+
+
+BERT_MASKED_LM = MaskedLMNames(
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.decoder",
+    "cls.predictions.bias",
+    ("cls", "cls.predictions", "cls.predictions.transform"),
+)
+
+
+@dataclass(frozen=True)
+class ClassesNames:
+    """Paths of the parts of a head for classes: a layer over the first token's state, unless the encoder has a pooler,
+    dropout, and the classifier."""
+
+    dense: str | None = None
+    out: str = "classifier"
+    activation: str = "tanh"
+    containers: tuple[str, ...] = ()
+    drops_first: bool = False  # also before the first layer
+
+
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Family:
     """A family of encoders, under transformers' names."""
@@ -79,6 +115,9 @@ class Family:
     )
     # Positions start at padding_idx + 1 and count the tokens other than padding, as in fairseq; else the column.
     counts_tokens: bool = False
+    masked_lm: MaskedLMNames = BERT_MASKED_LM
+    classes: ClassesNames = ClassesNames()
+    choices: ClassesNames = ClassesNames()
     # Heads for classes read the state of column 0; BERT's pooler does so within the encoder.
     heads_read_first: bool = False
     # Its config.json: the names of fields where they differ from BERT's, by BERT's; the defaults that differ, by BERT's

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fastbert.families.family import Family
+from fastbert.families.family import ClassesNames, Family, MaskedLMNames
 
 ROBERTA = Family(
     "roberta",
@@ -10,6 +10,10 @@ ROBERTA = Family(
     "roberta",
     counts_tokens=True,
     heads_read_first=True,
+    masked_lm=MaskedLMNames(
+        "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", ("lm_head",), activation="gelu"
+    ),
+    classes=ClassesNames("classifier.dense", "classifier.out_proj", "tanh", ("classifier",), drops_first=True),
     defaults={"vocab_size": 50265, "pad_token_id": 1},
 )
 XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta", prefix="XLMRoberta", defaults={"pad_token_id": 1})

@@ -87,8 +87,8 @@ class FillMask:
             raise ValueError(f"the text has no {tokenizer.mask_token}: {text[:80]!r}")
         packed = torch.tensor(ids, device=model.device)
         cu_seqlens = torch.tensor([0, len(ids)], dtype=torch.int32, device=model.device)
-        output = model.bert(packed, cu_seqlens=cu_seqlens, max_seqlen=len(ids), return_dict=True)
-        logits = model.cls.predictions(output.last_hidden_state[places])  # (masks, V)
+        output = model.base_model(packed, cu_seqlens=cu_seqlens, max_seqlen=len(ids), return_dict=True)
+        logits = model.predictions(output.last_hidden_state[places])  # (masks, V)
         best = logits.float().softmax(dim=1).topk(min(top_k, logits.shape[1]))
         return [
             [

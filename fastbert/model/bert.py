@@ -68,13 +68,19 @@ def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
 
     transformers takes column 0, which differs only where a row begins with a pad.
     """
-    batch, x, dense = inputs.batch, encoded.last_hidden_state, encoded.plan.pooler
+    batch, dense = inputs.batch, encoded.plan.pooler
     assert dense is not None, "the model has no pooler"
+    pooled = dense(first_states(inputs, encoded.last_hidden_state), "tanh")
+    return pooled if inputs.is_full and batch.seq_len else pooled * (batch.cu_seqlens.diff() > 0)[:, None]
+
+
+def first_states(inputs: Inputs, x: Tensor) -> Tensor:
+    """The states of each row's first real token, (T, E) -> (B, E); any of a row without one."""
+    batch = inputs.batch
     if inputs.is_full and batch.seq_len:
-        return dense(x.view(batch.batch_size, batch.seq_len, x.shape[1])[:, 0], "tanh")
-    starts, some = batch.cu_seqlens[:-1].long(), batch.cu_seqlens.diff() > 0
-    first = x[starts.clamp(0, len(x) - 1)] if len(x) else x.new_zeros(batch.batch_size, x.shape[1])
-    return dense(first, "tanh") * some[:, None]
+        return x.view(batch.batch_size, batch.seq_len, x.shape[1])[:, 0]
+    starts = batch.cu_seqlens[:-1].long()
+    return x[starts.clamp(0, len(x) - 1)] if len(x) else x.new_zeros(batch.batch_size, x.shape[1])
 
 
 class EncoderModel(BertPreTrainedModel):

@@ -5,6 +5,7 @@ Labels at pads are ignored. Label a real token -100 to exclude it from the loss.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.config import BertConfig
-from fastbert.model.bert import BertModel, pool, run_bert
+from fastbert.config import BertConfig, family_of
+from fastbert.families import FAMILIES
+from fastbert.families.family import ClassesNames
+from fastbert.model.bert import BertModel, EncoderModel, first_states, pool, run_bert
 from fastbert.model.encoder import Encoded
 from fastbert.model.inputs import Inputs, check_ids
 from fastbert.model.layer import is_plain
+from fastbert.model.modules import Part, place
 from fastbert.model.outputs import (
     BertForPreTrainingOutput,
     HeadOutput,
@@ -30,21 +34,28 @@ from fastbert.model.pretrained import BertPreTrainedModel
 IGNORE = -100
 
 
-class BertHeadModel(BertPreTrainedModel):
-    """The base of the models with a head: a BertModel named `bert` and the head.
+class HeadModel(BertPreTrainedModel):
+    """The base of the models with a head: an encoder, named as its family has it (`bert`), and the head.
 
     Every forward takes, in addition to its own arguments, BertModel's options: output_attentions,
     output_hidden_states, return_dict, and cu_seqlens and max_seqlen for packed input.
     """
 
+    model_types = tuple(FAMILIES)
     has_pooler = True
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.bert = BertModel(config, add_pooling_layer=self.has_pooler)
+        self.family = family_of(config.model_type)
+        kind = BertModel if config.model_type in BertModel.model_types else EncoderModel
+        self.add_module(self.family.attribute, kind(config, add_pooling_layer=self._pools()))
+
+    def _pools(self) -> bool:
+        """Whether the encoder has a pooler, if its family has one."""
+        return self.has_pooler
 
     def _run(self, *inputs: Any, **options: Any) -> tuple[Inputs, Encoded]:
-        return run_bert(self.bert, self.config, *inputs, precision=self.matmul_precision, **options)
+        return run_bert(self.base_model, self.config, *inputs, precision=self.matmul_precision, **options)
 
     def _pool(self, inputs: Inputs, encoded: Encoded) -> Tensor:
         return pool(inputs, encoded)
@@ -60,69 +71,72 @@ class BertHeadModel(BertPreTrainedModel):
         return returned(kind(**fields), self.config, return_dict)
 
 
-class BertPredictionHeadTransform(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.activation = config.hidden_act
+class MaskedLMHead:
+    """The masked-language-model head of a model: a transform, and a decoder whose weight is the word table's."""
 
-    def forward(self, x: Tensor) -> Tensor:  # (T, E) -> (T, E)
-        x, norm = project(self.dense, x, self.activation), self.LayerNorm
+    def __init__(self, model: HeadModel) -> None:
+        names = model.family.masked_lm
+        part: Callable[[str], Any] = model.get_submodule
+        self.dense, self.norm, self.decoder = part(names.dense), part(names.norm), part(names.decoder)
+        self.activation = names.activation or model.config.hidden_act
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, E) -> (T, V)."""
+        return project(self.decoder, self.transform(x))
+
+    def transform(self, x: Tensor) -> Tensor:
+        """(T, E) to the width of the word table."""
+        x, norm = project(self.dense, x, self.activation), self.norm
         if not is_plain(norm, nn.LayerNorm):
             return norm(x)
         return ops.add_layer_norm(x, None, norm.weight, norm.bias, eps=norm.eps)
-
-
-class BertLMPredictionHead(nn.Module):
-    """The masked-language-model head: a transform, and a decoder whose weight is the word table's."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.transform = BertPredictionHeadTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.bias = self.decoder.bias
-
-    def forward(self, x: Tensor) -> Tensor:  # (T, E) -> (T, V)
-        return project(self.decoder, self.transform(x))
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """The mean cross entropy at labelled tokens, (T, E), (T,) -> (), without their logits."""
         return ops.linear_cross_entropy(self.transform(x), self.decoder.weight, self.decoder.bias, labels)
 
 
-class BertPreTrainingHeads(nn.Module):
-    """`cls` of the pre-training models: either head, or both."""
+class _LanguageModel(HeadModel):
+    """The base of the models with a masked-language-model head."""
 
-    def __init__(self, config: BertConfig, *, predictions: bool, seq_relationship: bool) -> None:
-        super().__init__()
-        if predictions:
-            self.predictions = BertLMPredictionHead(config)
-        if seq_relationship:
-            self.seq_relationship = nn.Linear(config.hidden_size, 2)
+    def _place_predictions(self) -> None:
+        names, config = self.family.masked_lm, self.config
+        width = config.embedding_size or config.hidden_size
+        for path in names.containers:
+            place(self, path, Part())
+        place(self, names.dense, nn.Linear(config.hidden_size, width))
+        place(self, names.norm, nn.LayerNorm(width, eps=config.layer_norm_eps))
+        place(self, names.decoder, nn.Linear(width, config.vocab_size))
+        self._name_bias()
 
+    def _name_bias(self) -> None:
+        names = self.family.masked_lm
+        if names.bias is not None:
+            owner, _, name = names.bias.rpartition(".")
+            setattr(self.get_submodule(owner), name, self.get_output_embeddings().bias)
 
-class _LanguageModel(BertHeadModel):
-    """The base of the two models with a language-model head."""
+    @property
+    def predictions(self) -> MaskedLMHead:
+        return MaskedLMHead(self)
 
     def tie_weights(self) -> None:
-        head = self.cls.predictions
         if self.config.tie_word_embeddings:
-            head.decoder.weight = self.bert.embeddings.word_embeddings.weight
-        head.bias = head.decoder.bias
+            self.get_output_embeddings().weight = self.get_input_embeddings().weight
+        self._name_bias()
 
     def get_output_embeddings(self) -> nn.Linear:
-        return self.cls.predictions.decoder
+        decoder: Any = self.get_submodule(self.family.masked_lm.decoder)
+        return decoder
 
     def set_output_embeddings(self, decoder: nn.Linear) -> None:
-        self.cls.predictions.decoder = decoder
-        self.cls.predictions.bias = decoder.bias
+        place(self, self.family.masked_lm.decoder, decoder)
+        self._name_bias()
 
     def _predictions(
         self, inputs: Inputs, x: Tensor, labels: Tensor | None, output_logits: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The loss, if there are labels, and the logits (B, S, V), if `output_logits`."""
-        head = self.cls.predictions
+        head = self.predictions
         if labels is not None:
             labels = _packed_labels(inputs, labels, self.config.vocab_size)
         if not output_logits:
@@ -132,14 +146,48 @@ class _LanguageModel(BertHeadModel):
         return loss, inputs.give_back(logits)
 
 
+class _Classifier(HeadModel):
+    """The base of the models with a vector per text: the pooler's, or what the head makes of the first token's."""
+
+    @property
+    def names(self) -> ClassesNames:
+        return self.family.classes
+
+    def _pools(self) -> bool:
+        return self.names.dense is None
+
+    def _place_classes(self, count: int) -> None:
+        names, config = self.names, self.config
+        for path in names.containers:
+            place(self, path, Part())
+        if names.dense is not None:
+            place(self, names.dense, nn.Linear(config.hidden_size, config.hidden_size))
+        self.dropout = nn.Dropout(config.head_dropout)
+        place(self, names.out, nn.Linear(config.hidden_size, count))
+
+    def _classify(self, inputs: Inputs, encoded: Encoded) -> Tensor:
+        """(B, count)."""
+        names = self.names
+        if names.dense is None:
+            x = self._pool(inputs, encoded)
+        else:
+            x = first_states(inputs, encoded.last_hidden_state)
+            x = self.dropout(x) if names.drops_first else x
+            x = project(self.get_submodule(names.dense), x, names.activation)
+        return project(self.get_submodule(names.out), self.dropout(x))
+
+
 class BertForPreTraining(_LanguageModel):
     """Masked-language-model and next-sentence heads together."""
+
+    model_types = ("bert",)
 
     token_fields = ("prediction_logits",)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.cls = BertPreTrainingHeads(config, predictions=True, seq_relationship=True)
+        self._place_predictions()
+        place(self, "cls.seq_relationship", nn.Linear(config.hidden_size, 2))
         self.init_weights()
 
     def forward(
@@ -170,7 +218,7 @@ class BertForPreTraining(_LanguageModel):
         return self._output(BertForPreTrainingOutput, encoded, return_dict, **fields)
 
 
-class BertForMaskedLM(_LanguageModel):
+class ModelForMaskedLM(_LanguageModel):
     """The masked-language-model head."""
 
     has_pooler = False
@@ -178,7 +226,7 @@ class BertForMaskedLM(_LanguageModel):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.cls = BertPreTrainingHeads(config, predictions=True, seq_relationship=False)
+        self._place_predictions()
         self.init_weights()
 
     def forward(
@@ -203,12 +251,15 @@ class BertForMaskedLM(_LanguageModel):
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
-class BertForNextSentencePrediction(BertHeadModel):
+class BertForNextSentencePrediction(HeadModel):
     """The next-sentence head: logits (B, 2), label 0 for a continuation, 1 for a random sentence."""
+
+    model_types = ("bert",)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.cls = BertPreTrainingHeads(config, predictions=False, seq_relationship=True)
+        self.cls = Part()
+        place(self, "cls.seq_relationship", nn.Linear(config.hidden_size, 2))
         self.init_weights()
 
     def forward(
@@ -230,14 +281,13 @@ class BertForNextSentencePrediction(BertHeadModel):
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
-class BertForSequenceClassification(BertHeadModel):
+class ModelForSequenceClassification(_Classifier):
     """A linear layer on the pooled vector: regression, one label or several, by `config.problem_type`."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self._place_classes(config.num_labels)
         self.init_weights()
 
     def forward(
@@ -254,7 +304,7 @@ class BertForSequenceClassification(BertHeadModel):
         """labels (B,) of classes; (B,) or (B, num_labels) of numbers for regression and several labels."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
-        logits = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
+        logits = self._classify(inputs, encoded)
         loss = None if labels is None else self._loss(logits, labels)
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
@@ -282,13 +332,16 @@ class BertForSequenceClassification(BertHeadModel):
         )
 
 
-class BertForMultipleChoice(BertHeadModel):
+class ModelForMultipleChoice(_Classifier):
     """One score for each choice of a question: inputs (B, C, S), logits (B, C)."""
+
+    @property
+    def names(self) -> ClassesNames:
+        return self.family.choices
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self._place_classes(1)
         self.init_weights()
 
     def forward(
@@ -309,14 +362,14 @@ class BertForMultipleChoice(BertHeadModel):
             raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be (batch, choices, sequence, ...)")
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*(x if x is None else x.flatten(0, 1) for x in args), **options)
-        scores = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
+        scores = self._classify(inputs, encoded)
         # `prepared` texts are not grouped by question: (B * C, 1); only the caller can group them
         logits = scores if tokens is None else scores.view(*tokens.shape[:2])
         loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, logits.shape[1]))
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
-class BertForTokenClassification(BertHeadModel):
+class ModelForTokenClassification(HeadModel):
     """A linear layer on every token: logits (B, S, num_labels), zeros at pads."""
 
     has_pooler = False
@@ -350,7 +403,7 @@ class BertForTokenClassification(BertHeadModel):
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
 
 
-class BertForQuestionAnswering(BertHeadModel):
+class ModelForQuestionAnswering(HeadModel):
     """Where an answer starts and ends: two logits for every token, (B, S) each.
 
     A pad's logit is the lowest number of the dtype, so that no softmax or argmax picks it and the loss
@@ -398,6 +451,26 @@ class BertForQuestionAnswering(BertHeadModel):
         start, end = inputs.give_back(logits, lowest).unbind(-1)
         fields = {"loss": loss, "start_logits": start.contiguous(), "end_logits": end.contiguous()}
         return self._output(QuestionAnsweringModelOutput, encoded, return_dict, **fields)
+
+
+class BertForMaskedLM(ModelForMaskedLM):
+    model_types = ("bert",)
+
+
+class BertForSequenceClassification(ModelForSequenceClassification):
+    model_types = ("bert",)
+
+
+class BertForMultipleChoice(ModelForMultipleChoice):
+    model_types = ("bert",)
+
+
+class BertForTokenClassification(ModelForTokenClassification):
+    model_types = ("bert",)
+
+
+class BertForQuestionAnswering(ModelForQuestionAnswering):
+    model_types = ("bert",)
 
 
 def answer_positions(positions: Tensor, length: int) -> Tensor:

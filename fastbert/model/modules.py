@@ -20,6 +20,12 @@ class Part(nn.Module):
     """A module that only holds others."""
 
 
+def place(root: nn.Module, path: str, part: nn.Module) -> None:
+    """Makes `part` the module at a path whose containers are there."""
+    owner, _, name = path.rpartition(".")
+    root.get_submodule(owner).add_module(name, part)
+
+
 class Embeddings(Part):
     """The tables, their norm and dropout."""
 
@@ -49,25 +55,21 @@ class EncoderLayer(nn.Module):
         super().__init__()
         names, E, F = family.layer, config.hidden_size, config.intermediate_size
         for path in names.containers:
-            self._place(path, Part())
+            place(self, path, Part())
         attention: Any = self.get_submodule(names.attention)
         attention.num_attention_heads, attention.attention_head_size = config.num_attention_heads, config.head_dim
         for path in (names.query, names.key, names.value, names.out):
-            self._place(path, nn.Linear(E, E))
-        self._place(names.out_norm, nn.LayerNorm(E, eps=config.layer_norm_eps))
-        self._place(names.up, nn.Linear(E, F))
-        self._place(names.down, nn.Linear(F, E))
-        self._place(names.norm, nn.LayerNorm(E, eps=config.layer_norm_eps))
-        self._place(names.attention_dropout, nn.Dropout(config.attention_probs_dropout_prob))
+            place(self, path, nn.Linear(E, E))
+        place(self, names.out_norm, nn.LayerNorm(E, eps=config.layer_norm_eps))
+        place(self, names.up, nn.Linear(E, F))
+        place(self, names.down, nn.Linear(F, E))
+        place(self, names.norm, nn.LayerNorm(E, eps=config.layer_norm_eps))
+        place(self, names.attention_dropout, nn.Dropout(config.attention_probs_dropout_prob))
         for dropout in (names.out_dropout, names.dropout):
             if dropout is not None:
-                self._place(dropout, nn.Dropout(config.hidden_dropout_prob))
+                place(self, dropout, nn.Dropout(config.hidden_dropout_prob))
         self.gradient_checkpointing = False
         self.recompute_activations = False
-
-    def _place(self, path: str, part: nn.Module) -> None:
-        owner, _, name = path.rpartition(".")
-        self.get_submodule(owner).add_module(name, part)
 
     def forward(self, x: Tensor, run: Callable[[Tensor], Any]) -> Any:
         """run(x), the computation of this layer; `encode` calls the module only if it has hooks."""

@@ -181,6 +181,11 @@ class BertPreTrainedModel(nn.Module):
         return 0.0
 
     @property
+    def base_model(self) -> Any:
+        """The encoder within a model with a head, or the model itself."""
+        return _base(self)
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 

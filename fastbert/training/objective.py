@@ -71,7 +71,7 @@ def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hid
     """Runs a model of one of MODELS on a micro-batch."""
     batch = micro_batch.batch
     inputs, encoded = run_bert(
-        model.bert,
+        model.base_model,
         model.config,
         batch.input_ids,
         token_type_ids=batch.token_type_ids,
@@ -134,14 +134,14 @@ class Objective(nn.Module):
         if mlm is not None:
             labels = micro_batch.batch.labels.index_select(0, micro_batch.labelled)
             for rows, targets in zip(mlm.split(_LOGIT_ROWS), labels.split(_LOGIT_ROWS), strict=True):
-                sums[:2] += _scores(self.model.cls.predictions(rows), targets)
+                sums[:2] += _scores(self.model.predictions(rows), targets)
         if nsp is not None:
             sums[2:] += _scores(nsp, micro_batch.batch.sentence_labels())
         return sums
 
     def _mlm_loss(self, states: Tensor, micro_batch: MicroBatch) -> Tensor:
         """The mean at the labelled tokens. Without any, a 0 with a gradient for every parameter, as DDP expects."""
-        head = self.model.cls.predictions
+        head = self.model.predictions
         if not len(states):
             return head(states).sum()
         return head.loss(states, micro_batch.batch.labels.index_select(0, micro_batch.labelled))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastbert.families import BERT
-from fastbert.model import BertModel, BertPreTrainedModel
+from fastbert.model import BertPreTrainedModel
 from fastbert.model.layer import Layer
 from fastbert.model.plan import project
 from fastbert.training.distill.losses import relation_loss, state_loss
@@ -120,5 +120,5 @@ class LayerLosses(nn.Module):
 
 def _qkv(model: BertPreTrainedModel, layer: int, states: Sequence[Tensor]) -> Tensor:
     """Queries, keys and values (T, 3, H, D) of a layer, recomputed from its input states."""
-    bert = model if isinstance(model, BertModel) else model.bert
+    bert = model.base_model
     return Layer(bert.encoder.layer[layer], BERT.layer).project_qkv(states[layer], model.matmul_precision)
