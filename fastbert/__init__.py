@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from fastbert.inference import CompiledModel, Embedder, FillMask, compile
     from fastbert.integrations.transformers import accelerate, refresh, restore
     from fastbert.model import (
+        AutoModel,
+        AutoModelForMaskedLM,
+        AutoModelForMultipleChoice,
+        AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
         BertForMaskedLM,
         BertForMultipleChoice,
         BertForNextSentencePrediction,
@@ -32,6 +38,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "BackendError",
     "BertConfig",
     "BertForMaskedLM",

@@ -1,5 +1,13 @@
 """BERT and its heads, in plain PyTorch over fastbert.ops."""
 
+from fastbert.model.auto import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from fastbert.model.bert import BertModel
 from fastbert.model.heads import (
     BertForMaskedLM,
@@ -13,6 +21,12 @@ from fastbert.model.heads import (
 from fastbert.model.pretrained import BertPreTrainedModel
 
 __all__ = [
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "BertForMaskedLM",
     "BertForMultipleChoice",
     "BertForNextSentencePrediction",

@@ -34,14 +34,16 @@ class BertPreTrainedModel(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        if config.model_type not in self.model_types:
-            raise ValueError(
-                f"config: model_type is {config.model_type!r}; {type(self).__name__} reads "
-                f"{', '.join(map(repr, self.model_types))}"
-            )
+        self._check_family(config)
         if config.hidden_act not in ACTIVATIONS:
             raise ValueError(f"config: hidden_act is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}")
         self.config = config
+
+    @classmethod
+    def _check_family(cls, config: BertConfig) -> None:
+        if config.model_type not in cls.model_types:
+            reads = ", ".join(map(repr, cls.model_types))
+            raise ValueError(f"config: model_type is {config.model_type!r}; {cls.__name__} reads {reads}")
 
     @classmethod
     def from_pretrained(
@@ -107,6 +109,10 @@ class BertPreTrainedModel(nn.Module):
             config = BertConfig.from_pretrained(path, revision=options.revision, **overrides)
         elif overrides:
             raise TypeError(f"config is given, so {', '.join(overrides)} must be set on it")
+        try:
+            cls._check_family(config)
+        except ValueError as error:
+            raise ValueError(f"{named}: {error}") from error
         family = family_of(config.model_type)
         with checkpoint.Checkpoint(path, options.revision, family) as source:
             checkpoint.check_layers(source, config.num_hidden_layers, family)
