@@ -1,0 +1,77 @@
+"""Every family of encoders without transformers: the same numbers, and the same folder, bit for bit, both ways."""
+
+import pytest
+import torch
+import transformers
+from test_families_live import CASES, CONFIGS, given, make, real
+
+import fastbert
+
+OURS = {"Model": fastbert.AutoModel, **{head: getattr(fastbert, f"AutoModel{head}", None) for _, head in CASES[1:]}}
+OWN = [(name, head) for name, head in CASES if OURS[head] is not None]
+
+
+@pytest.fixture
+def pair(request, tmp_path):
+    """transformers' model, and fastbert's from the folder that it saved."""
+    name, head = request.param
+    theirs = make(name, head)
+    theirs.save_pretrained(tmp_path / "theirs")
+    return theirs, OURS[head].from_pretrained(tmp_path / "theirs"), head
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_every_head_of_every_family_is_tried():
+    assert len(OWN) == 6 * len(CONFIGS)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("pair", OWN, indirect=True, ids=str)
+def test_outputs(pair, grad):
+    theirs, ours, head = pair
+    for kind in ("absent", "right", "holes"):
+        inputs = given(theirs, head, kind)
+        with torch.set_grad_enabled(grad):
+            a, b = ours(**inputs), theirs(**inputs)
+        assert list(a) == list(b)
+        for field in b:
+            close(real(a[field], inputs, head), real(b[field], inputs, head))
+
+
+@pytest.mark.parametrize("pair", OWN, indirect=True, ids=str)
+def test_folders_are_theirs(pair, tmp_path):
+    theirs, ours, _ = pair
+    ours.save_pretrained(tmp_path / "ours")
+    again = type(theirs).from_pretrained(tmp_path / "ours")
+    state = theirs.state_dict()
+    assert state.keys() == again.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(x, state[name]) for name, x in again.state_dict().items())
+    theirs.config._name_or_path = again.config._name_or_path
+    assert again.config.to_dict() == theirs.config.to_dict()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_input(name, tmp_path):
+    theirs = make(name)
+    theirs.save_pretrained(tmp_path)
+    ours = fastbert.AutoModel.from_pretrained(tmp_path)
+    inputs = given(theirs, "Model", "right")
+    mask = inputs["attention_mask"]
+    cu_seqlens = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+    packed = ours(inputs["input_ids"][mask == 1], cu_seqlens=cu_seqlens, max_seqlen=8).last_hidden_state
+    assert torch.equal(packed, ours(**inputs).last_hidden_state[mask == 1])
+
+
+def test_a_class_of_bert_refuses_another_family(tmp_path):
+    make("roberta").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type is 'roberta'; BertModel reads 'bert'"):
+        fastbert.BertModel.from_pretrained(tmp_path)
+
+
+def test_an_unknown_family_is_named_with_those_that_are_known(tmp_path):
+    transformers.AlbertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type is 'albert'; fastbert reads 'bert', 'roberta'"):
+        fastbert.AutoModel.from_pretrained(tmp_path)
