@@ -177,7 +177,12 @@ class BertPreTrainedModel(nn.Module):
             state = {name: tensor for name, tensor in state.items() if name in names}
         checkpoint.save(state, folder, max_shard_size)
         config = BertConfig.from_dict(self.config.to_dict())
-        config.extra["architectures"] = [type(self).__name__]
+        name = type(self).__name__
+        if len(self.model_types) > 1:  # transformers has a class per family
+            name = family_of(config.model_type).prefix + name.removeprefix(
+                "Encoder" if name == "EncoderModel" else "Model"
+            )
+        config.extra["architectures"] = [name]
         config.extra["dtype"] = str(self.dtype).removeprefix("torch.")
         config.extra.pop("torch_dtype", None)
         config.save_pretrained(folder)

@@ -7,7 +7,7 @@ from test_families_live import CASES, CONFIGS, given, make, real
 
 import fastbert
 
-OURS = {"Model": fastbert.AutoModel, **{head: getattr(fastbert, f"AutoModel{head}", None) for _, head in CASES[1:]}}
+OURS = {head: getattr(fastbert, f"AutoModel{head.removeprefix('Model')}", None) for _, head in CASES}
 OWN = [(name, head) for name, head in CASES if OURS[head] is not None]
 
 
