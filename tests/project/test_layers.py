@@ -26,7 +26,7 @@ ALL_OF_MODEL = BELOW_MODEL | {"diagnostics", "model", "tokenizer"}
 MAY_IMPORT = {
     "kernels": set(),
     "native": {"_C", "weight"},
-    "checkpoint": set(),
+    "checkpoint": {"families"},
     "config": {"checkpoint", "families"},
     "families": set(),
     "packing": set(),
