@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         AutoModel,
         AutoModelForMaskedLM,
         AutoModelForMultipleChoice,
+        AutoModelForPreTraining,
         AutoModelForQuestionAnswering,
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
@@ -30,10 +31,13 @@ if TYPE_CHECKING:
         BertForSequenceClassification,
         BertForTokenClassification,
         BertModel,
+        ElectraForPreTraining,
     )
     from fastbert.ops.dispatch import BackendError, use_backend
     from fastbert.packing import PackedBatch, pack, unpack
+    from fastbert.tokenizer.auto import AutoTokenizer
     from fastbert.tokenizer.bert import BertTokenizer
+    from fastbert.tokenizer.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -41,9 +45,11 @@ __all__ = [
     "AutoModel",
     "AutoModelForMaskedLM",
     "AutoModelForMultipleChoice",
+    "AutoModelForPreTraining",
     "AutoModelForQuestionAnswering",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
+    "AutoTokenizer",
     "BackendError",
     "BertConfig",
     "BertForMaskedLM",
@@ -56,9 +62,11 @@ __all__ = [
     "BertModel",
     "BertTokenizer",
     "CompiledModel",
+    "ElectraForPreTraining",
     "Embedder",
     "FillMask",
     "PackedBatch",
+    "Tokenizer",
     "accelerate",
     "compile",
     "explain",
@@ -77,7 +85,9 @@ _HOMES = {
     **dict.fromkeys(("CompiledModel", "Embedder", "FillMask", "compile"), "inference"),
     **dict.fromkeys(("accelerate", "refresh", "restore"), "integrations.transformers"),
     **dict.fromkeys(("PackedBatch", "pack", "unpack"), "packing"),
+    "AutoTokenizer": "tokenizer.auto",
     "BertTokenizer": "tokenizer.bert",
+    "Tokenizer": "tokenizer.tokenizer",
 }
 # Modules that `import fastbert` makes reachable as attributes.
 _MODULES = (

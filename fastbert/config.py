@@ -113,7 +113,8 @@ class BertConfig:
         positions = self.extra.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(f"config: position_embedding_type is {shown(positions)}; fastbert knows 'absolute' only")
-        family_of(self.model_type)
+        if family_of(self.model_type).counts_tokens and self.pad_token_id is None:
+            raise ValueError(f"config: pad_token_id is None; the positions of {self.model_type!r} begin after it")
         self.id2label = self._labels_by_id()
         self._check_label2id()
 
@@ -152,6 +153,25 @@ class BertConfig:
     def head_dropout(self) -> float:
         """The dropout before a classification head: `classifier_dropout`, or `hidden_dropout_prob` if it is None."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    def dropout_of(self, head: str, default: float) -> float:
+        """The dropout of a head, "choices", "tokens" or "answers": of the field that its family names, or `default`."""
+        name = family_of(self.model_type).head_dropouts.get(head)
+        if name is None:
+            return default
+        value = getattr(self, name) if hasattr(self, name) else self.extra.get(name, 0.1)
+        checks.fields("config", {name: value}, {name: checks.number(0, 1)})
+        return float(value)
+
+    @property
+    def first_position(self) -> int:
+        """The position of a sequence's first token."""
+        return int(self.pad_token_id or 0) + 1 if family_of(self.model_type).counts_tokens else 0
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a sequence."""
+        return self.max_position_embeddings - self.first_position
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> BertConfig:

@@ -8,8 +8,9 @@ from fastbert.families.bert import BERT
 from fastbert.families.distilbert import DISTILBERT
 from fastbert.families.electra import ELECTRA
 from fastbert.families.family import Family, LayerNames
+from fastbert.families.mpnet import MPNET
 from fastbert.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 __all__ = ["BERT", "FAMILIES", "Family", "LayerNames"]
 
-FAMILIES = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)}
+FAMILIES = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MPNET)}

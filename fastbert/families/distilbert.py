@@ -30,6 +30,7 @@ DISTILBERT = Family(
     masked_lm=MaskedLMNames("vocab_transform", "vocab_layer_norm", "vocab_projector"),
     classes=ClassesNames("pre_classifier", activation="relu"),
     choices=ClassesNames("pre_classifier", activation="relu"),
+    head_dropouts={"tokens": "hidden_dropout_prob", "answers": "qa_dropout"},
     field_names={
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",

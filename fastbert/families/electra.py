@@ -18,6 +18,7 @@ ELECTRA = Family(
     ),
     classes=ClassesNames("classifier.dense", "classifier.out_proj", "gelu", ("classifier",), drops_first=True),
     choices=ClassesNames("sequence_summary.summary", activation="gelu", containers=("sequence_summary",)),
+    head_dropouts={"choices": "summary_last_dropout"},
     defaults={"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
     lacks=frozenset(),
     output="BaseModelOutputWithPastAndCrossAttentions",

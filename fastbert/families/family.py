@@ -97,6 +97,10 @@ class ClassesNames:
     containers: tuple[str, ...] = ()
     drops_first: bool = False  # also before the first layer
 
+    @property
+    def dropout(self) -> str:
+        return f"{self.out.rpartition('.')[0]}.dropout".removeprefix(".")
+
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Family:
@@ -108,16 +112,18 @@ class Family:
     encoder: str = "encoder"  # of an encoder: the module with the layers, in its `layer`
     layer: LayerNames = field(default=BERT_LAYER)
     activation: str = "hidden_act"  # the field of its config
+    distance_table: str | None = None  # of an encoder: the table of T5's buckets, (32, H), where attention has a bias
     has_token_types: bool = True
     has_pooler: bool = True
-    projection: str | None = (
-        None  # of an encoder: from the width of the embeddings to that of the layers, where there is one
-    )
+    # Of an encoder whose embeddings have another width than its layers: the linear layer between them.
+    projection: str | None = None
     # Positions start at padding_idx + 1 and count the tokens other than padding, as in fairseq; else the column.
     counts_tokens: bool = False
     masked_lm: MaskedLMNames = BERT_MASKED_LM
     classes: ClassesNames = ClassesNames()
     choices: ClassesNames = ClassesNames()
+    # The field with the dropout of a head ("choices", "tokens", "answers") where it is not BERT's: by BERT's name for it.
+    head_dropouts: Mapping[str, str] = field(default_factory=dict)
     # Heads for classes read the state of column 0; BERT's pooler does so within the encoder.
     heads_read_first: bool = False
     # Its config.json: the names of fields where they differ from BERT's, by BERT's; the defaults that differ, by BERT's

@@ -14,6 +14,7 @@ ROBERTA = Family(
         "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", ("lm_head",), activation="gelu"
     ),
     classes=ClassesNames("classifier.dense", "classifier.out_proj", "tanh", ("classifier",), drops_first=True),
+    head_dropouts={"choices": "hidden_dropout_prob"},
     defaults={"vocab_size": 50265, "pad_token_id": 1},
 )
 XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta", prefix="XLMRoberta", defaults={"pad_token_id": 1})

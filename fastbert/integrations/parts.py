@@ -56,7 +56,9 @@ def attention_reason(config: Any, family: Family) -> str | None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     name = getattr(config, "_attn_implementation", None) or "eager"
-    eager = sys.modules[family.module].eager_attention_forward
+    eager = getattr(sys.modules[family.module], "eager_attention_forward", None)
+    if eager is None:  # the family's own code computes it, whatever the config says
+        return None
     used = ALL_ATTENTION_FUNCTIONS.get(name, eager), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
     if name not in ("eager", *ALL_ATTENTION_FUNCTIONS) or not _are_theirs(*used):
         return f"its attention, {name!r}, is not transformers'"
@@ -111,10 +113,35 @@ def _first_foreign(model: nn.Module, family: Family) -> str | None:
         return "embeddings.LayerNorm has no weight or no bias"
     for i, layer in enumerate(family.layers(model)):
         attention = _inner(layer).get_submodule(family.layer.attention)
-        scaling, width = _attributes(attention, "scaling", "attention_head_size")
+        width = vars(attention)["attention_head_size"]
+        scaling = vars(attention).get("scaling", width**-0.5)  # some classes have none
         if type(scaling) is not float or scaling != width**-0.5:  # a tensor could be written to
             return f"{family.encoder}.layer.{i}.{family.layer.attention}.scaling is {scaling}"
     return None
+
+
+def difference(model: nn.Module, family: Family) -> str:
+    """The first thing in which an encoder's modules differ from those of a family whose shape it has."""
+    for place, module, known in _holders(model, family):
+        own = set(module._modules)
+        if missing := sorted(known - own):
+            return f"{place} has no {missing[0]}"
+        if more := sorted(own - known):
+            return f"{place} has a {more[0]}, which {family.base} has not"
+    return f"its class is not transformers' {family.base}"
+
+
+def _holders(model: Any, family: Family) -> Iterator[tuple[str, nn.Module, set[str]]]:
+    """The modules of an encoder that hold others, parents first: name, module, names of those within."""
+    names = family.layer
+    held: dict[str, set[str]] = {}
+    for path in (*names.linears, *names.norms, *names.dropouts, *names.containers, names.activation):
+        owner, _, name = path.rpartition(".")
+        held.setdefault(owner, set()).add(name)
+    yield "embeddings", model.embeddings, {"word_embeddings", "LayerNorm", "dropout", *_tables(family)}
+    for i, layer in enumerate(getattr(model, family.encoder).layer):
+        for path in sorted(held):
+            yield f"{family.encoder}.layer.{i}.{path}".rstrip("."), layer.get_submodule(path), held[path]
 
 
 def _child(module: nn.Module, path: str) -> Any:
@@ -154,6 +181,8 @@ def _passed_over(model: nn.Module, family: Family) -> Iterator[tuple[Any, ...]]:
         yield f"embeddings.{name}", _child(embeddings, name), nn.Embedding
     yield "embeddings.dropout", _child(embeddings, "dropout"), nn.Dropout
     yield family.encoder, encoder, None
+    if family.distance_table is not None:
+        yield family.distance_table, _child(model, family.distance_table), nn.Embedding
     for i, layer in enumerate(_child(encoder, "layer")):
         name, layer = f"{family.encoder}.layer.{i}", _inner(layer)
         yield name, layer, None  # before its parts are read: another class may have others

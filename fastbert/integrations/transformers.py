@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.families import FAMILIES, Family
-from fastbert.integrations.parts import attention_reason, foreign_part
+from fastbert.families import BERT, FAMILIES, Family
+from fastbert.integrations.parts import attention_reason, difference, foreign_part
 from fastbert.model.bert import pool
 from fastbert.model.encoder import encode, encode_at_once, runs_by_pointers
 from fastbert.model.heads import IGNORE, answer_positions
@@ -48,10 +48,11 @@ def accelerate(
     quantize: str | None = None,
     recompute_activations: bool = False,
 ) -> Model:
-    """Makes every transformers BERT encoder in `model` run packed, in place, and returns `model`.
+    """Makes every transformers encoder of a known family in `model` run packed, in place, and returns `model`.
 
     Args:
-        model: a transformers BertModel or a model with a head, a SentenceTransformer, a pipeline.
+        model: a transformers encoder (BertModel, RobertaModel, ...) or a model with a head, a SentenceTransformer, a
+            pipeline.
         dtype: the new dtype of all floating-point parameters and buffers of `model`, as by `model.to(dtype)`. Heads
             are included, as a head must have the dtype of the states that it gets. `restore` does not undo the
             rounding. None: unchanged.
@@ -65,7 +66,7 @@ def accelerate(
     parameters' dtype, regardless of precision and quantize. If a model is accelerated again, the last call applies.
 
     Raises:
-        ValueError: there is no transformers BertModel in `model`; a dtype that is not floating-point; a precision or
+        ValueError: there is no encoder of a known family in `model`; a dtype that is not floating-point; a precision or
             quantize that is unknown or does not fit the dtype, the device or the other. The model is unchanged.
     """
     setting = LoadOptions(dtype, precision, quantize).setting
@@ -73,7 +74,7 @@ def accelerate(
         raise ValueError(f"dtype is {dtype}; it must be a floating-point one")
     encoders = [m for m in _modules(model) if _family_of(m)]
     if not encoders:
-        raise ValueError(f"model is a {type(model).__name__} without {_KNOWN}; there is nothing to do")
+        raise ValueError(f"model is a {type(model).__name__} without {_KNOWN}{_look_alike(model)}; there is nothing to do")
     reasons = [_why_not(bert) for bert in encoders]
     able = [bert for bert, reason in zip(encoders, reasons, strict=True) if reason is None]
     for bert in able:
@@ -136,18 +137,19 @@ def refresh(model: Model) -> Model:
 
 
 class Verdict(NamedTuple):
-    """The report on a transformers BertModel; `runs` is its (device type, dtype, precision) if it is packed."""
+    """The report on one of transformers' encoders; `runs` is its (device type, dtype, precision) if it is packed."""
 
+    kind: str  # transformers' class
     name: str
     text: str
     runs: tuple[str, torch.dtype, str | None] | None
 
 
 def explain_model(model: Any) -> list[Verdict]:
-    """The verdict on every transformers BertModel in `model`."""
+    """The verdict on every known encoder of transformers in `model`."""
     verdicts = []
     for name, module in _named_modules(model):
-        if _family_of(module):
+        if family := _family_of(module):
             packed, reason, runs = _packed(module), _why_not(module), None
             if packed is not None and reason is None:
                 runs = (module.device.type, module.dtype, packed.matmul_precision)
@@ -160,9 +162,11 @@ def explain_model(model: Any) -> list[Verdict]:
                     verdict += f"\n  {calls} calls ran the original code: {reason}"
                 if seen := freshness(module):
                     verdict += f"\n  {seen}"
-            verdicts.append(Verdict(name or type(module).__name__, verdict, runs))
+            verdicts.append(Verdict(family.base, name or type(module).__name__, verdict, runs))
     if not verdicts:
-        raise ValueError(f"model is a {type(model).__name__} without {_KNOWN}; there is nothing to explain")
+        raise ValueError(
+            f"model is a {type(model).__name__} without {_KNOWN}{_look_alike(model)}; there is nothing to explain"
+        )
     return verdicts
 
 
@@ -368,7 +372,7 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
 
 
 def _why_not(bert: nn.Module) -> str | None:
-    """Why fastbert cannot run this BertModel, whatever the call; None if it can."""
+    """Why fastbert cannot run this encoder, whatever the call; None if it can."""
     config, family = bert.config, _known_family(bert)
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         return "it is a decoder"
@@ -421,7 +425,8 @@ def _names_that_count(family: Family) -> frozenset[str]:
     module = sys.modules[family.module]
     classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, nn.Module)]
     functions = [c.forward for c in classes if c.__module__ == family.module]
-    functions += [module.eager_attention_forward, *ALL_ATTENTION_FUNCTIONS.values()]
+    if hasattr(module, "eager_attention_forward"):
+        functions += [module.eager_attention_forward, *ALL_ATTENTION_FUNCTIONS.values()]
     named = {name for function in functions for name in inspect.signature(function).parameters}
     return frozenset(named | set(TransformersKwargs.__annotations__))
 
@@ -475,6 +480,19 @@ def _family_of(module: nn.Module) -> Family | None:
     """The family of which `module` is transformers' encoder, without importing transformers; None if of none."""
     kind: Any = type(module)
     return _of_class(kind)
+
+
+def _look_alike(model: Any) -> str:
+    """What differs from BERT in a class of BERT's shape, for an error; empty without such a class."""
+    for name, module in _named_modules(model):
+        layers = getattr(getattr(module, "encoder", None), "layer", None)
+        if isinstance(layers, nn.ModuleList) and hasattr(getattr(module, "embeddings", None), "word_embeddings"):
+            kind = type(module)
+            return (
+                f"; {name or 'model'} is a {kind.__module__}.{kind.__qualname__} of BERT's shape, but "
+                f"{difference(module, BERT)}"
+            )
+    return ""
 
 
 def _known_family(encoder: nn.Module) -> Family:

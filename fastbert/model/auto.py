@@ -11,7 +11,7 @@ from fastbert.model.bert import BertModel, EncoderModel
 from fastbert.model.pretrained import BertPreTrainedModel
 
 
-class _Auto:
+class Auto:
     """BERT's own class for a BERT, else the one that takes every family."""
 
     of_bert: type[BertPreTrainedModel]
@@ -25,28 +25,41 @@ class _Auto:
             ValueError: a model_type that is not known; the message lists those that are.
         """
         config = options.get("config") or BertConfig.from_pretrained(path, revision=options.get("revision"))
-        return (cls.of_bert if config.model_type == "bert" else cls.of_any).from_pretrained(path, **options)
+        return cls.of(config).from_pretrained(path, **options)
+
+    @classmethod
+    def of(cls, config: BertConfig) -> Any:
+        """The class for a config."""
+        return cls.of_bert if config.model_type == "bert" else cls.of_any
 
 
-class AutoModel(_Auto):
+class AutoModel(Auto):
     of_bert, of_any = BertModel, EncoderModel
 
 
-class AutoModelForMaskedLM(_Auto):
+class AutoModelForPreTraining(Auto):
+    of_bert, of_any = heads.BertForPreTraining, heads.ModelForMaskedLM
+
+    @classmethod
+    def of(cls, config: BertConfig) -> Any:
+        return heads.ElectraForPreTraining if config.model_type == "electra" else super().of(config)
+
+
+class AutoModelForMaskedLM(Auto):
     of_bert, of_any = heads.BertForMaskedLM, heads.ModelForMaskedLM
 
 
-class AutoModelForSequenceClassification(_Auto):
+class AutoModelForSequenceClassification(Auto):
     of_bert, of_any = heads.BertForSequenceClassification, heads.ModelForSequenceClassification
 
 
-class AutoModelForTokenClassification(_Auto):
+class AutoModelForTokenClassification(Auto):
     of_bert, of_any = heads.BertForTokenClassification, heads.ModelForTokenClassification
 
 
-class AutoModelForQuestionAnswering(_Auto):
+class AutoModelForQuestionAnswering(Auto):
     of_bert, of_any = heads.BertForQuestionAnswering, heads.ModelForQuestionAnswering
 
 
-class AutoModelForMultipleChoice(_Auto):
+class AutoModelForMultipleChoice(Auto):
     of_bert, of_any = heads.BertForMultipleChoice, heads.ModelForMultipleChoice

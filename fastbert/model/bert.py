@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from fastbert.config import BertConfig, family_of
 from fastbert.families import BERT, FAMILIES, Family
+from fastbert.model.distances import BUCKETS
 from fastbert.model.encoder import Encoded, encode, encode_at_once, runs_by_pointers
 from fastbert.model.inputs import Inputs, counted_positions, prepare
 from fastbert.model.layer import Products
-from fastbert.model.modules import Embeddings, Layers, Pooler
+from fastbert.model.modules import Embeddings, Layers, Pooler, place, table
 from fastbert.model.outputs import BaseModelOutputWithPooling, returned
 from fastbert.model.plan import EncoderPlan, encoder_plan
 from fastbert.model.pretrained import BertPreTrainedModel
@@ -103,6 +104,9 @@ class EncoderModel(BertPreTrainedModel):
         if family.projection is not None and width != config.hidden_size:
             self.add_module(family.projection, nn.Linear(width, config.hidden_size))
         self.add_module(family.encoder, Layers(config, family))
+        if family.distance_table is not None:
+            buckets = config.extra.get("relative_attention_num_buckets", BUCKETS)
+            place(self, family.distance_table, table(buckets, config.num_attention_heads))
         self.pooler = Pooler(config) if add_pooling_layer and family.has_pooler else None
         self.init_weights()
 

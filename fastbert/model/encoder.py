@@ -59,18 +59,18 @@ def encode(
         x = inputs.take(states[-1]) if output_hidden_states else pack(x.unflatten(0, inputs.padded_shape), batch)
         return Encoded(x, plan, tuple(states) or None, attentions)
 
-    x = plan.embeddings(inputs)
+    x, bias = plan.embeddings(inputs), plan.bias()
     by_layer = output_hidden_states or inputs.key_mask is not None
     if plan.whole is not None and not by_layer and _runs_whole(plan, x):
         start = 0.0 if plan.checksums is None else time.perf_counter()
-        x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
+        x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, bias=bias, checked=True)
         if plan.checksums is not None:
             plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
         return Encoded(x, plan)
     x = returned(x, inputs, states) if output_hidden_states else x
     with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
         for i in range(len(plan.modules)):
-            x = run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
+            x = run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs, bias))
             x = returned(x, inputs, states) if output_hidden_states else x
     return Encoded(x, plan, tuple(states) or None)
 
@@ -99,7 +99,7 @@ def encode_at_once(
     if dropout.training and dropout.p:
         return None
     start = time.perf_counter()
-    found = ops.encode_batch(plan.batch, input_ids, attention_mask, token_type_ids, position_ids, pad_id)
+    found = ops.encode_batch(plan.batch, input_ids, attention_mask, token_type_ids, position_ids, pad_id, plan.bias())
     if found is not None and plan.checksums is not None:
         plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
     return found
@@ -119,19 +119,18 @@ def _runs_whole(plan: EncoderPlan, x: Tensor) -> bool:
     return not (x.requires_grad or any(p.requires_grad for layer in plan.modules for p in layer.parameters()))
 
 
-def _packed_attend(layer: Layer, inputs: Inputs) -> Attend:
+def _packed_attend(layer: Layer, inputs: Inputs, bias: Tensor | None) -> Attend:
     dropout_p = active_dropout(layer.attention_dropout)
     if inputs.key_mask is not None:
-        return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p)
+        return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p, bias=bias)
     batch = inputs.batch
-    return partial(
-        ops.attention, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen, checked=True, dropout_p=dropout_p
-    )
+    lengths = {"cu_seqlens": batch.cu_seqlens, "max_seqlen": batch.max_seqlen, "checked": True}
+    return partial(ops.attention, **lengths, dropout_p=dropout_p, bias=bias)
 
 
-def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float) -> Tensor:
+def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float, bias: Tensor | None) -> Tensor:
     """Attention of all packed tokens to the keys among them: (T, 3, H, D) -> (T, H, D)."""
-    context = attention_to_keys(unpack(qkv, inputs.batch), inputs.keys(), dropout_p=dropout_p)
+    context = attention_to_keys(unpack(qkv, inputs.batch), inputs.keys(), dropout_p=dropout_p, bias=bias)
     return pack(context, inputs.batch)
 
 

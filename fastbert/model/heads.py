@@ -5,7 +5,7 @@ Labels at pads are ignored. Label a real token -100 to exclude it from the loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,25 +71,86 @@ class HeadModel(BertPreTrainedModel):
         return returned(kind(**fields), self.config, return_dict)
 
 
-class MaskedLMHead:
+Steps = tuple[tuple[str, str | None], ...]  # names of modules, and the activation after each
+
+
+class HeadPart(nn.Module):
+    """A module of a head. Its forward applies, in order, the modules that `steps` name."""
+
+    def __init__(self, steps: Steps) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:  # (T, K) -> (T, N)
+        return _apply(self, self.steps, x)
+
+
+def _apply(owner: nn.Module, steps: Steps, x: Tensor) -> Tensor:
+    for name, activation in steps:
+        part: Any = owner.get_submodule(name)
+        if is_plain(part, nn.LayerNorm):
+            x = ops.add_layer_norm(x, None, part.weight, part.bias, eps=part.eps)
+        elif isinstance(part, HeadPart | nn.Dropout):
+            x = part(x)
+        else:
+            x = project(part, x, activation)
+    return x
+
+
+class Head:
+    """The two ends of a model's head, each within a module or in the model itself; a module is called, hooks and all.
+
+    Args:
+        first, last: the paths of the modules, "" for the model, and the steps within them. Where the modules differ,
+            the last one begins with the first.
+    """
+
+    def __init__(self, model: nn.Module, first: tuple[str, Steps], last: tuple[str, Steps]) -> None:
+        self.model, (inner, steps), (outer, more) = model, first, last
+        self.together = inner == outer
+        self.first = inner, steps
+        self.last = outer, (*steps, *more) if self.together else ((inner.removeprefix(f"{outer}."), None), *more)
+
+    def place(self, containers: Sequence[str]) -> None:
+        """Makes the modules of the head, which hold nothing yet; the others of `containers` are never called."""
+        steps = dict([self.first, self.last])
+        for path in containers:
+            place(self.model, path, HeadPart(steps[path]) if path in steps else Part())
+
+    def run_first(self, x: Tensor) -> Tensor:
+        path, steps = self.first
+        return _apply(self.model.get_submodule(path), steps, x) if self.together else self._run(path, steps, x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._run(*self.last, x)
+
+    def _run(self, path: str, steps: Steps, x: Tensor) -> Tensor:
+        owner = self.model.get_submodule(path)
+        return owner(x) if isinstance(owner, HeadPart) else _apply(owner, steps, x)
+
+
+def _split(path: str) -> tuple[str, str]:
+    owner, _, name = path.rpartition(".")
+    return owner, name
+
+
+class MaskedLMHead(Head):
     """The masked-language-model head of a model: a transform, and a decoder whose weight is the word table's."""
 
     def __init__(self, model: HeadModel) -> None:
         names = model.family.masked_lm
-        part: Callable[[str], Any] = model.get_submodule
-        self.dense, self.norm, self.decoder = part(names.dense), part(names.norm), part(names.decoder)
-        self.activation = names.activation or model.config.hidden_act
+        (inner, dense), (_, norm), (outer, decoder) = map(_split, (names.dense, names.norm, names.decoder))
+        activation = names.activation or model.config.hidden_act
+        super().__init__(model, (inner, ((dense, activation), (norm, None))), (outer, ((decoder, None),)))
+        self.path = names.decoder
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(T, E) -> (T, V)."""
-        return project(self.decoder, self.transform(x))
+    @property
+    def decoder(self) -> Any:
+        return self.model.get_submodule(self.path)
 
     def transform(self, x: Tensor) -> Tensor:
         """(T, E) to the width of the word table."""
-        x, norm = project(self.dense, x, self.activation), self.norm
-        if not is_plain(norm, nn.LayerNorm):
-            return norm(x)
-        return ops.add_layer_norm(x, None, norm.weight, norm.bias, eps=norm.eps)
+        return self.run_first(x)
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """The mean cross entropy at labelled tokens, (T, E), (T,) -> (), without their logits."""
@@ -102,8 +163,7 @@ class _LanguageModel(HeadModel):
     def _place_predictions(self) -> None:
         names, config = self.family.masked_lm, self.config
         width = config.embedding_size or config.hidden_size
-        for path in names.containers:
-            place(self, path, Part())
+        MaskedLMHead(self).place(names.containers)
         place(self, names.dense, nn.Linear(config.hidden_size, width))
         place(self, names.norm, nn.LayerNorm(width, eps=config.layer_norm_eps))
         place(self, names.decoder, nn.Linear(width, config.vocab_size))
@@ -158,23 +218,28 @@ class _Classifier(HeadModel):
 
     def _place_classes(self, count: int) -> None:
         names, config = self.names, self.config
-        for path in names.containers:
-            place(self, path, Part())
+        self._head().place(names.containers)
         if names.dense is not None:
             place(self, names.dense, nn.Linear(config.hidden_size, config.hidden_size))
-        self.dropout = nn.Dropout(config.head_dropout)
+        place(self, names.dropout, nn.Dropout(self._head_dropout()))
         place(self, names.out, nn.Linear(config.hidden_size, count))
+
+    def _head_dropout(self) -> float:
+        return self.config.head_dropout
+
+    def _head(self) -> Head:
+        names, drop = self.names, ("dropout", None)
+        outer, out = _split(names.out)
+        if names.dense is None:
+            return Head(self, (outer, ()), (outer, (drop, (out, None))))
+        inner, dense = _split(names.dense)
+        first = (drop,) if names.drops_first else ()
+        return Head(self, (inner, (*first, (dense, names.activation))), (outer, (drop, (out, None))))
 
     def _classify(self, inputs: Inputs, encoded: Encoded) -> Tensor:
         """(B, count)."""
-        names = self.names
-        if names.dense is None:
-            x = self._pool(inputs, encoded)
-        else:
-            x = first_states(inputs, encoded.last_hidden_state)
-            x = self.dropout(x) if names.drops_first else x
-            x = project(self.get_submodule(names.dense), x, names.activation)
-        return project(self.get_submodule(names.out), self.dropout(x))
+        pools = self.names.dense is None
+        return self._head()(self._pool(inputs, encoded) if pools else first_states(inputs, encoded.last_hidden_state))
 
 
 class BertForPreTraining(_LanguageModel):
@@ -339,6 +404,9 @@ class ModelForMultipleChoice(_Classifier):
     def names(self) -> ClassesNames:
         return self.family.choices
 
+    def _head_dropout(self) -> float:
+        return self.config.dropout_of("choices", self.config.head_dropout)
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self._place_classes(1)
@@ -378,7 +446,7 @@ class ModelForTokenClassification(HeadModel):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.dropout = nn.Dropout(config.head_dropout)
+        self.dropout = nn.Dropout(config.dropout_of("tokens", config.head_dropout))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
@@ -415,6 +483,7 @@ class ModelForQuestionAnswering(HeadModel):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
+        self.dropout = nn.Dropout(config.dropout_of("answers", 0.0))
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
@@ -436,7 +505,7 @@ class ModelForQuestionAnswering(HeadModel):
         """start_positions, end_positions (B,): columns of the answer; S and above is ignored, below 0 counts as 0."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
-        logits = project(self.qa_outputs, encoded.last_hidden_state)
+        logits = project(self.qa_outputs, self.dropout(encoded.last_hidden_state))
         if logits.shape[1] != 2:
             raise ValueError(f"config.num_labels is {logits.shape[1]}; question answering has 2 logits, start and end")
         lowest = self.pad_value(logits.dtype)
@@ -453,23 +522,72 @@ class ModelForQuestionAnswering(HeadModel):
         return self._output(QuestionAnsweringModelOutput, encoded, return_dict, **fields)
 
 
+class ElectraForPreTraining(HeadModel):
+    """ELECTRA's discriminator: the logit of each token's having been replaced, (B, S), zeros at pads."""
+
+    model_types = ("electra",)
+    has_pooler = False
+    token_fields = ("logits",)
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self._head().place(("discriminator_predictions",))
+        place(self, "discriminator_predictions.dense", nn.Linear(config.hidden_size, config.hidden_size))
+        place(self, "discriminator_predictions.dense_prediction", nn.Linear(config.hidden_size, 1))
+        self.init_weights()
+
+    def _head(self) -> Head:
+        first, last = ("dense", self.config.hidden_act), ("dense_prediction", None)
+        return Head(self, ("discriminator_predictions", (first,)), ("discriminator_predictions", (last,)))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> HeadOutput:
+        """labels (B, S): 1 for a replaced token, 0 for an original one."""
+        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs, encoded = self._run(*args, **options)
+        logits = self._head()(encoded.last_hidden_state).squeeze(-1)
+        loss = None
+        if labels is not None:
+            loss = F.binary_cross_entropy_with_logits(logits, inputs.take(labels).to(logits.dtype))
+        return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
+
+
 class BertForMaskedLM(ModelForMaskedLM):
+    """BERT with the masked-language-model head."""
+
     model_types = ("bert",)
 
 
 class BertForSequenceClassification(ModelForSequenceClassification):
+    """BERT with a linear layer on the pooled vector: regression, one label or several, by `config.problem_type`."""
+
     model_types = ("bert",)
 
 
 class BertForMultipleChoice(ModelForMultipleChoice):
+    """BERT with one score for each choice of a question: inputs (B, C, S), logits (B, C)."""
+
     model_types = ("bert",)
 
 
 class BertForTokenClassification(ModelForTokenClassification):
+    """BERT with a linear layer on every token: logits (B, S, num_labels), zeros at pads."""
+
     model_types = ("bert",)
 
 
 class BertForQuestionAnswering(ModelForQuestionAnswering):
+    """BERT with two logits for every token, of an answer's start and end: see ModelForQuestionAnswering."""
+
     model_types = ("bert",)
 
 

@@ -161,7 +161,7 @@ def prepare(
         )
     if position_ids is None and first:
         ids = torch.full(shape, first, device=device) if input_ids is None else input_ids
-        position_ids = counted_positions(ids, first, None if cu_seqlens is None else batch)
+        position_ids = counted_positions(ids, first, None if cu_seqlens is None else batch.cu_seqlens)
     ranges, checked = [], {}
     for argument, x, table, what in (
         ("input_ids", input_ids, embeddings.word_embeddings, "vocab_size"),
@@ -183,19 +183,24 @@ def prepare(
     key_mask = None
     if masked_queries and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_queries(batch, checked.get("input_ids"), pad_id)
+    if family.distance_table is not None and attention_mask is not None and batch.indices is not None:
+        batch, key_mask = _with_gaps(batch, key_mask)
     return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
 
 
-def counted_positions(ids: Tensor, first: int, packed: PackedBatch | None = None) -> Tensor:
+def counted_positions(ids: Tensor, first: int, cu_seqlens: Tensor | None = None) -> Tensor:
     """fairseq's positions: `first` and on for the tokens of a sequence that are not padding, first - 1 for padding.
 
-    ids: (B, S), or (T,) with `packed`; of embeddings, which are all tokens, the row of anything but padding.
+    ids: (B, S), or (T,) with `cu_seqlens` (B+1,). Nothing waits for a device.
     """
     real = ids != first - 1
     counts = real.cumsum(-1)
-    if packed is not None:
-        before = torch.cat([counts.new_zeros(1), counts])[packed.cu_seqlens[:-1].long()]
-        counts = counts - before.repeat_interleave(packed.lengths)
+    if cu_seqlens is not None:
+        starts = cu_seqlens.to(ids.device, non_blocking=True).long()
+        token = torch.arange(len(ids), device=ids.device)
+        text = (torch.searchsorted(starts, token, right=True) - 1).clamp(0, len(starts) - 1)
+        before = torch.cat([counts.new_zeros(1), counts])
+        counts = counts - before[starts[text].clamp(0, len(ids))]
     return counts * real + (first - 1)
 
 
@@ -241,6 +246,16 @@ def _with_queries(batch: PackedBatch, ids: Tensor | None, pad_id: int | None) ->
     if ids is not None and pad_id is not None:
         queries &= ids != pad_id
     return (ops.read_mask(keys | queries), keys) if queries.any() else (batch, None)
+
+
+def _with_gaps(batch: PackedBatch, key_mask: Tensor | None) -> tuple[PackedBatch, Tensor | None]:
+    """The batch including what lies between the tokens of a row, so that their distances are those of the columns, and
+    the mask of its keys; as given if nothing lies between."""
+    tokens = batch.mask()
+    within = (tokens.cumsum(1) > 0) & (tokens.flip(1).cumsum(1).flip(1) > 0)
+    if torch.equal(within, tokens):
+        return batch, key_mask
+    return ops.read_mask(within), tokens if key_mask is None else key_mask
 
 
 def is_spread(x: Tensor, shape: torch.Size) -> bool:

@@ -32,17 +32,17 @@ class Embeddings(Part):
     def __init__(self, config: BertConfig, family: Family) -> None:
         super().__init__()
         width = config.embedding_size or config.hidden_size
-        self.word_embeddings = _table(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.word_embeddings = table(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.padding_idx = config.pad_token_id
         padding_idx = self.padding_idx if family.counts_tokens else None
-        self.position_embeddings = _table(config.max_position_embeddings, width, padding_idx=padding_idx)
+        self.position_embeddings = table(config.max_position_embeddings, width, padding_idx=padding_idx)
         if family.has_token_types:
-            self.token_type_embeddings = _table(config.type_vocab_size, width)
+            self.token_type_embeddings = table(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
 
-def _table(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
+def table(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
     """An uninitialised embedding; the model fills it. (nn.Embedding would fill it: on the meta device, torch
     imports its compiler for that, which takes a second.)"""
     return nn.Embedding(rows, width, padding_idx=padding_idx, _weight=torch.empty(rows, width))

@@ -29,6 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastbert import ops
 from fastbert.families import BERT, Family
+from fastbert.model.distances import bias_of_table
 from fastbert.model.layer import Embeddings, Layer, Products, Projection, has_global_hook, is_hooked, sharded
 
 _PLAN = "_fastbert_plan"
@@ -158,6 +159,7 @@ class EncoderPlan(Plan):
         self.pooler: Projection | None = None
         self.whole: ops.EncoderWeights | None = None  # of ops.encoder
         self.batch: ops.BatchWeights | None = None  # of ops.encode_batch
+        self.distance_table: nn.Module | None = None
         self.drops: list[dict[str, Any]] = []
         # By name of a missing argument: the values its buffer must hold, the buffer that held them, its version then.
         self.usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
@@ -169,6 +171,8 @@ class EncoderPlan(Plan):
         self.embeddings = Embeddings(bert, family)
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
+        path = family.distance_table
+        self.distance_table = None if path is None else bert.get_submodule(path)
         self.drops = [vars(d) for layer in self.layers if layer is not None for d in layer.dropouts]
         self._find_wholes()
 
@@ -182,6 +186,12 @@ class EncoderPlan(Plan):
         self.batch = None
         if self.whole is not None and embeddings.all_plain and (self.pooler is None or last is not None):
             self.batch = ops.BatchWeights(*embeddings.tensors(), self.whole, last)
+
+    def bias(self) -> Tensor | None:
+        """The bias of attention, for ops.attention; None in most families. It is a few operations on a small table."""
+        if self.distance_table is None:
+            return None
+        return bias_of_table(self.distance_table, len(self.embeddings.positions.weight))
 
     def multiply_as(self, products: Products) -> None:
         """Switches to another precision; the forms are keyed by precision."""

@@ -27,6 +27,7 @@ CONFIGS = {
     "xlm-roberta": ("XLMRoberta", ROBERTA),
     "camembert": ("Camembert", ROBERTA),
     "distilbert": ("DistilBert", DISTILBERT),
+    "mpnet": ("MPNet", {**SIZES, "pad_token_id": 1}),
     "electra": ("Electra", {**SIZES, "embedding_size": 16}),
     "electra of one width": ("Electra", {**SIZES, "embedding_size": 32}),
 }

@@ -14,9 +14,9 @@ from fastbert.model import BertPreTrainedModel
 
 
 def load_teacher(
-    kind: type[BertPreTrainedModel], path: str | Path, *, head: bool = True, revision: str | None = None
+    kind: Any, path: str | Path, *, head: bool = True, revision: str | None = None
 ) -> BertPreTrainedModel:
-    """Loads a teacher in float32, in eval mode; `head`: whether it must have a head for the task.
+    """Loads a teacher of a class, or of an AutoModel, in float32, in eval mode; `head`: whether it must have a head.
 
     Raises:
         ValueError: the checkpoint lacks the head.
