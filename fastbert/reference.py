@@ -164,7 +164,7 @@ def attention_formula(
 
 
 def bias_of_distances(bias: Tensor, length: int) -> Tensor:
-    """The bias of each query and key, (H, L, L), from that of each distance: column P - 1 + key - query of (H, 2P-1)."""
+    """The bias of each query and key, (H, L, L), from that of each distance, (H, 2P-1): column P - 1 + key - query."""
     middle = bias.shape[1] // 2
     return bias[:, middle - length + 1 : middle + length].unfold(1, length, 1).flip(1)
 
@@ -213,7 +213,7 @@ def attention_gradients(
 
 def _sums_of_distances(x: Tensor) -> Tensor:
     """The sums of x (H, L, L) over its diagonals, (H, 2L-1): column L - 1 + key - query."""
-    H, L, _ = x.shape
+    L = x.shape[1]
     # Row r of the flipped matrix, moved r columns to the right: each diagonal becomes a column.
     moved = F.pad(x.flip(1), (0, L)).flatten(1)[:, : L * (2 * L - 1)].unflatten(1, (L, 2 * L - 1))
     return moved.sum(1)

@@ -122,7 +122,7 @@ class Family:
     masked_lm: MaskedLMNames = BERT_MASKED_LM
     classes: ClassesNames = ClassesNames()
     choices: ClassesNames = ClassesNames()
-    # The field with the dropout of a head ("choices", "tokens", "answers") where it is not BERT's: by BERT's name for it.
+    # Where it is not BERT's: the field with the dropout of a head ("choices", "tokens", "answers"), by BERT's name.
     head_dropouts: Mapping[str, str] = field(default_factory=dict)
     # Heads for classes read the state of column 0; BERT's pooler does so within the encoder.
     heads_read_first: bool = False

@@ -10,9 +10,10 @@ from bisect import bisect_left
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastbert.model.inputs import Inputs
+from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.packing import PackedBatch
 
 # Error bits that the device sets for a call.

@@ -74,7 +74,9 @@ def accelerate(
         raise ValueError(f"dtype is {dtype}; it must be a floating-point one")
     encoders = [m for m in _modules(model) if _family_of(m)]
     if not encoders:
-        raise ValueError(f"model is a {type(model).__name__} without {_KNOWN}{_look_alike(model)}; there is nothing to do")
+        raise ValueError(
+            f"model is a {type(model).__name__} without {_KNOWN}{_look_alike(model)}; there is nothing to do"
+        )
     reasons = [_why_not(bert) for bert in encoders]
     able = [bert for bert, reason in zip(encoders, reasons, strict=True) if reason is None]
     for bert in able:

@@ -12,7 +12,7 @@ BUCKETS, _FARTHEST = 32, 128
 
 
 def bias_of_table(table: nn.Module, reach: int) -> Tensor:
-    """The bias of each head and distance, (H, 2 reach - 1), at reach - 1 + key - query, of the table (32, H) of buckets.
+    """The bias of each head and distance, (H, 2 reach - 1), at reach - 1 + key - query, of a table (32, H) of buckets.
 
     Raises:
         ValueError: the table has another number of buckets.

@@ -88,9 +88,7 @@ def scale_log2(head_size: int) -> float:
     return head_size**-0.5 * math.log2(math.e)
 
 
-def encoder(
-    x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int, *, bias: Tensor | None = None
-) -> Tensor:
+def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int, *, bias: Tensor | None = None) -> Tensor:
     """All layers over packed tokens, (T, E) -> (T, E), in a workspace that the thread reuses.
 
     Writing to fresh memory costs a page fault every 4 KiB, up to half the time of a product.

@@ -103,9 +103,7 @@ def _reference(
         return _layers(x, weights, cu_seqlens, max_seqlen, bias)
 
 
-def _layers(
-    x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None
-) -> Tensor:
+def _layers(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None) -> Tensor:
     for w in weights.layers:
         qkv = linear(x, w.qkv, precision=w.precision).unflatten(1, (3, w.num_heads, -1))
         context = attention(qkv, cu_seqlens, max_seqlen, bias=bias, checked=True).flatten(1)

@@ -56,7 +56,9 @@ class AutoTokenizer:
         file, content = read("tokenizer.json")
         model = content.get("model")
         kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else None) if model else None
-        if named not in _BY_CLASS and (kind == "WordPiece" or (file is None and _find(path_or_id, "vocab.txt", revision))):
+        if named not in _BY_CLASS and (
+            kind == "WordPiece" or (file is None and _find(path_or_id, "vocab.txt", revision))
+        ):
             return BertTokenizer.from_pretrained(path_or_id, revision=revision)
         options = read_options(config_file, config) | special_tokens(config_file, config, NAMED_TOKENS)
         for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
@@ -122,7 +124,9 @@ def _from_older(
     return backend, vocab
 
 
-def _fail_missing(path_or_id: str | os.PathLike, vocab: Path | None, merges: Path | None, revision: str | None) -> NoReturn:
+def _fail_missing(
+    path_or_id: str | os.PathLike, vocab: Path | None, merges: Path | None, revision: str | None
+) -> NoReturn:
     if vocab is not None or merges is not None:
         missing, there = ("merges.txt", vocab) if merges is None else ("vocab.json", merges)
         raise FileNotFoundError(f"{path_or_id}: {there} is there, but no {missing}, nor a tokenizer.json")

@@ -74,7 +74,9 @@ class BertTokenizer(Tokenizer):
             "continuing_subword_prefix": continuing_subword_prefix,
         }
         super().__init__(
-            _word_piece(vocab, added, {name: content_of(token) for name, token in special.items()}, normalization, shape),
+            _word_piece(
+                vocab, added, {name: content_of(token) for name, token in special.items()}, normalization, shape
+            ),
             special,
             model_max_length=model_max_length,
             padding_side=padding_side,

@@ -146,9 +146,7 @@ def _shape(file: Path, model: dict) -> dict[str, Any]:
     return shape
 
 
-def special_tokens(
-    file: Path | None, config: dict, names: Iterable[str] = tuple(SPECIAL_TOKENS)
-) -> dict[str, Any]:
+def special_tokens(file: Path | None, config: dict, names: Iterable[str] = tuple(SPECIAL_TOKENS)) -> dict[str, Any]:
     """The named tokens, as strings or dicts; the mask token may be null."""
     tokens = {name: config[name] for name in names if name in config}
     for name, token in tokens.items():

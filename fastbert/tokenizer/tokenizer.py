@@ -126,7 +126,7 @@ class Tokenizer:
         return self._backend.num_special_tokens_to_add(pair)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes tokenizer.json, two files of settings and, for a WordPiece, vocab.txt into `folder`, each atomically."""
+        """Writes tokenizer.json, two files of settings and, of a WordPiece, vocab.txt into `folder`, each atomically."""
         folder, prefix = Path(folder), has_prefix_space(self._backend)
         config = {
             **self._normalization,
@@ -442,9 +442,7 @@ def set_prefix_space(backend: Any, prefix: bool) -> None:
     """Changes what `has_prefix_space` says of a byte BPE."""
     from tokenizers import pre_tokenizers, processors
 
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(
-        add_prefix_space=prefix, use_regex=backend.pre_tokenizer.use_regex
-    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=backend.pre_tokenizer.use_regex)
     step: Any = backend.post_processor
     if isinstance(step, processors.RobertaProcessing):  # offsets leave out the space that was added
         state = json.loads(step.__getstate__())

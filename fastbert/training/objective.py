@@ -77,8 +77,8 @@ def model_class(objective: str, config: BertConfig) -> Any:
     """
     if objective != "mlm" and config.model_type != "bert":
         raise ValueError(
-            f"training.objective is {objective!r}, and the model a {config.model_type!r}; only a 'bert' has the head for "
-            "next sentences: 'mlm' trains the others"
+            f"training.objective is {objective!r}, and the model a {config.model_type!r}; only a 'bert' has the head "
+            "for next sentences: 'mlm' trains the others"
         )
     return AutoModelForMaskedLM.of(config) if objective == "mlm" else MODELS[objective]
 

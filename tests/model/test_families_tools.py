@@ -49,7 +49,10 @@ def test_vectors(name, folder_of):
     embedder = fastbert.Embedder.from_pretrained(folder)
     limit = 40 - (2 if fastbert.families.FAMILIES[name].counts_tokens else 0)
     assert embedder.max_length == limit
-    model, tokenizer = transformers.AutoModel.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        transformers.AutoModel.from_pretrained(folder),
+        transformers.AutoTokenizer.from_pretrained(folder),
+    )
     batch = tokenizer(TEXTS, padding=True, truncation=True, max_length=limit, return_tensors="pt")
     with torch.no_grad():
         states = model(**batch).last_hidden_state
@@ -146,7 +149,9 @@ def test_next_sentences_are_for_bert_alone(tmp_path, lines, capsys):
     make("roberta", vocab_size=len(tokenizer)).config.save_pretrained(tmp_path / "config")
     config = pretrain_config(tmp_path, shards, model={"config": str(tmp_path / "config")})
     assert main(["pretrain", str(config), "--device", "cpu", "--set", "training.objective=nsp"]) == 1
-    assert "training.objective is 'nsp', and the model a 'roberta'; only a 'bert' has the head" in capsys.readouterr().err
+    assert (
+        "training.objective is 'nsp', and the model a 'roberta'; only a 'bert' has the head" in capsys.readouterr().err
+    )
 
 
 def test_a_distilbert_is_the_student_of_a_bert(tmp_path, lines, folder_of):

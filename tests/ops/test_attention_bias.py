@@ -126,5 +126,7 @@ def test_compiled():
 @pytest.mark.parametrize("shape", [(2, 10), (3, 11), (2, 7), (11,)])
 def test_a_bias_of_another_shape_is_named(shape):
     qkv, cu_seqlens = torch.randn(5, 3, 2, 4), torch.tensor([0, 5]).int()
-    with pytest.raises(ValueError, match=r"attention: bias has shape .*; it must be \(2, an odd number of at least 9\)"):
+    with pytest.raises(
+        ValueError, match=r"attention: bias has shape .*; it must be \(2, an odd number of at least 9\)"
+    ):
         ops.attention(qkv, cu_seqlens, 5, bias=torch.zeros(shape))
