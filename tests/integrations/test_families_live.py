@@ -214,3 +214,47 @@ def test_an_unknown_family_is_named_with_those_that_are_known():
     with pytest.raises(ValueError, match="AlbertModel without an encoder") as caught:
         fastbert.accelerate(model)
     assert all(family.base in str(caught.value) for family in FAMILIES.values())
+
+
+def test_what_differs_in_a_class_of_berts_shape_is_said():
+    class Embeddings(transformers.models.bert.modeling_bert.BertEmbeddings):
+        pass
+
+    class Lookalike(torch.nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.embeddings = Embeddings(config)
+            self.encoder = transformers.models.bert.modeling_bert.BertEncoder(config)
+
+    config = transformers.BertConfig(**WIDTHS, vocab_size=50)
+    said = "of BERT's shape, but "
+    for change, reason in (
+        (lambda model: None, "its class is not transformers' BertModel"),
+        (lambda model: model.encoder.layer[1].attention.add_module("gate", torch.nn.Linear(2, 2)), "has a gate, which"),
+        (lambda model: delattr(model.embeddings, "token_type_embeddings"), "embeddings has no token_type_embeddings"),
+    ):
+        model = Lookalike(config)
+        change(model)
+        for function in (fastbert.accelerate, fastbert.explain):
+            with pytest.raises(ValueError, match=f"Lookalike {said}.*{reason}"):
+                function(model)
+
+
+@pytest.mark.parametrize("kind", ["right", "holes", "left"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_distances_are_those_of_the_columns(kind, inside):
+    """Where attention has a bias by distance, masked positions between two tokens count, whatever they hold."""
+    fast, original = twins("mpnet")
+    inputs = given(original, "Model", kind)
+    if inside:  # masked positions that are no pads
+        inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 9)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            a, b = fast(**inputs).last_hidden_state, original(**inputs).last_hidden_state
+        close(*(x[inputs["attention_mask"] == 1] for x in (a, b)))
+
+
+def test_a_table_of_other_buckets_is_refused():
+    fast, _ = twins("mpnet", relative_attention_num_buckets=16)
+    with pytest.raises(ValueError, match="config: relative_attention_num_buckets is 16; fastbert knows 32"):
+        fast(torch.tensor([[5, 6]]))

@@ -25,7 +25,7 @@ def close(a, b):
 
 
 def test_every_head_of_every_family_is_tried():
-    assert len(OWN) == 6 * len(CONFIGS)
+    assert len(OWN) == 6 * len(CONFIGS) + 3  # BERT and ELECTRA have a ForPreTraining of their own
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -75,3 +75,48 @@ def test_an_unknown_family_is_named_with_those_that_are_known(tmp_path):
     transformers.AlbertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model_type is 'albert'; fastbert reads 'bert', 'roberta'"):
         fastbert.AutoModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hooks_on_the_modules_of_a_masked_lm_head_fire(name, tmp_path):
+    """With the states and the result that transformers' modules have."""
+    theirs = make(name, "ForMaskedLM")
+    theirs.save_pretrained(tmp_path)
+    ours, ids, seen = fastbert.AutoModelForMaskedLM.from_pretrained(tmp_path), torch.tensor([[5, 6, 7]]), {}
+    names = ours.family.masked_lm
+    paths = {*names.containers, names.dense, names.norm, names.decoder} - {"cls"}
+    for which, model in (("ours", ours), ("theirs", theirs)):
+        for path in paths:
+            hook = lambda module, args, out, key=(which, path): seen.update({key: (args[0], out)})  # noqa: E731
+            model.get_submodule(path).register_forward_hook(hook)
+        with torch.no_grad():
+            model(ids)
+    assert {path for which, path in seen if which == "ours"} == paths
+    for path in paths:
+        for a, b in zip(seen["ours", path], seen["theirs", path], strict=True):
+            if path != names.dense:  # its activation is fused here
+                close(a.flatten(), b.flatten())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hooks_on_the_modules_of_a_classifier_fire(name, tmp_path):
+    make(name, "ForSequenceClassification").save_pretrained(tmp_path)
+    ours, seen = fastbert.AutoModelForSequenceClassification.from_pretrained(tmp_path), []
+    ours.classifier.register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.no_grad():
+        logits = ours(torch.tensor([[5, 6, 7]])).logits
+    assert len(seen) == 1 and torch.equal(seen[0], logits)
+
+
+@pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification", "QuestionAnswering", "MultipleChoice"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_dropout_is_where_transformers_has_it(name, head):
+    """By the number and the rates of the modules that drop, in training."""
+    sizes = {"attention_dropout": 0.3, "dropout": 0.4} if name == "distilbert" else {}
+    theirs = make(name, f"For{head}", **sizes)
+    ours = OURS[f"For{head}"].of(fastbert.BertConfig.from_dict(theirs.config.to_dict()))
+    ours = ours(fastbert.BertConfig.from_dict(theirs.config.to_dict()))
+    rates = [
+        sorted(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p) for model in (ours, theirs)
+    ]
+    assert rates[0] == rates[1]
