@@ -126,7 +126,7 @@ class Tokenizer:
         return self._backend.num_special_tokens_to_add(pair)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes tokenizer.json, settings in two files and, of a WordPiece, vocab.txt into `folder`, each atomically."""
+        """Writes tokenizer.json, settings in two files and, for WordPiece, vocab.txt into `folder`, each atomically."""
         folder, prefix = Path(folder), has_prefix_space(self._backend)
         config = {
             **self._normalization,
