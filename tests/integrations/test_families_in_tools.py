@@ -1,4 +1,4 @@
-"""Every family in the tools people use: sentence-transformers, pipelines, PEFT and Trainer, packed and with their numbers."""
+"""Every family in sentence-transformers, pipelines, PEFT and Trainer: packed, with the numbers of transformers."""
 
 import numpy as np
 import pytest
