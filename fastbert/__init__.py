@@ -92,6 +92,7 @@ _HOMES = {
 # Modules that `import fastbert` makes reachable as attributes.
 _MODULES = (
     "config",
+    "families",
     "inference",
     "integrations",
     "model",

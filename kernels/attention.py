@@ -8,7 +8,7 @@ and the output's accumulator are fp32; operands of products have the input's dty
 `statistics` of the softmax are saved for backward. In half precision they are one number per row, log2 of the sum of
 2^score. Its absolute precision is that of the highest score: at scores of 1e4, probabilities would be off by 3e-4. So
 fp32 has two numbers per row, the highest score and log2 of the sum of 2^(score - highest), and the highest score is
-subtracted before scores are scaled to base 2. (With a bias, which is given in base 2, scores are scaled first.)
+subtracted before scores are scaled to base 2. With a bias, scores are scaled to base e and have it before that.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _attention_step(
     first,  # packed row of the block's first key
     left,  # keys from there to the sequence's end
     scale,  # in base 2
-    bias_ptr,  # the head's bias at distance 0, in base 2; not read unless HAS_BIAS
+    bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
     distances,  # (BLOCK_M, BLOCK_N) of the block's keys from the queries, if HAS_BIAS
     reach,
     seed,
@@ -99,8 +99,8 @@ def _attention_step(
         k = qkv.load([first, k_column])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if HAS_BIAS:
-        scores = scores * scale + load_biases(bias_ptr, distances, reach)
-        scale = 1.0
+        scores = scores * (scale / _LOG2E) + load_biases(bias_ptr, distances, reach)
+        scale = _LOG2E
     if MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
     if q.dtype == tl.float32:
@@ -238,7 +238,7 @@ def attention_fwd(
     arch = architecture.architecture(qkv.device)
     config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
-    bias_log2 = base_two(bias)
+    held = held_bias(bias)
     with architecture.on_device(qkv.device):
         _attention_fwd_kernel[(len(schedule.table), H)](
             qkv,
@@ -247,11 +247,11 @@ def attention_fwd(
             statistics,
             schedule.table,
             qkv if seed is None else seed,
-            statistics if bias_log2 is None else bias_log2,
+            statistics if held is None else held,
             *qkv.stride()[:3],
             *out.stride()[:2],
             T,
-            reach_of(bias_log2),
+            reach_of(held),
             scale,
             dropout.threshold(dropout_p),
             1 / (1 - dropout_p),
@@ -268,9 +268,9 @@ def attention_fwd(
     return out, statistics
 
 
-def base_two(bias: Tensor | None) -> Tensor | None:
+def held_bias(bias: Tensor | None) -> Tensor | None:
     """A bias as the kernels read it."""
-    return None if bias is None else (bias.detach().float() * LOG2E).contiguous()
+    return None if bias is None else bias.detach().float().contiguous()
 
 
 def reach_of(bias: Tensor | None) -> int:

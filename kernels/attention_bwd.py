@@ -27,9 +27,9 @@ from fastbert.kernels import architecture, configs, dropout
 from fastbert.kernels.attention import (
     LOG2E,
     attention_schedule,
-    base_two,
     describable,
     descriptor,
+    held_bias,
     load_biases,
     load_rows,
     reach_of,
@@ -74,7 +74,7 @@ def _dq_step(
     first,  # packed row of the block's first key
     left,  # keys from there to the sequence's end
     scale,  # in base 2
-    bias_ptr,  # the head's bias at distance 0, in base 2; not read unless HAS_BIAS
+    bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
     distances,  # (BLOCK_M, BLOCK_N) of the block's keys from the queries, if HAS_BIAS
     reach,
     dbias_ptr,  # (BLOCK_M + BLOCK_N - 1,): sums of dS over the block's diagonals are added
@@ -99,8 +99,8 @@ def _dq_step(
         v = qkv.load([first, v_column])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if HAS_BIAS:
-        scores = scores * scale + load_biases(bias_ptr, distances, reach)
-        scale = 1.0
+        scores = scores * (scale / _LOG2E) + load_biases(bias_ptr, distances, reach)
+        scale = _LOG2E
     if MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
     p = _probabilities(scores, top[:, None], log_total[:, None], scale, q.dtype)
@@ -261,7 +261,7 @@ def _dkdv_step(
     first,  # packed row of the block's first query
     left,  # queries from there to the sequence's end
     scale,  # in base 2
-    bias_ptr,  # the head's bias at distance 0, in base 2; not read unless HAS_BIAS
+    bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
     distances,  # (BLOCK_N, BLOCK_M) of the keys from the block's queries, if HAS_BIAS
     reach,
     seed,
@@ -296,8 +296,8 @@ def _dkdv_step(
         delta = tl.load(delta_ptr + row + offs_m)
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     if HAS_BIAS:
-        scores = scores * scale + load_biases(bias_ptr, distances, reach)
-        p = _probabilities(scores, top[None, :], log_total[None, :], 1.0, q.dtype)
+        scores = scores * (scale / _LOG2E) + load_biases(bias_ptr, distances, reach)
+        p = _probabilities(scores, top[None, :], log_total[None, :], _LOG2E, q.dtype)
     else:
         p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype)
     if WITH_DQ:  # a key beyond the sequence scores 0, maybe far above the others: its p may be inf, and inf * 0 NaN
@@ -438,8 +438,8 @@ def attention_bwd(
     arch = architecture.architecture(qkv.device)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     one_launch = bias is None and configs.attention_in_one_launch(arch, qkv.dtype, D, max_seqlen)
-    bias_log2, reach = base_two(bias), reach_of(bias)
-    biases = statistics if bias_log2 is None else bias_log2
+    held, reach = held_bias(bias), reach_of(bias)
+    biases = statistics if held is None else held
     delta = statistics[0] if one_launch else torch.empty_like(statistics[0])
     grid, seeds = (len(schedule.table), H), qkv if seed is None else seed
     strides = *qkv.stride()[:3], *out.stride()[:2], *dout.stride()[:2]

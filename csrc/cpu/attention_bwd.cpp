@@ -1,6 +1,7 @@
 // Distributes attention's training passes over threads: a task is one head of one sequence. Compiled for the base
 // instruction set.
 #include <algorithm>
+#include <vector>
 
 #include "kernels.h"
 #include "scratch.h"
@@ -31,13 +32,13 @@ void sum_dbias(const AttentionBwd& op, int threads) {
     const int32_t* offsets = op.op.cu_seqlens;
     Team::run(threads, [&](Team& team) {
         team.each(op.op.H, [&](int64_t head) {
-            float* sums = op.dbias + head * width;
-            std::fill(sums, sums + width, 0.0f);
+            std::vector<double> sums(width);
             for (int64_t b = 0; b < op.op.B; ++b) {
                 const int64_t length = offsets[b + 1] - offsets[b];
                 const float* part = op.dbias_parts + 2 * (head * op.T + offsets[b]);
                 for (int64_t i = 0; i + 1 < 2 * length; ++i) sums[op.op.reach - length + i] += part[i];
             }
+            std::copy(sums.begin(), sums.end(), op.dbias + head * width);
         });
     });
 }

@@ -137,7 +137,7 @@ bool encode_batch_cpu(const BatchEncoder& model, const PaddedBatch& batch, Isa i
     Tokens tokens;
     if (!find_tokens(batch, reinterpret_cast<int32_t*>(base + memory.offsets), numbers(memory.indices), tokens) ||
         !only_pads_are_masked(batch, tokens) ||
-        (batch.bias_log2 && (S > batch.reach || !without_gaps(batch, tokens))))
+        (batch.distance_bias && (S > batch.reach || !without_gaps(batch, tokens))))
         return false;
 
     const int64_t T = tokens.count;
@@ -156,7 +156,7 @@ bool encode_batch_cpu(const BatchEncoder& model, const PaddedBatch& batch, Isa i
     char* const y = tokens.indices ? base + memory.y : static_cast<char*>(batch.states);
     Encoder layers = model.layers;
     layers.T = T, layers.B = B, layers.cu_seqlens = tokens.offsets;
-    layers.bias_log2 = batch.bias_log2, layers.reach = batch.reach;
+    layers.distance_bias = batch.distance_bias, layers.reach = batch.reach;
     layers.x = base + memory.x, layers.y = y, layers.workspace = base + memory.layers;
     encoder_cpu(layers, isa, threads);
 

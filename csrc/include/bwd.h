@@ -120,8 +120,7 @@ struct AttentionBwd {
     const float* row_max;  // (2, H, T), from the forward
     const void* dy;        // (T, H, D), contiguous
     void* dqkv;            // (T, 3, H, D), contiguous
-    // With a bias: its gradient (H, 2 reach - 1), not times log2(e), and (H, 2 T) for those of each sequence, whose
-    // sums are taken in the sequences' order.
+    // With a bias: its gradient (H, 2 reach - 1), and (H, 2 T) for those of each sequence, which are summed in order.
     float* dbias = nullptr;
     float* dbias_parts = nullptr;
 };

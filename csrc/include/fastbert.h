@@ -77,7 +77,7 @@ struct Attention {
     void* y;                    // (T, H, D), contiguous
     int64_t stride_t, stride_3;
     float scale_log2;           // scale * log2(e), positive
-    const float* bias_log2 = nullptr;  // (H, 2 reach - 1) or null: at reach - 1 + key - query, times log2(e)
+    const float* distance_bias = nullptr;  // (H, 2 reach - 1) or null: at reach - 1 + key - query
     int64_t reach = 0;                 // at least the longest sequence
 };
 
@@ -100,7 +100,7 @@ struct Encoder {
     void* y;
     void* workspace;             // encoder_workspace_bytes bytes, aligned to 64
     float eps, scale_log2;
-    const float* bias_log2 = nullptr;  // of Attention, as is reach: the same for all layers
+    const float* distance_bias = nullptr;  // of Attention, as is reach: the same for all layers
     int64_t reach = 0;
 };
 
@@ -207,7 +207,7 @@ struct PaddedBatch {
     void* states;               // (B, S, E), zeros at the pads
     void* pooled;               // (B, E), or null without a pooler
     void* workspace;            // encode_batch_workspace_bytes bytes, aligned to 64
-    const float* bias_log2 = nullptr;  // of Attention, as is reach: then no pad may stand between two tokens of a row
+    const float* distance_bias = nullptr;  // of Attention, as is reach: then no pad may stand between two tokens of a row
     int64_t reach = 0;
 };
 

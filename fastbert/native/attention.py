@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.attention_bwd import attention_fwd_train, attention_inputs, base_two
+from fastbert.native.attention_bwd import attention_fwd_train, attention_inputs, held_bias
 from fastbert.native.dropout import draw_seed
 from fastbert.native.extension import C, chosen_isa, cpu_reason, fresh, misaligned
 
@@ -69,6 +69,6 @@ def attention(
         )[0]
     tokens, _, heads, width = qkv.shape
     y = fresh(qkv, tokens, heads, width)
-    bias_log2 = base_two(bias)
-    C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale, bias_log2), chosen_isa()[1], torch.get_num_threads())
+    held = held_bias(bias)
+    C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale, held), chosen_isa()[1], torch.get_num_threads())
     return y

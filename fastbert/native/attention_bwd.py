@@ -28,9 +28,9 @@ def attention_fwd_train(
     tokens, _, heads, width = qkv.shape
     y = fresh(qkv, tokens, heads, width)
     statistics = fresh(qkv, 2, heads, tokens, dtype=torch.float32) if keep else None
-    bias_log2 = base_two(bias)
+    held = held_bias(bias)
     C.attention_fwd_train_cpu(
-        *attention_inputs(qkv, cu_seqlens, y, scale, bias_log2),
+        *attention_inputs(qkv, cu_seqlens, y, scale, held),
         dropout_p,
         seed,
         0 if statistics is None else statistics.data_ptr(),
@@ -54,11 +54,11 @@ def attention_bwd(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of qkv, (T, 3, H, D), and of the bias: probabilities are recomputed, a tile of keys at a time."""
     dqkv = fresh(qkv, *qkv.shape)
-    dy, bias_log2 = dy.contiguous(), base_two(bias)
+    dy, held = dy.contiguous(), held_bias(bias)
     dbias = None if bias is None else fresh(qkv, *bias.shape, dtype=torch.float32)
     parts = None if bias is None else fresh(qkv, len(bias), 2 * len(qkv), dtype=torch.float32)
     C.attention_bwd_cpu(
-        *attention_inputs(qkv, cu_seqlens, y, scale, bias_log2),
+        *attention_inputs(qkv, cu_seqlens, y, scale, held),
         dropout_p,
         seed,
         statistics.data_ptr(),
@@ -72,18 +72,18 @@ def attention_bwd(
     return dqkv, dbias
 
 
-def base_two(bias: Tensor | None) -> Tensor | None:
-    """A bias as C++ takes it: for a softmax in powers of two."""
-    return None if bias is None else (bias.detach().float() * math.log2(math.e)).contiguous()
+def held_bias(bias: Tensor | None) -> Tensor | None:
+    """A bias as C++ takes it."""
+    return None if bias is None else bias.detach().float().contiguous()
 
 
-def bias_arguments(bias_log2: Tensor | None) -> tuple[int, int]:
+def bias_arguments(held: Tensor | None) -> tuple[int, int]:
     """A bias's address and reach, as C++ takes them."""
-    return (0, 0) if bias_log2 is None else (bias_log2.data_ptr(), (bias_log2.shape[1] + 1) // 2)
+    return (0, 0) if held is None else (held.data_ptr(), (held.shape[1] + 1) // 2)
 
 
 def attention_inputs(
-    qkv: Tensor, cu_seqlens: Tensor, y: Tensor, scale: float | None, bias_log2: Tensor | None
+    qkv: Tensor, cu_seqlens: Tensor, y: Tensor, scale: float | None, held: Tensor | None
 ) -> tuple[int | float, ...]:
     """The first arguments of every attention function in C++."""
     tokens, _, heads, width = qkv.shape
@@ -99,5 +99,5 @@ def attention_inputs(
         cu_seqlens.data_ptr(),
         y.data_ptr(),
         (width**-0.5 if scale is None else scale) * math.log2(math.e),
-        *bias_arguments(bias_log2),
+        *bias_arguments(held),
     )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastbert.native.attention_bwd import base_two, bias_arguments
+from fastbert.native.attention_bwd import bias_arguments, held_bias
 from fastbert.native.embed_layer_norm import supports_embed_layer_norm
 from fastbert.native.encoder import descriptors, scale_log2, supports_encoder
 from fastbert.native.extension import (
@@ -122,7 +122,7 @@ def encode_batch(
     needed = model.workspace_bytes(B, S, isa, threads)
     if needed > KEPT:
         return None
-    (memory, address), bias_log2 = workspace(needed), base_two(bias)
+    (memory, address), held = workspace(needed), held_bias(bias)
     states, pooled = fresh(table, B, S, table.shape[1]), fresh(table, B, table.shape[1]) if has_pooler else None
     done = model.run(
         B,
@@ -135,7 +135,7 @@ def encode_batch(
         states.data_ptr(),
         0 if pooled is None else pooled.data_ptr(),
         address,
-        *bias_arguments(bias_log2),
+        *bias_arguments(held),
         isa,
         threads,
     )

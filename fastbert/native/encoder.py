@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastbert.native.add_layer_norm import supports_add_layer_norm
 from fastbert.native.attention import offsets_reason
-from fastbert.native.attention_bwd import base_two, bias_arguments
+from fastbert.native.attention_bwd import bias_arguments, held_bias
 from fastbert.native.extension import (
     ACTIVATIONS,
     CPU_DTYPES,
@@ -99,7 +99,7 @@ def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int, *, bia
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
     where = len(weights.layers), words.buffer_info()[0]
     memory, address = workspace(C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads))
-    y, bias_log2 = fresh(x, T, E), base_two(bias)
+    y, held = fresh(x, T, E), held_bias(bias)
     C.encoder_cpu(
         *kind,
         ACTIVATIONS[first.activation],
@@ -112,7 +112,7 @@ def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int, *, bia
         address,
         first.eps,
         scale_log2(E // first.num_heads),
-        *bias_arguments(bias_log2),
+        *bias_arguments(held),
         isa,
         threads,
     )

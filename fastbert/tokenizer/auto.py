@@ -149,7 +149,7 @@ def _mpnet(words: Path, config: dict[str, Any]) -> Any:
     mask = AddedToken(special.pop("mask_token"), lstrip=True, special=True)  # the space before it is its own
     backend = BertTokenizer(str(words), mask_token=mask, **special, **settings)._backend
     ends = [(special[name], backend.token_to_id(special[name])) for name in ("sep_token", "cls_token")]
-    backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
+    backend.post_processor = processors.RobertaProcessing(*ends)  # which trims offsets, as transformers has it
     return backend
 
 

@@ -34,7 +34,7 @@ from fastbert.tokenizer.encoding import (
     padded_width,
     stack_columns,
 )
-from fastbert.tokenizer.files import NAMED_TOKENS, as_added_token, content_of, vocab_of_lines
+from fastbert.tokenizer.files import NAMED_TOKENS, SPECIAL_TOKENS, as_added_token, content_of, vocab_of_lines
 
 PIPELINE = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 MAX_VIEWS = 8
@@ -380,9 +380,9 @@ class Tokenizer:
         return self.convert_tokens_to_ids(self.all_special_tokens)
 
     def __getattr__(self, name: str) -> Any:
-        """`cls_token`, `cls_token_id` and the like; None for a token that the tokenizer does not have."""
+        """`cls_token`, `cls_token_id` and the like; None where a tokenizer has no such token."""
         token_name = name.removesuffix("_id")
-        if token_name not in NAMED_TOKENS:
+        if token_name not in SPECIAL_TOKENS and token_name not in self.__dict__.get("special_tokens_map", {}):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         token = self.special_tokens_map.get(token_name)
         return token if name == token_name or token is None else self._backend.token_to_id(token)

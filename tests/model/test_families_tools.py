@@ -84,7 +84,6 @@ def test_finetuning(name, task, tmp_path, capsys):
     data, out = write(tmp_path, task), tmp_path / "out"
     options = ["--epochs", "1", "--tokens", "128", "--lr", "1e-3", "--max-length", "60"]
     options += ["--stride", "4", "--max-question", "8"] if task == "question-answering" else []
-    options += ["--pair-column", "pair"] if task == "classification" else []
     files = ["--train", str(data), "--dev", str(data)]
     assert main(["finetune", "--task", task, "--model", str(folder), *files, "-o", str(out), *options]) == 0
     kind = {"classification": "SequenceClassification", "token-classification": "TokenClassification"}

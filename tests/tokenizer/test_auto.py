@@ -62,8 +62,8 @@ def test_pairs(both):
 
 @pytest.mark.parametrize("truncation", [True, "only_first", "only_second"])
 def test_truncation(both, truncation):
-    firsts = [text * 9 for text in LINES]
-    seconds = [text * 7 for text in reversed(LINES)]
+    firsts = ["a"] * len(LINES) if truncation == "only_second" else [text * 9 for text in LINES]
+    seconds = ["a"] * len(LINES) if truncation == "only_first" else [text * 7 for text in reversed(LINES)]
     same(*both, firsts, seconds, truncation=truncation, max_length=20, **OPTIONS)
     if truncation is True:
         same(*both, firsts, truncation=True, **OPTIONS)

@@ -90,7 +90,7 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
     uint32_t* keys = static_cast<uint32_t*>(memory);
     uint32_t* values = keys + sizes.keys;
     float* scores = reinterpret_cast<float*>(values + sizes.values);
-    const float* bias = op.bias_log2 ? op.bias_log2 + head * (2 * op.reach - 1) + op.reach - 1 : nullptr;
+    const float* bias = op.distance_bias ? op.distance_bias + head * (2 * op.reach - 1) + op.reach - 1 : nullptr;
     // Prefetch the next head's rows: they are too far apart for a hardware prefetcher to predict. (It does predict
     // their second cache lines: prefetching those gained nothing.)
     const T* const parts[] = {q, k, v};
@@ -119,8 +119,8 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
         float inverse[TILE_M<T>];
         for (int i = 0; i < rows; ++i) {
             float* row = scores + i * padded;
-            if (bias) scale_and_add(row, L, op.scale_log2, bias - (m + i));
-            inverse[i] = exponentials<T>(row, L, padded, bias ? 1.0f : op.scale_log2);
+            if (bias) scale_and_add(row, L, op.scale_log2 * LN2, bias - (m + i));
+            inverse[i] = exponentials<T>(row, L, padded, bias ? LOG2E : op.scale_log2);
         }
         for (int64_t p = 0; p < panels(op.D); ++p) {
             const uint32_t* probabilities = reinterpret_cast<const uint32_t*>(scores);

@@ -41,6 +41,8 @@ static inline float highest(const float* p, int64_t n) {
     return highest(top);
 }
 
+constexpr float LN2 = 0.6931471805599453f, LOG2E = 1.4426950408889634f;
+
 // scores = scores * scale + bias, over [0, n).
 static inline void scale_and_add(float* scores, int64_t n, float scale, const float* bias) {
     along(n, [&](int64_t i, int lanes) {
