@@ -123,9 +123,7 @@ def prepare(
         raise ValueError("exactly one of input_ids and inputs_embeds must be given")
     mask = None if isinstance(attention_mask, PackedBatch) else attention_mask
     named = {name: tokens, "attention_mask": mask, "token_type_ids": token_type_ids}
-    for argument, value in {**named, "position_ids": position_ids, "cu_seqlens": cu_seqlens}.items():
-        if value is not None and not isinstance(value, Tensor):
-            raise ValueError(f"{argument} is a {type(value).__name__}; it must be a tensor")
+    _check_tensors({**named, "position_ids": position_ids, "cu_seqlens": cu_seqlens})
     if cu_seqlens is not None and attention_mask is not None:
         raise ValueError("attention_mask and cu_seqlens are both given; packed input has no mask")
     if torch.jit.is_tracing() and not (attention_mask is None and cu_seqlens is None):
@@ -202,6 +200,12 @@ def counted_positions(ids: Tensor, first: int, cu_seqlens: Tensor | None = None)
         before = torch.cat([counts.new_zeros(1), counts])
         counts = counts - before[starts[text].clamp(0, len(ids))]
     return counts * real + (first - 1)
+
+
+def _check_tensors(arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}; it must be a tensor")
 
 
 def _check_embeds(embeds: Tensor, width: int) -> None:
