@@ -141,16 +141,8 @@ def prepare(
 
     if cu_seqlens is not None:
         batch = batch_from_cu_seqlens(cu_seqlens, tokens.shape[0], max_seqlen)
-    elif attention_mask is None:
-        batch = full_batch(shape[0], shape[1], device)
-    elif isinstance(attention_mask, PackedBatch):
-        batch = attention_mask
-    elif attention_mask.shape != shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; it must be that of {name}, {tuple(shape)}"
-        )
     else:
-        batch = ops.read_mask(attention_mask)
+        batch = _batch_of(attention_mask, name, shape, device)
     positions, first = embeddings.position_embeddings.weight.shape[0], family.first_position(embeddings)
     if position_ids is None and batch.seq_len + first > positions:
         which = f", and the first is {first}" if first else ""
@@ -184,6 +176,17 @@ def prepare(
     if family.distance_table is not None and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_gaps(batch, key_mask)
     return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
+
+
+def _batch_of(mask: Tensor | PackedBatch | None, name: str, shape: torch.Size, device: torch.device) -> PackedBatch:
+    """The batch of a mask; `name` is that of the tokens, whose shape it must have."""
+    if mask is None:
+        return full_batch(shape[0], shape[1], device)
+    if isinstance(mask, PackedBatch):
+        return mask
+    if mask.shape != shape:
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; it must be that of {name}, {tuple(shape)}")
+    return ops.read_mask(mask)
 
 
 def counted_positions(ids: Tensor, first: int, cu_seqlens: Tensor | None = None) -> Tensor:
