@@ -192,7 +192,7 @@ def attention_gradients(
     """The gradients of qkv and of the bias, as `attention_bwd`."""
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     wide = torch.promote_types(qkv.dtype, torch.float32)
-    dqkv, dbias = [], None if bias is None else torch.zeros_like(bias, dtype=wide)
+    parts, dbias = list[Tensor](), None if bias is None else torch.zeros_like(bias, dtype=wide)
     for run, drun in zip(_blocks(qkv, cu_seqlens), _blocks(dout, cu_seqlens), strict=True):
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
         do, length = drun.transpose(1, 2), run.shape[1]
@@ -203,11 +203,11 @@ def attention_gradients(
         dscores = p * (dp - (p * dp).sum(-1, keepdim=True))
         ds = (dscores * scale).to(q.dtype)
         dv = p.to(q.dtype).mT @ do
-        dqkv.append(torch.stack([ds @ k, ds.mT @ q, dv]).permute(1, 3, 0, 2, 4).flatten(0, 1))
+        parts.append(torch.stack([ds @ k, ds.mT @ q, dv]).permute(1, 3, 0, 2, 4).flatten(0, 1))
         if dbias is not None:
             middle = dbias.shape[1] // 2
             dbias[:, middle - length + 1 : middle + length] += _sums_of_distances(dscores.sum(0))
-    dqkv = _with_tail(torch.cat(dqkv) if dqkv else torch.empty_like(qkv[:0]), len(qkv))
+    dqkv = _with_tail(torch.cat(parts) if parts else torch.empty_like(qkv[:0]), len(qkv))
     return dqkv, dbias if dbias is None or bias is None else dbias.to(bias.dtype)
 
 

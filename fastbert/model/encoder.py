@@ -6,6 +6,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,8 +125,8 @@ def _packed_attend(layer: Layer, inputs: Inputs, bias: Tensor | None) -> Attend:
     if inputs.key_mask is not None:
         return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p, bias=bias)
     batch = inputs.batch
-    lengths = {"cu_seqlens": batch.cu_seqlens, "max_seqlen": batch.max_seqlen, "checked": True}
-    return partial(ops.attention, **lengths, dropout_p=dropout_p, bias=bias)
+    constants: dict[str, Any] = {"dropout_p": dropout_p, "bias": bias, "checked": True}
+    return partial(ops.attention, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen, **constants)
 
 
 def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float, bias: Tensor | None) -> Tensor:

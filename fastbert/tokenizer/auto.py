@@ -117,7 +117,7 @@ def _from_older(
     prefix = config.get("add_prefix_space") is True
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     backend.decoder = decoders.ByteLevel()
-    ends = [(token, backend.token_to_id(token)) for token in ("</s>", "<s>")]
+    ends: Any = [(token, backend.token_to_id(token)) for token in ("</s>", "<s>")]
     if any(index is None for _, index in ends):
         raise ValueError(f"{vocab}: the vocabulary has no <s> and </s>, as RoBERTa's has; a tokenizer.json is needed")
     backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=prefix)
@@ -145,10 +145,11 @@ def _mpnet(words: Path, config: dict[str, Any]) -> Any:
 
     names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
     special = {name: token for name, token in _BY_CLASS["MPNetTokenizer"].items() if name[:3] not in ("bos", "eos")}
-    settings = {name: config[name] for name in names if name in config}
-    mask = AddedToken(special.pop("mask_token"), lstrip=True, special=True)  # the space before it is its own
-    backend = BertTokenizer(str(words), mask_token=mask, **special, **settings)._backend
-    ends = [(special[name], backend.token_to_id(special[name])) for name in ("sep_token", "cls_token")]
+    settings: dict[str, Any] = {name: config[name] for name in names if name in config} | special
+    # The space before a mask is its own.
+    settings["mask_token"] = AddedToken(special["mask_token"], lstrip=True, special=True)
+    backend = BertTokenizer(str(words), **settings)._backend
+    ends: Any = [(special[name], backend.token_to_id(special[name])) for name in ("sep_token", "cls_token")]
     backend.post_processor = processors.RobertaProcessing(*ends)  # which trims offsets, as transformers has it
     return backend
 

@@ -155,7 +155,7 @@ def test_two_at_once(made):
 
 
 def test_unknown_name(assets):
-    with pytest.raises(ValueError, match="minilm, antiberty, chinese-bert, stsb"):
+    with pytest.raises(ValueError, match="minilm, mpnet, antiberty, chinese-bert, stsb"):
         assets.fetch("nope")
 
 
