@@ -120,7 +120,7 @@ def _from_older(
     ends: Any = [(token, backend.token_to_id(token)) for token in ("</s>", "<s>")]
     if any(index is None for _, index in ends):
         raise ValueError(f"{vocab}: the vocabulary has no <s> and </s>, as RoBERTa's has; a tokenizer.json is needed")
-    backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=prefix)
+    backend.post_processor = processors.RobertaProcessing(ends[0], ends[1], trim_offsets=True, add_prefix_space=prefix)
     return backend, vocab
 
 
