@@ -58,8 +58,10 @@ def store_rows(ptr, x, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit
-def load_biases(ptr, distances, reach):
-    """The biases of key - query; `ptr` points at that of 0. Beyond a sequence's end, that of the farthest."""
+def load_biases(ptr, distance, keys, queries, reach):
+    """The biases of distance + keys - queries, which broadcast; `ptr` points at that of 0. Beyond a sequence's end, that
+    of the farthest."""
+    distances = distance + keys - queries
     return tl.load(ptr + tl.minimum(tl.maximum(distances, 1 - reach), reach - 1))
 
 
@@ -79,7 +81,7 @@ def _attention_step(
     left,  # keys from there to the sequence's end
     scale,  # in base 2
     bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
-    distances,  # (BLOCK_M, BLOCK_N) of the block's keys from the queries, if HAS_BIAS
+    distance,  # of the block's first key from the first query
     reach,
     seed,
     query_keys,
@@ -99,7 +101,9 @@ def _attention_step(
         k = qkv.load([first, k_column])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if HAS_BIAS:
-        scores = scores * (scale / _LOG2E) + load_biases(bias_ptr, distances, reach)
+        scores = scores * (scale / _LOG2E) + load_biases(
+            bias_ptr, distance, offs_n[None, :], tl.arange(0, q.shape[0])[:, None], reach
+        )
         scale = _LOG2E
     if MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
@@ -169,10 +173,8 @@ def _attention_fwd_kernel(
         seed = tl.load(seed_ptr)
         query_keys = dropout.row_keys(seed, tile + offs_m, h)
 
-    distances = offs_m
     if HAS_BIAS:
         bias_ptr += h * (2 * reach - 1) + reach - 1
-        distances = tl.arange(0, BLOCK_N)[None, :] - begins - offs_m[:, None]
 
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -181,13 +183,13 @@ def _attention_fwd_kernel(
     for n in range(0, full, BLOCK_N):
         top, total, acc = _attention_step(
             q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + n, BLOCK_N,
-            scale * _LOG2E, bias_ptr, distances + n, reach, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS,
+            scale * _LOG2E, bias_ptr, n - begins, reach, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS,
             HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
     if full < keys:
         top, total, acc = _attention_step(
             q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + full, keys - full,
-            scale * _LOG2E, bias_ptr, distances + full, reach, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N,
+            scale * _LOG2E, bias_ptr, full - begins, reach, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N,
             HAS_BIAS, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
 
@@ -236,7 +238,7 @@ def attention_fwd(
     if qkv.numel() == 0:
         return out, statistics
     arch = architecture.architecture(qkv.device)
-    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p)
+    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p and bias is None)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     held = held_bias(bias)
     with architecture.on_device(qkv.device):

@@ -75,7 +75,7 @@ def _dq_step(
     left,  # keys from there to the sequence's end
     scale,  # in base 2
     bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
-    distances,  # (BLOCK_M, BLOCK_N) of the block's keys from the queries, if HAS_BIAS
+    distance,  # of the block's first key from the first query
     reach,
     dbias_ptr,  # (BLOCK_M + BLOCK_N - 1,): sums of dS over the block's diagonals are added
     seed,
@@ -99,7 +99,9 @@ def _dq_step(
         v = qkv.load([first, v_column])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if HAS_BIAS:
-        scores = scores * (scale / _LOG2E) + load_biases(bias_ptr, distances, reach)
+        scores = scores * (scale / _LOG2E) + load_biases(
+            bias_ptr, distance, offs_n[None, :], tl.arange(0, q.shape[0])[:, None], reach
+        )
         scale = _LOG2E
     if MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
@@ -213,10 +215,8 @@ def _attention_bwd_dq_kernel(
         seed = tl.load(seed_ptr)
         query_keys = dropout.row_keys(seed, tile + offs_m, h)
 
-    distances = offs_m
     if HAS_BIAS:
         bias_ptr += h * (2 * reach - 1) + reach - 1
-        distances = tl.arange(0, BLOCK_N)[None, :] - begins - offs_m[:, None]
         dbias_ptr += (tl.program_id(0) * tl.num_programs(1) + h).to(tl.int64) * width
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -224,13 +224,13 @@ def _attention_bwd_dq_kernel(
     for n in range(0, full, BLOCK_N):
         dq = _dq_step(
             q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + n, BLOCK_N,
-            scale * _LOG2E, bias_ptr, distances + n, reach, dbias_ptr + n, seed, query_keys, threshold, keep_scale, D,
+            scale * _LOG2E, bias_ptr, n - begins, reach, dbias_ptr + n, seed, query_keys, threshold, keep_scale, D,
             BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
     if full < keys:
         dq = _dq_step(
             q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + full,
-            keys - full, scale * _LOG2E, bias_ptr, distances + full, reach, dbias_ptr + full, seed, query_keys,
+            keys - full, scale * _LOG2E, bias_ptr, full - begins, reach, dbias_ptr + full, seed, query_keys,
             threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
     store_rows(dqkv_ptr + tile * stride_dqt + h * stride_dqh, dq * scale, offs_m, stride_dqt, rows, D, BLOCK_D)
@@ -262,7 +262,7 @@ def _dkdv_step(
     left,  # queries from there to the sequence's end
     scale,  # in base 2
     bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
-    distances,  # (BLOCK_N, BLOCK_M) of the keys from the block's queries, if HAS_BIAS
+    distance,  # of the first key from the block's first query
     reach,
     seed,
     plane,
@@ -296,7 +296,9 @@ def _dkdv_step(
         delta = tl.load(delta_ptr + row + offs_m)
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     if HAS_BIAS:
-        scores = scores * (scale / _LOG2E) + load_biases(bias_ptr, distances, reach)
+        scores = scores * (scale / _LOG2E) + load_biases(
+            bias_ptr, distance, tl.arange(0, k.shape[0])[:, None], offs_m[None, :], reach
+        )
         p = _probabilities(scores, top[None, :], log_total[None, :], _LOG2E, q.dtype)
     else:
         p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype)
@@ -380,10 +382,8 @@ def _attention_bwd_dkdv_kernel(
         seed = tl.load(seed_ptr)
         key_keys = dropout.column_keys(seed, start + begins + offs_n)
 
-    distances = offs_n
     if HAS_BIAS:
         bias_ptr += h * (2 * reach - 1) + reach - 1
-        distances = begins + offs_n[:, None] - tl.arange(0, BLOCK_M)[None, :]
 
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -392,14 +392,14 @@ def _attention_bwd_dkdv_kernel(
         dk, dv = _dkdv_step(
             k, v, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
             statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + m, BLOCK_M,
-            scale * _LOG2E, bias_ptr, distances - m, reach, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D,
+            scale * _LOG2E, bias_ptr, begins - m, reach, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D,
             BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, False, PRECISION,
         )  # fmt: skip
     if full < queries:
         dk, dv = _dkdv_step(
             k, v, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
             statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + full,
-            queries - full, scale * _LOG2E, bias_ptr, distances - full, reach, seed, h, key_keys, threshold, keep_scale,
+            queries - full, scale * _LOG2E, bias_ptr, begins - full, reach, seed, h, key_keys, threshold, keep_scale,
             D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, True, PRECISION,
         )  # fmt: skip
     if HAS_DROPOUT:

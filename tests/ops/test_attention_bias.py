@@ -36,7 +36,8 @@ def test_results_and_gradients(isa, heads, width, reach, dtype):
     for scale in (None, 2.0):
         with use_backend("native", "attention"), poisoned_memory():
             attention = lambda qkv, bias: ops.attention(qkv, CU, 130, scale=scale, bias=bias)  # noqa: E731, B023
-            assert_op_accurate(attention, partial(biased, scale=scale), given, dtype)
+            # dP - delta cancels where one key has nearly all the probability: by two roundings of dP, of up to 3.
+            assert_op_accurate(attention, partial(biased, scale=scale), given, dtype, slack={"dbias": 4e-7})
 
 
 def test_without_gradients_the_same_numbers(isa):
