@@ -59,8 +59,10 @@ def store_rows(ptr, x, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constex
 
 @triton.jit
 def load_biases(ptr, distance, keys, queries, reach):
-    """The biases of distance + keys - queries, which broadcast; `ptr` points at that of 0. Beyond a sequence's end, that
-    of the farthest."""
+    """The biases of distance + keys - queries, which broadcast; `ptr` points at that of 0.
+
+    Beyond a sequence's end, that of the farthest.
+    """
     distances = distance + keys - queries
     return tl.load(ptr + tl.minimum(tl.maximum(distances, 1 - reach), reach - 1))
 
