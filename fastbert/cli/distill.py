@@ -48,7 +48,8 @@ def _for_task(args: argparse.Namespace) -> int:
     device = torch.device(device_of(args.device))
     distillation = read_section("distillation", DistillationSettings, given(args, DistillationSettings))
     task = TASKS[args.task]
-    teacher = load_teacher(task.model, args.teacher, revision=args.revision)
+    kind = task.model.of(BertConfig.from_pretrained(args.teacher, revision=args.revision))
+    teacher = load_teacher(kind, args.teacher, revision=args.revision)
     if task.problem_type is not None:
         teacher.config.problem_type = task.problem_type
     recipe = read_recipe(args, args.teacher, labels_of(teacher.config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a config is read without torch
@@ -134,7 +135,7 @@ class Family:
     output: str = "BaseModelOutputWithPoolingAndCrossAttentions"  # transformers' class
     has_cross_attention: bool = True  # in transformers' class
 
-    @property
+    @cached_property
     def module(self) -> str:
         """The module of transformers' classes."""
         name = self.model_type.replace("-", "_")

@@ -283,7 +283,7 @@ class PackedEncoder(_Packed):
         has_pads = isinstance(pad_id, int) and pad_id >= 0  # otherwise all masked tokens are computed
         if ids is None or embeds is not None or not (mask is None or has_pads) or not runs_by_pointers():
             return None
-        first = plan.family.first_position(self.module.embeddings)
+        first = plan.first_position
         if positions is None and first:
             positions = counted_positions(ids, first)
         return encode_at_once(plan, ids, mask, types, positions, pad_id)

@@ -149,7 +149,7 @@ class EncoderModel(BertPreTrainedModel):
             plan, family = encoder_plan(self, Products(config.hidden_act, precision), family=self.family), self.family
             positions = position_ids
             if positions is None and family.counts_tokens:
-                positions = counted_positions(input_ids, family.first_position(self.embeddings))
+                positions = counted_positions(input_ids, plan.first_position)
             found = encode_at_once(plan, input_ids, attention_mask, token_type_ids, positions)
             if found is not None:
                 output = BaseModelOutputWithPooling(last_hidden_state=found[0], pooler_output=found[1])

@@ -100,7 +100,8 @@ def encode_at_once(
     if dropout.training and dropout.p:
         return None
     start = time.perf_counter()
-    found = ops.encode_batch(plan.batch, input_ids, attention_mask, token_type_ids, position_ids, pad_id, plan.bias())
+    bias = None if plan.distance_table is None else plan.bias()
+    found = ops.encode_batch(plan.batch, input_ids, attention_mask, token_type_ids, position_ids, pad_id, bias)
     if found is not None and plan.checksums is not None:
         plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
     return found

@@ -169,6 +169,7 @@ class EncoderPlan(Plan):
         # A layer that FSDP shards has its parameters only during its own forward.
         self.layers = [None if sharded(module) else Layer(module, family.layer) for module in self.modules]
         self.embeddings = Embeddings(bert, family)
+        self.first_position = family.first_position(bert.embeddings)
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
         path = family.distance_table

@@ -122,7 +122,7 @@ def encode_batch(
     needed = model.workspace_bytes(B, S, isa, threads)
     if needed > KEPT:
         return None
-    (memory, address), held = workspace(needed), held_bias(bias)
+    (memory, address), held = workspace(needed), None if bias is None else held_bias(bias)
     states, pooled = fresh(table, B, S, table.shape[1]), fresh(table, B, table.shape[1]) if has_pooler else None
     done = model.run(
         B,
@@ -135,7 +135,7 @@ def encode_batch(
         states.data_ptr(),
         0 if pooled is None else pooled.data_ptr(),
         address,
-        *bias_arguments(held),
+        *((0, 0) if held is None else bias_arguments(held)),
         isa,
         threads,
     )

@@ -13,8 +13,10 @@ import torch
 from fastbert.model import BertPreTrainedModel
 
 
-def load_teacher(kind: Any, path: str | Path, *, head: bool = True, revision: str | None = None) -> BertPreTrainedModel:
-    """Loads a teacher of a class, or of an AutoModel, in float32, in eval mode; `head`: whether it must have a head.
+def load_teacher(
+    kind: type[BertPreTrainedModel], path: str | Path, *, head: bool = True, revision: str | None = None
+) -> BertPreTrainedModel:
+    """Loads a teacher in float32, in eval mode; `head`: whether it must have a head for the task.
 
     Raises:
         ValueError: the checkpoint lacks the head.
