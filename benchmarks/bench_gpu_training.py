@@ -147,7 +147,7 @@ def with_model(name: str, subject: Callable[[Settings, Training], Iterator[Work]
         from transformers import BertConfig, BertForMaskedLM
 
         quiet_transformers()
-        sizes = RANDOM[settings.pick(name, "bert-tiny")]
+        _, sizes = RANDOM[settings.pick(name, "bert-tiny")]
         config = BertConfig(**sizes, hidden_dropout_prob=DROPOUT, attention_probs_dropout_prob=DROPOUT)
         with TemporaryDirectory() as folder:
             torch.manual_seed(SEED)

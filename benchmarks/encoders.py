@@ -109,7 +109,7 @@ class Encoders:
 def load_fastbert(folder: Path, dtype: str, device: torch.device | None = None) -> fastbert.BertModel:
     """fastbert's model in one of PRECISIONS; raises Unsupported where this fastbert does not know it."""
     require_precision(dtype, device)
-    return fastbert.BertModel.from_pretrained(folder, device=device, add_pooling_layer=False, **PRECISIONS[dtype])
+    return fastbert.AutoModel.from_pretrained(folder, device=device, add_pooling_layer=False, **PRECISIONS[dtype])
 
 
 def require_precision(dtype: str, device: torch.device | None = None) -> None:

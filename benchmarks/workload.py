@@ -64,7 +64,8 @@ def training_flops(config: Any, lengths: Sequence[int], labelled: int) -> float:
 def forward_flops(config: Any, lengths: Sequence[int]) -> float:
     """What the layers of a BERT need for these texts: 2 P a token, and 4 L E S for its attention over S tokens."""
     width, layers = config.hidden_size, config.num_hidden_layers
-    weights = layers * (4 * width * width + 2 * width * config.intermediate_size)
+    inner = getattr(config, "hidden_dim", None) or config.intermediate_size  # DistilBERT's name
+    weights = layers * (4 * width * width + 2 * width * inner)
     return 2.0 * weights * sum(lengths) + 4.0 * layers * width * sum(n * n for n in lengths)
 
 

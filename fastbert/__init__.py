@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from fastbert.inference import CompiledModel, Embedder, FillMask, compile
     from fastbert.integrations.transformers import accelerate, refresh, restore
     from fastbert.model import (
+        AutoModel,
+        AutoModelForMaskedLM,
+        AutoModelForMultipleChoice,
+        AutoModelForPreTraining,
+        AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
         BertForMaskedLM,
         BertForMultipleChoice,
         BertForNextSentencePrediction,
@@ -24,14 +31,25 @@ if TYPE_CHECKING:
         BertForSequenceClassification,
         BertForTokenClassification,
         BertModel,
+        ElectraForPreTraining,
     )
     from fastbert.ops.dispatch import BackendError, use_backend
     from fastbert.packing import PackedBatch, pack, unpack
+    from fastbert.tokenizer.auto import AutoTokenizer
     from fastbert.tokenizer.bert import BertTokenizer
+    from fastbert.tokenizer.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoTokenizer",
     "BackendError",
     "BertConfig",
     "BertForMaskedLM",
@@ -44,9 +62,11 @@ __all__ = [
     "BertModel",
     "BertTokenizer",
     "CompiledModel",
+    "ElectraForPreTraining",
     "Embedder",
     "FillMask",
     "PackedBatch",
+    "Tokenizer",
     "accelerate",
     "compile",
     "explain",
@@ -65,11 +85,14 @@ _HOMES = {
     **dict.fromkeys(("CompiledModel", "Embedder", "FillMask", "compile"), "inference"),
     **dict.fromkeys(("accelerate", "refresh", "restore"), "integrations.transformers"),
     **dict.fromkeys(("PackedBatch", "pack", "unpack"), "packing"),
+    "AutoTokenizer": "tokenizer.auto",
     "BertTokenizer": "tokenizer.bert",
+    "Tokenizer": "tokenizer.tokenizer",
 }
 # Modules that `import fastbert` makes reachable as attributes.
 _MODULES = (
     "config",
+    "families",
     "inference",
     "integrations",
     "model",

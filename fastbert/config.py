@@ -1,4 +1,4 @@
-"""The shape and settings of a BERT, read from and written as Hugging Face's config.json."""
+"""The shape and settings of an encoder, read from and written as Hugging Face's config.json."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastbert.checkpoint import checks
 from fastbert.checkpoint.files import write_text
 from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import read_json, shown
+from fastbert.families import FAMILIES, Family
 
 CONFIG_NAME = "config.json"
 _LONGEST = 2**24
@@ -30,6 +31,7 @@ _FIELDS = {
     "intermediate_size": checks.integer(1, _LONGEST),
     "max_position_embeddings": checks.integer(1, _LONGEST),
     "type_vocab_size": checks.integer(1, _LONGEST),
+    "embedding_size": checks.or_null(checks.integer(1, 2**14)),
     **_NUMBERS,
     **dict.fromkeys(("tie_word_embeddings", "output_hidden_states", "output_attentions", "return_dict"), checks.FLAG),
     "hidden_act": (checks.STRING[0], "the name of an activation"),
@@ -40,9 +42,24 @@ _DEFAULT_FOR_NULL = ("id2label", "label2id", "output_hidden_states", "output_att
 _MOST_LABELS = 1_000_000
 
 
+def family_of(model_type: Any) -> Family:
+    """The family of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        known = ", ".join(map(repr, FAMILIES))
+        raise ValueError(f"config: model_type is {shown(model_type)}; fastbert reads {known}")
+    return family
+
+
 @dataclass
 class BertConfig:
-    """A BERT's sizes and settings, by transformers' names and with its defaults.
+    """An encoder's sizes and settings, by the names that transformers has for BERT's, and with its defaults.
+
+    `model_type` is the family. The file has the names and defaults of the family.
 
     Keys of the file that fastbert does not use are kept in `extra` and written back by
     `save_pretrained`. Setting `num_labels` (or giving it to `from_dict` or `from_pretrained`) makes
@@ -74,6 +91,8 @@ class BertConfig:
     output_hidden_states: bool = False
     output_attentions: bool = False
     return_dict: bool = True
+    model_type: str = "bert"
+    embedding_size: int | None = None  # ELECTRA's width of the embeddings; None: hidden_size
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,6 +113,8 @@ class BertConfig:
         positions = self.extra.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(f"config: position_embedding_type is {shown(positions)}; fastbert knows 'absolute' only")
+        if family_of(self.model_type).counts_tokens and self.pad_token_id is None:
+            raise ValueError(f"config: pad_token_id is None; the positions of {self.model_type!r} begin after it")
         self.id2label = self._labels_by_id()
         self._check_label2id()
 
@@ -133,6 +154,25 @@ class BertConfig:
         """The dropout before a classification head: `classifier_dropout`, or `hidden_dropout_prob` if it is None."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
+    def dropout_of(self, head: str, default: float) -> float:
+        """The dropout of a head, "choices", "tokens" or "answers": of the field that its family names, or `default`."""
+        name = family_of(self.model_type).head_dropouts.get(head)
+        if name is None:
+            return default
+        value = getattr(self, name) if hasattr(self, name) else self.extra.get(name, 0.1)
+        checks.fields("config", {name: value}, {name: checks.number(0, 1)})
+        return float(value)
+
+    @property
+    def first_position(self) -> int:
+        """The position of a sequence's first token."""
+        return int(self.pad_token_id or 0) + 1 if family_of(self.model_type).counts_tokens else 0
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a sequence."""
+        return self.max_position_embeddings - self.first_position
+
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> BertConfig:
         """Builds a config from the keys of config.json; `overrides` (fields and num_labels) take precedence.
@@ -145,11 +185,11 @@ class BertConfig:
             raise TypeError(f"BertConfig has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(known_names))}")
         values = {**values, **overrides}
         num_labels = values.pop("num_labels", None)
-        model_type = values.pop("model_type", "bert")
-        if model_type != "bert":
-            raise ValueError(f"config: model_type is {shown(model_type)}; fastbert reads 'bert'")
+        family = family_of(values.get("model_type", "bert"))
+        ours = {theirs: name for name, theirs in family.field_names.items()}
+        values = {**family.defaults, **{ours.get(name, name): value for name, value in values.items()}}
         values = {name: v for name, v in values.items() if v is not None or name not in _DEFAULT_FOR_NULL}
-        own = {f.name for f in fields(cls)} - {"extra"}
+        own = {f.name for f in fields(cls)} - {"extra"} - family.lacks
         known = {name: value for name, value in values.items() if name in own}
         config = cls(**known, extra={name: value for name, value in values.items() if name not in own})
         if num_labels is not None and (not checks.is_integer(num_labels) or num_labels != config.num_labels):
@@ -170,7 +210,9 @@ class BertConfig:
         """The keys of config.json, including `extra` and fields that have their default value."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         values["id2label"] = {str(index): label for index, label in self.id2label.items()}
-        return {**self.extra, "model_type": "bert", **values}
+        family = family_of(self.model_type)
+        own = {family.field_names.get(name, name): v for name, v in values.items() if name not in family.lacks}
+        return {**self.extra, **own}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json into `folder`, atomically."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastbert.config import family_of
 from fastbert.integrations.transformers import explain_model
 from fastbert.model.plan import freshness
 from fastbert.model.pretrained import BertPreTrainedModel
@@ -27,13 +28,14 @@ def explain(model: Any = None) -> Explanation:
     ours = _own_model(model)
     if ours is None:
         verdicts = explain_model(model)
-        rows = [("BertModel", verdict.name, "", verdict.text) for verdict in verdicts]
+        rows = [(verdict.kind, verdict.name, "", verdict.text) for verdict in verdicts]
         settings = [verdict.runs for verdict in verdicts if verdict.runs is not None]
     else:
         settings = [(ours.device.type, ours.dtype, ours.matmul_precision)]
         text = f"fastbert, in {describe_setting(*settings[0][1:])}"
         seen = next(filter(None, map(freshness, ours.modules())), None)
-        rows = [("BertModel", ours.device.type, "", text if seen is None else f"{text}\n  {seen}")]
+        kind = family_of(ours.config.model_type).base
+        rows = [(kind, ours.device.type, "", text if seen is None else f"{text}\n  {seen}")]
     for device, dtype, setting in dict.fromkeys(settings):
         rows += _explain_ops([device], dtype, setting).rows
     return Explanation(tuple(rows))

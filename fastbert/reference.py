@@ -128,8 +128,11 @@ def attention(
     *,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    bias: Tensor | None = None,  # (H, 2P-1)
 ) -> Tensor:  # (T, H, D)
     """Attention within each sequence; a token after the last sequence gets zeros."""
+    if bias is not None:
+        return attention_formula(qkv, cu_seqlens, scale, bias, dropout_p)
     if not dropout_p and not torch.compiler.is_compiling() and is_transformed():
         return attention_formula(qkv, cu_seqlens, scale)
     contexts = []
@@ -140,14 +143,30 @@ def attention(
     return _with_tail(torch.cat(contexts) if contexts else qkv[:0, 0].clone(), len(qkv))
 
 
-def attention_formula(qkv: Tensor, cu_seqlens: Tensor, scale: float | None = None) -> Tensor:
-    """`attention` without dropout by formula, (T, 3, H, D) -> (T, H, D): differentiable to any order in both modes."""
+def attention_formula(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """`attention` by formula, (T, 3, H, D) -> (T, H, D): differentiable to any order in both modes."""
     scale, contexts = qkv.shape[-1] ** -0.5 if scale is None else scale, []
     for run in _equal_length_runs(qkv, cu_seqlens):
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
-        probs = torch.softmax(q @ k.mT * scale, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
+        wide = torch.promote_types(q.dtype, torch.float32)
+        scores = q @ k.mT * scale
+        scores = scores if bias is None else scores.to(wide) + bias_of_distances(bias, run.shape[1]).to(wide)
+        probs = torch.softmax(scores, dim=-1, dtype=wide)
+        probs = F.dropout(probs, dropout_p) if dropout_p else probs
         contexts.append((probs.to(v.dtype) @ v).transpose(1, 2).flatten(0, 1))
     return _with_tail(torch.cat(contexts) if contexts else qkv[:0, 0].clone(), len(qkv))
+
+
+def bias_of_distances(bias: Tensor, length: int) -> Tensor:
+    """The bias of each query and key, (H, L, L), from that of each distance, (H, 2P-1): column P - 1 + key - query."""
+    middle = bias.shape[1] // 2
+    return bias[:, middle - length + 1 : middle + length].unfold(1, length, 1).flip(1)
 
 
 def is_transformed() -> bool:
@@ -164,17 +183,40 @@ def attention_bwd(
     scale: float | None = None,
 ) -> Tensor:  # (T, 3, H, D)
     """The gradient of `attention` without dropout, from its input alone (Dao et al., 2022, appendix B.2)."""
+    return attention_gradients(dout, qkv, cu_seqlens, scale, None)[0]
+
+
+def attention_gradients(
+    dout: Tensor, qkv: Tensor, cu_seqlens: Tensor, scale: float | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of qkv and of the bias, as `attention_bwd`."""
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-    dqkv = []
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    parts, dbias = list[Tensor](), None if bias is None else torch.zeros_like(bias, dtype=wide)
     for run, drun in zip(_blocks(qkv, cu_seqlens), _blocks(dout, cu_seqlens), strict=True):
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
-        do = drun.transpose(1, 2)
-        p = torch.softmax(q @ k.mT * scale, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
+        do, length = drun.transpose(1, 2), run.shape[1]
+        scores = q @ k.mT * scale
+        scores = scores if bias is None else scores.to(wide) + bias_of_distances(bias, length).to(wide)
+        p = torch.softmax(scores, dim=-1, dtype=wide)
         dp = (do @ v.mT).to(p.dtype)
-        ds = (p * (dp - (p * dp).sum(-1, keepdim=True)) * scale).to(q.dtype)
+        dscores = p * (dp - (p * dp).sum(-1, keepdim=True))
+        ds = (dscores * scale).to(q.dtype)
         dv = p.to(q.dtype).mT @ do
-        dqkv.append(torch.stack([ds @ k, ds.mT @ q, dv]).permute(1, 3, 0, 2, 4).flatten(0, 1))
-    return _with_tail(torch.cat(dqkv) if dqkv else torch.empty_like(qkv[:0]), len(qkv))
+        parts.append(torch.stack([ds @ k, ds.mT @ q, dv]).permute(1, 3, 0, 2, 4).flatten(0, 1))
+        if dbias is not None:
+            middle = dbias.shape[1] // 2
+            dbias[:, middle - length + 1 : middle + length] += _sums_of_distances(dscores.sum(0))
+    dqkv = _with_tail(torch.cat(parts) if parts else torch.empty_like(qkv[:0]), len(qkv))
+    return dqkv, dbias if dbias is None or bias is None else dbias.to(bias.dtype)
+
+
+def _sums_of_distances(x: Tensor) -> Tensor:
+    """The sums of x (H, L, L) over its diagonals, (H, 2L-1): column L - 1 + key - query."""
+    L = x.shape[1]
+    # Row r of the flipped matrix, moved r columns to the right: each diagonal becomes a column.
+    moved = F.pad(x.flip(1), (0, L)).flatten(1)[:, : L * (2 * L - 1)].unflatten(1, (L, 2 * L - 1))
+    return moved.sum(1)
 
 
 def _blocks(x: Tensor, cu_seqlens: Tensor) -> Iterator[Tensor]:
@@ -189,6 +231,7 @@ def padded_attention(
     *,
     queries: Tensor | None = None,  # (B, S) bool
     dropout_p: float = 0.0,
+    bias: Tensor | None = None,  # (H, 2P-1), as for `attention`
 ) -> tuple[Tensor, Tensor]:
     """Attention with explicit probabilities: returns the context (B, S, H, D) and the probabilities (B, H, S, S).
 
@@ -197,7 +240,9 @@ def padded_attention(
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
     keys = mask[:, None, None, :]
-    scores = (q @ k.mT * qkv.shape[-1] ** -0.5).masked_fill(~keys, torch.finfo(q.dtype).min)
+    scores = q @ k.mT * qkv.shape[-1] ** -0.5
+    scores = scores if bias is None else scores + bias_of_distances(bias, qkv.shape[1]).to(q.dtype)
+    scores = scores.masked_fill(~keys, torch.finfo(q.dtype).min)
     probs = torch.softmax(scores, dim=-1).to(v.dtype).masked_fill(~keys, 0.0)
     probs = probs if queries is None else probs.masked_fill(~queries[:, None, :, None], 0.0)
     probs = F.dropout(probs, dropout_p) if dropout_p else probs
@@ -209,10 +254,13 @@ def attention_to_keys(
     keys: Tensor,  # (B, S) bool
     *,
     dropout_p: float = 0.0,
+    bias: Tensor | None = None,  # (H, 2P-1), as for `attention`
 ) -> Tensor:  # (B, S, H, D)
     """Attention of every column to the columns of its row where `keys` is True; to all of them if it has none."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
     mask = (keys | ~keys.any(1, keepdim=True))[:, None, None, :]
+    if bias is not None:
+        mask = torch.where(mask, bias_of_distances(bias, qkv.shape[1]).to(q.dtype), -torch.inf)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p).transpose(1, 2)
 
 

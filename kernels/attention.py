@@ -1,4 +1,4 @@
-"""out = dropout(softmax(scale q k^T)) v within each sequence of a packed row; flash attention, forward.
+"""out = dropout(softmax(scale q k^T + bias)) v within each sequence of a packed row; flash attention, forward.
 
 A program owns one tile of queries of one head of one sequence and walks that sequence's keys (Dao, 2023, algorithm
 1): 4 L^2 D FLOPs per head; K and V are read L / BLOCK_M times, mostly from L2. Scores, their running maximum and sum,
@@ -8,7 +8,7 @@ and the output's accumulator are fp32; operands of products have the input's dty
 `statistics` of the softmax are saved for backward. In half precision they are one number per row, log2 of the sum of
 2^score. Its absolute precision is that of the highest score: at scores of 1e4, probabilities would be off by 3e-4. So
 fp32 has two numbers per row, the highest score and log2 of the sum of 2^(score - highest), and the highest score is
-subtracted before scores are scaled to base 2.
+subtracted before scores are scaled to base 2. With a bias, scores are scaled to base e and have it before that.
 """
 
 from __future__ import annotations
@@ -58,6 +58,16 @@ def store_rows(ptr, x, rows, stride, limit, D: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit
+def load_biases(ptr, distance, keys, queries, reach):
+    """The biases of distance + keys - queries, which broadcast; `ptr` points at that of 0.
+
+    Beyond a sequence's end, that of the farthest.
+    """
+    distances = distance + keys - queries
+    return tl.load(ptr + tl.minimum(tl.maximum(distances, 1 - reach), reach - 1))
+
+
+@triton.jit
 def _attention_step(
     q,  # (BLOCK_M, BLOCK_D)
     top,  # (BLOCK_M,) highest score so far; scaled to base 2 except in fp32
@@ -72,12 +82,16 @@ def _attention_step(
     first,  # packed row of the block's first key
     left,  # keys from there to the sequence's end
     scale,  # in base 2
+    bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
+    distance,  # of the block's first key from the first query
+    reach,
     seed,
     query_keys,
     threshold,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -88,6 +102,11 @@ def _attention_step(
     else:
         k = qkv.load([first, k_column])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if HAS_BIAS:
+        scores = scores * (scale / _LOG2E) + load_biases(
+            bias_ptr, distance, offs_n[None, :], tl.arange(0, q.shape[0])[:, None], reach
+        )
+        scale = _LOG2E
     if MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
     if q.dtype == tl.float32:
@@ -110,7 +129,7 @@ def _attention_step(
     return new_top, total, acc
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "reach"])
 def _attention_fwd_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
@@ -118,12 +137,14 @@ def _attention_fwd_kernel(
     statistics_ptr,  # (2 or 1, H, T) fp32
     table_ptr,  # (slots, 4) of the schedule
     seed_ptr,  # (1,), not read unless HAS_DROPOUT
+    bias_ptr,  # (H, 2 reach - 1), not read unless HAS_BIAS
     stride_qt,
     stride_qc,
     stride_qh,
     stride_ot,
     stride_oh,
     T,
+    reach,
     scale,
     threshold,
     keep_scale,  # 1 / (1 - dropout_p)
@@ -131,6 +152,7 @@ def _attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -153,6 +175,9 @@ def _attention_fwd_kernel(
         seed = tl.load(seed_ptr)
         query_keys = dropout.row_keys(seed, tile + offs_m, h)
 
+    if HAS_BIAS:
+        bias_ptr += h * (2 * reach - 1) + reach - 1
+
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -160,12 +185,14 @@ def _attention_fwd_kernel(
     for n in range(0, full, BLOCK_N):
         top, total, acc = _attention_step(
             q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + n, BLOCK_N,
-            scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_DROPOUT, False, PRECISION,
+            scale * _LOG2E, bias_ptr, n - begins, reach, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS,
+            HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
     if full < keys:
         top, total, acc = _attention_step(
             q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + full, keys - full,
-            scale * _LOG2E, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_DROPOUT, True, PRECISION,
+            scale * _LOG2E, bias_ptr, full - begins, reach, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N,
+            HAS_BIAS, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
 
     # For a row without keys: zeros, and a highest score of infinity, which makes its probabilities 0 in the backward.
@@ -190,6 +217,7 @@ def attention_fwd(
     scale: float,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    bias: Tensor | None = None,
     precision: str = "ieee",
     schedule: TileSchedule | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -201,6 +229,8 @@ def attention_fwd(
         max_seqlen: at least the longest sequence; affects only the choice of tiles.
         scale: above 0.
         dropout_p: the share of probabilities dropped, as `seed` (1,) int64 decides.
+        bias: (H, 2 reach - 1): column reach - 1 + key - query is added to the scaled score; reach at least the longest
+            sequence.
         precision: of fp32 products: `ieee` or `tf32`.
         schedule: `attention_schedule` of these sequences, if already computed.
     """
@@ -210,8 +240,9 @@ def attention_fwd(
     if qkv.numel() == 0:
         return out, statistics
     arch = architecture.architecture(qkv.device)
-    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p)
+    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p and bias is None)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
+    held = held_bias(bias)
     with architecture.on_device(qkv.device):
         _attention_fwd_kernel[(len(schedule.table), H)](
             qkv,
@@ -220,9 +251,11 @@ def attention_fwd(
             statistics,
             schedule.table,
             qkv if seed is None else seed,
+            statistics if held is None else held,
             *qkv.stride()[:3],
             *out.stride()[:2],
             T,
+            reach_of(held),
             scale,
             dropout.threshold(dropout_p),
             1 / (1 - dropout_p),
@@ -230,12 +263,22 @@ def attention_fwd(
             BLOCK_D=max(triton.next_power_of_2(D), 16),
             BLOCK_M=schedule.block,
             BLOCK_N=config.step,
+            HAS_BIAS=bias is not None,
             HAS_DROPOUT=dropout_p > 0,
             PRECISION=precision,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
     return out, statistics
+
+
+def held_bias(bias: Tensor | None) -> Tensor | None:
+    """A bias as the kernels read it."""
+    return None if bias is None else bias.detach().float().contiguous()
+
+
+def reach_of(bias: Tensor | None) -> int:
+    return 0 if bias is None else (bias.shape[1] + 1) // 2
 
 
 def statistics_per_row(dtype: torch.dtype) -> int:

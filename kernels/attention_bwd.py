@@ -10,6 +10,10 @@ queries: S^T, dP^T, dV, dK. That is 7 products of 2 L^2 D FLOPs per head instead
 that dQ needs no atomics. Where every sequence fits into one tile of keys, the dK/dV kernel has all terms of dQ: if
 registers allow, it writes dQ too, with 5 products in one launch. P and dS are rounded to the input's dtype for their
 products; all else is fp32.
+
+A bias's gradient is the sum of dS over each diagonal. The dQ kernel, which then runs even where one launch would do,
+moves each row of a tile of dS so that diagonals are columns, and adds their sums to a row of its own; another kernel
+adds up those rows, tile by tile.
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ from fastbert.kernels.attention import (
     attention_schedule,
     describable,
     descriptor,
+    held_bias,
+    load_biases,
     load_rows,
+    reach_of,
     store_rows,
 )
 from fastbert.kernels.schedule import TileSchedule
@@ -67,6 +74,10 @@ def _dq_step(
     first,  # packed row of the block's first key
     left,  # keys from there to the sequence's end
     scale,  # in base 2
+    bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
+    distance,  # of the block's first key from the first query
+    reach,
+    dbias_ptr,  # (BLOCK_M + BLOCK_N - 1,): sums of dS over the block's diagonals are added
     seed,
     query_keys,
     threshold,
@@ -74,6 +85,7 @@ def _dq_step(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -86,6 +98,11 @@ def _dq_step(
         k = qkv.load([first, k_column])
         v = qkv.load([first, v_column])
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if HAS_BIAS:
+        scores = scores * (scale / _LOG2E) + load_biases(
+            bias_ptr, distance, offs_n[None, :], tl.arange(0, q.shape[0])[:, None], reach
+        )
+        scale = _LOG2E
     if MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
     p = _probabilities(scores, top[:, None], log_total[:, None], scale, q.dtype)
@@ -94,10 +111,48 @@ def _dq_step(
         keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
         dp = tl.where(keep, dp * keep_scale, 0.0)
     ds = p * (dp - delta[:, None])
+    if HAS_BIAS:
+        _add_diagonals(dbias_ptr, ds, q.shape[0], BLOCK_N)
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit
+def _add_diagonals(ptr, x, M: tl.constexpr, N: tl.constexpr):
+    """Adds the sums of x (M, N) over its diagonals to those at ptr: M - 1 + column - row."""
+    places = tl.arange(0, 2 * M if M > N else 2 * N)
+    columns = places[None, :] - (M - 1) + tl.arange(0, M)[:, None]
+    inside = (columns >= 0) & (columns < N)
+    moved = tl.gather(x, tl.where(inside, columns, 0), 1)
+    sums = tl.sum(tl.where(inside, moved, 0.0), 0)
+    there = places < M + N - 1
+    tl.store(ptr + places, tl.load(ptr + places, mask=there, other=0.0) + sums, mask=there)
+    tl.debug_barrier()  # the next block's diagonals overlap with these
+
+
+@triton.jit(do_not_specialize=["slots", "width", "reach"])
+def _dbias_kernel(
+    parts_ptr,  # (slots, H, width): at BLOCK_M - 1 + key - the tile's first query, for each tile of queries
+    table_ptr,  # (slots, 4) of the schedule
+    dbias_ptr,  # (H, 2 reach - 1)
+    slots,
+    width,
+    reach,
+    BLOCK_M: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    h = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for slot in range(slots):
+        rows, begins = tl.load(table_ptr + slot * 4 + 1), tl.load(table_ptr + slot * 4 + 3)
+        places = columns - (reach - 1) + begins + BLOCK_M - 1
+        mask = (places >= 0) & (places < width) & (rows > 0)
+        part = (slot * tl.num_programs(0) + h).to(tl.int64) * width
+        sums += tl.load(parts_ptr + part + places, mask=mask, other=0.0)
+    tl.store(dbias_ptr + h * (2 * reach - 1) + columns, sums, mask=columns < 2 * reach - 1)
+
+
+@triton.jit(do_not_specialize=["T", "reach", "width"])
 def _attention_bwd_dq_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
@@ -108,6 +163,8 @@ def _attention_bwd_dq_kernel(
     dqkv_ptr,  # (T, 3, H, D), of which dq is written
     table_ptr,  # (slots, 4) of the schedule
     seed_ptr,  # (1,), not read unless HAS_DROPOUT
+    bias_ptr,  # (H, 2 reach - 1), not read unless HAS_BIAS
+    dbias_ptr,  # (slots, H, width) of zeros, written if HAS_BIAS
     stride_qt,
     stride_qc,
     stride_qh,
@@ -118,6 +175,8 @@ def _attention_bwd_dq_kernel(
     stride_dqt,
     stride_dqh,
     T,
+    reach,
+    width,
     scale,
     threshold,
     keep_scale,  # 1 / (1 - dropout_p)
@@ -125,6 +184,7 @@ def _attention_bwd_dq_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -155,18 +215,23 @@ def _attention_bwd_dq_kernel(
         seed = tl.load(seed_ptr)
         query_keys = dropout.row_keys(seed, tile + offs_m, h)
 
+    if HAS_BIAS:
+        bias_ptr += h * (2 * reach - 1) + reach - 1
+        dbias_ptr += (tl.program_id(0) * tl.num_programs(1) + h).to(tl.int64) * width
+
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     full = keys // BLOCK_N * BLOCK_N
     for n in range(0, full, BLOCK_N):
         dq = _dq_step(
             q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + n, BLOCK_N,
-            scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_DROPOUT, False, PRECISION,
+            scale * _LOG2E, bias_ptr, n - begins, reach, dbias_ptr + n, seed, query_keys, threshold, keep_scale, D,
+            BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
     if full < keys:
         dq = _dq_step(
             q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + full,
-            keys - full, scale * _LOG2E, seed, query_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_DROPOUT,
-            True, PRECISION,
+            keys - full, scale * _LOG2E, bias_ptr, full - begins, reach, dbias_ptr + full, seed, query_keys,
+            threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
     store_rows(dqkv_ptr + tile * stride_dqt + h * stride_dqh, dq * scale, offs_m, stride_dqt, rows, D, BLOCK_D)
 
@@ -196,6 +261,9 @@ def _dkdv_step(
     first,  # packed row of the block's first query
     left,  # queries from there to the sequence's end
     scale,  # in base 2
+    bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
+    distance,  # of the first key from the block's first query
+    reach,
     seed,
     plane,
     key_keys,
@@ -204,6 +272,7 @@ def _dkdv_step(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     WITH_DQ: tl.constexpr,
     MASKED: tl.constexpr,
@@ -226,7 +295,13 @@ def _dkdv_step(
     else:
         delta = tl.load(delta_ptr + row + offs_m)
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype)
+    if HAS_BIAS:
+        scores = scores * (scale / _LOG2E) + load_biases(
+            bias_ptr, distance, tl.arange(0, k.shape[0])[:, None], offs_m[None, :], reach
+        )
+        p = _probabilities(scores, top[None, :], log_total[None, :], _LOG2E, q.dtype)
+    else:
+        p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype)
     if WITH_DQ:  # a key beyond the sequence scores 0, maybe far above the others: its p may be inf, and inf * 0 NaN
         if q.dtype == tl.float32:
             p = tl.where((tl.arange(0, k.shape[0]) < keys)[:, None], p, 0.0)
@@ -247,7 +322,7 @@ def _dkdv_step(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "reach"])
 def _attention_bwd_dkdv_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_M, D), or None
@@ -259,6 +334,7 @@ def _attention_bwd_dkdv_kernel(
     dqkv_ptr,  # (T, 3, H, D), of which dk and dv are written, and dq if WITH_DQ
     table_ptr,  # (slots, 4) of the schedule
     seed_ptr,  # (1,), not read unless HAS_DROPOUT
+    bias_ptr,  # (H, 2 reach - 1), not read unless HAS_BIAS
     stride_qt,
     stride_qc,
     stride_qh,
@@ -270,6 +346,7 @@ def _attention_bwd_dkdv_kernel(
     stride_dqc,
     stride_dqh,
     T,
+    reach,
     scale,
     threshold,
     keep_scale,  # 1 / (1 - dropout_p)
@@ -277,6 +354,7 @@ def _attention_bwd_dkdv_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     WITH_DQ: tl.constexpr,  # the tile has all keys of its sequence
     PRECISION: tl.constexpr,
@@ -304,6 +382,9 @@ def _attention_bwd_dkdv_kernel(
         seed = tl.load(seed_ptr)
         key_keys = dropout.column_keys(seed, start + begins + offs_n)
 
+    if HAS_BIAS:
+        bias_ptr += h * (2 * reach - 1) + reach - 1
+
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     full = queries // BLOCK_M * BLOCK_M
@@ -311,15 +392,15 @@ def _attention_bwd_dkdv_kernel(
         dk, dv = _dkdv_step(
             k, v, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
             statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + m, BLOCK_M,
-            scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M, HAS_DROPOUT, WITH_DQ,
-            False, PRECISION,
+            scale * _LOG2E, bias_ptr, begins - m, reach, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D,
+            BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, False, PRECISION,
         )  # fmt: skip
     if full < queries:
         dk, dv = _dkdv_step(
             k, v, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
             statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + full,
-            queries - full, scale * _LOG2E, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D, BLOCK_M,
-            HAS_DROPOUT, WITH_DQ, True, PRECISION,
+            queries - full, scale * _LOG2E, bias_ptr, begins - full, reach, seed, h, key_keys, threshold, keep_scale,
+            D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, True, PRECISION,
         )  # fmt: skip
     if HAS_DROPOUT:
         dv *= keep_scale
@@ -341,12 +422,14 @@ def attention_bwd(
     scale: float,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    bias: Tensor | None = None,
+    dbias: Tensor | None = None,
     precision: str = "ieee",
     schedule: TileSchedule | None = None,
 ) -> Tensor:
     """dout (T, H, D), its last dimension contiguous, and `attention_fwd`'s inputs and outputs -> dqkv (T, 3, H, D).
 
-    Rows of no sequence get zeros, even if `dout` has others.
+    Rows of no sequence get zeros, even if `dout` has others. `dbias`, fp32 of the shape of the bias, is written.
     """
     T, _, H, D = qkv.shape
     dqkv = torch.empty((T, 3, H, D), dtype=qkv.dtype, device=qkv.device)
@@ -354,12 +437,14 @@ def attention_bwd(
         return dqkv
     arch = architecture.architecture(qkv.device)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
-    one_launch = configs.attention_in_one_launch(arch, qkv.dtype, D, max_seqlen)
+    one_launch = bias is None and configs.attention_in_one_launch(arch, qkv.dtype, D, max_seqlen)
+    held, reach = held_bias(bias), reach_of(bias)
+    biases = statistics if held is None else held
     delta = statistics[0] if one_launch else torch.empty_like(statistics[0])
     grid, seeds = (len(schedule.table), H), qkv if seed is None else seed
     strides = *qkv.stride()[:3], *out.stride()[:2], *dout.stride()[:2]
     constants = {
-        **{"T": T, "scale": scale, "D": D},
+        **{"T": T, "reach": reach, "scale": scale, "D": D, "HAS_BIAS": bias is not None},
         "threshold": dropout.threshold(dropout_p),
         "keep_scale": 1 / (1 - dropout_p),
         "BLOCK_D": max(triton.next_power_of_2(D), 16),
@@ -369,6 +454,9 @@ def attention_bwd(
     with architecture.on_device(qkv.device):
         if not one_launch:
             config = configs.attention("dq", arch, qkv.dtype, D, max_seqlen)
+            # Behind the last key, for whole blocks of keys, and before the first, for the tile's last query.
+            width = triton.cdiv(max_seqlen, config.step) * config.step + schedule.block - 1
+            parts = statistics if dbias is None else statistics.new_zeros((*grid, width))
             _attention_bwd_dq_kernel[grid](
                 qkv,
                 descriptor(qkv, config.step) if config.tma and describable(qkv) else None,
@@ -379,14 +467,23 @@ def attention_bwd(
                 dqkv,
                 schedule.table,
                 seeds,
+                biases,
+                parts,
                 *strides,
                 *dqkv.stride()[::2],
+                width=width,
                 BLOCK_M=schedule.block,
                 BLOCK_N=config.step,
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,
                 **constants,
             )
+            if dbias is not None:
+                _dbias_kernel[(H, triton.cdiv(dbias.shape[1], 128))](
+                    *(parts, schedule.table, dbias, len(schedule.table), width, reach),
+                    BLOCK_M=schedule.block,
+                    BLOCK=128,
+                )
         config = configs.attention("dkdv", arch, qkv.dtype, D, max_seqlen)
         tma = config.tma and describable(qkv) and describable(dout)
         _attention_bwd_dkdv_kernel[grid](
@@ -400,6 +497,7 @@ def attention_bwd(
             dqkv,
             schedule.table,
             seeds,
+            biases,
             *strides,
             *dqkv.stride()[:3],
             BLOCK_N=schedule.block,

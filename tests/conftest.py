@@ -43,6 +43,12 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
+def mpnet() -> Path:
+    """The folder of the real all-mpnet-base-v2."""
+    return _asset("mpnet")
+
+
+@pytest.fixture(scope="session")
 def antiberty() -> Path:
     """The folder of a real protein BERT with its masked-language-model head."""
     return _asset("antiberty")

@@ -35,12 +35,12 @@ def accelerate_as_built() -> None:
     """Every BERT class of transformers accelerates its instances at the end of their construction."""
     from transformers.models.bert import modeling_bert
 
-    from fastbert.integrations.transformers import PackedBert
+    from fastbert.integrations.transformers import PackedEncoder
 
     for kind in list(vars(modeling_bert).values()):
         if isinstance(kind, type) and issubclass(kind, modeling_bert.BertPreTrainedModel):
             kind.__init__ = _accelerating(kind, kind.__init__)
-    PackedBert.__call__ = _counting(PackedBert.__call__)
+    PackedEncoder.__call__ = _counting(PackedEncoder.__call__)
 
 
 def _accelerating(kind: type, init: Any) -> Any:

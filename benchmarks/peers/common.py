@@ -139,14 +139,20 @@ def require_cpu(source: Source) -> None:
         raise Unsupported("compared on the CPU only")
 
 
+def load_transformers(folder: Path, attention: str, dtype: torch.dtype) -> Any:
+    """transformers' encoder of a folder; MPNet computes attention in its own way, whatever is asked for."""
+    from transformers import AutoConfig, AutoModel
+
+    asked = AutoConfig.from_pretrained(folder).model_type != "mpnet"
+    return AutoModel.from_pretrained(folder, dtype=dtype, **({"attn_implementation": attention} if asked else {}))
+
+
 class States(torch.nn.Module):
-    """transformers' BertModel as a graph with two inputs and one output: what is exported."""
+    """transformers' encoder as a graph with two inputs and one output: what is exported."""
 
     def __init__(self, folder: Path, attention: str) -> None:
         super().__init__()
-        from transformers import BertModel
-
-        self.model = BertModel.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32).eval()
+        self.model = load_transformers(folder, attention, torch.float32).eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

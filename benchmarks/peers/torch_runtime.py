@@ -11,7 +11,7 @@ import machine
 import torch
 from harness import Case, Prepared, Provider, Unsupported
 
-from .common import Source, sorted_chunks
+from .common import Source, load_transformers, sorted_chunks
 
 BASELINE = "transformers-sdpa"
 
@@ -34,14 +34,12 @@ def providers(source: Source) -> list[Provider]:
 
 
 def load(source: Source, attention: str, dtype: str, purpose: str = "") -> Any:
-    """transformers' BertModel; one of its own for each purpose."""
+    """transformers' encoder without its pooler; one of its own for each purpose."""
 
     def make() -> Any:
-        from transformers import BertModel
-
-        model = BertModel.from_pretrained(
-            source.folder, dtype=machine.DTYPES[dtype], attn_implementation=attention, add_pooling_layer=False
-        )
+        model = load_transformers(source.folder, attention, machine.DTYPES[dtype])
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
         return model.to(source.device).eval()
 
     return source.once(("transformers", attention, dtype, purpose), make)

@@ -4,33 +4,39 @@ namespace fastbert::bindings {
 namespace {
 
 Attention attention_of(int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv, int64_t stride_t,
-                       int64_t stride_3, Address cu_seqlens, Address y, float scale_log2) {
+                       int64_t stride_3, Address cu_seqlens, Address y, float scale_log2, Address distance_bias,
+                       int64_t reach) {
     check_offsets(cu_seqlens, B, T);
-    return {static_cast<DType>(dtype), T, B, H, D, qkv, cu_seqlens, y, stride_t, stride_3, scale_log2};
+    return {static_cast<DType>(dtype), T, B, H, D, qkv, cu_seqlens, y, stride_t, stride_3, scale_log2, distance_bias, reach};
 }
 
 }  // namespace
 
 void bind_attention(py::module_& m) {
     m.def("attention_cpu", [](int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv, int64_t stride_t,
-                              int64_t stride_3, Address cu_seqlens, Address y, float scale_log2, int isa, int threads) {
-        call(attention_cpu, attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2), dtype,
-             isa, threads);
+                              int64_t stride_3, Address cu_seqlens, Address y, float scale_log2, Address distance_bias,
+                              int64_t reach, int isa, int threads) {
+        const auto op =
+            attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2, distance_bias, reach);
+        call(attention_cpu, op, dtype, isa, threads);
     });
     m.def("attention_fwd_train_cpu", [](int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv,
                                        int64_t stride_t, int64_t stride_3, Address cu_seqlens, Address y,
-                                       float scale_log2, double p, uint64_t seed, Address row_max, int isa,
-                                       int threads) {
-        const auto op = attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2);
+                                       float scale_log2, Address distance_bias, int64_t reach, double p, uint64_t seed,
+                                       Address row_max, int isa, int threads) {
+        const auto op =
+            attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2, distance_bias, reach);
         call(attention_fwd_train_cpu, AttentionFwdTrain{op, dropout_of(seed, p), T, row_max}, dtype, isa, threads);
     });
     m.def("attention_bwd_cpu", [](int dtype, int64_t T, int64_t B, int64_t H, int64_t D, Address qkv,
                                        int64_t stride_t, int64_t stride_3, Address cu_seqlens, Address y,
-                                       float scale_log2, double p, uint64_t seed, Address row_max, Address dy,
-                                       Address dqkv, int isa, int threads) {
-        const auto op = attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2);
-        call(attention_bwd_cpu, AttentionBwd{op, dropout_of(seed, p), T, row_max, dy, dqkv}, dtype, isa,
-             threads);
+                                       float scale_log2, Address distance_bias, int64_t reach, double p, uint64_t seed,
+                                       Address row_max, Address dy, Address dqkv, Address dbias, Address dbias_parts,
+                                       int isa, int threads) {
+        const auto op =
+            attention_of(dtype, T, B, H, D, qkv, stride_t, stride_3, cu_seqlens, y, scale_log2, distance_bias, reach);
+        call(attention_bwd_cpu, AttentionBwd{op, dropout_of(seed, p), T, row_max, dy, dqkv, dbias, dbias_parts}, dtype,
+             isa, threads);
     });
 }
 

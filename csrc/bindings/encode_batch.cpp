@@ -31,11 +31,11 @@ void bind_encode_batch(py::module_& m) {
         })
         .def("run", [](const BatchEncoder& model, int64_t B, int64_t S, int mask_bytes, uint64_t one,
                        uint64_t magnitude, Address mask, Address input_ids, Address token_type_ids,
-                       Address position_ids, int64_t pad_id, Address states, Address pooled, Address workspace, int isa,
-                       int threads) {
+                       Address position_ids, int64_t pad_id, Address states, Address pooled, Address workspace,
+                       Address distance_bias, int64_t reach, int isa, int threads) {
             const ReadMask masked = {mask_bytes, one, magnitude, 0, 0, mask, nullptr, nullptr};
             const PaddedBatch batch = {B, S, masked, input_ids, token_type_ids, position_ids, pad_id,
-                                       states, pooled, workspace};
+                                       states, pooled, workspace, distance_bias, reach};
             const Isa checked = checked_isa(isa, static_cast<int>(model.embed.dtype));
             py::gil_scoped_release nogil;
             return encode_batch_cpu(model, batch, checked, threads);

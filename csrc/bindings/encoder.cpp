@@ -32,7 +32,7 @@ void bind_encoder(py::module_& m) {
     });
     m.def("encoder_cpu", [](int dtype, int precision, int activation, int64_t T, int64_t E, int64_t H, int64_t B,
                             int64_t L, Address layers, Address cu_seqlens, Address x, Address y, Address workspace,
-                            float eps, float scale_log2, int isa, int threads) {
+                            float eps, float scale_log2, Address distance_bias, int64_t reach, int isa, int threads) {
         Encoder op = encoder_of(dtype, precision, activation, T, E, H, B, L, layers);
         op.cu_seqlens = cu_seqlens;
         op.x = x;
@@ -40,6 +40,8 @@ void bind_encoder(py::module_& m) {
         op.workspace = workspace;
         op.eps = eps;
         op.scale_log2 = scale_log2;
+        op.distance_bias = distance_bias;
+        op.reach = reach;
         check_offsets(op.cu_seqlens, B, T);
         call(encoder_cpu, op, dtype, isa, threads);
     });

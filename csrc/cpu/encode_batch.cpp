@@ -80,6 +80,15 @@ bool only_pads_are_masked(const PaddedBatch& batch, const Tokens& tokens) {
     return true;
 }
 
+// True if the tokens of each row stand side by side: their distances are those within the packed row.
+bool without_gaps(const PaddedBatch& batch, const Tokens& tokens) {
+    for (int64_t b = 0; tokens.indices && b < batch.B; ++b) {
+        const int64_t first = tokens.offsets[b], end = tokens.offsets[b + 1];
+        if (first < end && tokens.indices[end - 1] - tokens.indices[first] != end - 1 - first) return false;
+    }
+    return true;
+}
+
 void unpack(const char* y, const Tokens& tokens, const PaddedBatch& batch, int64_t row, int threads) {
     threads = worth(threads, batch.B, batch.B * batch.S * row / 4);
     Team::share(threads, batch.B, [&](int64_t b) {
@@ -127,7 +136,8 @@ bool encode_batch_cpu(const BatchEncoder& model, const PaddedBatch& batch, Isa i
     const auto numbers = [&](int64_t at) { return reinterpret_cast<int64_t*>(base + at); };
     Tokens tokens;
     if (!find_tokens(batch, reinterpret_cast<int32_t*>(base + memory.offsets), numbers(memory.indices), tokens) ||
-        !only_pads_are_masked(batch, tokens))
+        !only_pads_are_masked(batch, tokens) ||
+        (batch.distance_bias && (S > batch.reach || !without_gaps(batch, tokens))))
         return false;
 
     const int64_t T = tokens.count;
@@ -146,6 +156,7 @@ bool encode_batch_cpu(const BatchEncoder& model, const PaddedBatch& batch, Isa i
     char* const y = tokens.indices ? base + memory.y : static_cast<char*>(batch.states);
     Encoder layers = model.layers;
     layers.T = T, layers.B = B, layers.cu_seqlens = tokens.offsets;
+    layers.distance_bias = batch.distance_bias, layers.reach = batch.reach;
     layers.x = base + memory.x, layers.y = y, layers.workspace = base + memory.layers;
     encoder_cpu(layers, isa, threads);
 

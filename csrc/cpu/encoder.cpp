@@ -113,7 +113,8 @@ struct Block {
 Attention attention_of(const Encoder& op, const Plan& plan) {
     const int64_t D = plan.E / op.H;
     const Block all{op, plan, static_cast<char*>(op.workspace), 0, op.T};
-    return {op.dtype, op.T, op.B, op.H, D, all.qkv(), op.cu_seqlens, all.context(), 3 * plan.E, plan.E, op.scale_log2};
+    return {op.dtype, op.T, op.B, op.H, D, all.qkv(), op.cu_seqlens, all.context(), 3 * plan.E, plan.E, op.scale_log2,
+            op.distance_bias, op.reach};
 }
 
 void run_in_blocks(const Encoder& op, const Plan& plan, Isa isa, Team& team) {

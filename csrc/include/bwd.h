@@ -108,7 +108,9 @@ struct AttentionFwdTrain {
     Attention op;
     Dropout dropout;
     int64_t T;
-    float* row_max;  // (2, H, T) or null: each query's largest score, 1 / sum of 2^(scale_log2 (score - largest))
+    // (2, H, T) or null: each query's largest score, 1 / sum of 2^(scale_log2 (score - largest)). With a bias, scores are
+    // scaled and have it.
+    float* row_max;
 };
 
 struct AttentionBwd {
@@ -118,6 +120,9 @@ struct AttentionBwd {
     const float* row_max;  // (2, H, T), from the forward
     const void* dy;        // (T, H, D), contiguous
     void* dqkv;            // (T, 3, H, D), contiguous
+    // With a bias: its gradient (H, 2 reach - 1), and (H, 2 T) for those of each sequence, which are summed in order.
+    float* dbias = nullptr;
+    float* dbias_parts = nullptr;
 };
 
 void add_layer_norm_fwd_train_cpu(const AddLayerNormFwdTrain& op, Isa isa, int threads);

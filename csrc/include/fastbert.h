@@ -67,8 +67,8 @@ struct Linear {
     float* scales;
 };
 
-// y = softmax(scale q k^T) v within each sequence; scores, softmax and sums in fp32.
-// bf16 requires an even D and an even token stride.
+// y = softmax(scale q k^T + bias) v within each sequence; scores, softmax and sums in fp32. The bias is a function of
+// the head and of the distance from query to key. bf16 requires an even D and an even token stride.
 struct Attention {
     DType dtype;
     int64_t T, B, H, D;
@@ -77,6 +77,8 @@ struct Attention {
     void* y;                    // (T, H, D), contiguous
     int64_t stride_t, stride_3;
     float scale_log2;           // scale * log2(e), positive
+    const float* distance_bias = nullptr;  // (H, 2 reach - 1) or null: at reach - 1 + key - query
+    int64_t reach = 0;                 // at least the longest sequence
 };
 
 // One layer of an encoder: packed weights with their biases, and the vectors of its two norms, (E,).
@@ -98,6 +100,8 @@ struct Encoder {
     void* y;
     void* workspace;             // encoder_workspace_bytes bytes, aligned to 64
     float eps, scale_log2;
+    const float* distance_bias = nullptr;  // of Attention, as is reach: the same for all layers
+    int64_t reach = 0;
 };
 
 // Element (row, column) is dropped where a hash of seed, row and column is below the threshold, and multiplied by
@@ -203,6 +207,8 @@ struct PaddedBatch {
     void* states;               // (B, S, E), zeros at the pads
     void* pooled;               // (B, E), or null without a pooler
     void* workspace;            // encode_batch_workspace_bytes bytes, aligned to 64
+    const float* distance_bias = nullptr;  // of Attention, as is reach: then no pad may stand between two tokens of a row
+    int64_t reach = 0;
 };
 
 // y[m] = x[index[m]], rows of bytes; zeros where index[m] is out of range.

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-LARGEST = 32 << 20  # bytes: twice the size of a tokenizer.json of 500,000 tokens
+LARGEST = 64 << 20  # bytes: twice the size of a tokenizer.json of 256,000 tokens with their merges
 DEEPEST = 64  # nested lists and objects; a tokenizer's pipeline has about ten levels
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _LEAVES = {str, int, float, bool, type(None)}

@@ -1,4 +1,4 @@
-"""Reads Hugging Face BERT checkpoints (safetensors and pytorch_model.bin, also in shards); writes safetensors."""
+"""Reads checkpoints in Hugging Face layout (safetensors, pytorch_model.bin, also in shards); writes safetensors."""
 
 from __future__ import annotations
 
@@ -18,30 +18,28 @@ from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import read_json, shown
 from fastbert.checkpoint.pickled_file import PickledFile
 from fastbert.checkpoint.safetensors_file import SafetensorsFile
+from fastbert.families import BERT, FAMILIES, Family
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_ENCODER = ("embeddings.", "encoder.")
 _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
 )
-# The possible names of a tied tensor, in order of preference. transformers also registers the bias under the decoder,
-# and saves the name that it finds first.
-_UNTIED = {"cls.predictions.bias": ("cls.predictions.decoder.bias", "cls.predictions.bias")}
-_WORDS, _DECODER = "embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
-_ALIASES = {_WORDS: (_WORDS, _DECODER), _DECODER: (_DECODER, _WORDS), **_UNTIED}
+_WORDS = "embeddings.word_embeddings.weight"
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Checkpoint:
-    """The tensors of a checkpoint under their plain names: no `bert.` in front, no gamma and beta.
+    """The tensors of a checkpoint under their plain names: without a family's prefix (`bert.`), gamma and beta.
 
     Attributes:
         files: plain name -> the file that holds it.
     """
 
-    def __init__(self, path: str | Path, revision: str | None = None) -> None:
+    def __init__(self, path: str | Path, revision: str | None = None, family: Family = BERT) -> None:
+        self._family = family
+        self.decoder = f"{family.masked_lm.decoder}.weight"
         self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str]] = {}  # plain name -> file, name in it
         self.files: dict[str, Path] = {}
         for file in _weight_files(path, revision):
@@ -81,7 +79,7 @@ class Checkpoint:
         except _UNREADABLE as error:
             raise ValueError(f"{path} is truncated or no checkpoint: {error}") from error
         for stored in file:
-            name = plain_name(stored)
+            name = plain_name(stored, self._family)
             if name in self._stored:
                 raise ValueError(f"{path}: tensors {shown(self._stored[name][1])} and {shown(stored)} are both {name}")
             self._stored[name], self.files[name] = (file, stored), path
@@ -106,9 +104,9 @@ def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
     raise FileNotFoundError(f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards")
 
 
-def plain_name(name: str) -> str:
-    """A stored tensor's name without a leading `bert.` and with the current names of LayerNorm parameters."""
-    name = name.removeprefix("bert.")
+def plain_name(name: str, family: Family = BERT) -> str:
+    """A stored tensor's name without a leading `bert.`, or as a family has it, and with LayerNorm's current names."""
+    name = name.removeprefix(f"{family.attribute}.")
     for pattern, replacement in _LEGACY:
         name = pattern.sub(replacement, name)
     return name
@@ -116,7 +114,7 @@ def plain_name(name: str) -> str:
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype the weights were saved in."""
-    name = next((name for name in (_WORDS, _DECODER) if name in checkpoint), None)
+    name = next((name for name in (_WORDS, checkpoint.decoder) if name in checkpoint), None)
     if name is None:
         _fail_missing(checkpoint, [_WORDS])
     dtype = checkpoint.dtype(name)
@@ -128,15 +126,25 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return dtype
 
 
-def check_layers(checkpoint: Checkpoint, count: int) -> None:
+def check_layers(checkpoint: Checkpoint, count: int, family: Family = BERT) -> None:
     """Raises ValueError, before layers are made, if the checkpoint has fewer layers than `count`, the config's."""
     for i in range(count):
-        if f"encoder.layer.{i}.attention.self.query.weight" not in checkpoint:
-            _fail_missing(
-                checkpoint,
-                [f"encoder.layer.{i}.attention.self.query.weight"],
-                f"config: num_hidden_layers is {count}, the weights are of {i}" if i else None,
-            )
+        name = f"{family.encoder}.layer.{i}.{family.layer.query}.weight"
+        if name not in checkpoint:
+            why = f"config: num_hidden_layers is {count}, the weights are of {i}" if i else None
+            _fail_missing(checkpoint, [name], why)
+
+
+def _aliases(family: Family, tied: bool) -> dict[str, tuple[str, ...]]:
+    """The possible names of a tied tensor, in order of preference.
+
+    transformers also registers the bias under the decoder, and saves the name that it finds first.
+    """
+    names, found = family.masked_lm, dict[str, tuple[str, ...]]()
+    decoder = f"{names.decoder}.weight"
+    if names.bias is not None:
+        found[names.bias] = f"{names.decoder}.bias", names.bias
+    return {**found, _WORDS: (_WORDS, decoder), decoder: (decoder, _WORDS)} if tied else found
 
 
 @dataclass
@@ -157,20 +165,21 @@ def match(model: nn.Module, checkpoint: Checkpoint, ignore_mismatched_sizes: boo
         ValueError: an encoder tensor is missing, or a tensor has another shape or an integer dtype. The message names
             file and tensor.
     """
-    found, tied = Match(), model.config.tie_word_embeddings
+    found, tied, family = Match(), model.config.tie_word_embeddings, FAMILIES[model.config.model_type]
+    encoder = tuple(f"{part}." for part in ("embeddings", family.encoder, family.projection) if part)
     missing_encoder: list[str] = []
     for name, parameter in model.named_parameters():
-        plain = plain_name(name)
-        aliases = (_ALIASES if tied else _UNTIED).get(plain, (plain,))
+        plain = plain_name(name, family)
+        aliases = _aliases(family, tied).get(plain, (plain,))
         source = next((alias for alias in aliases if alias in checkpoint), None)
         if source is None:
-            (missing_encoder if plain.startswith(_ENCODER) else found.missing).append(name)
+            (missing_encoder if plain.startswith(encoder) else found.missing).append(name)
         elif (shape := checkpoint.shape(source)) != parameter.shape:
             mismatch = (
                 f"{checkpoint.files[source]}: tensor {source} has shape {tuple(shape)}; "
                 f"the config makes it {tuple(parameter.shape)}"
             )
-            if not _may_differ(name, ignore_mismatched_sizes):
+            if not _may_differ(name, family, ignore_mismatched_sizes):
                 hint = "" if ignore_mismatched_sizes else " (ignore_mismatched_sizes=True initialises it instead)"
                 raise ValueError(mismatch + hint)
             found.mismatched.append(mismatch)
@@ -219,28 +228,33 @@ def load_into(
 
 @torch.no_grad()
 def _check_tied(checkpoint: Checkpoint, words: Tensor) -> None:
-    if _DECODER not in checkpoint:
+    other = checkpoint.decoder
+    if other not in checkpoint:
         return
     decoder = torch.empty_like(words)
-    if checkpoint.shape(_DECODER) == words.shape:
-        checkpoint.copy_into(decoder, _DECODER)
+    if checkpoint.shape(other) == words.shape:
+        checkpoint.copy_into(decoder, other)
         if torch.equal(decoder.view(torch.uint8), words.view(torch.uint8)):
             return
     raise ValueError(
-        f"{checkpoint.files[_DECODER]}: tensors {_WORDS} and {_DECODER} differ, but config: tie_word_embeddings is "
+        f"{checkpoint.files[other]}: tensors {_WORDS} and {other} differ, but config: tie_word_embeddings is "
         "true; tie_word_embeddings=False loads both"
     )
 
 
-def _may_differ(name: str, ignore_mismatched_sizes: bool | str) -> bool:
+def _may_differ(name: str, family: Family, ignore_mismatched_sizes: bool | str) -> bool:
     """True if a parameter may have another shape in the checkpoint. With a head, the encoder's names begin `bert.`."""
-    return not name.startswith("bert.") if ignore_mismatched_sizes == "head" else bool(ignore_mismatched_sizes)
+    return (
+        not name.startswith(f"{family.attribute}.")
+        if ignore_mismatched_sizes == "head"
+        else bool(ignore_mismatched_sizes)
+    )
 
 
 def _fail_missing(checkpoint: Checkpoint, names: list[str], why: str | None = None) -> NoReturn:
     files = ", ".join(str(f) for f in sorted(set(checkpoint.files.values()))) or "the checkpoint"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    raise ValueError(f"{files}: no tensor {', '.join(names[:3])}{more}; {why or 'is this a BERT checkpoint?'}")
+    raise ValueError(f"{files}: no tensor {', '.join(names[:3])}{more}; {why or 'is this a checkpoint of its family?'}")
 
 
 def save(state: dict[str, Tensor], folder: str | Path, max_shard_size: int | str = "5GB") -> None:

@@ -10,15 +10,17 @@ import torch
 from fastbert.cli.finetune import carry_out, given, given_options, prepare_output, read_recipe
 from fastbert.cli.options import device_of
 from fastbert.cli.pretrain import fresh_model, train
+from fastbert.config import BertConfig
 from fastbert.model import BertPreTrainedModel
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.auto import AutoTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.distill.settings import DistillationSettings, TextSettings
 from fastbert.training.distill.student import check_vocabularies, make_student
 from fastbert.training.distill.task import TaskDistillation
 from fastbert.training.distill.teacher import in_precision, labels_of, load_teacher
 from fastbert.training.distill.text import TextDistillation
 from fastbert.training.finetune.tasks import TASKS
-from fastbert.training.objective import MODELS
+from fastbert.training.objective import model_class
 from fastbert.training.settings import SettingsError, load_settings, read_section
 from fastbert.training.shards import Shards
 
@@ -46,7 +48,8 @@ def _for_task(args: argparse.Namespace) -> int:
     device = torch.device(device_of(args.device))
     distillation = read_section("distillation", DistillationSettings, given(args, DistillationSettings))
     task = TASKS[args.task]
-    teacher = load_teacher(task.model, args.teacher, revision=args.revision)
+    kind = task.model.of(BertConfig.from_pretrained(args.teacher, revision=args.revision))
+    teacher = load_teacher(kind, args.teacher, revision=args.revision)
     if task.problem_type is not None:
         teacher.config.problem_type = task.problem_type
     recipe = read_recipe(args, args.teacher, labels_of(teacher.config))
@@ -63,7 +66,7 @@ def _for_task(args: argparse.Namespace) -> int:
         named = {"layers": distillation.layers, "num_layers": args.num_layers, **sizes}
         if clash := [name for name, value in named.items() if value is not None]:
             raise ValueError(f"--student has sizes of its own; --{clash[0].replace('_', '-')} is for one made again")
-        check_vocabularies(recipe.tokenizer, BertTokenizer.from_pretrained(args.student))
+        check_vocabularies(recipe.tokenizer, AutoTokenizer.from_pretrained(args.student))
         student = recipe.fresh_model(args.student)
     teacher = in_precision(teacher.to(device), distillation.teacher_precision)
     distilling = TaskDistillation(recipe, student.to(device), teacher, distillation, folder)
@@ -73,9 +76,8 @@ def _for_task(args: argparse.Namespace) -> int:
 def _on_text(args: argparse.Namespace) -> int:
     settings = load_settings(args.config, args.set, TextSettings)
     distillation = settings.distillation
-    teacher = load_teacher(
-        MODELS[settings.training.objective], distillation.teacher, head=distillation.output_weight > 0
-    )
+    kind = model_class(settings.training.objective, BertConfig.from_pretrained(distillation.teacher))
+    teacher = load_teacher(kind, distillation.teacher, head=distillation.output_weight > 0)
 
     def objective(student: BertPreTrainedModel) -> TextDistillation:
         own = in_precision(teacher.to(student.device), distillation.teacher_precision)
@@ -85,7 +87,7 @@ def _on_text(args: argparse.Namespace) -> int:
 
 
 def text_student(
-    teacher: BertPreTrainedModel, settings: TextSettings, tokenizer: BertTokenizer, shards: Shards
+    teacher: BertPreTrainedModel, settings: TextSettings, tokenizer: Tokenizer, shards: Shards
 ) -> BertPreTrainedModel:
     """The initial student: made from the teacher, or loaded from a checkpoint.
 
@@ -93,7 +95,7 @@ def text_student(
         ValueError: its vocabulary or sizes do not fit the teacher or the shards.
     """
     wanted = settings.model
-    shards.check_model(teacher.config, BertTokenizer.from_pretrained(settings.distillation.teacher))
+    shards.check_model(teacher.config, AutoTokenizer.from_pretrained(settings.distillation.teacher))
     if wanted.checkpoint is not None:
         return fresh_model(settings, tokenizer, shards)
     for name in ("vocab_size", "max_position_embeddings", "hidden_act"):

@@ -35,6 +35,7 @@ def diagnosis() -> str:
     import fastbert
     from fastbert import native
     from fastbert.diagnostics import explain_precisions
+    from fastbert.families import FAMILIES
 
     lines = ["versions", _row("fastbert", fastbert.__version__), _row("python", platform.python_version())]
     lines += [_row(name, _version(name)) for name in PACKAGES]
@@ -53,6 +54,7 @@ def diagnosis() -> str:
     lines += ["", "gpu", *_gpus(torch)]
     settings = [_row(name, os.environ[name]) for name in VARIABLES if name in os.environ]
     lines += ["", "environment", *(settings or ["  none of " + ", ".join(VARIABLES)])]
+    lines += ["", "model types", f"  {', '.join(FAMILIES)}"]
     lines += [
         "",
         "backends (fp32 inference)",

@@ -16,12 +16,13 @@ from fastbert.cli.options import device_of
 from fastbert.config import BertConfig
 from fastbert.model import BertPreTrainedModel
 from fastbert.progress import say
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.auto import AutoTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes, join, local_rank
 from fastbert.training.loop import Outcome, newest_checkpoint
 from fastbert.training.masking import Masking
-from fastbert.training.objective import MODELS, Objective
+from fastbert.training.objective import Objective, model_class
 from fastbert.training.pretraining import Pretraining
 from fastbert.training.settings import Settings, SettingsError, load_settings
 from fastbert.training.shards import Shards, read_index
@@ -47,6 +48,9 @@ GPU_PEAKS = {
 }
 
 
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert pretrain`; returns the exit code."""
     return train(load_settings(args.config, args.set), args.device, resume=args.resume)
@@ -57,7 +61,7 @@ def train(
     device: str | None,
     *,
     resume: bool,
-    begin: Callable[[Settings, BertTokenizer, Shards], BertPreTrainedModel] | None = None,
+    begin: Callable[[Settings, Tokenizer, Shards], BertPreTrainedModel] | None = None,
     objective: Callable[[BertPreTrainedModel], Objective] | None = None,
 ) -> int:
     """Runs the loop in all of torchrun's processes; returns the exit code.
@@ -78,7 +82,7 @@ def _pretrain(
     settings: Settings,
     device: torch.device,
     processes: Processes,
-    begin: Callable[[Settings, BertTokenizer, Shards], BertPreTrainedModel],
+    begin: Callable[[Settings, Tokenizer, Shards], BertPreTrainedModel],
     objective: Callable[[BertPreTrainedModel], Objective] | None,
     *,
     resume: bool,
@@ -90,7 +94,8 @@ def _pretrain(
     if newest is None:
         model = begin(settings, tokenizer, shards)
     else:
-        model = MODELS[settings.training.objective].from_pretrained(newest)
+        kind = model_class(settings.training.objective, BertConfig.from_pretrained(newest))
+        model = kind.from_pretrained(newest)
     shards.check_model(model.config)
     masking = Masking(settings.data.mask_probability, whole_words=settings.data.whole_words)
     places = {"rank": processes.rank, "world_size": processes.world_size}
@@ -130,7 +135,7 @@ def _heldout(settings: Settings, config: BertConfig, options: dict) -> Callable[
     return lambda: islice(PackedBatches(shards, seed=0, epochs=1, **options), settings.data.heldout_batches)
 
 
-def fresh_model(settings: Settings, tokenizer: BertTokenizer, shards: Shards) -> BertPreTrainedModel:
+def fresh_model(settings: Settings, tokenizer: Tokenizer, shards: Shards) -> BertPreTrainedModel:
     """The initial model, in float32 on the host, deterministic for a seed.
 
     Raises:
@@ -140,12 +145,12 @@ def fresh_model(settings: Settings, tokenizer: BertTokenizer, shards: Shards) ->
     overrides = wanted.sizes()
     if training.dropout is not None:
         overrides |= {"hidden_dropout_prob": training.dropout, "attention_probs_dropout_prob": training.dropout}
-    kind = MODELS[training.objective]
     torch.manual_seed(training.seed)
     if wanted.checkpoint is not None:
-        if any(resolve_file(wanted.checkpoint, name, required=False) for name in ("tokenizer.json", "vocab.txt")):
-            config = BertConfig.from_pretrained(wanted.checkpoint, **overrides)
-            shards.check_model(config, BertTokenizer.from_pretrained(wanted.checkpoint))
+        config = BertConfig.from_pretrained(wanted.checkpoint, **overrides)
+        if any(resolve_file(wanted.checkpoint, name, required=False) for name in _TOKENIZERS):
+            shards.check_model(config, AutoTokenizer.from_pretrained(wanted.checkpoint))
+        kind = model_class(training.objective, config)
         return kind.from_pretrained(wanted.checkpoint, dtype=torch.float32, **overrides)
     if wanted.config is not None:
         config = BertConfig.from_pretrained(_config_folder(wanted.config), **overrides)
@@ -153,7 +158,7 @@ def fresh_model(settings: Settings, tokenizer: BertTokenizer, shards: Shards) ->
         config = BertConfig(
             **{"vocab_size": shards.vocabulary.size, "pad_token_id": tokenizer.pad_token_id, **overrides}
         )
-    return kind(config)
+    return model_class(training.objective, config)(config)
 
 
 def _config_folder(path: str) -> Path:

@@ -17,15 +17,18 @@ from torch import Tensor
 from fastbert.checkpoint.hub import resolve_folder
 from fastbert.checkpoint.json_files import shown
 from fastbert.checkpoint.load import Checkpoint
+from fastbert.config import BertConfig, family_of
 from fastbert.inference.batching import WINDOW, token_budget_batches
 from fastbert.inference.pooling import POOLER, pool, pooling_modes
 from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
-from fastbert.model import BertModel
+from fastbert.model.auto import AutoModel
+from fastbert.model.bert import EncoderModel
 from fastbert.precision import LoadOptions
 from fastbert.progress import Progress
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.encoding import BatchEncoding
+from fastbert.tokenizer.tokenizer import Tokenizer
 
 MAX_TOKENS = 8192  # per batch: larger batches are no faster on a CPU, and this one is small for a GPU
 _TOKENIZED_TOGETHER = 256  # texts per call: the tokenizer holds offsets and more for each token until a call ends
@@ -44,7 +47,7 @@ class Embedder:
     """A model, its tokenizer, and the pooling of token states into one vector.
 
     Args:
-        model: a BertModel, with a pooler for pooling "pooler".
+        model: the encoder of any family, with a pooler for pooling "pooler".
         tokenizer: the model's tokenizer.
         pooling: "mean" of the token states, "cls" (the first state), "max", "mean_sqrt_len_tokens" (the sum over the
             square root of the length), "weightedmean" (by position, from 1), "lasttoken", or "pooler" (the model's
@@ -66,8 +69,8 @@ class Embedder:
 
     def __init__(
         self,
-        model: BertModel,
-        tokenizer: BertTokenizer,
+        model: EncoderModel,
+        tokenizer: Tokenizer,
         *,
         pooling: str | Sequence[str] = "mean",
         normalize: bool = False,
@@ -80,14 +83,14 @@ class Embedder:
         token_modules: Sequence[RowModule] = (),
         modules: Sequence[RowModule] = (),
     ) -> None:
-        positions = model.config.max_position_embeddings
+        positions = model.config.max_length
         self._modes = pooling_modes(pooling)
         if POOLER in self._modes and model.pooler is None:
             raise ValueError("pooling is 'pooler', but the model has no pooler")
         if max_length is None:
             max_length = min(tokenizer.model_max_length, positions)
         if not 3 <= max_length <= positions:
-            raise ValueError(f"max_length is {max_length}; it must be 3 to max_position_embeddings, {positions}")
+            raise ValueError(f"max_length is {max_length}; it must be 3 to {positions}, as the model has positions")
         self.token_modules, self.modules = list(token_modules), list(modules)
         self._full_width = _full_width(model.config.hidden_size, self._modes, token_modules, modules)
         check_truncate_dim(truncate_dim, self._full_width)
@@ -102,7 +105,7 @@ class Embedder:
         cls,
         path: str | Path,
         *,
-        tokenizer: BertTokenizer | None = None,
+        tokenizer: Tokenizer | None = None,
         dtype: torch.dtype | None = None,
         precision: str | None = None,
         quantize: str | None = None,
@@ -133,22 +136,23 @@ class Embedder:
         if settings.transformer and settings.modules_file is not None:
             folder = resolve_folder(path, settings.transformer, revision=revision, named_by=settings.modules_file)
             options = replace(options, revision=None)
+        config = BertConfig.from_pretrained(folder, revision=options.revision)
         if POOLER in settings.pooling:
-            with Checkpoint(folder, options.revision) as checkpoint:
+            with Checkpoint(folder, options.revision, family_of(config.model_type)) as checkpoint:
                 if "pooler.dense.weight" not in checkpoint:
                     raise ValueError(f"{folder}: no tensor pooler.dense.weight, so no pooling 'pooler'")
-        model = BertModel.load(folder, options, add_pooling_layer=POOLER in settings.pooling)
+        model = AutoModel.of(config).load(folder, options, add_pooling_layer=POOLER in settings.pooling)
         truncate_dim = _checked_widths(path, settings, model.config.hidden_size, truncate_dim)
         if tokenizer is None:
-            tokenizer = BertTokenizer.from_pretrained(folder, revision=options.revision)
+            tokenizer = AutoTokenizer.from_pretrained(folder, revision=options.revision)
         if max_length is None:
             longest = tokenizer.model_max_length if settings.max_length is None else settings.max_length
-            positions = model.config.max_position_embeddings
+            positions = model.config.max_length
             max_length = min(longest, positions)
             if max_length < 3:
                 raise ValueError(
                     f"{folder}: max_seq_length in sentence_bert_config.json, or else model_max_length in "
-                    f"tokenizer_config.json, and max_position_embeddings in config.json are {longest}, {positions}; "
+                    f"tokenizer_config.json, and the positions by config.json are {longest}, {positions}; "
                     "each must be at least 3"
                 )
         try:

@@ -8,9 +8,12 @@ from typing import NamedTuple, Self
 import torch
 
 from fastbert.checkpoint.load import Checkpoint
-from fastbert.model import BertForMaskedLM
+from fastbert.config import BertConfig, family_of
+from fastbert.model.auto import AutoModelForMaskedLM
+from fastbert.model.heads import ModelForMaskedLM
 from fastbert.precision import LoadOptions
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.auto import AutoTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 
 
 class Candidate(NamedTuple):
@@ -28,7 +31,7 @@ class FillMask:
         ValueError: the tokenizer has no mask token.
     """
 
-    def __init__(self, model: BertForMaskedLM, tokenizer: BertTokenizer) -> None:
+    def __init__(self, model: ModelForMaskedLM, tokenizer: Tokenizer) -> None:
         if tokenizer.mask_token is None:
             raise ValueError("the tokenizer has no mask token")
         self.model, self.tokenizer = model, tokenizer
@@ -38,7 +41,7 @@ class FillMask:
         cls,
         path: str | Path,
         *,
-        tokenizer: BertTokenizer | None = None,
+        tokenizer: Tokenizer | None = None,
         dtype: torch.dtype | None = None,
         precision: str | None = None,
         quantize: str | None = None,
@@ -52,15 +55,15 @@ class FillMask:
             FileNotFoundError: config.json, weights or vocabulary are missing.
             ValueError: the checkpoint has no masked-language-model head; and as BertForMaskedLM.from_pretrained.
         """
-        with Checkpoint(path, revision) as checkpoint:
-            if "cls.predictions.transform.dense.weight" not in checkpoint:
-                raise ValueError(
-                    f"{path}: no tensor cls.predictions.transform.dense.weight: "
-                    "this checkpoint has no masked-language-model head"
-                )
+        config = BertConfig.from_pretrained(path, revision=revision)
+        family = family_of(config.model_type)
+        with Checkpoint(path, revision, family) as checkpoint:
+            name = f"{family.masked_lm.dense}.weight"
+            if name not in checkpoint:
+                raise ValueError(f"{path}: no tensor {name}: this checkpoint has no masked-language-model head")
         options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
-        model = BertForMaskedLM.load(path, options)
-        return cls(model, tokenizer or BertTokenizer.from_pretrained(path, revision=revision))
+        model = AutoModelForMaskedLM.of(config).load(path, options)
+        return cls(model, tokenizer or AutoTokenizer.from_pretrained(path, revision=revision))
 
     @torch.inference_mode()
     def __call__(self, text: str, top_k: int = 5) -> list[list[Candidate]]:
@@ -79,7 +82,7 @@ class FillMask:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
         model, tokenizer = self.model, self.tokenizer
         ids = tokenizer(text)["input_ids"]
-        limit = model.config.max_position_embeddings
+        limit = model.config.max_length
         if len(ids) > limit:
             raise ValueError(f"the text has {len(ids)} tokens; the model takes {limit}")
         places = [i for i, token in enumerate(ids) if token == tokenizer.mask_token_id]
@@ -87,8 +90,8 @@ class FillMask:
             raise ValueError(f"the text has no {tokenizer.mask_token}: {text[:80]!r}")
         packed = torch.tensor(ids, device=model.device)
         cu_seqlens = torch.tensor([0, len(ids)], dtype=torch.int32, device=model.device)
-        output = model.bert(packed, cu_seqlens=cu_seqlens, max_seqlen=len(ids), return_dict=True)
-        logits = model.cls.predictions(output.last_hidden_state[places])  # (masks, V)
+        output = model.base_model(packed, cu_seqlens=cu_seqlens, max_seqlen=len(ids), return_dict=True)
+        logits = model.predictions(output.last_hidden_state[places])  # (masks, V)
         best = logits.float().softmax(dim=1).topk(min(top_k, logits.shape[1]))
         return [
             [

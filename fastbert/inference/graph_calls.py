@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastbert import ops
+from fastbert.config import family_of
 from fastbert.inference.static_batch import BAD_MASK, BAD_OFFSETS, StaticBatch, on_device
-from fastbert.model.inputs import Inputs, is_spread, prepare
+from fastbert.model.inputs import Inputs, counted_positions, is_spread, prepare
+from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, unpack
 
 _MISFIT, _TOO_LONG = "shapes do not match", "a text is longer than max_position_embeddings"
@@ -40,7 +42,7 @@ def on_host(x: Tensor | None) -> bool:
 
 
 def read_call(
-    model: nn.Module,
+    model: BertPreTrainedModel,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     token_type_ids: Tensor | None,
@@ -53,8 +55,7 @@ def read_call(
     Raises:
         ValueError: as the model does, if all arguments are on the host.
     """
-    bert = getattr(model, "bert", model)
-    most = bert.embeddings.position_embeddings.weight.shape[0]
+    bert, family, most = model.base_model, family_of(model.config.model_type), model.config.max_length
     tensors = (attention_mask, token_type_ids, position_ids, cu_seqlens)
     if not isinstance(input_ids, Tensor) or not all(x is None or isinstance(x, Tensor) for x in tensors):
         return "input_ids are not given as a tensor"
@@ -62,10 +63,14 @@ def read_call(
         return "there is no token"
     if all(on_host(x) for x in (input_ids, *tensors)):
         arguments = (attention_mask, token_type_ids, position_ids, None, cu_seqlens, max_seqlen)
-        return _host_call(prepare(bert.embeddings, input_ids, *arguments), most)
+        return _host_call(prepare(bert.embeddings, input_ids, *arguments, family=family), most)
     shape = input_ids.shape
     if reason := _why_not(shape, attention_mask, cu_seqlens, most):
         return reason
+    if family.counts_tokens and position_ids is None:
+        position_ids = counted_positions(input_ids, model.config.first_position, cu_seqlens)
+    if not family.has_token_types:
+        token_type_ids = None
     fitted: list[Any] = []
     for x in (input_ids, token_type_ids, position_ids):
         if x is not None:

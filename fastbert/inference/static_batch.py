@@ -10,9 +10,10 @@ from bisect import bisect_left
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastbert.model.inputs import Inputs
+from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.packing import PackedBatch
 
 # Error bits that the device sets for a call.
@@ -58,10 +59,11 @@ class StaticBatch:
     `suspect` if `wrong` may be.
     """
 
-    def __init__(self, model: nn.Module, bucket: Bucket, device: torch.device) -> None:
-        tables = getattr(model, "bert", model).embeddings
+    def __init__(self, model: BertPreTrainedModel, bucket: Bucket, device: torch.device) -> None:
+        tables = model.base_model.embeddings
         places = tables.position_embeddings.weight.shape[0]
-        limits = (tables.word_embeddings.weight.shape[0], tables.token_type_embeddings.weight.shape[0], places)
+        types = getattr(tables, "token_type_embeddings", None)
+        limits = (tables.word_embeddings.weight.shape[0], 1 if types is None else types.weight.shape[0], places)
         self.bucket = bucket
         # One block, so that a host call is one copy: ids, types, positions (int64), and the offsets (int32).
         self._block = torch.zeros(3 * bucket.tokens + bucket.texts // 2 + 1, dtype=torch.int64, device=device)
@@ -71,7 +73,7 @@ class StaticBatch:
         self.typed = self.suspect = False
         self._lowest = torch.zeros((3, 1), dtype=torch.int64, device=device)
         self._highest = torch.tensor(limits, device=device)[:, None] - 1
-        self._longest = min(bucket.tokens, places)
+        self._longest = min(bucket.tokens, model.config.max_length)
 
     def _parts(self, block: Tensor) -> tuple[Tensor, Tensor]:
         tokens, texts = self.bucket

@@ -1,4 +1,4 @@
-"""Checks that a BertModel is made of known parts: those that a packed call bypasses, and those that it calls.
+"""Checks that an encoder is made of known parts: those that a packed call bypasses, and those that it calls.
 
 A call is packed only if every part is known to work per token and no hook or code of the user is inside the encoder:
 tensors there are (T, E), not (B, S, E).
@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastbert.families import Family
 from fastbert.model.layer import is_plain, sharded
-
-BERT = "transformers.models.bert.modeling_bert"
 
 # PEFT's adapter packages whose layers work per token; a test compares each with transformers. The others combine
 # tokens or depend on the rows of a batch (adaption_prompt, lily, poly, xlora), or are untested.
@@ -51,13 +50,15 @@ _HARMLESS = (
 )
 
 
-def attention_reason(config: Any) -> str | None:
+def attention_reason(config: Any, family: Family) -> str | None:
     """Why attention must not be computed by fastbert: transformers' function has been replaced; None if not."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     name = getattr(config, "_attn_implementation", None) or "eager"
-    eager = sys.modules[BERT].eager_attention_forward
+    eager = getattr(sys.modules[family.module], "eager_attention_forward", None)
+    if eager is None:  # the family's own code computes it, whatever the config says
+        return None
     used = ALL_ATTENTION_FUNCTIONS.get(name, eager), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
     if name not in ("eager", *ALL_ATTENTION_FUNCTIONS) or not _are_theirs(*used):
         return f"its attention, {name!r}, is not transformers'"
@@ -78,21 +79,21 @@ def _is_theirs(function: Any) -> bool:
 @cache
 def _transformers_folder() -> str:
     """The folder of transformers, from one of its modules: the package itself may be imported more than once."""
-    return f"{Path(str(sys.modules[BERT].__file__)).parents[2]}{os.sep}"
+    return f"{Path(str(sys.modules['transformers.modeling_outputs'].__file__)).parent}{os.sep}"
 
 
-def foreign_part(bert: nn.Module) -> str | None:
+def foreign_part(model: nn.Module, family: Family) -> str | None:
     """The part of the encoder that is not known to work per token, or has a hook; None if there is none."""
     try:
-        return _first_foreign(bert)
+        return _first_foreign(model, family)
     except KeyError as gone:
         return f"{gone.args[0]} is not where transformers puts it"
 
 
-def _first_foreign(bert: nn.Module) -> str | None:
-    for name, module, kind in _passed_over(bert):
+def _first_foreign(model: nn.Module, family: Family) -> str | None:
+    for name, module, kind in _passed_over(model, family):
         own = type(module)
-        if own is not kind and (kind is not None or not _is_bert_class(own)):
+        if own is not kind and (kind is not None or not _is_class_of(own, family)):
             return f"{name} is a {own.__module__}.{own.__name__}"
         if kind is None and not _is_theirs(own.forward):
             return f"{own.__name__}.forward has been replaced"
@@ -100,26 +101,55 @@ def _first_foreign(bert: nn.Module) -> str | None:
             return f"{name} has a hook"
         if reason := _foreign_weight(module):
             return f"{name}{reason}"
-    embeddings = bert.embeddings
-    for name in ("position_embeddings", "token_type_embeddings"):
+    embeddings = model.embeddings
+    for name in _tables(family):
         table = embeddings._modules[name]
         if any(_attributes(table, "max_norm", "sparse", "scale_grad_by_freq")):
             return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
-    for name, part, kind in _called(bert):
+    for name, part, kind in _called(model, family):
         if reason := _unknown_part(part, kind):
             return f"{name}{'' if reason.startswith('.') else ' '}{reason}"
     if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
         return "embeddings.LayerNorm has no weight or no bias"
-    for i, layer in enumerate(bert.encoder.layer):
-        attention = _inner(layer).attention.self
-        scaling, width = _attributes(attention, "scaling", "attention_head_size")
+    for i, layer in enumerate(family.layers(model)):
+        attention = _inner(layer).get_submodule(family.layer.attention)
+        width = vars(attention)["attention_head_size"]
+        scaling = vars(attention).get("scaling", width**-0.5)  # some classes have none
         if type(scaling) is not float or scaling != width**-0.5:  # a tensor could be written to
-            return f"encoder.layer.{i}.attention.self.scaling is {scaling}"
+            return f"{family.encoder}.layer.{i}.{family.layer.attention}.scaling is {scaling}"
     return None
 
 
-def _children(module: nn.Module, *names: str) -> tuple[Any, ...]:
-    return tuple(module._modules[name] for name in names)
+def difference(model: nn.Module, family: Family) -> str:
+    """The first thing in which an encoder's modules differ from those of a family whose shape it has."""
+    for place, module, known in _holders(model, family):
+        own = set(module._modules)
+        if missing := sorted(known - own):
+            return f"{place} has no {missing[0]}"
+        if more := sorted(own - known):
+            return f"{place} has a {more[0]}, which {family.base} has not"
+    return f"its class is not transformers' {family.base}"
+
+
+def _holders(model: Any, family: Family) -> Iterator[tuple[str, nn.Module, set[str]]]:
+    """The modules of an encoder that hold others, parents first: name, module, names of those within."""
+    names = family.layer
+    held: dict[str, set[str]] = {}
+    for path in (*names.linears, *names.norms, *names.dropouts, *names.containers, names.activation):
+        owner, _, name = path.rpartition(".")
+        held.setdefault(owner, set()).add(name)
+    yield "embeddings", model.embeddings, {"word_embeddings", "LayerNorm", "dropout", *_tables(family)}
+    for i, layer in enumerate(getattr(model, family.encoder).layer):
+        for path in sorted(held):
+            yield f"{family.encoder}.layer.{i}.{path}".rstrip("."), layer.get_submodule(path), held[path]
+
+
+def _child(module: nn.Module, path: str) -> Any:
+    """The module at a path; a KeyError names the first part that is missing."""
+    found: Any = module
+    for name in path.split("."):
+        found = found._modules[name]
+    return found
 
 
 def _attributes(module: nn.Module, *names: str) -> tuple[Any, ...]:
@@ -128,58 +158,55 @@ def _attributes(module: nn.Module, *names: str) -> tuple[Any, ...]:
 
 
 def _inner(layer: nn.Module) -> nn.Module:
-    """The BertLayer, even if FSDP has wrapped it."""
+    """transformers' layer, even if FSDP has wrapped it."""
     return sharded(layer) or layer
 
 
-def _is_bert_class(kind: type) -> bool:
-    """True for a class of transformers' BERT, or FSDP's subclass of one."""
-    return kind.__module__ == BERT or (hasattr(kind, "unshard") and kind.__mro__[2].__module__ == BERT)
+def _is_class_of(kind: type, family: Family) -> bool:
+    """True for one of transformers' classes of a family, or FSDP's subclass of one."""
+    home = family.module
+    return kind.__module__ == home or (hasattr(kind, "unshard") and kind.__mro__[2].__module__ == home)
 
 
-def _passed_over(bert: nn.Module) -> Iterator[tuple[Any, ...]]:
+def _tables(family: Family) -> tuple[str, ...]:
+    return ("position_embeddings", "token_type_embeddings")[: 2 if family.has_token_types else 1]
+
+
+def _passed_over(model: nn.Module, family: Family) -> Iterator[tuple[Any, ...]]:
     """The modules whose forward never runs in a packed call: name, module, type (None: one of transformers')."""
-    activation = _activation(bert.config.hidden_act)
-    embeddings, encoder = _children(bert, "embeddings", "encoder")
+    names, activation = family.layer, _activation(getattr(model.config, family.activation))
+    embeddings, encoder = _child(model, "embeddings"), _child(model, family.encoder)
     yield "embeddings", embeddings, None
-    tables = "position_embeddings", "token_type_embeddings", "dropout"
-    kinds = nn.Embedding, nn.Embedding, nn.Dropout
-    for name, module, kind in zip(tables, _children(embeddings, *tables), kinds, strict=True):
-        yield f"embeddings.{name}", module, kind
-    yield "encoder", encoder, None
-    (layers,) = _children(encoder, "layer")
-    for i, layer in enumerate(layers):
-        name, layer = f"encoder.layer.{i}", _inner(layer)
+    for name in _tables(family):
+        yield f"embeddings.{name}", _child(embeddings, name), nn.Embedding
+    yield "embeddings.dropout", _child(embeddings, "dropout"), nn.Dropout
+    yield family.encoder, encoder, None
+    if family.distance_table is not None:
+        yield family.distance_table, _child(model, family.distance_table), nn.Embedding
+    for i, layer in enumerate(_child(encoder, "layer")):
+        name, layer = f"{family.encoder}.layer.{i}", _inner(layer)
         yield name, layer, None  # before its parts are read: another class may have others
-        attention, intermediate, output = _children(layer, "attention", "intermediate", "output")
-        yield f"{name}.attention", attention, None
-        self_attention, attention_output = _children(attention, "self", "output")
-        yield f"{name}.attention.self", self_attention, None
-        yield f"{name}.attention.self.dropout", *_children(self_attention, "dropout"), nn.Dropout
-        yield f"{name}.attention.output", attention_output, None
-        yield f"{name}.attention.output.dropout", *_children(attention_output, "dropout"), nn.Dropout
-        yield f"{name}.intermediate", intermediate, None
-        (function,) = _children(intermediate, "intermediate_act_fn")
-        yield f"{name}.intermediate.intermediate_act_fn", function, activation
-        yield f"{name}.output", output, None
-        yield f"{name}.output.dropout", *_children(output, "dropout"), nn.Dropout
-    if bert.pooler is not None:
-        yield "pooler", bert.pooler, None
-        yield "pooler.activation", *_children(bert.pooler, "activation"), nn.Tanh
+        for path in names.containers:
+            yield f"{name}.{path}", _child(layer, path), None
+        for path in names.dropouts:
+            yield f"{name}.{path}", _child(layer, path), nn.Dropout
+        yield f"{name}.{names.activation}", _child(layer, names.activation), activation
+    if getattr(model, "pooler", None) is not None:
+        yield "pooler", model.pooler, None
+        yield "pooler.activation", _child(model.pooler, "activation"), nn.Tanh
 
 
-def _called(bert: nn.Module) -> Iterator[tuple[Any, ...]]:
+def _called(model: nn.Module, family: Family) -> Iterator[tuple[Any, ...]]:
     """The modules whose weights a packed call reads or, if they are wrapped, that it calls with (T, E)."""
-    yield "embeddings.word_embeddings", *_children(bert.embeddings, "word_embeddings"), nn.Embedding
-    yield "embeddings.LayerNorm", *_children(bert.embeddings, "LayerNorm"), nn.LayerNorm
-    for i, layer in enumerate(bert.encoder.layer):
-        name, layer = f"encoder.layer.{i}", _inner(layer)
-        for part in ("query", "key", "value"):
-            yield f"{name}.attention.self.{part}", *_children(layer.attention.self, part), nn.Linear
-        yield f"{name}.intermediate.dense", *_children(layer.intermediate, "dense"), nn.Linear
-        for owner, output in (("attention.output", layer.attention.output), ("output", layer.output)):
-            yield f"{name}.{owner}.dense", *_children(output, "dense"), nn.Linear
-            yield f"{name}.{owner}.LayerNorm", *_children(output, "LayerNorm"), nn.LayerNorm
+    yield "embeddings.word_embeddings", _child(model, "embeddings.word_embeddings"), nn.Embedding
+    yield "embeddings.LayerNorm", _child(model, "embeddings.LayerNorm"), nn.LayerNorm
+    if family.projection is not None and family.projection in model._modules:
+        yield family.projection, _child(model, family.projection), nn.Linear
+    for i, layer in enumerate(family.layers(model)):
+        name, layer = f"{family.encoder}.layer.{i}", _inner(layer)
+        for kind, paths in ((nn.Linear, family.layer.linears), (nn.LayerNorm, family.layer.norms)):
+            for path in paths:
+                yield f"{name}.{path}", _child(layer, path), kind
 
 
 def _unknown_part(part: nn.Module, kind: type) -> str | None:

@@ -1,9 +1,9 @@
-"""accelerate: a live transformers BERT runs packed, in place, with its own parameters, and can be restored.
+"""accelerate: a live transformers encoder runs packed, in place, with its own parameters, and can be restored.
 
-Each transformers BertModel inside the given object gets an instance `forward`, which packs the batch and
-runs fastbert.model.encoder over the existing modules. Classes, parameters, state_dict, hooks on linear
-layers and adapters are unchanged. A call that cannot be packed falls back to transformers' forward, the
-original code; `fastbert.explain(model)` reports how many calls did, and why.
+Each encoder of a known family (BertModel, RobertaModel ...) inside the given object gets an instance `forward`, which
+packs the batch and runs fastbert.model.encoder over the existing modules. Classes, parameters, state_dict, hooks on
+linear layers and adapters are unchanged. A call that cannot be packed falls back to transformers' forward, the original
+code; `fastbert.explain(model)` reports how many calls did, and why.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from types import CodeType
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.integrations.parts import BERT, attention_reason, foreign_part
-from fastbert.model.bert import pool, run_bert
-from fastbert.model.encoder import encode_at_once, runs_by_pointers
+from fastbert.families import BERT, FAMILIES, Family
+from fastbert.integrations.parts import attention_reason, difference, foreign_part
+from fastbert.model.bert import pool
+from fastbert.model.encoder import encode, encode_at_once, runs_by_pointers
 from fastbert.model.heads import IGNORE, answer_positions
-from fastbert.model.inputs import prepare
+from fastbert.model.inputs import counted_positions, prepare
 from fastbert.model.layer import Products, has_global_hook
 from fastbert.model.plan import EncoderPlan, encoder_plan, forget, forget_forms, freshness
 from fastbert.precision import LoadOptions, check_precision, describe_setting
@@ -47,10 +48,11 @@ def accelerate(
     quantize: str | None = None,
     recompute_activations: bool = False,
 ) -> Model:
-    """Makes every transformers BERT encoder in `model` run packed, in place, and returns `model`.
+    """Makes every transformers encoder of a known family in `model` run packed, in place, and returns `model`.
 
     Args:
-        model: a transformers BertModel or a model with a head, a SentenceTransformer, a pipeline.
+        model: a transformers encoder (BertModel, RobertaModel, ...) or a model with a head, a SentenceTransformer, a
+            pipeline.
         dtype: the new dtype of all floating-point parameters and buffers of `model`, as by `model.to(dtype)`. Heads
             are included, as a head must have the dtype of the states that it gets. `restore` does not undo the
             rounding. None: unchanged.
@@ -64,15 +66,17 @@ def accelerate(
     parameters' dtype, regardless of precision and quantize. If a model is accelerated again, the last call applies.
 
     Raises:
-        ValueError: there is no transformers BertModel in `model`; a dtype that is not floating-point; a precision or
+        ValueError: there is no encoder of a known family in `model`; a dtype that is not floating-point; a precision or
             quantize that is unknown or does not fit the dtype, the device or the other. The model is unchanged.
     """
     setting = LoadOptions(dtype, precision, quantize).setting
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; it must be a floating-point one")
-    encoders = [m for m in _modules(model) if _is_bert(m, "BertModel")]
+    encoders = [m for m in _modules(model) if _family_of(m)]
     if not encoders:
-        raise ValueError(f"model is a {type(model).__name__} without a transformers BertModel; there is nothing to do")
+        raise ValueError(
+            f"model is a {type(model).__name__} without {_KNOWN}{_look_alike(model)}; there is nothing to do"
+        )
     reasons = [_why_not(bert) for bert in encoders]
     able = [bert for bert, reason in zip(encoders, reasons, strict=True) if reason is None]
     for bert in able:
@@ -83,14 +87,26 @@ def accelerate(
     elif dtype is not None:
         _root(model).to(dtype=dtype)
     for bert in able:
-        PackedBert.put(bert).matmul_precision = setting
-        for layer in bert.encoder.layer:
-            layer.recompute_activations = recompute_activations
+        PackedEncoder.put(bert).matmul_precision = setting
+        for layer in _known_family(bert).layers(bert):
+            vars(layer)["recompute_activations"] = recompute_activations
     for head in _modules(model):
-        kind = next((packed for name, packed in _HEADS.items() if _is_bert(head, name)), None)
-        if kind is not None and _packed(head.bert) is not None and type(head).forward is _forward_of(head):
-            kind.put(head)
+        for family in FAMILIES.values():
+            _put_head(head, family)
     return model
+
+
+def _put_head(head: nn.Module, family: Family) -> None:
+    """Replaces the forward of a head of this family whose labels or logits at pads need it."""
+    packed = _packed(getattr(head, family.attribute, None) or nn.Module())
+    if packed is None or type(head).__module__ != family.module:
+        return
+    name = next((c.__name__ for c in type(head).__mro__ if c.__module__ == family.module), "")
+    kind = _HEADS.get(name.removeprefix(family.prefix))
+    if family.heads_read_first and name.endswith(("ForSequenceClassification", "ForMultipleChoice")):
+        packed.reads_first = True
+    if kind is not None and type(head).forward is _forward_of(head, family):
+        kind.put(head)
 
 
 def restore(model: Model) -> Model:
@@ -123,18 +139,19 @@ def refresh(model: Model) -> Model:
 
 
 class Verdict(NamedTuple):
-    """The report on a transformers BertModel; `runs` is its (device type, dtype, precision) if it is packed."""
+    """The report on one of transformers' encoders; `runs` is its (device type, dtype, precision) if it is packed."""
 
+    kind: str  # transformers' class
     name: str
     text: str
     runs: tuple[str, torch.dtype, str | None] | None
 
 
 def explain_model(model: Any) -> list[Verdict]:
-    """The verdict on every transformers BertModel in `model`."""
+    """The verdict on every known encoder of transformers in `model`."""
     verdicts = []
     for name, module in _named_modules(model):
-        if _is_bert(module, "BertModel"):
+        if family := _family_of(module):
             packed, reason, runs = _packed(module), _why_not(module), None
             if packed is not None and reason is None:
                 runs = (module.device.type, module.dtype, packed.matmul_precision)
@@ -147,9 +164,11 @@ def explain_model(model: Any) -> list[Verdict]:
                     verdict += f"\n  {calls} calls ran the original code: {reason}"
                 if seen := freshness(module):
                     verdict += f"\n  {seen}"
-            verdicts.append(Verdict(name or type(module).__name__, verdict, runs))
+            verdicts.append(Verdict(family.base, name or type(module).__name__, verdict, runs))
     if not verdicts:
-        raise ValueError(f"model is a {type(model).__name__} without a BertModel; there is nothing to explain")
+        raise ValueError(
+            f"model is a {type(model).__name__} without {_KNOWN}{_look_alike(model)}; there is nothing to explain"
+        )
     return verdicts
 
 
@@ -157,6 +176,7 @@ class _Packed:
     """A module's replaced `forward`: an object, so that the module can still be copied and pickled."""
 
     matmul_precision: str | None = None  # of an encoder: the setting given to `accelerate`
+    reads_first = False  # of an encoder: the model's head reads the state of column 0
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -178,7 +198,7 @@ class _Packed:
         replica = type(self.module)._replicate_for_data_parallel(self.module)
         replica.forward = type(self)(replica)
         replica.forward.own_forward = self.own_forward
-        replica.forward.matmul_precision = self.matmul_precision
+        replica.forward.matmul_precision, replica.forward.reads_first = self.matmul_precision, self.reads_first
         return replica
 
     @property
@@ -203,33 +223,36 @@ class _Packed:
         return {name: value for name, value in given.items() if value is not None}
 
 
-class PackedBert(_Packed):
-    """BertModel.forward over packed tokens."""
+class PackedEncoder(_Packed):
+    """The forward of an encoder over packed tokens."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bert = self.module
+        bert, family = self.module, _known_family(self.module)
         if not self.active:
             return self.original(*args, **kwargs)
         given = self._given(args, kwargs)
         return_dict = given.pop("return_dict", getattr(bert.config, "return_dict", True))
         tokens: Any = given.get("input_ids", given.get("inputs_embeds"))
-        reason = "hooks for all modules are registered" if has_global_hook() else _declines(bert, given, tokens)
+        reason = "hooks for all modules are registered" if has_global_hook() else _declines(bert, family, given, tokens)
         plan = None
         if reason is None:
-            plan = encoder_plan(bert, Products(bert.config.hidden_act, self.matmul_precision), foreign_part)
+            products = Products(getattr(bert.config, family.activation), self.matmul_precision)
+            plan = encoder_plan(bert, products, partial(foreign_part, family=family), family)
             reason = plan.foreign
-        buffers = {} if tokens is None else _stand_ins(bert, given)
+        buffers = {} if tokens is None else _stand_ins(bert, family, given)
         if torch.compiler.is_compiling():  # a graph cannot branch on their values, but can read them
             given |= {name: buffer[:, : tokens.shape[1]] for name, buffer in buffers.items()}
         elif plan is not None and reason is None:
             reason = _buffer_reason(plan, buffers)
+        has_pooler = getattr(bert, "pooler", None) is not None
         captured = [
             given.get(name, getattr(bert.config, name)) for name in ("output_attentions", "output_hidden_states")
         ]
         if plan is not None and reason is None and not any(captured):
             found = self._at_once(plan, given)
             if found is not None:
-                return _output(*found) if return_dict else _output(*found).to_tuple()
+                output = _output(family, *found)
+                return output if return_dict else output.to_tuple()
         if reason is None and "attention_mask" in given:
             given["attention_mask"] = ops.read_mask(given["attention_mask"], strict=False)
             if given["attention_mask"] is None:
@@ -238,19 +261,19 @@ class PackedBert(_Packed):
         if reason is None:
             ids, mask, types, positions, embeds = map(given.get, _TOKENS)
             pad_id = bert.config.pad_token_id
-            inputs = prepare(bert.embeddings, ids, mask, types, positions, embeds, None, None, pad_id, True)
-            if inputs.batch.leading_pads and bert.pooler is not None:
-                reason = "a row begins with a pad, whose state transformers' pooler takes"
+            inputs = prepare(bert.embeddings, ids, mask, types, positions, embeds, None, None, pad_id, True, family)
+            if inputs.batch.leading_pads and (self.reads_first or has_pooler):
+                reason = "a row begins with a pad, whose state transformers takes for the text's"
         if inputs is None or reason is not None:
             self.declined[str(reason)] += 1
             return self.original(*args, **kwargs)
         attentions, hidden_states = captured
         wanted = {"output_attentions": attentions, "output_hidden_states": hidden_states}
-        precision = self.matmul_precision
-        _, encoded = run_bert(bert, bert.config, **wanted, precision=precision, prepared=inputs, plan=plan)
-        pooled, states = None if bert.pooler is None else pool(inputs, encoded), encoded.hidden_states
+        activation, precision = getattr(bert.config, family.activation), self.matmul_precision
+        encoded = encode(bert, inputs, activation=activation, precision=precision, plan=plan, **wanted)
+        pooled, states = pool(inputs, encoded) if has_pooler else None, encoded.hidden_states
         last = inputs.give_back(encoded.last_hidden_state) if states is None else states[-1]
-        output = _output(last, pooled, states, encoded.attentions)
+        output = _output(family, last, pooled, states, encoded.attentions)
         return output if return_dict else output.to_tuple()
 
     def _at_once(self, plan: EncoderPlan, given: dict[str, Any]) -> tuple[Tensor, Tensor | None] | None:
@@ -260,24 +283,26 @@ class PackedBert(_Packed):
         has_pads = isinstance(pad_id, int) and pad_id >= 0  # otherwise all masked tokens are computed
         if ids is None or embeds is not None or not (mask is None or has_pads) or not runs_by_pointers():
             return None
+        first = plan.first_position
+        if positions is None and first:
+            positions = counted_positions(ids, first)
         return encode_at_once(plan, ids, mask, types, positions, pad_id)
 
 
 def _output(
+    family: Family,
     last: Tensor,
     pooled: Tensor | None,
     states: tuple[Tensor, ...] | None = None,
     attentions: tuple[Tensor, ...] | None = None,
 ) -> Any:
-    from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+    from transformers import modeling_outputs
 
-    return BaseModelOutputWithPoolingAndCrossAttentions(
-        last_hidden_state=last,
-        pooler_output=pooled,
-        hidden_states=states,
-        attentions=attentions,
-        cross_attentions=None if attentions is None else (),  # as transformers has it
-    )
+    kind = getattr(modeling_outputs, family.output)
+    fields: dict[str, Any] = {"last_hidden_state": last, "hidden_states": states, "attentions": attentions}
+    if family.has_cross_attention:  # as transformers has it
+        fields["cross_attentions"] = None if attentions is None else ()
+    return kind(**fields) if pooled is None else kind(pooler_output=pooled, **fields)
 
 
 class PackedTokenHead(_Packed):
@@ -316,11 +341,11 @@ class PackedQuestionAnswering(_Packed):
         return output if wanted else output.to_tuple()
 
 
-_HEADS = {
-    "BertForMaskedLM": PackedTokenHead,
-    "BertForPreTraining": PackedTokenHead,
-    "BertForTokenClassification": PackedTokenHead,
-    "BertForQuestionAnswering": PackedQuestionAnswering,
+_HEADS = {  # by their names after the family's prefix
+    "ForMaskedLM": PackedTokenHead,
+    "ForPreTraining": PackedTokenHead,
+    "ForTokenClassification": PackedTokenHead,
+    "ForQuestionAnswering": PackedQuestionAnswering,
 }
 
 
@@ -335,10 +360,10 @@ def _packed(module: nn.Module) -> _Packed | None:
     return None
 
 
-def _forward_of(head: nn.Module) -> Any:
+def _forward_of(head: nn.Module, family: Family) -> Any:
     """transformers' own forward for the class of `head`."""
     classes: tuple[Any, ...] = type(head).__mro__
-    return next(c.forward for c in classes if c.__module__ == BERT)
+    return next(c.forward for c in classes if c.__module__ == family.module)
 
 
 @cache
@@ -349,23 +374,24 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
 
 
 def _why_not(bert: nn.Module) -> str | None:
-    """Why fastbert cannot run this BertModel, whatever the call; None if it can."""
-    config = bert.config
-    if config.is_decoder or config.add_cross_attention:
+    """Why fastbert cannot run this encoder, whatever the call; None if it can."""
+    config, family = bert.config, _known_family(bert)
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         return "it is a decoder"
-    if type(bert).forward is not _class_of(bert, "BertModel").forward:
+    if type(bert).forward is not _class_of(bert, family).forward:
         return f"its class {type(bert).__name__} has a forward of its own"
-    if config.hidden_act not in ACTIVATIONS:
-        return f"its activation is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}"
+    activation = getattr(config, family.activation)
+    if activation not in ACTIVATIONS:
+        return f"its activation is {activation!r}; known are {', '.join(ACTIVATIONS)}"
     if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
         return f"its positions are {config.position_embedding_type}"
-    return foreign_part(bert)
+    return foreign_part(bert, family)
 
 
-def _declines(bert: nn.Module, given: dict[str, Any], tokens: Tensor | None) -> str | None:
+def _declines(bert: nn.Module, family: Family, given: dict[str, Any], tokens: Tensor | None) -> str | None:
     """Why this call must run the original code; None if it can be packed."""
     for name in given:
-        if name not in _TAKEN and name not in _IDLE and name in _names_that_count():
+        if name not in _TAKEN and name not in _IDLE and name in _names_that_count(family):
             return f"{name} is given"
     mask: Tensor | None = given.get("attention_mask")
     if mask is not None and mask.dim() != 2:
@@ -385,23 +411,24 @@ def _declines(bert: nn.Module, given: dict[str, Any], tokens: Tensor | None) -> 
             return "attention_mask is batched by torch.func, which hides its lengths"
         if reason := ops.mode_reason():
             return reason
-    if reason := attention_reason(bert.config):
+    if reason := attention_reason(bert.config, family):
         return reason
-    if bert.config.is_decoder or getattr(bert.config, "is_causal", None):
+    if getattr(bert.config, "is_decoder", False) or getattr(bert.config, "is_causal", None):
         return "attention is causal"
     return None
 
 
 @cache
-def _names_that_count() -> frozenset[str]:
-    """The keyword arguments that transformers' BERT code names; it ignores all others."""
+def _names_that_count(family: Family) -> frozenset[str]:
+    """The keyword arguments that transformers' code of a family names; it ignores all others."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.utils import TransformersKwargs
 
-    module = sys.modules[BERT]
+    module = sys.modules[family.module]
     classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, nn.Module)]
-    functions = [c.forward for c in classes if c.__module__ == BERT]
-    functions += [module.eager_attention_forward, *ALL_ATTENTION_FUNCTIONS.values()]
+    functions = [c.forward for c in classes if c.__module__ == family.module]
+    if hasattr(module, "eager_attention_forward"):
+        functions += [module.eager_attention_forward, *ALL_ATTENTION_FUNCTIONS.values()]
     named = {name for function in functions for name in inspect.signature(function).parameters}
     return frozenset(named | set(TransformersKwargs.__annotations__))
 
@@ -414,10 +441,10 @@ def _pads(config: Any, given: dict[str, Any]) -> Tensor:
     return masked & ((ids == config.pad_token_id) | masked.all(1, keepdim=True))
 
 
-def _stand_ins(bert: nn.Module, given: dict[str, Any]) -> dict[str, Tensor]:
+def _stand_ins(bert: nn.Module, family: Family, given: dict[str, Any]) -> dict[str, Tensor]:
     """The buffers, (1, P), that transformers uses in place of missing arguments."""
     buffers = {}
-    for name in ("position_ids", "token_type_ids"):
+    for name in ("token_type_ids",) if family.counts_tokens else ("position_ids", "token_type_ids"):
         buffer = bert.embeddings._buffers.get(name)
         if buffer is not None and name not in given:
             buffers[name] = buffer
@@ -442,13 +469,43 @@ def _buffer_reason(plan: EncoderPlan, buffers: dict[str, Tensor]) -> str | None:
     return None
 
 
-def _is_bert(module: nn.Module, name: str) -> bool:
-    return _class_of(module, name) is not None
+_KNOWN = f"an encoder of transformers that is known ({', '.join(family.base for family in FAMILIES.values())})"
 
 
-def _class_of(module: nn.Module, name: str) -> Any:
-    """transformers' class `name` among the bases of `module`'s, without importing transformers."""
-    return next((c for c in type(module).__mro__ if c.__name__ == name and c.__module__ == BERT), None)
+@cache
+def _of_class(kind: type) -> Family | None:
+    names = {(c.__module__, c.__name__) for c in kind.__mro__}
+    return next((family for family in FAMILIES.values() if (family.module, family.base) in names), None)
+
+
+def _family_of(module: nn.Module) -> Family | None:
+    """The family of which `module` is transformers' encoder, without importing transformers; None if of none."""
+    kind: Any = type(module)
+    return _of_class(kind)
+
+
+def _look_alike(model: Any) -> str:
+    """What differs from BERT in a class of BERT's shape, for an error; empty without such a class."""
+    for name, module in _named_modules(model):
+        layers = getattr(getattr(module, "encoder", None), "layer", None)
+        if isinstance(layers, nn.ModuleList) and hasattr(getattr(module, "embeddings", None), "word_embeddings"):
+            kind = type(module)
+            return (
+                f"; {name or 'model'} is a {kind.__module__}.{kind.__qualname__} of BERT's shape, but "
+                f"{difference(module, BERT)}"
+            )
+    return ""
+
+
+def _known_family(encoder: nn.Module) -> Family:
+    family = _family_of(encoder)
+    assert family is not None
+    return family
+
+
+def _class_of(module: nn.Module, family: Family) -> Any:
+    """transformers' class of a family's encoder among the bases of `module`'s."""
+    return next(c for c in type(module).__mro__ if c.__name__ == family.base and c.__module__ == family.module)
 
 
 def _root(model: Any) -> nn.Module:

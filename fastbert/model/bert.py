@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastbert.config import BertConfig
+from fastbert.config import BertConfig, family_of
+from fastbert.families import BERT, FAMILIES, Family
+from fastbert.model.distances import BUCKETS
 from fastbert.model.encoder import Encoded, encode, encode_at_once, runs_by_pointers
-from fastbert.model.inputs import Inputs, prepare
+from fastbert.model.inputs import Inputs, counted_positions, prepare
 from fastbert.model.layer import Products
-from fastbert.model.modules import BertEmbeddings, BertEncoder, BertPooler
+from fastbert.model.modules import Embeddings, Layers, Pooler, place, table
 from fastbert.model.outputs import BaseModelOutputWithPooling, returned
 from fastbert.model.plan import EncoderPlan, encoder_plan
 from fastbert.model.pretrained import BertPreTrainedModel
@@ -37,6 +39,7 @@ def run_bert(
 
     `prepared` replaces all arguments that describe the tokens; `plan` is as for `encode`.
     """
+    family: Family = getattr(bert, "family", BERT)
     inputs = prepared or prepare(
         bert.embeddings,
         input_ids,
@@ -47,6 +50,7 @@ def run_bert(
         cu_seqlens,
         max_seqlen,
         config.pad_token_id,
+        family=family,
     )
     encoded = encode(
         bert,
@@ -55,7 +59,7 @@ def run_bert(
         precision=precision,
         output_attentions=config.output_attentions if output_attentions is None else output_attentions,
         output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-        plan=plan,
+        plan=plan or encoder_plan(bert, Products(config.hidden_act, precision), family=family),
     )
     return inputs, encoded
 
@@ -65,31 +69,45 @@ def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
 
     transformers takes column 0, which differs only where a row begins with a pad.
     """
-    batch, x, dense = inputs.batch, encoded.last_hidden_state, encoded.plan.pooler
+    batch, dense = inputs.batch, encoded.plan.pooler
     assert dense is not None, "the model has no pooler"
+    pooled = dense(first_states(inputs, encoded.last_hidden_state), "tanh")
+    return pooled if inputs.is_full and batch.seq_len else pooled * (batch.cu_seqlens.diff() > 0)[:, None]
+
+
+def first_states(inputs: Inputs, x: Tensor) -> Tensor:
+    """The states of each row's first real token, (T, E) -> (B, E); any of a row without one."""
+    batch = inputs.batch
     if inputs.is_full and batch.seq_len:
-        return dense(x.view(batch.batch_size, batch.seq_len, x.shape[1])[:, 0], "tanh")
-    starts, some = batch.cu_seqlens[:-1].long(), batch.cu_seqlens.diff() > 0
-    first = x[starts.clamp(0, len(x) - 1)] if len(x) else x.new_zeros(batch.batch_size, x.shape[1])
-    return dense(first, "tanh") * some[:, None]
+        return x.view(batch.batch_size, batch.seq_len, x.shape[1])[:, 0]
+    starts = batch.cu_seqlens[:-1].long()
+    return x[starts.clamp(0, len(x) - 1)] if len(x) else x.new_zeros(batch.batch_size, x.shape[1])
 
 
-class BertModel(BertPreTrainedModel):
-    """The bare encoder, with transformers' arguments and output; the states of pads are zeros.
+class EncoderModel(BertPreTrainedModel):
+    """The bare encoder of a family, with transformers' arguments and output; the states of pads are zeros.
 
     Args:
         config: sizes and settings.
-        add_pooling_layer: create a pooler, and so return a `pooler_output`.
+        add_pooling_layer: create a pooler, if the family has one, and so return a `pooler_output`.
     """
 
+    model_types = tuple(FAMILIES)
     _constructor_keywords = ("add_pooling_layer",)
     token_fields = ("last_hidden_state",)
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        self.embeddings = BertEmbeddings(config)
-        self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config) if add_pooling_layer else None
+        self.family = family = family_of(config.model_type)
+        self.embeddings = Embeddings(config, family)
+        width = config.embedding_size or config.hidden_size
+        if family.projection is not None and width != config.hidden_size:
+            self.add_module(family.projection, nn.Linear(width, config.hidden_size))
+        self.add_module(family.encoder, Layers(config, family))
+        if family.distance_table is not None:
+            buckets = config.extra.get("relative_attention_num_buckets", BUCKETS)
+            place(self, family.distance_table, table(buckets, config.num_attention_heads))
+        self.pooler = Pooler(config) if add_pooling_layer and family.has_pooler else None
         self.init_weights()
 
     def forward(
@@ -128,8 +146,11 @@ class BertModel(BertPreTrainedModel):
         captures = output_attentions or output_hidden_states or config.output_attentions or config.output_hidden_states
         padded = inputs_embeds is None and cu_seqlens is None and prepared is None
         if isinstance(input_ids, Tensor) and padded and not captures and runs_by_pointers():
-            plan = encoder_plan(self, Products(config.hidden_act, precision))
-            found = encode_at_once(plan, input_ids, attention_mask, token_type_ids, position_ids)
+            plan, family = encoder_plan(self, Products(config.hidden_act, precision), family=self.family), self.family
+            positions = position_ids
+            if positions is None and family.counts_tokens:
+                positions = counted_positions(input_ids, plan.first_position)
+            found = encode_at_once(plan, input_ids, attention_mask, token_type_ids, positions)
             if found is not None:
                 output = BaseModelOutputWithPooling(last_hidden_state=found[0], pooler_output=found[1])
                 return returned(output, config, return_dict)
@@ -158,3 +179,9 @@ class BertModel(BertPreTrainedModel):
             attentions=encoded.attentions,
         )
         return returned(output, config, return_dict)
+
+
+class BertModel(EncoderModel):
+    """The bare encoder of BERT."""
+
+    model_types = ("bert",)

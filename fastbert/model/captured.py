@@ -34,12 +34,12 @@ def encode_padded(
     so their states are meaningless.
     """
     keys, attentions = inputs.keys(), []
-    computed = inputs.batch.mask()
+    computed, bias = inputs.batch.mask(), plan.bias()
 
     def attend(layer: Layer, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        dropout_p = active_dropout(layer.attention.dropout)
+        dropout_p = active_dropout(layer.attention_dropout)
         qkv = qkv.unflatten(0, inputs.padded_shape)
-        context, probs = padded_attention(qkv, keys, queries=computed, dropout_p=dropout_p)
+        context, probs = padded_attention(qkv, keys, queries=computed, dropout_p=dropout_p, bias=bias)
         return context.flatten(0, 1), probs
 
     def given_back(x: Tensor) -> Tensor:

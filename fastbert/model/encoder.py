@@ -6,6 +6,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,27 +50,28 @@ def encode(
     `precision` is that of ops.linear, for the four products of a layer; everything else runs in the weights' dtype.
     `plan` is the plan of this call, if the caller has it already.
     """
+    plan = plan or encoder_plan(bert, Products(activation, precision))
     if precision is not None:
-        _check_products(bert, inputs, precision)
-    plan, batch = plan or encoder_plan(bert, Products(activation, precision)), inputs.batch
+        _check_products(bert, plan, inputs, precision)
+    batch = inputs.batch
     states: list[Tensor] = []
     if output_attentions:
         x, attentions = encode_padded(plan, inputs, states if output_hidden_states else None)
         x = inputs.take(states[-1]) if output_hidden_states else pack(x.unflatten(0, inputs.padded_shape), batch)
         return Encoded(x, plan, tuple(states) or None, attentions)
 
-    x = plan.embeddings(inputs)
+    x, bias = plan.embeddings(inputs), plan.bias()
     by_layer = output_hidden_states or inputs.key_mask is not None
-    if plan.whole is not None and not by_layer and _runs_whole(plan, bert, x):
+    if plan.whole is not None and not by_layer and _runs_whole(plan, x):
         start = 0.0 if plan.checksums is None else time.perf_counter()
-        x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, checked=True)
+        x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, bias=bias, checked=True)
         if plan.checksums is not None:
             plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
         return Encoded(x, plan)
     x = returned(x, inputs, states) if output_hidden_states else x
     with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
         for i in range(len(plan.modules)):
-            x = run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs))
+            x = run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs, bias))
             x = returned(x, inputs, states) if output_hidden_states else x
     return Encoded(x, plan, tuple(states) or None)
 
@@ -98,7 +100,8 @@ def encode_at_once(
     if dropout.training and dropout.p:
         return None
     start = time.perf_counter()
-    found = ops.encode_batch(plan.batch, input_ids, attention_mask, token_type_ids, position_ids, pad_id)
+    bias = None if plan.distance_table is None else plan.bias()
+    found = ops.encode_batch(plan.batch, input_ids, attention_mask, token_type_ids, position_ids, pad_id, bias)
     if found is not None and plan.checksums is not None:
         plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
     return found
@@ -109,37 +112,36 @@ def _drops(plan: EncoderPlan) -> bool:
     return any([drop["p"] for drop in plan.drops if drop["training"]])
 
 
-def _runs_whole(plan: EncoderPlan, bert: nn.Module, x: Tensor) -> bool:
+def _runs_whole(plan: EncoderPlan, x: Tensor) -> bool:
     """True if no gradient is needed and no dropout is active, which layers in one op have not."""
     if _drops(plan):
         return False
     if not torch.is_grad_enabled():
         return True
-    return not (x.requires_grad or any(p.requires_grad for p in bert.encoder.parameters()))
+    return not (x.requires_grad or any(p.requires_grad for layer in plan.modules for p in layer.parameters()))
 
 
-def _packed_attend(layer: Layer, inputs: Inputs) -> Attend:
-    dropout_p = active_dropout(layer.attention.dropout)
+def _packed_attend(layer: Layer, inputs: Inputs, bias: Tensor | None) -> Attend:
+    dropout_p = active_dropout(layer.attention_dropout)
     if inputs.key_mask is not None:
-        return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p)
+        return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p, bias=bias)
     batch = inputs.batch
-    return partial(
-        ops.attention, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen, checked=True, dropout_p=dropout_p
-    )
+    constants: dict[str, Any] = {"dropout_p": dropout_p, "bias": bias, "checked": True}
+    return partial(ops.attention, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen, **constants)
 
 
-def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float) -> Tensor:
+def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float, bias: Tensor | None) -> Tensor:
     """Attention of all packed tokens to the keys among them: (T, 3, H, D) -> (T, H, D)."""
-    context = attention_to_keys(unpack(qkv, inputs.batch), inputs.keys(), dropout_p=dropout_p)
+    context = attention_to_keys(unpack(qkv, inputs.batch), inputs.keys(), dropout_p=dropout_p, bias=bias)
     return pack(context, inputs.batch)
 
 
-def _check_products(bert: nn.Module, inputs: Inputs, precision: str) -> None:
+def _check_products(bert: nn.Module, plan: EncoderPlan, inputs: Inputs, precision: str) -> None:
     """Raises before anything runs if `precision` is unsupported: the model may have moved since it was set."""
-    table = bert.embeddings.token_type_embeddings.weight
+    table = plan.embeddings.positions.weight
     check_precision(precision, table.dtype, table.device)
     if precision in QUANTIZED and torch.is_grad_enabled():
-        tensors = [*bert.embeddings.parameters(), *bert.encoder.parameters()]
+        tensors = [p for module in (bert.embeddings, *plan.modules) for p in module.parameters()]
         tensors += [] if inputs.embeds is None else [inputs.embeds]
         if any(t.requires_grad for t in tensors):
             raise ValueError(

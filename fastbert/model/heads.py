@@ -5,6 +5,7 @@ Labels at pads are ignored. Label a real token -100 to exclude it from the loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbert import ops
-from fastbert.config import BertConfig
-from fastbert.model.bert import BertModel, pool, run_bert
+from fastbert.config import BertConfig, family_of
+from fastbert.families import FAMILIES
+from fastbert.families.family import ClassesNames
+from fastbert.model.bert import BertModel, EncoderModel, first_states, pool, run_bert
 from fastbert.model.encoder import Encoded
 from fastbert.model.inputs import Inputs, check_ids
 from fastbert.model.layer import is_plain
+from fastbert.model.modules import Part, place
 from fastbert.model.outputs import (
     BertForPreTrainingOutput,
     HeadOutput,
@@ -30,21 +34,28 @@ from fastbert.model.pretrained import BertPreTrainedModel
 IGNORE = -100
 
 
-class BertHeadModel(BertPreTrainedModel):
-    """The base of the models with a head: a BertModel named `bert` and the head.
+class HeadModel(BertPreTrainedModel):
+    """The base of the models with a head: an encoder, named as its family has it (`bert`), and the head.
 
     Every forward takes, in addition to its own arguments, BertModel's options: output_attentions,
     output_hidden_states, return_dict, and cu_seqlens and max_seqlen for packed input.
     """
 
+    model_types = tuple(FAMILIES)
     has_pooler = True
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.bert = BertModel(config, add_pooling_layer=self.has_pooler)
+        self.family = family_of(config.model_type)
+        kind = BertModel if config.model_type in BertModel.model_types else EncoderModel
+        self.add_module(self.family.attribute, kind(config, add_pooling_layer=self._pools()))
+
+    def _pools(self) -> bool:
+        """Whether the encoder has a pooler, if its family has one."""
+        return self.has_pooler
 
     def _run(self, *inputs: Any, **options: Any) -> tuple[Inputs, Encoded]:
-        return run_bert(self.bert, self.config, *inputs, precision=self.matmul_precision, **options)
+        return run_bert(self.base_model, self.config, *inputs, precision=self.matmul_precision, **options)
 
     def _pool(self, inputs: Inputs, encoded: Encoded) -> Tensor:
         return pool(inputs, encoded)
@@ -60,69 +71,132 @@ class BertHeadModel(BertPreTrainedModel):
         return returned(kind(**fields), self.config, return_dict)
 
 
-class BertPredictionHeadTransform(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
+Steps = tuple[tuple[str, str | None], ...]  # names of modules, and the activation after each
+
+
+class HeadPart(nn.Module):
+    """A module of a head. Its forward applies, in order, the modules that `steps` name."""
+
+    def __init__(self, steps: Steps) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.activation = config.hidden_act
+        self.steps = steps
 
-    def forward(self, x: Tensor) -> Tensor:  # (T, E) -> (T, E)
-        x, norm = project(self.dense, x, self.activation), self.LayerNorm
-        if not is_plain(norm, nn.LayerNorm):
-            return norm(x)
-        return ops.add_layer_norm(x, None, norm.weight, norm.bias, eps=norm.eps)
+    def forward(self, x: Tensor) -> Tensor:  # (T, K) -> (T, N)
+        return _apply(self, self.steps, x)
 
 
-class BertLMPredictionHead(nn.Module):
-    """The masked-language-model head: a transform, and a decoder whose weight is the word table's."""
+def _apply(owner: nn.Module, steps: Steps, x: Tensor) -> Tensor:
+    for name, activation in steps:
+        part: Any = owner.get_submodule(name)
+        if is_plain(part, nn.LayerNorm):
+            x = ops.add_layer_norm(x, None, part.weight, part.bias, eps=part.eps)
+        elif isinstance(part, HeadPart | nn.Dropout):
+            x = part(x)
+        else:
+            x = project(part, x, activation)
+    return x
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.transform = BertPredictionHeadTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.bias = self.decoder.bias
 
-    def forward(self, x: Tensor) -> Tensor:  # (T, E) -> (T, V)
-        return project(self.decoder, self.transform(x))
+class Head:
+    """The two ends of a model's head, each within a module or in the model itself; a module is called, hooks and all.
+
+    Args:
+        first, last: the paths of the modules, "" for the model, and the steps within them. Where the modules differ,
+            the last one begins with the first.
+    """
+
+    def __init__(self, model: nn.Module, first: tuple[str, Steps], last: tuple[str, Steps]) -> None:
+        self.model, (inner, steps), (outer, more) = model, first, last
+        self.together = inner == outer
+        self.first = inner, steps
+        self.last = outer, (*steps, *more) if self.together else ((inner.removeprefix(f"{outer}."), None), *more)
+
+    def place(self, containers: Sequence[str]) -> None:
+        """Makes the modules of the head, which hold nothing yet; the others of `containers` are never called."""
+        steps = dict([self.first, self.last])
+        for path in containers:
+            place(self.model, path, HeadPart(steps[path]) if path in steps else Part())
+
+    def run_first(self, x: Tensor) -> Tensor:
+        path, steps = self.first
+        return _apply(self.model.get_submodule(path), steps, x) if self.together else self._run(path, steps, x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._run(*self.last, x)
+
+    def _run(self, path: str, steps: Steps, x: Tensor) -> Tensor:
+        owner = self.model.get_submodule(path)
+        return owner(x) if isinstance(owner, HeadPart) else _apply(owner, steps, x)
+
+
+def _split(path: str) -> tuple[str, str]:
+    owner, _, name = path.rpartition(".")
+    return owner, name
+
+
+class MaskedLMHead(Head):
+    """The masked-language-model head of a model: a transform, and a decoder whose weight is the word table's."""
+
+    def __init__(self, model: HeadModel) -> None:
+        names = model.family.masked_lm
+        (inner, dense), (_, norm), (outer, decoder) = map(_split, (names.dense, names.norm, names.decoder))
+        activation = names.activation or model.config.hidden_act
+        super().__init__(model, (inner, ((dense, activation), (norm, None))), (outer, ((decoder, None),)))
+        self.path = names.decoder
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.get_submodule(self.path)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """(T, E) to the width of the word table."""
+        return self.run_first(x)
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """The mean cross entropy at labelled tokens, (T, E), (T,) -> (), without their logits."""
         return ops.linear_cross_entropy(self.transform(x), self.decoder.weight, self.decoder.bias, labels)
 
 
-class BertPreTrainingHeads(nn.Module):
-    """`cls` of the pre-training models: either head, or both."""
+class _LanguageModel(HeadModel):
+    """The base of the models with a masked-language-model head."""
 
-    def __init__(self, config: BertConfig, *, predictions: bool, seq_relationship: bool) -> None:
-        super().__init__()
-        if predictions:
-            self.predictions = BertLMPredictionHead(config)
-        if seq_relationship:
-            self.seq_relationship = nn.Linear(config.hidden_size, 2)
+    def _place_predictions(self) -> None:
+        names, config = self.family.masked_lm, self.config
+        width = config.embedding_size or config.hidden_size
+        MaskedLMHead(self).place(names.containers)
+        place(self, names.dense, nn.Linear(config.hidden_size, width))
+        place(self, names.norm, nn.LayerNorm(width, eps=config.layer_norm_eps))
+        place(self, names.decoder, nn.Linear(width, config.vocab_size))
+        self._name_bias()
 
+    def _name_bias(self) -> None:
+        names = self.family.masked_lm
+        if names.bias is not None:
+            owner, _, name = names.bias.rpartition(".")
+            setattr(self.get_submodule(owner), name, self.get_output_embeddings().bias)
 
-class _LanguageModel(BertHeadModel):
-    """The base of the two models with a language-model head."""
+    @property
+    def predictions(self) -> MaskedLMHead:
+        return MaskedLMHead(self)
 
     def tie_weights(self) -> None:
-        head = self.cls.predictions
         if self.config.tie_word_embeddings:
-            head.decoder.weight = self.bert.embeddings.word_embeddings.weight
-        head.bias = head.decoder.bias
+            self.get_output_embeddings().weight = self.get_input_embeddings().weight
+        self._name_bias()
 
     def get_output_embeddings(self) -> nn.Linear:
-        return self.cls.predictions.decoder
+        decoder: Any = self.get_submodule(self.family.masked_lm.decoder)
+        return decoder
 
     def set_output_embeddings(self, decoder: nn.Linear) -> None:
-        self.cls.predictions.decoder = decoder
-        self.cls.predictions.bias = decoder.bias
+        place(self, self.family.masked_lm.decoder, decoder)
+        self._name_bias()
 
     def _predictions(
         self, inputs: Inputs, x: Tensor, labels: Tensor | None, output_logits: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The loss, if there are labels, and the logits (B, S, V), if `output_logits`."""
-        head = self.cls.predictions
+        head = self.predictions
         if labels is not None:
             labels = _packed_labels(inputs, labels, self.config.vocab_size)
         if not output_logits:
@@ -132,14 +206,53 @@ class _LanguageModel(BertHeadModel):
         return loss, inputs.give_back(logits)
 
 
+class _Classifier(HeadModel):
+    """The base of the models with a vector per text: the pooler's, or what the head makes of the first token's."""
+
+    @property
+    def names(self) -> ClassesNames:
+        return self.family.classes
+
+    def _pools(self) -> bool:
+        return self.names.dense is None
+
+    def _place_classes(self, count: int) -> None:
+        names, config = self.names, self.config
+        self._head().place(names.containers)
+        if names.dense is not None:
+            place(self, names.dense, nn.Linear(config.hidden_size, config.hidden_size))
+        place(self, names.dropout, nn.Dropout(self._head_dropout()))
+        place(self, names.out, nn.Linear(config.hidden_size, count))
+
+    def _head_dropout(self) -> float:
+        return self.config.head_dropout
+
+    def _head(self) -> Head:
+        names, drop = self.names, ("dropout", None)
+        outer, out = _split(names.out)
+        if names.dense is None:
+            return Head(self, (outer, ()), (outer, (drop, (out, None))))
+        inner, dense = _split(names.dense)
+        first = (drop,) if names.drops_first else ()
+        return Head(self, (inner, (*first, (dense, names.activation))), (outer, (drop, (out, None))))
+
+    def _classify(self, inputs: Inputs, encoded: Encoded) -> Tensor:
+        """(B, count)."""
+        pools = self.names.dense is None
+        return self._head()(self._pool(inputs, encoded) if pools else first_states(inputs, encoded.last_hidden_state))
+
+
 class BertForPreTraining(_LanguageModel):
     """Masked-language-model and next-sentence heads together."""
+
+    model_types = ("bert",)
 
     token_fields = ("prediction_logits",)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.cls = BertPreTrainingHeads(config, predictions=True, seq_relationship=True)
+        self._place_predictions()
+        place(self, "cls.seq_relationship", nn.Linear(config.hidden_size, 2))
         self.init_weights()
 
     def forward(
@@ -170,7 +283,7 @@ class BertForPreTraining(_LanguageModel):
         return self._output(BertForPreTrainingOutput, encoded, return_dict, **fields)
 
 
-class BertForMaskedLM(_LanguageModel):
+class ModelForMaskedLM(_LanguageModel):
     """The masked-language-model head."""
 
     has_pooler = False
@@ -178,7 +291,7 @@ class BertForMaskedLM(_LanguageModel):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.cls = BertPreTrainingHeads(config, predictions=True, seq_relationship=False)
+        self._place_predictions()
         self.init_weights()
 
     def forward(
@@ -203,12 +316,15 @@ class BertForMaskedLM(_LanguageModel):
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
-class BertForNextSentencePrediction(BertHeadModel):
+class BertForNextSentencePrediction(HeadModel):
     """The next-sentence head: logits (B, 2), label 0 for a continuation, 1 for a random sentence."""
+
+    model_types = ("bert",)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.cls = BertPreTrainingHeads(config, predictions=False, seq_relationship=True)
+        self.cls = Part()
+        place(self, "cls.seq_relationship", nn.Linear(config.hidden_size, 2))
         self.init_weights()
 
     def forward(
@@ -230,14 +346,13 @@ class BertForNextSentencePrediction(BertHeadModel):
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
-class BertForSequenceClassification(BertHeadModel):
+class ModelForSequenceClassification(_Classifier):
     """A linear layer on the pooled vector: regression, one label or several, by `config.problem_type`."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self._place_classes(config.num_labels)
         self.init_weights()
 
     def forward(
@@ -254,7 +369,7 @@ class BertForSequenceClassification(BertHeadModel):
         """labels (B,) of classes; (B,) or (B, num_labels) of numbers for regression and several labels."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
-        logits = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
+        logits = self._classify(inputs, encoded)
         loss = None if labels is None else self._loss(logits, labels)
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
@@ -282,13 +397,19 @@ class BertForSequenceClassification(BertHeadModel):
         )
 
 
-class BertForMultipleChoice(BertHeadModel):
+class ModelForMultipleChoice(_Classifier):
     """One score for each choice of a question: inputs (B, C, S), logits (B, C)."""
+
+    @property
+    def names(self) -> ClassesNames:
+        return self.family.choices
+
+    def _head_dropout(self) -> float:
+        return self.config.dropout_of("choices", self.config.head_dropout)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self._place_classes(1)
         self.init_weights()
 
     def forward(
@@ -309,14 +430,14 @@ class BertForMultipleChoice(BertHeadModel):
             raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be (batch, choices, sequence, ...)")
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*(x if x is None else x.flatten(0, 1) for x in args), **options)
-        scores = project(self.classifier, self.dropout(self._pool(inputs, encoded)))
+        scores = self._classify(inputs, encoded)
         # `prepared` texts are not grouped by question: (B * C, 1); only the caller can group them
         logits = scores if tokens is None else scores.view(*tokens.shape[:2])
         loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, logits.shape[1]))
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
-class BertForTokenClassification(BertHeadModel):
+class ModelForTokenClassification(HeadModel):
     """A linear layer on every token: logits (B, S, num_labels), zeros at pads."""
 
     has_pooler = False
@@ -325,7 +446,7 @@ class BertForTokenClassification(BertHeadModel):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.dropout = nn.Dropout(config.head_dropout)
+        self.dropout = nn.Dropout(config.dropout_of("tokens", config.head_dropout))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
@@ -350,7 +471,7 @@ class BertForTokenClassification(BertHeadModel):
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
 
 
-class BertForQuestionAnswering(BertHeadModel):
+class ModelForQuestionAnswering(HeadModel):
     """Where an answer starts and ends: two logits for every token, (B, S) each.
 
     A pad's logit is the lowest number of the dtype, so that no softmax or argmax picks it and the loss
@@ -362,6 +483,7 @@ class BertForQuestionAnswering(BertHeadModel):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
+        self.dropout = nn.Dropout(config.dropout_of("answers", 0.0))
         self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
@@ -383,7 +505,7 @@ class BertForQuestionAnswering(BertHeadModel):
         """start_positions, end_positions (B,): columns of the answer; S and above is ignored, below 0 counts as 0."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
-        logits = project(self.qa_outputs, encoded.last_hidden_state)
+        logits = project(self.qa_outputs, self.dropout(encoded.last_hidden_state))
         if logits.shape[1] != 2:
             raise ValueError(f"config.num_labels is {logits.shape[1]}; question answering has 2 logits, start and end")
         lowest = self.pad_value(logits.dtype)
@@ -398,6 +520,75 @@ class BertForQuestionAnswering(BertHeadModel):
         start, end = inputs.give_back(logits, lowest).unbind(-1)
         fields = {"loss": loss, "start_logits": start.contiguous(), "end_logits": end.contiguous()}
         return self._output(QuestionAnsweringModelOutput, encoded, return_dict, **fields)
+
+
+class ElectraForPreTraining(HeadModel):
+    """ELECTRA's discriminator: the logit of each token's having been replaced, (B, S), zeros at pads."""
+
+    model_types = ("electra",)
+    has_pooler = False
+    token_fields = ("logits",)
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self._head().place(("discriminator_predictions",))
+        place(self, "discriminator_predictions.dense", nn.Linear(config.hidden_size, config.hidden_size))
+        place(self, "discriminator_predictions.dense_prediction", nn.Linear(config.hidden_size, 1))
+        self.init_weights()
+
+    def _head(self) -> Head:
+        first, last = ("dense", self.config.hidden_act), ("dense_prediction", None)
+        return Head(self, ("discriminator_predictions", (first,)), ("discriminator_predictions", (last,)))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> HeadOutput:
+        """labels (B, S): 1 for a replaced token, 0 for an original one."""
+        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        inputs, encoded = self._run(*args, **options)
+        logits = self._head()(encoded.last_hidden_state).squeeze(-1)
+        loss = None
+        if labels is not None:
+            loss = F.binary_cross_entropy_with_logits(logits, inputs.take(labels).to(logits.dtype))
+        return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
+
+
+class BertForMaskedLM(ModelForMaskedLM):
+    """BERT with the masked-language-model head."""
+
+    model_types = ("bert",)
+
+
+class BertForSequenceClassification(ModelForSequenceClassification):
+    """BERT with a linear layer on the pooled vector: regression, one label or several, by `config.problem_type`."""
+
+    model_types = ("bert",)
+
+
+class BertForMultipleChoice(ModelForMultipleChoice):
+    """BERT with one score for each choice of a question: inputs (B, C, S), logits (B, C)."""
+
+    model_types = ("bert",)
+
+
+class BertForTokenClassification(ModelForTokenClassification):
+    """BERT with a linear layer on every token: logits (B, S, num_labels), zeros at pads."""
+
+    model_types = ("bert",)
+
+
+class BertForQuestionAnswering(ModelForQuestionAnswering):
+    """BERT with two logits for every token, of an answer's start and end: see ModelForQuestionAnswering."""
+
+    model_types = ("bert",)
 
 
 def answer_positions(positions: Tensor, length: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert import ops
+from fastbert.families import BERT, Family
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pack, unpack
 
 
@@ -106,6 +107,7 @@ def prepare(
     max_seqlen: int | None,
     pad_id: int | None = None,
     masked_queries: bool = False,
+    family: Family = BERT,
 ) -> Inputs:
     """Checks the arguments of a model call against the tables of `embeddings` and packs the tokens to compute.
 
@@ -139,26 +141,24 @@ def prepare(
 
     if cu_seqlens is not None:
         batch = batch_from_cu_seqlens(cu_seqlens, tokens.shape[0], max_seqlen)
-    elif attention_mask is None:
-        batch = full_batch(shape[0], shape[1], device)
-    elif isinstance(attention_mask, PackedBatch):
-        batch = attention_mask
-    elif attention_mask.shape != shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; it must be that of {name}, {tuple(shape)}"
-        )
     else:
-        batch = ops.read_mask(attention_mask)
-    positions = embeddings.position_embeddings.weight.shape[0]
-    if position_ids is None and batch.seq_len > positions:
-        raise ValueError(f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}")
+        batch = _batch_of(attention_mask, name, shape, device)
+    positions, first = embeddings.position_embeddings.weight.shape[0], family.first_position(embeddings)
+    if position_ids is None and batch.seq_len + first > positions:
+        which = f", and the first is {first}" if first else ""
+        raise ValueError(
+            f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}{which}"
+        )
+    if position_ids is None and first:
+        ids = torch.full(shape, first, device=device) if input_ids is None else input_ids
+        position_ids = counted_positions(ids, first, None if cu_seqlens is None else batch.cu_seqlens)
     ranges, checked = [], {}
     for argument, x, table, what in (
         ("input_ids", input_ids, embeddings.word_embeddings, "vocab_size"),
-        ("token_type_ids", token_type_ids, embeddings.token_type_embeddings, "type_vocab_size"),
+        ("token_type_ids", token_type_ids, getattr(embeddings, "token_type_embeddings", None), "type_vocab_size"),
         ("position_ids", position_ids, embeddings.position_embeddings, "max_position_embeddings"),
     ):
-        if x is None:
+        if x is None or table is None:
             continue
         if argument != "input_ids" and cu_seqlens is None and is_spread(x, shape):
             x = x.expand(shape)
@@ -173,7 +173,36 @@ def prepare(
     key_mask = None
     if masked_queries and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_queries(batch, checked.get("input_ids"), pad_id)
+    if family.distance_table is not None and attention_mask is not None and batch.indices is not None:
+        batch, key_mask = _with_gaps(batch, key_mask)
     return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
+
+
+def _batch_of(mask: Tensor | PackedBatch | None, name: str, shape: torch.Size, device: torch.device) -> PackedBatch:
+    """The batch of a mask; `name` is that of the tokens, whose shape it must have."""
+    if mask is None:
+        return full_batch(shape[0], shape[1], device)
+    if isinstance(mask, PackedBatch):
+        return mask
+    if mask.shape != shape:
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; it must be that of {name}, {tuple(shape)}")
+    return ops.read_mask(mask)
+
+
+def counted_positions(ids: Tensor, first: int, cu_seqlens: Tensor | None = None) -> Tensor:
+    """fairseq's positions: `first` and on for the tokens of a sequence that are not padding, first - 1 for padding.
+
+    ids: (B, S), or (T,) with `cu_seqlens` (B+1,). Nothing waits for a device.
+    """
+    real = ids != first - 1
+    counts = real.cumsum(-1)
+    if cu_seqlens is not None:
+        starts = cu_seqlens.to(ids.device, non_blocking=True).long()
+        token = torch.arange(len(ids), device=ids.device)
+        text = (torch.searchsorted(starts, token, right=True) - 1).clamp(0, len(starts) - 1)
+        before = torch.cat([counts.new_zeros(1), counts])
+        counts = counts - before[starts[text].clamp(0, len(ids))]
+    return counts * real + (first - 1)
 
 
 def _check_tensors(arguments: dict[str, Any]) -> None:
@@ -224,6 +253,16 @@ def _with_queries(batch: PackedBatch, ids: Tensor | None, pad_id: int | None) ->
     if ids is not None and pad_id is not None:
         queries &= ids != pad_id
     return (ops.read_mask(keys | queries), keys) if queries.any() else (batch, None)
+
+
+def _with_gaps(batch: PackedBatch, key_mask: Tensor | None) -> tuple[PackedBatch, Tensor | None]:
+    """The batch including what lies between the tokens of a row, so that their distances are those of the columns, and
+    the mask of its keys; as given if nothing lies between."""
+    tokens = batch.mask()
+    within = (tokens.cumsum(1) > 0) & (tokens.flip(1).cumsum(1).flip(1) > 0)
+    if torch.equal(within, tokens):
+        return batch, key_mask
+    return ops.read_mask(within), tokens if key_mask is None else key_mask
 
 
 def is_spread(x: Tensor, shape: torch.Size) -> bool:

@@ -1,19 +1,21 @@
 """One transformer layer and the embeddings below it, over the parts of a module tree.
 
-The tree is fastbert's own or a live transformers model with the same names. A part is a linear layer, norm or table. A
-plain part runs by fastbert.ops; a wrapped one (LoRA, a hook, a quantised layer) is called as a module.
+The tree is fastbert's own or a live transformers model; its family says where it keeps the parts. A part is a linear
+layer, norm or table. A plain part runs by fastbert.ops; a wrapped one (LoRA, a hook, a quantised layer) is called as a
+module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbert import ops
+from fastbert.families import Family, LayerNames
 from fastbert.model.inputs import Inputs
 from fastbert.reference import ACTIVATIONS
 
@@ -69,7 +71,7 @@ class Norm(NamedTuple):
     """Dropout, residual and LayerNorm after attention or feed-forward."""
 
     norm: nn.Module
-    dropout: nn.Dropout
+    dropout: nn.Dropout | None
 
     @property
     def is_plain(self) -> bool:
@@ -85,16 +87,17 @@ class Norm(NamedTuple):
 class Layer:
     """Attention and feed-forward of one layer; post-norm, as in Devlin et al., 2018."""
 
-    __slots__ = ("attention", "down", "module", "norm", "out", "out_norm", "qkv", "up")
+    __slots__ = ("attention", "attention_dropout", "down", "module", "norm", "out", "out_norm", "qkv", "up")
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, names: LayerNames) -> None:
         self.module = module
-        self.attention, attended = module.attention.self, module.attention.output
-        self.qkv = Projection(self.attention.query, self.attention.key, self.attention.value)
-        self.out, self.out_norm = Projection(attended.dense), Norm(attended.LayerNorm, attended.dropout)
-        self.up = Projection(module.intermediate.dense)
-        self.down = Projection(module.output.dense)
-        self.norm = Norm(module.output.LayerNorm, module.output.dropout)
+        part: Callable[[str], Any] = module.get_submodule
+        self.attention, self.attention_dropout = part(names.attention), part(names.attention_dropout)
+        self.qkv = Projection(part(names.query), part(names.key), part(names.value))
+        out_dropout = None if names.out_dropout is None else part(names.out_dropout)
+        self.out, self.out_norm = Projection(part(names.out)), Norm(part(names.out_norm), out_dropout)
+        self.up, self.down = Projection(part(names.up)), Projection(part(names.down))
+        self.norm = Norm(part(names.norm), part(names.dropout))
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -123,8 +126,9 @@ class Layer:
         return self.down(self.up(x, *products), precision=products.precision)
 
     @property
-    def dropouts(self) -> tuple[nn.Dropout, ...]:
-        return self.attention.dropout, self.out_norm.dropout, self.norm.dropout
+    def dropouts(self) -> list[nn.Dropout]:
+        found = self.attention_dropout, self.out_norm.dropout, self.norm.dropout
+        return [dropout for dropout in found if dropout is not None]
 
     def weights(self, products: Products) -> ops.LayerWeights | None:
         """This layer's weights for ops.encoder, without dropout; None if that op cannot run the layer."""
@@ -143,39 +147,54 @@ class Layer:
 
 
 class Embeddings:
-    """The embedding layer: three tables, LayerNorm of their sum, dropout."""
+    """The embedding layer: LayerNorm of the sum of a row of each table, and dropout.
 
-    __slots__ = ("dropout", "is_plain", "norm", "tables", "word", "word_is_plain")
+    The tables are of words, positions and, in most families, token types. Where their width is not the layers', a
+    projection follows.
+    """
 
-    def __init__(self, module: nn.Module) -> None:
+    __slots__ = ("dropout", "is_plain", "norm", "positions", "projection", "types", "word", "word_is_plain")
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        module = model.embeddings
         self.word, self.norm, self.dropout = module.word_embeddings, module.LayerNorm, module.dropout
-        self.tables = module.token_type_embeddings, module.position_embeddings
+        self.positions = module.position_embeddings
+        self.types = module.token_type_embeddings if family.has_token_types else None
         self.word_is_plain = is_plain_table(self.word)
-        self.is_plain = all(map(is_plain_table, self.tables)) and Norm(self.norm, self.dropout).is_plain
+        tables = [self.positions] if self.types is None else [self.types, self.positions]
+        self.is_plain = all(map(is_plain_table, tables)) and Norm(self.norm, self.dropout).is_plain
+        projection = None if family.projection is None else getattr(model, family.projection, None)
+        self.projection = None if projection is None else Projection(projection)
 
     @property
     def all_plain(self) -> bool:
-        return self.is_plain and self.word_is_plain
+        return self.is_plain and self.word_is_plain and self.projection is None
 
-    def tensors(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor], float]:
+    def tensors(self) -> tuple[tuple[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor], float]:
         """The tables of words, token types and positions, and the norm's weight, bias and eps, of plain embeddings."""
-        types, positions = self.tables
-        return (self.word.weight, types.weight, positions.weight), (self.norm.weight, self.norm.bias), self.norm.eps
+        tables = self.word.weight, None if self.types is None else self.types.weight, self.positions.weight
+        return tables, (self.norm.weight, self.norm.bias), self.norm.eps
 
     def __call__(self, tokens: Inputs) -> Tensor:
         """Flat tokens (T,) -> (T, E); embeddings that are given serve as the word table."""
-        dropout_p = self.dropout.p if self.dropout.training else 0.0
-        types, positions = self.tables
+        x = self._embedded(tokens)
+        return x if self.projection is None else self.projection(x)
+
+    def _embedded(self, tokens: Inputs) -> Tensor:
+        dropout_p = active_dropout(self.dropout)
         if not self.is_plain:
             x = self.word(tokens.ids) if tokens.embeds is None else tokens.embeds
-            x = x + types(tokens.token_type_ids) + positions(tokens.position_ids)
-            return F.dropout(self.norm(x), dropout_p)
+            if self.types is not None:
+                x = x + self.types(tokens.token_type_ids)
+            return F.dropout(self.norm(x + self.positions(tokens.position_ids)), dropout_p)
         if tokens.ids is not None and self.word_is_plain:
             ids, table, padding_idx = tokens.ids, self.word.weight, self.word.padding_idx
         else:
             table = self.word(tokens.ids) if tokens.embeds is None else tokens.embeds
             ids, padding_idx = torch.arange(table.shape[0], device=table.device), None
-        tables = table, types.weight, positions.weight
+        # Without token types, a row of zeros: a sum with it changes no bit.
+        types = table.new_zeros(1, table.shape[1]) if self.types is None else self.types.weight
+        tables = table, types, self.positions.weight
         return ops.embed_layer_norm(
             *(ids, tokens.token_type_ids, tokens.position_ids, *tables, self.norm.weight, self.norm.bias),
             eps=self.norm.eps,
@@ -191,8 +210,8 @@ def is_plain_table(table: nn.Module) -> bool:
     return table.max_norm is None and not table.sparse and not table.scale_grad_by_freq
 
 
-def active_dropout(dropout: nn.Dropout) -> float:
-    return dropout.p if dropout.training else 0.0
+def active_dropout(dropout: nn.Dropout | None) -> float:
+    return dropout.p if dropout is not None and dropout.training else 0.0
 
 
 def sharded(layer: nn.Module) -> nn.Module | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.model.layer import Attend, Layer, Products, is_hooked, sharded
-from fastbert.model.modules import BertLayer
+from fastbert.model.modules import EncoderLayer
 from fastbert.model.plan import EncoderPlan
 
 
@@ -19,10 +19,10 @@ def run_layer(plan: EncoderPlan, i: int, x: Tensor, attend: Callable[[Layer], At
     module, layer = plan.modules[i], plan.layers[i]
     if layer is None:
         inner = sharded(module) or module
-        run = partial(_recomputed, inner, lambda x: _called(Layer(inner), x, plan.products, attend))
+        run = partial(_recomputed, inner, lambda x: _called(Layer(inner, plan.family.layer), x, plan.products, attend))
         return _call_through(module, inner, run, x)
     run = partial(_recomputed, module, lambda x: _called(layer, x, plan.products, attend))
-    return module(x, run) if isinstance(module, BertLayer) and is_hooked(module) else run(x)
+    return module(x, run) if isinstance(module, EncoderLayer) and is_hooked(module) else run(x)
 
 
 def _called(layer: Layer, x: Tensor, products: Products, attend: Callable[[Layer], Attend]) -> Any:

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastbert import ops
+from fastbert.families import BERT, Family
+from fastbert.model.distances import bias_of_table
 from fastbert.model.layer import Embeddings, Layer, Products, Projection, has_global_hook, is_hooked, sharded
 
 _PLAN = "_fastbert_plan"
@@ -134,35 +136,44 @@ class Plan:
 
 
 class EncoderPlan(Plan):
-    """The plan of a module with .embeddings, .encoder.layer and, optionally, .pooler.
+    """The plan of an encoder: a module with .embeddings, layers where its family has them and, optionally, .pooler.
 
     `foreign` names a part of a live model that is not known to work per token; the plan then has no parts.
     """
 
-    def __init__(self, bert: nn.Module, products: Products, verdict: Verdict | None = None) -> None:
-        self.find_parts(bert, products, verdict)
+    def __init__(
+        self, bert: nn.Module, products: Products, verdict: Verdict | None = None, family: Family = BERT
+    ) -> None:
+        self.find_parts(bert, products, verdict, family)
         projections = [p for layer in self.layers if layer is not None for p in layer.projections]
         projections += [] if self.pooler is None else [self.pooler]
+        last = None if self.foreign is not None else self.embeddings.projection
+        projections += [] if last is None else [last]
         super().__init__(bert, [p.weight for p in projections if p.weight is not None])
 
-    def find_parts(self, bert: nn.Module, products: Products, verdict: Verdict | None) -> None:
+    def find_parts(self, bert: nn.Module, products: Products, verdict: Verdict | None, family: Family) -> None:
+        self.family = family
         self.products, self.foreign = products, None if verdict is None else verdict(bert)
         self.modules: list[nn.Module] = []
         self.layers: list[Layer | None] = []
         self.pooler: Projection | None = None
         self.whole: ops.EncoderWeights | None = None  # of ops.encoder
         self.batch: ops.BatchWeights | None = None  # of ops.encode_batch
+        self.distance_table: nn.Module | None = None
         self.drops: list[dict[str, Any]] = []
         # By name of a missing argument: the values its buffer must hold, the buffer that held them, its version then.
         self.usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
         if self.foreign is not None:
             return
-        self.modules = list(bert.encoder.layer)
+        self.modules = list(family.layers(bert))
         # A layer that FSDP shards has its parameters only during its own forward.
-        self.layers = [None if sharded(module) else Layer(module) for module in self.modules]
-        self.embeddings = Embeddings(bert.embeddings)
+        self.layers = [None if sharded(module) else Layer(module, family.layer) for module in self.modules]
+        self.embeddings = Embeddings(bert, family)
+        self.first_position = family.first_position(bert.embeddings)
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
+        path = family.distance_table
+        self.distance_table = None if path is None else bert.get_submodule(path)
         self.drops = [vars(d) for layer in self.layers if layer is not None for d in layer.dropouts]
         self._find_wholes()
 
@@ -176,6 +187,12 @@ class EncoderPlan(Plan):
         self.batch = None
         if self.whole is not None and embeddings.all_plain and (self.pooler is None or last is not None):
             self.batch = ops.BatchWeights(*embeddings.tensors(), self.whole, last)
+
+    def bias(self) -> Tensor | None:
+        """The bias of attention, for ops.attention; None in most families. It is a few operations on a small table."""
+        if self.distance_table is None:
+            return None
+        return bias_of_table(self.distance_table, len(self.embeddings.positions.weight))
 
     def multiply_as(self, products: Products) -> None:
         """Switches to another precision; the forms are keyed by precision."""
@@ -203,21 +220,23 @@ class EncoderPlan(Plan):
 class _Untracked(EncoderPlan):
     """The parts alone, for one call under torch.compile, where Python state does not outlive the trace."""
 
-    def __init__(self, bert: nn.Module, products: Products, verdict: Verdict | None) -> None:
-        self.find_parts(bert, products, verdict)
+    def __init__(self, bert: nn.Module, products: Products, verdict: Verdict | None, family: Family) -> None:
+        self.find_parts(bert, products, verdict, family)
 
 
-def encoder_plan(bert: nn.Module, products: Products, verdict: Verdict | None = None) -> EncoderPlan:
+def encoder_plan(
+    bert: nn.Module, products: Products, verdict: Verdict | None = None, family: Family = BERT
+) -> EncoderPlan:
     """The plan of an encoder, rebuilt if its modules have changed and without forms that are known to be stale.
 
     `verdict` returns the foreign part of a live model, or None; it is called once per plan.
     """
     if torch.compiler.is_compiling():
-        return _Untracked(bert, products, verdict)
+        return _Untracked(bert, products, verdict, family)
     plan = vars(bert).get(_PLAN)
     if plan is None or plan.products.activation != products.activation or not plan.holds(bert):
         vars(bert).pop(_PLAN, None)  # with all that it holds
-        plan = EncoderPlan(bert, products, verdict)
+        plan = EncoderPlan(bert, products, verdict, family)
         if plan.counts:
             vars(bert)[_PLAN] = plan
     elif plan.products != products:

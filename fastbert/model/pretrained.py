@@ -13,7 +13,7 @@ from torch import nn
 
 from fastbert.checkpoint import load as checkpoint
 from fastbert.checkpoint.files import collector_at_rest
-from fastbert.config import CONFIG_NAME, BertConfig
+from fastbert.config import CONFIG_NAME, BertConfig, family_of
 from fastbert.model.layer import Products
 from fastbert.model.plan import EncoderPlan, adopt
 from fastbert.precision import PRECISIONS, LoadOptions, check_precision
@@ -30,11 +30,20 @@ class _Runs(Protocol[P, R]):
 class BertPreTrainedModel(nn.Module):
     """The base of all models: their `config`, loading and saving."""
 
+    model_types: tuple[str, ...] = ("bert",)  # the families that a class is of
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
+        self._check_family(config)
         if config.hidden_act not in ACTIVATIONS:
             raise ValueError(f"config: hidden_act is {config.hidden_act!r}; known are {', '.join(ACTIVATIONS)}")
         self.config = config
+
+    @classmethod
+    def _check_family(cls, config: BertConfig) -> None:
+        if config.model_type not in cls.model_types:
+            reads = ", ".join(map(repr, cls.model_types))
+            raise ValueError(f"config: model_type is {config.model_type!r}; {cls.__name__} reads {reads}")
 
     @classmethod
     def from_pretrained(
@@ -100,8 +109,13 @@ class BertPreTrainedModel(nn.Module):
             config = BertConfig.from_pretrained(path, revision=options.revision, **overrides)
         elif overrides:
             raise TypeError(f"config is given, so {', '.join(overrides)} must be set on it")
-        with checkpoint.Checkpoint(path, options.revision) as source:
-            checkpoint.check_layers(source, config.num_hidden_layers)
+        try:
+            cls._check_family(config)
+        except ValueError as error:
+            raise ValueError(f"{named}: {error}") from error
+        family = family_of(config.model_type)
+        with checkpoint.Checkpoint(path, options.revision, family) as source:
+            checkpoint.check_layers(source, config.num_hidden_layers, family)
             try:
                 with torch.device("meta"), collector_at_rest():
                     model = cls(config, **keywords)
@@ -163,7 +177,12 @@ class BertPreTrainedModel(nn.Module):
             state = {name: tensor for name, tensor in state.items() if name in names}
         checkpoint.save(state, folder, max_shard_size)
         config = BertConfig.from_dict(self.config.to_dict())
-        config.extra["architectures"] = [type(self).__name__]
+        name = type(self).__name__
+        if len(self.model_types) > 1:  # transformers has a class per family
+            name = family_of(config.model_type).prefix + name.removeprefix(
+                "Encoder" if name == "EncoderModel" else "Model"
+            )
+        config.extra["architectures"] = [name]
         config.extra["dtype"] = str(self.dtype).removeprefix("torch.")
         config.extra.pop("torch_dtype", None)
         config.save_pretrained(folder)
@@ -171,6 +190,11 @@ class BertPreTrainedModel(nn.Module):
     def pad_value(self, dtype: torch.dtype) -> float:
         """The value of the output's token fields at pads."""
         return 0.0
+
+    @property
+    def base_model(self) -> Any:
+        """The encoder within a model with a head, or the model itself."""
+        return _base(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -232,12 +256,12 @@ class BertPreTrainedModel(nn.Module):
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Recomputes each layer in the backward instead of saving its activations."""
         kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        for layer in _base(self).encoder.layer:
+        for layer in _layers(self):
             layer._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, **kwargs)
             layer.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
-        for layer in _base(self).encoder.layer:
+        for layer in _layers(self):
             layer.gradient_checkpointing = False
 
     def recompute_activations(self, enable: bool = True) -> None:
@@ -246,7 +270,7 @@ class BertPreTrainedModel(nn.Module):
         It saves about a quarter of a layer's memory in training and costs an elementwise pass: both are much less than
         with `gradient_checkpointing_enable`. The gradients are the same.
         """
-        for layer in _base(self).encoder.layer:
+        for layer in _layers(self):
             layer.recompute_activations = enable
 
     @staticmethod
@@ -258,20 +282,28 @@ class BertPreTrainedModel(nn.Module):
 
 
 def _base(model: nn.Module) -> Any:
-    """The BertModel within a model with a head, or the model itself."""
-    return getattr(model, "bert", model)
+    """The encoder within a model with a head, or the model itself."""
+    config: Any = model.config
+    return getattr(model, family_of(config.model_type).attribute, model)
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    config: Any = model.config
+    return list(family_of(config.model_type).layers(_base(model)))
 
 
 def _plan(model: BertPreTrainedModel) -> EncoderPlan:
     base = _base(model)
-    plan = EncoderPlan(base, Products(base.config.hidden_act, base.matmul_precision))
+    products = Products(base.config.hidden_act, base.matmul_precision)
+    plan = EncoderPlan(base, products, family=family_of(base.config.model_type))
     del plan.tree, plan.tensors  # they hold parameters that are to be released; `adopt` makes them again
     return plan
 
 
 def _releaser(model: BertPreTrainedModel, plan: EncoderPlan) -> Callable[[str], None]:
     """A callback that frees a layer's weights once its last parameter is loaded: at most one layer waits."""
-    layers = {id(layer.output.LayerNorm.bias): i for i, layer in enumerate(_base(model).encoder.layer)}
+    norm = f"{family_of(model.config.model_type).layer.norm}.bias"
+    layers = {id(layer.get_parameter(norm)): i for i, layer in enumerate(_layers(model))}
 
     def loaded(name: str) -> None:
         index = layers.pop(id(model.get_parameter(name)), None)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.attention_bwd import attention_fwd_train, attention_inputs
+from fastbert.native.attention_bwd import attention_fwd_train, attention_inputs, held_bias
 from fastbert.native.dropout import draw_seed
 from fastbert.native.extension import C, chosen_isa, cpu_reason, fresh, misaligned
 
 
 def supports_attention(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None = None, dropout_p: float = 0.0
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    bias: Tensor | None = None,
 ) -> str | None:
     """None if `attention` takes these arguments, else the reason why not."""
     if reason := cpu_reason(qkv):
@@ -29,6 +35,8 @@ def supports_attention(
         return reason
     if scale is not None and not scale > 0:
         return f"scale {scale}"
+    if bias is not None and not bias.is_cpu:
+        return f"a bias on {bias.device}"
     return None
 
 
@@ -40,9 +48,15 @@ def offsets_reason(cu_seqlens: Tensor) -> str | None:
 
 
 def attention(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None = None, dropout_p: float = 0.0
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T) v within each sequence: (T, 3, H, D) -> (T, H, D); softmax in fp32. No autograd.
+    """softmax(scale q k^T + bias) v within each sequence: (T, 3, H, D) -> (T, H, D); softmax in fp32. No autograd.
 
     The caller has checked `supports_attention`.
 
@@ -51,9 +65,10 @@ def attention(
     """
     if dropout_p:
         return attention_fwd_train(
-            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
+            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), bias=bias, keep=False
         )[0]
     tokens, _, heads, width = qkv.shape
     y = fresh(qkv, tokens, heads, width)
-    C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale), chosen_isa()[1], torch.get_num_threads())
+    held = held_bias(bias)
+    C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale, held), chosen_isa()[1], torch.get_num_threads())
     return y

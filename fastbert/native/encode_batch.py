@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastbert.native.attention_bwd import bias_arguments, held_bias
 from fastbert.native.embed_layer_norm import supports_embed_layer_norm
 from fastbert.native.encoder import descriptors, scale_log2, supports_encoder
 from fastbert.native.extension import (
@@ -66,11 +67,12 @@ def batch_encoder(weights: Any) -> BatchEncoder | None:
 
 
 def _batch_encoder(weights: Any) -> BatchEncoder | None:
-    tables, norm, eps, layers, pooler = weights
-    word, width = tables[0], tables[0].shape[1]
+    (word, given_types, position), norm, eps, layers, pooler = weights
+    width = word.shape[1]
+    types = torch.zeros(1, width, dtype=word.dtype, device=word.device) if given_types is None else given_types
     ids, offsets = fresh(word, 1, dtype=torch.int64), fresh(word, 2, dtype=torch.int32)
     state = fresh(word, 1, width)
-    if supports_embed_layer_norm(ids, ids, ids, *tables, *norm, eps=eps):
+    if supports_embed_layer_norm(ids, ids, ids, word, types, position, *norm, eps=eps):
         return None
     if supports_encoder(state, layers, offsets, 1):
         return None
@@ -88,14 +90,14 @@ def _batch_encoder(weights: Any) -> BatchEncoder | None:
         words.buffer_info()[0],
         first.eps,
         scale_log2(width // first.num_heads),
-        *((table.data_ptr(), table.shape[0], table.stride(0)) for table in tables),
+        *((table.data_ptr(), table.shape[0], table.stride(0)) for table in (word, types, position)),
         norm[0].data_ptr(),
         norm[1].data_ptr(),
         eps,
         0 if last is None else last.data_ptr(),
     )
     # Another thread may drop the weights' forms during a call.
-    return BatchEncoder(model, word, pooler is not None, [words, *held, last, *tables, *norm])
+    return BatchEncoder(model, word, pooler is not None, [words, *held, last, word, types, position, *norm])
 
 
 def encode_batch(
@@ -105,6 +107,7 @@ def encode_batch(
     token_type_ids: Tensor | None,
     position_ids: Tensor | None,
     pad_id: int | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None] | None:
     """The states (B, S, E), zeros at pads, and tanh(W h + b) of each row's first token, (B, E).
 
@@ -119,7 +122,7 @@ def encode_batch(
     needed = model.workspace_bytes(B, S, isa, threads)
     if needed > KEPT:
         return None
-    memory, address = workspace(needed)
+    (memory, address), held = workspace(needed), None if bias is None else held_bias(bias)
     states, pooled = fresh(table, B, S, table.shape[1]), fresh(table, B, table.shape[1]) if has_pooler else None
     done = model.run(
         B,
@@ -132,6 +135,7 @@ def encode_batch(
         states.data_ptr(),
         0 if pooled is None else pooled.data_ptr(),
         address,
+        *((0, 0) if held is None else bias_arguments(held)),
         isa,
         threads,
     )

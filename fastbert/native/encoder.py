@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastbert.native.add_layer_norm import supports_add_layer_norm
 from fastbert.native.attention import offsets_reason
+from fastbert.native.attention_bwd import bias_arguments, held_bias
 from fastbert.native.extension import (
     ACTIVATIONS,
     CPU_DTYPES,
@@ -26,7 +27,9 @@ from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed
 
 
-def supports_encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> str | None:
+def supports_encoder(
+    x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int, *, bias: Tensor | None = None
+) -> str | None:
     """None if `encoder` takes these arguments, else the reason why not."""
     if not weights.layers:
         return "no layers"
@@ -38,6 +41,8 @@ def supports_encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: in
         return "x not contiguous"
     if reason := offsets_reason(cu_seqlens):
         return f"attention: {reason}"
+    if bias is not None and (not bias.is_cpu or (torch.is_grad_enabled() and bias.requires_grad)):
+        return "a bias that needs a gradient, or is not on the CPU"
     key = "reason", x.dtype, x.shape[1]
     found = weights.forms.get(key)
     return (found or weights.form(key, lambda: (_why_not(x, weights.layers),)))[0]
@@ -83,7 +88,7 @@ def scale_log2(head_size: int) -> float:
     return head_size**-0.5 * math.log2(math.e)
 
 
-def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int, *, bias: Tensor | None = None) -> Tensor:
     """All layers over packed tokens, (T, E) -> (T, E), in a workspace that the thread reuses.
 
     Writing to fresh memory costs a page fault every 4 KiB, up to half the time of a product.
@@ -94,7 +99,7 @@ def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Ten
     kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
     where = len(weights.layers), words.buffer_info()[0]
     memory, address = workspace(C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads))
-    y = fresh(x, T, E)
+    y, held = fresh(x, T, E), held_bias(bias)
     C.encoder_cpu(
         *kind,
         ACTIVATIONS[first.activation],
@@ -107,6 +112,7 @@ def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int) -> Ten
         address,
         first.eps,
         scale_log2(E // first.num_heads),
+        *bias_arguments(held),
         isa,
         threads,
     )

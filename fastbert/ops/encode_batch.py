@@ -18,7 +18,7 @@ from fastbert.weight import Weight
 class BatchWeights(NamedTuple):
     """A model's weights."""
 
-    tables: tuple[Tensor, Tensor, Tensor]  # of words, token types and positions, (rows, E)
+    tables: tuple[Tensor, Tensor | None, Tensor]  # of words, token types, if there are any, and positions; (rows, E)
     norm: tuple[Tensor, Tensor]  # weight and bias (E,) of the embeddings' norm
     eps: float  # of that norm
     layers: EncoderWeights
@@ -32,6 +32,7 @@ def encode_batch(
     token_type_ids: Tensor | None = None,
     position_ids: Tensor | None = None,
     pad_id: int | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None] | None:
     """Runs embeddings, layers and pooler over the real tokens, without dropout.
 
@@ -44,6 +45,7 @@ def encode_batch(
         attention_mask: (B, S) of 0 and 1; None means no pads.
         pad_id: not negative; where it is given, masked positions of a row must hold it, and no row with tokens may
             begin with one.
+        bias: as for `attention`; no pad may stand between two tokens of a row.
 
     Returns:
         The states (B, S, E), zeros at pads, and the pooled ones (B, E) or None; or None for a call that this does not
@@ -56,4 +58,4 @@ def encode_batch(
     encoder = native.batch_encoder(weights)
     if encoder is None:
         return None
-    return native.encode_batch(encoder, input_ids, attention_mask, token_type_ids, position_ids, pad_id)
+    return native.encode_batch(encoder, input_ids, attention_mask, token_type_ids, position_ids, pad_id, bias)

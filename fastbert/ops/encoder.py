@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,11 +50,17 @@ class EncoderWeights(Forms):
 
 
 def encoder(
-    x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int, *, checked: bool = False
+    x: Tensor,
+    weights: EncoderWeights,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    bias: Tensor | None = None,
+    checked: bool = False,
 ) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
-    `cu_seqlens`, `max_seqlen` and `checked` are as for `attention`.
+    `cu_seqlens`, `max_seqlen`, `bias` and `checked` are as for `attention`.
 
     Raises:
         ValueError: a shape, dtype, precision or offsets that do not fit.
@@ -69,9 +75,9 @@ def encoder(
         if layer.precision is not None:
             check_precision("encoder", layer.precision, x, *layer.tensors)
     if torch.compiler.is_compiling():  # each op handles compilation itself
-        return _layers(x, weights, cu_seqlens, max_seqlen)
-    _, run = dispatch.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen)
-    return run(x, weights, cu_seqlens, max_seqlen)
+        return _layers(x, weights, cu_seqlens, max_seqlen, bias)
+    _, run = dispatch.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen, bias=bias)
+    return run(x, weights, cu_seqlens, max_seqlen, bias=bias)
 
 
 def release(layer: LayerWeights) -> bool:
@@ -90,15 +96,17 @@ def release(layer: LayerWeights) -> bool:
     return True
 
 
-def _reference(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def _reference(
+    x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int, *, bias: Tensor | None = None
+) -> Tensor:
     with shared_schedules():
-        return _layers(x, weights, cu_seqlens, max_seqlen)
+        return _layers(x, weights, cu_seqlens, max_seqlen, bias)
 
 
-def _layers(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def _layers(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None) -> Tensor:
     for w in weights.layers:
         qkv = linear(x, w.qkv, precision=w.precision).unflatten(1, (3, w.num_heads, -1))
-        context = attention(qkv, cu_seqlens, max_seqlen, checked=True).flatten(1)
+        context = attention(qkv, cu_seqlens, max_seqlen, bias=bias, checked=True).flatten(1)
         y = linear(context, w.out, precision=w.precision)
         x = add_layer_norm(y, x, *w.out_norm, eps=w.eps)
         y = linear(x, w.up, activation=w.activation, precision=w.precision)
@@ -107,7 +115,7 @@ def _layers(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: 
     return x
 
 
-def _describe_native(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int) -> str | None:
+def _describe_native(x: Tensor, weights: EncoderWeights, *given: Any, **options: Any) -> str | None:
     return native.describe_precision(weights.layers[0].precision)
 
 

@@ -1,9 +1,10 @@
-"""Reads the files of a BERT tokenizer, in new and old formats, as transformers does."""
+"""Reads the files of a tokenizer, in new and old formats, as transformers does."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ SPECIAL_TOKENS = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
+NAMED_TOKENS = (*SPECIAL_TOKENS, "bos_token", "eos_token")
 OPTIONS = (
     "do_lower_case",
     "strip_accents",
@@ -27,6 +29,7 @@ OPTIONS = (
     "split_special_tokens",
     "padding_side",
     "truncation_side",
+    "model_input_names",
     *SPECIAL_TOKENS,
 )
 _MOST_IDS = 2**32  # the library's ids have 32 bits
@@ -35,6 +38,10 @@ _CONFIG = {
     **dict.fromkeys(("do_lower_case", "tokenize_chinese_chars", "split_special_tokens"), checks.FLAG),
     **dict.fromkeys(("strip_accents", "clean_up_tokenization_spaces"), checks.or_null(checks.FLAG)),
     **dict.fromkeys(("padding_side", "truncation_side"), checks.one_of("left", "right")),
+    "model_input_names": (
+        lambda names: isinstance(names, list) and "input_ids" in names and all(isinstance(n, str) for n in names),
+        "a list of names, input_ids among them",
+    ),
 }
 # AutoTokenizer uses tokenizer.json unchanged for these classes. For BertTokenizer, and for a folder that
 # names no class, it rebuilds the pipeline from tokenizer_config.json, with lower-casing by default.
@@ -55,13 +62,9 @@ class TokenizerFiles:
 
 def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> TokenizerFiles:
     """Reads tokenizer.json, else vocab.txt, and the files next to it. Its ValueErrors name file and field."""
-
-    def read(name: str) -> tuple[Path | None, dict]:
-        file = resolve_file(path_or_id, name, revision=revision, required=False)
-        return file, {} if file is None else read_json(file)
-
+    read = reader(path_or_id, revision)
     config_file, config = read("tokenizer_config.json")
-    options = _options(config_file, config)
+    options = read_options(config_file, config)
     source, content = read("tokenizer.json")
     if source is None:
         source = resolve_file(path_or_id, "vocab.txt", revision=revision)
@@ -70,39 +73,60 @@ def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> Tokenize
         model = _wordpiece(content, source)
         vocab = model["vocab"]
         options |= _shape(source, model)
+    added, ids = read_added(read, (config_file, config), (source, content), options)
+    as_it_is = content and config.get("tokenizer_class") in AS_THE_FILE_SAYS
+    return TokenizerFiles(source, vocab, options, added, ids, source if as_it_is else None)
 
-    if "added_tokens_decoder" in config:
-        by_id = _decoder(config_file, config["added_tokens_decoder"])
-        extra = _extra_tokens(config_file, config)
+
+def reader(path_or_id: str | os.PathLike, revision: str | None) -> Callable[[str], tuple[Path | None, dict]]:
+    """A function that reads a JSON file of a folder or hub id: its path and content, None and {} where it is not."""
+
+    def read(name: str) -> tuple[Path | None, dict]:
+        file = resolve_file(path_or_id, name, revision=revision, required=False)
+        return file, {} if file is None else read_json(file)
+
+    return read
+
+
+def read_added(
+    read: Callable[[str], tuple[Path | None, dict]],
+    config: tuple[Path | None, dict],
+    source: tuple[Path, dict],
+    options: dict[str, Any],
+    names: Iterable[str] = tuple(SPECIAL_TOKENS),
+) -> tuple[list[Any], dict[str, int]]:
+    """The added tokens in the order of their ids, then the extra special ones; and the ids, where the files have them.
+
+    Named tokens of the older format are put into `options`.
+    """
+    config_file, settings = config
+    if "added_tokens_decoder" in settings:
+        by_id = _decoder(config_file, settings["added_tokens_decoder"])
+        extra = _extra_tokens(config_file, settings)
     else:  # older format: the same data in three other files
         map_file, special_map = read("special_tokens_map.json")
-        options |= _special_tokens(map_file, special_map)
-        _extra_tokens(config_file, config)  # for its errors
-        extra = _extra_tokens(map_file, config | special_map)
-        special = {content_of(token) for token in (*options.values(), *extra)}
+        options |= special_tokens(map_file, special_map, names)
+        _extra_tokens(config_file, settings)  # for its errors
+        extra = _extra_tokens(map_file, settings | special_map)
+        contents = [content_of(token) for token in (*options.values(), *extra)]
+        special = {content for content in contents if isinstance(content, str)}
         added_file, added = read("added_tokens.json")
         by_id = {
             _id(added_file, token, index): _token(added_file, token, token, special=token in special)
             for token, index in added.items()
         }
-        by_id |= _listed(source, content.get("added_tokens") or [])
+        file, content = source
+        by_id |= _listed(file, content.get("added_tokens") or [])
     tokens = [token for _, token in sorted(by_id.items())]
     known = {token.content for token in tokens}
     tokens += [as_added_token(token, special=True) for token in extra if content_of(token) not in known]
-    return TokenizerFiles(
-        source=source,
-        vocab=vocab,
-        options=options,
-        added=tokens,
-        added_ids={token.content: index for index, token in by_id.items()},
-        pipeline=source if content and config.get("tokenizer_class") in AS_THE_FILE_SAYS else None,
-    )
+    return tokens, {token.content: index for index, token in by_id.items()}
 
 
-def _options(file: Path | None, config: dict) -> dict[str, Any]:
+def read_options(file: Path | None, config: dict) -> dict[str, Any]:
     """The arguments of BertTokenizer in tokenizer_config.json."""
     checks.fields(file, config, _CONFIG, others=True)
-    options = {name: config[name] for name in OPTIONS if name in config} | _special_tokens(file, config)
+    options = {name: config[name] for name in OPTIONS if name in config} | special_tokens(file, config)
     name = "model_max_length" if "model_max_length" in config else "max_len"
     longest = config.get(name)
     if longest is not None:
@@ -122,9 +146,9 @@ def _shape(file: Path, model: dict) -> dict[str, Any]:
     return shape
 
 
-def _special_tokens(file: Path | None, config: dict) -> dict[str, Any]:
-    """The five named tokens, as strings or dicts; the mask token may be null."""
-    tokens = {name: config[name] for name in SPECIAL_TOKENS if name in config}
+def special_tokens(file: Path | None, config: dict, names: Iterable[str] = tuple(SPECIAL_TOKENS)) -> dict[str, Any]:
+    """The named tokens, as strings or dicts; the mask token may be null."""
+    tokens = {name: config[name] for name in names if name in config}
     for name, token in tokens.items():
         if token is not None or name != "mask_token":
             _token(file, name, token)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastbert.model import BertPreTrainedModel
 from fastbert.progress import StatusLine, say
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.distributed import Processes
 from fastbert.training.logs import Log, Meter, progress_line
 from fastbert.training.objective import Counts
@@ -84,7 +84,7 @@ class Trainer(ABC):
         self,
         settings: RunSettings,
         model: BertPreTrainedModel,
-        tokenizer: BertTokenizer,
+        tokenizer: Tokenizer,
         *,
         trained: nn.Module,
         groups: list[dict] | None = None,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.counter_random import draws
 
 IGNORED = -100  # label where nothing is predicted
@@ -55,7 +55,7 @@ class Masker:
         ValueError: the tokenizer has no mask token.
     """
 
-    def __init__(self, tokenizer: BertTokenizer, masking: Masking) -> None:
+    def __init__(self, tokenizer: Tokenizer, masking: Masking) -> None:
         if tokenizer.mask_token_id is None:
             raise ValueError("the tokenizer has no mask token")
         vocab = tokenizer.get_vocab()

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from fastbert.config import BertConfig
 from fastbert.model import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining, BertPreTrainedModel
+from fastbert.model.auto import AutoModelForMaskedLM
 from fastbert.model.bert import pool, run_bert
-from fastbert.model.heads import IGNORE
+from fastbert.model.heads import IGNORE, ModelForMaskedLM
 from fastbert.model.plan import project
 from fastbert.training.batches import PretrainingBatch
 
+# BERT's model of each objective.
 MODELS = {"mlm_nsp": BertForPreTraining, "mlm": BertForMaskedLM, "nsp": BertForNextSentencePrediction}
 _LOGIT_ROWS = 1024  # rows of logits at a time in an evaluation
 
@@ -67,11 +69,25 @@ class States:
     hidden: tuple[Tensor, ...] | None = None  # L + 1 states (T, E), if requested
 
 
+def model_class(objective: str, config: BertConfig) -> Any:
+    """The class of the model that an objective trains.
+
+    Raises:
+        ValueError: the model's family has no such head.
+    """
+    if objective != "mlm" and config.model_type != "bert":
+        raise ValueError(
+            f"training.objective is {objective!r}, and the model a {config.model_type!r}; only a 'bert' has the head "
+            "for next sentences: 'mlm' trains the others"
+        )
+    return AutoModelForMaskedLM.of(config) if objective == "mlm" else MODELS[objective]
+
+
 def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hidden_states: bool = False) -> States:
     """Runs a model of one of MODELS on a micro-batch."""
     batch = micro_batch.batch
     inputs, encoded = run_bert(
-        model.bert,
+        model.base_model,
         model.config,
         batch.input_ids,
         token_type_ids=batch.token_type_ids,
@@ -83,7 +99,7 @@ def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hid
     mlm = nsp = None
     if not isinstance(model, BertForNextSentencePrediction):
         mlm = encoded.last_hidden_state.index_select(0, micro_batch.labelled)
-    if not isinstance(model, BertForMaskedLM):
+    if not isinstance(model, ModelForMaskedLM):
         pooled = pool(inputs, encoded)
         nsp = project(model.cls.seq_relationship, pooled)
     return States(mlm, nsp, encoded.hidden_states)
@@ -134,14 +150,14 @@ class Objective(nn.Module):
         if mlm is not None:
             labels = micro_batch.batch.labels.index_select(0, micro_batch.labelled)
             for rows, targets in zip(mlm.split(_LOGIT_ROWS), labels.split(_LOGIT_ROWS), strict=True):
-                sums[:2] += _scores(self.model.cls.predictions(rows), targets)
+                sums[:2] += _scores(self.model.predictions(rows), targets)
         if nsp is not None:
             sums[2:] += _scores(nsp, micro_batch.batch.sentence_labels())
         return sums
 
     def _mlm_loss(self, states: Tensor, micro_batch: MicroBatch) -> Tensor:
         """The mean at the labelled tokens. Without any, a 0 with a gradient for every parameter, as DDP expects."""
-        head = self.model.cls.predictions
+        head = self.model.predictions
         if not len(states):
             return head(states).sum()
         return head.loss(states, micro_batch.batch.labels.index_select(0, micro_batch.labelled))

@@ -28,7 +28,9 @@ from fastbert.checkpoint.journal import Journal, lock
 from fastbert.checkpoint.journal import RunError as PrepareError
 from fastbert.inference.input_files import InputError
 from fastbert.progress import Progress
+from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.documents import Document, DocumentReading, Piece, cut, documents, find_files, group
 from fastbert.training.examples import (
     LEAST_LENGTH,
@@ -176,7 +178,7 @@ def prepare(
             )
             tokenizer.save_pretrained(output)
             run.commit(Vocabulary.of(tokenizer).sha256)
-        vocabulary = Vocabulary.of(BertTokenizer.from_pretrained(output))
+        vocabulary = Vocabulary.of(AutoTokenizer.from_pretrained(output))
         if vocabulary.sha256 != run.vocabulary:
             raise PrepareError(f"{output}: the tokenizer is not the interrupted run's; --restart begins again")
         left = [task for task in tasks if not _is_done(task.path, vocabulary)]
@@ -194,11 +196,11 @@ def prepare(
     return Summary(totals, len(tasks), len(tasks) - len(left), size, vocabulary)
 
 
-def _read_tokenizer(vocab: str | os.PathLike, lower: bool | None) -> BertTokenizer:
+def _read_tokenizer(vocab: str | os.PathLike, lower: bool | None) -> Tokenizer:
     if Path(vocab).is_dir():
         if lower is not None:
             raise ValueError(f"lower is {lower}; the tokenizer in {vocab} says itself whether it lower-cases")
-        return BertTokenizer.from_pretrained(vocab)
+        return AutoTokenizer.from_pretrained(vocab)
     if not Path(vocab).is_file():
         raise InputError(f"{vocab}: no such vocabulary")
     return BertTokenizer(os.fspath(vocab), do_lower_case=lower is not False)
@@ -254,8 +256,8 @@ class _ShardMaker:
         self._output, self._settings = output, settings
 
     @cached_property
-    def _tokenizer(self) -> BertTokenizer:  # each process reads its own
-        return BertTokenizer.from_pretrained(self._output)
+    def _tokenizer(self) -> Tokenizer:  # each process reads its own
+        return AutoTokenizer.from_pretrained(self._output).with_prefix_space()  # before each sentence
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

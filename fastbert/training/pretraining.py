@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbert.model import BertPreTrainedModel
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes
 from fastbert.training.loop import AUTOCAST, Trainer, TrainingError
@@ -35,7 +35,7 @@ class Pretraining(Trainer):
         self,
         settings: Settings,
         model: BertPreTrainedModel,
-        tokenizer: BertTokenizer,
+        tokenizer: Tokenizer,
         batches: PackedBatches,
         heldout: Callable[[], Iterable[PretrainingBatch]] | None = None,
         *,

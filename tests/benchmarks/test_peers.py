@@ -184,7 +184,8 @@ def test_precision_unknown_to_this_fastbert_is_unsupported(tiny, monkeypatch):
     def from_pretrained(path, *, dtype=None, device=None, **overrides):
         pytest.fail("loaded all the same")
 
-    monkeypatch.setattr(encoders.fastbert, "BertModel", SimpleNamespace(from_pretrained=from_pretrained))
+    for name in ("BertModel", "AutoModel"):
+        monkeypatch.setattr(encoders.fastbert, name, SimpleNamespace(from_pretrained=from_pretrained))
     for dtype, word in (("int8", "quantize"), ("fp32-high", "precision")):
         with pytest.raises(harness.Unsupported, match=word):
             encoders.load_fastbert(tiny, dtype)
@@ -194,7 +195,8 @@ def test_precisions_reach_fastbert(tiny, monkeypatch):
     def from_pretrained(path, *, dtype=None, device=None, precision=None, quantize=None, **overrides):
         return dtype, precision, quantize
 
-    monkeypatch.setattr(encoders.fastbert, "BertModel", SimpleNamespace(from_pretrained=from_pretrained))
+    for name in ("BertModel", "AutoModel"):
+        monkeypatch.setattr(encoders.fastbert, name, SimpleNamespace(from_pretrained=from_pretrained))
     assert encoders.load_fastbert(tiny, "int8") == (torch.bfloat16, None, "int8")
     assert encoders.load_fastbert(tiny, "fp32-high") == (torch.float32, "high", None)
 

@@ -78,7 +78,7 @@ FRACTION = "it must be a number from 0 to 1"
         ("label2id", {"a": [1]}, "it must be an object of ids by their labels"),
         ("problem_type", "ranking", "it must be null or one of regression, "),
         ("tie_word_embeddings", "yes", "it must be true or false"),
-        ("model_type", ["bert"], "fastbert reads 'bert'"),
+        ("model_type", ["bert"], "fastbert reads 'bert', 'roberta'"),
         ("vocab_size", True, "it must be an integer from 1 to "),
         ("vocab_size", 120.0, "it must be an integer from 1 to "),
         ("num_hidden_layers", 10**8, "it must be an integer from 0 to 1024"),

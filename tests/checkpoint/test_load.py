@@ -181,7 +181,7 @@ def test_missing_files(folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "roberta"}, "model_type is 'roberta'; fastbert reads 'bert'"),
+        ({"model_type": "roberta"}, "model_type is 'roberta'; Bert[A-Za-z]* reads 'bert'"),
         ({"hidden_act": "gelo"}, "hidden_act is 'gelo'; known are gelu, "),
         ({"is_decoder": True}, "is_decoder is true"),
         ({"hidden_size": 50}, "hidden_size 50 is not a multiple of num_attention_heads 4"),

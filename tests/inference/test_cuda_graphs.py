@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from support import MASKS, TINY, mask_of, tokens
+from test_families_live import CONFIGS, make
 
 import fastbert
 from fastbert.inference import graph_calls
@@ -580,3 +581,17 @@ def test_gpu_memory_and_moved_weights():
     model.cpu()
     with pytest.warns(UserWarning, match="the model has left cuda"):
         compiled(tokens())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family(name, tmp_path):
+    make(name, "ForTokenClassification").save_pretrained(tmp_path)
+    model = fastbert.AutoModelForTokenClassification.from_pretrained(tmp_path)
+    graphs, mask = pretended(model), mask_of("right")
+    ids = torch.randint(5, 100, mask.shape).masked_fill(mask == 0, model.config.pad_token_id)
+    cu_seqlens = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+    packed = {"input_ids": ids[mask == 1], "cu_seqlens": cu_seqlens, "max_seqlen": mask.shape[1]}
+    with torch.no_grad():
+        for arguments in ({"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}, packed):
+            torch.testing.assert_close(graphs(**arguments).logits, model(**arguments).logits, rtol=0, atol=1e-6)
+    assert not graphs.report().outside, graphs.report()

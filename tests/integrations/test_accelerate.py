@@ -176,7 +176,7 @@ def test_decoder_is_left_alone_and_generates():
 
 
 def test_nothing_to_accelerate():
-    with pytest.raises(ValueError, match="without a transformers BertModel"):
+    with pytest.raises(ValueError, match=r"without an encoder of transformers that is known \(BertModel"):
         fastbert.accelerate(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="must be a torch module or a pipeline"):
         fastbert.accelerate("bert-base-uncased")

@@ -97,7 +97,7 @@ def test_only_code_in_the_package_is_transformers_own(monkeypatch):
     """Also where a folder above the package is called models."""
     assert parts._transformers_folder() == f"{Path(transformers.__file__).parent}{os.sep}"
     home = Path("/home/models/site-packages/transformers")
-    monkeypatch.setattr(sys.modules[parts.BERT], "__file__", str(home / "models" / "bert" / "modeling_bert.py"))
+    monkeypatch.setattr(sys.modules["transformers.modeling_outputs"], "__file__", str(home / "modeling_outputs.py"))
     parts._transformers_folder.cache_clear()
     try:
         assert parts._transformers_folder() == f"{home}{os.sep}"

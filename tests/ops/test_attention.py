@@ -152,7 +152,7 @@ def test_registered_op(chosen, dropout_p):
     given = inputs_of([5, 8, 0, 2])
     qkv, seed = given["qkv"].requires_grad_(), torch.tensor([7]) if dropout_p else None
     torch.library.opcheck(
-        torch.ops.fastbert.attention.default, (chosen, True, qkv, given["cu_seqlens"], 0.25, dropout_p, seed)
+        torch.ops.fastbert.attention.default, (chosen, True, qkv, None, given["cu_seqlens"], 0.25, dropout_p, seed)
     )
 
 

@@ -76,13 +76,14 @@ def test_add_layer_norm(isa, with_residual, rows, width, dtype):
     assert_op_accurate(add_layer_norm, naive, inputs, dtype)
 
 
-def naive_attention(qkv, cu_seqlens, scale=None, factors=None):
-    """`factors` (H, T, longest): what each probability is multiplied by."""
+def naive_attention(qkv, cu_seqlens, scale=None, factors=None, bias=None):
+    """`factors` (H, T, longest): what each probability is multiplied by; `bias(L)`: (H, L, L), added to the scores."""
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     parts = []
     for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
         q, k, v = qkv[start:end].unbind(1)
-        probs = torch.softmax(torch.einsum("qhd,khd->hqk", q, k) * scale, dim=-1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+        probs = torch.softmax(scores if bias is None else scores + bias(end - start), dim=-1)
         if factors is not None:
             probs = probs * factors[:, start:end, : end - start].to(probs.dtype)
         parts.append(torch.einsum("hqk,khd->qhd", probs, v))

@@ -98,7 +98,7 @@ def test_registered_ops(op):
     seed = torch.tensor([3], device=DEVICE)
     x, weight = x.requires_grad_(), torch.randn(V, E, device=DEVICE, requires_grad=True)
     arguments = {
-        "attention": ("triton", True, qkv, cu_seqlens, 0.25, 0.1, seed),
+        "attention": ("triton", True, qkv, None, cu_seqlens, 0.25, 0.1, seed),
         "linear_cross_entropy": ("triton", x, weight, None, labels, -100, [True, True, False]),
     }[op]
     torch.library.opcheck(getattr(torch.ops.fastbert, op).default, arguments)

@@ -169,7 +169,7 @@ def test_a_teacher_in_bf16_stays_in_it_under_autocast():
     teacher = a_model("mlm")
     student = make_student(teacher, num_layers=2)
     seen = []
-    teacher.cls.predictions.transform.register_forward_hook(lambda _, x, y: seen.append((x[0].dtype, y.dtype)))
+    teacher.cls.predictions.transform.dense.register_forward_hook(lambda _, x, y: seen.append((x[0].dtype, y.dtype)))
     distillation = TextDistillation(student, in_precision(teacher, "bf16"), DistillationSettings("t", **EVERYTHING))
     batch = micro_batch(student, "mlm")
     exact = TextDistillation(student, a_model("mlm"), DistillationSettings("t", **EVERYTHING))(batch, batch.counts)

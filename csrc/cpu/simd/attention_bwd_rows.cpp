@@ -1,4 +1,4 @@
-// softmax(scale q k^T) v of one head of one sequence, with dropout of the probabilities, and its gradient (Dao et al.,
+// softmax(scale q k^T + bias) v of one head of one sequence, with dropout of the probabilities, and its gradient (Dao et al.,
 // 2022); compiled once per instruction set.
 //
 // The forward goes over tiles of queries, as attention_rows.cpp does. It saves each query's largest score and 1 / its
@@ -104,6 +104,7 @@ void forward(const AttentionFwdTrain& training, int64_t start, int64_t L, int64_
     uint32_t* keys = static_cast<uint32_t*>(memory);
     uint32_t* values = keys + padded * words;
     float* scores = reinterpret_cast<float*>(values + panels(D) * TILE_N * words_of<T>(L));
+    const float* bias = op.distance_bias ? op.distance_bias + head * (2 * op.reach - 1) + op.reach - 1 : nullptr;
     pack_along(q + op.stride_3, op.stride_t, L, D, keys);
     pack_values(q + 2 * op.stride_3, op.stride_t, L, D, values);
 
@@ -116,7 +117,8 @@ void forward(const AttentionFwdTrain& training, int64_t start, int64_t L, int64_
         for (int i = 0; i < M; ++i) {
             const int64_t row = head * training.T + start + m + i;
             float row_max;
-            inverse[i] = exponentials<T>(scores + i * padded, L, padded, op.scale_log2, training.dropout,
+            if (bias) scale_and_add(scores + i * padded, L, op.scale_log2 * LN2, bias - (m + i));
+            inverse[i] = exponentials<T>(scores + i * padded, L, padded, bias ? LOG2E : op.scale_log2, training.dropout,
                                          row_key(training.dropout.seed, row), &row_max);
             if (!training.row_max) continue;
             training.row_max[row] = row_max;
@@ -142,9 +144,13 @@ struct Workspace {
     T* ds;                                    // (GROUP, Lp): dS^T
     uint32_t* ds_down;                        // (words of GROUP, Lp): dS^T, words along the keys
     float* dq;                                // (L, panels(D) * TILE_N)
+    // (L - 1 + Lp,): for key j they begin at L - 1 - j, queries along them. Null without a bias. A tile of keys adds to
+    // dbias; its sums are added up in double, as a diagonal may be long.
+    float *bias, *dbias;
+    double* dbias_sums;
     int64_t bytes;
 
-    Workspace(void* memory, int64_t L, int64_t D) {
+    Workspace(void* memory, int64_t L, int64_t D, bool has_bias) {
         bytes = 0;
         const auto take = [&](auto*& part, int64_t count) {
             part = reinterpret_cast<decltype(+part)>(reinterpret_cast<uintptr_t>(memory) + bytes);
@@ -167,11 +173,15 @@ struct Workspace {
         take(ds, GROUP * Lp);
         take(ds_down, PER_WORD<T> > 1 ? GROUP / PER_WORD<T> * Lp : 0);
         take(dq, L * panels(D) * TILE_N);
+        take(bias, has_bias ? L - 1 + Lp : 0);
+        take(dbias, has_bias ? L - 1 + Lp : 0);
+        take(dbias_sums, has_bias ? L - 1 + Lp : 0);
+        if (!has_bias) bias = nullptr;
     }
 };
 
 template <typename T>
-int64_t backward_scratch(int64_t L, int64_t D) { return Workspace<T>(nullptr, L, D).bytes; }
+int64_t backward_scratch(int64_t L, int64_t D) { return Workspace<T>(nullptr, L, D, true).bytes; }
 
 // Prepares the data of all queries: packed matrices, sums, deltas, mask keys. Beyond L the probabilities are zero.
 template <typename T>
@@ -206,6 +216,22 @@ void prepare(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, c
         store(w.delta + i, delta);
     }
     for (int64_t i = 0; i < L * panels(D) * TILE_N; i += WIDTH) store(w.dq + i, set(0.0f));
+    if (!w.bias) return;
+    const float* bias = op.distance_bias + head * (2 * op.reach - 1) + op.reach - 1;  // at key - query
+    for (int64_t i = 0; i < L - 1 + panels(L) * TILE_N; ++i) {
+        w.bias[i] = i < 2 * L - 1 ? bias[L - 1 - i] : 0.0f;
+        w.dbias[i] = 0.0f;
+        w.dbias_sums[i] = 0.0;
+    }
+}
+
+// Moves the sums of the keys [m, m + rows) to those of all keys.
+template <typename T>
+void add_to_dbias(int64_t L, int64_t m, int64_t rows, const Workspace<T>& w) {
+    for (int64_t i = L - m - rows; i < L - 1 - m + panels(L) * TILE_N; ++i) {
+        w.dbias_sums[i] += w.dbias[i];
+        w.dbias[i] = 0.0f;
+    }
 }
 
 // For keys [m, m + M): rows of P^T, rows of dS^T (from row `at` of the group on), and from these dK and dV.
@@ -215,10 +241,16 @@ void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, const 
     const Attention& op = back.op;
     const Dropout& dropout = back.dropout;
     const int64_t D = op.D, words = D / PER_WORD<T>, padded = panels(L) * TILE_N, lda = op.stride_t / PER_WORD<T>;
+    const Vec scale = set(op.scale_log2 * LN2);
+    const float* bias = w.bias ? w.bias + L - 1 - m : nullptr;
+    float* dbias = w.dbias + (w.bias ? L - 1 - m : 0);
     const auto load_key = [](const uint32_t* p) { return (Words)load_word(p); };
     const uint32_t* keys = reinterpret_cast<const uint32_t*>(k);
     product<T, M>(keys, lda, w.q_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec s) {
-        const Vec p = mul(exp2(mul(sub(s, load(w.row_max + n)), set(op.scale_log2))), load(w.inverse + n));
+        const Vec top = load(w.row_max + n);
+        const Vec above = bias ? mul(sub(fma(s, scale, load(bias - i + n)), top), set(LOG2E))
+                               : mul(sub(s, top), set(op.scale_log2));
+        const Vec p = mul(exp2(above), load(w.inverse + n));
         if (!dropout.threshold) {
             store(w.p + i * padded + n, p);
             store(w.kept + i * padded + n, p);
@@ -235,10 +267,11 @@ void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, const 
         const Vec p = load(w.p + i * padded + n), delta = load(w.delta + n);
         // A dropped probability is stored as -p: p (0 - delta) = (-p) delta.
         const Vec scaled = dropout.threshold ? mul(dp, set(dropout.scale)) : dp;
-        store(ds + i * padded + n, p < set(0.0f) ? mul(p, delta) : mul(p, sub(scaled, delta)));
+        const Vec change = p < set(0.0f) ? mul(p, delta) : mul(p, sub(scaled, delta));
+        store(ds + i * padded + n, change);
+        if (bias) store(dbias - i + n, add(load(dbias - i + n), change));
     });
     const int64_t panel = TILE_N * words_of<T>(L), stride = 3 * op.H * D, row = padded / PER_WORD<T>;
-    const Vec scale = set(op.scale_log2 * 0.6931471805599453f);
     product<T, M>(reinterpret_cast<const uint32_t*>(ds), row, w.q_down, panel, words_of<T>(L), D,
                   [&](int i, int64_t n, Vec acc) { store_within(dk + i * stride, n, D, mul(acc, scale)); });
     T* dv = dk + op.H * D;
@@ -277,7 +310,7 @@ void backward(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, 
     const T* q = static_cast<const T*>(op.qkv) + start * op.stride_t + head * D;
     const T* dy = static_cast<const T*>(back.dy) + (start * op.H + head) * D;
     T* dq = static_cast<T*>(back.dqkv) + start * stride + head * D;
-    const Workspace<T> w(memory, L, D);
+    const Workspace<T> w(memory, L, D, op.distance_bias != nullptr);
     prepare(back, start, L, head, q, dy, w);
     for (int64_t first = 0; first < L; first += GROUP) {
         const int64_t count = L - first < GROUP ? L - first : GROUP;
@@ -285,14 +318,18 @@ void backward(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, 
             const int64_t m = first + at;
             key_tile<T, decltype(rows)::value>(back, L, m, at, q + op.stride_3 + m * op.stride_t,
                                                dq + op.H * D + m * stride, w);
+            if (w.bias) add_to_dbias(L, m, decltype(rows)::value, w);
         });
         add_to_dq(L, D, first, count, w);
     }
-    const Vec scale = set(op.scale_log2 * 0.6931471805599453f);
+    const Vec scale = set(op.scale_log2 * LN2);
     for (int64_t i = 0; i < L; ++i)
         along(D, [&](int64_t n, int lanes) {
             store_part(dq + i * stride + n, mul(load(w.dq + i * panels(D) * TILE_N + n), scale), lanes);
         });
+    if (!w.bias) return;
+    float* parts = back.dbias_parts + 2 * (head * back.T + start);
+    for (int64_t i = 0; i < 2 * L - 1; ++i) parts[i] = static_cast<float>(w.dbias_sums[2 * L - 2 - i]);
 }
 
 }  // namespace

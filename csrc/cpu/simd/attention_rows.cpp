@@ -1,4 +1,4 @@
-// softmax(scale q k^T) v of one head of one sequence; compiled once per instruction set.
+// softmax(scale q k^T + bias) v of one head of one sequence; compiled once per instruction set.
 //
 // Keys and values are packed once into the caller's scratch memory. Each tile of queries then computes all its scores
 // (TILE_M x L fp32, in cache), their exponentials, and its context. No L x L matrix is stored.
@@ -90,6 +90,7 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
     uint32_t* keys = static_cast<uint32_t*>(memory);
     uint32_t* values = keys + sizes.keys;
     float* scores = reinterpret_cast<float*>(values + sizes.values);
+    const float* bias = op.distance_bias ? op.distance_bias + head * (2 * op.reach - 1) + op.reach - 1 : nullptr;
     // Prefetch the next head's rows: they are too far apart for a hardware prefetcher to predict. (It does predict
     // their second cache lines: prefetching those gained nothing.)
     const T* const parts[] = {q, k, v};
@@ -116,7 +117,11 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
                 store(scores + i * padded + p * TILE_N + j * WIDTH, score);
             });
         float inverse[TILE_M<T>];
-        for (int i = 0; i < rows; ++i) inverse[i] = exponentials<T>(scores + i * padded, L, padded, op.scale_log2);
+        for (int i = 0; i < rows; ++i) {
+            float* row = scores + i * padded;
+            if (bias) scale_and_add(row, L, op.scale_log2 * LN2, bias - (m + i));
+            inverse[i] = exponentials<T>(row, L, padded, bias ? LOG2E : op.scale_log2);
+        }
         for (int64_t p = 0; p < panels(op.D); ++p) {
             const uint32_t* probabilities = reinterpret_cast<const uint32_t*>(scores);
             const uint32_t* panel = values + p * TILE_N * sizes.key_words;

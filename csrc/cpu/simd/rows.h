@@ -41,6 +41,15 @@ static inline float highest(const float* p, int64_t n) {
     return highest(top);
 }
 
+constexpr float LN2 = 0.6931471805599453f, LOG2E = 1.4426950408889634f;
+
+// scores = scores * scale + bias, over [0, n).
+static inline void scale_and_add(float* scores, int64_t n, float scale, const float* bias) {
+    along(n, [&](int64_t i, int lanes) {
+        store(scores + i, fma(load(scores + i), set(scale), load_part(bias + i, lanes)));
+    });
+}
+
 // The sum of acc = f(acc, n, lanes) over [0, N), in two accumulators in the order of add_layer_norm_rows.cpp.
 template <typename F>
 static inline float sum_along(int64_t N, const F& f) {

@@ -1,4 +1,4 @@
-"""attention: softmax(scale q k^T) v within each sequence of a packed row."""
+"""attention: softmax(scale q k^T + bias) v within each sequence of a packed row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_offsets, check_probability, check_shape
 from fastbert.reference import attention as reference_attention
-from fastbert.reference import attention_bwd as reference_attention_bwd
+from fastbert.reference import attention_gradients as reference_gradients
 
 if TYPE_CHECKING:
     pass
@@ -37,6 +37,7 @@ def attention(
     *,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    bias: Tensor | None = None,
     checked: bool = False,
 ) -> Tensor:
     """(T, 3, H, D) -> (T, H, D); sequence b is rows cu_seqlens[b] to cu_seqlens[b+1] and sees only itself.
@@ -47,6 +48,7 @@ def attention(
         max_seqlen: at least the longest sequence.
         scale: the factor of the scores; None is D ** -0.5.
         dropout_p: the fraction of probabilities that are dropped.
+        bias: (H, 2P-1), P at least the longest sequence: column P - 1 + key - query is added to the scaled scores.
         checked: skip the checks of cu_seqlens and max_seqlen, which the caller has made, as `packing` does.
 
     Offsets on a GPU are not read by the host, which would wait for them: there a token after the last sequence gets
@@ -61,18 +63,32 @@ def attention(
     if not checked:
         check_offsets("attention", cu_seqlens, len(qkv), max_seqlen)
     check_probability("attention", "dropout_p", dropout_p)
+    kwargs: dict[str, Any] = {"scale": scale, "dropout_p": dropout_p}
+    if bias is not None:
+        _check_bias(bias, qkv.shape[2], max_seqlen)
+        kwargs["bias"] = bias
     if autocast_is_on(qkv):
         with autocast_off(qkv):
-            return attention(cast(qkv)[0], cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, checked=True)
-    kwargs = {"scale": scale, "dropout_p": dropout_p}
+            return attention(cast(qkv)[0], cu_seqlens, max_seqlen, **kwargs, checked=True)
     name, run = dispatch.choose("attention", qkv.device.type, qkv, cu_seqlens, max_seqlen, **kwargs)
     if torch.compiler.is_compiling() and not (dropout_p and name == "reference"):
         # The lengths are data: a compiled graph holds the op as one node or, with dropout, breaks at the reference.
         # A graph that holds the number max_seqlen would be recompiled for another one; T bounds it as well.
         seed = torch.randint(2**62, (1,), device=qkv.device) if dropout_p else None
         scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-        return torch.ops.fastbert.attention(name, needs_gradient(qkv), qkv, cu_seqlens, scale, dropout_p, seed)[0]
+        return torch.ops.fastbert.attention(
+            name, needs_gradient(qkv, bias), qkv, bias, cu_seqlens, scale, dropout_p, seed
+        )[0]
     return run(qkv, cu_seqlens, max_seqlen, **kwargs)
+
+
+def _check_bias(bias: Tensor, heads: int, max_seqlen: int) -> None:
+    if bias.dim() != 2 or len(bias) != heads or bias.shape[1] % 2 == 0 or bias.shape[1] < 2 * max_seqlen - 1:
+        raise ValueError(
+            f"attention: bias has shape {tuple(bias.shape)}; it must be ({heads}, an odd number of at least "
+            f"{2 * max_seqlen - 1}), twice max_seqlen less 1"
+        )
+    check_floating("attention", "bias", bias)
 
 
 # The op in a compiled graph. `backend` was chosen when the graph was compiled. If `training`, `saved` is what its
@@ -84,6 +100,7 @@ def _attention_op(
     backend: str,
     training: bool,
     qkv: Tensor,
+    bias: Tensor | None,
     cu_seqlens: Tensor,
     scale: float,
     dropout_p: float,
@@ -95,13 +112,15 @@ def _attention_op(
 
         qkv = rows_in_memory(qkv)
         arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
-        out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), **arguments)
+        out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), bias=bias, **arguments)
     elif backend == "native" and (training or dropout_p):
-        out, saved = native_attention_fwd_train(qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed))
+        out, saved = native_attention_fwd_train(
+            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed), bias=bias
+        )
     elif backend == "native":
-        out, saved = native_attention(qkv, cu_seqlens, len(qkv), scale=scale), None
+        out, saved = native_attention(qkv, cu_seqlens, len(qkv), scale=scale, bias=bias), None
     else:
-        out, saved = reference_attention(qkv, cu_seqlens, len(qkv), scale=scale).contiguous(), None
+        out, saved = reference_attention(qkv, cu_seqlens, len(qkv), scale=scale, bias=bias).contiguous(), None
     return out, _saved(backend, training, qkv) if saved is None or not training else saved
 
 
@@ -127,40 +146,53 @@ def _attention_bwd_op(
     backend: str,
     dout: Tensor,
     qkv: Tensor,
+    bias: Tensor | None,
     out: Tensor,
     saved: Tensor,
     cu_seqlens: Tensor,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         from fastbert.kernels.attention_bwd import attention_bwd
 
         qkv = rows_in_memory(qkv)
         arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
-        return attention_bwd(rows_in_memory(dout), qkv, out, saved, cu_seqlens, len(qkv), **arguments)
+        sums = None if bias is None else torch.empty_like(bias, dtype=torch.float32)
+        given = rows_in_memory(dout), qkv, out, saved, cu_seqlens, len(qkv)
+        dqkv = attention_bwd(*given, bias=bias, dbias=sums, **arguments)
+        return dqkv, _dbias(None) if bias is None or sums is None else sums.to(bias.dtype)
     if backend == "native":
-        return native_attention_bwd(
-            dout, qkv, cu_seqlens, out, saved, scale=scale, dropout_p=dropout_p, seed=_number(seed)
+        dqkv, dbias = native_attention_bwd(
+            dout, qkv, cu_seqlens, out, saved, scale=scale, dropout_p=dropout_p, seed=_number(seed), bias=bias
         )
-    return reference_attention_bwd(dout, qkv, cu_seqlens, len(qkv), scale=scale).contiguous()
+        return dqkv, _dbias(bias) if dbias is None or bias is None else dbias.to(bias.dtype)
+    dqkv, dbias = reference_gradients(dout, qkv, cu_seqlens, scale, bias)
+    return dqkv.contiguous(), _dbias(None) if dbias is None else dbias
+
+
+def _dbias(bias: Tensor | None) -> Tensor:
+    """Memory for a bias's gradient; empty without a bias, as an op returns tensors only."""
+    return torch.empty(0) if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)
 
 
 @_attention_bwd_op.register_fake
-def _(backend: str, dout: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+def _(backend: str, dout: Tensor, qkv: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), _dbias(bias)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.backend, _, qkv, cu_seqlens, ctx.scale, ctx.dropout_p, seed = inputs
-    ctx.save_for_backward(qkv, *output, cu_seqlens, seed)
+    ctx.backend, _, qkv, bias, cu_seqlens, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(qkv, bias, *output, cu_seqlens, seed)
 
 
 def _backward(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *saved, cu_seqlens, seed = ctx.saved_tensors
-    dqkv = torch.ops.fastbert.attention_bwd(ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed)
-    return None, None, dqkv, None, None, None, None
+    dqkv, dbias = torch.ops.fastbert.attention_bwd(
+        ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed
+    )
+    return None, None, dqkv, None if saved[1] is None else dbias, None, None, None, None
 
 
 _attention_op.register_autograd(_backward, setup_context=_save)

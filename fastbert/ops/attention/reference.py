@@ -15,9 +15,17 @@ if TYPE_CHECKING:
     pass
 
 
-def second_derivative(qkv: Tensor, cu_seqlens: Tensor, dy: Tensor, constants: dict[str, Any]) -> Tensor | None:
-    forward = partial(reference.attention_formula, cu_seqlens=cu_seqlens, scale=constants["scale"])
-    return differentiable_gradients("attention", forward, (qkv,), (True,), dy, constants["dropout_p"])[0]
+def second_derivative(
+    qkv: Tensor, bias: Tensor | None, cu_seqlens: Tensor, dy: Tensor, constants: dict[str, Any]
+) -> list[Tensor | None]:
+    """The gradients of qkv and of the bias, as functions of both and of dy."""
+    forward = partial(_formula, cu_seqlens=cu_seqlens, scale=constants["scale"])
+    needed = True, bias is not None
+    return differentiable_gradients("attention", forward, (qkv, bias), needed, dy, constants["dropout_p"])
+
+
+def _formula(qkv: Tensor, bias: Tensor | None, *, cu_seqlens: Tensor, scale: float | None) -> Tensor:
+    return reference.attention_formula(qkv, cu_seqlens, scale, bias)
 
 
 class _DifferentiableTwice(torch.autograd.Function):
@@ -39,7 +47,7 @@ class _DifferentiableTwice(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             qkv, cu_seqlens = ctx.saved_tensors
-            return second_derivative(qkv, cu_seqlens, dout, ctx.constants), None, None, None, None
+            return second_derivative(qkv, None, cu_seqlens, dout, ctx.constants)[0], None, None, None, None
         if dout.is_cpu and dout.dtype == torch.float32 and not ctx.constants["dropout_p"]:
             qkv, cu_seqlens = ctx.saved_tensors
             dqkv = reference.attention_bwd(dout, qkv, cu_seqlens, len(qkv), scale=ctx.constants["scale"])
@@ -47,7 +55,17 @@ class _DifferentiableTwice(torch.autograd.Function):
         return None, dout, None, None, None
 
 
-def run_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
+def run_reference(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float | None,
+    dropout_p: float,
+    bias: Tensor | None = None,
+) -> Tensor:
+    if bias is not None:
+        return reference.attention_formula(qkv, cu_seqlens, scale, bias, dropout_p)
     out = reference.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p)
     if not needs_gradient(qkv) or torch.compiler.is_compiling() or torch.jit.is_tracing() or reference.is_transformed():
         return out

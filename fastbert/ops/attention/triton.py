@@ -22,38 +22,52 @@ from fastbert.ops.attention.reference import second_derivative
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None, dropout_p: float
+        ctx: Any,
+        qkv: Tensor,
+        bias: Tensor | None,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        scale: float | None,
+        dropout_p: float,
     ) -> Tensor:
         from fastbert.kernels.attention import attention_fwd
 
         qkv = rows_in_memory(qkv)
         ctx.arguments = triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
         ctx.max_seqlen = max_seqlen
-        out, statistics = attention_fwd(qkv, cu_seqlens, max_seqlen, **ctx.arguments)
-        ctx.save_for_backward(qkv, out, statistics, cu_seqlens)
+        out, statistics = attention_fwd(qkv, cu_seqlens, max_seqlen, bias=bias, **ctx.arguments)
+        ctx.save_for_backward(qkv, bias, out, statistics, cu_seqlens)
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         from fastbert.kernels.attention_bwd import attention_bwd
 
+        qkv, bias, out, statistics, cu_seqlens = ctx.saved_tensors
         if torch.is_grad_enabled():
-            dqkv = second_derivative(ctx.saved_tensors[0], ctx.saved_tensors[3], dout, ctx.arguments)
-            return dqkv, None, None, None, None
-        dqkv = attention_bwd(rows_in_memory(dout), *ctx.saved_tensors, ctx.max_seqlen, **ctx.arguments)
-        return dqkv, None, None, None, None
+            return *second_derivative(qkv, bias, cu_seqlens, dout, ctx.arguments), None, None, None, None
+        dbias = None if bias is None else torch.empty_like(bias, dtype=torch.float32)
+        given = rows_in_memory(dout), qkv, out, statistics, cu_seqlens, ctx.max_seqlen
+        dqkv = attention_bwd(*given, bias=bias, dbias=dbias, **ctx.arguments)
+        return dqkv, None if bias is None or dbias is None else dbias.to(bias.dtype), None, None, None, None
 
 
-def run_triton(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float) -> Tensor:
+def run_triton(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float | None,
+    dropout_p: float,
+    bias: Tensor | None = None,
+) -> Tensor:
     from fastbert.kernels.attention import attention_fwd
 
-    if needs_gradient(qkv):
-        return _TritonAttention.apply(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+    if needs_gradient(qkv, bias):
+        return _TritonAttention.apply(qkv, bias, cu_seqlens, max_seqlen, scale, dropout_p)
     qkv = rows_in_memory(qkv)
-    out, _ = attention_fwd(
-        qkv, cu_seqlens, max_seqlen, **triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
-    )
-    return out
+    arguments = triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+    return attention_fwd(qkv, cu_seqlens, max_seqlen, bias=bias, **arguments)[0]
 
 
 def triton_arguments(
@@ -85,11 +99,19 @@ def rows_in_memory(x: Tensor) -> Tensor:
 
 
 def supports_triton(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, scale: float | None, dropout_p: float
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float | None,
+    dropout_p: float,
+    bias: Tensor | None = None,
 ) -> str | None:
     reason = reason_against(qkv)
     if reason is not None:
         return reason
+    if bias is not None and bias.device != qkv.device:
+        return f"a bias on {bias.device}; it takes one device"
     if qkv.shape[-1] > 128:
         return f"head dim {qkv.shape[-1]}; it takes up to 128"
     if qkv.shape[2] > 65535:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastbert.model import BertModel, BertPreTrainedModel
+from fastbert.config import family_of
+from fastbert.model import BertPreTrainedModel
 from fastbert.model.layer import Layer
 from fastbert.model.plan import project
 from fastbert.training.distill.losses import relation_loss, state_loss
@@ -119,5 +120,6 @@ class LayerLosses(nn.Module):
 
 def _qkv(model: BertPreTrainedModel, layer: int, states: Sequence[Tensor]) -> Tensor:
     """Queries, keys and values (T, 3, H, D) of a layer, recomputed from its input states."""
-    bert = model if isinstance(model, BertModel) else model.bert
-    return Layer(bert.encoder.layer[layer]).project_qkv(states[layer], model.matmul_precision)
+    family = family_of(model.config.model_type)
+    module = family.layers(model.base_model)[layer]
+    return Layer(module, family.layer).project_qkv(states[layer], model.matmul_precision)

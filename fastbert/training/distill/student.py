@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from fastbert.model import BertModel, BertPreTrainedModel
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.model import BertPreTrainedModel
+from fastbert.model.bert import EncoderModel
+from fastbert.tokenizer.tokenizer import Tokenizer
 
-_LAYER = re.compile(r"(^|\.)encoder\.layer\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|(?<=\.))layer\.(\d+)\.")
 
 
 def spread(layers: int, teacher_layers: int) -> list[int]:
@@ -71,7 +72,7 @@ def make_student(
             raise ValueError(f"{name} is {sizes[name]}; the teacher has {getattr(config, name)}, a student no more")
     if dropout is not None:
         sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    options = {"add_pooling_layer": teacher.pooler is not None} if isinstance(teacher, BertModel) else {}
+    options = {"add_pooling_layer": teacher.pooler is not None} if isinstance(teacher, EncoderModel) else {}
     student = type(teacher)(replace(deepcopy(config), num_hidden_layers=len(layers), **sizes), **options)
     _copy(teacher, student, layers)
     student.matmul_precision = teacher.matmul_precision
@@ -87,7 +88,7 @@ def check_layers(name: str, layers: Sequence[int], count: int) -> None:
             raise ValueError(f"{name}: {layer} is no layer of the teacher, which has 0 to {count - 1}")
 
 
-def check_vocabularies(teacher: BertTokenizer, student: BertTokenizer) -> None:
+def check_vocabularies(teacher: Tokenizer, student: Tokenizer) -> None:
     """Raises ValueError if a token does not have the same id in both vocabularies."""
     theirs, own = teacher.get_vocab(), student.get_vocab()
     if theirs == own:
@@ -105,5 +106,5 @@ def check_vocabularies(teacher: BertTokenizer, student: BertTokenizer) -> None:
 def _copy(teacher: BertPreTrainedModel, student: BertPreTrainedModel, layers: Sequence[int]) -> None:
     theirs = dict(teacher.named_parameters())
     for name, parameter in student.named_parameters():
-        source = theirs[_LAYER.sub(lambda found: f"{found[1]}encoder.layer.{layers[int(found[2])]}.", name)]
+        source = theirs[_LAYER.sub(lambda found: f"layer.{layers[int(found[1])]}.", name)]
         parameter.copy_(source[tuple(map(slice, parameter.shape))])

@@ -86,7 +86,7 @@ class TextDistillation(Objective):
 
         Both losses compute the logits for a few tokens at a time, and again in the backward.
         """
-        head = self.model.cls.predictions
+        head = self.model.predictions
         if not len(student) or not self.settings.output_weight:
             return head(student[:0]).sum().float().expand(2)  # a gradient of 0 for every parameter, as DDP expects
         labels = micro_batch.batch.labels.index_select(0, micro_batch.labelled)
@@ -98,10 +98,10 @@ class TextDistillation(Objective):
         return torch.stack(sums).sum(dim=0)
 
     def _word_sums(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        logits = self.model.cls.predictions(student).float()
+        logits = self.model.predictions(student).float()
         right = F.cross_entropy(logits, labels, reduction="sum")
         if self.settings.alpha == 1:
             return torch.stack([right, torch.zeros_like(right)])
         with teaching(teacher.device):
-            targets = self.teacher.cls.predictions(teacher)
+            targets = self.teacher.predictions(teacher)
         return torch.stack([right, choice_loss(logits, targets, self.settings.temperature)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.finetune.examples import QuestionExample
 from fastbert.training.finetune.features import Feature
 from fastbert.training.finetune.settings import FinetuneSettings
@@ -17,7 +17,7 @@ _REPORTED = 3  # spans of the n best in a prediction
 
 
 def encode(
-    examples: Sequence[QuestionExample], tokenizer: BertTokenizer, labels: list[str], settings: FinetuneSettings
+    examples: Sequence[QuestionExample], tokenizer: Tokenizer, labels: list[str], settings: FinetuneSettings
 ) -> list[Feature]:
     """Windows [CLS] question [SEP] context [SEP]; the label is the first answer's first and last token.
 
@@ -27,7 +27,7 @@ def encode(
         ValueError: a window is too short for a question and a stride.
     """
     assert settings.max_length is not None, "Recipe.read fills it in"
-    room = settings.max_length - settings.max_question - 3
+    room = settings.max_length - settings.max_question - tokenizer.num_special_tokens_to_add(pair=True)
     if settings.stride >= room:
         raise ValueError(
             f"stride is {settings.stride}; max_length {settings.max_length} leaves {room} tokens of context next to a "
@@ -53,7 +53,7 @@ def encode(
     return features
 
 
-def _cut(question: str, tokenizer: BertTokenizer, most: int) -> str:
+def _cut(question: str, tokenizer: Tokenizer, most: int) -> str:
     """The text of the first `most` tokens."""
     encoding = tokenizer(question, add_special_tokens=False).encodings[0]
     return question if len(encoding) <= most else question[: encoding.offsets[most - 1][1]]

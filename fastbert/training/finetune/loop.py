@@ -19,7 +19,8 @@ from fastbert.config import BertConfig
 from fastbert.inference.batching import token_budget_batches
 from fastbert.model import BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.auto import AutoTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.features import Feature, plan_epoch
 from fastbert.training.finetune.layers import freeze, layer_groups
@@ -46,7 +47,7 @@ class Dataset:
     def truncated(self) -> int:
         return sum(feature.truncated for feature in self.features)
 
-    def unknown(self, tokenizer: BertTokenizer) -> tuple[int, int]:
+    def unknown(self, tokenizer: Tokenizer) -> tuple[int, int]:
         """The number of [UNK] tokens, and of all but [CLS], [SEP] and [PAD]."""
         special = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
         ids = np.concatenate([ids for feature in self.features for ids, _ in feature.sequences])
@@ -76,7 +77,7 @@ class Recipe:
 
     settings: FinetuneSettings
     task: Task
-    tokenizer: BertTokenizer
+    tokenizer: Tokenizer
     labels: list[str]
     train: Dataset
     dev: Dataset
@@ -103,8 +104,9 @@ class Recipe:
         """
         task = task_of(settings)
         config = BertConfig.from_pretrained(model, revision=revision)
-        tokenizer = BertTokenizer.from_pretrained(model, revision=revision)
-        most = config.max_position_embeddings
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        tokenizer = tokenizer.with_prefix_space() if task.splits_words else tokenizer
+        most = config.max_length
         limit = min(tokenizer.model_max_length, most, task.max_length or most)
         if settings.max_length is not None and settings.max_length > most:
             raise ValueError(f"max_length is {settings.max_length}; the model takes {most} tokens")

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.model import (
-    BertForMultipleChoice,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertPreTrainedModel,
+from fastbert.model.auto import (
+    Auto,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 from fastbert.model.outputs import ModelOutput
-from fastbert.tokenizer.bert import BertTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.finetune import answers, metrics
 from fastbert.training.finetune import examples as files
 from fastbert.training.finetune.examples import (
@@ -42,18 +42,19 @@ Predictions = list[dict[str, Any]]
 class Task:
     """One kind of fine-tuning."""
 
-    model: type[BertPreTrainedModel]
+    model: type[Auto]
     problem_type: str | None  # config.problem_type, which selects the head's loss
     scores: tuple[str, ...]  # names of the scores; the first selects the best checkpoint
     read: Callable[[Path, Reading], list]
     labels: Callable[[list], list[str]]  # the label set of training examples, in the order of its ids; may be empty
-    encode: Callable[[Sequence, BertTokenizer, list[str], FinetuneSettings], list[Feature]]
+    encode: Callable[[Sequence, Tokenizer, list[str], FinetuneSettings], list[Feature]]
     collate: Callable[[Sequence[Feature]], dict[str, Any]]  # the model's arguments, including labels
     logits: Callable[[ModelOutput, Sequence[Feature]], list[np.ndarray]]  # of each feature
     decode: Callable[[Sequence, Sequence[Feature], Sequence[np.ndarray], list[str], FinetuneSettings], Predictions]
     score: Callable[[Predictions, list[str]], dict[str, float]]
     # For the report: precision, recall and F1 of each class or entity type.
     details: Callable[[Predictions, list[str]], dict[str, dict[str, float]]] = lambda predictions, labels: {}
+    splits_words: bool = False  # whether texts come as words
     weighable: bool = False  # whether its classes can be given weights
     two_class_scores: tuple[str, ...] = ()  # scores that exist for two labels only
     max_length: int | None = None  # default; None for as many as the model takes
@@ -65,7 +66,7 @@ class Task:
 
 def _encode_texts(
     examples: Sequence[TextExample],
-    tokenizer: BertTokenizer,
+    tokenizer: Tokenizer,
     labels: list[str],
     settings: FinetuneSettings,
     *,
@@ -82,7 +83,7 @@ def _encode_texts(
 
 
 def _sequences(
-    texts: Sequence[tuple[str, str | None]], tokenizer: BertTokenizer, max_length: int | None
+    texts: Sequence[tuple[str, str | None]], tokenizer: Tokenizer, max_length: int | None
 ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
     """Ids and types of each text or pair, and whether it was cut. Either all are pairs or none is."""
     for start in range(0, len(texts), _TOKENIZED_TOGETHER):
@@ -197,7 +198,7 @@ def _label_tables(predictions: Predictions, labels: list[str]) -> tuple[np.ndarr
 
 
 def _encode_words(
-    examples: Sequence[WordsExample], tokenizer: BertTokenizer, labels: list[str], settings: FinetuneSettings
+    examples: Sequence[WordsExample], tokenizer: Tokenizer, labels: list[str], settings: FinetuneSettings
 ) -> list[Feature]:
     """Labels the first token of each word with its tag; other tokens and special tokens have no label."""
     ids = {label: i for i, label in enumerate(labels)}
@@ -276,7 +277,7 @@ def _span_logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.nd
 
 
 def _encode_choices(
-    examples: Sequence[ChoiceExample], tokenizer: BertTokenizer, labels: list[str], settings: FinetuneSettings
+    examples: Sequence[ChoiceExample], tokenizer: Tokenizer, labels: list[str], settings: FinetuneSettings
 ) -> list[Feature]:
     pairs = [(example.text, choice) for example in examples for choice in example.choices]
     sequences = _sequences(pairs, tokenizer, settings.max_length)
@@ -328,7 +329,7 @@ def loss_of(output: ModelOutput, arguments: dict[str, Any], class_weights: Tenso
 
 TASKS: dict[str, Task] = {
     "classification": Task(
-        model=BertForSequenceClassification,
+        model=AutoModelForSequenceClassification,
         problem_type="single_label_classification",
         scores=("f1_macro", "accuracy", "f1_micro", "matthews"),  # accuracy is high where a rare class is never found
         two_class_scores=("f1_binary", "auc"),
@@ -343,7 +344,7 @@ TASKS: dict[str, Task] = {
         weighable=True,
     ),
     "multi-label": Task(
-        model=BertForSequenceClassification,
+        model=AutoModelForSequenceClassification,
         problem_type="multi_label_classification",
         scores=("f1_micro", "f1_macro", "accuracy"),
         read=files.read_label_lists,
@@ -357,7 +358,7 @@ TASKS: dict[str, Task] = {
         options=(*TEXTS, "label_separator"),
     ),
     "regression": Task(
-        model=BertForSequenceClassification,
+        model=AutoModelForSequenceClassification,
         problem_type="regression",
         scores=("spearman", "pearson", "mse", "mae"),
         read=files.read_scores,
@@ -369,7 +370,7 @@ TASKS: dict[str, Task] = {
         score=lambda predictions, labels: metrics.regression(*_sides(predictions)),
     ),
     "token-classification": Task(
-        model=BertForTokenClassification,
+        model=AutoModelForTokenClassification,
         problem_type=None,
         scores=("f1", "precision", "recall", "accuracy"),
         read=files.read_words,
@@ -380,11 +381,12 @@ TASKS: dict[str, Task] = {
         decode=_decode_words,
         score=lambda predictions, labels: metrics.entities(*_sides(predictions)),
         details=lambda predictions, labels: metrics.per_entity_type(*_sides(predictions)),
+        splits_words=True,
         weighable=True,
         options=("words", "tags"),
     ),
     "question-answering": Task(
-        model=BertForQuestionAnswering,
+        model=AutoModelForQuestionAnswering,
         problem_type=None,
         scores=("f1", "exact_match"),
         read=files.read_questions,
@@ -403,7 +405,7 @@ TASKS: dict[str, Task] = {
         ),
     ),
     "multiple-choice": Task(
-        model=BertForMultipleChoice,
+        model=AutoModelForMultipleChoice,
         problem_type=None,
         scores=("accuracy",),
         read=files.read_choices,
