@@ -68,14 +68,25 @@ def linear(
     *,
     activation: str | None = None,
     precision: str | None = None,
-) -> Tensor:  # (T, F)
+    gated: bool = False,
+) -> Tensor:  # (T, F), gated (T, F / 2)
     if precision == "int8":
-        return linear_int8(x, weight, bias, activation=activation)
+        return linear_int8(x, weight, bias, activation=activation, gated=gated)
     y = F.linear(x, weight, bias)  # "high" and "highest" permit less than fp32 but do not require it
-    return y if activation is None else ACTIVATIONS[activation](y)
+    return activated(y, activation, gated)
 
 
-def linear_int8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+def activated(z: Tensor, activation: str | None, gated: bool = False) -> Tensor:
+    """act(z); gated, act(a) b of the halves a and b of z's columns (Shazeer, 2020)."""
+    if not gated:
+        return z if activation is None else ACTIVATIONS[activation](z)
+    a, b = z.chunk(2, dim=-1)
+    return activated(a, activation) * b
+
+
+def linear_int8(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None, gated: bool = False
+) -> Tensor:
     """Rotates x and weight and rounds both to int8, with a scale per row; sums in int32, the rest in fp32."""
     with torch.autocast(x.device.type, enabled=False):  # it would round the sums to bf16
         (x8, x_scale), (weight8, weight_scale) = (quantize_rows(rotate(t)) for t in (x, weight))
@@ -84,7 +95,7 @@ def linear_int8(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activa
         sums = reduce(torch.add, (F.linear(a.float(), b.float()).int() for a, b in blocks))
         y = sums.float() * x_scale * weight_scale.mT
         y = y if bias is None else y + bias.float()
-        return (y if activation is None else ACTIVATIONS[activation](y)).to(x.dtype)
+        return activated(y, activation, gated).to(x.dtype)
 
 
 def describe_precision(precision: str | None) -> str | None:
@@ -129,16 +140,18 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     bias: Tensor | None = None,  # (H, 2P-1)
+    window: int | None = None,
 ) -> Tensor:  # (T, H, D)
     """Attention within each sequence; a token after the last sequence gets zeros."""
     if bias is not None:
-        return attention_formula(qkv, cu_seqlens, scale, bias, dropout_p)
+        return attention_formula(qkv, cu_seqlens, scale, bias, dropout_p, window)
     if not dropout_p and not torch.compiler.is_compiling() and is_transformed():
-        return attention_formula(qkv, cu_seqlens, scale)
+        return attention_formula(qkv, cu_seqlens, scale, window=window)
     contexts = []
     for run in _equal_length_runs(qkv, cu_seqlens):
         q, k, v = run.permute(2, 0, 3, 1, 4)  # each (N, H, L, D)
-        context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
+        mask = None if window is None else within_window(run.shape[1], window, run.device)
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
         contexts.append(context.transpose(1, 2).flatten(0, 1))
     return _with_tail(torch.cat(contexts) if contexts else qkv[:0, 0].clone(), len(qkv))
 
@@ -149,6 +162,7 @@ def attention_formula(
     scale: float | None = None,
     bias: Tensor | None = None,
     dropout_p: float = 0.0,
+    window: int | None = None,
 ) -> Tensor:
     """`attention` by formula, (T, 3, H, D) -> (T, H, D): differentiable to any order in both modes."""
     scale, contexts = qkv.shape[-1] ** -0.5 if scale is None else scale, []
@@ -157,6 +171,8 @@ def attention_formula(
         wide = torch.promote_types(q.dtype, torch.float32)
         scores = q @ k.mT * scale
         scores = scores if bias is None else scores.to(wide) + bias_of_distances(bias, run.shape[1]).to(wide)
+        if window is not None:
+            scores = scores.masked_fill(~within_window(run.shape[1], window, run.device), -torch.inf)
         probs = torch.softmax(scores, dim=-1, dtype=wide)
         probs = F.dropout(probs, dropout_p) if dropout_p else probs
         contexts.append((probs.to(v.dtype) @ v).transpose(1, 2).flatten(0, 1))
@@ -167,6 +183,36 @@ def bias_of_distances(bias: Tensor, length: int) -> Tensor:
     """The bias of each query and key, (H, L, L), from that of each distance, (H, 2P-1): column P - 1 + key - query."""
     middle = bias.shape[1] // 2
     return bias[:, middle - length + 1 : middle + length].unfold(1, length, 1).flip(1)
+
+
+def within_window(length: int, window: int, device: torch.device) -> Tensor:
+    """(L, L) bool: True where key and query are at most `window` apart."""
+    place = torch.arange(length, device=device)
+    return (place[:, None] - place).abs() <= window
+
+
+def rotary(
+    qkv: Tensor,  # (T, H + 2G, D)
+    table: Tensor,  # (P, D): cosines of D / 2 angles, then their sines, in fp32
+    positions: Tensor,  # (T,)
+    num_heads: int,
+) -> Tensor:  # (T, 3, H, D)
+    """Rotary positions (Su et al., 2021) of queries and keys: columns i and i + D / 2 turn by the i-th angle.
+
+    Keys and values of G heads are repeated for the H heads of queries.
+    """
+    groups = (qkv.shape[1] - num_heads) // 2
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    cos, sin = (part[:, None] for part in table[positions].to(wide).chunk(2, dim=1))
+    q, k, v = qkv.split((num_heads, groups, groups), dim=1)
+
+    def turned(x: Tensor) -> Tensor:
+        a, b = x.to(wide).chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+    repeats = num_heads // groups
+    k, v = (x if repeats == 1 else x.repeat_interleave(repeats, dim=1) for x in (turned(k), v))
+    return torch.stack([turned(q), k, v], dim=1)
 
 
 def is_transformed() -> bool:
@@ -181,13 +227,19 @@ def attention_bwd(
     max_seqlen: int,
     *,
     scale: float | None = None,
+    window: int | None = None,
 ) -> Tensor:  # (T, 3, H, D)
     """The gradient of `attention` without dropout, from its input alone (Dao et al., 2022, appendix B.2)."""
-    return attention_gradients(dout, qkv, cu_seqlens, scale, None)[0]
+    return attention_gradients(dout, qkv, cu_seqlens, scale, None, window)[0]
 
 
 def attention_gradients(
-    dout: Tensor, qkv: Tensor, cu_seqlens: Tensor, scale: float | None, bias: Tensor | None
+    dout: Tensor,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    scale: float | None,
+    bias: Tensor | None,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of qkv and of the bias, as `attention_bwd`."""
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
@@ -198,6 +250,8 @@ def attention_gradients(
         do, length = drun.transpose(1, 2), run.shape[1]
         scores = q @ k.mT * scale
         scores = scores if bias is None else scores.to(wide) + bias_of_distances(bias, length).to(wide)
+        if window is not None:
+            scores = scores.masked_fill(~within_window(length, window, run.device), -torch.inf)
         p = torch.softmax(scores, dim=-1, dtype=wide)
         dp = (do @ v.mT).to(p.dtype)
         dscores = p * (dp - (p * dp).sum(-1, keepdim=True))
@@ -232,6 +286,7 @@ def padded_attention(
     queries: Tensor | None = None,  # (B, S) bool
     dropout_p: float = 0.0,
     bias: Tensor | None = None,  # (H, 2P-1), as for `attention`
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention with explicit probabilities: returns the context (B, S, H, D) and the probabilities (B, H, S, S).
 
@@ -240,6 +295,7 @@ def padded_attention(
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
     keys = mask[:, None, None, :]
+    keys = keys if window is None else keys & within_window(qkv.shape[1], window, qkv.device)
     scores = q @ k.mT * qkv.shape[-1] ** -0.5
     scores = scores if bias is None else scores + bias_of_distances(bias, qkv.shape[1]).to(q.dtype)
     scores = scores.masked_fill(~keys, torch.finfo(q.dtype).min)
@@ -255,10 +311,13 @@ def attention_to_keys(
     *,
     dropout_p: float = 0.0,
     bias: Tensor | None = None,  # (H, 2P-1), as for `attention`
+    window: int | None = None,
 ) -> Tensor:  # (B, S, H, D)
     """Attention of every column to the columns of its row where `keys` is True; to all of them if it has none."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
-    mask = (keys | ~keys.any(1, keepdim=True))[:, None, None, :]
+    mask = keys[:, None, None, :]
+    mask = mask if window is None else mask & within_window(qkv.shape[1], window, qkv.device)
+    mask = mask | ~mask.any(-1, keepdim=True)
     if bias is not None:
         mask = torch.where(mask, bias_of_distances(bias, qkv.shape[1]).to(q.dtype), -torch.inf)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p).transpose(1, 2)
@@ -268,28 +327,40 @@ def add_layer_norm(
     x: Tensor,  # (T, E)
     residual: Tensor | None,  # (T, E)
     weight: Tensor,  # (E,)
-    bias: Tensor,  # (E,)
+    bias: Tensor | None,  # (E,)
     *,
     eps: float,
     dropout_p: float = 0.0,
-) -> Tensor:  # (T, E)
+    rms: bool = False,
+    return_sum: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # (T, E), with the sum (T, E) if `return_sum`
     x = F.dropout(x, dropout_p) if dropout_p else x
     x = x if residual is None else x + residual
-    return layer_norm(x, weight, bias, eps)
+    y = rms_norm(x, weight, eps) if rms else layer_norm(x, weight, bias, eps)
+    return (y, x) if return_sum else y
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich, 2019), in fp32 at least."""
+    rows = x.to(torch.promote_types(x.dtype, torch.float32))
+    rows = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)
+    return (rows * weight.to(rows.dtype)).to(x.dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """LayerNorm over the last dimension; the gradients of weight and bias are summed in at least fp32.
 
     torch sums them over the rows in the dtype of x, which in bf16 on a CPU loses most of them.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    if x.dtype != wide and torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad):
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if x.dtype != wide and torch.is_grad_enabled() and trained:
         rows = x.float()
         rows = rows - rows.mean(-1, keepdim=True).detach()  # same result, without the digits that a large mean costs
-        return F.layer_norm(rows, weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
-    if not (weight.dtype == bias.dtype in (x.dtype, wide)):  # F.layer_norm rejects other combinations
-        weight, bias = weight.to(wide), bias.to(wide)
+        weight, bias = weight.float(), None if bias is None else bias.float()
+        return F.layer_norm(rows, weight.shape, weight, bias, eps).to(x.dtype)
+    if weight.dtype not in (x.dtype, wide) or (bias is not None and bias.dtype != weight.dtype):
+        weight, bias = weight.to(wide), None if bias is None else bias.to(wide)  # F.layer_norm rejects the others
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 

@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <tuple>
+
 #include "bwd.h"
 
 namespace fastbert::bindings {
@@ -25,6 +27,11 @@ void check_offsets(const int32_t* cu_seqlens, int64_t B, int64_t T);
 
 Dropout dropout_of(uint64_t seed, double p);
 
+// What all layers share, as Python passes it: dtype, precision, activation, gated, pre_norm, rms, E, H, G, eps,
+// scale_log2, the last norm's weight and bias.
+using EncoderKind = std::tuple<int, int, int, bool, bool, bool, int64_t, int64_t, int64_t, float, float, Address, Address>;
+Encoder encoder_of(const EncoderKind& kind, int64_t L, Address layers);
+
 // Runs an op with the GIL released.
 template <typename Op>
 void call(void (*run)(const Op& op, Isa isa, int threads), const Op& op, int dtype, int isa, int threads) {
@@ -43,6 +50,7 @@ void bind_linear(py::module_& m);
 void bind_linear_cross_entropy(py::module_& m);
 void bind_packing(py::module_& m);
 void bind_peak(py::module_& m);
+void bind_rotary(py::module_& m);
 void bind_checksum(py::module_& m);
 void bind_same_objects(py::module_& m);
 

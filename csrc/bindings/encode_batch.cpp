@@ -11,18 +11,15 @@ EmbedTable table(const Rows& rows) { return {std::get<0>(rows), nullptr, std::ge
 
 void bind_encode_batch(py::module_& m) {
     py::class_<BatchEncoder>(m, "BatchEncoder")
-        .def(py::init([](int dtype, int precision, int activation, int64_t E, int64_t H, int64_t L, Address layers,
-                         float eps, float scale_log2, const Rows& word, const Rows& token_type, const Rows& position,
-                         Address weight, Address bias, float embed_eps, Address pooler) {
+        .def(py::init([](const EncoderKind& kind, int64_t L, Address layers, const Rows& word, const Rows& token_type,
+                         const Rows& position, Address weight, Address bias, float embed_eps, Address pooler,
+                         int64_t places) {
             BatchEncoder model = {};
-            model.embed = {static_cast<DType>(dtype), 0, E, table(word), table(token_type), table(position), weight,
+            model.layers = encoder_of(kind, L, layers);
+            model.embed = {model.layers.dtype, 0, model.layers.E, table(word), table(token_type), table(position), weight,
                            bias, nullptr, nullptr, embed_eps, dropout_of(0, 0.0)};
-            model.layers.dtype = static_cast<DType>(dtype);
-            model.layers.precision = checked_precision(precision);
-            model.layers.activation = static_cast<Activation>(activation);
-            model.layers.E = E, model.layers.H = H, model.layers.L = L, model.layers.layers = layers;
-            model.layers.eps = eps, model.layers.scale_log2 = scale_log2;
             model.pooler = pooler;
+            model.places = places;
             return model;
         }))
         .def("workspace_bytes", [](const BatchEncoder& model, int64_t B, int64_t S, int isa, int threads) {

@@ -31,6 +31,7 @@ void bind_linear(py::module_& m) {
                                           std::pair("high", Precision::high), std::pair("highest", Precision::highest)})
         m.attr((std::string("PRECISION_") + name).c_str()) = static_cast<int>(precision);
     m.attr("PARTIAL_ROWS") = PARTIAL_ROWS;
+    m.def("panel_columns", [](int isa) { return panel_columns(checked_isa(isa, static_cast<int>(DType::f32))); });
     m.def("packed_weight_bytes", [](int dtype, int precision, int64_t N, int64_t K, int isa) {
         return packed_weight_bytes(static_cast<DType>(dtype), checked_precision(precision), N, K, checked_isa(isa, dtype));
     });
@@ -41,14 +42,19 @@ void bind_linear(py::module_& m) {
         call(pack_weight_cpu, op, dtype, isa, threads);
     });
     m.def("linear_cpu", [](int dtype, int precision, int64_t M, int64_t N, int64_t K, Address x, int64_t stride_xm,
-                           Address packed, Address y, int64_t stride_ym, int activation, int isa, int threads) {
+                           Address packed, Address y, int64_t stride_ym, int activation, bool gated, int isa, int threads) {
         const Linear op = {static_cast<DType>(dtype), M, N, K, x, packed, y, stride_xm, stride_ym,
-                           static_cast<Activation>(activation), checked_precision(precision), nullptr, nullptr};
+                           static_cast<Activation>(activation), checked_precision(precision), nullptr, nullptr, gated};
         call(linear_cpu, op, dtype, isa, threads);
     });
     m.def("activate_cpu", [](int dtype, int64_t n, Address x, Address y, int activation, int isa, int threads) {
         const Activate op = {static_cast<DType>(dtype), n, x, y, static_cast<Activation>(activation)};
         call(activate_cpu, op, dtype, isa, threads);
+    });
+    m.def("gate_cpu", [](int dtype, int64_t M, int64_t F, Address z, Address dy, Address out, int activation, int isa,
+                         int threads) {
+        call(gate_cpu, Gate{static_cast<DType>(dtype), M, F, z, dy, out, static_cast<Activation>(activation)}, dtype, isa,
+             threads);
     });
     m.def("activation_bwd_cpu", [](int dtype, int64_t M, int64_t N, Address dy, int64_t stride_dym, Address saved,
                                         int64_t stride_sm, Address dz, int64_t stride_dz, Address dzt,

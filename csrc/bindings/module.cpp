@@ -125,6 +125,7 @@ PYBIND11_MODULE(_C, m) {
     bind_linear_cross_entropy(m);
     bind_packing(m);
     bind_peak(m);
+    bind_rotary(m);
     bind_checksum(m);
     bind_same_objects(m);
 }

@@ -8,6 +8,15 @@
 
 namespace fastbert {
 
+namespace {
+
+// The most keys that a query of such a sequence sees.
+int64_t seen(const Attention& op, int64_t length) {
+    return op.window < 0 ? length : std::min(length, 2 * op.window + 1);
+}
+
+}  // namespace
+
 void attention_cpu(const Attention& op, Isa isa, int threads) {
     Team::run(threads, [&](Team& team) { attention_cpu(op, isa, team); });
 }
@@ -20,13 +29,13 @@ void attention_cpu(const Attention& op, Isa isa, Team& team) {
     for (int64_t b = 0; b < op.B; ++b) {
         const int64_t length = op.cu_seqlens[b + 1] - op.cu_seqlens[b];
         longest = std::max(longest, length);
-        work += length * length;
+        work += length * seen(op, length);
     }
     const int64_t bytes = (wide ? kernels.scratch_f32 : kernels.scratch_bf16)(longest, op.D);
     struct HeadMemory;
     void* memory = scratch<HeadMemory>(bytes);  // this thread's
     // Heads per task: in the longest sequence, at most an eighth of a thread's share of the work.
-    const int64_t most = longest ? op.H * work / (8 * team.size() * longest * longest) : 0;
+    const int64_t most = longest ? op.H * work / (8 * team.size() * longest * seen(op, longest)) : 0;
     const int64_t group = std::max<int64_t>(1, std::min(op.H, most));
     const int64_t groups = divide_up(op.H, group);
     team.each(longest ? op.B * groups : 0, [&](int64_t task) {

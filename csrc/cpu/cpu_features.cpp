@@ -100,7 +100,8 @@ const CpuKernels& cpu_kernels(Isa isa) {
 #define FASTBERT_KERNELS(isa)                                                                              \
     {isa::add_layer_norm_kernels,          isa::linear_kernels,          isa::attention_kernels,          \
      isa::embed_layer_norm_kernels,        isa::cross_entropy_kernels,   isa::peak_kernels,               \
-     isa::add_layer_norm_fwd_train_kernels, isa::linear_fwd_train_kernels, isa::attention_fwd_train_kernels}
+     isa::add_layer_norm_fwd_train_kernels, isa::linear_fwd_train_kernels, isa::attention_fwd_train_kernels, \
+     isa::rotary_kernels}
 #ifdef FASTBERT_X86
     static const CpuKernels tables[] = {
         FASTBERT_KERNELS(amx),    FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512_vnni),

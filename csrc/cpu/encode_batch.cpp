@@ -19,7 +19,7 @@ struct Memory {
         : row(model.embed.N * (model.embed.dtype == DType::f32 ? 4 : 2)) {
         offsets = take((B + 1) * 4);
         indices = take(B * S * 8);
-        ids = take(3 * B * S * 8);
+        ids = take(4 * B * S * 8);
         x = take(B * S * row);
         y = take(B * S * row);
         first = take(B * row);
@@ -89,6 +89,13 @@ bool without_gaps(const PaddedBatch& batch, const Tokens& tokens) {
     return true;
 }
 
+// True if attention depends on the distance between two columns of the caller's batch.
+bool knows_distances(const BatchEncoder& model, const PaddedBatch& batch) {
+    bool windows = false;
+    for (int64_t l = 0; l < model.layers.L; ++l) windows |= model.layers.layers[l].window >= 0;
+    return windows || batch.distance_bias;
+}
+
 void unpack(const char* y, const Tokens& tokens, const PaddedBatch& batch, int64_t row, int threads) {
     threads = worth(threads, batch.B, batch.B * batch.S * row / 4);
     Team::share(threads, batch.B, [&](int64_t b) {
@@ -127,9 +134,10 @@ int64_t encode_batch_workspace_bytes(const BatchEncoder& model, int64_t B, int64
 bool encode_batch_cpu(const BatchEncoder& model, const PaddedBatch& batch, Isa isa, int threads) {
     const int64_t B = batch.B, S = batch.S;
     EmbedLayerNorm embed = model.embed;
+    const int64_t places = model.places ? model.places : embed.position.count;
     if (!within(batch.input_ids, B * S, embed.word.count) ||
         !within(batch.token_type_ids, B * S, embed.token_type.count) ||
-        !within(batch.position_ids, B * S, embed.position.count) || (!batch.position_ids && S > embed.position.count))
+        !within(batch.position_ids, B * S, places) || (!batch.position_ids && S > places))
         return false;
     const Memory memory(model, B, S, isa, threads);
     char* const base = static_cast<char*>(batch.workspace);
@@ -137,19 +145,20 @@ bool encode_batch_cpu(const BatchEncoder& model, const PaddedBatch& batch, Isa i
     Tokens tokens;
     if (!find_tokens(batch, reinterpret_cast<int32_t*>(base + memory.offsets), numbers(memory.indices), tokens) ||
         !only_pads_are_masked(batch, tokens) ||
-        (batch.distance_bias && (S > batch.reach || !without_gaps(batch, tokens))))
+        (batch.distance_bias && S > batch.reach) || (knows_distances(model, batch) && !without_gaps(batch, tokens)))
         return false;
 
     const int64_t T = tokens.count;
-    int64_t *const ids = numbers(memory.ids), *const types = ids + T, *const positions = types + T;
+    int64_t *const ids = numbers(memory.ids), *const types = ids + T, *const positions = types + T, *const none = positions + T;
     for (int64_t t = 0; t < T; ++t) {
         const int64_t at = tokens.indices ? tokens.indices[t] : t;
         ids[t] = batch.input_ids[at];
         types[t] = batch.token_type_ids ? batch.token_type_ids[at] : 0;
         positions[t] = batch.position_ids ? batch.position_ids[at] : at % S;
+        none[t] = 0;
     }
     embed.M = T;
-    embed.word.ids = ids, embed.token_type.ids = types, embed.position.ids = positions;
+    embed.word.ids = ids, embed.token_type.ids = types, embed.position.ids = model.places ? none : positions;
     embed.y = base + memory.x;
     embed_layer_norm_cpu(embed, isa, threads);
 
@@ -157,6 +166,7 @@ bool encode_batch_cpu(const BatchEncoder& model, const PaddedBatch& batch, Isa i
     Encoder layers = model.layers;
     layers.T = T, layers.B = B, layers.cu_seqlens = tokens.offsets;
     layers.distance_bias = batch.distance_bias, layers.reach = batch.reach;
+    layers.positions = positions;
     layers.x = base + memory.x, layers.y = y, layers.workspace = base + memory.layers;
     encoder_cpu(layers, isa, threads);
 

@@ -36,6 +36,12 @@ struct AttentionKernels {
     void (*bf16)(const Attention& op, int64_t start, int64_t length, int64_t head, void* memory);
 };
 
+// Rows [begin, end).
+struct RotaryKernels {
+    void (*f32)(const Rotary& op, int64_t begin, int64_t end);
+    void (*bf16)(const Rotary& op, int64_t begin, int64_t end);
+};
+
 // out[n] = the sum of column n over the fp32 rows order[0], order[1], ...; rows 0, 1, ... if order is null.
 struct SumRows {
     const float* rows;
@@ -89,6 +95,9 @@ struct LinearBwdKernels {
     // Elements [begin, end).
     void (*activate_f32)(const Activate& op, int64_t begin, int64_t end);
     void (*activate_bf16)(const Activate& op, int64_t begin, int64_t end);
+    // Rows [begin, end).
+    void (*gate_f32)(const Gate& op, int64_t begin, int64_t end);
+    void (*gate_bf16)(const Gate& op, int64_t begin, int64_t end);
     // A block of PARTIAL_ROWS rows; a strip of that block has strip_columns columns.
     int64_t strip_columns;
     void (*backward_f32)(const ActivationBwd& op, int64_t block, int64_t strip);
@@ -129,6 +138,7 @@ struct CpuKernels {
     const AddLayerNormBwdKernels& add_layer_norm_fwd_train;
     const LinearBwdKernels& linear_fwd_train;
     const AttentionBwdKernels& attention_fwd_train;
+    const RotaryKernels& rotary;
 };
 
 #define FASTBERT_DECLARE_KERNELS(isa)                                         \
@@ -142,6 +152,7 @@ struct CpuKernels {
     extern const AddLayerNormBwdKernels add_layer_norm_fwd_train_kernels; \
     extern const LinearBwdKernels linear_fwd_train_kernels;               \
     extern const AttentionBwdKernels attention_fwd_train_kernels;         \
+    extern const RotaryKernels rotary_kernels;                            \
     }
 FASTBERT_DECLARE_KERNELS(portable)
 #ifdef FASTBERT_X86

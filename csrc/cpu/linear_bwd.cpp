@@ -17,6 +17,16 @@ void activate_cpu(const Activate& op, Isa isa, int threads) {
     });
 }
 
+void gate_cpu(const Gate& op, Isa isa, int threads) {
+    const LinearBwdKernels& kernels = cpu_kernels(isa).linear_fwd_train;
+    const auto rows = op.dtype == DType::f32 ? kernels.gate_f32 : kernels.gate_bf16;
+    constexpr int64_t ROWS = 16;
+    const int64_t tasks = divide_up(op.M, ROWS);
+    Team::share(worth(threads, tasks, 2 * op.M * op.F), tasks, [&](int64_t task) {
+        rows(op, task * ROWS, std::min(op.M, (task + 1) * ROWS));
+    });
+}
+
 void activation_bwd_cpu(const ActivationBwd& op, Isa isa, int threads) {
     const LinearBwdKernels& kernels = cpu_kernels(isa).linear_fwd_train;
     const auto run = op.dtype == DType::f32 ? kernels.backward_f32 : kernels.backward_bf16;

@@ -164,6 +164,7 @@ private:
 // The ops as loops of an existing team. If `linear` prepares its rows, their memory must have been placed.
 void linear_cpu(const Linear& op, Isa isa, Team& team);
 void attention_cpu(const Attention& op, Isa isa, Team& team);
+void rotary_cpu(const Rotary& op, Isa isa, Team& team);
 void add_layer_norm_cpu(const AddLayerNorm& op, Isa isa, Team& team);
 
 }  // namespace fastbert

@@ -27,6 +27,8 @@ struct AddLayerNormBwd {
     void* dbias;      // (N,)
     float* partials;  // (blocks of PARTIAL_ROWS rows, 2, N): workspace for dweight and dbias
     int64_t stride_dym;
+    const void* dsum = nullptr;  // (M, N): the gradient of op.sum, or null
+    int64_t stride_dsm = 0;
 };
 
 // Rows per block: sums over rows are taken within blocks, then over the blocks in order.
@@ -38,6 +40,16 @@ struct Activate {
     int64_t n;
     const void* x;
     void* y;
+    Activation activation;
+};
+
+// y = activation(a) b, z = (a, b); or, given dy, dz. All contiguous.
+struct Gate {
+    DType dtype;
+    int64_t M, F;
+    const void* z;   // (M, 2 F)
+    const void* dy;  // (M, F) or null
+    void* out;       // y (M, F), or dz (M, 2 F) if dy is given
     Activation activation;
 };
 
@@ -128,6 +140,7 @@ struct AttentionBwd {
 void add_layer_norm_fwd_train_cpu(const AddLayerNormFwdTrain& op, Isa isa, int threads);
 void add_layer_norm_bwd_cpu(const AddLayerNormBwd& op, Isa isa, int threads);
 void activate_cpu(const Activate& op, Isa isa, int threads);
+void gate_cpu(const Gate& op, Isa isa, int threads);
 void activation_bwd_cpu(const ActivationBwd& op, Isa isa, int threads);
 void sum_partials_cpu(const SumPartials& op, Isa isa);
 void linear_dweight_cpu(const LinearDweight& op, Isa isa, int threads);

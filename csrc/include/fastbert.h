@@ -25,18 +25,21 @@ constexpr int ISAS = static_cast<int>(Isa::count);
 // column; high and highest, where AMX makes it faster, fp32 split into two or three bf16 terms.
 enum class Precision : int { full = 0, int8 = 1, high = 2, highest = 3 };
 
-// y = LayerNorm(x + residual) * weight + bias, over rows of N; residual may be null.
-// x, residual, weight, bias and y share one dtype; columns are contiguous; statistics are fp32.
+// y = LayerNorm(x + residual) * weight + bias, over rows of N; residual and bias may be null. With `rms`, RMSNorm:
+// without the mean. x, residual, weight, bias, y and sum share one dtype; columns are contiguous; statistics are fp32.
 struct AddLayerNorm {
     DType dtype;
     int64_t M, N;
     const void* x;         // (M, N)
     const void* residual;  // (M, N) or null
     const void* weight;    // (N,)
-    const void* bias;      // (N,)
+    const void* bias;      // (N,) or null
     void* y;               // (M, N)
     int64_t stride_xm, stride_rm, stride_ym;
     float eps;
+    void* sum = nullptr;   // (M, N) or null: receives x + residual, of which y is then the norm; may be residual
+    int64_t stride_sm = 0;
+    bool rms = false;
 };
 
 enum class Activation : int { none = 0, gelu = 1, gelu_tanh = 2, relu = 3, silu = 4, tanh = 5 };
@@ -53,7 +56,8 @@ struct PackWeight {
 };
 
 // y = activation(x weight^T + bias); sums in fp32, for int8 in int32. At full precision, bf16 requires even K and row
-// strides.
+// strides. If `gated`, y = activation(a) b, (M, N / 2), where a and b are the halves of the columns; the weight's rows
+// were then packed in turns: half a panel of a, half a panel of b.
 struct Linear {
     DType dtype;
     int64_t M, N, K;
@@ -65,10 +69,12 @@ struct Linear {
     Precision precision;
     void* prepared;      // set by linear_cpu, as is scales: leave both null
     float* scales;
+    bool gated = false;
 };
 
 // y = softmax(scale q k^T + bias) v within each sequence; scores, softmax and sums in fp32. The bias is a function of
-// the head and of the distance from query to key. bf16 requires an even D and an even token stride.
+// the head and of the distance from query to key. Keys farther than `window` from a query are left out. bf16 requires an
+// even D and an even token stride.
 struct Attention {
     DType dtype;
     int64_t T, B, H, D;
@@ -79,13 +85,28 @@ struct Attention {
     float scale_log2;           // scale * log2(e), positive
     const float* distance_bias = nullptr;  // (H, 2 reach - 1) or null: at reach - 1 + key - query
     int64_t reach = 0;                 // at least the longest sequence
+    int64_t window = -1;               // negative: all keys are seen
+};
+
+// Rotary positions (Su et al., 2021) for attention: of each head of q and k, columns i and i + D / 2 turn by the angle of
+// the token's position and i. Keys and values of G heads are repeated for the H heads of queries.
+struct Rotary {
+    DType dtype;
+    int64_t T, H, G, D;         // G divides H; D is even
+    const void* x;              // (T, H + 2 G, D): queries, keys, values
+    void* y;                    // (T, 3, H, D); may be x if G = H
+    const float* table;         // (positions, 2, D / 2): cosines, then sines
+    const int64_t* positions;   // (T,), each within the table
+    bool backward = false;      // then x is the gradient of the result, (T, 3, H, D), and y, (T, H + 2 G, D), that of x
 };
 
 // One layer of an encoder: packed weights with their biases, and the vectors of its two norms, (E,).
 struct EncoderLayer {
-    const void *qkv, *out, *up, *down;  // (3E, E), (E, E), (F, E), (E, F), made by pack_weight_cpu
+    const void *qkv, *out, *up, *down;  // ((H + 2 G) D, E), (E, E), (F, E), (E, F), made by pack_weight_cpu
+    // Biases may be null; before the layer's attention, so may be the weight: then there is no norm.
     const void *attention_norm_weight, *attention_norm_bias, *norm_weight, *norm_bias;
-    int64_t F;
+    const float* rotary;  // the table of Rotary, or null
+    int64_t F, window;    // F columns of `down`; the window of Attention
 };
 
 // All layers over packed tokens; x and y (T, E) are contiguous and do not overlap.
@@ -93,7 +114,8 @@ struct Encoder {
     DType dtype;
     Precision precision;
     Activation activation;
-    int64_t T, E, H, B, L;
+    bool gated, pre_norm, rms;   // `up` is gated, (2 F, E); norms stand before attention and feed-forward; RMSNorm
+    int64_t T, E, H, G, B, L;    // G heads of keys and values
     const int32_t* cu_seqlens;   // (B + 1,)
     const EncoderLayer* layers;  // (L,)
     const void* x;
@@ -102,6 +124,8 @@ struct Encoder {
     float eps, scale_log2;
     const float* distance_bias = nullptr;  // of Attention, as is reach: the same for all layers
     int64_t reach = 0;
+    const int64_t* positions = nullptr;    // (T,), with rotary tables
+    const void *final_weight = nullptr, *final_bias = nullptr;  // the norm after the last layer, where norms stand before
 };
 
 // Element (row, column) is dropped where a hash of seed, row and column is below the threshold, and multiplied by
@@ -196,6 +220,8 @@ struct BatchEncoder {
     EmbedLayerNorm embed;
     Encoder layers;
     const void* pooler;  // (E, E), made by pack_weight_cpu at full precision; or null
+    int64_t places = 0;  // rows of the layers' rotary tables, if they have any; then no token's embedding has a position:
+                         // embed.position is one row of zeros
 };
 
 // A batch of B rows of S positions, and the memory of its results.
@@ -240,10 +266,13 @@ void set_stop(bool (*stop)());
 // dtype f32 or bf16; `isa` must be one of supported_isas(). At most `threads` threads.
 void add_layer_norm_cpu(const AddLayerNorm& op, Isa isa, int threads);
 
+// Columns of a weight in a panel of a packed one.
+int64_t panel_columns(Isa isa);
 int64_t packed_weight_bytes(DType dtype, Precision precision, int64_t N, int64_t K, Isa isa);
 void pack_weight_cpu(const PackWeight& op, Isa isa, int threads);
 void linear_cpu(const Linear& op, Isa isa, int threads);
 void attention_cpu(const Attention& op, Isa isa, int threads);
+void rotary_cpu(const Rotary& op, Isa isa, int threads);
 int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads);
 void encoder_cpu(const Encoder& op, Isa isa, int threads);
 // Enough for any number of tokens up to op.T.

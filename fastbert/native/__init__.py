@@ -19,7 +19,7 @@ from fastbert.native.encoder import encoder, supports_encoder
 from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas, real_isas
 from fastbert.native.freshness import Checksums, SameObjects, checksums_of
 from fastbert.native.linear import linear, supports_linear
-from fastbert.native.linear_bwd import activate, linear_bwd, linear_fwd_train
+from fastbert.native.linear_bwd import activate, gate, gate_bwd, linear_bwd, linear_fwd_train
 from fastbert.native.linear_cross_entropy import linear_cross_entropy, supports_linear_cross_entropy
 from fastbert.native.packed_weights import packed
 from fastbert.native.packing import (
@@ -33,6 +33,7 @@ from fastbert.native.packing import (
 )
 from fastbert.native.peak import peak
 from fastbert.native.precision import describe_precision
+from fastbert.native.rotary import rotary, rotary_bwd, supports_rotary
 
 __all__ = [
     "Checksums",
@@ -55,6 +56,8 @@ __all__ = [
     "embed_layer_norm_bwd",
     "encode_batch",
     "encoder",
+    "gate",
+    "gate_bwd",
     "gather_rows",
     "has_cuda",
     "isa",
@@ -68,6 +71,8 @@ __all__ = [
     "peak",
     "read_mask",
     "real_isas",
+    "rotary",
+    "rotary_bwd",
     "supports_add_layer_norm",
     "supports_attention",
     "supports_embed_layer_norm",
@@ -78,4 +83,5 @@ __all__ = [
     "supports_linear_cross_entropy",
     "supports_pack_mask",
     "supports_read_mask",
+    "supports_rotary",
 ]

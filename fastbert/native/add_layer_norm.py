@@ -11,7 +11,15 @@ from fastbert.native.extension import C, chosen_isa, cpu_reason, fresh
 
 
 def supports_add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float = 0.0
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float = 0.0,
+    rms: bool = False,
+    return_sum: bool = False,
 ) -> str | None:
     """None if `add_layer_norm` takes these arguments, else the reason why not."""
     if reason := cpu_reason(x, residual, weight, bias):
@@ -30,18 +38,33 @@ def supports_add_layer_norm(
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float = 0.0
-) -> Tensor:
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float = 0.0,
+    rms: bool = False,
+    return_sum: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """LayerNorm(dropout(x) + residual) * weight + bias. x and residual (M, N), weight and bias (N,) -> (M, N).
 
-    No autograd. One dtype for all, float32 or bfloat16; sums and statistics are float32. The caller has checked
-    `supports_add_layer_norm`.
+    With `rms`, RMSNorm; with `return_sum`, also dropout(x) + residual. No autograd. One dtype for all, float32 or
+    bfloat16; statistics are float32. The caller has checked `supports_add_layer_norm`.
     """
     if dropout_p:
-        return add_layer_norm_fwd_train(
-            x, residual, weight, bias, eps=eps, dropout_p=dropout_p, seed=draw_seed(dropout_p), keep=False
-        )[0]
+        found = add_layer_norm_fwd_train(
+            *(x, residual, weight, bias),
+            **{"eps": eps, "dropout_p": dropout_p, "seed": draw_seed(dropout_p), "keep": False},
+            **{"rms": rms, "return_sum": return_sum},
+        )
+        return (found[0], found[2]) if found[2] is not None else found[0]
     y = fresh(x, *x.shape)
-    inputs, threads = add_layer_norm_inputs(x, residual, weight), torch.get_num_threads()
-    C.add_layer_norm_cpu(*inputs, bias.data_ptr(), y.data_ptr(), x.shape[1], eps, chosen_isa()[1], threads)
-    return y
+    total = fresh(x, *x.shape) if return_sum else None
+    C.add_layer_norm_cpu(
+        *add_layer_norm_inputs(x, residual, weight, rms),
+        *(0 if bias is None else bias.data_ptr(), y.data_ptr(), 0 if total is None else total.data_ptr()),
+        *(eps, chosen_isa()[1], torch.get_num_threads()),
+    )
+    return y if total is None else (y, total)

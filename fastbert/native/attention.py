@@ -18,6 +18,7 @@ def supports_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     bias: Tensor | None = None,
+    window: int | None = None,
 ) -> str | None:
     """None if `attention` takes these arguments, else the reason why not."""
     if reason := cpu_reason(qkv):
@@ -55,20 +56,21 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     bias: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """softmax(scale q k^T + bias) v within each sequence: (T, 3, H, D) -> (T, H, D); softmax in fp32. No autograd.
 
-    The caller has checked `supports_attention`.
+    Keys farther than `window` from a query are left out. The caller has checked `supports_attention`.
 
     Raises:
         ValueError: offsets out of order.
     """
     if dropout_p:
         return attention_fwd_train(
-            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), bias=bias, keep=False
+            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), bias=bias, window=window, keep=False
         )[0]
     tokens, _, heads, width = qkv.shape
     y = fresh(qkv, tokens, heads, width)
     held = held_bias(bias)
-    C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale, held), chosen_isa()[1], torch.get_num_threads())
+    C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale, held, window), chosen_isa()[1], torch.get_num_threads())
     return y

@@ -18,11 +18,12 @@ def attention_fwd_train(
     dropout_p: float = 0.0,
     seed: int = 0,
     bias: Tensor | None = None,
+    window: int | None = None,
     keep: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(scale q k^T + bias) v with dropout of the probabilities: (T, 3, H, D) -> (T, H, D).
 
-    Also returns the statistics for the backward, (2, H, T) fp32, or None without `keep`. `seed` determines the mask.
+    Keys farther than `window` from a query are left out. Also returns the statistics for the backward, (2, H, T) fp32, or None without `keep`. `seed` determines the mask.
     The caller has checked `supports_attention`.
     """
     tokens, _, heads, width = qkv.shape
@@ -30,7 +31,7 @@ def attention_fwd_train(
     statistics = fresh(qkv, 2, heads, tokens, dtype=torch.float32) if keep else None
     held = held_bias(bias)
     C.attention_fwd_train_cpu(
-        *attention_inputs(qkv, cu_seqlens, y, scale, held),
+        *attention_inputs(qkv, cu_seqlens, y, scale, held, window),
         dropout_p,
         seed,
         0 if statistics is None else statistics.data_ptr(),
@@ -51,6 +52,7 @@ def attention_bwd(
     dropout_p: float,
     seed: int,
     bias: Tensor | None = None,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of qkv, (T, 3, H, D), and of the bias: probabilities are recomputed, a tile of keys at a time."""
     dqkv = fresh(qkv, *qkv.shape)
@@ -58,7 +60,7 @@ def attention_bwd(
     dbias = None if bias is None else fresh(qkv, *bias.shape, dtype=torch.float32)
     parts = None if bias is None else fresh(qkv, len(bias), 2 * len(qkv), dtype=torch.float32)
     C.attention_bwd_cpu(
-        *attention_inputs(qkv, cu_seqlens, y, scale, held),
+        *attention_inputs(qkv, cu_seqlens, y, scale, held, window),
         dropout_p,
         seed,
         statistics.data_ptr(),
@@ -83,7 +85,7 @@ def bias_arguments(held: Tensor | None) -> tuple[int, int]:
 
 
 def attention_inputs(
-    qkv: Tensor, cu_seqlens: Tensor, y: Tensor, scale: float | None, held: Tensor | None
+    qkv: Tensor, cu_seqlens: Tensor, y: Tensor, scale: float | None, held: Tensor | None, window: int | None
 ) -> tuple[int | float, ...]:
     """The first arguments of every attention function in C++."""
     tokens, _, heads, width = qkv.shape
@@ -100,4 +102,5 @@ def attention_inputs(
         y.data_ptr(),
         (width**-0.5 if scale is None else scale) * math.log2(math.e),
         *bias_arguments(held),
+        -1 if window is None else window,
     )

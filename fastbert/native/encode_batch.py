@@ -9,18 +9,8 @@ from torch import Tensor
 
 from fastbert.native.attention_bwd import bias_arguments, held_bias
 from fastbert.native.embed_layer_norm import supports_embed_layer_norm
-from fastbert.native.encoder import descriptors, scale_log2, supports_encoder
-from fastbert.native.extension import (
-    ACTIVATIONS,
-    CPU_DTYPES,
-    KEPT,
-    PRECISIONS,
-    C,
-    chosen_isa,
-    fresh,
-    keep,
-    workspace,
-)
+from fastbert.native.encoder import address, descriptors, encoder_kind, supports_encoder
+from fastbert.native.extension import KEPT, C, chosen_isa, fresh, keep, workspace
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed
 from fastbert.native.packing import MASK_BITS
@@ -67,37 +57,34 @@ def batch_encoder(weights: Any) -> BatchEncoder | None:
 
 
 def _batch_encoder(weights: Any) -> BatchEncoder | None:
-    (word, given_types, position), norm, eps, layers, pooler = weights
+    (word, given_types, given_position), (norm, given_bias), eps, layers, pooler, places = weights
     width = word.shape[1]
-    types = torch.zeros(1, width, dtype=word.dtype, device=word.device) if given_types is None else given_types
+    none = torch.zeros(1, width, dtype=word.dtype, device=word.device)
+    types, position, bias = (none if t is None else t for t in (given_types, given_position, given_bias))
+    bias = bias.flatten()
     ids, offsets = fresh(word, 1, dtype=torch.int64), fresh(word, 2, dtype=torch.int32)
     state = fresh(word, 1, width)
-    if supports_embed_layer_norm(ids, ids, ids, word, types, position, *norm, eps=eps):
+    if supports_embed_layer_norm(ids, ids, ids, word, types, position, norm, bias, eps=eps):
         return None
     if supports_encoder(state, layers, offsets, 1):
         return None
     if pooler is not None and (pooler.shape != (width, width) or supports_linear(state, pooler, activation="tanh")):
         return None
-    (words, held), first = descriptors(layers), layers.layers[0]
+    words, held = descriptors(layers)
     last = None if pooler is None else packed(pooler)
     model = C.BatchEncoder(
-        CPU_DTYPES[word.dtype],
-        PRECISIONS[first.precision],
-        ACTIVATIONS[first.activation],
-        width,
-        first.num_heads,
+        encoder_kind(layers, width, word.dtype),
         len(layers.layers),
         words.buffer_info()[0],
-        first.eps,
-        scale_log2(width // first.num_heads),
         *((table.data_ptr(), table.shape[0], table.stride(0)) for table in (word, types, position)),
-        norm[0].data_ptr(),
-        norm[1].data_ptr(),
+        norm.data_ptr(),
+        bias.data_ptr(),
         eps,
-        0 if last is None else last.data_ptr(),
+        address(last),
+        0 if given_position is not None else places,
     )
     # Another thread may drop the weights' forms during a call.
-    return BatchEncoder(model, word, pooler is not None, [words, *held, last, word, types, position, *norm])
+    return BatchEncoder(model, word, pooler is not None, [words, *held, last, word, types, position, norm, bias, layers.final_norm])
 
 
 def encode_batch(

@@ -25,10 +25,17 @@ from fastbert.native.extension import (
 )
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed
+from fastbert.native.rotary import supports_rotary
 
 
 def supports_encoder(
-    x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int, *, bias: Tensor | None = None
+    x: Tensor,
+    weights: Any,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> str | None:
     """None if `encoder` takes these arguments, else the reason why not."""
     if not weights.layers:
@@ -45,25 +52,37 @@ def supports_encoder(
         return "a bias that needs a gradient, or is not on the CPU"
     key = "reason", x.dtype, x.shape[1]
     found = weights.forms.get(key)
-    return (found or weights.form(key, lambda: (_why_not(x, weights.layers),)))[0]
+    return (found or weights.form(key, lambda: (_why_not(x, weights),)))[0]
 
 
-def _why_not(x: Tensor, layers: Any) -> str | None:
+def _why_not(x: Tensor, weights: Any) -> str | None:
     """Why C++ cannot take these layers; None if it can."""
-    width, heads = x.shape[1], layers[0].num_heads
-    if width % (2 * heads):
-        return f"width {width} with {heads} heads"
-    for name in ("precision", "activation", "num_heads", "eps"):
-        if any(getattr(w, name) != getattr(layers[0], name) for w in layers):
+    layers, width = weights.layers, x.shape[1]
+    first = layers[0]
+    if width % (2 * first.num_heads):
+        return f"width {width} with {first.num_heads} heads"
+    for name in ("precision", "activation", "num_heads", "key_heads", "eps", "gated", "pre_norm", "rms"):
+        if any(getattr(w, name) != getattr(first, name) for w in layers):
             return f"layers that differ in {name}"
-    for w in layers:
-        wide = fresh(x, 1, w.up.shape[0])
+    if first.pre_norm != (weights.final_norm is not None) or (first.key_heads != first.num_heads and first.rotary is None):
+        return "norms before without one at the end, or grouped heads without rotary positions"
+    for i, w in enumerate(layers):
+        wide = fresh(x, 1, w.down.shape[1])
         for weight, example in zip(w.products, (x, x, x, wide), strict=True):
-            if reason := supports_linear(example, weight, activation=w.activation, precision=w.precision):
+            gated = w.gated and weight is w.up
+            if reason := supports_linear(
+                example, weight, activation=w.activation, precision=w.precision, gated=gated
+            ):
                 return f"linear: {reason}"
-        for weight, bias in (w.out_norm, w.norm):
-            if reason := supports_add_layer_norm(x, x, weight, bias, eps=w.eps):
+        if w.attention_norm is None and (i or not w.pre_norm):
+            return "no norm at attention"
+        for norm in filter(None, (w.attention_norm, w.norm, weights.final_norm)):
+            if reason := supports_add_layer_norm(x, x, *norm, eps=w.eps):
                 return f"add_layer_norm: {reason}"
+        example = fresh(x, 1, w.num_heads + 2 * w.key_heads, width // w.num_heads)
+        where = fresh(x, 1, dtype=torch.int64)
+        if w.rotary is not None and (reason := supports_rotary(example, w.rotary, where, w.num_heads)):
+            return f"rotary: {reason}"
     return None
 
 
@@ -77,10 +96,15 @@ def descriptors(weights: Any) -> tuple[array, list[Tensor]]:
 def _descriptors(layers: Any) -> tuple[array, list[Tensor]]:
     words, held = array("Q"), []
     for w in layers:
-        weights = [packed(weight, w.precision) for weight in w.products]
-        words.extend([*(t.data_ptr() for t in (*weights, *w.out_norm, *w.norm)), w.up.shape[0]])
-        held += weights
+        weights = [packed(weight, w.precision, w.gated and weight is w.up) for weight in w.products]
+        norms = (*(w.attention_norm or (None, None)), *w.norm, w.rotary)
+        words.extend([*map(address, (*weights, *norms)), w.down.shape[1], (-1 if w.window is None else w.window) % 2**64])
+        held += [*weights, *filter(None.__ne__, norms)]
     return words, held
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def scale_log2(head_size: int) -> float:
@@ -88,31 +112,42 @@ def scale_log2(head_size: int) -> float:
     return head_size**-0.5 * math.log2(math.e)
 
 
-def encoder(x: Tensor, weights: Any, cu_seqlens: Tensor, max_seqlen: int, *, bias: Tensor | None = None) -> Tensor:
+def encoder_kind(weights: Any, width: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What all layers share, as csrc/bindings/bindings.h has it."""
+    w = weights.layers[0]
+    return (
+        *(CPU_DTYPES[dtype], PRECISIONS[w.precision], ACTIVATIONS[w.activation], w.gated, w.pre_norm, w.rms),
+        *(width, w.num_heads, w.key_heads, w.eps, scale_log2(width // w.num_heads)),
+        *map(address, weights.final_norm or (None, None)),
+    )
+
+
+def encoder(
+    x: Tensor,
+    weights: Any,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
     """All layers over packed tokens, (T, E) -> (T, E), in a workspace that the thread reuses.
 
     Writing to fresh memory costs a page fault every 4 KiB, up to half the time of a product.
     """
-    (T, E), first, (_, isa), threads = x.shape, weights.layers[0], chosen_isa(), torch.get_num_threads()
+    (T, E), (_, isa), threads = x.shape, chosen_isa(), torch.get_num_threads()
     # Referenced until the call is over: another thread may drop a weight's forms meanwhile.
     words, _held = descriptors(weights)
-    kind, shape = (CPU_DTYPES[x.dtype], PRECISIONS[first.precision]), (T, E, first.num_heads)
-    where = len(weights.layers), words.buffer_info()[0]
-    memory, address = workspace(C.encoder_workspace_bytes(*kind, *shape, *where, isa, threads))
+    what = encoder_kind(weights, E, x.dtype), len(weights.layers), words.buffer_info()[0], T
+    memory, start = workspace(C.encoder_workspace_bytes(*what, isa, threads))
     y, held = fresh(x, T, E), held_bias(bias)
     C.encoder_cpu(
-        *kind,
-        ACTIVATIONS[first.activation],
-        *shape,
+        *what,
         len(cu_seqlens) - 1,
-        *where,
-        cu_seqlens.data_ptr(),
-        x.data_ptr(),
-        y.data_ptr(),
-        address,
-        first.eps,
-        scale_log2(E // first.num_heads),
+        *map(address, (cu_seqlens, x, y)),
+        start,
         *bias_arguments(held),
+        address(positions),
         isa,
         threads,
     )

@@ -17,6 +17,7 @@ def supports_linear(
     *,
     activation: str | None = None,
     precision: str | None = None,
+    gated: bool = False,
 ) -> str | None:
     """None if `linear` takes these arguments, else the reason why not."""
     if not isinstance(weight, Weight):
@@ -29,7 +30,7 @@ def supports_linear(
         return f"precision {precision}"
     if precision in ("high", "highest") and x.dtype != torch.float32:
         return f"precision {precision} is for float32, not {x.dtype}"
-    held = not weight.weights[0].is_meta or not has_packed(weight, precision)
+    held = not weight.weights[0].is_meta or not has_packed(weight, precision, gated)
     if reason := cpu_reason(x, *(weight.tensors if held else weight.biases)):
         return reason
     if x.dim() != 2 or x.shape[1] != weight.shape[1]:
@@ -55,15 +56,16 @@ def linear(
     *,
     activation: str | None = None,
     precision: str | None = None,
+    gated: bool = False,
 ) -> Tensor:
     """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32.
 
-    No autograd. The caller has checked `supports_linear`.
+    `gated`: act(a) b, (M, N / 2), of the halves a and b of the product's columns. No autograd. The caller has checked `supports_linear`.
     """
     if not isinstance(weight, Weight):
         weight = as_weight(weight, bias)
-    y = fresh(x, x.shape[0], weight.shape[0])
-    buffer = packed(weight, precision)  # a reference: another thread may drop the form meanwhile
+    y = fresh(x, x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0])
+    buffer = packed(weight, precision, gated)  # a reference: another thread may drop the form meanwhile
     C.linear_cpu(
         CPU_DTYPES[x.dtype],
         PRECISIONS[precision],
@@ -75,6 +77,7 @@ def linear(
         y.data_ptr(),
         y.stride(0),
         ACTIVATIONS[activation],
+        gated,
         chosen_isa()[1],
         torch.get_num_threads(),
     )

@@ -43,6 +43,24 @@ def activate(saved: Tensor, activation: str) -> Tensor:
     return y
 
 
+def gate(z: Tensor, activation: str) -> Tensor:
+    """act(a) b of the halves of z's columns: (M, 2F) -> (M, F). No autograd."""
+    z = z.contiguous()
+    return _gate(z, None, fresh(z, len(z), z.shape[1] // 2), activation)
+
+
+def gate_bwd(dy: Tensor, z: Tensor, activation: str) -> Tensor:
+    """The gradient of z, (M, 2F), from that of act(a) b, (M, F)."""
+    z = z.contiguous()
+    return _gate(z, dy.contiguous(), fresh(z, *z.shape), activation)
+
+
+def _gate(z: Tensor, dy: Tensor | None, out: Tensor, activation: str) -> Tensor:
+    what = CPU_DTYPES[z.dtype], len(z), z.shape[1] // 2, z.data_ptr(), 0 if dy is None else dy.data_ptr()
+    C.gate_cpu(*what, out.data_ptr(), ACTIVATIONS[activation], chosen_isa()[1], torch.get_num_threads())
+    return out
+
+
 def linear_bwd(
     dy: Tensor,
     x: Tensor,

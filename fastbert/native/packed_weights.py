@@ -9,11 +9,26 @@ from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa, fre
 from fastbert.weight import Weight
 
 
-def packed(weight: Weight, precision: str | None = None) -> Tensor:
-    """The packed panels of a Weight with its biases, for the instruction set in use."""
-    key = "packed", precision, weight.weights[0].dtype, chosen_isa()[1]
+def packed(weight: Weight, precision: str | None = None, gated: bool = False) -> Tensor:
+    """The packed panels of a Weight with its biases, for the instruction set in use; `gated`, for such a product."""
+    key = "gated" if gated else "packed", precision, weight.weights[0].dtype, chosen_isa()[1]
     found = weight.forms.get(key)
-    return weight.form(key, lambda: _pack(weight, precision)) if found is None else found
+    return weight.form(key, lambda: _pack(_in_turns(weight) if gated else weight, precision)) if found is None else found
+
+
+@torch.no_grad()
+def _in_turns(weight: Weight) -> Weight:
+    """The rows of a weight's two halves in turns, half a panel of each, the last ones filled up with zeros."""
+    rows, bias = weight.stacked()
+    half = C.panel_columns(chosen_isa()[1]) // 2
+
+    def turned(x: Tensor) -> Tensor:
+        missing = -(len(x) // 2) % half
+        parts = x.detach().unflatten(0, (2, -1))
+        parts = torch.cat([parts, parts.new_zeros(2, missing, *x.shape[1:])], 1) if missing else parts
+        return parts.unflatten(1, (-1, half)).transpose(0, 1).flatten(0, 2).contiguous()
+
+    return Weight((turned(rows),), (None if bias is None else turned(bias),))
 
 
 def _pack(weight: Weight, precision: str | None) -> Tensor:
@@ -55,6 +70,6 @@ def _pack_transpose(weight: Weight, inner: int) -> Tensor:
     return buffer
 
 
-def has_packed(weight: Weight, precision: str | None) -> bool:
+def has_packed(weight: Weight, precision: str | None, gated: bool = False) -> bool:
     """True if a weight has the packed form that these kernels read."""
-    return ("packed", precision, weight.weights[0].dtype, chosen_isa()[1]) in weight.forms
+    return ("gated" if gated else "packed", precision, weight.weights[0].dtype, chosen_isa()[1]) in weight.forms

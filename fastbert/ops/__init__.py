@@ -1,4 +1,4 @@
-"""The five ops of a BERT on packed tensors, the encoder and a padded batch as a whole, and packing itself."""
+"""The ops of an encoder on packed tensors, the encoder and a padded batch as a whole, and packing itself."""
 
 from fastbert.native.extension import mode_reason, pointer_reason
 from fastbert.native.freshness import Checksums, SameObjects, checksums_of
@@ -10,9 +10,11 @@ from fastbert.ops.embed_layer_norm import embed_layer_norm
 from fastbert.ops.encode_batch import BatchWeights, encode_batch
 from fastbert.ops.encoder import EncoderWeights, LayerWeights, encoder, release
 from fastbert.ops.feed_forward import feed_forward
+from fastbert.ops.gate import gate
 from fastbert.ops.linear import linear
 from fastbert.ops.linear_cross_entropy import linear_cross_entropy
 from fastbert.ops.packing import gather_rows, pack_mask, read_mask
+from fastbert.ops.rotary import rotary
 from fastbert.weight import Weight
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "encode_batch",
     "encoder",
     "feed_forward",
+    "gate",
     "gather_rows",
     "linear",
     "linear_cross_entropy",
@@ -38,5 +41,6 @@ __all__ = [
     "pointer_reason",
     "read_mask",
     "release",
+    "rotary",
     "shared_schedules",
 ]

@@ -39,12 +39,12 @@ def check_one_dtype(op: str, **operands: Tensor | None) -> None:
         raise ValueError(f"{op}: {_dtypes(present)}; they must be of one dtype, unless torch.autocast is on")
 
 
-def check_norm_dtypes(op: str, summed: Mapping[str, Tensor | None], weight: Tensor, bias: Tensor) -> None:
+def check_norm_dtypes(op: str, summed: Mapping[str, Tensor | None], weight: Tensor, bias: Tensor | None) -> None:
     """Rejects a float64 weight or bias of a LayerNorm unless one of the summed tensors is float64."""
-    if torch.float64 in (weight.dtype, bias.dtype):
+    if torch.float64 in (weight.dtype, weight.dtype if bias is None else bias.dtype):
         rows = {name: x.dtype for name, x in summed.items() if x is not None}
         if torch.float64 not in rows.values():
-            given = _dtypes({**rows, "weight": weight.dtype, "bias": bias.dtype})
+            given = _dtypes({**rows, "weight": weight.dtype, **({} if bias is None else {"bias": bias.dtype})})
             raise ValueError(f"{op}: {given}; weight and bias may be float64 only where {' or '.join(rows)} is")
 
 

@@ -22,6 +22,8 @@ BACKENDS = ("triton", "native", "reference")
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "embed_layer_norm": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "linear": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
+    "gate": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
+    "rotary": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "attention": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "add_layer_norm": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},
     "linear_cross_entropy": {"cuda": ("triton", "reference"), "cpu": ("native", "reference")},

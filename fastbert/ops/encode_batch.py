@@ -18,11 +18,12 @@ from fastbert.weight import Weight
 class BatchWeights(NamedTuple):
     """A model's weights."""
 
-    tables: tuple[Tensor, Tensor | None, Tensor]  # of words, token types, if there are any, and positions; (rows, E)
-    norm: tuple[Tensor, Tensor]  # weight and bias (E,) of the embeddings' norm
+    tables: tuple[Tensor, Tensor | None, Tensor | None]  # of words and, if there are any, token types, positions; (rows, E)
+    norm: tuple[Tensor, Tensor | None]  # weight and bias (E,) of the embeddings' norm
     eps: float  # of that norm
     layers: EncoderWeights
     pooler: Weight | None  # (E, E)
+    places: int  # positions are below this
 
 
 def encode_batch(
@@ -45,7 +46,7 @@ def encode_batch(
         attention_mask: (B, S) of 0 and 1; None means no pads.
         pad_id: not negative; where it is given, masked positions of a row must hold it, and no row with tokens may
             begin with one.
-        bias: as for `attention`; no pad may stand between two tokens of a row.
+        bias: as for `attention`. With it or a window, no pad may stand between two tokens of a row.
 
     Returns:
         The states (B, S, E), zeros at pads, and the pooled ones (B, E) or None; or None for a call that this does not

@@ -15,22 +15,30 @@ from fastbert.ops.add_layer_norm import add_layer_norm
 from fastbert.ops.attention import attention
 from fastbert.ops.attention.triton import shared_schedules
 from fastbert.ops.linear import linear
+from fastbert.ops.rotary import rotary
 from fastbert.weight import Forms, Weight
 
 
 class LayerWeights(NamedTuple):
     """One layer's weights, (out, in) as in nn.Linear, and its constants."""
 
-    qkv: Weight  # (3E, E): query, key, value
+    qkv: Weight  # ((H + 2G) D, E): query, key, value
     out: Weight  # (E, E)
-    out_norm: tuple[Tensor, Tensor]  # weight and bias (E,)
-    up: Weight  # (F, E)
+    # Weight and bias (E,): of the norm after attention or, with `pre_norm`, before it, where there may be none.
+    attention_norm: tuple[Tensor, Tensor | None] | None
+    up: Weight  # (F, E), gated (2F, E)
     down: Weight  # (E, F)
-    norm: tuple[Tensor, Tensor]  # weight and bias (E,)
-    num_heads: int
+    norm: tuple[Tensor, Tensor | None]  # after the feed-forward or, with `pre_norm`, before it
+    num_heads: int  # H
     activation: str
     eps: float
     precision: str | None = None  # of the four products: see ops.linear
+    key_heads: int = 0  # G; 0 in the constructor's call means H
+    gated: bool = False  # see ops.linear
+    pre_norm: bool = False
+    rms: bool = False  # see ops.add_layer_norm
+    rotary: Tensor | None = None  # the table of ops.rotary
+    window: int | None = None  # see ops.attention
 
     @property
     def products(self) -> tuple[Weight, ...]:
@@ -38,15 +46,22 @@ class LayerWeights(NamedTuple):
 
     @property
     def tensors(self) -> list[Tensor]:
-        return [*self.out_norm, *self.norm, *(t for weight in self.products for t in weight.tensors)]
+        norms = (*(self.attention_norm or ()), *self.norm)
+        return [*(t for t in norms if t is not None), *(t for weight in self.products for t in weight.tensors)]
 
 
 class EncoderWeights(Forms):
-    """All layers of an encoder, and the forms that a backend derives from them together, as in `Weight.forms`."""
+    """All layers of an encoder, and the forms that a backend derives from them together, as in `Weight.forms`.
 
-    def __init__(self, layers: Sequence[LayerWeights]) -> None:
+    `final_norm` is that after the last layer, where norms stand before attention and feed-forward.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerWeights], final_norm: tuple[Tensor, Tensor | None] | None = None
+    ) -> None:
         super().__init__()
-        self.layers = tuple(layers)
+        self.layers = tuple(w if w.key_heads else w._replace(key_heads=w.num_heads) for w in layers)
+        self.final_norm = final_norm
 
 
 def encoder(
@@ -56,11 +71,13 @@ def encoder(
     max_seqlen: int,
     *,
     bias: Tensor | None = None,
+    positions: Tensor | None = None,
     checked: bool = False,
 ) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
-    `cu_seqlens`, `max_seqlen`, `bias` and `checked` are as for `attention`.
+    `cu_seqlens`, `max_seqlen`, `bias` and `checked` are as for `attention`; `positions` (T,) as for `rotary`, checked if
+    `checked`.
 
     Raises:
         ValueError: a shape, dtype, precision or offsets that do not fit.
@@ -74,10 +91,25 @@ def encoder(
             check_shape("encoder", "x", x, (None, layer.qkv.shape[1]))
         if layer.precision is not None:
             check_precision("encoder", layer.precision, x, *layer.tensors)
+    tables = [layer.rotary for layer in weights.layers if layer.rotary is not None]
+    if tables:
+        positions = _positions(x, positions, cu_seqlens, None if checked else min(map(len, tables)))
     if torch.compiler.is_compiling():  # each op handles compilation itself
-        return _layers(x, weights, cu_seqlens, max_seqlen, bias)
-    _, run = dispatch.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen, bias=bias)
-    return run(x, weights, cu_seqlens, max_seqlen, bias=bias)
+        return _layers(x, weights, cu_seqlens, max_seqlen, bias, positions)
+    options = {"bias": bias, "positions": positions}
+    _, run = dispatch.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen, **options)
+    return run(x, weights, cu_seqlens, max_seqlen, **options)
+
+
+def _positions(x: Tensor, given: Tensor | None, cu_seqlens: Tensor, places: int | None) -> Tensor:
+    """The positions for rotary; counted within each sequence if none are given, checked against `places`."""
+    if given is None:
+        lengths = cu_seqlens.diff().long()
+        given = torch.arange(len(x), device=x.device) - cu_seqlens[:-1].long().repeat_interleave(lengths)
+    check_shape("encoder", "positions", given, (len(x),))
+    if places is not None and len(given) and not (given.min() >= 0 and given.max() < places):
+        raise ValueError(f"encoder: positions holds {int(given.max())}; the rotary table has {places} rows")
+    return given.contiguous()
 
 
 def release(layer: LayerWeights) -> bool:
@@ -87,31 +119,62 @@ def release(layer: LayerWeights) -> bool:
     """
     x = layer.norm[0].new_empty((1, len(layer.norm[0])))
     cu_seqlens = torch.tensor([0, 1], dtype=torch.int32, device=x.device)
-    name, _ = dispatch.choose("encoder", x.device.type, x, EncoderWeights([layer]), cu_seqlens, 1)
+    alone = EncoderWeights([layer], layer.norm if layer.pre_norm else None)
+    name, _ = dispatch.choose("encoder", x.device.type, x, alone, cu_seqlens, 1)
     if name != "native":
         return False
     for weight in layer.products:
-        native.packed(weight, layer.precision)
+        native.packed(weight, layer.precision, layer.gated and weight is layer.up)
         weight.release()
     return True
 
 
 def _reference(
-    x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int, *, bias: Tensor | None = None
+    x: Tensor,
+    weights: EncoderWeights,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     with shared_schedules():
-        return _layers(x, weights, cu_seqlens, max_seqlen, bias)
+        return _layers(x, weights, cu_seqlens, max_seqlen, bias, positions)
 
 
-def _layers(x: Tensor, weights: EncoderWeights, cu_seqlens: Tensor, max_seqlen: int, bias: Tensor | None) -> Tensor:
-    for w in weights.layers:
-        qkv = linear(x, w.qkv, precision=w.precision).unflatten(1, (3, w.num_heads, -1))
-        context = attention(qkv, cu_seqlens, max_seqlen, bias=bias, checked=True).flatten(1)
+def _layers(
+    x: Tensor,
+    weights: EncoderWeights,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    bias: Tensor | None,
+    positions: Tensor | None,
+) -> Tensor:
+    for i, w in enumerate(weights.layers):
+        options: dict[str, Any] = {"eps": w.eps, "rms": w.rms}
+        before = w.pre_norm and w.attention_norm is not None
+        normed = add_layer_norm(x, None, *w.attention_norm, **options) if before and w.attention_norm else x
+        qkv = linear(normed, w.qkv, precision=w.precision).unflatten(1, (w.num_heads + 2 * w.key_heads, -1))
+        if w.rotary is None:
+            qkv = qkv.unflatten(1, (3, w.num_heads))
+        else:
+            assert positions is not None
+            qkv = rotary(qkv, w.rotary, positions, w.num_heads)
+        context = attention(qkv, cu_seqlens, max_seqlen, bias=bias, window=w.window, checked=True).flatten(1)
         y = linear(context, w.out, precision=w.precision)
-        x = add_layer_norm(y, x, *w.out_norm, eps=w.eps)
-        y = linear(x, w.up, activation=w.activation, precision=w.precision)
+        if w.pre_norm:
+            normed, x = add_layer_norm(y, x, *w.norm, **options, return_sum=True)
+        else:
+            assert w.attention_norm is not None
+            normed = x = add_layer_norm(y, x, *w.attention_norm, **options)
+        y = linear(normed, w.up, activation=w.activation, precision=w.precision, gated=w.gated)
         y = linear(y, w.down, precision=w.precision)
-        x = add_layer_norm(y, x, *w.norm, eps=w.eps)
+        if not w.pre_norm:
+            x = add_layer_norm(y, x, *w.norm, **options)
+        elif i + 1 == len(weights.layers) and weights.final_norm is not None:
+            x = add_layer_norm(y, x, *weights.final_norm, **options)
+        else:
+            x = y + x
     return x
 
 

@@ -4,6 +4,7 @@
 // With u = (h - mean) * rstd of h = dropout(x) + residual, and g = dy * weight:
 //     dh = rstd * (g - mean(g) - u * mean(g * u)),  dresidual = dh,  dx = dropout(dh),
 //     dweight = sum over rows of dy * u,  dbias = sum over rows of dy.
+// The gradient of h itself, where h is an output too, is added to dh. RMSNorm has neither mean nor mean(g).
 // The backward recomputes h from x, residual and the mask's hash instead of storing it: the residual is saved in any
 // case, by the layer that made or reads it.
 #include <math.h>  // sqrtf: see add_layer_norm_rows.cpp
@@ -53,10 +54,15 @@ void forward(const AddLayerNormFwdTrain& training, int64_t begin, int64_t end, f
     float* h = memory;
     for (int64_t m = begin; m < end; ++m) {
         sum_row<T>(op, training.dropout, m, h, memory + scratch(op.N));
-        const float mean =
-            sum_along(op.N, [&](Vec acc, int64_t n, int lanes) { return add(acc, load_part(h + n, lanes)); }) / count;
+        if (op.sum) {
+            T* sum = static_cast<T*>(op.sum) + m * op.stride_sm;
+            along(op.N, [&](int64_t n, int lanes) { store_part(sum + n, load_part(h + n, lanes), lanes); });
+        }
+        const float total =
+            op.rms ? 0.0f : sum_along(op.N, [&](Vec acc, int64_t n, int lanes) { return add(acc, load_part(h + n, lanes)); });
+        const float mean = total / count;
         const Vec shift = set(mean);
-        const float off = distance(h, shift, op.N);
+        const float off = op.rms ? 0.0f : distance(h, shift, op.N);
         const float squares = sum_along(op.N, [&](Vec acc, int64_t n, int lanes) {
             const Vec u = sub(load_part(h + n, lanes), shift);
             const Vec v = lanes == WIDTH ? u : keep_n(u, lanes);
@@ -69,7 +75,8 @@ void forward(const AddLayerNormFwdTrain& training, int64_t begin, int64_t end, f
         T* y = static_cast<T*>(op.y) + m * op.stride_ym;
         along(op.N, [&](int64_t n, int lanes) {
             const Vec unit = fma(sub(load_part(h + n, lanes), shift), set(rstd), rest);
-            store_part(y + n, fma(unit, load_part(weight + n, lanes), load_part(bias + n, lanes)), lanes);
+            const Vec factor = load_part(weight + n, lanes);
+            store_part(y + n, bias ? fma(unit, factor, load_part(bias + n, lanes)) : mul(unit, factor), lanes);
         });
     }
 }
@@ -94,7 +101,8 @@ void backward(const AddLayerNormBwd& back, int64_t block, float* memory) {
         T* dresidual = back.dresidual ? static_cast<T*>(back.dresidual) + m * op.N : nullptr;
         const Vec shift = set(back.mean[m]), rstd = set(back.rstd[m]);
         sum_row<T>(op, back.dropout, m, u, factors);
-        const Vec rest = set(-distance(u, shift, op.N) * back.rstd[m]);
+        const T* dsum = back.dsum ? static_cast<const T*>(back.dsum) + m * back.stride_dsm : nullptr;
+        const Vec rest = set(op.rms ? 0.0f : -distance(u, shift, op.N) * back.rstd[m]);
         const float g = sum_along(op.N, [&](Vec acc, int64_t n, int lanes) {
             return fma(load_part(dy + n, lanes), load_part(weight + n, lanes), acc);
         });
@@ -109,10 +117,11 @@ void backward(const AddLayerNormBwd& back, int64_t block, float* memory) {
             return fma(term, lanes == WIDTH ? unit : keep_n(unit, lanes), acc);
         });
         if (!gradients) continue;
-        const Vec mean_g = set(g / count), mean_gu = set(gu / count);
+        const Vec mean_g = set(op.rms ? 0.0f : g / count), mean_gu = set(gu / count);
         along(op.N, [&](int64_t n, int lanes) {
             const Vec centred = sub(mul(load_part(dy + n, lanes), load_part(weight + n, lanes)), mean_g);
-            const Vec dh = mul(rstd, sub(centred, mul(load(u + n), mean_gu)));
+            const Vec through = mul(rstd, sub(centred, mul(load(u + n), mean_gu)));
+            const Vec dh = dsum ? add(through, load_part(dsum + n, lanes)) : through;
             if (dresidual) store_part(dresidual + n, dh, lanes);
             if (dx) store_part(dx + n, back.dropout.threshold ? mul(dh, load(factors + n)) : dh, lanes);
         });

@@ -1,4 +1,4 @@
-// y = LayerNorm(x + residual) * weight + bias for a range of rows; compiled once per instruction set.
+// y = LayerNorm(x + residual) * weight + bias, or RMSNorm, for a range of rows; compiled once per instruction set.
 //
 // Each row is read three times, from memory once and then from the L1 cache: for the mean, for the squares about that
 // mean, and for the output. E[x^2] - E[x]^2 would save one pass but cancel where the mean is large against the spread.
@@ -54,23 +54,45 @@ float row_variance(const Row<T>& row, float mean, float& off) {
 }
 
 template <typename T>
+float mean_square(const Row<T>& row) {
+    const float total = sum_along(row.N, [&](Vec acc, int64_t n, int lanes) {
+        const Vec v = row.at(n, lanes);  // zero beyond the row
+        return fma(v, v, acc);
+    });
+    return total / static_cast<float>(row.N);
+}
+
+// y = ((row - shift) * rstd + rest) * weight + bias.
+template <typename T>
+static inline void normalise(const Row<T>& row, Vec shift, Vec rstd, Vec rest, const T* weight, const T* bias, T* y) {
+    along(row.N, [&](int64_t n, int lanes) {
+        const Vec unit = fma(sub(row.at(n, lanes), shift), rstd, rest), factor = load_part(weight + n, lanes);
+        store_part(y + n, bias ? fma(unit, factor, load_part(bias + n, lanes)) : mul(unit, factor), lanes);
+    });
+}
+
+template <typename T>
 void add_layer_norm(const AddLayerNorm& op, int64_t begin, int64_t end) {
     const T* weight = static_cast<const T*>(op.weight);
     const T* bias = static_cast<const T*>(op.bias);
     for (int64_t m = begin; m < end; ++m) {
         const T* residual = static_cast<const T*>(op.residual);
-        const Row<T> row{static_cast<const T*>(op.x) + m * op.stride_xm,
-                         residual ? residual + m * op.stride_rm : nullptr, op.N};
+        Row<T> row{static_cast<const T*>(op.x) + m * op.stride_xm, residual ? residual + m * op.stride_rm : nullptr, op.N};
+        if (op.sum) {
+            T* sum = static_cast<T*>(op.sum) + m * op.stride_sm;
+            along(op.N, [&](int64_t n, int lanes) { store_part(sum + n, row.at(n, lanes), lanes); });
+            row = {sum, nullptr, op.N};
+        }
         T* y = static_cast<T*>(op.y) + m * op.stride_ym;
+        if (op.rms) {
+            normalise(row, set(0.0f), set(1.0f / sqrtf(mean_square(row) + op.eps)), set(0.0f), weight, bias, y);
+            continue;
+        }
         const float total = sum_along(op.N, [&](Vec acc, int64_t n, int lanes) { return add(acc, row.at(n, lanes)); });
         const float mean = total / static_cast<float>(op.N);
         float off;
         const float scale = 1.0f / sqrtf(row_variance(row, mean, off) + op.eps);
-        const Vec shift = set(mean), rstd = set(scale), rest = set(-off * scale);
-        along(op.N, [&](int64_t n, int lanes) {
-            const Vec unit = fma(sub(row.at(n, lanes), shift), rstd, rest);
-            store_part(y + n, fma(unit, load_part(weight + n, lanes), load_part(bias + n, lanes)), lanes);
-        });
+        normalise(row, set(mean), set(scale), set(-off * scale), weight, bias, y);
     }
 }
 

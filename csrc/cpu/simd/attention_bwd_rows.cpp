@@ -69,24 +69,28 @@ void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, i
     }
 }
 
-// scores[0, L) -> 2^(scores * scale - their maximum) as T in place, with dropout, zeros up to `padded`. Returns 1 /
-// their sum before dropout, and the maximum in `largest`.
+// scores[begin, end) -> 2^(scores * scale - their maximum) as T in place, with dropout of columns counted from `origin`,
+// and zeros elsewhere in [0, padded). Returns 1 / their sum before dropout, and the maximum in `largest`.
 template <typename T>
-float exponentials(float* scores, int64_t L, int64_t padded, float scale, const Dropout& dropout, RowKey key,
-                   float* largest) {
-    const float most = highest(scores, L);
+float exponentials(float* scores, int64_t begin, int64_t end, int64_t padded, int64_t origin, float scale,
+                   const Dropout& dropout, RowKey key, float* largest) {
+    const float most = highest(scores + begin, end - begin);
     *largest = most;
     const Words a = fill(key.a), b = fill(key.b);
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32: writes never overtake reads
+    along(begin, [&](int64_t n, int lanes) { store_part(out + n, set(0.0f), lanes); });
     Vec total = set(0.0f);
-    along(L, [&](int64_t n, int lanes) {
+    along(end - begin, [&](int64_t i, int lanes) {
+        const int64_t n = begin + i;
         const Vec e = exp2(mul(sub(load_part(scores + n, lanes), set(most)), set(scale)));  // 1 at the maximum
         const Vec kept = lanes == WIDTH ? e : keep_n(e, lanes);
         total = add(total, kept);
-        const Words column = count_from(static_cast<uint32_t>(n));
-        store(out + n, dropout.threshold ? mul(kept, keep_factor(dropout, a, b, column)) : kept);
+        const Words column = count_from(static_cast<uint32_t>(origin + n));
+        const Vec p = dropout.threshold ? mul(kept, keep_factor(dropout, a, b, column)) : kept;
+        store_within(out, n, padded, p);
     });
-    for (int64_t n = (L + WIDTH - 1) / WIDTH * WIDTH; n < padded; n += WIDTH) store(out + n, set(0.0f));
+    for (int64_t n = begin + (end - begin + WIDTH - 1) / WIDTH * WIDTH; n < padded; n += WIDTH)
+        store_within(out, n, padded, set(0.0f));
     return 1.0f / sum(total);
 }
 
@@ -111,22 +115,28 @@ void forward(const AttentionFwdTrain& training, int64_t start, int64_t L, int64_
     each_tile(L, [&](int64_t m, auto rows) {
         constexpr int M = decltype(rows)::value;
         const uint32_t* queries = reinterpret_cast<const uint32_t*>(q + m * op.stride_t);
-        product<T, M>(queries, op.stride_t / PER_WORD<T>, keys, TILE_N * words, words, L,
-                      [&](int i, int64_t n, Vec acc) { store(scores + i * padded + n, acc); });
+        // The keys that these queries see, from the first panel with one; `scores` begins there.
+        const Columns seen(op.window, L, m, M);
+        const int64_t origin = seen.begin / TILE_N * TILE_N, count = seen.end - origin, width = panels(count) * TILE_N;
+        product<T, M>(queries, op.stride_t / PER_WORD<T>, keys + origin * words, TILE_N * words, words, count,
+                      [&](int i, int64_t n, Vec acc) { store(scores + i * width + n, acc); });
         float inverse[M];
         for (int i = 0; i < M; ++i) {
             const int64_t row = head * training.T + start + m + i;
             float row_max;
-            if (bias) scale_and_add(scores + i * padded, L, op.scale_log2 * LN2, bias - (m + i));
-            inverse[i] = exponentials<T>(scores + i * padded, L, padded, bias ? LOG2E : op.scale_log2, training.dropout,
-                                         row_key(training.dropout.seed, row), &row_max);
+            float* own_scores = scores + i * width;
+            const Columns own(op.window, L, m + i, 1);
+            const int64_t from = own.begin - origin, to = own.end - origin;
+            if (bias) scale_and_add(own_scores + from, to - from, op.scale_log2 * LN2, bias + own.begin - (m + i));
+            inverse[i] = exponentials<T>(own_scores, from, to, width, origin, bias ? LOG2E : op.scale_log2,
+                                         training.dropout, row_key(training.dropout.seed, row), &row_max);
             if (!training.row_max) continue;
             training.row_max[row] = row_max;
             training.row_max[op.H * training.T + row] = inverse[i];
         }
         T* y = static_cast<T*>(op.y) + ((start + m) * op.H + head) * D;
-        product<T, M>(reinterpret_cast<const uint32_t*>(scores), padded, values, TILE_N * words_of<T>(L),
-                      words_of<T>(L), D, [&](int i, int64_t n, Vec acc) {
+        product<T, M>(reinterpret_cast<const uint32_t*>(scores), width, values + origin / PER_WORD<T> * TILE_N,
+                      TILE_N * words_of<T>(L), words_of<T>(count), D, [&](int i, int64_t n, Vec acc) {
                           store_within(y + i * op.H * D, n, D, mul(acc, set(inverse[i])));
                       });
     });
@@ -225,6 +235,16 @@ void prepare(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, c
     }
 }
 
+// p in the lanes of which the columns, from n on, are in [begin, end); 0 in the others.
+Vec keep_between(Vec p, int64_t n, int64_t begin, int64_t end) {
+    if (begin <= n && n + WIDTH <= end) return p;
+    float lanes[WIDTH];
+    store(lanes, p);
+    for (int64_t i = 0; i < WIDTH; ++i)
+        if (n + i < begin || n + i >= end) lanes[i] = 0.0f;
+    return load(lanes);
+}
+
 // Moves the sums of the keys [m, m + rows) to those of all keys.
 template <typename T>
 void add_to_dbias(int64_t L, int64_t m, int64_t rows, const Workspace<T>& w) {
@@ -234,37 +254,44 @@ void add_to_dbias(int64_t L, int64_t m, int64_t rows, const Workspace<T>& w) {
     }
 }
 
-// For keys [m, m + M): rows of P^T, rows of dS^T (from row `at` of the group on), and from these dK and dV.
+// For keys [m, m + M): rows of P^T, rows of dS^T (from row `at` of the group on), and from these dK and dV. The columns
+// of all rows are the `count` queries from `origin` on, a multiple of TILE_N.
 template <typename T, int M>
-void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, const T* k, T* dk,
-              const Workspace<T>& w) {
+void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, int64_t origin, int64_t count, const T* k,
+              T* dk, const Workspace<T>& w) {
     const Attention& op = back.op;
     const Dropout& dropout = back.dropout;
-    const int64_t D = op.D, words = D / PER_WORD<T>, padded = panels(L) * TILE_N, lda = op.stride_t / PER_WORD<T>;
+    const int64_t D = op.D, words = D / PER_WORD<T>, padded = panels(count) * TILE_N, lda = op.stride_t / PER_WORD<T>;
     const Vec scale = set(op.scale_log2 * LN2);
-    const float* bias = w.bias ? w.bias + L - 1 - m : nullptr;
-    float* dbias = w.dbias + (w.bias ? L - 1 - m : 0);
+    const float* bias = w.bias ? w.bias + L - 1 - m + origin : nullptr;
+    float* dbias = w.dbias + (w.bias ? L - 1 - m + origin : 0);
+    const float *row_max = w.row_max + origin, *inverse = w.inverse + origin, *deltas = w.delta + origin;
+    const uint32_t *key_a = w.key_a + origin, *key_b = w.key_b + origin;
     const auto load_key = [](const uint32_t* p) { return (Words)load_word(p); };
     const uint32_t* keys = reinterpret_cast<const uint32_t*>(k);
-    product<T, M>(keys, lda, w.q_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec s) {
-        const Vec top = load(w.row_max + n);
+    product<T, M>(keys, lda, w.q_along + origin * words, TILE_N * words, words, count, [&](int i, int64_t n, Vec s) {
+        const Vec top = load(row_max + n);
         const Vec above = bias ? mul(sub(fma(s, scale, load(bias - i + n)), top), set(LOG2E))
                                : mul(sub(s, top), set(op.scale_log2));
-        const Vec p = mul(exp2(above), load(w.inverse + n));
+        Vec p = mul(exp2(above), load(inverse + n));
+        if (op.window >= 0) {
+            const Columns own(op.window, L, m + i, 1);
+            p = keep_between(p, n, own.begin - origin, own.end - origin);
+        }
         if (!dropout.threshold) {
             store(w.p + i * padded + n, p);
             store(w.kept + i * padded + n, p);
             return;
         }
         const Words key = fill(static_cast<uint32_t>(m + i));
-        const Vec factor = keep_factor(dropout, load_key(w.key_a + n), load_key(w.key_b + n), key);
+        const Vec factor = keep_factor(dropout, load_key(key_a + n), load_key(key_b + n), key);
         store(w.p + i * padded + n, factor > set(0.0f) ? p : sub(set(0.0f), p));
         store(w.kept + i * padded + n, mul(p, factor));
     });
     T* ds = w.ds + at * padded;
     const uint32_t* values = reinterpret_cast<const uint32_t*>(k + op.stride_3);
-    product<T, M>(values, lda, w.dy_along, TILE_N * words, words, L, [&](int i, int64_t n, Vec dp) {
-        const Vec p = load(w.p + i * padded + n), delta = load(w.delta + n);
+    product<T, M>(values, lda, w.dy_along + origin * words, TILE_N * words, words, count, [&](int i, int64_t n, Vec dp) {
+        const Vec p = load(w.p + i * padded + n), delta = load(deltas + n);
         // A dropped probability is stored as -p: p (0 - delta) = (-p) delta.
         const Vec scaled = dropout.threshold ? mul(dp, set(dropout.scale)) : dp;
         const Vec change = p < set(0.0f) ? mul(p, delta) : mul(p, sub(scaled, delta));
@@ -272,17 +299,18 @@ void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, const 
         if (bias) store(dbias - i + n, add(load(dbias - i + n), change));
     });
     const int64_t panel = TILE_N * words_of<T>(L), stride = 3 * op.H * D, row = padded / PER_WORD<T>;
-    product<T, M>(reinterpret_cast<const uint32_t*>(ds), row, w.q_down, panel, words_of<T>(L), D,
+    const int64_t skipped = origin / PER_WORD<T> * TILE_N;
+    product<T, M>(reinterpret_cast<const uint32_t*>(ds), row, w.q_down + skipped, panel, words_of<T>(count), D,
                   [&](int i, int64_t n, Vec acc) { store_within(dk + i * stride, n, D, mul(acc, scale)); });
     T* dv = dk + op.H * D;
-    product<T, M>(reinterpret_cast<const uint32_t*>(w.kept), row, w.dy_down, panel, words_of<T>(L), D,
+    product<T, M>(reinterpret_cast<const uint32_t*>(w.kept), row, w.dy_down + skipped, panel, words_of<T>(count), D,
                   [&](int i, int64_t n, Vec acc) { store_within(dv + i * stride, n, D, acc); });
 }
 
-// dQ += dS K over the keys [first, first + count), with dS^T in the workspace.
+// dQ += dS K over the keys [first, first + count), with dS^T of the `queries` queries from `origin` on in the workspace.
 template <typename T>
-void add_to_dq(int64_t L, int64_t D, int64_t first, int64_t count, const Workspace<T>& w) {
-    const int64_t padded = panels(L) * TILE_N, width = panels(D) * TILE_N, words = words_of<T>(count);
+void add_to_dq(int64_t L, int64_t D, int64_t first, int64_t count, int64_t origin, int64_t queries, const Workspace<T>& w) {
+    const int64_t padded = panels(queries) * TILE_N, width = panels(D) * TILE_N, words = words_of<T>(count);
     const uint32_t* ds = reinterpret_cast<const uint32_t*>(w.ds);
     if constexpr (PER_WORD<T> > 1) {
         ds = w.ds_down;
@@ -293,11 +321,11 @@ void add_to_dq(int64_t L, int64_t D, int64_t first, int64_t count, const Workspa
             }
     }
     const uint32_t* keys = w.k_down + first / PER_WORD<T> * TILE_N;
-    each_tile(L, [&](int64_t m, auto rows) {
+    each_tile(queries, [&](int64_t m, auto rows) {
         constexpr int M = decltype(rows)::value;
         const int64_t panel = TILE_N * words_of<T>(L);
         product<T, M, true>(ds + m, padded, keys, panel, words, D, [&](int i, int64_t n, Vec acc) {
-            float* out = w.dq + (m + i) * width + n;
+            float* out = w.dq + (origin + m + i) * width + n;
             store(out, add(load(out), acc));
         });
     });
@@ -314,13 +342,15 @@ void backward(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, 
     prepare(back, start, L, head, q, dy, w);
     for (int64_t first = 0; first < L; first += GROUP) {
         const int64_t count = L - first < GROUP ? L - first : GROUP;
+        const Columns seeing(op.window, L, first, count);  // the queries that see these keys
+        const int64_t origin = seeing.begin / TILE_N * TILE_N, queries = seeing.end - origin;
         each_tile(count, [&](int64_t at, auto rows) {
             const int64_t m = first + at;
-            key_tile<T, decltype(rows)::value>(back, L, m, at, q + op.stride_3 + m * op.stride_t,
+            key_tile<T, decltype(rows)::value>(back, L, m, at, origin, queries, q + op.stride_3 + m * op.stride_t,
                                                dq + op.H * D + m * stride, w);
             if (w.bias) add_to_dbias(L, m, decltype(rows)::value, w);
         });
-        add_to_dq(L, D, first, count, w);
+        add_to_dq(L, D, first, count, origin, queries, w);
     }
     const Vec scale = set(op.scale_log2 * LN2);
     for (int64_t i = 0; i < L; ++i)

@@ -1,7 +1,8 @@
 // softmax(scale q k^T + bias) v of one head of one sequence; compiled once per instruction set.
 //
 // Keys and values are packed once into the caller's scratch memory. Each tile of queries then computes all its scores
-// (TILE_M x L fp32, in cache), their exponentials, and its context. No L x L matrix is stored.
+// (TILE_M x L fp32, in cache), their exponentials, and its context. No L x L matrix is stored. With a window, a tile goes
+// over the panels that its queries see.
 #include "kernels.h"
 #include "rows.h"
 #include "tile.h"
@@ -32,34 +33,36 @@ void pack_values(const bf16* v, int64_t stride, int64_t L, int64_t n, int64_t wo
 template <typename T>
 static inline Vec power(Vec x) { return sizeof(T) == 2 ? exp2_bf16(x) : exp2(x); }
 
-// scores[0, L) -> 2^(scores * scale - their maximum) as T in place, zeros up to `padded`; returns 1 / the sum.
+// scores[begin, end) -> 2^(scores * scale - their maximum) as T in place, zeros elsewhere in [0, padded); returns 1 /
+// the sum.
 template <typename T>
-float exponentials(float* scores, int64_t L, int64_t padded, float scale) {
+float exponentials(float* scores, int64_t begin, int64_t end, int64_t padded, float scale) {
     // Subtract before scaling: the result is exactly 0 at the maximum, however large that is.
-    const Vec factor = set(scale), top_score = set(highest(scores, L));
+    const Vec factor = set(scale), top_score = set(highest(scores + begin, end - begin));
     Vec total = set(0.0f);
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32: writes never overtake reads
-    int64_t n = 0;
-    for (; n + WIDTH <= L; n += WIDTH) {
+    along(begin, [&](int64_t n, int lanes) { store_part(out + n, set(0.0f), lanes); });
+    int64_t n = begin;
+    for (; n + WIDTH <= end; n += WIDTH) {
         const Vec e = power<T>(mul(sub(load(scores + n), top_score), factor));
         total = add(total, e);
         store(out + n, e);
     }
-    if (n < L) {
-        const int rest = static_cast<int>(L - n);
+    if (n < end) {
+        const int rest = static_cast<int>(end - n);
         const Vec e = keep_n(power<T>(mul(sub(load_n(scores + n, rest), top_score), factor)), rest);
         total = add(total, e);
-        store(out + n, e);
+        store_part(out + n, e, padded - n < WIDTH ? static_cast<int>(padded - n) : WIDTH);
         n += WIDTH;
     }
-    for (; n < padded; n += WIDTH) store(out + n, set(0.0f));
+    for (; n < padded; n += WIDTH) store_part(out + n, set(0.0f), padded - n < WIDTH ? static_cast<int>(padded - n) : WIDTH);
     return 1.0f / sum(total);
 }
 
 // Sizes in words of the scratch memory of `attention`: keys, values, and the scores of a tile of queries.
 template <typename T>
 struct Sizes {
-    int64_t padded, head_words, key_words;  // keys of whole panels; words of a head; words of a row of probabilities
+    int64_t padded, head_words, key_words;  // keys of whole panels; words of a head; words of all keys
     int64_t keys, values, scores;
 
     Sizes(int64_t L, int64_t D)
@@ -83,7 +86,7 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
     const TilesInUse tiles;
 #endif
     const Sizes<T> sizes(L, op.D);
-    const int64_t words = op.D / PER_WORD<T>, stride = op.stride_t / PER_WORD<T>, padded = sizes.padded;
+    const int64_t words = op.D / PER_WORD<T>, stride = op.stride_t / PER_WORD<T>;
     const T* q = static_cast<const T*>(op.qkv) + start * op.stride_t + head * op.D;
     const T* k = q + op.stride_3;
     const T* v = k + op.stride_3;
@@ -112,20 +115,28 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
     for (int64_t m = 0; m < L; m += height) {
         const int64_t rows = L - m < height ? L - m : height;
         const uint32_t* queries = reinterpret_cast<const uint32_t*>(q + m * op.stride_t);
-        for (int64_t p = 0; p < panels(L); ++p)
+        // The panels that these queries see; `scores` begins with the first of them.
+        const Columns seen(op.window, L, m, rows);
+        const int64_t first = seen.begin / TILE_N, end = panels(seen.end), origin = first * TILE_N;
+        const int64_t width = (end - first) * TILE_N;
+        for (int64_t p = first; p < end; ++p)
             product<T>(queries, stride, rows, keys + p * TILE_N * sizes.head_words, words, [&](int i, int j, Vec score) {
-                store(scores + i * padded + p * TILE_N + j * WIDTH, score);
+                store(scores + i * width + (p - first) * TILE_N + j * WIDTH, score);
             });
         float inverse[TILE_M<T>];
         for (int i = 0; i < rows; ++i) {
-            float* row = scores + i * padded;
-            if (bias) scale_and_add(row, L, op.scale_log2 * LN2, bias - (m + i));
-            inverse[i] = exponentials<T>(row, L, padded, bias ? LOG2E : op.scale_log2);
+            float* row = scores + i * width;
+            const Columns own(op.window, L, m + i, 1);
+            const int64_t from = own.begin - origin, to = own.end - origin;
+            if (bias) scale_and_add(row + from, to - from, op.scale_log2 * LN2, bias + own.begin - (m + i));
+            inverse[i] = exponentials<T>(row, from, to, width, bias ? LOG2E : op.scale_log2);
         }
+        const int64_t skipped = origin / PER_WORD<T>, left = sizes.key_words - skipped;
+        const int64_t key_words = left < width / PER_WORD<T> ? left : width / PER_WORD<T>;
         for (int64_t p = 0; p < panels(op.D); ++p) {
             const uint32_t* probabilities = reinterpret_cast<const uint32_t*>(scores);
-            const uint32_t* panel = values + p * TILE_N * sizes.key_words;
-            product<T>(probabilities, padded, rows, panel, sizes.key_words, [&](int i, int j, Vec context) {
+            const uint32_t* panel = values + p * TILE_N * sizes.key_words + skipped * TILE_N;
+            product<T>(probabilities, width, rows, panel, key_words, [&](int i, int j, Vec context) {
                 T* y = static_cast<T*>(op.y) + ((start + m + i) * op.H + head) * op.D;
                 store_within(y, p * TILE_N + j * WIDTH, op.D, mul(context, set(inverse[i])));
             });

@@ -56,6 +56,48 @@ void activate(const Activate& op, int64_t begin, int64_t end) {
     });
 }
 
+template <typename T>
+void gate(const Gate& op, int64_t begin, int64_t end) {
+    with_activation(op.activation, [&](auto function) {
+        for (int64_t m = begin; m < end; ++m) {
+            const T *a = static_cast<const T*>(op.z) + m * 2 * op.F, *b = a + op.F;
+            T* y = static_cast<T*>(op.out) + m * op.F;
+            along(op.F, [&](int64_t n, int lanes) {
+                store_part(y + n, mul(function(load_part(a + n, lanes)), load_part(b + n, lanes)), lanes);
+            });
+        }
+    });
+}
+
+// da = dy b activation'(a), db = dy activation(a).
+template <typename T>
+void gate_backward(const Gate& op, int64_t begin, int64_t end) {
+    const auto rows = [&](auto one) {
+        for (int64_t m = begin; m < end; ++m) {
+            const T *a = static_cast<const T*>(op.z) + m * 2 * op.F, *dy = static_cast<const T*>(op.dy) + m * op.F;
+            T* da = static_cast<T*>(op.out) + m * 2 * op.F;
+            along(op.F, [&](int64_t n, int lanes) { one(load_part(a + n, lanes), load_part(dy + n, lanes), a, da, n, lanes); });
+        }
+    };
+    with_activation(op.activation, [&](auto function) {
+        rows([&](Vec z, Vec dy, const T*, T* da, int64_t n, int lanes) {
+            store_part(da + op.F + n, mul(dy, function(z)), lanes);
+        });
+    });
+    const bool of_tanh = op.activation == Activation::tanh;  // whose slope is a function of its value
+    with_slope(op.activation, [&](auto slope) {
+        rows([&](Vec z, Vec dy, const T* a, T* da, int64_t n, int lanes) {
+            const Vec b = load_part(a + op.F + n, lanes);
+            store_part(da + n, mul(mul(dy, b), slope(of_tanh ? tanh(z) : z)), lanes);
+        });
+    });
+}
+
+template <typename T>
+void gate_rows(const Gate& op, int64_t begin, int64_t end) {
+    op.dy ? gate_backward<T>(op, begin, end) : gate<T>(op, begin, end);
+}
+
 // Columns of a strip: the tile of dz to be transposed stays in L1. Its rows are padded so that a column does not fall
 // into a single set of the cache.
 constexpr int64_t STRIP = 128, PADDED = STRIP + 16;
@@ -171,7 +213,7 @@ void sum_partials(const float* partials, int64_t blocks, int64_t stride, int64_t
 }  // namespace
 
 const LinearBwdKernels linear_fwd_train_kernels = {
-    activate<float>, activate<bf16>, STRIP,  backward<float>, backward<bf16>, pack<float>,         pack<bf16>,
+    activate<float>, activate<bf16>, gate_rows<float>, gate_rows<bf16>, STRIP,  backward<float>, backward<bf16>, pack<float>,         pack<bf16>,
     TILE_M<bf16>,   TILE_N,         gradient<float>, gradient<bf16>,  sum_partials<float>, sum_partials<bf16>};
 
 }  // namespace fastbert::FASTBERT_ISA

@@ -235,9 +235,11 @@ struct Finish {
     int64_t first;  // column
     int n;          // columns that exist
 
-    Finish(const Linear& op, const uint32_t* panel, int64_t number)
-        : op(op), panel(panel), first(number * TILE_N),
-          n(static_cast<int>(op.N - first < TILE_N ? op.N - first : TILE_N)) {}
+    Finish(const Linear& op, const uint32_t* panel, int64_t number) : op(op), panel(panel) {
+        const int64_t columns = op.gated ? op.N / 2 : op.N, wide = op.gated ? TILE_N / 2 : TILE_N;
+        first = number * wide;
+        n = static_cast<int>(columns - first < wide ? columns - first : wide);
+    }
 
     // Prefetches the outputs of rows [begin, end) for writing, while the product runs.
     void ask(int64_t begin, int64_t end) const {
@@ -254,6 +256,13 @@ struct Finish {
             const uint32_t* words = static_cast<const uint32_t*>(sums);
             for (int64_t m = begin; m < end; ++m, words += TILE_N) {
                 T* y = static_cast<T*>(op.y) + m * op.stride_ym + first;
+                if (op.gated) {
+                    static_assert(NV == 2);
+                    const Vec a = scaled((Numbers)load_word(words), m, panel);
+                    const Vec b = scaled((Numbers)load_word(words + WIDTH), m, panel + WIDTH);
+                    store_part(y, mul(activation(a), b), n);
+                    continue;
+                }
                 for (int v = 0; v < NV; ++v) {
                     if (v * WIDTH >= n) break;
                     const Vec out = activation(scaled((Numbers)load_word(words + v * WIDTH), m, panel + v * WIDTH));

@@ -19,6 +19,14 @@ static inline void store_within(T* row, int64_t n, int64_t columns, Vec v) {
     if (n < columns) store_part(row + n, v, columns - n < WIDTH ? static_cast<int>(columns - n) : WIDTH);
 }
 
+// The columns [begin, end) within `window` of the rows [m, m + rows), of L columns; all of them without a window.
+struct Columns {
+    int64_t begin, end;
+    Columns(int64_t window, int64_t L, int64_t m, int64_t rows)
+        : begin(window < 0 || m < window ? 0 : m - window),
+          end(window < 0 || L - m - rows < window ? L : m + rows + window) {}
+};
+
 // Calls f(n, lanes) for each vector of [0, N).
 template <typename F>
 static inline void along(int64_t N, const F& f) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -20,19 +22,55 @@ dispatch.implement("add_layer_norm", "native", run_native, supports_native)
 dispatch.implement("add_layer_norm", "reference", reference_add_layer_norm)
 
 
+@overload
 def add_layer_norm(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     *,
     eps: float,
     dropout_p: float = 0.0,
-) -> Tensor:
+    rms: bool = False,
+    return_sum: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float = 0.0,
+    rms: bool = False,
+    return_sum: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float = 0.0,
+    rms: bool = False,
+    return_sum: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """LN(dropout(x) + residual) over the last dimension, (T, E); without a residual, a plain LayerNorm.
 
     Mean and variance are taken in fp32 at least (Ba et al., 2016). If dtypes differ, as under autocast, the result
     has the wider one of x and residual. weight and bias may have any dtype, but float64 only if x or residual has it.
+
+    Args:
+        bias: None where the norm has none.
+        rms: RMSNorm (Zhang & Sennrich, 2019): without the mean; it has no bias.
+        return_sum: also return dropout(x) + residual, the residual stream where norms stand before attention and
+            feed-forward.
 
     Raises:
         ValueError: a shape, dtype or probability that does not fit.
@@ -42,9 +80,14 @@ def add_layer_norm(
     check_shape("add_layer_norm", "x", x, (None, weight.shape[0]))
     if residual is not None:
         check_shape("add_layer_norm", "residual", residual, tuple(x.shape))
-    check_shape("add_layer_norm", "bias", bias, tuple(weight.shape))
+    if bias is not None:
+        check_shape("add_layer_norm", "bias", bias, tuple(weight.shape))
+        if rms:
+            raise ValueError("add_layer_norm: bias is given with rms; RMSNorm has none")
     check_probability("add_layer_norm", "dropout_p", dropout_p)
-    kwargs = {"eps": eps, "dropout_p": dropout_p}
+    kwargs: dict[str, Any] = {"eps": eps, "dropout_p": dropout_p}
+    if rms or return_sum:
+        kwargs |= {"rms": rms, "return_sum": return_sum}
     if autocast_is_on(x):  # x comes from a product in the lower precision, the residual from a norm in fp32
         with autocast_off(x):
             return add_layer_norm(x, residual, weight, bias, **kwargs)
@@ -53,7 +96,7 @@ def add_layer_norm(
         check_norm_dtypes("add_layer_norm", {"x": x, "residual": residual}, weight, bias)
     elif torch.compiler.is_compiling():
         # Pointers cannot be traced; the reference can, and the compiler fuses it.
-        if dropout_p or needs_gradient(x, residual, weight, bias):
+        if dropout_p or rms or return_sum or bias is None or needs_gradient(x, residual, weight, bias):
             return reference_add_layer_norm(x, residual, weight, bias, **kwargs)
         return torch.ops.fastbert.add_layer_norm(x, residual, weight, bias, eps)
     return run(x, residual, weight, bias, **kwargs)

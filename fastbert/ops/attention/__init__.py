@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_offsets, check_probability, check_shape
 from fastbert.reference import attention as reference_attention
 from fastbert.reference import attention_gradients as reference_gradients
-
-if TYPE_CHECKING:
-    pass
 
 from fastbert.ops.attention.native import run_native
 from fastbert.ops.attention.reference import run_reference
@@ -38,6 +35,7 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     bias: Tensor | None = None,
+    window: int | None = None,
     checked: bool = False,
 ) -> Tensor:
     """(T, 3, H, D) -> (T, H, D); sequence b is rows cu_seqlens[b] to cu_seqlens[b+1] and sees only itself.
@@ -49,6 +47,7 @@ def attention(
         scale: the factor of the scores; None is D ** -0.5.
         dropout_p: the fraction of probabilities that are dropped.
         bias: (H, 2P-1), P at least the longest sequence: column P - 1 + key - query is added to the scaled scores.
+        window: keys farther than this from a query, in tokens, are left out; None: none are.
         checked: skip the checks of cu_seqlens and max_seqlen, which the caller has made, as `packing` does.
 
     Offsets on a GPU are not read by the host, which would wait for them: there a token after the last sequence gets
@@ -67,6 +66,10 @@ def attention(
     if bias is not None:
         _check_bias(bias, qkv.shape[2], max_seqlen)
         kwargs["bias"] = bias
+    if window is not None:
+        if window < 0:
+            raise ValueError(f"attention: window is {window}; it must be at least 0")
+        kwargs["window"] = window
     if autocast_is_on(qkv):
         with autocast_off(qkv):
             return attention(cast(qkv)[0], cu_seqlens, max_seqlen, **kwargs, checked=True)
@@ -77,7 +80,7 @@ def attention(
         seed = torch.randint(2**62, (1,), device=qkv.device) if dropout_p else None
         scale = qkv.shape[-1] ** -0.5 if scale is None else scale
         return torch.ops.fastbert.attention(
-            name, needs_gradient(qkv, bias), qkv, bias, cu_seqlens, scale, dropout_p, seed
+            name, needs_gradient(qkv, bias), qkv, bias, cu_seqlens, scale, dropout_p, seed, window
         )[0]
     return run(qkv, cu_seqlens, max_seqlen, **kwargs)
 
@@ -105,22 +108,24 @@ def _attention_op(
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
+    window: int | None,
 ) -> tuple[Tensor, Tensor]:
     check_offsets("attention", cu_seqlens, len(qkv), len(qkv))
     if backend == "triton":
         from fastbert.kernels.attention import attention_fwd
 
         qkv = rows_in_memory(qkv)
-        arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
+        arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed, window)
         out, saved = attention_fwd(qkv, cu_seqlens, len(qkv), bias=bias, **arguments)
     elif backend == "native" and (training or dropout_p):
         out, saved = native_attention_fwd_train(
-            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed), bias=bias
+            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=_number(seed), bias=bias, window=window
         )
     elif backend == "native":
-        out, saved = native_attention(qkv, cu_seqlens, len(qkv), scale=scale, bias=bias), None
+        out, saved = native_attention(qkv, cu_seqlens, len(qkv), scale=scale, bias=bias, window=window), None
     else:
-        out, saved = reference_attention(qkv, cu_seqlens, len(qkv), scale=scale, bias=bias).contiguous(), None
+        out = reference_attention(qkv, cu_seqlens, len(qkv), scale=scale, bias=bias, window=window).contiguous()
+        saved = None
     return out, _saved(backend, training, qkv) if saved is None or not training else saved
 
 
@@ -153,22 +158,24 @@ def _attention_bwd_op(
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
+    window: int | None,
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         from fastbert.kernels.attention_bwd import attention_bwd
 
         qkv = rows_in_memory(qkv)
-        arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed)
+        arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed, window)
         sums = None if bias is None else torch.empty_like(bias, dtype=torch.float32)
         given = rows_in_memory(dout), qkv, out, saved, cu_seqlens, len(qkv)
         dqkv = attention_bwd(*given, bias=bias, dbias=sums, **arguments)
         return dqkv, _dbias(None) if bias is None or sums is None else sums.to(bias.dtype)
     if backend == "native":
         dqkv, dbias = native_attention_bwd(
-            dout, qkv, cu_seqlens, out, saved, scale=scale, dropout_p=dropout_p, seed=_number(seed), bias=bias
+            *(dout, qkv, cu_seqlens, out, saved),
+            **{"scale": scale, "dropout_p": dropout_p, "seed": _number(seed), "bias": bias, "window": window},
         )
         return dqkv, _dbias(bias) if dbias is None or bias is None else dbias.to(bias.dtype)
-    dqkv, dbias = reference_gradients(dout, qkv, cu_seqlens, scale, bias)
+    dqkv, dbias = reference_gradients(dout, qkv, cu_seqlens, scale, bias, window)
     return dqkv.contiguous(), _dbias(None) if dbias is None else dbias
 
 
@@ -183,16 +190,16 @@ def _(backend: str, dout: Tensor, qkv: Tensor, bias: Tensor | None, *rest: Any) 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.backend, _, qkv, bias, cu_seqlens, ctx.scale, ctx.dropout_p, seed = inputs
+    ctx.backend, _, qkv, bias, cu_seqlens, ctx.scale, ctx.dropout_p, seed, ctx.window = inputs
     ctx.save_for_backward(qkv, bias, *output, cu_seqlens, seed)
 
 
 def _backward(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *saved, cu_seqlens, seed = ctx.saved_tensors
     dqkv, dbias = torch.ops.fastbert.attention_bwd(
-        ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed
+        ctx.backend, dout, *saved, cu_seqlens, ctx.scale, ctx.dropout_p, seed, ctx.window
     )
-    return None, None, dqkv, None if saved[1] is None else dbias, None, None, None, None
+    return None, None, dqkv, None if saved[1] is None else dbias, None, None, None, None, None
 
 
 _attention_op.register_autograd(_backward, setup_context=_save)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,18 +10,22 @@ from torch import Tensor
 from fastbert import native
 from fastbert.ops._autograd import needs_gradient
 
-if TYPE_CHECKING:
-    pass
-
 from fastbert.ops.attention.reference import second_derivative
 
 
 class _NativeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, bias: Tensor | None, cu_seqlens: Tensor, scale: float | None, dropout_p: float
+        ctx: Any,
+        qkv: Tensor,
+        bias: Tensor | None,
+        cu_seqlens: Tensor,
+        scale: float | None,
+        dropout_p: float,
+        window: int | None,
     ) -> Tensor:
-        ctx.constants = {"scale": scale, "dropout_p": dropout_p, "seed": native.draw_seed(dropout_p)}
+        seed = native.draw_seed(dropout_p)
+        ctx.constants = {"scale": scale, "dropout_p": dropout_p, "seed": seed, "window": window}
         y, statistics = native.attention_fwd_train(qkv, cu_seqlens, bias=bias, **ctx.constants)
         ctx.save_for_backward(qkv, bias, cu_seqlens, y, statistics)
         return y
@@ -34,7 +38,7 @@ class _NativeAttention(torch.autograd.Function):
         else:
             dqkv, dbias = native.attention_bwd(dy, qkv, cu_seqlens, y, statistics, bias=bias, **ctx.constants)
             dbias = None if dbias is None else dbias.to(bias.dtype)
-        return dqkv, dbias, None, None, None
+        return dqkv, dbias, None, None, None, None
 
 
 def run_native(
@@ -45,7 +49,10 @@ def run_native(
     scale: float | None,
     dropout_p: float,
     bias: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     if needs_gradient(qkv, bias):
-        return _NativeAttention.apply(qkv, bias, cu_seqlens, scale, dropout_p)
-    return native.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, bias=bias)
+        return _NativeAttention.apply(qkv, bias, cu_seqlens, scale, dropout_p, window)
+    return native.attention(
+        qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, bias=bias, window=window
+    )

@@ -29,11 +29,12 @@ class _TritonAttention(torch.autograd.Function):
         max_seqlen: int,
         scale: float | None,
         dropout_p: float,
+        window: int | None,
     ) -> Tensor:
         from fastbert.kernels.attention import attention_fwd
 
         qkv = rows_in_memory(qkv)
-        ctx.arguments = triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+        ctx.arguments = triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p, window=window)
         ctx.max_seqlen = max_seqlen
         out, statistics = attention_fwd(qkv, cu_seqlens, max_seqlen, bias=bias, **ctx.arguments)
         ctx.save_for_backward(qkv, bias, out, statistics, cu_seqlens)
@@ -45,11 +46,11 @@ class _TritonAttention(torch.autograd.Function):
 
         qkv, bias, out, statistics, cu_seqlens = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *second_derivative(qkv, bias, cu_seqlens, dout, ctx.arguments), None, None, None, None
+            return *second_derivative(qkv, bias, cu_seqlens, dout, ctx.arguments), None, None, None, None, None
         dbias = None if bias is None else torch.empty_like(bias, dtype=torch.float32)
         given = rows_in_memory(dout), qkv, out, statistics, cu_seqlens, ctx.max_seqlen
         dqkv = attention_bwd(*given, bias=bias, dbias=dbias, **ctx.arguments)
-        return dqkv, None if bias is None or dbias is None else dbias.to(bias.dtype), None, None, None, None
+        return dqkv, None if bias is None or dbias is None else dbias.to(bias.dtype), None, None, None, None, None
 
 
 def run_triton(
@@ -60,13 +61,14 @@ def run_triton(
     scale: float | None,
     dropout_p: float,
     bias: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     from fastbert.kernels.attention import attention_fwd
 
     if needs_gradient(qkv, bias):
-        return _TritonAttention.apply(qkv, bias, cu_seqlens, max_seqlen, scale, dropout_p)
+        return _TritonAttention.apply(qkv, bias, cu_seqlens, max_seqlen, scale, dropout_p, window)
     qkv = rows_in_memory(qkv)
-    arguments = triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p)
+    arguments = triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p, window=window)
     return attention_fwd(qkv, cu_seqlens, max_seqlen, bias=bias, **arguments)[0]
 
 
@@ -77,6 +79,7 @@ def triton_arguments(
     scale: float | None,
     dropout_p: float,
     seed: Tensor | None = None,
+    window: int | None = None,
 ) -> dict[str, Any]:
     """The arguments shared by the launchers of forward and backward; with dropout and no seed, one is drawn."""
     from fastbert.kernels.dropout import draw_seed
@@ -84,6 +87,7 @@ def triton_arguments(
     return {
         "scale": qkv.shape[-1] ** -0.5 if scale is None else scale,
         "dropout_p": dropout_p,
+        "window": window,
         "seed": draw_seed(qkv.device) if dropout_p and seed is None else seed,
         "precision": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
         "schedule": _schedule(qkv, cu_seqlens, max_seqlen),
@@ -106,6 +110,7 @@ def supports_triton(
     scale: float | None,
     dropout_p: float,
     bias: Tensor | None = None,
+    window: int | None = None,
 ) -> str | None:
     reason = reason_against(qkv)
     if reason is not None:

@@ -39,6 +39,7 @@ def linear(
     *,
     activation: str | None = None,
     precision: str | None = None,
+    gated: bool = False,
 ) -> Tensor:
     """x W^T + b: (T, E), (F, E), (F,) -> (T, F), followed by one of `ACTIVATIONS`, if any.
 
@@ -48,6 +49,7 @@ def linear(
         precision: None: the operands are multiplied in their dtype, with sums in fp32. "high", "highest": in float32,
             which a backend may split into bf16 terms, with three or six products instead of one. "int8": x and weight
             are rounded to int8 with a scale per row, with sums in int32 and no gradient; see `reference.linear_int8`.
+        gated: act(a) b, (T, F / 2), of the halves a and b of the columns; with an activation (Shazeer, 2020).
 
     Raises:
         ValueError: a shape or dtype that does not fit, an unknown activation or precision, a gradient with int8.
@@ -58,17 +60,24 @@ def linear(
         weight = _checked(x, weight, bias)
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"linear: activation is {activation!r}; known are {', '.join(ACTIVATIONS)}")
+    if gated and (activation is None or weight.shape[0] % 2):
+        raise ValueError(
+            f"linear: gated with activation {activation!r} and {weight.shape[0]} columns; it must be an activation and "
+            "an even number"
+        )
     if precision is not None:
         check_precision("linear", precision, x, *weight.tensors)
     if torch._C._is_any_autocast_enabled() and autocast_is_on(x):
         with autocast_off(x):
             if precision in QUANTIZED:  # set for the model, and narrower than autocast's dtype
-                return linear(x, weight, activation=activation, precision=precision)
+                return linear(x, weight, activation=activation, precision=precision, gated=gated)
             x, *tensors = cast(x, *weight.tensors)
             rows = len(weight.weights)
             weight = Weight(tensors[:rows], tensors[rows:] or (None,) * rows)
-            return linear(x, weight, activation=activation)
+            return linear(x, weight, activation=activation, gated=gated)
     kwargs: dict[str, Any] = {"activation": activation, "precision": precision}
+    if gated:
+        kwargs["gated"] = True
     if torch.compiler.is_compiling():
         # The native version keeps packed weights, which a compiled graph cannot hold; the compiler has its own.
         check_dtypes(x, weight, precision)

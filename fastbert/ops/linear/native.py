@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastbert import native, reference
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
+from fastbert.ops.gate import gate
 from fastbert.weight import Weight
 
 
@@ -43,8 +44,10 @@ def _reference_of_parts(x: Tensor, *tensors: Tensor, rows: int, activation: str 
     return reference.linear(x, *weight.stacked(), activation=activation)
 
 
-def run_native(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
+def run_native(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None, gated: bool = False) -> Tensor:
     # With a gradient, "high" and "highest" are in full precision.
     if torch.is_grad_enabled() and needs_gradient(x, *weight.tensors):
+        if gated and activation is not None:  # the gradient needs both halves
+            return gate(_NativeLinear.apply(x, weight, None, *weight.tensors), activation)
         return _NativeLinear.apply(x, weight, activation, *weight.tensors)
-    return native.linear(x, weight, activation=activation, precision=precision)
+    return native.linear(x, weight, activation=activation, precision=precision, gated=gated)

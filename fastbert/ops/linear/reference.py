@@ -10,14 +10,14 @@ from fastbert.precision import QUANTIZED
 from fastbert.weight import Weight
 
 
-def run_reference(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
+def run_reference(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None, gated: bool = False) -> Tensor:
     if weight.is_placeholder and not x.is_meta:
         raise ValueError(
             "linear: weight has no memory; a model loaded with inference_only=True runs in the dtype, precision and "
             "backend that it was loaded for, and is not copied, trained or compiled"
         )
     check_dtypes(x, weight, precision)
-    return reference.linear(x, *weight.stacked(), activation=activation, precision=precision)
+    return reference.linear(x, *weight.stacked(), activation=activation, precision=precision, gated=gated)
 
 
 def check_dtypes(x: Tensor, weight: Weight, precision: str | None) -> None:

@@ -11,6 +11,7 @@ from fastbert import reference
 from fastbert.ops import _quantized_linear
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._triton import reason_against
+from fastbert.ops.gate import gate
 from fastbert.precision import QUANTIZED
 from fastbert.weight import Weight
 
@@ -58,9 +59,13 @@ def _through(activation: str, z: Tensor, dy: Tensor) -> Tensor:
         return torch.autograd.grad(reference.ACTIVATIONS[activation](z), z, dy, create_graph=create_graph)[0]
 
 
-def run_triton(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None) -> Tensor:
+def run_triton(
+    x: Tensor, weight: Weight, *, activation: str | None, precision: str | None, gated: bool = False
+) -> Tensor:
     from fastbert.kernels.linear import linear_fwd
 
+    if gated and activation is not None:
+        return gate(run_triton(x, weight, activation=None, precision=precision), activation)
     if precision in QUANTIZED:
         return _quantized_linear.run(x, weight, activation)
     if needs_gradient(x, *weight.tensors):
@@ -70,7 +75,7 @@ def run_triton(x: Tensor, weight: Weight, *, activation: str | None, precision: 
 
 
 def supports_triton(
-    x: Tensor, weight: Weight, *, activation: str | None = None, precision: str | None = None
+    x: Tensor, weight: Weight, *, activation: str | None = None, precision: str | None = None, gated: bool = False
 ) -> str | None:
     if precision in QUANTIZED:
         return _quantized_linear.supports(x, weight)
