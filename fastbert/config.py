@@ -12,6 +12,8 @@ from fastbert.checkpoint.files import write_text
 from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import read_json, shown
 from fastbert.families import FAMILIES, Family
+from fastbert.families.family import setting
+from fastbert.families.layer_kinds import key_heads, layer_kinds
 
 CONFIG_NAME = "config.json"
 _LONGEST = 2**24
@@ -30,7 +32,7 @@ _FIELDS = {
     "num_attention_heads": checks.integer(1, 2**14),
     "intermediate_size": checks.integer(1, _LONGEST),
     "max_position_embeddings": checks.integer(1, _LONGEST),
-    "type_vocab_size": checks.integer(1, _LONGEST),
+    "type_vocab_size": checks.integer(0, _LONGEST),
     "embedding_size": checks.or_null(checks.integer(1, 2**14)),
     **_NUMBERS,
     **dict.fromkeys(("tie_word_embeddings", "output_hidden_states", "output_attentions", "return_dict"), checks.FLAG),
@@ -113,8 +115,14 @@ class BertConfig:
         positions = self.extra.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(f"config: position_embedding_type is {shown(positions)}; fastbert knows 'absolute' only")
-        if family_of(self.model_type).counts_tokens and self.pad_token_id is None:
+        family = family_of(self.model_type)
+        if family.counts_tokens and self.pad_token_id is None:
             raise ValueError(f"config: pad_token_id is None; the positions of {self.model_type!r} begin after it")
+        if family.rotary is not None:
+            layer_kinds(self, family)
+            key_heads(self)
+        elif not self.type_vocab_size:
+            raise ValueError("config: type_vocab_size is 0; it must be an integer of at least 1")
         self.id2label = self._labels_by_id()
         self._check_label2id()
 
@@ -153,6 +161,19 @@ class BertConfig:
     def head_dropout(self) -> float:
         """The dropout before a classification head: `classifier_dropout`, or `hidden_dropout_prob` if it is None."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    def has(self, value: str | bool, default: bool = False) -> bool:
+        """A constant of the family, or the field that it names: see `Family.norm_bias` and the like."""
+        return setting(self, value, default)
+
+    def activation_of(self, name: str) -> str:
+        """An activation, or that in the field of this name."""
+        return str(self.extra.get(name, "gelu")) if name.startswith("classifier_") else name
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return key_heads(self) if family_of(self.model_type).rotary is not None else self.num_attention_heads
 
     def dropout_of(self, head: str, default: float) -> float:
         """The dropout of a head, "choices", "tokens" or "answers": of the field that its family names, or `default`."""

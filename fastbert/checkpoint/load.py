@@ -26,7 +26,6 @@ _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
 )
-_WORDS = "embeddings.word_embeddings.weight"
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -39,7 +38,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, revision: str | None = None, family: Family = BERT) -> None:
         self._family = family
-        self.decoder = f"{family.masked_lm.decoder}.weight"
+        self.decoder, self.words = f"{family.masked_lm.decoder}.weight", words_of(family)
         self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str]] = {}  # plain name -> file, name in it
         self.files: dict[str, Path] = {}
         for file in _weight_files(path, revision):
@@ -112,11 +111,16 @@ def plain_name(name: str, family: Family = BERT) -> str:
     return name
 
 
+def words_of(family: Family) -> str:
+    """The plain name of the table of words."""
+    return f"{family.embeddings.word}.weight"
+
+
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype the weights were saved in."""
-    name = next((name for name in (_WORDS, checkpoint.decoder) if name in checkpoint), None)
+    name = next((name for name in (checkpoint.words, checkpoint.decoder) if name in checkpoint), None)
     if name is None:
-        _fail_missing(checkpoint, [_WORDS])
+        _fail_missing(checkpoint, [checkpoint.words])
     dtype = checkpoint.dtype(name)
     if dtype not in _DTYPES:
         raise ValueError(
@@ -129,7 +133,7 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 def check_layers(checkpoint: Checkpoint, count: int, family: Family = BERT) -> None:
     """Raises ValueError, before layers are made, if the checkpoint has fewer layers than `count`, the config's."""
     for i in range(count):
-        name = f"{family.encoder}.layer.{i}.{family.layer.query}.weight"
+        name = f"{family.layer_list}.{i}.{family.layer.query}.weight"
         if name not in checkpoint:
             why = f"config: num_hidden_layers is {count}, the weights are of {i}" if i else None
             _fail_missing(checkpoint, [name], why)
@@ -144,7 +148,8 @@ def _aliases(family: Family, tied: bool) -> dict[str, tuple[str, ...]]:
     decoder = f"{names.decoder}.weight"
     if names.bias is not None:
         found[names.bias] = f"{names.decoder}.bias", names.bias
-    return {**found, _WORDS: (_WORDS, decoder), decoder: (decoder, _WORDS)} if tied else found
+    words = words_of(family)
+    return {**found, words: (words, decoder), decoder: (decoder, words)} if tied else found
 
 
 @dataclass
@@ -166,7 +171,8 @@ def match(model: nn.Module, checkpoint: Checkpoint, ignore_mismatched_sizes: boo
             file and tensor.
     """
     found, tied, family = Match(), model.config.tie_word_embeddings, FAMILIES[model.config.model_type]
-    encoder = tuple(f"{part}." for part in ("embeddings", family.encoder, family.projection) if part)
+    places = family.embeddings.owner or family.embeddings.word, family.layer_list, family.final_norm, family.projection
+    encoder = tuple(f"{part}." for part in places if part)
     missing_encoder: list[str] = []
     for name, parameter in model.named_parameters():
         plain = plain_name(name, family)
@@ -213,7 +219,7 @@ def load_into(
             initialise(model, [name])
         else:
             checkpoint.copy_into(parameter, source)
-            if source == _WORDS and model.config.tie_word_embeddings and model.get_output_embeddings() is not None:
+            if source == checkpoint.words and model.config.tie_word_embeddings and model.get_output_embeddings() is not None:
                 _check_tied(checkpoint, parameter)
         loaded(name)
     if found.mismatched:
@@ -237,7 +243,7 @@ def _check_tied(checkpoint: Checkpoint, words: Tensor) -> None:
         if torch.equal(decoder.view(torch.uint8), words.view(torch.uint8)):
             return
     raise ValueError(
-        f"{checkpoint.files[other]}: tensors {_WORDS} and {other} differ, but config: tie_word_embeddings is "
+        f"{checkpoint.files[other]}: tensors {checkpoint.words} and {other} differ, but config: tie_word_embeddings is "
         "true; tie_word_embeddings=False loads both"
     )
 

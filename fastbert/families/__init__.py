@@ -7,10 +7,17 @@ positions that it says, and integrations/ finds transformers' classes. `FAMILIES
 from fastbert.families.bert import BERT
 from fastbert.families.distilbert import DISTILBERT
 from fastbert.families.electra import ELECTRA
+from fastbert.families.eurobert import EUROBERT
 from fastbert.families.family import Family, LayerNames
+from fastbert.families.modernbert import MODERNBERT
 from fastbert.families.mpnet import MPNET
+from fastbert.families.nomic_bert import GTE, JINA_EMBEDDINGS_V3, NOMIC_BERT
 from fastbert.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 __all__ = ["BERT", "FAMILIES", "Family", "LayerNames"]
 
-FAMILIES = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MPNET)}
+_ALL = (
+    *(BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MPNET),
+    *(NOMIC_BERT, GTE, JINA_EMBEDDINGS_V3, MODERNBERT, EUROBERT),
+)
+FAMILIES = {family.model_type: family for family in _ALL}

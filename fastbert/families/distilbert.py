@@ -1,12 +1,13 @@
 """DistilBERT (Sanh et al., 2019): BERT without token types, pooler and the dropout after attention."""
 
-from fastbert.families.family import ClassesNames, Family, LayerNames, MaskedLMNames
+from fastbert.families.family import ClassesNames, EmbeddingNames, Family, LayerNames, MaskedLMNames
 
 DISTILBERT = Family(
     "distilbert",
     "DistilBert",
     "distilbert",
-    encoder="transformer",
+    layer_list="transformer.layer",
+    embeddings=EmbeddingNames(types=None),
     layer=LayerNames(
         attention="attention",
         query="attention.q_lin",
@@ -24,7 +25,6 @@ DISTILBERT = Family(
         containers=("attention", "ffn"),
     ),
     activation="activation",
-    has_token_types=False,
     has_pooler=False,
     heads_read_first=True,
     masked_lm=MaskedLMNames("vocab_transform", "vocab_layer_norm", "vocab_projector"),

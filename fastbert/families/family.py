@@ -12,27 +12,60 @@ if TYPE_CHECKING:  # a config is read without torch
 
 
 @dataclass(frozen=True)
-class LayerNames:
-    """Paths of a layer's parts, from the layer."""
+class EmbeddingNames:
+    """Paths of the tables and what follows them, from the encoder; None for a part that the family lacks."""
 
-    attention: str  # the module with attention_head_size and scaling
-    query: str
-    key: str
-    value: str
+    word: str = "embeddings.word_embeddings"
+    positions: str | None = "embeddings.position_embeddings"
+    types: str | None = "embeddings.token_type_embeddings"
+    norm: str | None = "embeddings.LayerNorm"
+    dropout: str | None = "embeddings.dropout"
+
+    @property
+    def owner(self) -> str:
+        """The module with the tables; "" for the encoder."""
+        return self.word.rpartition(".")[0]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Those besides the words'."""
+        return tuple(name for name in (self.positions, self.types) if name is not None)
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """Paths of a layer's parts, from the layer. Dropouts are None where there is none."""
+
+    attention: str  # the module with attention's constants
+    head_size: str = field(default="attention_head_size", kw_only=True)  # its attribute
+    query: str  # of queries, keys and values together if `key` is None
+    key: str | None
+    value: str | None
     out: str
-    out_norm: str
-    up: str
+    out_norm: str  # after attention or, where norms stand before, before it
+    up: str  # gated, both halves in one if `gate` is None
     down: str
-    norm: str
-    attention_dropout: str
-    out_dropout: str | None  # None: no dropout after attention
-    dropout: str
+    norm: str  # after the feed-forward, or before it
+    attention_dropout: str | None  # None: a number, `attention_dropout` of the attention module
+    out_dropout: str | None
+    dropout: str | None
     activation: str
     containers: tuple[str, ...]  # modules that only hold these, parents first
+    gate: str | None = None  # the half that the activation takes
+    inner_dropout: str | None = None  # before `down`
+
+    @property
+    def qkv(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.query, self.key, self.value) if name is not None)
+
+    @property
+    def ups(self) -> tuple[str, ...]:
+        """The first product of the feed-forward, the half that the activation takes first."""
+        return (self.up,) if self.gate is None else (self.gate, self.up)
 
     @property
     def linears(self) -> tuple[str, ...]:
-        return self.query, self.key, self.value, self.out, self.up, self.down
+        return *self.qkv, self.out, *self.ups, self.down
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -40,7 +73,7 @@ class LayerNames:
 
     @property
     def dropouts(self) -> tuple[str, ...]:
-        names = self.attention_dropout, self.out_dropout, self.dropout
+        names = self.attention_dropout, self.out_dropout, self.inner_dropout, self.dropout
         return tuple(name for name in names if name is not None)
 
 
@@ -67,11 +100,12 @@ BERT_LAYER = LayerNames(
 class MaskedLMNames:
     """Paths of a masked-language-model head's parts, from the model.
 
-    They are a transform to the width of the word table, and the decoder, whose weight is the word table's.
+    They are a transform to the width of the word table, if there is one, and the decoder, whose weight may be the word
+    table's.
     """
 
-    dense: str
-    norm: str
+    dense: str | None
+    norm: str | None
     decoder: str
     bias: str | None = None  # a second name of the decoder's bias
     containers: tuple[str, ...] = ()
@@ -89,18 +123,19 @@ BERT_MASKED_LM = MaskedLMNames(
 
 @dataclass(frozen=True)
 class ClassesNames:
-    """Paths of the parts of a head for classes: a layer over the first token's state, unless the encoder has a pooler,
-    dropout, and the classifier."""
+    """Paths of the parts of a head for classes: a layer with a norm over the text's state or the tokens', unless the
+    encoder has a pooler; dropout; and the classifier."""
 
     dense: str | None = None
     out: str = "classifier"
     activation: str = "tanh"
     containers: tuple[str, ...] = ()
     drops_first: bool = False  # also before the first layer
-
-    @property
-    def dropout(self) -> str:
-        return f"{self.out.rpartition('.')[0]}.dropout".removeprefix(".")
+    norm: str | None = None
+    drop: str | None = "dropout"  # next to `out`
+    # The field of the config that says which state is the text's: the first token's ("cls", "bos"), the mean of all
+    # ("mean"), or the mean of the tokens' logits ("late"). None: the first token's.
+    pooling: str | None = None
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity
@@ -110,19 +145,37 @@ class Family:
     model_type: str
     prefix: str  # of its classes
     attribute: str  # of a model with a head: its encoder
-    encoder: str = "encoder"  # of an encoder: the module with the layers, in its `layer`
+    layer_list: str = "encoder.layer"  # of an encoder: the layers
+    embeddings: EmbeddingNames = EmbeddingNames()
     layer: LayerNames = field(default=BERT_LAYER)
     activation: str = "hidden_act"  # the field of its config
+    gated: bool = False  # the feed-forward: activation(a) b of two products
+    rms: bool = False  # RMSNorm
+    final_norm: str | None = None  # of an encoder whose norms stand before attention and feed-forward: the last one
+    first_norm: bool = True  # layer 0 has a norm before attention, where norms stand before
+    rotary: str | None = None  # of an encoder: the module with the frequencies of rotary positions
+    rope_theta: Mapping[str, float] = field(default_factory=dict)  # the default of each kind of layer
+    has_windows: bool = False  # there are two kinds of layers: those of `layer_kinds.LOCAL` have a window
+    # Whether products and norms have biases: fields of the config, or constants.
+    attention_bias: str | bool = True
+    feed_forward_bias: str | bool = True
+    out_bias: str | bool | None = None  # of the feed-forward's second product, where it differs
+    norm_bias: str | bool = True
     distance_table: str | None = None  # of an encoder: the table of T5's buckets, (32, H), where attention has a bias
-    has_token_types: bool = True
     has_pooler: bool = True
+    pools_alone: bool = True  # an encoder without a head has the pooler
     # Of an encoder whose embeddings have another width than its layers: the linear layer between them.
     projection: str | None = None
     # Positions start at padding_idx + 1 and count the tokens other than padding, as in fairseq; else the column.
     counts_tokens: bool = False
     masked_lm: MaskedLMNames = BERT_MASKED_LM
     classes: ClassesNames = ClassesNames()
-    choices: ClassesNames = ClassesNames()
+    choices: ClassesNames | None = ClassesNames()  # None: transformers has no such head, as with the next two
+    tokens: ClassesNames | None = ClassesNames()
+    answers: ClassesNames | None = ClassesNames(out="qa_outputs")
+    # Biases of heads, as above: of the layer before the classifier, and of the decoder.
+    head_bias: str | bool = True
+    decoder_bias: str | bool = True
     # Where it is not BERT's: the field with the dropout of a head ("choices", "tokens", "answers"), by BERT's name.
     head_dropouts: Mapping[str, str] = field(default_factory=dict)
     # Heads for classes read the state of column 0; BERT's pooler does so within the encoder.
@@ -146,12 +199,36 @@ class Family:
         """transformers' class of the encoder."""
         return f"{self.prefix}Model"
 
+    @property
+    def pre_norm(self) -> bool:
+        """Norms stand before attention and feed-forward."""
+        return self.final_norm is not None
+
+    @property
+    def has_token_types(self) -> bool:
+        return self.embeddings.types is not None
+
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """The layers of an encoder."""
-        found: nn.ModuleList = getattr(model, self.encoder).layer
+        found: Any = model.get_submodule(self.layer_list)
         return found
 
-    def first_position(self, embeddings: nn.Module) -> int:
+    def table(self, model: nn.Module, path: str | None) -> Any:
+        """The table at one of the paths of `embeddings`; None without one."""
+        if path is None:
+            return None
+        owner, _, name = path.rpartition(".")
+        return model.get_submodule(owner)._modules.get(name)
+
+    def first_position(self, model: nn.Module) -> int:
         """The position of a sequence's first token."""
-        padding: Any = embeddings.padding_idx if self.counts_tokens else -1
-        return int(padding) + 1
+        embeddings: Any = model.get_submodule(self.embeddings.owner)
+        return int(embeddings.padding_idx) + 1 if self.counts_tokens else 0
+
+
+def setting(config: Any, value: str | bool, default: bool) -> bool:
+    """A constant of a family, or the field of the config that it names: transformers' config or fastbert's."""
+    if isinstance(value, bool):
+        return value
+    found = getattr(config, value, None)
+    return bool(getattr(config, "extra", {}).get(value, default) if found is None else found)

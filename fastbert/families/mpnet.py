@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fastbert.families.family import ClassesNames, LayerNames
+from fastbert.families.family import ClassesNames, EmbeddingNames, LayerNames
 from fastbert.families.roberta import ROBERTA
 
 MPNET = replace(
@@ -27,7 +27,7 @@ MPNET = replace(
         containers=("attention", "attention.attn", "intermediate", "output"),
     ),
     distance_table="encoder.relative_attention_bias",
-    has_token_types=False,
+    embeddings=EmbeddingNames(types=None),
     choices=ClassesNames(),
     head_dropouts={"choices": "hidden_dropout_prob", "tokens": "hidden_dropout_prob"},
     defaults={"vocab_size": 30527, "pad_token_id": 1},

@@ -63,7 +63,7 @@ def read_call(
         return "there is no token"
     if all(on_host(x) for x in (input_ids, *tensors)):
         arguments = (attention_mask, token_type_ids, position_ids, None, cu_seqlens, max_seqlen)
-        return _host_call(prepare(bert.embeddings, input_ids, *arguments, family=family), most)
+        return _host_call(prepare(bert, input_ids, *arguments, family=family), most)
     shape = input_ids.shape
     if reason := _why_not(shape, attention_mask, cu_seqlens, most):
         return reason

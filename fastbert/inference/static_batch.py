@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastbert.config import family_of
 from fastbert.model.inputs import Inputs
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.packing import PackedBatch
@@ -60,10 +61,10 @@ class StaticBatch:
     """
 
     def __init__(self, model: BertPreTrainedModel, bucket: Bucket, device: torch.device) -> None:
-        tables = model.base_model.embeddings
-        places = tables.position_embeddings.weight.shape[0]
-        types = getattr(tables, "token_type_embeddings", None)
-        limits = (tables.word_embeddings.weight.shape[0], 1 if types is None else types.weight.shape[0], places)
+        family, encoder = family_of(model.config.model_type), model.base_model
+        words, types = (family.table(encoder, path) for path in (family.embeddings.word, family.embeddings.types))
+        places = model.config.max_position_embeddings
+        limits = (words.weight.shape[0], 1 if types is None else types.weight.shape[0], places)
         self.bucket = bucket
         # One block, so that a host call is one copy: ids, types, positions (int64), and the offsets (int32).
         self._block = torch.zeros(3 * bucket.tokens + bucket.texts // 2 + 1, dtype=torch.int64, device=device)

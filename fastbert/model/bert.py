@@ -12,7 +12,7 @@ from fastbert.model.distances import BUCKETS
 from fastbert.model.encoder import Encoded, encode, encode_at_once, runs_by_pointers
 from fastbert.model.inputs import Inputs, counted_positions, prepare
 from fastbert.model.layer import Products
-from fastbert.model.modules import Embeddings, Layers, Pooler, place, table
+from fastbert.model.modules import Pooler, place, place_embeddings, place_layers, table
 from fastbert.model.outputs import BaseModelOutputWithPooling, returned
 from fastbert.model.plan import EncoderPlan, encoder_plan
 from fastbert.model.pretrained import BertPreTrainedModel
@@ -41,7 +41,7 @@ def run_bert(
     """
     family: Family = getattr(bert, "family", BERT)
     inputs = prepared or prepare(
-        bert.embeddings,
+        bert,
         input_ids,
         attention_mask,
         token_type_ids,
@@ -89,25 +89,27 @@ class EncoderModel(BertPreTrainedModel):
 
     Args:
         config: sizes and settings.
-        add_pooling_layer: create a pooler, if the family has one, and so return a `pooler_output`.
+        add_pooling_layer: create a pooler, if the family has one, and so return a `pooler_output`; None: as transformers'
+            class does.
     """
 
     model_types = tuple(FAMILIES)
     _constructor_keywords = ("add_pooling_layer",)
     token_fields = ("last_hidden_state",)
 
-    def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
+    def __init__(self, config: BertConfig, add_pooling_layer: bool | None = None) -> None:
         super().__init__(config)
         self.family = family = family_of(config.model_type)
-        self.embeddings = Embeddings(config, family)
+        place_embeddings(self, config, family)
         width = config.embedding_size or config.hidden_size
         if family.projection is not None and width != config.hidden_size:
             self.add_module(family.projection, nn.Linear(width, config.hidden_size))
-        self.add_module(family.encoder, Layers(config, family))
+        place_layers(self, config, family)
         if family.distance_table is not None:
             buckets = config.extra.get("relative_attention_num_buckets", BUCKETS)
             place(self, family.distance_table, table(buckets, config.num_attention_heads))
-        self.pooler = Pooler(config) if add_pooling_layer and family.has_pooler else None
+        pools = family.pools_alone if add_pooling_layer is None else add_pooling_layer
+        self.pooler = Pooler(config) if pools and family.has_pooler else None
         self.init_weights()
 
     def forward(

@@ -33,13 +33,14 @@ def encode_padded(
     `states` receives those around each layer, in the shape of the caller's input. The probabilities of pads are zero,
     so their states are meaningless.
     """
-    keys, attentions = inputs.keys(), []
+    keys, attentions, flat = inputs.keys(), [], inputs.flat()
     computed, bias = inputs.batch.mask(), plan.bias()
 
     def attend(layer: Layer, qkv: Tensor) -> tuple[Tensor, Tensor]:
         dropout_p = active_dropout(layer.attention_dropout)
-        qkv = qkv.unflatten(0, inputs.padded_shape)
-        context, probs = padded_attention(qkv, keys, queries=computed, dropout_p=dropout_p, bias=bias)
+        qkv = layer.heads(qkv, flat.position_ids).unflatten(0, inputs.padded_shape)
+        options = {"queries": computed, "dropout_p": dropout_p, "bias": bias, "window": layer.seen.window}
+        context, probs = padded_attention(qkv, keys, **options)
         return context.flatten(0, 1), probs
 
     def given_back(x: Tensor) -> Tensor:
@@ -48,9 +49,11 @@ def encode_padded(
         packed = returned(pack(x.unflatten(0, inputs.padded_shape), inputs.batch), inputs, states)
         return inputs.pad(packed).flatten(0, 1)
 
-    x = given_back(plan.embeddings(inputs.flat()))
+    x = given_back(plan.embeddings(flat))
     for i in range(len(plan.modules)):
         x, probs = run_layer(plan, i, x, lambda layer: partial(attend, layer))
+        if i + 1 == len(plan.modules) and plan.final_norm is not None:
+            x = plan.final_norm(x, None)
         x = given_back(x)
         attentions.append(probs)
     return x, tuple(attentions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def encode(
     output_attentions: bool = False,
     plan: EncoderPlan | None = None,
 ) -> Encoded:
-    """Runs embeddings and layers of `bert` (anything with .embeddings and .encoder.layer) over the real tokens.
+    """Runs embeddings and layers of an encoder over the real tokens.
 
     `precision` is that of ops.linear, for the four products of a layer; everything else runs in the weights' dtype.
     `plan` is the plan of this call, if the caller has it already.
@@ -64,7 +63,8 @@ def encode(
     by_layer = output_hidden_states or inputs.key_mask is not None
     if plan.whole is not None and not by_layer and _runs_whole(plan, x):
         start = 0.0 if plan.checksums is None else time.perf_counter()
-        x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, bias=bias, checked=True)
+        options = {"bias": bias, "positions": inputs.position_ids}
+        x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, **options, checked=True)
         if plan.checksums is not None:
             plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
         return Encoded(x, plan)
@@ -72,6 +72,8 @@ def encode(
     with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
         for i in range(len(plan.modules)):
             x = run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs, bias))
+            if i + 1 == len(plan.modules) and plan.final_norm is not None:
+                x = plan.final_norm(x, None)
             x = returned(x, inputs, states) if output_hidden_states else x
     return Encoded(x, plan, tuple(states) or None)
 
@@ -96,8 +98,7 @@ def encode_at_once(
     """
     if plan.batch is None or _drops(plan):
         return None
-    dropout = plan.embeddings.dropout
-    if dropout.training and dropout.p:
+    if active_dropout(plan.embeddings.dropout):
         return None
     start = time.perf_counter()
     bias = None if plan.distance_table is None else plan.bias()
@@ -109,7 +110,7 @@ def encode_at_once(
 
 def _drops(plan: EncoderPlan) -> bool:
     """True if a dropout of a layer is active."""
-    return any([drop["p"] for drop in plan.drops if drop["training"]])
+    return any([attributes[name] for attributes, name in plan.drops if attributes["training"]])
 
 
 def _runs_whole(plan: EncoderPlan, x: Tensor) -> bool:
@@ -122,26 +123,28 @@ def _runs_whole(plan: EncoderPlan, x: Tensor) -> bool:
 
 
 def _packed_attend(layer: Layer, inputs: Inputs, bias: Tensor | None) -> Attend:
-    dropout_p = active_dropout(layer.attention_dropout)
-    if inputs.key_mask is not None:
-        return partial(_attend_to_keys, inputs=inputs, dropout_p=dropout_p, bias=bias)
     batch = inputs.batch
-    constants: dict[str, Any] = {"dropout_p": dropout_p, "bias": bias, "checked": True}
-    return partial(ops.attention, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen, **constants)
+    options: dict[str, Any] = {
+        "dropout_p": active_dropout(layer.attention_dropout),
+        "bias": bias,
+        "window": layer.seen.window,
+    }
 
+    def attend(qkv: Tensor) -> Tensor:
+        qkv = layer.heads(qkv, inputs.position_ids)
+        if inputs.key_mask is not None:  # of all packed tokens to the keys among them
+            return pack(attention_to_keys(unpack(qkv, batch), inputs.keys(), **options), batch)
+        return ops.attention(qkv, batch.cu_seqlens, batch.max_seqlen, **options, checked=True)
 
-def _attend_to_keys(qkv: Tensor, *, inputs: Inputs, dropout_p: float, bias: Tensor | None) -> Tensor:
-    """Attention of all packed tokens to the keys among them: (T, 3, H, D) -> (T, H, D)."""
-    context = attention_to_keys(unpack(qkv, inputs.batch), inputs.keys(), dropout_p=dropout_p, bias=bias)
-    return pack(context, inputs.batch)
+    return attend
 
 
 def _check_products(bert: nn.Module, plan: EncoderPlan, inputs: Inputs, precision: str) -> None:
     """Raises before anything runs if `precision` is unsupported: the model may have moved since it was set."""
-    table = plan.embeddings.positions.weight
-    check_precision(precision, table.dtype, table.device)
+    first = next(bert.parameters())
+    check_precision(precision, first.dtype, first.device)
     if precision in QUANTIZED and torch.is_grad_enabled():
-        tensors = [p for module in (bert.embeddings, *plan.modules) for p in module.parameters()]
+        tensors = [p for p in bert.parameters()]
         tensors += [] if inputs.embeds is None else [inputs.embeds]
         if any(t.requires_grad for t in tensors):
             raise ValueError(

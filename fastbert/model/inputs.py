@@ -97,7 +97,7 @@ def check_ranges(several: Sequence[tuple[str, Tensor, int, str]]) -> None:
 
 
 def prepare(
-    embeddings: nn.Module,
+    model: nn.Module,
     input_ids: Tensor | None,
     attention_mask: Tensor | PackedBatch | None,
     token_type_ids: Tensor | None,
@@ -109,7 +109,7 @@ def prepare(
     masked_queries: bool = False,
     family: Family = BERT,
 ) -> Inputs:
-    """Checks the arguments of a model call against the tables of `embeddings` and packs the tokens to compute.
+    """Checks the arguments of a model call against the tables of an encoder and packs the tokens to compute.
 
     `attention_mask` may be a batch returned by `ops.read_mask`.
     With `masked_queries`, masked positions that hold an id other than `pad_id`, or embeddings, are computed as in
@@ -118,6 +118,8 @@ def prepare(
     Raises:
         ValueError: an argument is invalid; the message names it, its value and the limit.
     """
+    # A wrapped table, as by PEFT, has the weight of the table inside.
+    words, types = (family.table(model, path) for path in (family.embeddings.word, family.embeddings.types))
     name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
     if tokens is None or not (input_ids is None or inputs_embeds is None):
         raise ValueError("exactly one of input_ids and inputs_embeds must be given")
@@ -137,13 +139,13 @@ def prepare(
         )
     shape, device = tokens.shape[: tokens.dim() - trailing], tokens.device
     if inputs_embeds is not None:
-        _check_embeds(inputs_embeds, embeddings.position_embeddings.weight.shape[1])
+        _check_embeds(inputs_embeds, words.weight.shape[1])
 
     if cu_seqlens is not None:
         batch = batch_from_cu_seqlens(cu_seqlens, tokens.shape[0], max_seqlen)
     else:
         batch = _batch_of(attention_mask, name, shape, device)
-    positions, first = embeddings.position_embeddings.weight.shape[0], family.first_position(embeddings)
+    positions, first = _places(model, family), family.first_position(model)
     if position_ids is None and batch.seq_len + first > positions:
         which = f", and the first is {first}" if first else ""
         raise ValueError(
@@ -153,12 +155,12 @@ def prepare(
         ids = torch.full(shape, first, device=device) if input_ids is None else input_ids
         position_ids = counted_positions(ids, first, None if cu_seqlens is None else batch.cu_seqlens)
     ranges, checked = [], {}
-    for argument, x, table, what in (
-        ("input_ids", input_ids, embeddings.word_embeddings, "vocab_size"),
-        ("token_type_ids", token_type_ids, getattr(embeddings, "token_type_embeddings", None), "type_vocab_size"),
-        ("position_ids", position_ids, embeddings.position_embeddings, "max_position_embeddings"),
+    for argument, x, limit, what in (
+        ("input_ids", input_ids, words.weight.shape[0], "vocab_size"),
+        ("token_type_ids", token_type_ids, None if types is None else types.weight.shape[0], "type_vocab_size"),
+        ("position_ids", position_ids, positions, "max_position_embeddings"),
     ):
-        if x is None or table is None:
+        if x is None or limit is None:
             continue
         if argument != "input_ids" and cu_seqlens is None and is_spread(x, shape):
             x = x.expand(shape)
@@ -166,16 +168,23 @@ def prepare(
             raise ValueError(f"{argument} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
         if x.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"{argument} has dtype {x.dtype}; it must be int64 or int32")
-        # A wrapped table, as by PEFT, has the weight of the table inside.
-        ranges.append((argument, x, table.weight.shape[0], what))
+        ranges.append((argument, x, limit, what))
         checked[argument] = x.long()
     check_ranges(ranges)
     key_mask = None
     if masked_queries and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_queries(batch, checked.get("input_ids"), pad_id)
-    if family.distance_table is not None and attention_mask is not None and batch.indices is not None:
+    if (family.distance_table is not None or family.has_windows) and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_gaps(batch, key_mask)
     return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
+
+
+def _places(model: nn.Module, family: Family) -> int:
+    """Positions are below this."""
+    if family.embeddings.positions is not None:
+        return family.table(model, family.embeddings.positions).weight.shape[0]
+    config: Any = model.config
+    return config.max_position_embeddings
 
 
 def _batch_of(mask: Tensor | PackedBatch | None, name: str, shape: torch.Size, device: torch.device) -> PackedBatch:

@@ -19,7 +19,7 @@ def run_layer(plan: EncoderPlan, i: int, x: Tensor, attend: Callable[[Layer], At
     module, layer = plan.modules[i], plan.layers[i]
     if layer is None:
         inner = sharded(module) or module
-        run = partial(_recomputed, inner, lambda x: _called(Layer(inner, plan.family.layer), x, plan.products, attend))
+        run = partial(_recomputed, inner, lambda x: _called(plan.layer_of(i, inner), x, plan.products, attend))
         return _call_through(module, inner, run, x)
     run = partial(_recomputed, module, lambda x: _called(layer, x, plan.products, attend))
     return module(x, run) if isinstance(module, EncoderLayer) and is_hooked(module) else run(x)

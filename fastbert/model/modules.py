@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.families import Family
 
@@ -27,19 +28,47 @@ def place(root: nn.Module, path: str, part: nn.Module) -> None:
 
 
 class Embeddings(Part):
-    """The tables, their norm and dropout."""
+    """What holds the tables, their norm and dropout, under the names of a family; nothing yet: see `place_embeddings`."""
 
-    def __init__(self, config: BertConfig, family: Family) -> None:
+    def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        width = config.embedding_size or config.hidden_size
-        self.word_embeddings = table(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.padding_idx = config.pad_token_id
-        padding_idx = self.padding_idx if family.counts_tokens else None
-        self.position_embeddings = table(config.max_position_embeddings, width, padding_idx=padding_idx)
-        if family.has_token_types:
-            self.token_type_embeddings = table(config.type_vocab_size, width)
-        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
+def place_embeddings(model: nn.Module, config: BertConfig, family: Family) -> None:
+    """Makes the embeddings of an encoder."""
+    names, width = family.embeddings, config.embedding_size or config.hidden_size
+    if names.owner:
+        place(model, names.owner, Embeddings(config))
+    place(model, names.word, table(config.vocab_size, width, padding_idx=config.pad_token_id))
+    if names.positions is not None:
+        padding_idx = config.pad_token_id if family.counts_tokens else None
+        place(model, names.positions, table(config.max_position_embeddings, width, padding_idx=padding_idx))
+    if names.types is not None and config.type_vocab_size:
+        place(model, names.types, table(config.type_vocab_size, width))
+    if names.norm is not None:
+        place(model, names.norm, norm(config, family, width))
+    if names.dropout is not None:
+        own = config.extra.get("embedding_dropout", config.hidden_dropout_prob)
+        place(model, names.dropout, nn.Dropout(own))
+
+
+class RMSNorm(nn.Module):
+    """The weight of a norm without a mean (Zhang & Sennrich, 2019); a packed call does not call it."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.variance_epsilon = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.add_layer_norm(x, None, self.weight, None, eps=self.variance_epsilon, rms=True)
+
+
+def norm(config: BertConfig, family: Family, width: int) -> nn.Module:
+    if family.rms:
+        return RMSNorm(width, config.layer_norm_eps)
+    return nn.LayerNorm(width, eps=config.layer_norm_eps, bias=config.has(family.norm_bias))
 
 
 def table(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
@@ -51,23 +80,33 @@ def table(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding
 class EncoderLayer(nn.Module):
     """Attention and feed-forward of one layer."""
 
-    def __init__(self, config: BertConfig, family: Family) -> None:
+    def __init__(self, config: BertConfig, family: Family, first: bool = False) -> None:
         super().__init__()
         names, E, F = family.layer, config.hidden_size, config.intermediate_size
         for path in names.containers:
             place(self, path, Part())
         attention: Any = self.get_submodule(names.attention)
-        attention.num_attention_heads, attention.attention_head_size = config.num_attention_heads, config.head_dim
-        for path in (names.query, names.key, names.value, names.out):
-            place(self, path, nn.Linear(E, E))
-        place(self, names.out_norm, nn.LayerNorm(E, eps=config.layer_norm_eps))
-        place(self, names.up, nn.Linear(E, F))
-        place(self, names.down, nn.Linear(F, E))
-        place(self, names.norm, nn.LayerNorm(E, eps=config.layer_norm_eps))
-        place(self, names.attention_dropout, nn.Dropout(config.attention_probs_dropout_prob))
-        for dropout in (names.out_dropout, names.dropout):
-            if dropout is not None:
-                place(self, dropout, nn.Dropout(config.hidden_dropout_prob))
+        attention.num_attention_heads = config.num_attention_heads
+        setattr(attention, names.head_size, config.head_dim)
+        if names.attention_dropout is None:
+            attention.attention_dropout = config.attention_probs_dropout_prob
+        keys, biased = config.key_heads * config.head_dim, config.has(family.attention_bias)
+        widths = (E, keys, keys) if names.key is not None else (E + 2 * keys,)
+        for path, width in zip((*names.qkv, names.out), (*widths, E), strict=True):
+            place(self, path, nn.Linear(E, width, bias=biased))
+        biased = config.has(family.feed_forward_bias)
+        fused = 2 * F if family.gated and names.gate is None else F
+        for path in names.ups:
+            place(self, path, nn.Linear(E, fused, bias=biased))
+        out_bias = biased if family.out_bias is None else config.has(family.out_bias)
+        place(self, names.down, nn.Linear(F, E, bias=out_bias))
+        for path in names.norms:
+            there = family.first_norm or not (first and path == names.out_norm)
+            place(self, path, norm(config, family, E) if there else nn.Identity())
+        for path in names.dropouts:
+            of_attention = path == names.attention_dropout or (path == names.out_dropout and family.pre_norm)
+            p = config.attention_probs_dropout_prob if of_attention else config.hidden_dropout_prob
+            place(self, path, nn.Dropout(p))
         self.gradient_checkpointing = False
         self.recompute_activations = False
 
@@ -76,10 +115,15 @@ class EncoderLayer(nn.Module):
         return run(x)
 
 
-class Layers(Part):
-    def __init__(self, config: BertConfig, family: Family) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(EncoderLayer(config, family) for _ in range(config.num_hidden_layers))
+def place_layers(model: nn.Module, config: BertConfig, family: Family) -> None:
+    """Makes the layers of an encoder, and the norm after them if its family has one."""
+    owner, _, _ = family.layer_list.rpartition(".")
+    if owner:
+        place(model, owner, Part())
+    layers = nn.ModuleList(EncoderLayer(config, family, first=i == 0) for i in range(config.num_hidden_layers))
+    place(model, family.layer_list, layers)
+    if family.final_norm is not None:
+        place(model, family.final_norm, norm(config, family, config.hidden_size))
 
 
 class Pooler(Part):

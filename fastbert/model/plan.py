@@ -29,8 +29,21 @@ from torch.utils.hooks import RemovableHandle
 
 from fastbert import ops
 from fastbert.families import BERT, Family
+from fastbert.families.layer_kinds import layer_kinds
+from fastbert.model.angles import frequencies, rotary_table
 from fastbert.model.distances import bias_of_table
-from fastbert.model.layer import Embeddings, Layer, Products, Projection, has_global_hook, is_hooked, sharded
+from fastbert.model.layer import (
+    Dropout,
+    Embeddings,
+    Layer,
+    Norm,
+    Products,
+    Projection,
+    Seen,
+    has_global_hook,
+    is_hooked,
+    sharded,
+)
 
 _PLAN = "_fastbert_plan"
 Verdict = Callable[[nn.Module], str | None]
@@ -38,7 +51,10 @@ _MODULES, _PARAMETERS, _FORWARD = itemgetter("_modules"), itemgetter("_parameter
 _VERSION = attrgetter("_version")
 _HOOKS = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Attributes of modules that a plan depends on.
-_CONSTANTS = ("eps", "attention_head_size", "scaling", "padding_idx", "max_norm", "sparse", "scale_grad_by_freq")
+_CONSTANTS = (
+    *("eps", "variance_epsilon", "attention_head_size", "head_dim", "scaling", "sliding_window", "num_key_value_groups"),
+    *("padding_idx", "max_norm", "sparse", "scale_grad_by_freq"),
+)
 
 
 class Tree:
@@ -136,7 +152,7 @@ class Plan:
 
 
 class EncoderPlan(Plan):
-    """The plan of an encoder: a module with .embeddings, layers where its family has them and, optionally, .pooler.
+    """The plan of an encoder: a module with embeddings and layers where its family has them and, optionally, a pooler.
 
     `foreign` names a part of a live model that is not known to work per token; the plan then has no parts.
     """
@@ -155,26 +171,33 @@ class EncoderPlan(Plan):
         self.family = family
         self.products, self.foreign = products, None if verdict is None else verdict(bert)
         self.modules: list[nn.Module] = []
+        self.seen: list[Seen] = []
         self.layers: list[Layer | None] = []
         self.pooler: Projection | None = None
         self.whole: ops.EncoderWeights | None = None  # of ops.encoder
         self.batch: ops.BatchWeights | None = None  # of ops.encode_batch
         self.distance_table: nn.Module | None = None
-        self.drops: list[dict[str, Any]] = []
+        self.drops: list[Dropout] = []
+        self.final_norm: Norm | None = None
+        self.angles: list[tuple[int, int]] = []
         # By name of a missing argument: the values its buffer must hold, the buffer that held them, its version then.
         self.usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
         if self.foreign is not None:
             return
         self.modules = list(family.layers(bert))
+        self.seen, self.angles = self._seen(bert), _angles(bert, family)
         # A layer that FSDP shards has its parameters only during its own forward.
-        self.layers = [None if sharded(module) else Layer(module, family.layer) for module in self.modules]
+        pairs = zip(self.modules, self.seen, strict=True)
+        self.layers = [None if sharded(module) else Layer(module, family, seen) for module, seen in pairs]
+        if family.final_norm is not None:
+            self.final_norm = Norm(bert.get_submodule(family.final_norm), None, family.rms)
         self.embeddings = Embeddings(bert, family)
-        self.first_position = family.first_position(bert.embeddings)
+        self.first_position = family.first_position(bert)
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
         path = family.distance_table
         self.distance_table = None if path is None else bert.get_submodule(path)
-        self.drops = [vars(d) for layer in self.layers if layer is not None for d in layer.dropouts]
+        self.drops = [d for layer in self.layers if layer is not None for d in layer.dropouts]
         self._find_wholes()
 
     def _find_wholes(self) -> None:
@@ -182,17 +205,41 @@ class EncoderPlan(Plan):
         pairs = zip(self.layers, self.modules, strict=True)
         found = [None if layer is None or is_hooked(m) else layer.weights(self.products) for layer, m in pairs]
         layers = [weights for weights in found if weights is not None]
-        self.whole = ops.EncoderWeights(layers) if len(layers) == len(found) else None
-        embeddings, last = self.embeddings, None if self.pooler is None else self.pooler.weight
+        last, plain = None, len(layers) == len(found)
+        if self.final_norm is not None:
+            last, plain = self.final_norm.tensors() if self.final_norm.is_plain else None, plain and self.final_norm.is_plain
+        self.whole = ops.EncoderWeights(layers, last) if plain else None
+        embeddings, pooler = self.embeddings, None if self.pooler is None else self.pooler.weight
         self.batch = None
-        if self.whole is not None and embeddings.all_plain and (self.pooler is None or last is not None):
-            self.batch = ops.BatchWeights(*embeddings.tensors(), self.whole, last)
+        if self.whole is not None and embeddings.all_plain and (self.pooler is None or pooler is not None):
+            places = 0 if not self.seen or self.seen[0].table is None else len(self.seen[0].table)
+            self.batch = ops.BatchWeights(*embeddings.tensors(), self.whole, pooler, places)
+
+    def _seen(self, bert: nn.Module) -> list[Seen]:
+        """What the attention of each layer sees."""
+        if self.family.rotary is None:
+            return [Seen()] * len(self.modules)
+        config: Any = bert.config
+        found = list[Seen]()
+        for kind in layer_kinds(config, self.family)[: len(self.modules)]:
+            width = config.hidden_size // config.num_attention_heads
+            steps = frequencies(kind, width, bert._modules.get(self.family.rotary))
+            device = next(bert.parameters()).device
+            found.append(Seen(rotary_table(steps, config.max_position_embeddings, device), kind.window))
+        return found
+
+    def layer_of(self, i: int, module: nn.Module) -> Layer:
+        """Layer i, of a module that has its parameters now."""
+        return Layer(module, self.family, self.seen[i])
 
     def bias(self) -> Tensor | None:
         """The bias of attention, for ops.attention; None in most families. It is a few operations on a small table."""
         if self.distance_table is None:
             return None
         return bias_of_table(self.distance_table, len(self.embeddings.positions.weight))
+
+    def holds(self, root: nn.Module) -> bool:
+        return super().holds(root) and (self.foreign is not None or self.angles == _angles(root, self.family))
 
     def multiply_as(self, products: Products) -> None:
         """Switches to another precision; the forms are keyed by precision."""
@@ -215,6 +262,14 @@ class EncoderPlan(Plan):
         for projection, weight in zip(layer.projections, weights.products, strict=True):
             for module, placeholder in zip(projection.modules, weight.weights, strict=True):
                 module.weight = placeholder
+
+
+def _angles(bert: nn.Module, family: Family) -> list[tuple[int, int]]:
+    """The identity and version of each buffer that rotary angles come from, in a live model."""
+    module = None if family.rotary is None else bert._modules.get(family.rotary)
+    if module is None:
+        return []
+    return [(id(b), 0 if b.is_inference() else b._version) for b in module._buffers.values() if b is not None]
 
 
 class _Untracked(EncoderPlan):

@@ -15,6 +15,7 @@ from fastbert.checkpoint import load as checkpoint
 from fastbert.checkpoint.files import collector_at_rest
 from fastbert.config import CONFIG_NAME, BertConfig, family_of
 from fastbert.model.layer import Products
+from fastbert.model.modules import RMSNorm, place
 from fastbert.model.plan import EncoderPlan, adopt
 from fastbert.precision import PRECISIONS, LoadOptions, check_precision
 from fastbert.reference import ACTIVATIONS
@@ -213,10 +214,11 @@ class BertPreTrainedModel(nn.Module):
         """Makes tied parameters one object; only models with a language-model head have any."""
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return _base(self).embeddings.word_embeddings
+        found: Any = _base(self).get_submodule(family_of(self.config.model_type).embeddings.word)
+        return found
 
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
-        _base(self).embeddings.word_embeddings = embeddings
+        place(_base(self), family_of(self.config.model_type).embeddings.word, embeddings)
         self.tie_weights()
 
     def get_output_embeddings(self) -> nn.Linear | None:
@@ -243,7 +245,7 @@ class BertPreTrainedModel(nn.Module):
             padding_idx = old.padding_idx if old.padding_idx is not None and old.padding_idx < count else None
             new = nn.Embedding(count, old.embedding_dim, padding_idx=padding_idx, _weight=_resized(old.weight, count))
             new.weight.requires_grad_(old.weight.requires_grad)
-            _base(self).embeddings.word_embeddings = new
+            place(_base(self), family_of(self.config.model_type).embeddings.word, new)
             decoder = self.get_output_embeddings()
             if decoder is not None:
                 self._resize_decoder(decoder, count)
@@ -277,6 +279,8 @@ class BertPreTrainedModel(nn.Module):
     def _resize_decoder(decoder: nn.Linear, count: int) -> None:
         for name in ("weight", "bias"):
             old = getattr(decoder, name)
+            if old is None:
+                continue
             setattr(decoder, name, nn.Parameter(_resized(old, count), requires_grad=old.requires_grad))
         decoder.out_features = count
 
@@ -302,8 +306,7 @@ def _plan(model: BertPreTrainedModel) -> EncoderPlan:
 
 def _releaser(model: BertPreTrainedModel, plan: EncoderPlan) -> Callable[[str], None]:
     """A callback that frees a layer's weights once its last parameter is loaded: at most one layer waits."""
-    norm = f"{family_of(model.config.model_type).layer.norm}.bias"
-    layers = {id(layer.get_parameter(norm)): i for i, layer in enumerate(_layers(model))}
+    layers = {id(list(layer.parameters())[-1]): i for i, layer in enumerate(_layers(model))}
 
     def loaded(name: str) -> None:
         index = layers.pop(id(model.get_parameter(name)), None)
@@ -336,7 +339,7 @@ def _initialise(model: nn.Module, names: list[str]) -> None:
         module, parameter = model.get_submodule(owner), model.get_parameter(name)
         if parameter.is_meta:  # from_pretrained loads it, or initialises it once it has memory
             continue
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | RMSNorm):
             parameter.fill_(1.0 if leaf == "weight" else 0.0)
         elif leaf == "bias":
             parameter.zero_()

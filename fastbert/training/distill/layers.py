@@ -119,7 +119,6 @@ class LayerLosses(nn.Module):
 
 
 def _qkv(model: BertPreTrainedModel, layer: int, states: Sequence[Tensor]) -> Tensor:
-    """Queries, keys and values (T, 3, H, D) of a layer, recomputed from its input states."""
+    """Queries, keys and values (T, 3, H, D) of a layer, recomputed from its input states, without positions."""
     family = family_of(model.config.model_type)
-    module = family.layers(model.base_model)[layer]
-    return Layer(module, family.layer).project_qkv(states[layer], model.matmul_precision)
+    return Layer(family.layers(model.base_model)[layer], family).relations(states[layer], model.matmul_precision)

@@ -9,14 +9,14 @@ from torch import nn
 from fastbert.model import BertPreTrainedModel
 from fastbert.training.optimizer import decay_groups
 
-_LAYER = re.compile(r"(?:^|\.)layer\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 
 
 def depth_of(name: str, layers: int) -> int:
     """The depth of a parameter: 0 embeddings, 1 to `layers` the layers, `layers` + 1 pooler and head."""
     if match := _LAYER.search(name):
         return int(match[1]) + 1
-    return 0 if ".embeddings" in f".{name}" else layers + 1  # or embeddings_project
+    return 0 if ".embed" in f".{name}" else layers + 1  # or embed_tokens, embeddings_project
 
 
 def freeze(model: BertPreTrainedModel, *, embeddings: bool, layers: int) -> None:
