@@ -98,6 +98,8 @@ def _example(op: str, device: str, dtype: torch.dtype, precision: str | None) ->
             {"eps": 1e-12, "dropout_p": 0.0, "padding_idx": 0},
         ),
         "linear": ((x, product(width, width)), {"activation": "gelu", "precision": precision}),
+        "gate": ((weight(tokens, 2 * width), "gelu"), {}),
+        "rotary": ((weight(tokens, 6, 32), torch.zeros(tokens, 32, device=device), ids, 2), {}),
         "attention": ((weight(tokens, 3, 2, 32), cu_seqlens, tokens), {"scale": None, "dropout_p": 0.0}),
         "add_layer_norm": ((x, x, vector, vector), {"eps": 1e-12, "dropout_p": 0.0}),
         "linear_cross_entropy": ((x, weight(100, width), weight(100), ids), {"ignore_index": -100}),

@@ -18,14 +18,11 @@ from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import read_json, shown
 from fastbert.checkpoint.pickled_file import PickledFile
 from fastbert.checkpoint.safetensors_file import SafetensorsFile
+from fastbert.checkpoint.stored_names import Part, parts_of, plain_name
 from fastbert.families import BERT, FAMILIES, Family
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_LEGACY = (
-    (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
-    (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
-)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -39,7 +36,8 @@ class Checkpoint:
     def __init__(self, path: str | Path, revision: str | None = None, family: Family = BERT) -> None:
         self._family = family
         self.decoder, self.words = f"{family.masked_lm.decoder}.weight", words_of(family)
-        self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str]] = {}  # plain name -> file, name in it
+        # Plain name -> file, name in it, and which part of that tensor.
+        self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str, Part]] = {}
         self.files: dict[str, Path] = {}
         for file in _weight_files(path, revision):
             self._open(file)
@@ -54,11 +52,12 @@ class Checkpoint:
         return name in self._stored
 
     def shape(self, name: str) -> torch.Size:
-        file, stored = self._stored[name]
-        return file.shape(stored)
+        file, stored, part = self._stored[name]
+        shape = file.shape(stored)
+        return torch.Size((shape[0] // part.count, *shape[1:])) if shape else shape
 
     def dtype(self, name: str) -> torch.dtype:
-        file, stored = self._stored[name]
+        file, stored, _ = self._stored[name]
         try:
             return file.dtype(stored)
         except ValueError as error:
@@ -66,9 +65,12 @@ class Checkpoint:
 
     def copy_into(self, target: Tensor, name: str) -> None:
         """Copies the tensor `name` into `target`, which has its shape and may have another dtype and device."""
-        file, stored = self._stored[name]
+        file, stored, part = self._stored[name]
         try:
-            file.copy_into(target, stored)
+            if part.count == 1:
+                file.copy_into(target, stored)
+            else:
+                file.copy_into(target, stored, part.index * len(target))
         except _UNREADABLE as error:
             raise ValueError(f"{self.files[name]}: tensor {name} cannot be read: {error}") from error
 
@@ -78,10 +80,12 @@ class Checkpoint:
         except _UNREADABLE as error:
             raise ValueError(f"{path} is truncated or no checkpoint: {error}") from error
         for stored in file:
-            name = plain_name(stored, self._family)
-            if name in self._stored:
-                raise ValueError(f"{path}: tensors {shown(self._stored[name][1])} and {shown(stored)} are both {name}")
-            self._stored[name], self.files[name] = (file, stored), path
+            for part in parts_of(stored, self._family):
+                name = part.name
+                if name in self._stored:
+                    other = shown(self._stored[name][1])
+                    raise ValueError(f"{path}: tensors {other} and {shown(stored)} are both {name}")
+                self._stored[name], self.files[name] = (file, stored, part), path
 
 
 _UNREADABLE = (ValueError, EOFError, RuntimeError, OSError, KeyError)
@@ -101,14 +105,6 @@ def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
             shards = sorted(set(weight_map.values()))
             return [resolve_file(path, shard, revision=revision, named_by=file) for shard in shards]
     raise FileNotFoundError(f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards")
-
-
-def plain_name(name: str, family: Family = BERT) -> str:
-    """A stored tensor's name without a leading `bert.`, or as a family has it, and with LayerNorm's current names."""
-    name = name.removeprefix(f"{family.attribute}.")
-    for pattern, replacement in _LEGACY:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 def words_of(family: Family) -> str:

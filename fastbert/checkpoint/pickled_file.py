@@ -51,9 +51,15 @@ class PickledFile:
         return tensor.dtype
 
     @torch.no_grad()
-    def copy_into(self, target: Tensor, name: str) -> None:
+    def copy_into(self, target: Tensor, name: str, first: int | None = None) -> None:
         self.dtype(name)
-        target.copy_(self._state[name])
+        source = self._state[name]
+        if first is None:
+            target.copy_(source)
+        else:
+            target.copy_(source[first : first + len(target)])
+            if first + len(target) < len(source):  # the rest is wanted too
+                return
         self._state[name] = self._state[name].to("meta")  # else file and model would both be in memory at the end
 
 

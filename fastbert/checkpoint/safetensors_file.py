@@ -66,15 +66,18 @@ class SafetensorsFile:
         return _DTYPES[stored]
 
     @torch.no_grad()
-    def copy_into(self, target: Tensor, name: str) -> None:
-        """Copies a tensor into `target`, which has its shape and may have another dtype and device."""
+    def copy_into(self, target: Tensor, name: str, first: int | None = None) -> None:
+        """Copies a tensor into `target`, which has its shape and may have another dtype and device; or from row `first`
+        on as many rows as it has."""
         size = target.numel() * self.dtype(name).itemsize
-        if size <= _MAPPED or not target.dim():
+        if first is None and (size <= _MAPPED or not target.dim()):
             target.copy_(self._mapped(size).get_tensor(name))
             return
         rows = max(1, len(target) * _MAPPED // size)
         for start in range(0, len(target), rows):
-            target[start : start + rows].copy_(self._mapped(_MAPPED).get_slice(name)[start : start + rows])
+            end = min(start + rows, len(target))
+            source = self._mapped(_MAPPED).get_slice(name)
+            target[start:end].copy_(source[(first or 0) + start : (first or 0) + end])
 
     def _mapped(self, size: int) -> Any:
         """The mapped file, remapped if reading `size` more bytes would exceed _MAPPED."""

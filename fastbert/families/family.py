@@ -173,6 +173,11 @@ class Family:
     choices: ClassesNames | None = ClassesNames()  # None: transformers has no such head, as with the next two
     tokens: ClassesNames | None = ClassesNames()
     answers: ClassesNames | None = ClassesNames(out="qa_outputs")
+    # In files: components of names, each with the parameter's; tensors that hold several parameters, one after the
+    # other; other names of `attribute`.
+    stored_names: tuple[tuple[str, str], ...] = ()
+    stored_together: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    older_attributes: tuple[str, ...] = ()
     # Biases of heads, as above: of the layer before the classifier, and of the decoder.
     head_bias: str | bool = True
     decoder_bias: str | bool = True

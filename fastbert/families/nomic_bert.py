@@ -5,6 +5,8 @@ from dataclasses import replace
 
 from fastbert.families.family import ClassesNames, EmbeddingNames, Family, LayerNames, MaskedLMNames
 
+_QKV = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
+
 NOMIC_BERT = Family(
     "nomic_bert",
     "NomicBert",
@@ -34,6 +36,17 @@ NOMIC_BERT = Family(
     attention_bias=False,
     feed_forward_bias=False,
     pools_alone=False,
+    stored_names=(
+        ("encoder.layers", "layers"),
+        ("emb_ln", "embeddings.LayerNorm"),
+        ("attn.out_proj", "self_attn.o_proj"),
+        ("mlp.fc11", "mlp.up_proj"),
+        ("mlp.fc12", "mlp.gate_proj"),
+        ("mlp.fc2", "mlp.down_proj"),
+        ("norm1", "post_attention_layernorm"),
+        ("norm2", "post_mlp_layernorm"),
+    ),
+    stored_together=(("attn.Wqkv", _QKV),),
     masked_lm=MaskedLMNames(
         "cls.predictions.transform.dense",
         "cls.predictions.transform.layer_norm",
@@ -51,6 +64,7 @@ NOMIC_BERT = Family(
         "max_position_embeddings": 2048,
     },
     rope_theta={"": 1000.0},
+    lacks=frozenset({"embedding_size", "tie_word_embeddings"}),
     output="BaseModelOutputWithPooling",
     has_cross_attention=False,
 )
@@ -62,6 +76,19 @@ GTE = replace(
     layer=replace(NOMIC_BERT.layer, inner_dropout="mlp.dropout"),
     attention_bias=True,
     out_bias=True,
+    stored_names=(
+        ("encoder.layer", "layers"),
+        ("attention.o_proj", "self_attn.o_proj"),
+        ("attn_ln", "post_attention_layernorm"),
+        ("mlp_ln", "post_mlp_layernorm"),
+        ("lm_head.norm", "lm_head.layer_norm"),
+    ),
+    stored_together=(
+        ("attention.qkv_proj", _QKV),
+        ("mlp.up_gate_proj", ("mlp.up_proj", "mlp.gate_proj")),
+    ),
+    older_attributes=("new",),
+    lacks=frozenset({"embedding_size"}),
     masked_lm=MaskedLMNames(
         "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", containers=("lm_head",), activation="gelu"
     ),
@@ -85,6 +112,15 @@ JINA_EMBEDDINGS_V3 = replace(
     feed_forward_bias=True,
     pools_alone=True,
     heads_read_first=True,
+    lacks=frozenset({"embedding_size"}),
+    stored_names=(
+        ("encoder.layers", "layers"),
+        ("emb_ln", "embeddings.LayerNorm"),
+        ("mixer.out_proj", "self_attn.o_proj"),
+        ("norm1", "post_attention_layernorm"),
+        ("norm2", "post_mlp_layernorm"),
+    ),
+    stored_together=(("mixer.Wqkv", _QKV),),
     masked_lm=MaskedLMNames(
         "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", ("lm_head",), activation="gelu"
     ),

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fastbert.families import Family
+from fastbert.families.layer_kinds import LayerKind, key_heads, layer_kinds
 from fastbert.model.layer import is_plain, sharded
 
 # PEFT's adapter packages whose layers work per token; a test compares each with transformers. The others combine
@@ -101,22 +102,56 @@ def _first_foreign(model: nn.Module, family: Family) -> str | None:
             return f"{name} has a hook"
         if reason := _foreign_weight(module):
             return f"{name}{reason}"
-    embeddings = model.embeddings
-    for name in _tables(family):
-        table = embeddings._modules[name]
-        if any(_attributes(table, "max_norm", "sparse", "scale_grad_by_freq")):
-            return f"embeddings.{name} has max_norm, sparse or scale_grad_by_freq"
+    for path in _tables(model, family):
+        if any(_attributes(_child(model, path), "max_norm", "sparse", "scale_grad_by_freq")):
+            return f"{path} has max_norm, sparse or scale_grad_by_freq"
     for name, part, kind in _called(model, family):
         if reason := _unknown_part(part, kind):
             return f"{name}{'' if reason.startswith('.') else ' '}{reason}"
-    if embeddings.LayerNorm.weight is None or embeddings.LayerNorm.bias is None:
-        return "embeddings.LayerNorm has no weight or no bias"
+    path = family.embeddings.norm
+    if path is not None and _child(model, path).weight is None:
+        return f"{path} has no weight"
+    if reason := _foreign_angles(model, family):
+        return reason
+    kinds = layer_kinds(model.config, family) if family.rotary is not None else None
     for i, layer in enumerate(family.layers(model)):
         attention = _inner(layer).get_submodule(family.layer.attention)
-        width = vars(attention)["attention_head_size"]
+        width, place = vars(attention)[family.layer.head_size], f"{family.layer_list}.{i}.{family.layer.attention}"
         scaling = vars(attention).get("scaling", width**-0.5)  # some classes have none
         if type(scaling) is not float or scaling != width**-0.5:  # a tensor could be written to
-            return f"{family.encoder}.layer.{i}.{family.layer.attention}.scaling is {scaling}"
+            return f"{place}.scaling is {scaling}"
+        if kinds is not None and (reason := _other_window(attention, _inner(layer), kinds[i])):
+            return f"{place}{reason}"
+    return None
+
+
+def _foreign_angles(model: nn.Module, family: Family) -> str | None:
+    """Why the rotary angles are not those of the config's settings, or the settings are not known; None if neither."""
+    if family.rotary is None:
+        return None
+    try:
+        kinds, _ = layer_kinds(model.config, family), key_heads(model.config)
+    except ValueError as error:
+        return str(error)
+    module = _child(model, family.rotary)
+    if len(kinds) != len(family.layers(model)):
+        return f"{family.layer_list} has {len(family.layers(model))} layers; the config says {len(kinds)}"
+    for kind in dict.fromkeys(kinds):
+        name = f"{kind.name}_attention_scaling".lstrip("_")
+        if vars(module).get(name) != 1.0:
+            return f"{family.rotary}.{name} is {vars(module).get(name)}"
+        if f"{kind.name}_inv_freq".lstrip("_") not in module._buffers:
+            return f"{family.rotary} has no {kind.name}_inv_freq"
+    return None
+
+
+def _other_window(attention: nn.Module, layer: nn.Module, kind: LayerKind) -> str | None:
+    """What differs between an attention module and the config's kind of its layer."""
+    own = vars(attention).get("sliding_window")
+    if own != (None if kind.window is None else kind.window + 1):  # transformers has an exclusive bound
+        return f".sliding_window is {own}"
+    if kind.name and vars(layer).get("attention_type") != kind.name:
+        return f": its layer's attention_type is {vars(layer).get('attention_type')!r}, the config's {kind.name!r}"
     return None
 
 
@@ -138,10 +173,13 @@ def _holders(model: Any, family: Family) -> Iterator[tuple[str, nn.Module, set[s
     for path in (*names.linears, *names.norms, *names.dropouts, *names.containers, names.activation):
         owner, _, name = path.rpartition(".")
         held.setdefault(owner, set()).add(name)
-    yield "embeddings", model.embeddings, {"word_embeddings", "LayerNorm", "dropout", *_tables(family)}
-    for i, layer in enumerate(getattr(model, family.encoder).layer):
+    above = family.embeddings
+    inside = (above.word, *above.tables, *(path for path in (above.norm, above.dropout) if path is not None))
+    known = {path.removeprefix(f"{above.owner}.") for path in inside}
+    yield above.owner, model.get_submodule(above.owner), known
+    for i, layer in enumerate(family.layers(model)):
         for path in sorted(held):
-            yield f"{family.encoder}.layer.{i}.{path}".rstrip("."), layer.get_submodule(path), held[path]
+            yield f"{family.layer_list}.{i}.{path}".rstrip("."), layer.get_submodule(path), held[path]
 
 
 def _child(module: nn.Module, path: str) -> Any:
@@ -168,28 +206,38 @@ def _is_class_of(kind: type, family: Family) -> bool:
     return kind.__module__ == home or (hasattr(kind, "unshard") and kind.__mro__[2].__module__ == home)
 
 
-def _tables(family: Family) -> tuple[str, ...]:
-    return ("position_embeddings", "token_type_embeddings")[: 2 if family.has_token_types else 1]
+def _tables(model: nn.Module, family: Family) -> list[str]:
+    """The paths of the tables besides the words', which a config may leave out."""
+    paths = family.embeddings.tables
+    return [path for path in paths if family.table(model, path) is not None or path != family.embeddings.types]
 
 
 def _passed_over(model: nn.Module, family: Family) -> Iterator[tuple[Any, ...]]:
     """The modules whose forward never runs in a packed call: name, module, type (None: one of transformers')."""
     names, activation = family.layer, _activation(getattr(model.config, family.activation))
-    embeddings, encoder = _child(model, "embeddings"), _child(model, family.encoder)
-    yield "embeddings", embeddings, None
-    for name in _tables(family):
-        yield f"embeddings.{name}", _child(embeddings, name), nn.Embedding
-    yield "embeddings.dropout", _child(embeddings, "dropout"), nn.Dropout
-    yield family.encoder, encoder, None
+    above, (owner, _, _) = family.embeddings, family.layer_list.rpartition(".")
+    if above.owner:
+        yield above.owner, _child(model, above.owner), None
+    for path in _tables(model, family):
+        yield path, _child(model, path), nn.Embedding
+    if above.dropout is not None:
+        yield above.dropout, _child(model, above.dropout), nn.Dropout
+    if owner:
+        yield owner, _child(model, owner), None
+    if family.rotary is not None:
+        yield family.rotary, _child(model, family.rotary), None
     if family.distance_table is not None:
         yield family.distance_table, _child(model, family.distance_table), nn.Embedding
-    for i, layer in enumerate(_child(encoder, "layer")):
-        name, layer = f"{family.encoder}.layer.{i}", _inner(layer)
+    for i, layer in enumerate(_child(model, family.layer_list)):
+        name, layer = f"{family.layer_list}.{i}", _inner(layer)
         yield name, layer, None  # before its parts are read: another class may have others
         for path in names.containers:
             yield f"{name}.{path}", _child(layer, path), None
         for path in names.dropouts:
-            yield f"{name}.{path}", _child(layer, path), nn.Dropout
+            part = _child(layer, path)
+            yield f"{name}.{path}", part, nn.Identity if type(part) is nn.Identity else nn.Dropout
+        if not (i or family.first_norm):
+            yield f"{name}.{names.out_norm}", _child(layer, names.out_norm), nn.Identity
         yield f"{name}.{names.activation}", _child(layer, names.activation), activation
     if getattr(model, "pooler", None) is not None:
         yield "pooler", model.pooler, None
@@ -198,15 +246,28 @@ def _passed_over(model: nn.Module, family: Family) -> Iterator[tuple[Any, ...]]:
 
 def _called(model: nn.Module, family: Family) -> Iterator[tuple[Any, ...]]:
     """The modules whose weights a packed call reads or, if they are wrapped, that it calls with (T, E)."""
-    yield "embeddings.word_embeddings", _child(model, "embeddings.word_embeddings"), nn.Embedding
-    yield "embeddings.LayerNorm", _child(model, "embeddings.LayerNorm"), nn.LayerNorm
+    kind = _norm_class(family)
+    yield family.embeddings.word, _child(model, family.embeddings.word), nn.Embedding
+    for path in (family.embeddings.norm, family.final_norm):
+        if path is not None:
+            yield path, _child(model, path), kind
     if family.projection is not None and family.projection in model._modules:
         yield family.projection, _child(model, family.projection), nn.Linear
     for i, layer in enumerate(family.layers(model)):
-        name, layer = f"{family.encoder}.layer.{i}", _inner(layer)
-        for kind, paths in ((nn.Linear, family.layer.linears), (nn.LayerNorm, family.layer.norms)):
-            for path in paths:
+        name, layer = f"{family.layer_list}.{i}", _inner(layer)
+        for path in family.layer.linears:
+            yield f"{name}.{path}", _child(layer, path), nn.Linear
+        for path in family.layer.norms:
+            if i or family.first_norm or path != family.layer.out_norm:
                 yield f"{name}.{path}", _child(layer, path), kind
+
+
+def _norm_class(family: Family) -> type[nn.Module]:
+    """The class of a family's norms."""
+    if not family.rms:
+        return nn.LayerNorm
+    found: Any = getattr(sys.modules[family.module], f"{family.prefix}RMSNorm")
+    return found
 
 
 def _unknown_part(part: nn.Module, kind: type) -> str | None:

@@ -85,7 +85,10 @@ def accelerate(
         why = "; ".join(sorted({reason for reason in reasons if reason}))
         warnings.warn(f"fastbert.accelerate left the model as it was: {why}", stacklevel=2)
     elif dtype is not None:
+        angles = _angles(able)
         _root(model).to(dtype=dtype)
+        for module, name, buffer in angles:  # rounded, they would move the positions of long texts
+            setattr(module, name, buffer.to(device=getattr(module, name).device))
     for bert in able:
         PackedEncoder.put(bert).matmul_precision = setting
         for layer in _known_family(bert).layers(bert):
@@ -94,6 +97,13 @@ def accelerate(
         for family in FAMILIES.values():
             _put_head(head, family)
     return model
+
+
+def _angles(encoders: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
+    """The buffers with the rotary angles of encoders: module, name, buffer."""
+    paths = [(bert, _known_family(bert).rotary) for bert in encoders]
+    modules = [bert.get_submodule(path) for bert, path in paths if path is not None]
+    return [(module, name, buffer) for module in modules for name, buffer in module._buffers.items() if buffer is not None]
 
 
 def _put_head(head: nn.Module, family: Family) -> None:
@@ -261,7 +271,7 @@ class PackedEncoder(_Packed):
         if reason is None:
             ids, mask, types, positions, embeds = map(given.get, _TOKENS)
             pad_id = bert.config.pad_token_id
-            inputs = prepare(bert.embeddings, ids, mask, types, positions, embeds, None, None, pad_id, True, family)
+            inputs = prepare(bert, ids, mask, types, positions, embeds, None, None, pad_id, True, family)
             if inputs.batch.leading_pads and (self.reads_first or has_pooler):
                 reason = "a row begins with a pad, whose state transformers takes for the text's"
         if inputs is None or reason is not None:
@@ -413,8 +423,20 @@ def _declines(bert: nn.Module, family: Family, given: dict[str, Any], tokens: Te
             return reason
     if reason := attention_reason(bert.config, family):
         return reason
+    if family.rotary is not None and (reason := _too_far(bert.config, given, tokens)):
+        return reason
     if getattr(bert.config, "is_decoder", False) or getattr(bert.config, "is_causal", None):
         return "attention is causal"
+    return None
+
+
+def _too_far(config: Any, given: dict[str, Any], tokens: Tensor | None) -> str | None:
+    """Why a call leaves the table of angles, which transformers computes for any position; None if it does not."""
+    limit, positions = config.max_position_embeddings, given.get("position_ids")
+    if tokens is not None and tokens.dim() > 1 and tokens.shape[1] > limit and positions is None:
+        return f"it has {tokens.shape[1]} tokens; max_position_embeddings is {limit}"
+    if positions is not None and positions.numel() and not torch.compiler.is_compiling() and positions.max() >= limit:
+        return f"position_ids holds {int(positions.max())}; max_position_embeddings is {limit}"
     return None
 
 
@@ -445,7 +467,7 @@ def _stand_ins(bert: nn.Module, family: Family, given: dict[str, Any]) -> dict[s
     """The buffers, (1, P), that transformers uses in place of missing arguments."""
     buffers = {}
     for name in ("token_type_ids",) if family.counts_tokens else ("position_ids", "token_type_ids"):
-        buffer = bert.embeddings._buffers.get(name)
+        buffer = bert.get_submodule(family.embeddings.owner)._buffers.get(name)
         if buffer is not None and name not in given:
             buffers[name] = buffer
     return buffers

@@ -20,7 +20,7 @@ from fastbert.model.bert import BertModel, EncoderModel, first_states, pool, run
 from fastbert.model.encoder import Encoded
 from fastbert.model.inputs import Inputs, check_ids
 from fastbert.model.layer import is_plain
-from fastbert.model.modules import Part, place
+from fastbert.model.modules import Part, norm, place
 from fastbert.model.outputs import (
     BertForPreTrainingOutput,
     HeadOutput,
@@ -135,13 +135,18 @@ def _split(path: str) -> tuple[str, str]:
 
 
 class MaskedLMHead(Head):
-    """The masked-language-model head of a model: a transform, and a decoder whose weight is the word table's."""
+    """The masked-language-model head of a model: a transform, if its family has one, and a decoder, whose weight may be
+    the word table's."""
 
     def __init__(self, model: HeadModel) -> None:
-        names = model.family.masked_lm
-        (inner, dense), (_, norm), (outer, decoder) = map(_split, (names.dense, names.norm, names.decoder))
-        activation = names.activation or model.config.hidden_act
-        super().__init__(model, (inner, ((dense, activation), (norm, None))), (outer, ((decoder, None),)))
+        names, config = model.family.masked_lm, model.config
+        outer, decoder = _split(names.decoder)
+        first: tuple[str, Steps] = (outer, ())
+        if names.dense is not None and names.norm is not None:
+            (inner, dense), (_, norm) = _split(names.dense), _split(names.norm)
+            activation = config.hidden_act if names.activation is None else config.activation_of(names.activation)
+            first = (inner, ((dense, activation), (norm, None)))
+        super().__init__(model, first, (outer, ((decoder, None),)))
         self.path = names.decoder
 
     @property
@@ -164,9 +169,10 @@ class _LanguageModel(HeadModel):
         names, config = self.family.masked_lm, self.config
         width = config.embedding_size or config.hidden_size
         MaskedLMHead(self).place(names.containers)
-        place(self, names.dense, nn.Linear(config.hidden_size, width))
-        place(self, names.norm, nn.LayerNorm(width, eps=config.layer_norm_eps))
-        place(self, names.decoder, nn.Linear(width, config.vocab_size))
+        if names.dense is not None and names.norm is not None:
+            place(self, names.dense, nn.Linear(config.hidden_size, width, bias=config.has(self.family.head_bias)))
+            place(self, names.norm, norm(config, self.family, width))
+        place(self, names.decoder, nn.Linear(width, config.vocab_size, bias=config.has(self.family.decoder_bias)))
         self._name_bias()
 
     def _name_bias(self) -> None:
@@ -207,39 +213,73 @@ class _LanguageModel(HeadModel):
 
 
 class _Classifier(HeadModel):
-    """The base of the models with a vector per text: the pooler's, or what the head makes of the first token's."""
+    """The base of the models with a classifier over texts or tokens, and what stands before it: see ClassesNames."""
 
     @property
     def names(self) -> ClassesNames:
-        return self.family.classes
+        found = self._names()
+        if found is None:
+            raise ValueError(
+                f"config: model_type is {self.config.model_type!r}, of which transformers has no "
+                f"{self.family.prefix}{type(self).__name__.removeprefix('Model')}"
+            )
+        return found
+
+    def _names(self) -> ClassesNames | None:
+        raise NotImplementedError
+
+    def _place_classes(self, count: int, dropout: float) -> None:
+        names, config = self.names, self.config
+        self._head().place(names.containers)
+        if names.dense is not None:
+            dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.has(self.family.head_bias))
+            place(self, names.dense, dense)
+        if names.norm is not None:
+            place(self, names.norm, norm(config, self.family, config.hidden_size))
+        if names.drop is not None:
+            owner, _ = _split(names.out)
+            place(self, f"{owner}.{names.drop}".lstrip("."), nn.Dropout(dropout))
+        place(self, names.out, nn.Linear(config.hidden_size, count))
+
+    def _head(self) -> Head:
+        names = self.names
+        drop = () if names.drop is None else ((names.drop, None),)
+        outer, out = _split(names.out)
+        if names.dense is None:
+            return Head(self, (outer, ()), (outer, (*drop, (out, None))))
+        inner, dense = _split(names.dense)
+        steps: Steps = (*(drop if names.drops_first else ()), (dense, self.config.activation_of(names.activation)))
+        if names.norm is not None:
+            steps = (*steps, (_split(names.norm)[1], None))
+        return Head(self, (inner, steps), (outer, (*drop, (out, None))))
+
+
+class _TextClassifier(_Classifier):
+    """The base of those with a vector per text: the pooler's, or what the head makes of the tokens' states."""
 
     def _pools(self) -> bool:
         return self.names.dense is None
 
-    def _place_classes(self, count: int) -> None:
-        names, config = self.names, self.config
-        self._head().place(names.containers)
-        if names.dense is not None:
-            place(self, names.dense, nn.Linear(config.hidden_size, config.hidden_size))
-        place(self, names.dropout, nn.Dropout(self._head_dropout()))
-        place(self, names.out, nn.Linear(config.hidden_size, count))
-
-    def _head_dropout(self) -> float:
-        return self.config.head_dropout
-
-    def _head(self) -> Head:
-        names, drop = self.names, ("dropout", None)
-        outer, out = _split(names.out)
-        if names.dense is None:
-            return Head(self, (outer, ()), (outer, (drop, (out, None))))
-        inner, dense = _split(names.dense)
-        first = (drop,) if names.drops_first else ()
-        return Head(self, (inner, (*first, (dense, names.activation))), (outer, (drop, (out, None))))
-
     def _classify(self, inputs: Inputs, encoded: Encoded) -> Tensor:
         """(B, count)."""
-        pools = self.names.dense is None
-        return self._head()(self._pool(inputs, encoded) if pools else first_states(inputs, encoded.last_hidden_state))
+        head, x = self._head(), encoded.last_hidden_state
+        if self.names.dense is None:
+            return head(self._pool(inputs, encoded))
+        pooling = self.names.pooling
+        kind = "cls" if pooling is None else self.config.extra.get(pooling, "cls")
+        if kind in ("cls", "bos"):
+            return head(first_states(inputs, x))
+        if kind == "mean":
+            return head(_mean(inputs, x))
+        if kind == "late":
+            return _mean(inputs, head(x))
+        raise ValueError(f"config: {pooling} is {kind!r}; it must be 'cls', 'bos', 'mean' or 'late'")
+
+
+def _mean(inputs: Inputs, x: Tensor) -> Tensor:
+    """The mean over each text's tokens, (T, N) -> (B, N); zeros for a text without any."""
+    keys = inputs.keys()[..., None]  # without what only lies between two tokens
+    return (inputs.pad(x) * keys).sum(1) / keys.sum(1).clamp(min=1)
 
 
 class BertForPreTraining(_LanguageModel):
@@ -346,14 +386,17 @@ class BertForNextSentencePrediction(HeadModel):
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
-class ModelForSequenceClassification(_Classifier):
+class ModelForSequenceClassification(_TextClassifier):
     """A linear layer on the pooled vector: regression, one label or several, by `config.problem_type`."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self._place_classes(config.num_labels)
+        self._place_classes(config.num_labels, config.head_dropout)
         self.init_weights()
+
+    def _names(self) -> ClassesNames:
+        return self.family.classes
 
     def forward(
         self,
@@ -397,20 +440,16 @@ class ModelForSequenceClassification(_Classifier):
         )
 
 
-class ModelForMultipleChoice(_Classifier):
+class ModelForMultipleChoice(_TextClassifier):
     """One score for each choice of a question: inputs (B, C, S), logits (B, C)."""
-
-    @property
-    def names(self) -> ClassesNames:
-        return self.family.choices
-
-    def _head_dropout(self) -> float:
-        return self.config.dropout_of("choices", self.config.head_dropout)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self._place_classes(1)
+        self._place_classes(1, config.dropout_of("choices", config.head_dropout))
         self.init_weights()
+
+    def _names(self) -> ClassesNames | None:
+        return self.family.choices
 
     def forward(
         self,
@@ -437,7 +476,7 @@ class ModelForMultipleChoice(_Classifier):
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
-class ModelForTokenClassification(HeadModel):
+class ModelForTokenClassification(_Classifier):
     """A linear layer on every token: logits (B, S, num_labels), zeros at pads."""
 
     has_pooler = False
@@ -446,9 +485,11 @@ class ModelForTokenClassification(HeadModel):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.dropout = nn.Dropout(config.dropout_of("tokens", config.head_dropout))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self._place_classes(config.num_labels, config.dropout_of("tokens", config.head_dropout))
         self.init_weights()
+
+    def _names(self) -> ClassesNames | None:
+        return self.family.tokens
 
     def forward(
         self,
@@ -464,14 +505,14 @@ class ModelForTokenClassification(HeadModel):
         """labels (B, S) of classes, -100 at tokens without a label."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
-        logits = project(self.classifier, self.dropout(encoded.last_hidden_state))
+        logits = self._head()(encoded.last_hidden_state)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits, _packed_labels(inputs, labels, self.num_labels))
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
 
 
-class ModelForQuestionAnswering(HeadModel):
+class ModelForQuestionAnswering(_Classifier):
     """Where an answer starts and ends: two logits for every token, (B, S) each.
 
     A pad's logit is the lowest number of the dtype, so that no softmax or argmax picks it and the loss
@@ -483,9 +524,11 @@ class ModelForQuestionAnswering(HeadModel):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.dropout = nn.Dropout(config.dropout_of("answers", 0.0))
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self._place_classes(config.num_labels, config.dropout_of("answers", 0.0))
         self.init_weights()
+
+    def _names(self) -> ClassesNames | None:
+        return self.family.answers
 
     def pad_value(self, dtype: torch.dtype) -> float:
         return torch.finfo(dtype).min
@@ -505,7 +548,7 @@ class ModelForQuestionAnswering(HeadModel):
         """start_positions, end_positions (B,): columns of the answer; S and above is ignored, below 0 counts as 0."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
-        logits = project(self.qa_outputs, self.dropout(encoded.last_hidden_state))
+        logits = self._head()(encoded.last_hidden_state)
         if logits.shape[1] != 2:
             raise ValueError(f"config.num_labels is {logits.shape[1]}; question answering has 2 logits, start and end")
         lowest = self.pad_value(logits.dtype)

@@ -13,6 +13,7 @@ from torch import nn
 
 from fastbert.checkpoint import load as checkpoint
 from fastbert.checkpoint.files import collector_at_rest
+from fastbert.checkpoint.stored_names import stored_state
 from fastbert.config import CONFIG_NAME, BertConfig, family_of
 from fastbert.model.layer import Products
 from fastbert.model.modules import RMSNorm, place
@@ -176,7 +177,7 @@ class BertPreTrainedModel(nn.Module):
         if self.config.tie_word_embeddings:  # write tied parameters once, under their first name
             names = {name for name, _ in self.named_parameters()}
             state = {name: tensor for name, tensor in state.items() if name in names}
-        checkpoint.save(state, folder, max_shard_size)
+        checkpoint.save(stored_state(state, family_of(self.config.model_type)), folder, max_shard_size)
         config = BertConfig.from_dict(self.config.to_dict())
         name = type(self).__name__
         if len(self.model_types) > 1:  # transformers has a class per family

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
+from fastbert.config import BertConfig, family_of
+from fastbert.families import Family
+from fastbert.families.layer_kinds import layer_kinds
 from fastbert.model import BertPreTrainedModel
 from fastbert.model.bert import EncoderModel
 from fastbert.tokenizer.tokenizer import Tokenizer
 
-_LAYER = re.compile(r"(?:^|(?<=\.))layer\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|(?<=\.))(layers?)\.(\d+)\.")
 
 
 def spread(layers: int, teacher_layers: int) -> list[int]:
@@ -73,10 +76,27 @@ def make_student(
     if dropout is not None:
         sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     options = {"add_pooling_layer": teacher.pooler is not None} if isinstance(teacher, EncoderModel) else {}
-    student = type(teacher)(replace(deepcopy(config), num_hidden_layers=len(layers), **sizes), **options)
+    extra = _extra(config, layers, sizes["num_attention_heads"])
+    own = replace(deepcopy(config), num_hidden_layers=len(layers), extra=extra, **sizes)
+    student = type(teacher)(own, **options)
     _copy(teacher, student, layers)
     student.matmul_precision = teacher.matmul_precision
     return student.eval()
+
+
+def _extra(config: BertConfig, layers: Sequence[int], heads: int) -> dict[str, Any]:
+    """The other settings of a student with so many heads: the kinds of the layers that it takes, grouped heads."""
+    family, extra = family_of(config.model_type), deepcopy(config.extra)
+    if family.has_windows:
+        kinds = layer_kinds(config, family)
+        extra["layer_types"] = [kinds[layer].name for layer in layers]
+    group = config.num_attention_heads // config.key_heads
+    if group > 1:
+        if heads % group:
+            raise ValueError(f"num_attention_heads is {heads}; each head of keys serves {group}, which must divide it")
+        extra["num_key_value_heads"] = heads // group
+    extra.pop("head_dim", None)
+    return extra
 
 
 def check_layers(name: str, layers: Sequence[int], count: int) -> None:
@@ -104,7 +124,17 @@ def check_vocabularies(teacher: Tokenizer, student: Tokenizer) -> None:
 
 @torch.no_grad()
 def _copy(teacher: BertPreTrainedModel, student: BertPreTrainedModel, layers: Sequence[int]) -> None:
-    theirs = dict(teacher.named_parameters())
+    theirs, family = dict(teacher.named_parameters()), family_of(teacher.config.model_type)
     for name, parameter in student.named_parameters():
-        source = theirs[_LAYER.sub(lambda found: f"layer.{layers[int(found[1])]}.", name)]
-        parameter.copy_(source[tuple(map(slice, parameter.shape))])
+        source = theirs[_LAYER.sub(lambda found: f"{found[1]}.{layers[int(found[2])]}.", name)]
+        blocks = _blocks(name, family)
+        to = parameter.unflatten(0, (blocks, -1))
+        to.copy_(source.unflatten(0, (blocks, -1))[tuple(map(slice, to.shape))])
+
+
+def _blocks(name: str, family: Family) -> int:
+    """How many products a tensor holds, one after the other."""
+    names = family.layer
+    if names.key is None and f".{names.query}." in name:
+        return 3
+    return 2 if family.gated and names.gate is None and f".{names.up}." in name else 1
