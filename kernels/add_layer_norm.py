@@ -1,4 +1,4 @@
-"""y = LayerNorm(dropout(x) + residual) * weight + bias, and its gradients.
+"""y = LayerNorm(dropout(x) + residual) * weight + bias, or RMSNorm, and its gradients.
 
 Bytes: the forward reads x and residual and writes y, 3 * M * N * itemsize. For training it also writes their sum,
 which replaces x and residual: both can be freed, and the backward reads one tensor instead of two. The backward reads
@@ -25,6 +25,7 @@ from fastbert.kernels.layer_norm import (
     load_tile,
     load_vector,
     programs_for,
+    rms_statistics,
     row_keys,
     statistics,
     store_partials,
@@ -39,7 +40,7 @@ def _add_layer_norm_fwd_kernel(
     x_ptr,  # (M, N)
     residual_ptr,  # (M, N) or None
     weight_ptr,  # (N,)
-    bias_ptr,  # (N,)
+    bias_ptr,  # (N,) or None
     seed_ptr,  # (1,) or None: no dropout
     y_ptr,  # (M, N)
     total_ptr,  # (M, N) or None: not saved
@@ -52,6 +53,7 @@ def _add_layer_norm_fwd_kernel(
     scale,
     eps,
     N: tl.constexpr,
+    RMS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -60,8 +62,10 @@ def _add_layer_norm_fwd_kernel(
     columns_a, columns_b = columns_of(BLOCK_A, BLOCK_B)
     weight_a = load_vector(weight_ptr, columns_a, N)
     weight_b = load_vector(weight_ptr, columns_b, N)
-    bias_a = load_vector(bias_ptr, columns_a, N)
-    bias_b = load_vector(bias_ptr, columns_b, N)
+    bias_a, bias_b = 0.0, 0.0
+    if bias_ptr is not None:
+        bias_a = load_vector(bias_ptr, columns_a, N)
+        bias_b = load_vector(bias_ptr, columns_b, N)
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
         keys_a = dropout.column_keys(seed, columns_a)
@@ -86,7 +90,10 @@ def _add_layer_norm_fwd_kernel(
         if total_ptr is not None:
             store_tile(total_ptr, rows, N, columns_a, mask_a, x_a)
             store_tile(total_ptr, rows, N, columns_b, mask_b, x_b)
-        x_a, x_b, mean, left, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
+        if RMS:
+            x_a, x_b, mean, left, rstd = rms_statistics(x_a, x_b, eps, N)
+        else:
+            x_a, x_b, mean, left, rstd = statistics(x_a, x_b, columns_a, columns_b, eps, N)
         if mean_ptr is not None:
             store_statistics(mean_ptr, rstd_ptr, rows, mask_m, M, mean, left, rstd)
         store_tile(y_ptr, rows, N, columns_a, mask_a, x_a * rstd * weight_a + bias_a)
@@ -96,6 +103,7 @@ def _add_layer_norm_fwd_kernel(
 @triton.jit(do_not_specialize=["M", "threshold"])
 def _add_layer_norm_bwd_kernel(
     dy_ptr,  # (M, N)
+    dsum_ptr,  # (M, N) or None: the gradient of the sum, where that is an output too
     total_ptr,  # (M, N)
     weight_ptr,  # (N,)
     mean_ptr,  # (2, M)
@@ -105,11 +113,13 @@ def _add_layer_norm_bwd_kernel(
     dresidual_ptr,  # (M, N) or None: not needed, or equal to dx
     partials_ptr,  # (programs, 2, N) fp32 or None: neither dweight nor dbias is needed
     stride_dym,
+    stride_dsm,
     stride_tm,
     M,
     threshold,
     scale,
     N: tl.constexpr,
+    RMS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -143,7 +153,10 @@ def _add_layer_norm_bwd_kernel(
             dbias_a += dy_a
             dbias_b += dy_b
         if dx_ptr is not None or dresidual_ptr is not None:
-            d_a, d_b = gradient(dy_a, dy_b, xhat_a, xhat_b, weight_a, weight_b, rstd, N)
+            d_a, d_b = gradient(dy_a, dy_b, xhat_a, xhat_b, weight_a, weight_b, rstd, N, RMS)
+            if dsum_ptr is not None:
+                d_a += load_tile(dsum_ptr, rows, stride_dsm, columns_a, mask_a)
+                d_b += load_tile(dsum_ptr, rows, stride_dsm, columns_b, mask_b)
             if dresidual_ptr is not None:
                 store_tile(dresidual_ptr, rows, N, columns_a, mask_a, d_a)
                 store_tile(dresidual_ptr, rows, N, columns_b, mask_b, d_b)
@@ -163,17 +176,19 @@ def add_layer_norm_fwd(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     seed: Tensor | None = None,
     *,
     eps: float,
     dropout_p: float = 0.0,
     training: bool = False,
+    rms: bool = False,
+    return_sum: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """x, residual (M, N), weight, bias (N,), columns contiguous, any floating dtypes -> y, total, mean, rstd.
 
-    y (M, N) has the wider dtype of x and residual. The others are saved for backward, None unless `training`: total =
-    dropout(x) + residual (M, N) in y's dtype, or x itself if they are equal; mean (2, M) and rstd (M,) in fp32, with
+    y (M, N) has the wider dtype of x and residual. The others are saved for backward, None unless `training`, but for
+    total with `return_sum`: total = dropout(x) + residual (M, N) in y's dtype, or x itself if they are equal; mean (2, M) and rstd (M,) in fp32, with
     mean[1] the rounding error of mean[0]. `seed` is read if dropout_p is above 0.
     """
     M, N = x.shape
@@ -181,8 +196,9 @@ def add_layer_norm_fwd(
     y = torch.empty((M, N), dtype=dtype, device=x.device)
     total = mean = rstd = None
     changed = residual is not None or dropout_p > 0
-    if training:
+    if training or return_sum:
         total = torch.empty((M, N), dtype=dtype, device=x.device) if changed else x
+    if training:
         mean = torch.empty((2, M), dtype=torch.float32, device=x.device)
         rstd = torch.empty(M, dtype=torch.float32, device=x.device)
     if not y.numel():
@@ -206,6 +222,7 @@ def add_layer_norm_fwd(
             1.0 / (1.0 - dropout_p),
             eps,
             N=N,
+            RMS=rms,
             ROWS=tile.rows,
             BLOCK_A=tile.block_a,
             BLOCK_B=tile.block_b,
@@ -226,10 +243,13 @@ def add_layer_norm_bwd(
     dropout_p: float = 0.0,
     dtypes: tuple[torch.dtype, torch.dtype | None, torch.dtype],
     wanted: tuple[bool, bool, bool, bool] = (True, True, True, True),
+    rms: bool = False,
+    dsum: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """dy (M, N), columns contiguous, and the forward's saved tensors -> dx, dresidual, dweight, dbias.
 
-    `dtypes` are those of x, residual (None: there was none) and bias. Gradients that are not `wanted` are None. dx and
+    `dsum` (M, N), columns contiguous, is the gradient of total, if that was an output too. `dtypes` are those of x,
+    residual (None: there was none) and bias. Gradients that are not `wanted` are None. dx and
     dresidual are one tensor where they are equal.
     """
     M, N = total.shape
@@ -249,6 +269,7 @@ def add_layer_norm_bwd(
         with architecture.on_device(device):
             _add_layer_norm_bwd_kernel[(programs,)](
                 dy,
+                dsum,
                 total,
                 weight,
                 mean,
@@ -258,11 +279,13 @@ def add_layer_norm_bwd(
                 dresidual,
                 partials,
                 dy.stride(0),
+                0 if dsum is None else dsum.stride(0),
                 total.stride(0),
                 M,
                 dropout.threshold(dropout_p),
                 1.0 / (1.0 - dropout_p),
                 N=N,
+                RMS=rms,
                 ROWS=tile.rows,
                 BLOCK_A=tile.block_a,
                 BLOCK_B=tile.block_b,

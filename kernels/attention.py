@@ -68,6 +68,24 @@ def load_biases(ptr, distance, keys, queries, reach):
 
 
 @triton.jit
+def seen(begins, rows, window, full, keys, BLOCK: tl.constexpr):
+    """What lies within `window` of the rows from `begins` on, of `keys` of which `full` are in whole blocks.
+
+    The first whole block's first key, the end of the whole blocks, and the end.
+    """
+    end = tl.minimum(begins + rows + window, keys)
+    low = tl.maximum(begins - window, 0) // BLOCK * BLOCK
+    return low, tl.minimum(tl.cdiv(end, BLOCK) * BLOCK, full), end
+
+
+@triton.jit
+def within_window(distance, keys, queries, window):
+    """True where distance + keys - queries, which broadcast, is at most `window` either way."""
+    apart = distance + keys - queries
+    return (apart <= window) & (apart >= -window)
+
+
+@triton.jit
 def _attention_step(
     q,  # (BLOCK_M, BLOCK_D)
     top,  # (BLOCK_M,) highest score so far; scaled to base 2 except in fp32
@@ -85,6 +103,7 @@ def _attention_step(
     bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
     distance,  # of the block's first key from the first query
     reach,
+    window,  # not read unless HAS_WINDOW
     seed,
     query_keys,
     threshold,
@@ -92,6 +111,7 @@ def _attention_step(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -107,7 +127,12 @@ def _attention_step(
             bias_ptr, distance, offs_n[None, :], tl.arange(0, q.shape[0])[:, None], reach
         )
         scale = _LOG2E
-    if MASKED:
+    if HAS_WINDOW:
+        # A finite number: a query may see no key of a block before its first, and what it sums there the correction
+        # makes 0.
+        near = within_window(distance, offs_n[None, :], tl.arange(0, q.shape[0])[:, None], window)
+        scores = tl.where(near & (offs_n[None, :] < left) if MASKED else near, scores, -1e30)
+    elif MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
     if q.dtype == tl.float32:
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -129,7 +154,7 @@ def _attention_step(
     return new_top, total, acc
 
 
-@triton.jit(do_not_specialize=["T", "reach"])
+@triton.jit(do_not_specialize=["T", "reach", "window"])
 def _attention_fwd_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
@@ -145,6 +170,7 @@ def _attention_fwd_kernel(
     stride_oh,
     T,
     reach,
+    window,  # keys farther than this from a query are left out; not read unless HAS_WINDOW
     scale,
     threshold,
     keep_scale,  # 1 / (1 - dropout_p)
@@ -153,6 +179,7 @@ def _attention_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -182,17 +209,20 @@ def _attention_fwd_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     full = keys // BLOCK_N * BLOCK_N
-    for n in range(0, full, BLOCK_N):
+    low, high, end = 0, full, keys
+    if HAS_WINDOW:
+        low, high, end = seen(begins, BLOCK_M, window, full, keys, BLOCK_N)
+    for n in range(low, high, BLOCK_N):
         top, total, acc = _attention_step(
             q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + n, BLOCK_N,
-            scale * _LOG2E, bias_ptr, n - begins, reach, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N, HAS_BIAS,
-            HAS_DROPOUT, False, PRECISION,
+            scale * _LOG2E, bias_ptr, n - begins, reach, window, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N,
+            HAS_BIAS, HAS_WINDOW, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
-    if full < keys:
+    if full < end:
         top, total, acc = _attention_step(
             q, top, total, acc, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + full, keys - full,
-            scale * _LOG2E, bias_ptr, full - begins, reach, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N,
-            HAS_BIAS, HAS_DROPOUT, True, PRECISION,
+            scale * _LOG2E, bias_ptr, full - begins, reach, window, seed, query_keys, threshold, D, BLOCK_D, BLOCK_N,
+            HAS_BIAS, HAS_WINDOW, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
 
     # For a row without keys: zeros, and a highest score of infinity, which makes its probabilities 0 in the backward.
@@ -218,6 +248,7 @@ def attention_fwd(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     bias: Tensor | None = None,
+    window: int | None = None,
     precision: str = "ieee",
     schedule: TileSchedule | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -231,6 +262,7 @@ def attention_fwd(
         dropout_p: the share of probabilities dropped, as `seed` (1,) int64 decides.
         bias: (H, 2 reach - 1): column reach - 1 + key - query is added to the scaled score; reach at least the longest
             sequence.
+        window: keys farther than this from a query are left out, and blocks without others skipped.
         precision: of fp32 products: `ieee` or `tf32`.
         schedule: `attention_schedule` of these sequences, if already computed.
     """
@@ -240,7 +272,7 @@ def attention_fwd(
     if qkv.numel() == 0:
         return out, statistics
     arch = architecture.architecture(qkv.device)
-    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p and bias is None)
+    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p and bias is None and window is None)
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     held = held_bias(bias)
     with architecture.on_device(qkv.device):
@@ -256,6 +288,7 @@ def attention_fwd(
             *out.stride()[:2],
             T,
             reach_of(held),
+            0 if window is None else window,
             scale,
             dropout.threshold(dropout_p),
             1 / (1 - dropout_p),
@@ -264,6 +297,7 @@ def attention_fwd(
             BLOCK_M=schedule.block,
             BLOCK_N=config.step,
             HAS_BIAS=bias is not None,
+            HAS_WINDOW=window is not None,
             HAS_DROPOUT=dropout_p > 0,
             PRECISION=precision,
             num_warps=config.num_warps,

@@ -33,7 +33,9 @@ from fastbert.kernels.attention import (
     load_biases,
     load_rows,
     reach_of,
+    seen,
     store_rows,
+    within_window,
 )
 from fastbert.kernels.schedule import TileSchedule
 
@@ -77,6 +79,7 @@ def _dq_step(
     bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
     distance,  # of the block's first key from the first query
     reach,
+    window,  # not read unless HAS_WINDOW
     dbias_ptr,  # (BLOCK_M + BLOCK_N - 1,): sums of dS over the block's diagonals are added
     seed,
     query_keys,
@@ -86,6 +89,7 @@ def _dq_step(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -106,6 +110,8 @@ def _dq_step(
     if MASKED:
         scores = tl.where(offs_n[None, :] < left, scores, float("-inf"))
     p = _probabilities(scores, top[:, None], log_total[:, None], scale, q.dtype)
+    if HAS_WINDOW:
+        p = tl.where(within_window(distance, offs_n[None, :], tl.arange(0, q.shape[0])[:, None], window), p, 0.0)
     dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
     if HAS_DROPOUT:
         keep = dropout.kept(query_keys[:, None], dropout.column_keys(seed, first + offs_n)[None, :], threshold)
@@ -152,7 +158,7 @@ def _dbias_kernel(
     tl.store(dbias_ptr + h * (2 * reach - 1) + columns, sums, mask=columns < 2 * reach - 1)
 
 
-@triton.jit(do_not_specialize=["T", "reach", "width"])
+@triton.jit(do_not_specialize=["T", "reach", "window", "width"])
 def _attention_bwd_dq_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_N, D), or None
@@ -176,6 +182,7 @@ def _attention_bwd_dq_kernel(
     stride_dqh,
     T,
     reach,
+    window,  # not read unless HAS_WINDOW
     width,
     scale,
     threshold,
@@ -185,6 +192,7 @@ def _attention_bwd_dq_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -221,17 +229,20 @@ def _attention_bwd_dq_kernel(
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     full = keys // BLOCK_N * BLOCK_N
-    for n in range(0, full, BLOCK_N):
+    low, high, end = 0, full, keys
+    if HAS_WINDOW:
+        low, high, end = seen(begins, BLOCK_M, window, full, keys, BLOCK_N)
+    for n in range(low, high, BLOCK_N):
         dq = _dq_step(
             q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + n, BLOCK_N,
-            scale * _LOG2E, bias_ptr, n - begins, reach, dbias_ptr + n, seed, query_keys, threshold, keep_scale, D,
-            BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, False, PRECISION,
+            scale * _LOG2E, bias_ptr, n - begins, reach, window, dbias_ptr + n, seed, query_keys, threshold, keep_scale,
+            D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_WINDOW, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
-    if full < keys:
+    if full < end:
         dq = _dq_step(
             q, dout, top, log_total, delta, dq, qkv, k_ptr, v_ptr, k_column, v_column, stride_qt, start + full,
-            keys - full, scale * _LOG2E, bias_ptr, full - begins, reach, dbias_ptr + full, seed, query_keys,
-            threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_DROPOUT, True, PRECISION,
+            keys - full, scale * _LOG2E, bias_ptr, full - begins, reach, window, dbias_ptr + full, seed, query_keys,
+            threshold, keep_scale, D, BLOCK_D, BLOCK_N, HAS_BIAS, HAS_WINDOW, HAS_DROPOUT, True, PRECISION,
         )  # fmt: skip
     store_rows(dqkv_ptr + tile * stride_dqt + h * stride_dqh, dq * scale, offs_m, stride_dqt, rows, D, BLOCK_D)
 
@@ -264,6 +275,7 @@ def _dkdv_step(
     bias_ptr,  # the head's bias at distance 0, not read unless HAS_BIAS
     distance,  # of the first key from the block's first query
     reach,
+    window,  # not read unless HAS_WINDOW
     seed,
     plane,
     key_keys,
@@ -273,6 +285,7 @@ def _dkdv_step(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     WITH_DQ: tl.constexpr,
     MASKED: tl.constexpr,
@@ -302,6 +315,8 @@ def _dkdv_step(
         p = _probabilities(scores, top[None, :], log_total[None, :], _LOG2E, q.dtype)
     else:
         p = _probabilities(scores, top[None, :], log_total[None, :], scale, q.dtype)
+    if HAS_WINDOW:
+        p = tl.where(within_window(distance, tl.arange(0, k.shape[0])[:, None], offs_m[None, :], window), p, 0.0)
     if WITH_DQ:  # a key beyond the sequence scores 0, maybe far above the others: its p may be inf, and inf * 0 NaN
         if q.dtype == tl.float32:
             p = tl.where((tl.arange(0, k.shape[0]) < keys)[:, None], p, 0.0)
@@ -322,7 +337,7 @@ def _dkdv_step(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["T", "reach"])
+@triton.jit(do_not_specialize=["T", "reach", "window"])
 def _attention_bwd_dkdv_kernel(
     qkv_ptr,  # (T, 3, H, D)
     qkv,  # descriptor of the same in blocks of (BLOCK_M, D), or None
@@ -347,6 +362,7 @@ def _attention_bwd_dkdv_kernel(
     stride_dqh,
     T,
     reach,
+    window,  # not read unless HAS_WINDOW
     scale,
     threshold,
     keep_scale,  # 1 / (1 - dropout_p)
@@ -355,6 +371,7 @@ def _attention_bwd_dkdv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
     WITH_DQ: tl.constexpr,  # the tile has all keys of its sequence
     PRECISION: tl.constexpr,
@@ -388,19 +405,22 @@ def _attention_bwd_dkdv_kernel(
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     full = queries // BLOCK_M * BLOCK_M
-    for m in range(0, full, BLOCK_M):
+    low, high, end = 0, full, queries
+    if HAS_WINDOW:
+        low, high, end = seen(begins, BLOCK_N, window, full, queries, BLOCK_M)
+    for m in range(low, high, BLOCK_M):
         dk, dv = _dkdv_step(
             k, v, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
             statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + m, BLOCK_M,
-            scale * _LOG2E, bias_ptr, begins - m, reach, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D,
-            BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, False, PRECISION,
+            scale * _LOG2E, bias_ptr, begins - m, reach, window, seed, h, key_keys, threshold, keep_scale, D, BLOCK_D,
+            BLOCK_M, HAS_BIAS, HAS_WINDOW, HAS_DROPOUT, WITH_DQ, False, PRECISION,
         )  # fmt: skip
-    if full < queries:
+    if full < end:
         dk, dv = _dkdv_step(
             k, v, dk, dv, qkv, douts, q_ptr, out_ptr, dout_ptr, dq_ptr, h * stride_qh, h * stride_doh,
             statistics_ptr, apart, delta_ptr, stride_qt, stride_ot, stride_dot, stride_dqt, rows, start + full,
-            queries - full, scale * _LOG2E, bias_ptr, begins - full, reach, seed, h, key_keys, threshold, keep_scale,
-            D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_DROPOUT, WITH_DQ, True, PRECISION,
+            queries - full, scale * _LOG2E, bias_ptr, begins - full, reach, window, seed, h, key_keys, threshold,
+            keep_scale, D, BLOCK_D, BLOCK_M, HAS_BIAS, HAS_WINDOW, HAS_DROPOUT, WITH_DQ, True, PRECISION,
         )  # fmt: skip
     if HAS_DROPOUT:
         dv *= keep_scale
@@ -424,6 +444,7 @@ def attention_bwd(
     seed: Tensor | None = None,
     bias: Tensor | None = None,
     dbias: Tensor | None = None,
+    window: int | None = None,
     precision: str = "ieee",
     schedule: TileSchedule | None = None,
 ) -> Tensor:
@@ -445,6 +466,7 @@ def attention_bwd(
     strides = *qkv.stride()[:3], *out.stride()[:2], *dout.stride()[:2]
     constants = {
         **{"T": T, "reach": reach, "scale": scale, "D": D, "HAS_BIAS": bias is not None},
+        **{"window": 0 if window is None else window, "HAS_WINDOW": window is not None},
         "threshold": dropout.threshold(dropout_p),
         "keep_scale": 1 / (1 - dropout_p),
         "BLOCK_D": max(triton.next_power_of_2(D), 16),

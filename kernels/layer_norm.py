@@ -69,6 +69,14 @@ def statistics(x_a, x_b, columns_a, columns_b, eps, N: tl.constexpr):
 
 
 @triton.jit
+def rms_statistics(x_a, x_b, eps, N: tl.constexpr):
+    """As `statistics`, of RMSNorm: the row, means of zero, and 1 / its root mean square."""
+    square = row_sum(x_a * x_a, x_b * x_b) / N  # zero from column N on
+    rstd = 1.0 / tl.sqrt_rn(square + eps)
+    return x_a, x_b, rstd * 0.0, rstd * 0.0, rstd
+
+
+@triton.jit
 def store_statistics(mean_ptr, rstd_ptr, rows, mask_m, M, mean, left, rstd):
     tl.store(mean_ptr + rows, mean, mask=mask_m)
     tl.store(mean_ptr + M + rows, left, mask=mask_m)
@@ -83,11 +91,12 @@ def load_statistics(mean_ptr, rstd_ptr, rows, mask_m, M):
 
 
 @triton.jit
-def gradient(dy_a, dy_b, xhat_a, xhat_b, weight_a, weight_b, rstd, N: tl.constexpr):
-    """The gradient of LayerNorm's input: rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * weight."""
+def gradient(dy_a, dy_b, xhat_a, xhat_b, weight_a, weight_b, rstd, N: tl.constexpr, RMS: tl.constexpr = False):
+    """The gradient of LayerNorm's input: rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * weight; RMSNorm's has
+    no mean(g)."""
     g_a = dy_a * weight_a
     g_b = dy_b * weight_b
-    shift = row_sum(g_a, g_b) / N
+    shift = 0.0 if RMS else row_sum(g_a, g_b) / N
     slope = row_sum(g_a * xhat_a, g_b * xhat_b) / N
     return (g_a - shift - xhat_a * slope) * rstd, (g_b - shift - xhat_b * slope) * rstd
 

@@ -40,6 +40,7 @@ struct AddLayerNorm {
     void* sum = nullptr;   // (M, N) or null: receives x + residual, of which y is then the norm; may be residual
     int64_t stride_sm = 0;
     bool rms = false;
+    bool rounded = false;  // in training: y is the norm of x + residual as the dtype rounds it, as it is with `sum`
 };
 
 enum class Activation : int { none = 0, gelu = 1, gelu_tanh = 2, relu = 3, silu = 4, tanh = 5 };

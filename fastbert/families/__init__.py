@@ -8,7 +8,8 @@ from fastbert.families.bert import BERT
 from fastbert.families.distilbert import DISTILBERT
 from fastbert.families.electra import ELECTRA
 from fastbert.families.eurobert import EUROBERT
-from fastbert.families.family import Family, LayerNames
+from fastbert.families.family import Family
+from fastbert.families.names import LayerNames
 from fastbert.families.modernbert import MODERNBERT
 from fastbert.families.mpnet import MPNET
 from fastbert.families.nomic_bert import GTE, JINA_EMBEDDINGS_V3, NOMIC_BERT

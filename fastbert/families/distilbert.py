@@ -1,6 +1,7 @@
 """DistilBERT (Sanh et al., 2019): BERT without token types, pooler and the dropout after attention."""
 
-from fastbert.families.family import ClassesNames, EmbeddingNames, Family, LayerNames, MaskedLMNames
+from fastbert.families.family import Family
+from fastbert.families.names import ClassesNames, EmbeddingNames, LayerNames, MaskedLMNames
 
 DISTILBERT = Family(
     "distilbert",

@@ -1,6 +1,7 @@
 """ELECTRA (Clark et al., 2020): its generator and its small discriminators embed in a width of their own."""
 
-from fastbert.families.family import ClassesNames, Family, MaskedLMNames
+from fastbert.families.family import Family
+from fastbert.families.names import ClassesNames, MaskedLMNames
 
 ELECTRA = Family(
     "electra",

@@ -1,7 +1,8 @@
 """EuroBERT (Boizard et al., 2025): Llama's layer without a mask. RMSNorm before, SwiGLU, rotary positions, and fewer heads
 of keys and values than of queries; no norm, dropout or positions in the embeddings."""
 
-from fastbert.families.family import ClassesNames, EmbeddingNames, Family, LayerNames, MaskedLMNames
+from fastbert.families.family import Family
+from fastbert.families.names import ClassesNames, EmbeddingNames, LayerNames, MaskedLMNames
 
 EUROBERT = Family(
     "eurobert",

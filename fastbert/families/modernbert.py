@@ -3,7 +3,8 @@ and in two layers of three a window of keys."""
 
 from dataclasses import replace
 
-from fastbert.families.family import ClassesNames, EmbeddingNames, Family, LayerNames, MaskedLMNames
+from fastbert.families.family import Family
+from fastbert.families.names import ClassesNames, EmbeddingNames, LayerNames, MaskedLMNames
 
 _TOKENS = ClassesNames("head.dense", "classifier", "classifier_activation", ("head",), norm="head.norm", drop="drop")
 _TEXT = replace(_TOKENS, pooling="classifier_pooling")

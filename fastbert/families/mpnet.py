@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fastbert.families.family import ClassesNames, EmbeddingNames, LayerNames
+from fastbert.families.names import ClassesNames, EmbeddingNames, LayerNames
 from fastbert.families.roberta import ROBERTA
 
 MPNET = replace(

@@ -3,7 +3,8 @@ and JinaEmbeddingsV3 (Sturua et al., 2024). Rotary positions, norms after, SwiGL
 
 from dataclasses import replace
 
-from fastbert.families.family import ClassesNames, EmbeddingNames, Family, LayerNames, MaskedLMNames
+from fastbert.families.family import Family
+from fastbert.families.names import ClassesNames, EmbeddingNames, LayerNames, MaskedLMNames
 
 _QKV = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
 

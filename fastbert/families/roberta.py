@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from fastbert.families.family import ClassesNames, Family, MaskedLMNames
+from fastbert.families.family import Family
+from fastbert.families.names import ClassesNames, MaskedLMNames
 
 ROBERTA = Family(
     "roberta",

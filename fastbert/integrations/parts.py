@@ -235,7 +235,8 @@ def _passed_over(model: nn.Module, family: Family) -> Iterator[tuple[Any, ...]]:
             yield f"{name}.{path}", _child(layer, path), None
         for path in names.dropouts:
             part = _child(layer, path)
-            yield f"{name}.{path}", part, nn.Identity if type(part) is nn.Identity else nn.Dropout
+            none = family.pre_norm and type(part) is nn.Identity  # in transformers' place of a rate of 0
+            yield f"{name}.{path}", part, nn.Identity if none else nn.Dropout
         if not (i or family.first_norm):
             yield f"{name}.{names.out_norm}", _child(layer, names.out_norm), nn.Identity
         yield f"{name}.{names.activation}", _child(layer, names.activation), activation

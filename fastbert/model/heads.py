@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastbert import ops
 from fastbert.config import BertConfig, family_of
 from fastbert.families import FAMILIES
-from fastbert.families.family import ClassesNames
+from fastbert.families.names import ClassesNames
 from fastbert.model.bert import BertModel, EncoderModel, first_states, pool, run_bert
 from fastbert.model.encoder import Encoded
 from fastbert.model.inputs import Inputs, check_ids

@@ -64,7 +64,7 @@ def add_layer_norm(
     total = fresh(x, *x.shape) if return_sum else None
     C.add_layer_norm_cpu(
         *add_layer_norm_inputs(x, residual, weight, rms),
-        *(0 if bias is None else bias.data_ptr(), y.data_ptr(), 0 if total is None else total.data_ptr()),
+        *(0 if bias is None else bias.data_ptr(), y.data_ptr(), x.shape[1], 0 if total is None else total.data_ptr()),
         *(eps, chosen_isa()[1], torch.get_num_threads()),
     )
     return y if total is None else (y, total)

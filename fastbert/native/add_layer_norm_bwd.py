@@ -57,11 +57,12 @@ def add_layer_norm_bwd(
     seed: int,
     wanted: tuple[bool, bool, bool, bool] = (True, True, True, True),
     rms: bool = False,
+    return_sum: bool = False,
     dsum: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, residual, weight and bias, None where not `wanted`; dweight and dbias summed in fp32.
 
-    `dsum` is the gradient of the sum, if that was an output too.
+    `return_sum` as for the forward; `dsum` is the gradient of the sum.
     """
     M, N = x.shape
     want_x, want_residual, want_weight, want_bias = wanted
@@ -77,6 +78,7 @@ def add_layer_norm_bwd(
     memory, partials = workspace(blocks * 2 * N * 4)  # float32 (blocks, 2, N)
     C.add_layer_norm_bwd_cpu(
         *add_layer_norm_inputs(x, residual, weight, rms),
+        return_sum,
         dropout_p,
         seed,
         statistics.data_ptr(),

@@ -99,7 +99,7 @@ def _descriptors(layers: Any) -> tuple[array, list[Tensor]]:
         weights = [packed(weight, w.precision, w.gated and weight is w.up) for weight in w.products]
         norms = (*(w.attention_norm or (None, None)), *w.norm, w.rotary)
         words.extend([*map(address, (*weights, *norms)), w.down.shape[1], (-1 if w.window is None else w.window) % 2**64])
-        held += [*weights, *filter(None.__ne__, norms)]
+        held += [*weights, *(t for t in norms if t is not None)]
     return words, held
 
 

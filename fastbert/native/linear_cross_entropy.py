@@ -182,7 +182,7 @@ class _Call:
         (M, K), N = a.shape, out.shape[1]
         C.linear_cpu(
             *(self.dtype, C.PRECISION_full, M, N, K, a.data_ptr(), a.stride(0), packed.data_ptr(), out.data_ptr()),
-            *(out.stride(0), C.ACTIVATION_none, self.isa, self.threads),
+            *(out.stride(0), C.ACTIVATION_none, False, self.isa, self.threads),
         )
 
 

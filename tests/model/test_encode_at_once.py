@@ -11,6 +11,7 @@ import fastbert
 from fastbert.model import bert as bert_module
 from fastbert.model import encoder
 from fastbert.native import extension
+from fastbert.native.encoder import encoder_kind
 
 ROWS, COLUMNS = 5, 9
 PAD = TINY.get("pad_token_id", 0)
@@ -114,18 +115,18 @@ def test_dtypes_precisions_and_sizes(dtype, precision, shape, taken):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_fewer_tokens_need_no_more_memory_than_was_asked_for(threads):
     """The workspace is for any number of real tokens up to all; what a smaller number needs is not always less."""
-    model, E, H = make(), TINY["hidden_size"], TINY["num_attention_heads"]
+    model, E = make(), TINY["hidden_size"]
     with torch.no_grad():
         model(torch.ones(1, 2, dtype=torch.long))
     whole = vars(model)["_fastbert_plan"].whole
     batch = whole.forms["batch", extension.chosen_isa()[1]][0]
     words, _ = whole.forms["descriptors", extension.chosen_isa()[1]]
-    where = len(whole.layers), words.buffer_info()[0]
+    where, kind = (len(whole.layers), words.buffer_info()[0]), encoder_kind(whole, E, torch.float32)
     isa = extension.chosen_isa()[1]
     for rows in (1, 7, 64, 300):
         room = batch.model.workspace_bytes(rows, 8, isa, threads)
         most = max(
-            extension.C.encoder_workspace_bytes(extension.C.F32, 0, tokens, E, H, *where, isa, threads)
+            extension.C.encoder_workspace_bytes(kind, *where, tokens, isa, threads)
             for tokens in range(rows * 8 + 1)
         )
         states = 2 * rows * 8 * E * 4

@@ -119,7 +119,8 @@ def test_nothing_is_written_beside_the_output(isa, dtype):
         addresses = [t.data_ptr() for t in (x, residual, weight, bias, inner)]
         code = {torch.float32: _C.F32, torch.bfloat16: _C.BF16}[dtype]
         _C.add_layer_norm_cpu(
-            code, 7, N, addresses[0], N, addresses[1], N, *addresses[2:], N + 3, EPS, _C.isa_id(isa), 1
+            *(code, 7, N, addresses[0], N, addresses[1], N, addresses[2], False, *addresses[3:], N + 3, 0, EPS),
+            *(_C.isa_id(isa), 1),
         )
         assert torch.equal(inner, native.add_layer_norm(x, residual, weight, bias, eps=EPS))
         inner.fill_(7.0)

@@ -99,7 +99,7 @@ def test_same_bits_as_the_ops_it_is_made_of(isa, dtype, precision, kind):
         qkv = native.linear(x, w.qkv, precision=precision).unflatten(1, (3, w.num_heads, -1))
         context = native.attention(qkv, *given[1:]).flatten(1)
         y = native.linear(context, w.out, precision=precision)
-        x = native.add_layer_norm(y, x, *w.out_norm, eps=w.eps)
+        x = native.add_layer_norm(y, x, *w.attention_norm, eps=w.eps)
         y = native.linear(x, w.up, activation=w.activation, precision=precision)
         y = native.linear(y, w.down, precision=precision)
         x = native.add_layer_norm(y, x, *w.norm, eps=w.eps)

@@ -76,7 +76,7 @@ def test_linear_strides_and_neighbours(isa, dtype):
     code, packed = extension.CPU_DTYPES[dtype], packed_weights.packed(owner)
     x = wide[::2, 20:120]
     pointers = (x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), 60)
-    extension.C.linear_cpu(code, 0, 5, 50, 100, *pointers, 0, extension.chosen_isa()[1], 1)
+    extension.C.linear_cpu(code, 0, 5, 50, 100, *pointers, 0, False, extension.chosen_isa()[1], 1)
     assert torch.equal(out[:, :50], expected) and out[:, 50:].isnan().all()
 
 

@@ -30,7 +30,13 @@ void sum_row(const AddLayerNorm& op, const Dropout& dropout, int64_t m, float* h
             store(factors + n, factor);
             v = factor > set(0.0f) ? mul(v, factor) : factor;
         }
-        store(h + n, residual ? add(v, load_part(residual + n, lanes)) : v);
+        if (residual) v = add(v, load_part(residual + n, lanes));
+        if (op.rounded) {
+            T rounded[WIDTH];
+            store(rounded, v);
+            v = load(rounded);
+        }
+        store(h + n, v);
     });
 }
 

@@ -28,10 +28,9 @@ class _NativeAddLayerNorm(torch.autograd.Function):
         return_sum: bool,
     ) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.constants = {"dropout_p": dropout_p, "seed": native.draw_seed(dropout_p), "rms": rms}
-        y, statistics, total = native.add_layer_norm_fwd_train(
-            x, residual, weight, bias, eps=eps, return_sum=return_sum, **ctx.constants
-        )
+        seed = native.draw_seed(dropout_p)
+        ctx.constants = {"dropout_p": dropout_p, "seed": seed, "rms": rms, "return_sum": return_sum}
+        y, statistics, total = native.add_layer_norm_fwd_train(x, residual, weight, bias, eps=eps, **ctx.constants)
         ctx.save_for_backward(x, residual, weight, statistics, bias)
         ctx.eps = eps
         return y if total is None else (y, total)

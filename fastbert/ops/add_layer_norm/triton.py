@@ -25,7 +25,14 @@ class _TritonAddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dropout_p: float
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        dropout_p: float,
+        rms: bool,
     ) -> tuple[Tensor, Tensor | None]:
         from fastbert.kernels.add_layer_norm import add_layer_norm_fwd
         from fastbert.kernels.dropout import draw_seed
@@ -33,11 +40,11 @@ class _TritonAddLayerNorm(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         seed = draw_seed(x.device) if dropout_p else None
         y, total, mean, rstd = add_layer_norm_fwd(
-            x, residual, weight, bias, seed, eps=eps, dropout_p=dropout_p, training=True
+            x, residual, weight, bias, seed, eps=eps, dropout_p=dropout_p, training=True, rms=rms
         )
         ctx.save_for_backward(total, weight, mean, rstd, seed, bias)
-        dtypes = (x.dtype, None if residual is None else residual.dtype, bias.dtype)
-        ctx.constants, ctx.eps = {"dropout_p": dropout_p, "dtypes": dtypes}, eps
+        dtypes = (x.dtype, None if residual is None else residual.dtype, weight.dtype if bias is None else bias.dtype)
+        ctx.constants, ctx.eps = {"dropout_p": dropout_p, "dtypes": dtypes, "rms": rms}, eps
         return y, None if total is x else total
 
     @staticmethod
@@ -45,35 +52,62 @@ class _TritonAddLayerNorm(torch.autograd.Function):
         from fastbert.kernels.add_layer_norm import add_layer_norm_bwd
 
         (*saved, bias), wanted = ctx.saved_tensors, ctx.needs_input_grad[:4]
+        rms, dropout_p = ctx.constants["rms"], ctx.constants["dropout_p"]
+        if dy is None and dtotal is not None and not torch.is_grad_enabled():
+            dy = torch.zeros_like(saved[0])
         if dy is None:
             found: Sequence[Tensor | None] = [None] * 4
         elif torch.is_grad_enabled():
-            forward, inputs = partial(reference.layer_norm, eps=ctx.eps), (saved[0], saved[1], bias)
-            needed = (any(wanted[:2]), *wanted[2:])
-            dropout_p = ctx.constants["dropout_p"]
+            forward = partial(_norm, eps=ctx.eps, rms=rms)
+            inputs, needed = (saved[0], saved[1], bias), (any(wanted[:2]), *wanted[2:])
             dx, *of_weights = differentiable_gradients("add_layer_norm", forward, inputs, needed, dy, dropout_p)
             found = [dx, dx, *of_weights]
         else:
-            found = add_layer_norm_bwd(rows_in_memory(dy), *saved, **ctx.constants, wanted=wanted)
+            dsum = None if dtotal is None else rows_in_memory(dtotal)
+            found = add_layer_norm_bwd(rows_in_memory(dy), *saved, **ctx.constants, wanted=wanted, dsum=dsum)
+            dtotal = None
         inner = (sum_in(dtype, d, dtotal) for dtype, d in zip(ctx.constants["dtypes"], found[:2], strict=False))
         made = (*inner, *found[2:])
-        return *(d if want else None for d, want in zip(made, wanted, strict=True)), None, None
+        return *(d if want else None for d, want in zip(made, wanted, strict=True)), None, None, None
+
+
+def _norm(total: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float, rms: bool) -> Tensor:
+    return reference.rms_norm(total, weight, eps) if rms else reference.layer_norm(total, weight, bias, eps)
 
 
 def run_triton(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
-) -> Tensor:
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float,
+    rms: bool = False,
+    return_sum: bool = False,
+) -> Any:
     from fastbert.kernels.add_layer_norm import add_layer_norm_fwd
     from fastbert.kernels.dropout import draw_seed
 
     if needs_gradient(x, residual, weight, bias):
-        return _TritonAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p)[0]
-    seed = draw_seed(x.device) if dropout_p else None
-    return add_layer_norm_fwd(x, residual, weight, bias, seed, eps=eps, dropout_p=dropout_p)[0]
+        y, total = _TritonAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p, rms)
+    else:
+        seed = draw_seed(x.device) if dropout_p else None
+        options = {"dropout_p": dropout_p, "rms": rms, "return_sum": return_sum}
+        y, total, _, _ = add_layer_norm_fwd(x, residual, weight, bias, seed, eps=eps, **options)
+    return (y, x if total is None else total) if return_sum else y
 
 
 def supports_triton(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    dropout_p: float,
+    rms: bool = False,
+    return_sum: bool = False,
 ) -> str | None:
     reason = reason_against(x, residual, weight, bias, one_dtype=False)
     if reason is not None:

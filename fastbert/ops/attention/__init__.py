@@ -108,7 +108,7 @@ def _attention_op(
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
-    window: int | None,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     check_offsets("attention", cu_seqlens, len(qkv), len(qkv))
     if backend == "triton":
@@ -158,7 +158,7 @@ def _attention_bwd_op(
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
-    window: int | None,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         from fastbert.kernels.attention_bwd import attention_bwd
