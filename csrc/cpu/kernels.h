@@ -28,12 +28,18 @@ struct LinearKernels {
     LinearKernel kernels[2][4];  // [f32 or bf16][Precision]
 };
 
-// One head of the sequence of `length` tokens from `start`, with scratch(length, D) bytes of memory, aligned to 64.
+// The queries [first, last) of one head, counted from row `start`, among the `keys` keys from there on: all that they
+// see, and no others of a sequence.
+struct HeadSpan {
+    int64_t start, keys, first, last, head;
+};
+
+// With scratch(keys, D) bytes of memory, aligned to 64.
 struct AttentionKernels {
-    int64_t (*scratch_f32)(int64_t length, int64_t D);
-    int64_t (*scratch_bf16)(int64_t length, int64_t D);
-    void (*f32)(const Attention& op, int64_t start, int64_t length, int64_t head, void* memory);
-    void (*bf16)(const Attention& op, int64_t start, int64_t length, int64_t head, void* memory);
+    int64_t (*scratch_f32)(int64_t keys, int64_t D);
+    int64_t (*scratch_bf16)(int64_t keys, int64_t D);
+    void (*f32)(const Attention& op, const HeadSpan& span, void* memory);
+    void (*bf16)(const Attention& op, const HeadSpan& span, void* memory);
 };
 
 // Rows [begin, end).

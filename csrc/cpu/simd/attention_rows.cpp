@@ -81,10 +81,11 @@ int64_t scratch(int64_t L, int64_t D) {
 }
 
 template <typename T>
-void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void* memory) {
+void attention(const Attention& op, const HeadSpan& span, void* memory) {
 #if defined(FASTBERT_AMX)
     const TilesInUse tiles;
 #endif
+    const int64_t start = span.start, L = span.keys, head = span.head;
     const Sizes<T> sizes(L, op.D);
     const int64_t words = op.D / PER_WORD<T>, stride = op.stride_t / PER_WORD<T>;
     const T* q = static_cast<const T*>(op.qkv) + start * op.stride_t + head * op.D;
@@ -111,9 +112,10 @@ void attention(const Attention& op, int64_t start, int64_t L, int64_t head, void
     }
 
     // Tiles of nearly equal height: a last tile of few rows would cost as much as a full one.
-    const int64_t count = (L + TILE_M<T> - 1) / TILE_M<T>, height = (L + count - 1) / count;
-    for (int64_t m = 0; m < L; m += height) {
-        const int64_t rows = L - m < height ? L - m : height;
+    const int64_t number = span.last - span.first, count = (number + TILE_M<T> - 1) / TILE_M<T>;
+    const int64_t height = (number + count - 1) / count;
+    for (int64_t m = span.first; m < span.last; m += height) {
+        const int64_t rows = span.last - m < height ? span.last - m : height;
         const uint32_t* queries = reinterpret_cast<const uint32_t*>(q + m * op.stride_t);
         // The panels that these queries see; `scores` begins with the first of them.
         const Columns seen(op.window, L, m, rows);
