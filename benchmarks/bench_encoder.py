@@ -56,6 +56,13 @@ RANDOM: dict[str, tuple[str, dict[str, int]]] = {
     "roberta-base": ("roberta", dict(max_position_embeddings=514, type_vocab_size=1)),
     "distilbert-base": ("distilbert", {}),
     "mpnet-base": ("mpnet", dict(max_position_embeddings=514)),
+    "nomic-base": ("nomic_bert", {}),
+    "gte-base": ("gte", dict(vocab_size=30528, pad_token_id=0)),
+    "modernbert-base": ("modernbert", dict(pad_token_id=0)),
+    "eurobert-210m": (
+        "eurobert",
+        dict(vocab_size=32768, pad_token_id=0, bos_token_id=1, eos_token_id=2, mask_token_id=3),
+    ),
 }
 LEFT_OUT = ("transformers-eager", "torch-compile-graphs", "fastbert-reference", "fastbert-accelerate")
 # Rounds that a ratio near 1 takes: medians of fewer calls wander by more than the 3 % in question.
@@ -70,6 +77,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", help=f"minilm (real weights, the default), {', '.join(RANDOM)} (random ones), or a folder")
     add("--targets", action="store_true", help="the rows that must hold, on both models or --model, and the verdict")
+    add("--texts", action="store_true", help="the log-normal texts alone, with a verdict")
     add("--quick", action="store_true", help="the log-normal texts and 8x128 without pads, with a verdict")
     add("--batch", type=int, nargs="+", default=[1, 8, 32], help="batch sizes of the grid")
     add("--length", type=int, nargs="+", default=[16, 128, 512], help="padded lengths of the grid")
@@ -214,7 +222,12 @@ def run_model(arguments: argparse.Namespace, harness: Harness, model: str, folde
     if arguments.targets:
         work = target_work(cases, encoders.providers(), arguments.providers)
     else:
-        plan = cases.quick() if arguments.quick else cases.grid(arguments.batch, arguments.length, arguments.fill)
+        if arguments.texts:
+            plan = iter([cases.log_normal(bar=PADDED_BAR)])
+        elif arguments.quick:
+            plan = cases.quick()
+        else:
+            plan = cases.grid(arguments.batch, arguments.length, arguments.fill)
         providers = chosen(encoders.providers(), arguments.providers, arguments.dtype)
         work = ((case, providers) for case in plan)
     for case, providers in work:

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastbert.families import FAMILIES
+from fastbert.families.layer_kinds import key_heads, layer_kinds
+
 SEED = 20240229
 
 
@@ -62,11 +65,18 @@ def training_flops(config: Any, lengths: Sequence[int], labelled: int) -> float:
 
 
 def forward_flops(config: Any, lengths: Sequence[int]) -> float:
-    """What the layers of a BERT need for these texts: 2 P a token, and 4 L E S for its attention over S tokens."""
+    """What the layers of an encoder need for these texts: 2 P a token, and 4 E S for attention over S tokens."""
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "hidden_dim", None) or config.intermediate_size  # DistilBERT's name
-    weights = layers * (4 * width * width + 2 * width * inner)
-    return 2.0 * weights * sum(lengths) + 4.0 * layers * width * sum(n * n for n in lengths)
+    family = FAMILIES.get(getattr(config, "model_type", "bert"))
+    products, windows, keys = 2, [None] * layers, 1.0
+    if family is not None and family.rotary is not None:
+        products = 3 if family.gated else 2
+        windows = [kind.window for kind in layer_kinds(config, family)]
+        keys = key_heads(config) / config.num_attention_heads
+    weights = layers * ((2 + 2 * keys) * width * width + products * width * inner)
+    seen = sum(n * (n if w is None else min(n, 2 * w + 1)) for w in windows for n in lengths)
+    return 2.0 * weights * sum(lengths) + 4.0 * width * seen
 
 
 @dataclass(frozen=True)

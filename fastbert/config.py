@@ -112,10 +112,17 @@ class BertConfig:
         for name in ("is_decoder", "add_cross_attention"):
             if self.extra.get(name):
                 raise ValueError(f"config: {name} is true; fastbert runs encoders only")
-        positions = self.extra.get("position_embedding_type", "absolute")
-        if positions != "absolute":
-            raise ValueError(f"config: position_embedding_type is {shown(positions)}; fastbert knows 'absolute' only")
         family = family_of(self.model_type)
+        positions = self.extra.get("position_embedding_type", "absolute")
+        if positions != ("alibi" if family.alibi else "absolute"):
+            raise ValueError(
+                f"config: position_embedding_type is {shown(positions)}; fastbert knows 'absolute', and 'alibi' of "
+                "jina-embeddings-v2"
+            )
+        if family.alibi:
+            for name, known in (("feed_forward_type", "geglu"), ("use_qk_norm", False)):
+                if self.extra.get(name, known) != known:
+                    raise ValueError(f"config: {name} is {shown(self.extra[name])}; fastbert knows {known!r} only")
         if family.counts_tokens and self.pad_token_id is None:
             raise ValueError(f"config: pad_token_id is None; the positions of {self.model_type!r} begin after it")
         if family.rotary is not None:
@@ -206,6 +213,8 @@ class BertConfig:
             raise TypeError(f"BertConfig has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(known_names))}")
         values = {**values, **overrides}
         num_labels = values.pop("num_labels", None)
+        if values.get("model_type") == "bert" and values.get("position_embedding_type") == "alibi":
+            values["model_type"] = "jina_bert"  # the file has the type that its code was made from
         family = family_of(values.get("model_type", "bert"))
         ours = {theirs: name for name, theirs in family.field_names.items()}
         values = {**family.defaults, **{ours.get(name, name): value for name, value in values.items()}}
@@ -233,7 +242,7 @@ class BertConfig:
         values["id2label"] = {str(index): label for index, label in self.id2label.items()}
         family = family_of(self.model_type)
         own = {family.field_names.get(name, name): v for name, v in values.items() if name not in family.lacks}
-        return {**self.extra, **own}
+        return {**self.extra, **own, "model_type": family.stored_type or self.model_type}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json into `folder`, atomically."""

@@ -272,7 +272,9 @@ def attention_fwd(
     if qkv.numel() == 0:
         return out, statistics
     arch = architecture.architecture(qkv.device)
-    config = configs.attention("fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p and bias is None and window is None)
+    config = configs.attention(
+        "fwd", arch, qkv.dtype, D, max_seqlen, plain=not dropout_p and bias is None and window is None
+    )
     schedule = schedule or attention_schedule(qkv, cu_seqlens, max_seqlen)
     held = held_bias(bias)
     with architecture.on_device(qkv.device):

@@ -54,7 +54,7 @@ class Checkpoint:
     def shape(self, name: str) -> torch.Size:
         file, stored, part = self._stored[name]
         shape = file.shape(stored)
-        return torch.Size((shape[0] // part.count, *shape[1:])) if shape else shape
+        return torch.Size((shape[0] // part.blocks, *shape[1:])) if shape else shape
 
     def dtype(self, name: str) -> torch.dtype:
         file, stored, _ = self._stored[name]
@@ -67,10 +67,10 @@ class Checkpoint:
         """Copies the tensor `name` into `target`, which has its shape and may have another dtype and device."""
         file, stored, part = self._stored[name]
         try:
-            if part.count == 1:
+            if part.blocks == 1:
                 file.copy_into(target, stored)
             else:
-                file.copy_into(target, stored, part.index * len(target))
+                file.copy_into(target, stored, part.block * len(target))
         except _UNREADABLE as error:
             raise ValueError(f"{self.files[name]}: tensor {name} cannot be read: {error}") from error
 
@@ -215,7 +215,11 @@ def load_into(
             initialise(model, [name])
         else:
             checkpoint.copy_into(parameter, source)
-            if source == checkpoint.words and model.config.tie_word_embeddings and model.get_output_embeddings() is not None:
+            if (
+                source == checkpoint.words
+                and model.config.tie_word_embeddings
+                and model.get_output_embeddings() is not None
+            ):
                 _check_tied(checkpoint, parameter)
         loaded(name)
     if found.mismatched:

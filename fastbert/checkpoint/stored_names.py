@@ -1,7 +1,7 @@
 """Names of tensors in files, where they differ from the names of parameters.
 
-transformers stores a few families under the names of their first authors, with queries, keys and values, or the halves of
-a gated product, in one tensor; both forms are read, and that one is written.
+transformers stores a few families under the names of their first authors, with queries, keys and values, or the halves
+of a gated product, in one tensor; both forms are read, and that one is written.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _LEGACY = (
 
 
 class Part(NamedTuple):
-    """A parameter in a stored tensor: one of `count` equal blocks of its rows."""
+    """A parameter in a stored tensor: one of `blocks` equal blocks of its rows."""
 
     name: str
-    index: int = 0
-    count: int = 1
+    block: int = 0
+    blocks: int = 1
 
 
 def plain_name(name: str, family: Family = BERT) -> str:

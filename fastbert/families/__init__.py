@@ -9,9 +9,10 @@ from fastbert.families.distilbert import DISTILBERT
 from fastbert.families.electra import ELECTRA
 from fastbert.families.eurobert import EUROBERT
 from fastbert.families.family import Family
-from fastbert.families.names import LayerNames
+from fastbert.families.jina_bert import JINA_BERT
 from fastbert.families.modernbert import MODERNBERT
 from fastbert.families.mpnet import MPNET
+from fastbert.families.names import LayerNames
 from fastbert.families.nomic_bert import GTE, JINA_EMBEDDINGS_V3, NOMIC_BERT
 from fastbert.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
@@ -19,6 +20,6 @@ __all__ = ["BERT", "FAMILIES", "Family", "LayerNames"]
 
 _ALL = (
     *(BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MPNET),
-    *(NOMIC_BERT, GTE, JINA_EMBEDDINGS_V3, MODERNBERT, EUROBERT),
+    *(JINA_BERT, NOMIC_BERT, GTE, JINA_EMBEDDINGS_V3, MODERNBERT, EUROBERT),
 )
 FAMILIES = {family.model_type: family for family in _ALL}

@@ -1,5 +1,5 @@
-"""EuroBERT (Boizard et al., 2025): Llama's layer without a mask. RMSNorm before, SwiGLU, rotary positions, and fewer heads
-of keys and values than of queries; no norm, dropout or positions in the embeddings."""
+"""EuroBERT (Boizard et al., 2025): Llama's layer without a mask. RMSNorm before, SwiGLU, rotary positions, and fewer
+heads of keys and values than of queries; no norm, dropout or positions in the embeddings."""
 
 from fastbert.families.family import Family
 from fastbert.families.names import ClassesNames, EmbeddingNames, LayerNames, MaskedLMNames

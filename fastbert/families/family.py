@@ -8,6 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fastbert.families.names import (
+    BERT_ANSWERS,
+    BERT_CLASSES,
+    BERT_EMBEDDINGS,
     BERT_LAYER,
     BERT_MASKED_LM,
     ClassesNames,
@@ -28,7 +31,7 @@ class Family:
     prefix: str  # of its classes
     attribute: str  # of a model with a head: its encoder
     layer_list: str = "encoder.layer"  # of an encoder: the layers
-    embeddings: EmbeddingNames = EmbeddingNames()
+    embeddings: EmbeddingNames = BERT_EMBEDDINGS
     layer: LayerNames = field(default=BERT_LAYER)
     activation: str = "hidden_act"  # the field of its config
     gated: bool = False  # the feed-forward: activation(a) b of two products
@@ -43,6 +46,7 @@ class Family:
     feed_forward_bias: str | bool = True
     out_bias: str | bool | None = None  # of the feed-forward's second product, where it differs
     norm_bias: str | bool = True
+    alibi: bool = False  # attention has a bias for distance, with a slope for each head
     distance_table: str | None = None  # of an encoder: the table of T5's buckets, (32, H), where attention has a bias
     has_pooler: bool = True
     pools_alone: bool = True  # an encoder without a head has the pooler
@@ -51,15 +55,16 @@ class Family:
     # Positions start at padding_idx + 1 and count the tokens other than padding, as in fairseq; else the column.
     counts_tokens: bool = False
     masked_lm: MaskedLMNames = BERT_MASKED_LM
-    classes: ClassesNames = ClassesNames()
-    choices: ClassesNames | None = ClassesNames()  # None: transformers has no such head, as with the next two
-    tokens: ClassesNames | None = ClassesNames()
-    answers: ClassesNames | None = ClassesNames(out="qa_outputs")
+    classes: ClassesNames = BERT_CLASSES
+    choices: ClassesNames | None = BERT_CLASSES  # None: transformers has no such head, as with the next two
+    tokens: ClassesNames | None = BERT_CLASSES
+    answers: ClassesNames | None = BERT_ANSWERS
     # In files: components of names, each with the parameter's; tensors that hold several parameters, one after the
     # other; other names of `attribute`.
     stored_names: tuple[tuple[str, str], ...] = ()
     stored_together: tuple[tuple[str, tuple[str, ...]], ...] = ()
     older_attributes: tuple[str, ...] = ()
+    stored_type: str | None = None  # config.json's model_type, where transformers has no class of the family
     # Biases of heads, as above: of the layer before the classifier, and of the decoder.
     head_bias: str | bool = True
     decoder_bias: str | bool = True
@@ -80,6 +85,11 @@ class Family:
         """The module of transformers' classes."""
         name = self.model_type.replace("-", "_")
         return f"transformers.models.{name}.modeling_{name}"
+
+    @property
+    def knows_distances(self) -> bool:
+        """Attention depends on the distance between the columns of two tokens."""
+        return self.distance_table is not None or self.has_windows or self.alibi
 
     @property
     def base(self) -> str:

@@ -1,5 +1,5 @@
-"""ModernBERT (Warner et al., 2024), also Ettin, mmBERT and gte-modernbert: norms before, no biases, GeGLU, rotary positions,
-and in two layers of three a window of keys."""
+"""ModernBERT (Warner et al., 2024), also Ettin, mmBERT and gte-modernbert: norms before, no biases, GeGLU, rotary
+positions, and in two layers of three a window of keys."""
 
 from dataclasses import replace
 
@@ -45,7 +45,9 @@ MODERNBERT = Family(
     norm_bias="norm_bias",
     has_pooler=False,
     heads_read_first=True,
-    masked_lm=MaskedLMNames("head.dense", "head.norm", "decoder", containers=("head",), activation="classifier_activation"),
+    masked_lm=MaskedLMNames(
+        "head.dense", "head.norm", "decoder", containers=("head",), activation="classifier_activation"
+    ),
     classes=_TEXT,
     choices=_TEXT,
     tokens=_TOKENS,

@@ -1,4 +1,4 @@
-"""The names that families give the parts of an encoder: paths from the encoder, from a layer, or from a model with a head."""
+"""The names that families give the parts of an encoder, a layer and a head: paths within them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class EmbeddingNames:
     def tables(self) -> tuple[str, ...]:
         """Those besides the words'."""
         return tuple(name for name in (self.positions, self.types) if name is not None)
+
+
+BERT_EMBEDDINGS = EmbeddingNames()
 
 
 @dataclass(frozen=True)
@@ -131,3 +134,7 @@ class ClassesNames:
     # The field of the config that says which state is the text's: the first token's ("cls", "bos"), the mean of all
     # ("mean"), or the mean of the tokens' logits ("late"). None: the first token's.
     pooling: str | None = None
+
+
+BERT_CLASSES = ClassesNames()
+BERT_ANSWERS = ClassesNames(out="qa_outputs")

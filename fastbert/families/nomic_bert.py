@@ -1,5 +1,5 @@
-"""NomicBERT (Nussbaum et al., 2024), also of arctic-embed-m-long; and two that share most of it: GTE (Zhang et al., 2024)
-and JinaEmbeddingsV3 (Sturua et al., 2024). Rotary positions, norms after, SwiGLU or GeGLU."""
+"""NomicBERT (Nussbaum et al., 2024), also of arctic-embed-m-long; and two that share most of it: GTE (Zhang et al.,
+2024) and JinaEmbeddingsV3 (Sturua et al., 2024). Rotary positions, norms after, SwiGLU or GeGLU."""
 
 from dataclasses import replace
 

@@ -108,9 +108,9 @@ def _first_foreign(model: nn.Module, family: Family) -> str | None:
     for name, part, kind in _called(model, family):
         if reason := _unknown_part(part, kind):
             return f"{name}{'' if reason.startswith('.') else ' '}{reason}"
-    path = family.embeddings.norm
-    if path is not None and _child(model, path).weight is None:
-        return f"{path} has no weight"
+    norm = family.embeddings.norm
+    if norm is not None and _child(model, norm).weight is None:
+        return f"{norm} has no weight"
     if reason := _foreign_angles(model, family):
         return reason
     kinds = layer_kinds(model.config, family) if family.rotary is not None else None

@@ -103,7 +103,9 @@ def _angles(encoders: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
     """The buffers with the rotary angles of encoders: module, name, buffer."""
     paths = [(bert, _known_family(bert).rotary) for bert in encoders]
     modules = [bert.get_submodule(path) for bert, path in paths if path is not None]
-    return [(module, name, buffer) for module in modules for name, buffer in module._buffers.items() if buffer is not None]
+    return [
+        (module, name, buffer) for module in modules for name, buffer in module._buffers.items() if buffer is not None
+    ]
 
 
 def _put_head(head: nn.Module, family: Family) -> None:
@@ -491,7 +493,8 @@ def _buffer_reason(plan: EncoderPlan, buffers: dict[str, Tensor]) -> str | None:
     return None
 
 
-_KNOWN = f"an encoder of transformers that is known ({', '.join(family.base for family in FAMILIES.values())})"
+_NAMES = [family.base for family in FAMILIES.values() if family.stored_type is None]
+_KNOWN = f"an encoder of transformers that is known ({', '.join(_NAMES)})"
 
 
 @cache

@@ -89,8 +89,8 @@ class EncoderModel(BertPreTrainedModel):
 
     Args:
         config: sizes and settings.
-        add_pooling_layer: create a pooler, if the family has one, and so return a `pooler_output`; None: as transformers'
-            class does.
+        add_pooling_layer: create a pooler, if the family has one, and so return a `pooler_output`; None: as
+            transformers' class does.
     """
 
     model_types = tuple(FAMILIES)

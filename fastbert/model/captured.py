@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -39,7 +40,12 @@ def encode_padded(
     def attend(layer: Layer, qkv: Tensor) -> tuple[Tensor, Tensor]:
         dropout_p = active_dropout(layer.attention_dropout)
         qkv = layer.heads(qkv, flat.position_ids).unflatten(0, inputs.padded_shape)
-        options = {"queries": computed, "dropout_p": dropout_p, "bias": bias, "window": layer.seen.window}
+        options: dict[str, Any] = {
+            "queries": computed,
+            "dropout_p": dropout_p,
+            "bias": bias,
+            "window": layer.seen.window,
+        }
         context, probs = padded_attention(qkv, keys, **options)
         return context.flatten(0, 1), probs
 

@@ -101,7 +101,7 @@ def encode_at_once(
     if active_dropout(plan.embeddings.dropout):
         return None
     start = time.perf_counter()
-    bias = None if plan.distance_table is None else plan.bias()
+    bias = plan.bias()
     found = ops.encode_batch(plan.batch, input_ids, attention_mask, token_type_ids, position_ids, pad_id, bias)
     if found is not None and plan.checksums is not None:
         plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
@@ -144,8 +144,7 @@ def _check_products(bert: nn.Module, plan: EncoderPlan, inputs: Inputs, precisio
     first = next(bert.parameters())
     check_precision(precision, first.dtype, first.device)
     if precision in QUANTIZED and torch.is_grad_enabled():
-        tensors = [p for p in bert.parameters()]
-        tensors += [] if inputs.embeds is None else [inputs.embeds]
+        tensors: list[Tensor] = [*bert.parameters(), *([] if inputs.embeds is None else [inputs.embeds])]
         if any(t.requires_grad for t in tensors):
             raise ValueError(
                 f"quantize is {precision!r}, which has no gradient, and one is wanted: run the model under "

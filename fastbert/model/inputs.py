@@ -174,7 +174,7 @@ def prepare(
     key_mask = None
     if masked_queries and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_queries(batch, checked.get("input_ids"), pad_id)
-    if (family.distance_table is not None or family.has_windows) and attention_mask is not None and batch.indices is not None:
+    if family.knows_distances and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_gaps(batch, key_mask)
     return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
 

@@ -123,7 +123,7 @@ class Norm(NamedTuple):
         """The norm of dropout(x) + residual, and the sum."""
         dropout_p = active_dropout(self.dropout)
         if self.is_plain:
-            options = {"eps": self.eps, "dropout_p": dropout_p, "rms": self.rms}
+            options: dict[str, Any] = {"eps": self.eps, "dropout_p": dropout_p, "rms": self.rms}
             return ops.add_layer_norm(x, residual, *self.tensors(), **options, return_sum=True)
         total = F.dropout(x, dropout_p) + residual
         return self.norm(total), total
@@ -246,7 +246,8 @@ class Layer:
         return ops.LayerWeights(
             *(qkv, out, None if first is None else first.tensors(), up, down, last.tensors(), heads),
             *(products.activation, last.eps, products.precision, key_heads),
-            *(self.family.gated, self.family.pre_norm, self.family.rms, *self.seen),
+            *(self.family.gated, self.family.pre_norm, self.family.rms),
+            *(self.seen.table, self.seen.window),
         )
 
 

@@ -31,7 +31,7 @@ from fastbert import ops
 from fastbert.families import BERT, Family
 from fastbert.families.layer_kinds import layer_kinds
 from fastbert.model.angles import frequencies, rotary_table
-from fastbert.model.distances import bias_of_table
+from fastbert.model.distances import alibi_bias, bias_of_table
 from fastbert.model.layer import (
     Dropout,
     Embeddings,
@@ -52,7 +52,15 @@ _VERSION = attrgetter("_version")
 _HOOKS = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Attributes of modules that a plan depends on.
 _CONSTANTS = (
-    *("eps", "variance_epsilon", "attention_head_size", "head_dim", "scaling", "sliding_window", "num_key_value_groups"),
+    *(
+        "eps",
+        "variance_epsilon",
+        "attention_head_size",
+        "head_dim",
+        "scaling",
+        "sliding_window",
+        "num_key_value_groups",
+    ),
     *("padding_idx", "max_norm", "sparse", "scale_grad_by_freq"),
 )
 
@@ -177,6 +185,7 @@ class EncoderPlan(Plan):
         self.whole: ops.EncoderWeights | None = None  # of ops.encoder
         self.batch: ops.BatchWeights | None = None  # of ops.encode_batch
         self.distance_table: nn.Module | None = None
+        self.slopes: tuple[int, int, torch.device] | None = None  # the arguments of `alibi_bias`
         self.drops: list[Dropout] = []
         self.final_norm: Norm | None = None
         self.angles: list[tuple[int, int]] = []
@@ -185,6 +194,7 @@ class EncoderPlan(Plan):
         if self.foreign is not None:
             return
         self.modules = list(family.layers(bert))
+        config: Any = getattr(bert, "config", None)
         self.seen, self.angles = self._seen(bert), _angles(bert, family)
         # A layer that FSDP shards has its parameters only during its own forward.
         pairs = zip(self.modules, self.seen, strict=True)
@@ -192,9 +202,13 @@ class EncoderPlan(Plan):
         if family.final_norm is not None:
             self.final_norm = Norm(bert.get_submodule(family.final_norm), None, family.rms)
         self.embeddings = Embeddings(bert, family)
+        self.places = 0 if family.embeddings.positions is not None else config.max_position_embeddings
         self.first_position = family.first_position(bert)
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
+        if family.alibi:
+            device = next(bert.parameters()).device
+            self.slopes = config.num_attention_heads, config.max_position_embeddings, device
         path = family.distance_table
         self.distance_table = None if path is None else bert.get_submodule(path)
         self.drops = [d for layer in self.layers if layer is not None for d in layer.dropouts]
@@ -207,12 +221,15 @@ class EncoderPlan(Plan):
         layers = [weights for weights in found if weights is not None]
         last, plain = None, len(layers) == len(found)
         if self.final_norm is not None:
-            last, plain = self.final_norm.tensors() if self.final_norm.is_plain else None, plain and self.final_norm.is_plain
+            last, plain = (
+                self.final_norm.tensors() if self.final_norm.is_plain else None,
+                plain and self.final_norm.is_plain,
+            )
         self.whole = ops.EncoderWeights(layers, last) if plain else None
         embeddings, pooler = self.embeddings, None if self.pooler is None else self.pooler.weight
         self.batch = None
         if self.whole is not None and embeddings.all_plain and (self.pooler is None or pooler is not None):
-            places = 0 if not self.seen or self.seen[0].table is None else len(self.seen[0].table)
+            places = 0 if embeddings.positions is not None else self.places
             self.batch = ops.BatchWeights(*embeddings.tensors(), self.whole, pooler, places)
 
     def _seen(self, bert: nn.Module) -> list[Seen]:
@@ -234,6 +251,8 @@ class EncoderPlan(Plan):
 
     def bias(self) -> Tensor | None:
         """The bias of attention, for ops.attention; None in most families. It is a few operations on a small table."""
+        if self.slopes is not None:
+            return alibi_bias(*self.slopes)
         if self.distance_table is None:
             return None
         return bias_of_table(self.distance_table, len(self.embeddings.positions.weight))

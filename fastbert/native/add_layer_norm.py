@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,11 +56,8 @@ def add_layer_norm(
     bfloat16; statistics are float32. The caller has checked `supports_add_layer_norm`.
     """
     if dropout_p:
-        found = add_layer_norm_fwd_train(
-            *(x, residual, weight, bias),
-            **{"eps": eps, "dropout_p": dropout_p, "seed": draw_seed(dropout_p), "keep": False},
-            **{"rms": rms, "return_sum": return_sum},
-        )
+        options: dict[str, Any] = {"seed": draw_seed(dropout_p), "keep": False, "rms": rms, "return_sum": return_sum}
+        found = add_layer_norm_fwd_train(x, residual, weight, bias, eps=eps, dropout_p=dropout_p, **options)
         return (found[0], found[2]) if found[2] is not None else found[0]
     y = fresh(x, *x.shape)
     total = fresh(x, *x.shape) if return_sum else None

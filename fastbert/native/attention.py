@@ -67,10 +67,19 @@ def attention(
     """
     if dropout_p:
         return attention_fwd_train(
-            qkv, cu_seqlens, scale=scale, dropout_p=dropout_p, seed=draw_seed(dropout_p), bias=bias, window=window, keep=False
+            qkv,
+            cu_seqlens,
+            scale=scale,
+            dropout_p=dropout_p,
+            seed=draw_seed(dropout_p),
+            bias=bias,
+            window=window,
+            keep=False,
         )[0]
     tokens, _, heads, width = qkv.shape
     y = fresh(qkv, tokens, heads, width)
     held = held_bias(bias)
-    C.attention_cpu(*attention_inputs(qkv, cu_seqlens, y, scale, held, window), chosen_isa()[1], torch.get_num_threads())
+    C.attention_cpu(
+        *attention_inputs(qkv, cu_seqlens, y, scale, held, window), chosen_isa()[1], torch.get_num_threads()
+    )
     return y

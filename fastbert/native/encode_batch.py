@@ -84,7 +84,9 @@ def _batch_encoder(weights: Any) -> BatchEncoder | None:
         0 if given_position is not None else places,
     )
     # Another thread may drop the weights' forms during a call.
-    return BatchEncoder(model, word, pooler is not None, [words, *held, last, word, types, position, norm, bias, layers.final_norm])
+    return BatchEncoder(
+        model, word, pooler is not None, [words, *held, last, word, types, position, norm, bias, layers.final_norm]
+    )
 
 
 def encode_batch(

@@ -64,15 +64,15 @@ def _why_not(x: Tensor, weights: Any) -> str | None:
     for name in ("precision", "activation", "num_heads", "key_heads", "eps", "gated", "pre_norm", "rms"):
         if any(getattr(w, name) != getattr(first, name) for w in layers):
             return f"layers that differ in {name}"
-    if first.pre_norm != (weights.final_norm is not None) or (first.key_heads != first.num_heads and first.rotary is None):
+    if first.pre_norm != (weights.final_norm is not None) or (
+        first.key_heads != first.num_heads and first.rotary is None
+    ):
         return "norms before without one at the end, or grouped heads without rotary positions"
     for i, w in enumerate(layers):
         wide = fresh(x, 1, w.down.shape[1])
         for weight, example in zip(w.products, (x, x, x, wide), strict=True):
             gated = w.gated and weight is w.up
-            if reason := supports_linear(
-                example, weight, activation=w.activation, precision=w.precision, gated=gated
-            ):
+            if reason := supports_linear(example, weight, activation=w.activation, precision=w.precision, gated=gated):
                 return f"linear: {reason}"
         if w.attention_norm is None and (i or not w.pre_norm):
             return "no norm at attention"
@@ -98,7 +98,9 @@ def _descriptors(layers: Any) -> tuple[array, list[Tensor]]:
     for w in layers:
         weights = [packed(weight, w.precision, w.gated and weight is w.up) for weight in w.products]
         norms = (*(w.attention_norm or (None, None)), *w.norm, w.rotary)
-        words.extend([*map(address, (*weights, *norms)), w.down.shape[1], (-1 if w.window is None else w.window) % 2**64])
+        words.extend(
+            [*map(address, (*weights, *norms)), w.down.shape[1], (-1 if w.window is None else w.window) % 2**64]
+        )
         held += [*weights, *(t for t in norms if t is not None)]
     return words, held
 

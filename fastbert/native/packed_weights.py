@@ -13,7 +13,9 @@ def packed(weight: Weight, precision: str | None = None, gated: bool = False) ->
     """The packed panels of a Weight with its biases, for the instruction set in use; `gated`, for such a product."""
     key = "gated" if gated else "packed", precision, weight.weights[0].dtype, chosen_isa()[1]
     found = weight.forms.get(key)
-    return weight.form(key, lambda: _pack(_in_turns(weight) if gated else weight, precision)) if found is None else found
+    return (
+        weight.form(key, lambda: _pack(_in_turns(weight) if gated else weight, precision)) if found is None else found
+    )
 
 
 @torch.no_grad()

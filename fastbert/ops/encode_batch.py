@@ -18,7 +18,9 @@ from fastbert.weight import Weight
 class BatchWeights(NamedTuple):
     """A model's weights."""
 
-    tables: tuple[Tensor, Tensor | None, Tensor | None]  # of words and, if there are any, token types, positions; (rows, E)
+    tables: tuple[
+        Tensor, Tensor | None, Tensor | None
+    ]  # of words and, if there are any, token types, positions; (rows, E)
     norm: tuple[Tensor, Tensor | None]  # weight and bias (E,) of the embeddings' norm
     eps: float  # of that norm
     layers: EncoderWeights

@@ -56,9 +56,7 @@ class EncoderWeights(Forms):
     `final_norm` is that after the last layer, where norms stand before attention and feed-forward.
     """
 
-    def __init__(
-        self, layers: Sequence[LayerWeights], final_norm: tuple[Tensor, Tensor | None] | None = None
-    ) -> None:
+    def __init__(self, layers: Sequence[LayerWeights], final_norm: tuple[Tensor, Tensor | None] | None = None) -> None:
         super().__init__()
         self.layers = tuple(w if w.key_heads else w._replace(key_heads=w.num_heads) for w in layers)
         self.final_norm = final_norm

@@ -85,9 +85,7 @@ def _formula(
     return F.linear(activated(F.linear(x, up, up_bias), activation, gated), down, down_bias)
 
 
-def _parts(
-    x: Tensor, weight: Weight, activation: str | None, precision: str | None, gated: bool = False
-) -> _Parts:
+def _parts(x: Tensor, weight: Weight, activation: str | None, precision: str | None, gated: bool = False) -> _Parts:
     """The parts of the backend that runs this product."""
     name, _ = dispatch.choose("linear", x.device.type, x, weight, activation=activation, precision=precision)
     plain = _parts_of(name)

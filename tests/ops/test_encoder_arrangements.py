@@ -128,5 +128,3 @@ def test_positions_beyond_the_table_are_named():
     with pytest.raises(ValueError, match="positions holds 300; the rotary table has 300 rows"):
         ops.encoder(x, weights, cu_seqlens, longest, positions=torch.full((len(x),), 300))
     assert torch.equal(ops.encoder(x, weights, cu_seqlens, longest), ops.encoder(x, weights, cu_seqlens, longest))
-
-

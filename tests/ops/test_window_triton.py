@@ -47,9 +47,7 @@ def test_a_window(nan_filled, lengths, window, dtype):
     dout = torch.linspace(-1, 1, qkv[:, 0].numel(), device=DEVICE).view(qkv[:, 0].shape).to(dtype)
     cu_seqlens, longest = cu_seqlens_of(lengths), max(lengths)
     out, statistics = attention.attention_fwd(qkv, cu_seqlens, longest, scale=scale, window=window)
-    dqkv = attention_bwd.attention_bwd(
-        dout, qkv, out, statistics, cu_seqlens, longest, scale=scale, window=window
-    )
+    dqkv = attention_bwd.attention_bwd(dout, qkv, out, statistics, cu_seqlens, longest, scale=scale, window=window)
     eager = expected(qkv, dout, lengths, window, scale)
     exact = expected(qkv.double(), dout.double(), lengths, window, scale)
     for name, *values in zip(("out", "dqkv"), (out, dqkv), eager, exact, strict=True):

@@ -51,7 +51,13 @@ class _NativeAddLayerNorm(torch.autograd.Function):
 
 
 def _weighted(
-    dy: Tensor, dsum: Tensor | None, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, **options: Any
+    dy: Tensor,
+    dsum: Tensor | None,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    **options: Any,
 ) -> Tensor:
     """The outputs times their gradients: its gradients are theirs."""
     y, total = reference.add_layer_norm(x, residual, weight, bias, return_sum=True, **options)
@@ -77,11 +83,11 @@ def run_native(
         )
     if needs_gradient(x, residual, weight, bias):
         return _NativeAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p, rms, return_sum)
-    options = {"dropout_p": dropout_p, "rms": rms, "return_sum": return_sum}
+    options: dict[str, Any] = {"dropout_p": dropout_p, "rms": rms, "return_sum": return_sum}
     return native.add_layer_norm(x, residual, weight, bias, eps=eps, **options)
 
 
-def supports_native(x: Tensor, residual: Tensor | None, *args: Tensor | None, **kwargs: Any) -> str | None:
+def supports_native(x: Tensor, residual: Tensor | None, *args: Any, **kwargs: Any) -> str | None:
     if residual is not None and residual.dtype != x.dtype:  # `run_native` widens the narrower to the other's dtype
         wide = torch.promote_types(x.dtype, residual.dtype)
         if wide not in (x.dtype, residual.dtype):  # of fp16 and bf16: fp32, which the weight would not be

@@ -15,12 +15,11 @@ from fastbert.ops import dispatch
 from fastbert.ops._autocast import autocast_is_on, autocast_off, cast
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_offsets, check_probability, check_shape
-from fastbert.reference import attention as reference_attention
-from fastbert.reference import attention_gradients as reference_gradients
-
 from fastbert.ops.attention.native import run_native
 from fastbert.ops.attention.reference import run_reference
 from fastbert.ops.attention.triton import rows_in_memory, run_triton, supports_triton, triton_arguments
+from fastbert.reference import attention as reference_attention
+from fastbert.reference import attention_gradients as reference_gradients
 
 dispatch.implement("attention", "triton", run_triton, supports_triton)
 dispatch.implement("attention", "native", run_native, supports_attention)
@@ -170,10 +169,8 @@ def _attention_bwd_op(
         dqkv = attention_bwd(*given, bias=bias, dbias=sums, **arguments)
         return dqkv, _dbias(None) if bias is None or sums is None else sums.to(bias.dtype)
     if backend == "native":
-        dqkv, dbias = native_attention_bwd(
-            *(dout, qkv, cu_seqlens, out, saved),
-            **{"scale": scale, "dropout_p": dropout_p, "seed": _number(seed), "bias": bias, "window": window},
-        )
+        given: dict[str, Any] = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
+        dqkv, dbias = native_attention_bwd(dout, qkv, cu_seqlens, out, saved, **given, bias=bias, window=window)
         return dqkv, _dbias(bias) if dbias is None or bias is None else dbias.to(bias.dtype)
     dqkv, dbias = reference_gradients(dout, qkv, cu_seqlens, scale, bias, window)
     return dqkv.contiguous(), _dbias(None) if dbias is None else dbias

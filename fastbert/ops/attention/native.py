@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastbert import native
 from fastbert.ops._autograd import needs_gradient
-
 from fastbert.ops.attention.reference import second_derivative
 
 
@@ -53,6 +52,4 @@ def run_native(
 ) -> Tensor:
     if needs_gradient(qkv, bias):
         return _NativeAttention.apply(qkv, bias, cu_seqlens, scale, dropout_p, window)
-    return native.attention(
-        qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, bias=bias, window=window
-    )
+    return native.attention(qkv, cu_seqlens, max_seqlen, scale=scale, dropout_p=dropout_p, bias=bias, window=window)

@@ -44,7 +44,9 @@ def _reference_of_parts(x: Tensor, *tensors: Tensor, rows: int, activation: str 
     return reference.linear(x, *weight.stacked(), activation=activation)
 
 
-def run_native(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None, gated: bool = False) -> Tensor:
+def run_native(
+    x: Tensor, weight: Weight, *, activation: str | None, precision: str | None, gated: bool = False
+) -> Tensor:
     # With a gradient, "high" and "highest" are in full precision.
     if torch.is_grad_enabled() and needs_gradient(x, *weight.tensors):
         if gated and activation is not None:  # the gradient needs both halves

@@ -10,7 +10,9 @@ from fastbert.precision import QUANTIZED
 from fastbert.weight import Weight
 
 
-def run_reference(x: Tensor, weight: Weight, *, activation: str | None, precision: str | None, gated: bool = False) -> Tensor:
+def run_reference(
+    x: Tensor, weight: Weight, *, activation: str | None, precision: str | None, gated: bool = False
+) -> Tensor:
     if weight.is_placeholder and not x.is_meta:
         raise ValueError(
             "linear: weight has no memory; a model loaded with inference_only=True runs in the dtype, precision and "
