@@ -188,8 +188,8 @@ def add_layer_norm_fwd(
     """x, residual (M, N), weight, bias (N,), columns contiguous, any floating dtypes -> y, total, mean, rstd.
 
     y (M, N) has the wider dtype of x and residual. The others are saved for backward, None unless `training`, but for
-    total with `return_sum`: total = dropout(x) + residual (M, N) in y's dtype, or x itself if they are equal; mean (2, M) and rstd (M,) in fp32, with
-    mean[1] the rounding error of mean[0]. `seed` is read if dropout_p is above 0.
+    total with `return_sum`: total = dropout(x) + residual (M, N) in y's dtype, or x itself if they are equal; mean
+    (2, M) and rstd (M,) in fp32, with mean[1] the rounding error of mean[0]. `seed` is read if dropout_p is above 0.
     """
     M, N = x.shape
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)

@@ -1,7 +1,8 @@
 """Rotary positions of queries and keys (Su et al., 2021), and their gradient.
 
-Memory-bound: it reads (H + 2 G) D values per token and writes 3 H D. A program turns all heads of one token, whose angles
-it reads once. The gradient turns back; where a head of keys serves several of queries, their gradients are summed first.
+Memory-bound: it reads (H + 2 G) D values per token and writes 3 H D. A program turns all heads of one token, whose
+angles it reads once. The gradient turns back; where a head of keys serves several of queries, their gradients are
+summed first.
 """
 
 from __future__ import annotations

@@ -406,6 +406,8 @@ def _declines(bert: nn.Module, family: Family, given: dict[str, Any], tokens: Te
         if name not in _TAKEN and name not in _IDLE and name in _names_that_count(family):
             return f"{name} is given"
     mask: Tensor | None = given.get("attention_mask")
+    if mask is not None and not isinstance(mask, Tensor):
+        return f"attention_mask is a {type(mask).__name__}"
     if mask is not None and mask.dim() != 2:
         return f"attention_mask is {mask.dim()}-D"
     if mask is not None and tokens is not None and mask.shape != tokens.shape[:2]:

@@ -140,7 +140,6 @@ def prepare(
     shape, device = tokens.shape[: tokens.dim() - trailing], tokens.device
     if inputs_embeds is not None:
         _check_embeds(inputs_embeds, words.weight.shape[1])
-
     if cu_seqlens is not None:
         batch = batch_from_cu_seqlens(cu_seqlens, tokens.shape[0], max_seqlen)
     else:

@@ -136,6 +136,9 @@ class Seen(NamedTuple):
     window: int | None = None
 
 
+ALL = Seen()  # all keys, without positions
+
+
 class Layer:
     """Attention and feed-forward of one layer, norms after (Devlin et al., 2018) or before (Xiong et al., 2020)."""
 
@@ -144,7 +147,7 @@ class Layer:
         *("qkv", "seen", "up"),
     )
 
-    def __init__(self, module: nn.Module, family: Family, seen: Seen = Seen()) -> None:
+    def __init__(self, module: nn.Module, family: Family, seen: Seen = ALL) -> None:
         self.module, self.family, self.seen = module, family, seen
         names, part = family.layer, module.get_submodule
 

@@ -28,7 +28,7 @@ def place(root: nn.Module, path: str, part: nn.Module) -> None:
 
 
 class Embeddings(Part):
-    """What holds the tables, their norm and dropout, under the names of a family; nothing yet: see `place_embeddings`."""
+    """What holds the tables, their norm and dropout; nothing yet: see `place_embeddings`."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

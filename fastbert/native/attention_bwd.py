@@ -23,8 +23,8 @@ def attention_fwd_train(
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(scale q k^T + bias) v with dropout of the probabilities: (T, 3, H, D) -> (T, H, D).
 
-    Keys farther than `window` from a query are left out. Also returns the statistics for the backward, (2, H, T) fp32, or None without `keep`. `seed` determines the mask.
-    The caller has checked `supports_attention`.
+    Keys farther than `window` from a query are left out. Also returns the statistics for the backward, (2, H, T) fp32,
+    or None without `keep`. `seed` determines the mask. The caller has checked `supports_attention`.
     """
     tokens, _, heads, width = qkv.shape
     y = fresh(qkv, tokens, heads, width)

@@ -60,7 +60,8 @@ def linear(
 ) -> Tensor:
     """act(x weight^T + bias): x (M, K), weight (N, K), bias (N,) -> (M, N); sums in fp32, those of int8 in int32.
 
-    `gated`: act(a) b, (M, N / 2), of the halves a and b of the product's columns. No autograd. The caller has checked `supports_linear`.
+    `gated`: act(a) b, (M, N / 2), of the halves a and b of the product's columns. No autograd. The caller has checked
+    `supports_linear`.
     """
     if not isinstance(weight, Weight):
         weight = as_weight(weight, bias)

@@ -74,8 +74,8 @@ def encoder(
 ) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
-    `cu_seqlens`, `max_seqlen`, `bias` and `checked` are as for `attention`; `positions` (T,) as for `rotary`, checked if
-    `checked`.
+    `cu_seqlens`, `max_seqlen`, `bias` and `checked` are as for `attention`; `positions` (T,) are those of `rotary`,
+    counted within each sequence if None.
 
     Raises:
         ValueError: a shape, dtype, precision or offsets that do not fit.
@@ -148,10 +148,15 @@ def _layers(
     bias: Tensor | None,
     positions: Tensor | None,
 ) -> Tensor:
-    for i, w in enumerate(weights.layers):
+    added = None  # what is still to be added to x, where norms stand before: in one op with the next norm
+    for w in weights.layers:
         options: dict[str, Any] = {"eps": w.eps, "rms": w.rms}
-        before = w.pre_norm and w.attention_norm is not None
-        normed = add_layer_norm(x, None, *w.attention_norm, **options) if before and w.attention_norm else x
+        normed = x
+        if w.pre_norm and w.attention_norm is not None:
+            if added is None:
+                normed = add_layer_norm(x, None, *w.attention_norm, **options)
+            else:
+                normed, x = add_layer_norm(added, x, *w.attention_norm, **options, return_sum=True)
         qkv = linear(normed, w.qkv, precision=w.precision).unflatten(1, (w.num_heads + 2 * w.key_heads, -1))
         if w.rotary is None:
             qkv = qkv.unflatten(1, (3, w.num_heads))
@@ -166,14 +171,14 @@ def _layers(
             assert w.attention_norm is not None
             normed = x = add_layer_norm(y, x, *w.attention_norm, **options)
         y = linear(normed, w.up, activation=w.activation, precision=w.precision, gated=w.gated)
-        y = linear(y, w.down, precision=w.precision)
+        added = linear(y, w.down, precision=w.precision)
         if not w.pre_norm:
-            x = add_layer_norm(y, x, *w.norm, **options)
-        elif i + 1 == len(weights.layers) and weights.final_norm is not None:
-            x = add_layer_norm(y, x, *weights.final_norm, **options)
-        else:
-            x = y + x
-    return x
+            x, added = add_layer_norm(added, x, *w.norm, **options), None
+    if added is None:
+        return x
+    if weights.final_norm is None:
+        return x + added
+    return add_layer_norm(added, x, *weights.final_norm, eps=weights.layers[-1].eps, rms=weights.layers[-1].rms)
 
 
 def _describe_native(x: Tensor, weights: EncoderWeights, *given: Any, **options: Any) -> str | None:

@@ -69,8 +69,8 @@ def rotary(qkv: Tensor, table: Tensor, positions: Tensor, num_heads: int) -> Ten
     groups = (heads - num_heads) // 2
     if groups < 1 or (heads - num_heads) % 2 or num_heads % groups or width % 2:
         raise ValueError(
-            f"rotary: qkv has shape {tuple(qkv.shape)}; with num_heads {num_heads} it must be (*, {num_heads} and twice "
-            "a divisor of it, an even number)"
+            f"rotary: qkv has shape {tuple(qkv.shape)}; with num_heads {num_heads} it must be (*, {num_heads} and "
+            "twice a divisor of it, an even number)"
         )
     check_shape("rotary", "table", table, (None, width))
     check_shape("rotary", "positions", positions, (tokens,))

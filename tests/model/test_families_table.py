@@ -31,7 +31,7 @@ TITLES = (
     "weights tried",
 )
 # Real weights that a test of this project runs.
-WEIGHTS = {"bert": "all-MiniLM-L6-v2, bert-base-chinese"}
+WEIGHTS = {"bert": "all-MiniLM-L6-v2, bert-base-chinese", "mpnet": "all-mpnet-base-v2"}
 SHORT = {
     "ForMaskedLM": "masked words",
     "ForPreTraining": "pre-training",

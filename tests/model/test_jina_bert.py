@@ -51,8 +51,8 @@ def weights(dtype=torch.float32):
 
 
 def slopes_of_the_paper(heads):
-    """Press et al., 2022, section 3: a geometric sequence from 2^(-8/n), which is also its ratio, for a power of two; for
-    others, as its authors' code has it, every second slope of twice the power below follows."""
+    """Press et al., 2022, section 3: a geometric sequence from 2^(-8/n), which is also its ratio, for a power of two;
+    for others, as its authors' code has it, every second slope of twice the power below follows."""
     power = 2 ** (heads.bit_length() - 1)
     first = [(2 ** (-8 / power)) ** (i + 1) for i in range(power)]
     return first if power == heads else [*first, *slopes_of_the_paper(2 * power)[0::2][: heads - power]]

@@ -1,4 +1,4 @@
-"""The C++ encoder of layers that are not BERT's: norms before, gated products, rotary positions, windows, grouped heads."""
+"""The C++ encoder of other layers than BERT's: norms before, gates, rotary positions, windows, grouped heads."""
 
 import pytest
 import torch

@@ -169,8 +169,8 @@ def _attention_bwd_op(
         dqkv = attention_bwd(*given, bias=bias, dbias=sums, **arguments)
         return dqkv, _dbias(None) if bias is None or sums is None else sums.to(bias.dtype)
     if backend == "native":
-        given: dict[str, Any] = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
-        dqkv, dbias = native_attention_bwd(dout, qkv, cu_seqlens, out, saved, **given, bias=bias, window=window)
+        options: dict[str, Any] = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
+        dqkv, dbias = native_attention_bwd(dout, qkv, cu_seqlens, out, saved, **options, bias=bias, window=window)
         return dqkv, _dbias(bias) if dbias is None or bias is None else dbias.to(bias.dtype)
     dqkv, dbias = reference_gradients(dout, qkv, cu_seqlens, scale, bias, window)
     return dqkv.contiguous(), _dbias(None) if dbias is None else dbias
