@@ -235,14 +235,11 @@ void prepare(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, c
     }
 }
 
-// p in the lanes of which the columns, from n on, are in [begin, end); 0 in the others.
-Vec keep_between(Vec p, int64_t n, int64_t begin, int64_t end) {
-    if (begin <= n && n + WIDTH <= end) return p;
-    float lanes[WIDTH];
-    store(lanes, p);
-    for (int64_t i = 0; i < WIDTH; ++i)
-        if (n + i < begin || n + i >= end) lanes[i] = 0.0f;
-    return load(lanes);
+// row[0, begin) = row[end, columns) = 0.
+template <typename T>
+void clear_outside(T* row, int64_t begin, int64_t end, int64_t columns) {
+    std::memset(row, 0, begin * sizeof(T));
+    std::memset(row + end, 0, (columns - end) * sizeof(T));
 }
 
 // Moves the sums of the keys [m, m + rows) to those of all keys.
@@ -273,11 +270,7 @@ void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, int64_
         const Vec top = load(row_max + n);
         const Vec above = bias ? mul(sub(fma(s, scale, load(bias - i + n)), top), set(LOG2E))
                                : mul(sub(s, top), set(op.scale_log2));
-        Vec p = mul(exp2(above), load(inverse + n));
-        if (op.window >= 0) {
-            const Columns own(op.window, L, m + i, 1);
-            p = keep_between(p, n, own.begin - origin, own.end - origin);
-        }
+        const Vec p = mul(exp2(above), load(inverse + n));
         if (!dropout.threshold) {
             store(w.p + i * padded + n, p);
             store(w.kept + i * padded + n, p);
@@ -288,6 +281,11 @@ void key_tile(const AttentionBwd& back, int64_t L, int64_t m, int64_t at, int64_
         store(w.p + i * padded + n, factor > set(0.0f) ? p : sub(set(0.0f), p));
         store(w.kept + i * padded + n, mul(p, factor));
     });
+    for (int i = 0; op.window >= 0 && i < M; ++i) {  // a probability outside the window may be infinite
+        const Columns own(op.window, L, m + i, 1);
+        clear_outside(w.p + i * padded, own.begin - origin, own.end - origin, padded);
+        clear_outside(w.kept + i * padded, own.begin - origin, own.end - origin, padded);
+    }
     T* ds = w.ds + at * padded;
     const uint32_t* values = reinterpret_cast<const uint32_t*>(k + op.stride_3);
     product<T, M>(values, lda, w.dy_along + origin * words, TILE_N * words, words, count, [&](int i, int64_t n, Vec dp) {
