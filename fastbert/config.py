@@ -114,7 +114,8 @@ class BertConfig:
                 raise ValueError(f"config: {name} is true; fastbert runs encoders only")
         family = family_of(self.model_type)
         positions = self.extra.get("position_embedding_type", "absolute")
-        if positions != ("alibi" if family.alibi else "absolute"):
+        learned = family.embeddings.positions is not None
+        if (learned or family.alibi) and positions != ("alibi" if family.alibi else "absolute"):
             raise ValueError(
                 f"config: position_embedding_type is {shown(positions)}; fastbert knows 'absolute', and 'alibi' of "
                 "jina-embeddings-v2"
@@ -125,6 +126,8 @@ class BertConfig:
                     raise ValueError(f"config: {name} is {shown(self.extra[name])}; fastbert knows {known!r} only")
         if family.counts_tokens and self.pad_token_id is None:
             raise ValueError(f"config: pad_token_id is None; the positions of {self.model_type!r} begin after it")
+        own = {f.name for f in fields(self)}
+        self.extra = {**{n: v for n, v in family.defaults.items() if n not in own}, **self.extra}
         if family.rotary is not None:
             layer_kinds(self, family)
             key_heads(self)
@@ -194,7 +197,13 @@ class BertConfig:
     @property
     def first_position(self) -> int:
         """The position of a sequence's first token."""
-        return int(self.pad_token_id or 0) + 1 if family_of(self.model_type).counts_tokens else 0
+        return int(self.padding_idx or 0) + 1 if family_of(self.model_type).counts_tokens else 0
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The row of the table of words that stays zero."""
+        own = family_of(self.model_type).padding_idx
+        return self.pad_token_id if own is None else own
 
     @property
     def max_length(self) -> int:
@@ -241,7 +250,9 @@ class BertConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         values["id2label"] = {str(index): label for index, label in self.id2label.items()}
         family = family_of(self.model_type)
-        own = {family.field_names.get(name, name): v for name, v in values.items() if name not in family.lacks}
+        usual = {f.name: family.defaults.get(f.name, f.default) for f in fields(self)}
+        kept = {name: v for name, v in values.items() if name not in family.unwritten or v != usual[name]}
+        own = {family.field_names.get(name, name): v for name, v in kept.items() if name not in family.lacks}
         return {**self.extra, **own, "model_type": family.stored_type or self.model_type}
 
     def save_pretrained(self, folder: str | Path) -> None:

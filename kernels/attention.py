@@ -69,7 +69,7 @@ def load_biases(ptr, distance, keys, queries, reach):
 
 @triton.jit
 def seen(begins, rows, window, full, keys, BLOCK: tl.constexpr):
-    """What lies within `window` of the rows from `begins` on, of `keys` of which `full` are in whole blocks.
+    """The keys within `window` of the rows from `begins` on, of `keys` of which `full` are in whole blocks.
 
     The first whole block's first key, the end of the whole blocks, and the end.
     """

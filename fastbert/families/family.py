@@ -1,4 +1,4 @@
-"""What a family says of itself."""
+"""The description of a family."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class Family:
     pools_alone: bool = True  # an encoder without a head has the pooler
     # Of an encoder whose embeddings have another width than its layers: the linear layer between them.
     projection: str | None = None
+    padding_idx: int | None = None  # that of the tables, whatever pad_token_id is
     # Positions start at padding_idx + 1 and count the tokens other than padding, as in fairseq; else the column.
     counts_tokens: bool = False
     masked_lm: MaskedLMNames = BERT_MASKED_LM
@@ -77,6 +78,7 @@ class Family:
     field_names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     lacks: frozenset[str] = frozenset({"embedding_size"})
+    unwritten: frozenset[str] = frozenset()  # fields that the file has only where they are not the default
     output: str = "BaseModelOutputWithPoolingAndCrossAttentions"  # transformers' class
     has_cross_attention: bool = True  # in transformers' class
 
@@ -86,7 +88,7 @@ class Family:
         name = self.model_type.replace("-", "_")
         return f"transformers.models.{name}.modeling_{name}"
 
-    @property
+    @cached_property
     def knows_distances(self) -> bool:
         """Attention depends on the distance between the columns of two tokens."""
         return self.distance_table is not None or self.has_windows or self.alibi

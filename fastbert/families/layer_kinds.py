@@ -1,4 +1,4 @@
-"""What a config says of the attention of each layer: its heads, rotary angles and window.
+"""The attention of each layer, as a config says: its heads, rotary angles and window.
 
 The config is transformers' or fastbert's; both keep the fields under transformers' names.
 """
@@ -43,7 +43,10 @@ def key_heads(config: Any) -> int:
         raise ValueError(f"config: num_key_value_heads is {groups!r}; it must divide num_attention_heads, {heads}")
     width = _field(config, "head_dim")
     if width is not None and width * heads != _field(config, "hidden_size"):
-        raise ValueError(f"config: head_dim is {width!r}; it must be hidden_size / num_attention_heads")
+        raise ValueError(
+            f"config: head_dim is {width!r}; it must be {_field(config, 'hidden_size') // heads}, hidden_size / "
+            "num_attention_heads"
+        )
     return int(groups)
 
 
@@ -51,6 +54,8 @@ def _kind(config: Any, family: Family, name: str) -> LayerKind:
     where = f"rope_parameters.{name}".rstrip(".")
     given = _field(config, "rope_parameters") or {}
     if name and isinstance(given, Mapping):
+        if not given.keys() <= {FULL, LOCAL}:
+            raise ValueError(f"config: rope_parameters is {given!r}; it must be an object by {FULL!r} and {LOCAL!r}")
         given = given.get(name) or {}
     scaling = _field(config, "rope_scaling") or {}
     if not isinstance(given, Mapping) or not isinstance(scaling, Mapping):

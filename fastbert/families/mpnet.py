@@ -26,6 +26,7 @@ MPNET = replace(
         activation="intermediate.intermediate_act_fn",
         containers=("attention", "attention.attn", "intermediate", "output"),
     ),
+    padding_idx=1,
     distance_table="encoder.relative_attention_bias",
     embeddings=EmbeddingNames(types=None),
     choices=ClassesNames(),

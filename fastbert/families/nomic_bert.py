@@ -65,7 +65,7 @@ NOMIC_BERT = Family(
         "max_position_embeddings": 2048,
     },
     rope_theta={"": 1000.0},
-    lacks=frozenset({"embedding_size", "tie_word_embeddings"}),
+    unwritten=frozenset({"tie_word_embeddings"}),
     output="BaseModelOutputWithPooling",
     has_cross_attention=False,
 )
@@ -89,7 +89,7 @@ GTE = replace(
         ("mlp.up_gate_proj", ("mlp.up_proj", "mlp.gate_proj")),
     ),
     older_attributes=("new",),
-    lacks=frozenset({"embedding_size"}),
+    unwritten=frozenset(),
     masked_lm=MaskedLMNames(
         "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", containers=("lm_head",), activation="gelu"
     ),
@@ -113,7 +113,7 @@ JINA_EMBEDDINGS_V3 = replace(
     feed_forward_bias=True,
     pools_alone=True,
     heads_read_first=True,
-    lacks=frozenset({"embedding_size"}),
+    unwritten=frozenset(),
     stored_names=(
         ("encoder.layers", "layers"),
         ("emb_ln", "embeddings.LayerNorm"),

@@ -16,6 +16,7 @@ from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, unpack
 
 _MISFIT, _TOO_LONG = "shapes do not match", "a text is longer than max_position_embeddings"
+_GAPS = "attention depends on distances, and a mask on the device, or one with gaps between tokens, may change them"
 
 
 class Call(NamedTuple):
@@ -63,7 +64,8 @@ def read_call(
         return "there is no token"
     if all(on_host(x) for x in (input_ids, *tensors)):
         arguments = (attention_mask, token_type_ids, position_ids, None, cu_seqlens, max_seqlen)
-        return _host_call(prepare(bert, input_ids, *arguments, family=family), most)
+        inputs = prepare(bert, input_ids, *arguments, family=family)
+        return _GAPS if inputs.key_mask is not None else _host_call(inputs, most)
     shape = input_ids.shape
     if reason := _why_not(shape, attention_mask, cu_seqlens, most):
         return reason
@@ -86,6 +88,8 @@ def read_call(
         if on_host(cu_seqlens) and batch_from_cu_seqlens(cu_seqlens, shape[0], max_seqlen).max_seqlen > most:
             return _TOO_LONG
         return _packed_call(ids, types, positions, cu_seqlens, most if max_seqlen is None else min(most, max_seqlen))
+    if attention_mask is not None and family.knows_distances:
+        return _GAPS
     if attention_mask is None:
         return _full_call(ids, types, positions, tuple(shape))
     if on_host(attention_mask):

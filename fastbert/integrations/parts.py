@@ -105,6 +105,8 @@ def _first_foreign(model: nn.Module, family: Family) -> str | None:
     for path in _tables(model, family):
         if any(_attributes(_child(model, path), "max_norm", "sparse", "scale_grad_by_freq")):
             return f"{path} has max_norm, sparse or scale_grad_by_freq"
+    if family.rms and not _is_theirs(_norm_class(family).forward):
+        return f"{_norm_class(family).__name__}.forward has been replaced"
     for name, part, kind in _called(model, family):
         if reason := _unknown_part(part, kind):
             return f"{name}{'' if reason.startswith('.') else ' '}{reason}"
@@ -146,7 +148,7 @@ def _foreign_angles(model: nn.Module, family: Family) -> str | None:
 
 
 def _other_window(attention: nn.Module, layer: nn.Module, kind: LayerKind) -> str | None:
-    """What differs between an attention module and the config's kind of its layer."""
+    """The first difference of an attention module from the config's kind of its layer; None if there is none."""
     own = vars(attention).get("sliding_window")
     if own != (None if kind.window is None else kind.window + 1):  # transformers has an exclusive bound
         return f".sliding_window is {own}"

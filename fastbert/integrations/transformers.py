@@ -53,9 +53,9 @@ def accelerate(
     Args:
         model: a transformers encoder (BertModel, RobertaModel, ...) or a model with a head, a SentenceTransformer, a
             pipeline.
-        dtype: the new dtype of all floating-point parameters and buffers of `model`, as by `model.to(dtype)`. Heads
-            are included, as a head must have the dtype of the states that it gets. `restore` does not undo the
-            rounding. None: unchanged.
+        dtype: the new dtype of all floating-point parameters and buffers of `model`, as by `model.to(dtype)`, but for
+            rotary angles, which stay in fp32. Heads are included, as a head must have the dtype of the states that it
+            gets. `restore` does not undo the rounding. None: unchanged.
         precision: "high" or "highest", as for `BertModel.from_pretrained`.
         quantize: "int8", for inference, under torch.no_grad() or inference_mode(). The parameters are unchanged.
         recompute_activations: in training, as `BertModel.recompute_activations`.
@@ -116,7 +116,8 @@ def _put_head(head: nn.Module, family: Family) -> None:
     name = next((c.__name__ for c in type(head).__mro__ if c.__module__ == family.module), "")
     kind = _HEADS.get(name.removeprefix(family.prefix))
     if family.heads_read_first and name.endswith(("ForSequenceClassification", "ForMultipleChoice")):
-        packed.reads_first = True
+        pooling = family.classes.pooling
+        packed.reads_first = pooling is None or getattr(head.config, pooling) in ("cls", "bos")
     if kind is not None and type(head).forward is _forward_of(head, family):
         kind.put(head)
 
@@ -274,6 +275,8 @@ class PackedEncoder(_Packed):
             ids, mask, types, positions, embeds = map(given.get, _TOKENS)
             pad_id = bert.config.pad_token_id
             inputs = prepare(bert, ids, mask, types, positions, embeds, None, None, pad_id, True, family)
+            if inputs.has_queries and family.has_windows:
+                reason = "a masked token that is no pad may see no key within its window"
             if inputs.batch.leading_pads and (self.reads_first or has_pooler):
                 reason = "a row begins with a pad, whose state transformers takes for the text's"
         if inputs is None or reason is not None:
@@ -395,7 +398,8 @@ def _why_not(bert: nn.Module) -> str | None:
     activation = getattr(config, family.activation)
     if activation not in ACTIVATIONS:
         return f"its activation is {activation!r}; known are {', '.join(ACTIVATIONS)}"
-    if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
+    learned = family.embeddings.positions is not None  # others do not read the field
+    if learned and getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
         return f"its positions are {config.position_embedding_type}"
     return foreign_part(bert, family)
 
@@ -427,20 +431,25 @@ def _declines(bert: nn.Module, family: Family, given: dict[str, Any], tokens: Te
             return reason
     if reason := attention_reason(bert.config, family):
         return reason
-    if family.rotary is not None and (reason := _too_far(bert.config, given, tokens)):
+    without_table = family.rotary is not None or family.knows_distances
+    if without_table and (reason := _too_far(bert.config, family, given, tokens)):
         return reason
     if getattr(bert.config, "is_decoder", False) or getattr(bert.config, "is_causal", None):
         return "attention is causal"
     return None
 
 
-def _too_far(config: Any, given: dict[str, Any], tokens: Tensor | None) -> str | None:
-    """Why a call leaves the table of angles, which transformers computes for any position; None if it does not."""
+def _too_far(config: Any, family: Family, given: dict[str, Any], tokens: Tensor | None) -> str | None:
+    """Why a call leaves the table of angles or biases, which transformers computes for any; None if it does not."""
     limit, positions = config.max_position_embeddings, given.get("position_ids")
-    if tokens is not None and tokens.dim() > 1 and tokens.shape[1] > limit and positions is None:
+    by_column = (positions is None) == (family.rotary is not None)  # a bias is by column, whatever the positions
+    if by_column and tokens is not None and tokens.dim() > 1 and tokens.shape[1] > limit:
         return f"it has {tokens.shape[1]} tokens; max_position_embeddings is {limit}"
-    if positions is not None and positions.numel() and not torch.compiler.is_compiling() and positions.max() >= limit:
-        return f"position_ids holds {int(positions.max())}; max_position_embeddings is {limit}"
+    if family.rotary is None or positions is None or not positions.numel() or torch.compiler.is_compiling():
+        return None
+    low, high = (int(x) for x in positions.aminmax())
+    if low < 0 or high >= limit:
+        return f"position_ids holds {low if low < 0 else high}; max_position_embeddings is {limit}"
     return None
 
 

@@ -132,7 +132,7 @@ class EncoderModel(BertPreTrainedModel):
             input_ids: (B, S) int64; or, packed, (T,) with `cu_seqlens`.
             attention_mask: (B, S) of 0 and 1, any pattern; None means no pads.
             token_type_ids: (B, S); None means 0.
-            position_ids: (B, S); None means the column.
+            position_ids: (B, S); None means the column or, where the family counts tokens, the token's number.
             inputs_embeds: (B, S, E) in place of input_ids.
             cu_seqlens: int32 (B+1,), the start of each sequence of packed input; `max_seqlen` is the longest length.
             prepared: replaces all of these: input that the caller has already checked and packed.

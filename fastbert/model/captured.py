@@ -55,7 +55,10 @@ def encode_padded(
         packed = returned(pack(x.unflatten(0, inputs.padded_shape), inputs.batch), inputs, states)
         return inputs.pad(packed).flatten(0, 1)
 
-    x = given_back(plan.embeddings(flat))
+    x = plan.embeddings(flat)
+    if not plan.modules and plan.final_norm is not None:
+        x = plan.final_norm(x, None)
+    x = given_back(x)
     for i in range(len(plan.modules)):
         x, probs = run_layer(plan, i, x, lambda layer: partial(attend, layer))
         if i + 1 == len(plan.modules) and plan.final_norm is not None:

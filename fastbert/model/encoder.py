@@ -68,6 +68,8 @@ def encode(
         if plan.checksums is not None:
             plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
         return Encoded(x, plan)
+    if not plan.modules and plan.final_norm is not None:
+        x = plan.final_norm(x, None)
     x = returned(x, inputs, states) if output_hidden_states else x
     with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
         for i in range(len(plan.modules)):

@@ -644,7 +644,7 @@ def _packed_labels(inputs: Inputs, labels: Tensor, classes: int) -> Tensor:
     wanted = tuple(inputs.token_type_ids.shape) if inputs.came_packed else inputs.padded_shape
     if tuple(labels.shape) != wanted:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be {wanted}")
-    return _check_labels("labels", inputs.take(labels), classes)
+    return _check_labels("labels", inputs.real(labels, IGNORE), classes)
 
 
 def _row_labels(name: str, labels: Tensor, classes: int) -> Tensor:

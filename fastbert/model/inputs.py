@@ -31,6 +31,7 @@ class Inputs:
     came_packed: bool = False
     key_mask: Tensor | None = None
     is_full: bool = False  # no column is a pad: row b starts at token b * S
+    has_queries: bool = False  # tokens other than pads are masked: they are computed, and their states count
 
     @property
     def padded_shape(self) -> tuple[int, int]:
@@ -43,7 +44,7 @@ class Inputs:
             return self
         names = ("ids", "embeds", "token_type_ids", "position_ids")
         given = {name: getattr(self, name) for name in names}
-        padded: Any = {name: self.pad(x).flatten(0, 1) for name, x in given.items() if x is not None}
+        padded: Any = {name: unpack(x, self.batch).flatten(0, 1) for name, x in given.items() if x is not None}
         return replace(self, **padded)
 
     def keys(self) -> Tensor:
@@ -52,11 +53,23 @@ class Inputs:
 
     def give_back(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Packed (T, ...) to the shape of the caller's input: (B, S, ...), or (T, ...) if it was packed."""
-        return x if self.came_packed else unpack(x, self.batch, fill)
+        return x if self.came_packed else self.pad(x, fill)
 
     def pad(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """Packed (T, ...) to (B, S, ...), `fill` at the pads, whatever shape the input had."""
-        return unpack(x, self.batch, fill)
+        """Packed (T, ...) to (B, S, ...), `fill` at the pads, whatever shape the input had.
+
+        A masked position that is computed only because it lies between two tokens is a pad.
+        """
+        padded = unpack(x, self.batch, fill)
+        if self.key_mask is None or self.has_queries:
+            return padded
+        return padded.masked_fill(~self.key_mask.view(*self.key_mask.shape, *[1] * (x.dim() - 1)), fill)
+
+    def real(self, labels: Tensor, ignored: int) -> Tensor:
+        """The caller's labels per token as (T,), `ignored` at pads that are computed."""
+        if self.key_mask is not None and not self.has_queries:
+            labels = labels.masked_fill(~self.key_mask, ignored)
+        return self.take(labels)
 
     def take(self, x: Tensor) -> Tensor:
         """The caller's values per token, such as labels, as (T, ...)."""
@@ -145,7 +158,8 @@ def prepare(
     else:
         batch = _batch_of(attention_mask, name, shape, device)
     positions, first = _places(model, family), family.first_position(model)
-    if position_ids is None and batch.seq_len + first > positions:
+    by_column = position_ids is None or family.distance_table is not None or family.alibi
+    if by_column and batch.seq_len + first > positions:
         which = f", and the first is {first}" if first else ""
         raise ValueError(
             f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}{which}"
@@ -173,9 +187,10 @@ def prepare(
     key_mask = None
     if masked_queries and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_queries(batch, checked.get("input_ids"), pad_id)
+    queries = key_mask is not None
     if family.knows_distances and attention_mask is not None and batch.indices is not None:
         batch, key_mask = _with_gaps(batch, key_mask)
-    return _packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask)
+    return replace(_packed(batch, checked, inputs_embeds, cu_seqlens is not None, key_mask), has_queries=queries)
 
 
 def _places(model: nn.Module, family: Family) -> int:

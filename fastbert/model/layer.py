@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastbert import ops
 from fastbert.families import Family
 from fastbert.model.inputs import Inputs
+from fastbert.model.modules import RMSNorm
 from fastbert.reference import ACTIVATIONS
 
 # Queries, keys and values (T, H + 2G, D) -> context (T, H, D), or a pair with the probabilities.
@@ -99,7 +100,8 @@ class Norm(NamedTuple):
     def is_plain(self) -> bool:
         if not self.rms:
             return is_plain(self.norm, nn.LayerNorm)
-        return type(self.norm).__name__.endswith("RMSNorm") and is_plain(self.norm, type(self.norm))
+        kind = type(self.norm)  # fastbert's, or transformers', which is checked with the other parts of a live model
+        return (kind is RMSNorm or kind.__module__.startswith("transformers.models.")) and is_plain(self.norm, kind)
 
     @property
     def eps(self) -> float:
@@ -130,7 +132,7 @@ class Norm(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What attention in a layer sees: positions by the table of ops.rotary, and keys within the window."""
+    """The positions and keys that attention in a layer sees: the table of ops.rotary, and the window."""
 
     table: Tensor | None = None
     window: int | None = None
@@ -211,7 +213,7 @@ class Layer:
         return torch.stack([q, *(x.repeat_interleave(heads // groups, dim=1) for x in rest)], dim=1)
 
     def heads(self, qkv: Tensor, positions: Tensor) -> Tensor:
-        """What attention takes, (T, H + 2G, D) -> (T, 3, H, D); positions (T,)."""
+        """The input of attention, (T, H + 2G, D) -> (T, 3, H, D); positions (T,)."""
         if self.seen.table is None:
             return qkv.unflatten(1, (3, -1))
         out: Any = self.out.modules[0]

@@ -28,11 +28,11 @@ def place(root: nn.Module, path: str, part: nn.Module) -> None:
 
 
 class Embeddings(Part):
-    """What holds the tables, their norm and dropout; nothing yet: see `place_embeddings`."""
+    """The owner of the tables, their norm and dropout, which `place_embeddings` adds."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.padding_idx = config.pad_token_id
+        self.padding_idx = config.padding_idx
 
 
 def place_embeddings(model: nn.Module, config: BertConfig, family: Family) -> None:
@@ -40,9 +40,9 @@ def place_embeddings(model: nn.Module, config: BertConfig, family: Family) -> No
     names, width = family.embeddings, config.embedding_size or config.hidden_size
     if names.owner:
         place(model, names.owner, Embeddings(config))
-    place(model, names.word, table(config.vocab_size, width, padding_idx=config.pad_token_id))
+    place(model, names.word, table(config.vocab_size, width, padding_idx=config.padding_idx))
     if names.positions is not None:
-        padding_idx = config.pad_token_id if family.counts_tokens else None
+        padding_idx = config.padding_idx if family.counts_tokens else None
         place(model, names.positions, table(config.max_position_embeddings, width, padding_idx=padding_idx))
     if names.types is not None and config.type_vocab_size:
         place(model, names.types, table(config.type_vocab_size, width))

@@ -46,6 +46,8 @@ from fastbert.model.layer import (
 )
 
 _PLAN = "_fastbert_plan"
+# Fields of a config that tables of positions and kinds of layers come from.
+_SETTINGS = ("max_position_embeddings", "num_hidden_layers", "local_attention", "layer_types", "rope_parameters")
 Verdict = Callable[[nn.Module], str | None]
 _MODULES, _PARAMETERS, _FORWARD = itemgetter("_modules"), itemgetter("_parameters"), attrgetter("forward")
 _VERSION = attrgetter("_version")
@@ -61,7 +63,8 @@ _CONSTANTS = (
         "sliding_window",
         "num_key_value_groups",
     ),
-    *("padding_idx", "max_norm", "sparse", "scale_grad_by_freq"),
+    *("padding_idx", "max_norm", "sparse", "scale_grad_by_freq", "attention_type", "attention_scaling"),
+    *("full_attention_attention_scaling", "sliding_attention_attention_scaling"),
 )
 
 
@@ -188,14 +191,15 @@ class EncoderPlan(Plan):
         self.slopes: tuple[int, int, torch.device] | None = None  # the arguments of `alibi_bias`
         self.drops: list[Dropout] = []
         self.final_norm: Norm | None = None
-        self.angles: list[tuple[int, int]] = []
+        self.settings: tuple[Any, ...] = ()
+        self.angles: list[tuple[Tensor, int, Tensor]] = []  # buffers, their versions and values
         # By name of a missing argument: the values its buffer must hold, the buffer that held them, its version then.
         self.usual: dict[str, tuple[Tensor, Tensor, int | None]] = {}
         if self.foreign is not None:
             return
         self.modules = list(family.layers(bert))
         config: Any = getattr(bert, "config", None)
-        self.seen, self.angles = self._seen(bert), _angles(bert, family)
+        self.settings, self.seen, self.angles = _settings(bert, family), self._seen(bert), _angles(bert, family)
         # A layer that FSDP shards has its parameters only during its own forward.
         pairs = zip(self.modules, self.seen, strict=True)
         self.layers = [None if sharded(module) else Layer(module, family, seen) for module, seen in pairs]
@@ -219,12 +223,10 @@ class EncoderPlan(Plan):
         pairs = zip(self.layers, self.modules, strict=True)
         found = [None if layer is None or is_hooked(m) else layer.weights(self.products) for layer, m in pairs]
         layers = [weights for weights in found if weights is not None]
-        last, plain = None, len(layers) == len(found)
-        if self.final_norm is not None:
-            last, plain = (
-                self.final_norm.tensors() if self.final_norm.is_plain else None,
-                plain and self.final_norm.is_plain,
-            )
+        last, plain, norm = None, len(layers) == len(found), self.final_norm
+        if norm is not None:
+            plain = plain and bool(layers) and norm.is_plain and norm.eps == layers[-1].eps
+            last = norm.tensors() if plain else None
         self.whole = ops.EncoderWeights(layers, last) if plain else None
         embeddings, pooler = self.embeddings, None if self.pooler is None else self.pooler.weight
         self.batch = None
@@ -233,11 +235,11 @@ class EncoderPlan(Plan):
             self.batch = ops.BatchWeights(*embeddings.tensors(), self.whole, pooler, places)
 
     def _seen(self, bert: nn.Module) -> list[Seen]:
-        """What the attention of each layer sees."""
+        """The table and window of each layer."""
         if self.family.rotary is None:
             return [Seen()] * len(self.modules)
         config: Any = bert.config
-        found = list[Seen]()
+        found: list[Seen] = []
         for kind in layer_kinds(config, self.family)[: len(self.modules)]:
             width = config.hidden_size // config.num_attention_heads
             steps = frequencies(kind, width, bert._modules.get(self.family.rotary))
@@ -258,7 +260,11 @@ class EncoderPlan(Plan):
         return bias_of_table(self.distance_table, len(self.embeddings.positions.weight))
 
     def holds(self, root: nn.Module) -> bool:
-        return super().holds(root) and (self.foreign is not None or self.angles == _angles(root, self.family))
+        if not super().holds(root):
+            return False
+        if self.foreign is not None:
+            return True
+        return self.settings == _settings(root, self.family) and _same_angles(root, self.family, self.angles)
 
     def multiply_as(self, products: Products) -> None:
         """Switches to another precision; the forms are keyed by precision."""
@@ -283,12 +289,39 @@ class EncoderPlan(Plan):
                 module.weight = placeholder
 
 
-def _angles(bert: nn.Module, family: Family) -> list[tuple[int, int]]:
-    """The identity and version of each buffer that rotary angles come from, in a live model."""
+def _settings(bert: nn.Module, family: Family) -> tuple[Any, ...]:
+    """The device and the settings of tables of positions and kinds of layers; empty where positions are learned."""
+    if family.embeddings.positions is not None:
+        return ()
+    own: dict[str, Any] = vars(bert.config)
+    given = [own.get(name, own.get("extra", {}).get(name)) for name in _SETTINGS]
+    return next(bert.parameters()).device, *(tuple(x) if isinstance(x, list) else x for x in given)
+
+
+def _buffers(bert: nn.Module, family: Family) -> list[Tensor]:
+    """Those that rotary angles come from, in a live model."""
     module = None if family.rotary is None else bert._modules.get(family.rotary)
-    if module is None:
-        return []
-    return [(id(b), 0 if b.is_inference() else b._version) for b in module._buffers.values() if b is not None]
+    return [] if module is None else [b for b in module._buffers.values() if b is not None]
+
+
+def _version(buffer: Tensor) -> int:
+    return 0 if buffer.is_inference() else buffer._version
+
+
+def _angles(bert: nn.Module, family: Family) -> list[tuple[Tensor, int, Tensor]]:
+    return [(b, _version(b), b.detach().clone()) for b in _buffers(bert, family)]
+
+
+def _same_angles(bert: nn.Module, family: Family, angles: list[tuple[Tensor, int, Tensor]]) -> bool:
+    now = _buffers(bert, family)
+    if len(now) != len(angles):
+        return False
+    for b, (known, version, values) in zip(now, angles, strict=True):
+        if b is not known or _version(b) != version:
+            return False
+        if b.is_cpu and not torch.equal(b, values):  # a write through .data; elsewhere it would wait for the device
+            return False
+    return True
 
 
 class _Untracked(EncoderPlan):

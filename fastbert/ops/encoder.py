@@ -89,6 +89,11 @@ def encoder(
             check_shape("encoder", "x", x, (None, layer.qkv.shape[1]))
         if layer.precision is not None:
             check_precision("encoder", layer.precision, x, *layer.tensors)
+    if bias is not None and bias.shape[1] < 2 * max_seqlen - 1:
+        raise ValueError(
+            f"encoder: bias has {bias.shape[1]} columns; max_seqlen is {max_seqlen}, so there must be at least "
+            f"{2 * max_seqlen - 1}"
+        )
     tables = [layer.rotary for layer in weights.layers if layer.rotary is not None]
     if tables:
         positions = _positions(x, positions, cu_seqlens, None if checked else min(map(len, tables)))
@@ -105,6 +110,8 @@ def _positions(x: Tensor, given: Tensor | None, cu_seqlens: Tensor, places: int 
         lengths = cu_seqlens.diff().long()
         given = torch.arange(len(x), device=x.device) - cu_seqlens[:-1].long().repeat_interleave(lengths)
     check_shape("encoder", "positions", given, (len(x),))
+    if given.dtype != torch.int64 or given.device != x.device:
+        raise ValueError(f"encoder: positions is {given.dtype} on {given.device}; it must be int64 on {x.device}")
     if places is not None and len(given) and not (given.min() >= 0 and given.max() < places):
         raise ValueError(f"encoder: positions holds {int(given.max())}; the rotary table has {places} rows")
     return given.contiguous()

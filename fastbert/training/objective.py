@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbert.config import BertConfig
+from fastbert.config import BertConfig, family_of
 from fastbert.model import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining, BertPreTrainedModel
 from fastbert.model.auto import AutoModelForMaskedLM
 from fastbert.model.bert import pool, run_bert
@@ -175,10 +175,12 @@ def training_flops(
     """FLOPs of a step's matrix products: forward, and twice that for backward. Recomputed activations do not count.
 
     Forward: 2 per layer weight and token, and 4 L E per pair of tokens that attend to each other (`squares`, the sum of
-    the squared lengths); the MLM head per label; pooler and NSP head per sequence.
+    the squared lengths, as if no layer had a window); the MLM head per label; pooler and NSP head per sequence.
     """
     E, F_, L, V = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
-    forward = 2.0 * L * (4 * E * E + 2 * E * F_) * tokens + 4.0 * L * E * squares
+    products = 3 if family_of(config.model_type).gated else 2
+    keys = 2 * config.key_heads / config.num_attention_heads
+    forward = 2.0 * L * ((2 + keys) * E * E + products * E * F_) * tokens + 4.0 * L * E * squares
     if objective != "nsp":
         forward += 2.0 * (E * E + E * V) * labels
     if objective != "mlm":

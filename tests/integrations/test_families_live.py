@@ -147,7 +147,8 @@ def test_embeddings_in_place_of_ids(name):
     mask = mask_of("right")
     a, b = (m(inputs_embeds=embeds, attention_mask=mask).last_hidden_state for m in (fast, original))
     close(a[mask == 1], b[mask == 1])
-    assert not fallbacks(fast)
+    windows = "may see no key within its window" in str(fallbacks(fast))  # without ids, a masked one may be no pad
+    assert windows if "modernbert" in name else not fallbacks(fast)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -159,7 +160,9 @@ def test_a_row_that_begins_with_a_pad(name, head):
     a, b = fast(**inputs), original(**inputs)
     for field in a:
         close(real(a[field], inputs, head), real(b[field], inputs, head))
-    reads_first = head == "ForSequenceClassification" or (head == "Model" and "pooler_output" in b)
+    pooling = getattr(original.config, "classifier_pooling", "cls")
+    reads_first = head == "ForSequenceClassification" and pooling in ("cls", "bos")
+    reads_first = reads_first or (head == "Model" and "pooler_output" in b)
     assert bool(fallbacks(fast)) == reads_first
 
 

@@ -40,7 +40,7 @@ def config(name, **changes):
         ("modernbert", {"layer_types": ["wide"] * 22}, "layer_types is .*; it must be 22 of"),
         ("modernbert", {"global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0; it must be an integer"),
         ("eurobert", {"num_key_value_heads": 5}, "num_key_value_heads is 5; it must divide num_attention_heads, 12"),
-        ("eurobert", {"head_dim": 32}, "head_dim is 32; it must be hidden_size / num_attention_heads"),
+        ("eurobert", {"head_dim": 32}, "head_dim is 32; it must be 64, hidden_size / num_attention_heads"),
         ("bert", {"type_vocab_size": 0}, "type_vocab_size is 0; it must be an integer of at least 1"),
     ],
 )

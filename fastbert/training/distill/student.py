@@ -76,7 +76,7 @@ def make_student(
     if dropout is not None:
         sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     options = {"add_pooling_layer": teacher.pooler is not None} if isinstance(teacher, EncoderModel) else {}
-    extra = _extra(config, layers, sizes["num_attention_heads"])
+    extra = _extra(config, layers, sizes["num_attention_heads"], dropout)
     own = replace(deepcopy(config), num_hidden_layers=len(layers), extra=extra, **sizes)
     student = type(teacher)(own, **options)
     _copy(teacher, student, layers)
@@ -84,9 +84,11 @@ def make_student(
     return student.eval()
 
 
-def _extra(config: BertConfig, layers: Sequence[int], heads: int) -> dict[str, Any]:
-    """The other settings of a student with so many heads: the kinds of the layers that it takes, grouped heads."""
+def _extra(config: BertConfig, layers: Sequence[int], heads: int, dropout: float | None) -> dict[str, Any]:
+    """The other settings of a student: the kinds of the layers that it takes, grouped heads, dropout."""
     family, extra = family_of(config.model_type), deepcopy(config.extra)
+    if not family.first_norm and 0 in list(layers)[1:]:
+        raise ValueError(f"layers are {list(layers)}; layer 0 of the teacher has no norm and can be the first only")
     if family.has_windows:
         kinds = layer_kinds(config, family)
         extra["layer_types"] = [kinds[layer].name for layer in layers]
@@ -96,6 +98,8 @@ def _extra(config: BertConfig, layers: Sequence[int], heads: int) -> dict[str, A
             raise ValueError(f"num_attention_heads is {heads}; each head of keys serves {group}, which must divide it")
         extra["num_key_value_heads"] = heads // group
     extra.pop("head_dim", None)
+    if dropout is not None and "embedding_dropout" in extra:
+        extra["embedding_dropout"] = dropout
     return extra
 
 
