@@ -452,6 +452,7 @@ def attention_bwd(
 
     Rows of no sequence get zeros, even if `dout` has others. `dbias`, fp32 of the shape of the bias, is written.
     """
+    assert dbias is None or dbias.is_contiguous()
     T, _, H, D = qkv.shape
     dqkv = torch.empty((T, 3, H, D), dtype=qkv.dtype, device=qkv.device)
     if qkv.numel() == 0:

@@ -52,6 +52,7 @@ class Family:
     pools_alone: bool = True  # an encoder without a head has the pooler
     # Of an encoder whose embeddings have another width than its layers: the linear layer between them.
     projection: str | None = None
+    scaled_init: bool = False  # fresh weights are drawn as ModernBERT's
     padding_idx: int | None = None  # that of the tables, whatever pad_token_id is
     # Positions start at padding_idx + 1 and count the tokens other than padding, as in fairseq; else the column.
     counts_tokens: bool = False

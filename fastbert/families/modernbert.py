@@ -40,6 +40,7 @@ MODERNBERT = Family(
     rotary="rotary_emb",
     rope_theta={"full_attention": 160_000.0, "sliding_attention": 10_000.0},
     has_windows=True,
+    scaled_init=True,
     attention_bias="attention_bias",
     feed_forward_bias="mlp_bias",
     norm_bias="norm_bias",

@@ -344,7 +344,22 @@ def _initialise(model: nn.Module, names: list[str]) -> None:
             parameter.fill_(1.0 if leaf == "weight" else 0.0)
         elif leaf == "bias":
             parameter.zero_()
+        elif family_of(model.config.model_type).scaled_init:
+            _draw_scaled(model.config, name, parameter)
         else:
             parameter.normal_(0.0, model.config.initializer_range)
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 parameter[module.padding_idx].zero_()
+
+
+def _draw_scaled(config: BertConfig, name: str, parameter: torch.Tensor) -> None:
+    """Cut normals, as ModernBERT's: narrower by the number of layers for what is added to the residual stream, and in a
+    classifier by the width alone."""
+    names = family_of(config.model_type)
+    std = config.initializer_range
+    if name.endswith(tuple(f"{path}.weight" for path in (names.layer.out, names.layer.down, names.masked_lm.dense))):
+        std /= (2.0 * config.num_hidden_layers) ** 0.5
+    elif name == f"{names.classes.out}.weight":
+        std = config.hidden_size**-0.5
+    cut = std * (config.extra.get("initializer_cutoff_factor", 2.0) or 3.0)
+    nn.init.trunc_normal_(parameter, 0.0, std, -cut, cut)

@@ -211,8 +211,24 @@ def test_the_ops_check_what_the_kernels_would_read_past():
 
     weights = arranged(64, 128, 4, torch.float32, **ARRANGEMENTS["jina"])
     x, cu_seqlens = torch.randn(8, 64), torch.tensor([0, 8]).int()
-    with pytest.raises(ValueError, match="positions is torch.int32 on cpu; it must be int64"):
+    with pytest.raises(ValueError, match=r"positions is torch.int32 on cpu; it must be int64"):
         ops.encoder(x, weights, cu_seqlens, 8, positions=torch.arange(8, dtype=torch.int32))
     plain = arranged(64, 128, 4, torch.float32)
     with pytest.raises(ValueError, match="bias has 9 columns; max_seqlen is 8, so there must be at least 15"):
         ops.encoder(x, plain, cu_seqlens, 8, bias=torch.zeros(4, 9))
+
+
+def test_fresh_weights_are_spread_as_transformers_draws_them():
+    import transformers
+
+    sizes = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
+    sizes |= {"vocab_size": 300, "pad_token_id": 0, "initializer_range": 0.1}
+    special = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.ModernBertConfig(**sizes, **special)
+    theirs = transformers.ModernBertForSequenceClassification(config)
+    config = BertConfig.from_dict(config.to_dict())
+    own = dict(fastbert.AutoModelForSequenceClassification.of(config)(config).named_parameters())
+    for name, parameter in theirs.named_parameters():
+        if parameter.dim() == 2 and parameter.numel() > 1000:
+            assert 0.9 < own[name].std() / parameter.std() < 1.1, name
+            assert own[name].abs().max() <= 1.2 * parameter.abs().max(), name

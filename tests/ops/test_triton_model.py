@@ -126,6 +126,46 @@ def check(kind, given, dtype):
         assert mine[name].dtype == eager[name].dtype and share(mine, name) <= limit, (name, share(mine, name), limit)
 
 
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0}
+# What differs from BERT in the ops: norms before, gates, rotary positions, windows, grouped heads, biases by distance.
+FAMILIES = {
+    "modernbert": {"local_attention": 4, "num_hidden_layers": 3},
+    "nomic_bert": {},
+    "eurobert": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "mpnet": {},
+    "bert": {"position_embedding_type": "alibi"},
+}
+
+
+@runs
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(name):
+    def make():
+        torch.manual_seed(0)
+        config = fastbert.BertConfig.from_dict(SIZES | NO_DROPOUT | {"model_type": name} | FAMILIES[name])
+        return fastbert.AutoModelForMaskedLM.of(config)(config).to(DEVICE)
+
+    given = {"input_ids": IDS, "attention_mask": torch.tensor([[1] * 9, [1] * 3 + [0] * 6, [0] * 9, [1] * 7 + [0] * 2])}
+    given |= {"labels": IDS.masked_fill(given["attention_mask"] == 0, -100), "output_logits": False}
+    mine, eager, exact = (
+        train(make(), given),
+        train(make(), given, "reference"),
+        train(make().double(), given, "reference"),
+    )
+    assert mine.keys() == exact.keys()
+    share = lambda got, name: float((got[name].double() - exact[name]).norm() / exact[name].norm())  # noqa: E731
+    names = [where for where, x in exact.items() if x.norm() > 1e-9]
+    limit = 2 * max(share(eager, where) for where in names)
+    assert 0 < limit < 1e-4
+    for where in names:
+        assert share(mine, where) <= limit, (where, share(mine, where), limit)
+    model = make().eval()
+    with torch.no_grad(), fastbert.use_backend("triton", *(op for op in OPS if op != "encoder")):
+        states = model.base_model(IDS.to(DEVICE)).last_hidden_state
+    with torch.no_grad(), fastbert.use_backend("reference"):
+        torch.testing.assert_close(states, model.base_model(IDS.to(DEVICE)).last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
 @runs
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [padded, packed])

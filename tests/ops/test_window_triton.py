@@ -39,11 +39,10 @@ def expected(qkv, dout, lengths, window, scale):
 
 @runs
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("window", [0, 3, 20, 64, 500])
-@pytest.mark.parametrize("lengths", [LENGTHS, [190, 7, 70]], ids=str)
+@pytest.mark.parametrize(("lengths", "window"), [(LENGTHS, 0), (LENGTHS, 3), ([190, 7, 70], 20), ([150], 64)], ids=str)
 def test_a_window(nan_filled, lengths, window, dtype):
     scale = 0.3
-    qkv = rows_of(lengths, 2, 16, tail=TAIL).to(dtype)
+    qkv = rows_of(lengths, 1, 16, tail=TAIL).to(dtype)
     dout = torch.linspace(-1, 1, qkv[:, 0].numel(), device=DEVICE).view(qkv[:, 0].shape).to(dtype)
     cu_seqlens, longest = cu_seqlens_of(lengths), max(lengths)
     out, statistics = attention.attention_fwd(qkv, cu_seqlens, longest, scale=scale, window=window)

@@ -164,7 +164,7 @@ def _attention_bwd_op(
 
         qkv = rows_in_memory(qkv)
         arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed, window)
-        sums = None if bias is None else torch.empty_like(bias, dtype=torch.float32)
+        sums = None if bias is None else bias.new_empty(bias.shape, dtype=torch.float32)
         given = rows_in_memory(dout), qkv, out, saved, cu_seqlens, len(qkv)
         dqkv = attention_bwd(*given, bias=bias, dbias=sums, **arguments)
         return dqkv, _dbias(None) if bias is None or sums is None else sums.to(bias.dtype)

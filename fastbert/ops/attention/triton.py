@@ -47,7 +47,7 @@ class _TritonAttention(torch.autograd.Function):
         qkv, bias, out, statistics, cu_seqlens = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *second_derivative(qkv, bias, cu_seqlens, dout, ctx.arguments), None, None, None, None, None
-        dbias = None if bias is None else torch.empty_like(bias, dtype=torch.float32)
+        dbias = None if bias is None else bias.new_empty(bias.shape, dtype=torch.float32)
         given = rows_in_memory(dout), qkv, out, statistics, cu_seqlens, ctx.max_seqlen
         dqkv = attention_bwd(*given, bias=bias, dbias=dbias, **ctx.arguments)
         return dqkv, None if bias is None or dbias is None else dbias.to(bias.dtype), None, None, None, None, None
