@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 from test_families_live import CASES, CONFIGS, given, make, real
+from test_triton_model import FAMILIES as IN_TRITON
 
 import fastbert
 from fastbert.families import FAMILIES
@@ -25,6 +26,7 @@ TITLES = (
     "training",
     "bf16",
     "int8",
+    "GPU",
     "CUDA graphs",
     "heads, live",
     "heads, own",
@@ -106,6 +108,7 @@ def row(name):
         a_graph_takes_it(name),
     )
     marks = ["yes" if cell else "no" for cell in cells]
+    marks.insert(-1, "emulated" if name in IN_TRITON else "no")
     return f"{family.base} (`{name}`)", *marks, *kinds, WEIGHTS.get(name, "none")
 
 

@@ -127,13 +127,20 @@ def check(kind, given, dtype):
 
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0}
-# What differs from BERT in the ops: norms before, gates, rotary positions, windows, grouped heads, biases by distance.
 FAMILIES = {
-    "modernbert": {"local_attention": 4, "num_hidden_layers": 3},
-    "nomic_bert": {},
-    "eurobert": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "bert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "camembert": {},
+    "distilbert": {},
+    "electra": {"embedding_size": 24},
     "mpnet": {},
-    "bert": {"position_embedding_type": "alibi"},
+    "nomic_bert": {},
+    "gte": {},
+    "jina_embeddings_v3": {},
+    "modernbert": {"local_attention": 4, "num_hidden_layers": 3},
+    "eurobert": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "jina_bert": {"model_type": "bert", "position_embedding_type": "alibi"},
 }
 
 
@@ -142,7 +149,8 @@ FAMILIES = {
 def test_families(name):
     def make():
         torch.manual_seed(0)
-        config = fastbert.BertConfig.from_dict(SIZES | NO_DROPOUT | {"model_type": name} | FAMILIES[name])
+        settings = SIZES | NO_DROPOUT | {"num_hidden_layers": 1, "model_type": name} | FAMILIES[name]
+        config = fastbert.BertConfig.from_dict(settings)
         return fastbert.AutoModelForMaskedLM.of(config)(config).to(DEVICE)
 
     given = {"input_ids": IDS, "attention_mask": torch.tensor([[1] * 9, [1] * 3 + [0] * 6, [0] * 9, [1] * 7 + [0] * 2])}
@@ -155,7 +163,7 @@ def test_families(name):
     assert mine.keys() == exact.keys()
     share = lambda got, name: float((got[name].double() - exact[name]).norm() / exact[name].norm())  # noqa: E731
     names = [where for where, x in exact.items() if x.norm() > 1e-9]
-    limit = 2 * max(share(eager, where) for where in names)
+    limit = 4 * max(share(eager, where) for where in names)  # a turned key's bias has a small gradient
     assert 0 < limit < 1e-4
     for where in names:
         assert share(mine, where) <= limit, (where, share(mine, where), limit)
