@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,12 @@ warnings.filterwarnings("ignore", message=".*newly initialised.*")
 # The threads that a test's tensors run on, `all_cores` tests included: 1 by default (all cores for those), or 2, 3, ...
 # to see that no result depends on the number. Processes that a test starts follow OMP_NUM_THREADS: set both.
 THREADS = os.environ.get("FASTBERT_TEST_THREADS")
+
+
+def pytest_collection_finish() -> None:
+    """What has been loaded by now lives to the end: a search for garbage, every few tests, need not walk it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _asset(name: str) -> Path:

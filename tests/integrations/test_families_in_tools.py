@@ -130,7 +130,7 @@ def test_lora(name, folder):
     packed(models[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["roberta", "mpnet", "nomic_bert", "modernbert", "eurobert"])  # one of each layer
 def test_trainer(name, folder, tmp_path):
     home, outcomes = folder(name, "ForSequenceClassification"), []
     tokenizer = tokenizer_of(name)

@@ -1,7 +1,6 @@
 """User code inside an accelerated encoder sees (B, S, E): the original code runs, and explain names the part."""
 
 import copy
-import gc
 import os
 import sys
 from pathlib import Path
@@ -247,7 +246,6 @@ def test_adapters_on_the_list_work_token_by_token(kind):
             gradients[0][name], gradient, rtol=1e-3, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
         )
     assert "packed, by fastbert" in str(fastbert.explain(fast)) and not fallbacks(fast)
-    gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore:fastbert.accelerate left")
