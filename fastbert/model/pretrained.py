@@ -355,11 +355,11 @@ def _initialise(model: nn.Module, names: list[str]) -> None:
 def _draw_scaled(config: BertConfig, name: str, parameter: torch.Tensor) -> None:
     """Cut normals, as ModernBERT's: narrower by the number of layers for what is added to the residual stream, and in a
     classifier by the width alone."""
-    names = family_of(config.model_type)
+    family = family_of(config.model_type)
     std = config.initializer_range
-    if name.endswith(tuple(f"{path}.weight" for path in (names.layer.out, names.layer.down, names.masked_lm.dense))):
+    if name.endswith(tuple(f"{path}.weight" for path in (family.layer.out, family.layer.down, family.masked_lm.dense))):
         std /= (2.0 * config.num_hidden_layers) ** 0.5
-    elif name == f"{names.classes.out}.weight":
+    elif name == f"{family.classes.out}.weight":
         std = config.hidden_size**-0.5
     cut = std * (config.extra.get("initializer_cutoff_factor", 2.0) or 3.0)
     nn.init.trunc_normal_(parameter, 0.0, std, -cut, cut)

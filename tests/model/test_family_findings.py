@@ -1,4 +1,4 @@
-"""What a plan of a family depends on beside its weights, and the corners where families differ."""
+"""What a plan of a family depends on in addition to its weights, and the corners where families differ."""
 
 import pytest
 import torch

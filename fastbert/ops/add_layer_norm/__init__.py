@@ -16,8 +16,6 @@ from fastbert.ops.add_layer_norm.triton import run_triton, supports_triton
 from fastbert.reference import add_layer_norm as reference_add_layer_norm
 
 dispatch.implement("add_layer_norm", "triton", run_triton, supports_triton)
-
-
 dispatch.implement("add_layer_norm", "native", run_native, supports_native)
 dispatch.implement("add_layer_norm", "reference", reference_add_layer_norm)
 

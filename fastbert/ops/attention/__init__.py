@@ -17,7 +17,13 @@ from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._checks import check_floating, check_offsets, check_probability, check_shape
 from fastbert.ops.attention.native import run_native
 from fastbert.ops.attention.reference import run_reference
-from fastbert.ops.attention.triton import rows_in_memory, run_triton, supports_triton, triton_arguments
+from fastbert.ops.attention.triton import (
+    rows_in_memory,
+    run_triton,
+    supports_triton,
+    triton_arguments,
+    triton_gradients,
+)
 from fastbert.reference import attention as reference_attention
 from fastbert.reference import attention_gradients as reference_gradients
 
@@ -160,14 +166,10 @@ def _attention_bwd_op(
     window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
-        from fastbert.kernels.attention_bwd import attention_bwd
-
         qkv = rows_in_memory(qkv)
         arguments = triton_arguments(qkv, cu_seqlens, len(qkv), scale, dropout_p, seed, window)
-        sums = None if bias is None else bias.new_empty(bias.shape, dtype=torch.float32)
-        given = rows_in_memory(dout), qkv, out, saved, cu_seqlens, len(qkv)
-        dqkv = attention_bwd(*given, bias=bias, dbias=sums, **arguments)
-        return dqkv, _dbias(None) if bias is None or sums is None else sums.to(bias.dtype)
+        dqkv, dbias = triton_gradients(dout, qkv, bias, out, saved, cu_seqlens, len(qkv), arguments)
+        return dqkv, _dbias(None) if dbias is None else dbias
     if backend == "native":
         options: dict[str, Any] = {"scale": scale, "dropout_p": dropout_p, "seed": _number(seed)}
         dqkv, dbias = native_attention_bwd(dout, qkv, cu_seqlens, out, saved, **options, bias=bias, window=window)

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from fastbert.ops._autograd import needs_gradient
 from fastbert.ops._triton import reason_against
+from fastbert.ops.attention.reference import second_derivative
 
 if TYPE_CHECKING:
     from fastbert.kernels.schedule import TileSchedule
-
-from fastbert.ops.attention.reference import second_derivative
 
 
 class _TritonAttention(torch.autograd.Function):
@@ -42,15 +41,11 @@ class _TritonAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        from fastbert.kernels.attention_bwd import attention_bwd
-
         qkv, bias, out, statistics, cu_seqlens = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *second_derivative(qkv, bias, cu_seqlens, dout, ctx.arguments), None, None, None, None, None
-        dbias = None if bias is None else bias.new_empty(bias.shape, dtype=torch.float32)
-        given = rows_in_memory(dout), qkv, out, statistics, cu_seqlens, ctx.max_seqlen
-        dqkv = attention_bwd(*given, bias=bias, dbias=dbias, **ctx.arguments)
-        return dqkv, None if bias is None or dbias is None else dbias.to(bias.dtype), None, None, None, None, None
+        given = qkv, bias, out, statistics, cu_seqlens, ctx.max_seqlen
+        return *triton_gradients(dout, *given, ctx.arguments), None, None, None, None, None
 
 
 def run_triton(
@@ -70,6 +65,26 @@ def run_triton(
     qkv = rows_in_memory(qkv)
     arguments = triton_arguments(qkv, cu_seqlens, max_seqlen, scale, dropout_p, window=window)
     return attention_fwd(qkv, cu_seqlens, max_seqlen, bias=bias, **arguments)[0]
+
+
+def triton_gradients(
+    dout: Tensor,
+    qkv: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    statistics: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    arguments: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of qkv and of the bias, by the forward's `triton_arguments`."""
+    from fastbert.kernels.attention_bwd import attention_bwd
+
+    # Not empty_like: a bias may be a view of a table, and the kernel writes rows.
+    dbias = None if bias is None else bias.new_empty(bias.shape, dtype=torch.float32)
+    given = rows_in_memory(dout), qkv, out, statistics, cu_seqlens, max_seqlen
+    dqkv = attention_bwd(*given, bias=bias, dbias=dbias, **arguments)
+    return dqkv, None if bias is None or dbias is None else dbias.to(bias.dtype)
 
 
 def triton_arguments(
