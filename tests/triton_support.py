@@ -2,11 +2,12 @@
 
 The interpreter is chosen when triton is imported. So a file of kernel tests, where there is no GPU, runs itself once
 more in a process with TRITON_INTERPRET=1 (`run_in_the_interpreter`). It computes bf16 wrongly: DTYPES leaves it out.
-Two things that it does over and over, to no effect, are left out there (`_without_idle_work`).
+What it does over and over, to no effect, is left out there (`_without_idle_work`).
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -17,11 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import poisoned_memory
 
 triton = pytest.importorskip("triton")
+tl = triton.language
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -53,8 +56,10 @@ def _without_idle_work() -> None:
     """Makes the interpreter twice as fast; what it computes, and in what order, stays.
 
     At each call of a device function it looks through all of triton.language for what to replace by versions in numpy,
-    which the launch has done already: once a launch and module is enough. And it computes in 64 bits again what each
-    integer sum, difference and product is, for an assertion about overflow that it makes only in debug mode.
+    which the launch has done already: once a launch and module is enough. It computes in 64 bits again what each
+    integer sum, difference and product is, for an assertion about overflow that it makes only in debug mode. It writes
+    the table of numpy's types anew to read one of them. And a scan calls its operator for one number at a time, where
+    a whole row goes through the same steps.
     """
     from triton.runtime import interpreter
 
@@ -77,6 +82,25 @@ def _without_idle_work() -> None:
     builder = interpreter.interpreter_builder
     if not builder.options.debug:
         builder.options = replace(builder.options, sanitize_overflow=False)
+    numpy_type = functools.cache(interpreter._get_np_dtype)  # blocks and pointers have no hash
+    interpreter._get_np_dtype = lambda kind: numpy_type(tl.uint64 if kind.scalar.is_ptr() else kind.scalar)
+    interpreter.ScanOps.generic_scan = _scan_by_rows
+
+
+def _scan_by_rows(self, inputs):
+    """triton.runtime.interpreter.ScanOps.generic_scan, a row (all that has one index on the axis) at a time."""
+    rows = [np.moveaxis(x.handle.data, self.axis, 0) for x in inputs]
+    scanned = [[row[0]] for row in rows]
+    for i in range(1, len(rows[0])):
+        before, here = (
+            [self.to_tensor(value, x.dtype) for value, x in zip(values, inputs, strict=True)]
+            for values in ([done[-1] for done in scanned], [row[i] for row in rows])
+        )
+        got = self.combine_fn.fn(*before, *here)
+        for done, value in zip(scanned, got if isinstance(got, tuple) else (got,), strict=True):
+            done.append(value.handle.data.reshape(done[0].shape))
+    stacked = [np.stack(done, self.axis) for done in scanned]
+    return [self.to_tensor(values, x.dtype) for values, x in zip(stacked, inputs, strict=True)]
 
 
 if INTERPRETED:

@@ -11,7 +11,7 @@ import machine
 import torch
 from harness import Case, Prepared, Provider, Unsupported
 
-from .common import Source, load_transformers, sorted_chunks
+from .common import Source, load_transformers, require_sortable, sorted_run
 
 BASELINE = "transformers-sdpa"
 
@@ -51,11 +51,8 @@ def _whole_batch(model: Any, case: Case) -> Prepared:
 
 
 def _sorted(model: Any, case: Case) -> Prepared:
-    chunks = sorted_chunks(case)
-    return Prepared(
-        lambda: [model(**inputs).last_hidden_state for _, inputs in chunks],
-        lambda hidden: case.payload.real_of_chunks(chunks, hidden),
-    )
+    require_sortable(case)
+    return sorted_run(case, lambda inputs: model(**inputs).last_hidden_state, lambda states: states)
 
 
 def _compiled(source: Source, dtype: str, case: Case) -> Prepared:
@@ -64,7 +61,7 @@ def _compiled(source: Source, dtype: str, case: Case) -> Prepared:
 
 def _compiled_sorted(source: Source, dtype: str, case: Case) -> Prepared:
     """Compiled once for all shapes: one for each of them would take minutes."""
-    sorted_chunks(case)
+    require_sortable(case)
     return _sorted(_compile(source, dtype, case, dynamic=True, options=_options(source)), case)
 
 
