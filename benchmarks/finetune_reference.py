@@ -13,7 +13,6 @@ import json
 import math
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +26,6 @@ from fastbert.cli.main import build_parser
 from fastbert.training.finetune.features import IGNORE
 from fastbert.training.finetune.loop import Dataset, Evaluation, Recipe, better
 
-EVALUATION_BATCH = 32
 AT_DEFAULT = {"accumulate": 1, "layer_decay": 1.0, "class_weights": "none", "precision": "fp32"} | {
     "freeze_embeddings": False,
     "freeze_layers": 0,
@@ -85,20 +83,17 @@ def finetune(recipe: Recipe, start: str | Path) -> dict[str, Evaluation]:
 def evaluate(recipe: Recipe, model: torch.nn.Module, data: Dataset) -> Evaluation:
     """Loss and scores of the model as it is, without dropout."""
     model.eval()
-    logits, loss, total = [], 0.0, 0.0
-    for start in range(0, len(data.features), EVALUATION_BATCH):
-        features = data.features[start : start + EVALUATION_BATCH]
+
+    def run(features: list) -> tuple[float, float, SimpleNamespace]:
         arguments, mask = pad(recipe, features)
         output = model(**arguments)
-        weight = sum(feature.weight for feature in features)
-        loss, total = loss + float(output.loss) * weight if weight else loss, total + weight
         fields = {name: getattr(output, name, None) for name in ("logits", "start_logits", "end_logits")}
         of_tokens = {name: x[mask] if x is not None and x.shape[:2] == mask.shape else x for name, x in fields.items()}
         # Logits of sequences have no axis of tokens, even where there are as many classes.
         kept = fields if recipe.settings.task in ("classification", "multi-label", "regression") else of_tokens
-        logits += recipe.task.logits(SimpleNamespace(**kept), features)
-    evaluation = recipe.evaluate(data, logits)
-    return replace(evaluation, scores={"loss": loss / max(total, 1e-9), **evaluation.scores})
+        return float(output.loss), sum(feature.weight for feature in features), SimpleNamespace(**kept)
+
+    return recipe.evaluate(data, run)
 
 
 def pad(recipe: Recipe, features: list) -> tuple[dict[str, Any], Tensor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastbert import integrations as integrations
+    from fastbert import tasks as tasks
     from fastbert import training as training  # the other modules come with the names below
     from fastbert.config import BertConfig
     from fastbert.diagnostics import explain
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     )
     from fastbert.ops.dispatch import BackendError, use_backend
     from fastbert.packing import PackedBatch, pack, unpack
+    from fastbert.tasks import MultiHead, Reranker, attribute, augment, pipeline, rerank, search
     from fastbert.tokenizer.auto import AutoTokenizer
     from fastbert.tokenizer.bert import BertTokenizer
     from fastbert.tokenizer.tokenizer import Tokenizer
+    from fastbert.training.finetune.api import Finetuned, finetune
 
 __version__ = "0.1.0"
 
@@ -65,14 +68,23 @@ __all__ = [
     "ElectraForPreTraining",
     "Embedder",
     "FillMask",
+    "Finetuned",
+    "MultiHead",
     "PackedBatch",
+    "Reranker",
     "Tokenizer",
     "accelerate",
+    "attribute",
+    "augment",
     "compile",
     "explain",
+    "finetune",
     "pack",
+    "pipeline",
     "refresh",
+    "rerank",
     "restore",
+    "search",
     "unpack",
     "use_backend",
 ]
@@ -86,8 +98,10 @@ _HOMES = {
     **dict.fromkeys(("accelerate", "refresh", "restore"), "integrations.transformers"),
     **dict.fromkeys(("PackedBatch", "pack", "unpack"), "packing"),
     "AutoTokenizer": "tokenizer.auto",
+    **dict.fromkeys(("MultiHead", "Reranker", "attribute", "augment", "pipeline", "rerank", "search"), "tasks"),
     "BertTokenizer": "tokenizer.bert",
     "Tokenizer": "tokenizer.tokenizer",
+    **dict.fromkeys(("Finetuned", "finetune"), "training.finetune.api"),
 }
 # Modules that `import fastbert` makes reachable as attributes.
 _MODULES = (
@@ -100,6 +114,7 @@ _MODULES = (
     "ops",
     "packing",
     "reference",
+    "tasks",
     "training",
 )
 

@@ -24,7 +24,7 @@ def explain(model: Any = None) -> Explanation:
             None: the ops on this machine's devices, in fp32 inference.
     """
     if model is None:
-        return _explain_ops(_devices(), torch.float32, None)
+        return _explain_ops(devices(), torch.float32, None)
     ours = _own_model(model)
     if ours is None:
         verdicts = explain_model(model)
@@ -46,7 +46,7 @@ def explain_precisions() -> list[tuple[str, str]]:
     asked = [(torch.float32, None), *((torch.float32, setting) for setting in PRECISIONS), (torch.bfloat16, None)]
     lines = []
     for dtype, setting in asked:
-        for device in _devices():
+        for device in devices():
             if device == "cuda" and setting in QUANTIZED and (why := quantized_reason(torch.device(device))):
                 lines.append((describe_setting(dtype, setting), f"{device}: no, it is {why}"))
             else:
@@ -58,7 +58,8 @@ def explain_precisions() -> list[tuple[str, str]]:
     return lines
 
 
-def _devices() -> list[str]:
+def devices() -> list[str]:
+    """The kinds of devices here, the fastest last."""
     return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 

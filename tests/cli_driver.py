@@ -1,7 +1,9 @@
 """Runs the command line in forked children, to kill them and to measure them; prints a JSON report.
 
-    cli_driver.py kill OUT MODEL INPUT      kills runs before each of their steps, and continues them
-    cli_driver.py memory OUT MODEL INPUT    the peak memory of a run
+    cli_driver.py kill OUT MODEL INPUT [COMMAND]      kills runs before each of their steps, and continues them
+    cli_driver.py memory OUT MODEL INPUT [COMMAND]    the peak memory of a run
+
+COMMAND is embed, or predict.
 
 A fork is cheap where imports are not. Nothing may be computed before it: threads do not survive one.
 """
@@ -19,7 +21,8 @@ import safetensors  # noqa: F401
 import tokenizers  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-import fastbert.cli.embed  # noqa: F401
+import fastbert.cli.embed
+import fastbert.cli.predict  # noqa: F401
 from fastbert.cli.main import main
 
 WINDOW = 8
@@ -55,8 +58,8 @@ def kill_before(step: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
-def kill(out: Path, model: str, source: str) -> dict:
-    args = ["embed", model, source, "-o", str(out), "-q", "--window", str(WINDOW), "--bad-lines", "skip"]
+def kill(out: Path, model: str, source: str, command: str) -> dict:
+    args = [command, model, source, "-o", str(out), "-q", "--window", str(WINDOW), "--bad-lines", "skip"]
     partial, journal = out.with_name(out.name + ".partial"), out.with_name(out.name + ".journal.json")
     args.append("--resume")
     assert in_child(args)[0]
@@ -90,12 +93,12 @@ def kill(out: Path, model: str, source: str) -> dict:
     return {"kills": kills, "identical": identical, "kept": kept, "chain": identical_chain, "left": left}
 
 
-def memory(out: Path, model: str, source: str) -> dict:
-    done, peak = in_child(["embed", model, source, "-o", str(out), "-q"])
+def memory(out: Path, model: str, source: str, command: str) -> dict:
+    done, peak = in_child([command, model, source, "-o", str(out), "-q"])
     assert done
     return {"peak_mib": peak / 1024}
 
 
 if __name__ == "__main__":
-    mode, out, model, source = sys.argv[1:]
-    print(json.dumps({"kill": kill, "memory": memory}[mode](Path(out), model, source)))
+    mode, out, model, source, *command = sys.argv[1:]
+    print(json.dumps({"kill": kill, "memory": memory}[mode](Path(out), model, source, *(command or ["embed"]))))

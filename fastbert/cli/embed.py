@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import NoReturn
 
 from fastbert.cli.options import load_options
+from fastbert.cli.row_runs import bad_lines, check_output, check_streams, writing
 from fastbert.inference.batching import WINDOW
 from fastbert.inference.embed import MAX_TOKENS, Embedder
 from fastbert.inference.input_files import STDIN
 from fastbert.inference.job import embed_records
-from fastbert.inference.output import (
-    FileOutput,
-    OutputError,
-    StreamOutput,
-    journal_path,
-    make_format,
-)
 from fastbert.inference.output import Progress as Done
+from fastbert.inference.output import make_format
 from fastbert.inference.records import Reading, Records
 from fastbert.progress import Progress, say
 from fastbert.tokenizer.unknown_tokens import unknown_warning
 
 SUFFIXES = {".npy": "npy", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-BAD_LINES_SHOWN = 20  # each run shows so many messages, then only counts
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,32 +42,21 @@ def run(args: argparse.Namespace) -> int:
     prompt = embedder.prompt_of(args.prompt_name, args.prompt)
     options = {"max_tokens": args.max_tokens or MAX_TOKENS, "window": args.window or WINDOW}
     format = make_format(format_name, embedder.width, args.inputs, ids=args.id_column is not None)
-    output: StreamOutput | FileOutput
-    if args.output == STDIN:
-        output = StreamOutput(format, sys.stdout.buffer)
-    else:
-        settings = _settings(args, embedder, prompt, reading, format_name, options)
-        output = FileOutput(Path(args.output), format, settings, resume=args.resume, restart=args.restart)
-    progress = Progress(shown=False if args.quiet else None)
-    progress.begin(records.total_bytes)
-    try:
+
+    def settings() -> dict:
+        return _settings(args, embedder, prompt, reading, format_name, options)
+
+    with writing(args, format, settings, records.total_bytes) as (output, progress):
         done = embed_records(
             embedder,
             records,
             output,
             prompt=prompt,
             skip_bad=args.bad_lines == "skip",
-            report=_bad_lines(progress),
+            report=bad_lines(progress),
             advance=lambda tokens: progress.update(records.bytes_read, progress.tokens + tokens),
             **options,
         )
-    except KeyboardInterrupt:
-        if args.output != STDIN and journal_path(Path(args.output)).exists():
-            progress.line.say(f"{args.output} is not complete; --resume continues it")
-        raise
-    finally:
-        progress.line.close()
-        output.close()
     if done.skipped:
         say(f"{done.skipped:,} of {done.records:,} lines skipped")
     for line in () if args.quiet else _summary(done, output.resumed, progress, args.output, embedder.max_length):
@@ -89,13 +70,8 @@ def run(args: argparse.Namespace) -> int:
 def _output_format(args: argparse.Namespace) -> str:
     """The output's format; exits with a usage error if the arguments do not go together."""
     usage: Callable[[str], NoReturn] = args.parser.error
-    if args.inputs.count(STDIN) > 1:
-        usage("stdin (-) can be read once")
+    check_streams(args)
     if args.output == STDIN:
-        if args.resume or args.restart:
-            usage("--resume and --restart need a file: -o OUT")
-        if args.output_format not in (None, "jsonl"):
-            usage(f"{args.output_format} cannot be written to stdout: -o OUT")
         return "jsonl"
     format = args.output_format or SUFFIXES.get(Path(args.output).suffix.lower())
     if format is None:
@@ -109,11 +85,7 @@ def _check_paths(args: argparse.Namespace, format_name: str) -> None:
     """Checks the paths before the model is loaded, so that errors show at once."""
     if args.output == STDIN:
         return
-    out = Path(args.output)
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder")
-    if out.exists() and any(name != STDIN and out.samefile(name) for name in args.inputs):
-        raise OutputError(f"{out} is an input, too")
+    check_output(args)
     make_format(format_name, 1, args.inputs)
 
 
@@ -142,18 +114,6 @@ def _settings(
         "output format": format_name,
         "model (a hash of its weights, vocabulary and settings)": embedder.fingerprint()[:16],
     }
-
-
-def _bad_lines(progress: Progress) -> Callable[[str], None]:
-    """Makes a function that prints the first messages on bad lines, and once that there are more."""
-    number = count(1)
-
-    def report(message: str) -> None:
-        if (bad := next(number)) <= BAD_LINES_SHOWN + 1:
-            more = "more bad lines: skipped, and counted at the end"
-            progress.line.say(message if bad <= BAD_LINES_SHOWN else more)
-
-    return report
 
 
 def _summary(done: Done, resumed: Done | None, progress: Progress, out: str, max_length: int) -> Iterator[str]:

@@ -11,20 +11,17 @@ from typing import Any
 
 import torch
 
-from fastbert import __version__
 from fastbert.cli.options import device_of
 from fastbert.progress import say
 from fastbert.tokenizer.unknown_tokens import unknown_warning
-from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.examples import DataError, Reading
-from fastbert.training.finetune.loop import Evaluation, Finetuning, Recipe
-from fastbert.training.finetune.report import draw_confusion, draw_curves, read_log, write_report
+from fastbert.training.finetune.loop import Finetuning, Recipe
+from fastbert.training.finetune.result import REPORT, save_and_report
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
 from fastbert.training.logs import summary_writer
 from fastbert.training.loop import newest_checkpoint
 
-REPORT = "report"
 FEW_STEPS = 50  # a run of fewer optimizer steps is unlikely to learn
 NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "matplotlib": "matplotlib"}
 
@@ -50,10 +47,7 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
     if (number := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "RANK" in os.environ:
         raise ValueError(f"WORLD_SIZE is {number}; training for a task takes one process, without torchrun")
     newest = newest_checkpoint(folder, "--output", resume=args.resume)
-    if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
-        raise ModuleNotFoundError(
-            f"fine-tuning needs {', '.join(missing)}: pip install 'fastbert-engine[train]'", name=missing[0]
-        )
+    check_libraries("fine-tuning")
     if args.tensorboard:
         summary_writer("--tensorboard is given", "leave it out")
     if (folder / REPORT / "metrics.json").exists():
@@ -61,6 +55,14 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
     if newest is None and (folder / "config.json").exists():  # for example the initial model
         raise ValueError(f"{folder} holds a model already; a new run takes another --output")
     return folder, newest
+
+
+def check_libraries(what: str) -> None:
+    """Raises ModuleNotFoundError if a library for the report is not installed."""
+    if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
+        raise ModuleNotFoundError(
+            f"{what} needs {', '.join(missing)}: pip install 'fastbert-engine[train]'", name=missing[0]
+        )
 
 
 def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list[str] | None = None) -> Recipe:
@@ -95,7 +97,10 @@ def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
         say(f"resuming from {newest}: {run.step:,} of {len(run.plan):,} steps done, {run.where()}")
     outcome = run.run()
     if outcome.signal is None:
-        _finish(run, run.folder, start)
+        evaluations = save_and_report(run, start).evaluations
+        for name, evaluation in evaluations.items():
+            say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))
+        say(f"the model of step {run.best_step:,} is in {run.folder}, its report in {run.folder / REPORT}")
     return outcome.exit_code()
 
 
@@ -113,57 +118,6 @@ def given_options(args: argparse.Namespace) -> list[tuple[str, str]]:
         if long and getattr(args, action.dest, action.default) != action.default:
             found.append((action.dest, long[0]))
     return found
-
-
-def _finish(run: Finetuning, folder: Path, start: str) -> None:
-    """Saves the model with the best weights and the report, then removes the checkpoints."""
-    recipe = run.recipe
-    run.load_best()
-    evaluations = {"dev": run.evaluate(recipe.dev)}
-    if recipe.test is not None:
-        evaluations["test"] = run.evaluate(recipe.test)
-    run.model.save_pretrained(folder)
-    recipe.tokenizer.save_pretrained(folder)
-    train_log, dev_log = read_log(folder, "train"), read_log(folder, "dev")
-    report = folder / REPORT
-    assert run.best_step is not None, "no evaluation has been made"
-    draw_curves(report / "learning-curves.png", train_log, dev_log, run.best_score, run.best_step)
-    name, last = list(evaluations.items())[-1]
-    if recipe.settings.task == "classification":
-        gold, predicted = ([p[side] for p in last.predictions] for side in ("gold", "predicted"))
-        draw_confusion(report / f"confusion-matrix-{name}.png", gold, predicted, recipe.labels)
-    metrics = _metrics(run, evaluations, start, sum(line["seconds"] for line in train_log))
-    write_card(folder, metrics)
-    write_report(report, metrics, evaluations)
-    run.remove_checkpoints()
-    for name, evaluation in evaluations.items():
-        say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))
-    say(f"the model of step {run.best_step:,} is in {folder}, its report in {report}")
-
-
-def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, seconds: float) -> dict[str, Any]:
-    recipe = run.recipe
-    data = {"train": recipe.train, "dev": recipe.dev, "test": recipe.test}
-    return {
-        **{name: evaluation.scores for name, evaluation in evaluations.items()},
-        "classes": {
-            name: details
-            for name, e in evaluations.items()
-            if (details := run.task.details(e.predictions, recipe.labels))
-        },
-        "best": {"score": run.best_score, "step": run.best_step},
-        "steps": run.step,
-        "training_seconds": seconds,
-        "model": start,
-        "settings": run.all_settings(),
-        "labels": recipe.labels,
-        "data": {
-            name: {"file": str(d.path), "examples": len(d.examples), "truncated": d.truncated}
-            for name, d in data.items()
-            if d is not None
-        },
-        "versions": {"fastbert": __version__, "torch": torch.__version__},
-    }
 
 
 def _say_data(recipe: Recipe) -> None:

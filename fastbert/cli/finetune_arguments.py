@@ -41,6 +41,16 @@ and, for classification, a confusion matrix. Scores are shares (0 to 1). docs/re
 """
 
 
+EVALUATE_EXAMPLES = """\
+examples:
+  fastbert evaluate out --test test.csv
+  fastbert evaluate out --test test.csv --text-column first --pair-column second -o report
+
+Prints the scores that finetune reports; DIR gets metrics.json, predictions-test.jsonl and, for classification, a
+confusion matrix. The task is that of the model's head.
+"""
+
+
 def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments to the parser; omitted ones have the defaults of FinetuneSettings or Reading."""
     parser.add_argument("--task", choices=FINETUNE_TASKS, required=True)
@@ -60,6 +70,21 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint, if there is one")
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
 
+    add_columns(parser)
+    add_options(parser.add_argument_group("training"), FinetuneSettings, without=TEXT_OPTIONS)
+    add_options(parser.add_argument_group("texts"), FinetuneSettings, only=TEXT_OPTIONS)
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `fastbert evaluate`, but for the model."""
+    parser.add_argument("--test", metavar="FILE", required=True, help="labelled examples")
+    parser.add_argument("-o", "--output", metavar="DIR", help="the report (default: only printed)")
+    add_columns(parser)
+    add_options(parser.add_argument_group("texts"), FinetuneSettings, only=TEXT_OPTIONS)
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how labelled examples are read."""
     reading = parser.add_argument_group("input", "columns are names, in csv also numbers from 1; in jsonl, keys")
     reading.add_argument(
         "--format",
@@ -70,11 +95,8 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
         reading.add_argument(f"--{name}-column", dest=name, metavar="NAME", help=help)
     reading.add_argument("--label-separator", metavar="TEXT", help="between several classes (default: a comma)")
     choices = "a column each, or one of lists (default: choices)"
-    reading.add_argument("--choice-columns", dest="choices", type=_names, metavar="A,B,...", help=choices)
+    reading.add_argument("--choice-columns", dest="choices", type=names, metavar="A,B,...", help=choices)
     add_csv_arguments(reading)
-
-    add_options(parser.add_argument_group("training"), FinetuneSettings, without=TEXT_OPTIONS)
-    add_options(parser.add_argument_group("texts"), FinetuneSettings, only=TEXT_OPTIONS)
 
 
 def add_options(
@@ -95,7 +117,7 @@ def add_options(
         elif get_origin(hint) is Literal:
             how = {"choices": get_args(hint)}
         elif get_origin(hint) is tuple:
-            how = {"type": numbers if get_args(hint)[0] is int else _names, "metavar": told["metavar"]}
+            how = {"type": numbers if get_args(hint)[0] is int else names, "metavar": told["metavar"]}
         else:
             whole = positive if told.get("least", 0) > 0 else int
             how = {"type": whole if hint is int else hint, "metavar": told.get("metavar", "N" if hint is int else None)}
@@ -123,7 +145,7 @@ def numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, as 0,2,4") from None
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 

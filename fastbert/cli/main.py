@@ -1,4 +1,4 @@
-"""The command `fastbert`: embed, fill-mask, prepare, pretrain, finetune, distill, doctor.
+"""The command `fastbert`: embed, predict, search and the others; see build_parser.
 
 Exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the output's pipe was
 closed; 143 stopped by SIGTERM. torch and all that needs it are imported only by the commands that use them.
@@ -16,8 +16,28 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from fastbert.cli.distill_arguments import DISTILL_EXAMPLES, add_distill_arguments
-from fastbert.cli.finetune_arguments import FINETUNE_EXAMPLES, add_csv_arguments, add_finetune_arguments, positive
+from fastbert.cli.finetune_arguments import (
+    EVALUATE_EXAMPLES,
+    FINETUNE_EXAMPLES,
+    add_csv_arguments,
+    add_evaluate_arguments,
+    add_finetune_arguments,
+    positive,
+)
 from fastbert.cli.options import one_line
+from fastbert.cli.task_arguments import (
+    EXPLAIN_EXAMPLES,
+    PREDICT_EXAMPLES,
+    RERANK_EXAMPLES,
+    SEARCH_EXAMPLES,
+    SUMMARIZE_EXAMPLES,
+    ZERO_SHOT_EXAMPLES,
+    add_explain_arguments,
+    add_predict_arguments,
+    add_rerank_arguments,
+    add_search_arguments,
+    add_summarize_arguments,
+)
 from fastbert.precision import QUANTIZED, SPLIT
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
@@ -108,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_CommandParser)
     _add_embed(commands)
+    _add_tasks(commands)
     _add_fill_mask(commands)
     _add_prepare(commands)
     _add_pretrain(commands)
@@ -249,6 +270,29 @@ def _add_embed(commands: Any) -> None:
         help="(default: by OUT's suffix; stdout is jsonl)",
     )
     _add_restart(writing, "an interrupted run away")
+
+
+def _add_tasks(commands: Any) -> None:
+    """Adds the commands that answer by a model's head, or by vectors."""
+    told = "a folder in Hugging Face layout, or a hub id"
+
+    def add(name: str, module: str, help: str, examples: str) -> argparse.ArgumentParser:
+        parser = _command(commands, name, f"cli.{module}", help, examples)
+        parser.add_argument("model", metavar="MODEL", help=told)
+        _add_model_options(parser)
+        return parser
+
+    what = "answer for each row of a file, by the model's head"
+    add_predict_arguments(add("predict", "predict", what, PREDICT_EXAMPLES))
+    what = "score a model by the report of finetune"
+    add_evaluate_arguments(add("evaluate", "evaluate", what, EVALUATE_EXAMPLES))
+    what = "say which labels texts have, by a model of natural-language inference"
+    add_predict_arguments(add("zero-shot", "predict", what, ZERO_SHOT_EXAMPLES), zero_shot=True)
+    add_search_arguments(add("search", "search", "find the closest of many texts", SEARCH_EXAMPLES))
+    add_rerank_arguments(add("rerank", "rerank", "put documents in order for a query", RERANK_EXAMPLES))
+    add_summarize_arguments(add("summarize", "summarize", "choose the sentences that say most", SUMMARIZE_EXAMPLES))
+    what = "say on which tokens a prediction rests"
+    add_explain_arguments(add("explain-text", "explain_text", what, EXPLAIN_EXAMPLES))
 
 
 def _add_fill_mask(commands: Any) -> None:

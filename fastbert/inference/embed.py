@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from fastbert.checkpoint.hub import resolve_folder
 from fastbert.checkpoint.json_files import shown
 from fastbert.checkpoint.load import Checkpoint
 from fastbert.config import BertConfig, family_of
+from fastbert.inference.ahead import ahead
 from fastbert.inference.batching import WINDOW, token_budget_batches
 from fastbert.inference.pooling import POOLER, pool, pooling_modes
 from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
+from fastbert.inference.windows import windows_of
 from fastbert.model.auto import AutoModel
 from fastbert.model.bert import EncoderModel
 from fastbert.precision import LoadOptions
@@ -212,24 +214,31 @@ class Embedder:
         counts: TokenCounts | None = None,
     ) -> list[list[int]]:
         """Ids of prompt and text for each text, cut to `max_length`; adds to `counts`."""
-        prompt = self.prompt_of(prompt_name, prompt)
+        return self._ids(texts, self.prompt_of(prompt_name, prompt), counts)[0]
+
+    def _ids(
+        self, texts: Sequence[str], prompt: str, counts: TokenCounts | None = None
+    ) -> tuple[list[list[int]], set[int]]:
+        """The ids of texts, and which of them were cut; adds to `counts`."""
         ids: list[list[int]] = []
+        cut: set[int] = set()
         for start in range(0, len(texts), _TOKENIZED_TOGETHER):
             batch = self._tokenize([prompt + text for text in texts[start : start + _TOKENIZED_TOGETHER]])
             ids.extend(batch["input_ids"])
-            if counts is not None:
-                counts.cut += sum(
-                    bool(encoding.overflowing)
-                    for encoding, text in zip(batch.encodings, batch["input_ids"], strict=True)
-                    if len(text) == self.max_length  # shorter texts have no overflow, and reading it costs time
-                )
+            cut.update(
+                place
+                for place, encoding in enumerate(batch.encodings, start)
+                if len(encoding) == self.max_length  # shorter texts have no overflow, and reading it costs time
+                and encoding.overflowing
+            )
         if counts is not None:
+            counts.cut += len(cut)
             skip = max(self._prompt_tokens(prompt), 1)  # [CLS] at least
             special = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
             for text in (text[skip:] for text in ids):
                 counts.tokens += len(text) - sum(map(text.count, special))
                 counts.unknown += text.count(self.tokenizer.unk_token_id)
-        return ids
+        return ids, cut
 
     def _tokenize(self, texts: list[str]) -> BatchEncoding:
         return self.tokenizer(
@@ -245,11 +254,12 @@ class Embedder:
         return len(self._tokenize([prompt])["input_ids"][0]) - 1 if prompt else 0
 
     @torch.inference_mode()
-    def embed_tokens(self, batch: Sequence[Sequence[int]], *, skip: int = 0) -> Tensor:
+    def embed_tokens(self, batch: Sequence[Sequence[int]], *, skip: int = 0, finish: bool = True) -> Tensor:
         """Vectors of texts given as ids with their special tokens: (B, E) float32 on the model's device.
 
         Args:
             skip: number of tokens at the start of each text that the pooling leaves out.
+            finish: whether vectors are normalised, if the embedder does, and truncated.
 
         Raises:
             ValueError: an id outside the vocabulary, a text over max_position_embeddings.
@@ -265,6 +275,9 @@ class Embedder:
         states = apply(self.token_modules, output.last_hidden_state.float())
         vectors = pool(states, lengths.to(device), self._modes, skip=skip, pooler_output=pooler_output)
         vectors = apply(self.modules, vectors)
+        return self._finished(vectors) if finish else vectors
+
+    def _finished(self, vectors: Tensor) -> Tensor:
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         return vectors[:, : self.width]
@@ -278,6 +291,7 @@ class Embedder:
         max_tokens: int = MAX_TOKENS,
         progress: bool | Callable[[int, int], None] = False,
         counts: TokenCounts | None = None,
+        long: str = "cut",
     ) -> np.ndarray:
         """Vectors of texts, in their order: (N, E) float32.
 
@@ -289,11 +303,15 @@ class Embedder:
             progress: True for a bar on stderr; or a function that is called after each batch with its number of
                 texts and of tokens.
             counts: the texts' token counts are added to it.
+            long: what becomes of a text with more tokens than `max_length`: "cut"; or "mean", of the vectors of its
+                overlapping windows, each weighted by its number of tokens. `counts.cut` counts those texts.
 
         Raises:
             TypeError: texts is one string, or holds anything but str; or prompt is not a str.
-            ValueError: max_tokens is less than 1, or there is no prompt of that name.
+            ValueError: max_tokens is less than 1, another long, or there is no prompt of that name.
         """
+        if long not in ("cut", "mean"):
+            raise ValueError(f"long is {long!r}; it must be 'cut' or 'mean'")
         if isinstance(texts, str | bytes | dict) or not hasattr(texts, "__len__") or not hasattr(texts, "__getitem__"):
             raise TypeError(f"texts is a {type(texts).__name__}; it must be a list of str")
         for i, text in enumerate(texts):
@@ -302,14 +320,60 @@ class Embedder:
         prompt = self.prompt_of(prompt_name, prompt)
         skip = 0 if self.include_prompt else self._prompt_tokens(prompt)
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
+        blocks = [texts[start : start + WINDOW] for start in range(0, len(texts), WINDOW)]
+
+        def prepare(block: Sequence[str]) -> tuple[list[list[int]], set[int]]:
+            return self._ids(block, prompt, counts)
+
         with _reporting(progress, len(texts)) as report:
-            for start in range(0, len(texts), WINDOW):
-                ids = self.tokenize(texts[start : start + WINDOW], prompt=prompt, counts=counts)
-                window = vectors[start : start + WINDOW]
+            for number, (block, (ids, cut)) in enumerate(ahead(blocks, prepare)):
+                window = vectors[number * WINDOW : number * WINDOW + len(block)]
                 for batch in token_budget_batches([len(text) for text in ids], max_tokens):
                     window[batch] = self.embed_tokens([ids[i] for i in batch], skip=skip).cpu().numpy()
                     report(len(batch), sum(len(ids[i]) for i in batch))
+                for i in sorted(cut) if long == "mean" else ():
+                    parts, _, weights = self._window_vectors(block[i], prompt, None, max_tokens)
+                    mean = (parts * weights[:, None]).sum(0, keepdim=True) / weights.sum()
+                    window[i] = self._finished(mean)[0].cpu().numpy()
         return vectors
+
+    def embed_windows(
+        self,
+        text: str,
+        *,
+        overlap: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        max_tokens: int = MAX_TOKENS,
+    ) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """A vector for each window of a text, (W, E) float32, and the windows' places in it, in code points.
+
+        Args:
+            overlap: tokens that two windows share (default: 128, or a quarter of a window if that is less).
+            prompt_name, prompt, max_tokens: as for `embed`; the prompt stands before each window.
+
+        Raises:
+            ValueError: an overlap that leaves windows no room.
+        """
+        vectors, spans, _ = self._window_vectors(text, self.prompt_of(prompt_name, prompt), overlap, max_tokens)
+        return self._finished(vectors).cpu().numpy(), spans
+
+    def _window_vectors(
+        self, text: str, prompt: str, overlap: int | None, max_tokens: int
+    ) -> tuple[Tensor, list[tuple[int, int]], Tensor]:
+        """Of each window its vector before `_finished`, its place, and its number of tokens."""
+        before = self._tokenize([prompt])["input_ids"][0][1:-1] if prompt else []
+        windows = windows_of(self.tokenizer, [text], self.max_length - len(before), overlap=overlap)
+        ids = [[w.encoding.ids[0], *before, *w.encoding.ids[1:]] for w in windows]
+        skip = 0 if self.include_prompt else len(before) + 1
+        vectors = [torch.empty(0)] * len(ids)
+        for batch in token_budget_batches([len(one) for one in ids], max_tokens):
+            made = self.embed_tokens([ids[i] for i in batch], skip=skip, finish=False)
+            for i, vector in zip(batch, made, strict=True):
+                vectors[i] = vector
+        spans = [_span(window.encoding) for window in windows]
+        weights = torch.tensor([max(w.text_tokens, 1) for w in windows], dtype=torch.float32)
+        return torch.stack(vectors), spans, weights.to(vectors[0].device)
 
     def fingerprint(self) -> str:
         """A hash of all that determines the vectors: weights, precision, vocabulary, settings (not the device)."""
@@ -330,6 +394,12 @@ class Embedder:
                 digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
         digest.update(f"{self.model.matmul_precision}".encode())
         return digest.hexdigest()
+
+
+def _span(encoding: Any) -> tuple[int, int]:
+    """The first and last places of a window's tokens in the text."""
+    places = [place for place, part in zip(encoding.offsets, encoding.sequence_ids, strict=True) if part is not None]
+    return (places[0][0], places[-1][1]) if places else (0, 0)
 
 
 def check_truncate_dim(value: object, width: int, where: str = "") -> None:

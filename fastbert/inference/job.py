@@ -1,9 +1,10 @@
-"""The run behind `fastbert embed`: embeds records window by window, in bounded memory."""
+"""The runs behind `fastbert embed` and `fastbert predict`: records window by window, in bounded memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -30,31 +31,27 @@ def windows(records: Iterable[Record], size: int = WINDOW, chars: int = WINDOW_C
         yield window
 
 
-def embed_records(
-    embedder: Embedder,
+def run_records(
     records: Records,
     output: FileOutput | StreamOutput,
+    process: Callable[[list[Record]], tuple[Any, dict[str, int]]],
     *,
-    max_tokens: int,
-    prompt: str = "",
     window: int = WINDOW,
     skip_bad: bool = False,
     report: Callable[[str], None] = lambda message: None,
-    advance: Callable[[int], None] = lambda tokens: None,
 ) -> Progress:
-    """Embeds all records, resuming where `output` was interrupted; returns the progress of all runs together.
+    """Processes all records, resuming where `output` was interrupted; returns the progress of all runs together.
 
-    Windows start at the same records as in an uninterrupted run. Batches, and so the last bits of the vectors,
+    Windows start at the same records as in an uninterrupted run. Batches, and so the last bits of what is computed,
     are then the same.
 
     Args:
-        prompt: put before each text.
+        process: from a window's records, bad ones among them, to what `output` appends for them, and numbers to add to
+            the fields of Progress.
         report: called with a message for each bad line that is skipped.
-        advance: called with the number of tokens of each batch.
 
     Raises:
         InputError: a bad line, unless `skip_bad`; or the input differs from that of the interrupted run.
-        OutputError: a vector is not finite.
     """
     progress = replace(output.resumed) if output.resumed else Progress()
     if output.done:
@@ -64,13 +61,43 @@ def embed_records(
     if output.resumed:
         _replay(stream, records, progress)
     for block in windows(stream, window):
-        for record in block:
-            if record.problem is not None:
-                if not skip_bad:
-                    raise InputError(f"{records.where(record)} {record.problem}")
-                report(f"{records.where(record)} {record.problem}: skipped")
+        bad = [record for record in block if record.problem is not None]
+        for record in bad:
+            if not skip_bad:
+                raise InputError(f"{records.where(record)} {record.problem}")
+            report(f"{records.where(record)} {record.problem}: skipped")
+        made, counts = process(block)
+        for name, number in {"records": len(block), "skipped": len(bad), **counts}.items():
+            setattr(progress, name, getattr(progress, name) + number)
+        progress.input_sha256 = records.digest()
+        output.append(block, made, progress)
+    output.finish(progress)
+    return progress
+
+
+def embed_records(
+    embedder: Embedder,
+    records: Records,
+    output: FileOutput | StreamOutput,
+    *,
+    max_tokens: int,
+    prompt: str = "",
+    advance: Callable[[int], None] = lambda tokens: None,
+    **options: Any,
+) -> Progress:
+    """Embeds all records: see run_records, which takes the `options`.
+
+    Args:
+        prompt: put before each text.
+        advance: called with the number of tokens of each batch.
+
+    Raises:
+        OutputError: a vector is not finite.
+    """
+
+    def process(block: list[Record]) -> tuple[np.ndarray, dict[str, int]]:
         good = [i for i, record in enumerate(block) if record.problem is None]
-        tokens = 0
+        counts, tokens = TokenCounts(), 0
 
         def count(_: int, batch: int) -> None:
             nonlocal tokens
@@ -78,22 +105,15 @@ def embed_records(
             advance(batch)
 
         vectors = np.full((len(block), embedder.width), np.nan, dtype=np.float32)
-        counts = TokenCounts()
         texts = [block[i].text for i in good]
         vectors[good] = embedder.embed(texts, prompt=prompt, max_tokens=max_tokens, progress=count, counts=counts)
         for i in good:
             if not np.isfinite(vectors[i]).all():
                 raise OutputError(f"{records.where(block[i])}: the vector is not finite; try another dtype")
-        progress.records += len(block)
-        progress.skipped += len(block) - len(good)
-        progress.tokens += tokens
-        progress.words += counts.tokens
-        progress.unknown += counts.unknown
-        progress.cut += counts.cut
-        progress.input_sha256 = records.digest()
-        output.append(block, vectors, progress)
-    output.finish(progress)
-    return progress
+        told = {"tokens": tokens, "words": counts.tokens, "unknown": counts.unknown, "cut": counts.cut}
+        return vectors, told
+
+    return run_records(records, output, process, **options)
 
 
 def _replay(stream: Iterator[Record], records: Records, progress: Progress) -> None:

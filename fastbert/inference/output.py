@@ -34,8 +34,8 @@ class Format(Protocol):
 
     def prefix(self) -> bytes: ...
 
-    def encode(self, records: Sequence[Record], vectors: np.ndarray) -> bytes:
-        """The bytes of n records and their vectors (n, E); a skipped record has a vector of NaN."""
+    def encode(self, records: Sequence[Record], made: Any, /) -> bytes:
+        """The bytes of n records and what was made of them: vectors (n, E), say; a skipped record has one of NaN."""
         ...
 
     def finish(self, partial: Path, out: Path, records: int) -> None: ...
@@ -184,8 +184,8 @@ class StreamOutput:
     def __init__(self, format: Format, stream: BinaryIO) -> None:
         self._format, self._stream = format, stream
 
-    def append(self, records: Sequence[Record], vectors: np.ndarray, progress: Progress) -> None:
-        self._stream.write(self._format.encode(records, vectors))
+    def append(self, records: Sequence[Record], made: Any, progress: Progress) -> None:
+        self._stream.write(self._format.encode(records, made))
         self._stream.flush()
 
     def finish(self, progress: Progress) -> None:
@@ -278,10 +278,10 @@ class FileOutput:
             )
         return progress
 
-    def append(self, records: Sequence[Record], vectors: np.ndarray, progress: Progress) -> None:
+    def append(self, records: Sequence[Record], made: Any, progress: Progress) -> None:
         """Appends rows and commits them: after this returns, a kill does not lose them."""
         with naming(self.partial):
-            self._file.write(self._format.encode(records, vectors))
+            self._file.write(self._format.encode(records, made))
         self._commit(progress)
 
     def _commit(self, progress: Progress) -> None:

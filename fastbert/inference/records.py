@@ -201,6 +201,8 @@ class Record:
     text: str
     problem: str | None = None
     id: str | int | None = None  # the value of the id column, if one is configured
+    values: dict[str, Any] | None = None  # of all columns, where a command repeats them
+    input: Any = None  # what is made of them for a task, where it is more than a text
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,9 @@ class Records:
             while iterating, a csv file lacks the column, or a file's content does not match its suffix.
     """
 
-    def __init__(self, inputs: Sequence[str], reading: Reading | None = None) -> None:
+    reading: Any  # a Form: of a subclass, of its own kind
+
+    def __init__(self, inputs: Sequence[str], reading: Form | None = None) -> None:
         self.inputs, self.reading = list(inputs), reading or Reading()
         self._tally = Tally()
         self._digest_at_record = self._tally.digest.copy()
@@ -241,22 +245,39 @@ class Records:
             path, kind = Path(name), self.reading.format_of(name)
             if name != STDIN and (path.is_dir() or not path.exists()):
                 raise InputError(f"{name}: {'is a folder' if path.is_dir() else 'no such file'}")
-            if kind == "text" and self.reading.id_column is not None:
-                raise InputError(f"{shown(name)}: a text file has no column {self.reading.id_column!r} of ids")
-            if kind == "parquet":
-                if name == STDIN or not path.is_file():
-                    raise InputError(f"{shown(name)}: parquet is read from ordinary files alone")
-                with open_parquet(name, *self._columns(kind)):
-                    pass
+            if kind == "parquet" and (name == STDIN or not path.is_file()):
+                raise InputError(f"{shown(name)}: parquet is read from ordinary files alone")
+            self._check(name, kind)
             if name == STDIN or not path.is_file() or compression_of(name) or kind in ("json", "parquet"):
                 self.total_bytes = None
             elif self.total_bytes is not None:
                 self.total_bytes += path.stat().st_size
 
-    def _columns(self, kind: str) -> tuple[list[str], str]:
-        """The columns to read, and the name of the text's column."""
-        text = self.reading.field if kind in ("json", "jsonl") else self.reading.column
-        return list(dict.fromkeys([text, self.reading.id_column or text])), text
+    def _check(self, name: str, kind: str) -> None:
+        """Raises InputError for a file that can be seen to lack a column before it is read."""
+        if kind == "text" and self.reading.id_column is not None:
+            raise InputError(f"{shown(name)}: a text file has no column {self.reading.id_column!r} of ids")
+        if kind == "parquet":
+            with open_parquet(name, self._columns(kind) or (), self._text(kind)):
+                pass
+
+    def _text(self, kind: str) -> str:
+        """The name of the text's column."""
+        return self.reading.field if kind in ("json", "jsonl") else self.reading.column
+
+    def _columns(self, kind: str) -> list[str] | None:
+        """The columns to read; None for all."""
+        text = self._text(kind)
+        return list(dict.fromkeys([text, self.reading.id_column or text]))
+
+    def _record(self, file: int, row: Row, kind: str) -> Record:
+        """What a row holds.
+
+        Raises:
+            RecordProblem: the row, or what it should hold, has a problem.
+        """
+        text = text_of(row, self._text(kind), kind, allow_empty=self.reading.allow_empty)
+        return Record(file, row.line, text, id=_id_of(row, self.reading.id_column))
 
     @property
     def bytes_read(self) -> int:
@@ -274,12 +295,10 @@ class Records:
         for index, name in enumerate(self.inputs):
             self._tally.digest.update(b"\0file\0")
             kind = self.reading.format_of(name)
-            columns, text = self._columns(kind)
-            for row in read_rows(name, self.reading, kind, columns, tally=self._tally, blank_rows=True):
+            for row in read_rows(name, self.reading, kind, self._columns(kind), tally=self._tally, blank_rows=True):
                 self._digest_at_record = self._tally.digest.copy()
                 try:
-                    found = text_of(row, text, kind, allow_empty=self.reading.allow_empty)
-                    yield Record(index, row.line, found, id=_id_of(row, self.reading.id_column))
+                    yield self._record(index, row, kind)
                 except RecordProblem as problem:
                     yield Record(index, row.line, "", str(problem))
 

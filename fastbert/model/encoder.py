@@ -32,6 +32,7 @@ class Encoded:
     plan: EncoderPlan  # of this call
     hidden_states: tuple[Tensor, ...] | None = None  # L + 1 in the shape of the caller's tokens
     attentions: tuple[Tensor, ...] | None = None  # L of (B, H, S, S), zero where either token is a pad
+    shared: bool = False  # whether they are of another model's encoder, equal but for its pooler
 
 
 def encode(

@@ -5,7 +5,7 @@ Labels at pads are ignored. Label a real token -100 to exclude it from the loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from fastbert.families import FAMILIES
 from fastbert.families.names import ClassesNames
 from fastbert.model.bert import BertModel, EncoderModel, first_states, pool, run_bert
 from fastbert.model.encoder import Encoded
+from fastbert.model.head_steps import Head, Steps, split_path
 from fastbert.model.inputs import Inputs, check_ids
-from fastbert.model.layer import is_plain
 from fastbert.model.modules import Part, norm, place
 from fastbert.model.outputs import (
     BertForPreTrainingOutput,
@@ -54,10 +54,17 @@ class HeadModel(BertPreTrainedModel):
         """Whether the encoder has a pooler, if its family has one."""
         return self.has_pooler
 
-    def _run(self, *inputs: Any, **options: Any) -> tuple[Inputs, Encoded]:
+    def _run(
+        self, *inputs: Any, encoded: tuple[Inputs, Encoded] | None = None, **options: Any
+    ) -> tuple[Inputs, Encoded]:
+        """What the encoder makes of the inputs; or `encoded`, what another model's equal encoder has made of them."""
+        if encoded is not None:
+            return encoded[0], replace(encoded[1], shared=True)
         return run_bert(self.base_model, self.config, *inputs, precision=self.matmul_precision, **options)
 
     def _pool(self, inputs: Inputs, encoded: Encoded) -> Tensor:
+        if encoded.shared:
+            return project(self.base_model.pooler.dense, first_states(inputs, encoded.last_hidden_state), "tanh")
         return pool(inputs, encoded)
 
     def _output(
@@ -71,79 +78,16 @@ class HeadModel(BertPreTrainedModel):
         return returned(kind(**fields), self.config, return_dict)
 
 
-Steps = tuple[tuple[str, str | None], ...]  # names of modules, and the activation after each
-
-
-class HeadPart(nn.Module):
-    """A module of a head. Its forward applies, in order, the modules that `steps` name."""
-
-    def __init__(self, steps: Steps) -> None:
-        super().__init__()
-        self.steps = steps
-
-    def forward(self, x: Tensor) -> Tensor:  # (T, K) -> (T, N)
-        return _apply(self, self.steps, x)
-
-
-def _apply(owner: nn.Module, steps: Steps, x: Tensor) -> Tensor:
-    for name, activation in steps:
-        part: Any = owner.get_submodule(name)
-        if is_plain(part, nn.LayerNorm):
-            x = ops.add_layer_norm(x, None, part.weight, part.bias, eps=part.eps)
-        elif isinstance(part, HeadPart | nn.Dropout):
-            x = part(x)
-        else:
-            x = project(part, x, activation)
-    return x
-
-
-class Head:
-    """The two ends of a model's head, each within a module or in the model itself; a module is called, hooks and all.
-
-    Args:
-        first, last: the paths of the modules, "" for the model, and the steps within them. Where the modules differ,
-            the last one begins with the first.
-    """
-
-    def __init__(self, model: nn.Module, first: tuple[str, Steps], last: tuple[str, Steps]) -> None:
-        self.model, (inner, steps), (outer, more) = model, first, last
-        self.together = inner == outer
-        self.first = inner, steps
-        self.last = outer, (*steps, *more) if self.together else ((inner.removeprefix(f"{outer}."), None), *more)
-
-    def place(self, containers: Sequence[str]) -> None:
-        """Makes the modules of the head, which hold nothing yet; the others of `containers` are never called."""
-        steps = dict([self.first, self.last])
-        for path in containers:
-            place(self.model, path, HeadPart(steps[path]) if path in steps else Part())
-
-    def run_first(self, x: Tensor) -> Tensor:
-        path, steps = self.first
-        return _apply(self.model.get_submodule(path), steps, x) if self.together else self._run(path, steps, x)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._run(*self.last, x)
-
-    def _run(self, path: str, steps: Steps, x: Tensor) -> Tensor:
-        owner = self.model.get_submodule(path)
-        return owner(x) if isinstance(owner, HeadPart) else _apply(owner, steps, x)
-
-
-def _split(path: str) -> tuple[str, str]:
-    owner, _, name = path.rpartition(".")
-    return owner, name
-
-
 class MaskedLMHead(Head):
     """The masked-language-model head of a model: a transform, if its family has one, and a decoder, whose weight may be
     the word table's."""
 
     def __init__(self, model: HeadModel) -> None:
         names, config = model.family.masked_lm, model.config
-        outer, decoder = _split(names.decoder)
+        outer, decoder = split_path(names.decoder)
         first: tuple[str, Steps] = (outer, ())
         if names.dense is not None and names.norm is not None:
-            (inner, dense), (_, norm) = _split(names.dense), _split(names.norm)
+            (inner, dense), (_, norm) = split_path(names.dense), split_path(names.norm)
             activation = config.hidden_act if names.activation is None else config.activation_of(names.activation)
             first = (inner, ((dense, activation), (norm, None)))
         super().__init__(model, first, (outer, ((decoder, None),)))
@@ -237,20 +181,20 @@ class _Classifier(HeadModel):
         if names.norm is not None:
             place(self, names.norm, norm(config, self.family, config.hidden_size))
         if names.drop is not None:
-            owner, _ = _split(names.out)
+            owner, _ = split_path(names.out)
             place(self, f"{owner}.{names.drop}".lstrip("."), nn.Dropout(dropout))
         place(self, names.out, nn.Linear(config.hidden_size, count))
 
     def _head(self) -> Head:
         names = self.names
         drop = () if names.drop is None else ((names.drop, None),)
-        outer, out = _split(names.out)
+        outer, out = split_path(names.out)
         if names.dense is None:
             return Head(self, (outer, ()), (outer, (*drop, (out, None))))
-        inner, dense = _split(names.dense)
+        inner, dense = split_path(names.dense)
         steps: Steps = (*(drop if names.drops_first else ()), (dense, self.config.activation_of(names.activation)))
         if names.norm is not None:
-            steps = (*steps, (_split(names.norm)[1], None))
+            steps = (*steps, (split_path(names.norm)[1], None))
         return Head(self, (inner, steps), (outer, (*drop, (out, None))))
 
 
@@ -462,34 +406,37 @@ class ModelForMultipleChoice(_TextClassifier):
         return_dict: bool | None = None,
         **options: Any,
     ) -> HeadOutput:
-        """labels (B,): the index of the right choice. The token arguments are (B, C, S), inputs_embeds (B, C, S, E)."""
+        """labels (B,): the index of the right choice. The token arguments are (B, C, S), inputs_embeds (B, C, S, E).
+
+        Packed, each text is a choice: logits (N, 1), which only the caller can group; without labels.
+        """
         tokens, name = (input_ids, "input_ids") if inputs_embeds is None else (inputs_embeds, "inputs_embeds")
+        packed = options.get("cu_seqlens") is not None
         wanted = 3 if inputs_embeds is None else 4
-        if tokens is not None and tokens.dim() != wanted:
+        if tokens is not None and not packed and tokens.dim() != wanted:
             raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be (batch, choices, sequence, ...)")
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        inputs, encoded = self._run(*(x if x is None else x.flatten(0, 1) for x in args), **options)
+        inputs, encoded = self._run(*(x if x is None or packed else x.flatten(0, 1) for x in args), **options)
         scores = self._classify(inputs, encoded)
-        # `prepared` texts are not grouped by question: (B * C, 1); only the caller can group them
-        logits = scores if tokens is None else scores.view(*tokens.shape[:2])
+        # Packed and `prepared` texts are not grouped by question: (B * C, 1); only the caller can group them
+        logits = scores if tokens is None or packed else scores.view(*tokens.shape[:2])
         loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, logits.shape[1]))
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
 
 
-class ModelForTokenClassification(_Classifier):
-    """A linear layer on every token: logits (B, S, num_labels), zeros at pads."""
+class _TokenClassifier(HeadModel):
+    """The base of those with logits for every token, zeros at pads."""
 
     has_pooler = False
     token_fields = ("logits",)
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self._place_classes(config.num_labels, config.dropout_of("tokens", config.head_dropout))
-        self.init_weights()
+    def _logits(self, x: Tensor) -> Tensor:
+        """Of states (T, E): (T, N), or (T,) for one number."""
+        raise NotImplementedError
 
-    def _names(self) -> ClassesNames | None:
-        return self.family.tokens
+    def _loss(self, inputs: Inputs, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of packed logits and labels (B, S)."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -502,14 +449,34 @@ class ModelForTokenClassification(_Classifier):
         return_dict: bool | None = None,
         **options: Any,
     ) -> HeadOutput:
-        """labels (B, S) of classes, -100 at tokens without a label."""
+        """labels (B, S): see the class."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         inputs, encoded = self._run(*args, **options)
-        logits = self._head()(encoded.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits, _packed_labels(inputs, labels, self.num_labels))
+        logits = self._logits(encoded.last_hidden_state)
+        loss = None if labels is None else self._loss(inputs, logits, labels)
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
+
+
+class ModelForTokenClassification(_TokenClassifier, _Classifier):
+    """A linear layer on every token: logits (B, S, num_labels), zeros at pads.
+
+    Labels (B, S) are classes, -100 at tokens without a label.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self._place_classes(config.num_labels, config.dropout_of("tokens", config.head_dropout))
+        self.init_weights()
+
+    def _names(self) -> ClassesNames | None:
+        return self.family.tokens
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self._head()(x)
+
+    def _loss(self, inputs: Inputs, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, _packed_labels(inputs, labels, self.num_labels))
 
 
 class ModelForQuestionAnswering(_Classifier):
@@ -565,12 +532,13 @@ class ModelForQuestionAnswering(_Classifier):
         return self._output(QuestionAnsweringModelOutput, encoded, return_dict, **fields)
 
 
-class ElectraForPreTraining(HeadModel):
-    """ELECTRA's discriminator: the logit of each token's having been replaced, (B, S), zeros at pads."""
+class ElectraForPreTraining(_TokenClassifier):
+    """ELECTRA's discriminator: the logit of each token's having been replaced, (B, S), zeros at pads.
+
+    Labels (B, S) are 1 for a replaced token, 0 for an original one.
+    """
 
     model_types = ("electra",)
-    has_pooler = False
-    token_fields = ("logits",)
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -583,25 +551,11 @@ class ElectraForPreTraining(HeadModel):
         first, last = ("dense", self.config.hidden_act), ("dense_prediction", None)
         return Head(self, ("discriminator_predictions", (first,)), ("discriminator_predictions", (last,)))
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **options: Any,
-    ) -> HeadOutput:
-        """labels (B, S): 1 for a replaced token, 0 for an original one."""
-        args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        inputs, encoded = self._run(*args, **options)
-        logits = self._head()(encoded.last_hidden_state).squeeze(-1)
-        loss = None
-        if labels is not None:
-            loss = F.binary_cross_entropy_with_logits(logits, inputs.take(labels).to(logits.dtype))
-        return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=inputs.give_back(logits))
+    def _logits(self, x: Tensor) -> Tensor:
+        return self._head()(x).squeeze(-1)
+
+    def _loss(self, inputs: Inputs, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, inputs.take(labels).to(logits.dtype))
 
 
 class BertForMaskedLM(ModelForMaskedLM):

@@ -10,7 +10,15 @@ from fastbert.checkpoint.files import collector_at_rest
 from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import shown
 from fastbert.tokenizer.bert import BertTokenizer
-from fastbert.tokenizer.files import NAMED_TOKENS, content_of, read_added, read_options, reader, special_tokens
+from fastbert.tokenizer.files import (
+    NAMED_TOKENS,
+    content_of,
+    read_added,
+    read_folder,
+    read_options,
+    reader,
+    special_tokens,
+)
 from fastbert.tokenizer.tokenizer import Tokenizer, has_prefix_space, set_prefix_space
 
 _FAIRSEQ = {
@@ -59,7 +67,7 @@ class AutoTokenizer:
         if named not in _BY_CLASS and (
             kind == "WordPiece" or (file is None and _find(path_or_id, "vocab.txt", revision))
         ):
-            return BertTokenizer.from_pretrained(path_or_id, revision=revision)
+            return BertTokenizer._of(read_folder(path_or_id, revision, read))
         options = read_options(config_file, config) | special_tokens(config_file, config, NAMED_TOKENS)
         for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
             options.pop(name, None)  # of BERT's normalizer; the file has it
@@ -80,6 +88,35 @@ class AutoTokenizer:
             raise ValueError(f"{source}: there is no pad_token; tokenizer_config.json can name one")
         options.setdefault("model_input_names", _WITHOUT_TYPES)
         return Tokenizer(backend, special, tokenizer_class=named or "PreTrainedTokenizerFast", **options)
+
+
+def tokenizer_of(theirs: Any) -> Tokenizer:
+    """A copy of a fast tokenizer of transformers.
+
+    Raises:
+        TypeError: it is none.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    backend = getattr(theirs, "backend_tokenizer", None)
+    if not isinstance(backend, Backend):
+        raise TypeError(
+            f"tokenizer is a {type(theirs).__name__}; it must be one of fastbert, or transformers' fast one"
+        )
+    backend = Backend.from_str(backend.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    special = {name: token for name in NAMED_TOKENS if (token := getattr(theirs, name, None)) is not None}
+    most = theirs.model_max_length
+    return Tokenizer(
+        backend,
+        special,
+        model_max_length=most if most < 10**9 else None,
+        padding_side=theirs.padding_side,
+        truncation_side=theirs.truncation_side,
+        model_input_names=theirs.model_input_names,
+        tokenizer_class=type(theirs).__name__,
+    )
 
 
 def _find(path_or_id: str | os.PathLike, name: str, revision: str | None) -> Path | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.checkpoint.files import collector_at_rest
-from fastbert.tokenizer.files import as_added_token, content_of, read_folder, read_vocab
+from fastbert.tokenizer.files import TokenizerFiles, as_added_token, content_of, read_folder, read_vocab
 from fastbert.tokenizer.tokenizer import PIPELINE, Tokenizer
 
 
@@ -96,7 +96,10 @@ class BertTokenizer(Tokenizer):
         Where the files disagree, the choice is that of transformers: vocabulary and added tokens from
         tokenizer.json; lower-casing, accents and Chinese characters from tokenizer_config.json.
         """
-        files = read_folder(path_or_id, revision)
+        return cls._of(read_folder(path_or_id, revision))
+
+    @classmethod
+    def _of(cls, files: TokenizerFiles) -> BertTokenizer:
         try:
             tokenizer = cls(files.vocab, added_tokens=files.added, **files.options)
         except (ValueError, TypeError) as error:

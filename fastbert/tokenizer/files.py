@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ _CONFIG = {
 AS_THE_FILE_SAYS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
+Read = Callable[[str], tuple[Path | None, dict]]
+
+
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The content of a folder: arguments of BertTokenizer, and added tokens in the order of their ids."""
@@ -60,9 +64,12 @@ class TokenizerFiles:
     pipeline: Path | None  # the tokenizer.json whose pipeline is used unchanged
 
 
-def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> TokenizerFiles:
-    """Reads tokenizer.json, else vocab.txt, and the files next to it. Its ValueErrors name file and field."""
-    read = reader(path_or_id, revision)
+def read_folder(path_or_id: str | os.PathLike, revision: str | None, read: Read | None = None) -> TokenizerFiles:
+    """Reads tokenizer.json, else vocab.txt, and the files next to it. Its ValueErrors name file and field.
+
+    `read` is the folder's `reader`, if the caller has one: what it has read it does not read again.
+    """
+    read = read or reader(path_or_id, revision)
     config_file, config = read("tokenizer_config.json")
     options = read_options(config_file, config)
     source, content = read("tokenizer.json")
@@ -78,9 +85,10 @@ def read_folder(path_or_id: str | os.PathLike, revision: str | None) -> Tokenize
     return TokenizerFiles(source, vocab, options, added, ids, source if as_it_is else None)
 
 
-def reader(path_or_id: str | os.PathLike, revision: str | None) -> Callable[[str], tuple[Path | None, dict]]:
-    """A function that reads a JSON file of a folder or hub id: its path and content, None and {} where it is not."""
+def reader(path_or_id: str | os.PathLike, revision: str | None) -> Read:
+    """A function that reads a JSON file of a folder or hub id, once: path and content, None and {} where it is not."""
 
+    @cache
     def read(name: str) -> tuple[Path | None, dict]:
         file = resolve_file(path_or_id, name, revision=revision, required=False)
         return file, {} if file is None else read_json(file)
@@ -89,7 +97,7 @@ def reader(path_or_id: str | os.PathLike, revision: str | None) -> Callable[[str
 
 
 def read_added(
-    read: Callable[[str], tuple[Path | None, dict]],
+    read: Read,
     config: tuple[Path | None, dict],
     source: tuple[Path, dict],
     options: dict[str, Any],

@@ -344,6 +344,16 @@ class Tokenizer:
         skipped = set(self.all_special_tokens) if skip_special_tokens else ()
         return [token for token in tokens if token not in skipped]
 
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of tokens: words, with spaces between them."""
+        decoder: Any = self._backend.decoder
+        return " ".join(tokens) if decoder is None else decoder.decode(tokens)
+
+    @property
+    def knows_words(self) -> bool:
+        """Whether a token's form tells if it continues a word, as WordPiece's ## does."""
+        return bool(getattr(self._backend.model, "continuing_subword_prefix", None))
+
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Adds tokens (strings or `tokenizers.AddedToken`) that are never split; returns how many are new."""
         new_tokens = new_tokens if isinstance(new_tokens, list | tuple) else [new_tokens]

@@ -88,6 +88,14 @@ def reference(state, ids, mask, types):
     return x
 
 
+def masked_lm(state, head, x):
+    """The logits (..., V) of states (..., E)."""
+    x = F.gelu(F.linear(x, *(head[f"cls.predictions.transform.dense.{p}"] for p in ("weight", "bias"))))
+    norm = (head[f"cls.predictions.transform.LayerNorm.{p}"] for p in ("weight", "bias"))
+    x = F.layer_norm(x, x.shape[-1:], *norm, SIZES["layer_norm_eps"])
+    return F.linear(x, state["embeddings.word_embeddings.weight"], head["cls.predictions.decoder.bias"])
+
+
 @pytest.fixture
 def folder(tmp_path):
     state, head = weights()
@@ -136,11 +144,7 @@ def test_the_masked_language_model(folder):
     model = fastbert.AutoModelForMaskedLM.from_pretrained(folder)
     ids, mask, types = inputs("right")
     state, head = weights()
-    x = reference(state, ids, mask, types)
-    x = F.gelu(F.linear(x, *(head[f"cls.predictions.transform.dense.{p}"] for p in ("weight", "bias"))))
-    norm = (head[f"cls.predictions.transform.LayerNorm.{p}"] for p in ("weight", "bias"))
-    x = F.layer_norm(x, x.shape[-1:], *norm, SIZES["layer_norm_eps"])
-    logits = F.linear(x, state["embeddings.word_embeddings.weight"], head["cls.predictions.decoder.bias"])
+    logits = masked_lm(state, head, reference(state, ids, mask, types))
     got = model(ids, attention_mask=mask, token_type_ids=types).logits
     torch.testing.assert_close(got[mask == 1], logits[mask == 1], rtol=1e-5, atol=1e-4)
 

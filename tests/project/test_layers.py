@@ -1,7 +1,7 @@
 """Who may import whom: reads the imports of every file and holds the layers to them.
 
 csrc  ->  native --+
-kernels -----------+-> ops -> model -> inference, training, integrations -> cli
+kernels -----------+-> ops -> model -> inference, training, integrations -> tasks -> cli
 reference ---------+      ^ packing, config, precision
 """
 
@@ -39,13 +39,14 @@ MAY_IMPORT = {
     "model": BELOW_MODEL,
     "diagnostics": ALL_OF_MODEL | {"integrations", "native"},
     "inference": ALL_OF_MODEL,
-    "training": ALL_OF_MODEL | {"inference"},
+    "training": ALL_OF_MODEL | {"inference", "tasks"},
     "integrations": ALL_OF_MODEL | {"inference"},
-    "cli": ALL_OF_MODEL | {"__init__", "inference", "training", "integrations", "native"},
-    "__init__": ALL_OF_MODEL | {"inference", "training", "integrations"},
+    "tasks": ALL_OF_MODEL | {"inference", "integrations"},
+    "cli": ALL_OF_MODEL | {"__init__", "inference", "tasks", "training", "integrations", "native"},
+    "__init__": ALL_OF_MODEL | {"inference", "tasks", "training", "integrations"},
 }
 PART_OF = {"__main__": "cli"}  # modules that are one layer together
-ABOVE_OPS = {"model", "inference", "training", "integrations", "cli"}
+ABOVE_OPS = {"model", "inference", "training", "integrations", "tasks", "cli"}
 THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
 
 

@@ -128,7 +128,7 @@ def test_a_model_that_is_there_is_not_overwritten(tmp_path, capsys):
 
 
 def test_a_run_cut_short_before_its_model_is_written_goes_on(tmp_path, model, capsys, monkeypatch):
-    from fastbert.cli import finetune as finetune_command
+    from fastbert.training.finetune import result
 
     data, out = write(tmp_path, "classification"), tmp_path / "out"
 
@@ -136,7 +136,7 @@ def test_a_run_cut_short_before_its_model_is_written_goes_on(tmp_path, model, ca
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune_command, "draw_curves", fail)
+        patch.setattr(result, "draw_curves", fail)
         assert finetune(model, "classification", data, out) == 1
     assert finetune(model, "classification", data, out) == 1
     assert "is there already: --resume continues it" in capsys.readouterr().err

@@ -316,16 +316,37 @@ def test_a_tag_stands_at_the_first_token_of_its_word():
     assert feature.weight == 3
 
 
-def test_words_without_tokens_or_cut_off_are_predicted_as_outside():
+def test_a_word_without_tokens_is_predicted_as_outside():
     task = TASKS["token-classification"]
-    example = WordsExample("f:1", ["anna", "\u200b", "rome", "bob", "oslo"], ["B-PER", "O", "B-LOC", "B-PER", "B-LOC"])
+    example = WordsExample("f:1", ["anna", "\u200b", "rome", "bob"], ["B-PER", "O", "B-LOC", "B-PER"])
     labels = ["O", "B-LOC", "B-PER"]
-    (feature,) = task.encode([example], TOKENIZER, labels, settings("token-classification", max_length=5))
-    assert feature.truncated and feature.places.tolist() == [-1, 0, 2, 3, -1]
-    logits = np.eye(3)[[0, 2, 1, 2, 1]]
-    (prediction,) = task.decode([example], [feature], [logits], labels, settings("token-classification"))
-    assert prediction["predicted"] == ["B-PER", "O", "B-LOC", "B-PER", "O"]
+    (feature,) = task.encode([example], TOKENIZER, labels, settings("token-classification"))
+    assert not feature.truncated and feature.places.tolist() == [-1, 0, 2, 3, -1]
+    (prediction,) = task.decode(
+        [example], [feature], [np.eye(3)[[0, 2, 1, 2, 1]]], labels, settings("token-classification")
+    )
+    assert prediction["predicted"] == ["B-PER", "O", "B-LOC", "B-PER"]
     assert prediction["gold"] == example.tags
+
+
+def test_a_long_text_has_windows_and_each_word_one_tag():
+    """Of the window where it is most central; the others neither train nor predict it."""
+    task = TASKS["token-classification"]
+    words = ["anna", "saw", "rome", "annaab", "bob", "left", "oslo", "and", "carl"] * 3
+    example = WordsExample("f:1", words, ["B-PER", "O", "B-LOC"] * 9)
+    labels = ["O", "B-LOC", "B-PER"]
+    chosen = settings("token-classification", max_length=10, stride=2)
+    features = task.encode([example], TOKENIZER, labels, chosen)
+    assert len(features) > 3 and all(feature.example == 0 for feature in features)
+    kept = [word for feature in features for word in feature.places.tolist() if word >= 0]
+    assert sorted(kept) == list(range(27)) and sum(feature.weight for feature in features) == 27
+    for feature in features:
+        assert [tag == IGNORE for tag in feature.label] == (feature.places < 0).tolist()
+        for place in np.flatnonzero(feature.places >= 0):
+            assert feature is features[0] or feature is features[-1] or 2 <= place < len(feature.places) - 2
+    logits = [np.eye(3)[[max(tag, 0) for tag in feature.label]] for feature in features]
+    (prediction,) = task.decode([example], features, logits, labels, chosen)
+    assert prediction["predicted"] == example.tags
 
 
 def test_labels_outside_the_label_set():

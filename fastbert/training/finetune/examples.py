@@ -44,6 +44,20 @@ class Reading(Form):
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows that are in memory, in place of a file; errors name `name[i]`."""
+
+    name: str
+    rows: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = Path | Table
+
+
+@dataclass(frozen=True)
 class TextExample:
     """A text or pair; its label is a name, a number, or a list of names."""
 
@@ -89,22 +103,22 @@ class ChoiceExample:
     label: int
 
 
-def read_texts(path: Path, reading: Reading) -> list[TextExample]:
+def read_texts(path: Source, reading: Reading) -> list[TextExample]:
     """Texts and pairs with the name of a class."""
     return _labelled(path, reading, lambda row: row.name(reading.label))
 
 
-def read_scores(path: Path, reading: Reading) -> list[TextExample]:
+def read_scores(path: Source, reading: Reading) -> list[TextExample]:
     """Texts and pairs with a number."""
     return _labelled(path, reading, lambda row: row.number(reading.label))
 
 
-def read_label_lists(path: Path, reading: Reading) -> list[TextExample]:
+def read_label_lists(path: Source, reading: Reading) -> list[TextExample]:
     """Texts and pairs with any number of classes, or none."""
     return _labelled(path, reading, lambda row: row.names(reading.label, reading.label_separator))
 
 
-def _labelled(path: Path, reading: Reading, label: Callable[[_Row], Any]) -> list[TextExample]:
+def _labelled(path: Source, reading: Reading, label: Callable[[_Row], Any]) -> list[TextExample]:
     pair = reading.pair
     columns = [reading.text] if pair is None else [reading.text, pair]
     return [
@@ -113,7 +127,7 @@ def _labelled(path: Path, reading: Reading, label: Callable[[_Row], Any]) -> lis
     ]
 
 
-def read_choices(path: Path, reading: Reading) -> list[ChoiceExample]:
+def read_choices(path: Source, reading: Reading) -> list[ChoiceExample]:
     """Texts with several choices; all examples of a file have the same number of them."""
     examples: list[ChoiceExample] = []
     for row in _rows(path, reading, [reading.text, *reading.choices, reading.label]):
@@ -132,9 +146,9 @@ def read_choices(path: Path, reading: Reading) -> list[ChoiceExample]:
     return examples
 
 
-def read_words(path: Path, reading: Reading) -> list[WordsExample]:
+def read_words(path: Source, reading: Reading) -> list[WordsExample]:
     """Words with BIO tags, from CoNLL columns or lists; tags of another scheme are converted."""
-    if reading.format_of(path, _CONLL | _LISTS, "--format") == "conll":
+    if isinstance(path, Path) and reading.format_of(path, _CONLL | _LISTS, "--format") == "conll":
         columns = [int(name) if name.isdecimal() else None for name in (reading.words, reading.tags)]
         found = read_sentences(path, read_text(path), *columns)
         examples = [WordsExample(f"{path}:{line}", words, tags) for line, words, tags in found]
@@ -165,12 +179,12 @@ def _check_tags(example: WordsExample) -> None:
         before = tag
 
 
-def read_questions(path: Path, reading: Reading) -> list[QuestionExample]:
+def read_questions(path: Source, reading: Reading) -> list[QuestionExample]:
     """Questions on contexts, from SQuAD 1.1 or 2.0 JSON, or from rows with the columns of Hugging Face's SQuAD."""
-    kind = reading.format_of(path, ROWS, "--format")
-    text = read_text(path) if kind in ("json", "squad") else ""
+    kind = reading.format_of(path, ROWS, "--format") if isinstance(path, Path) else "rows"
+    text = read_text(path) if isinstance(path, Path) and kind in ("json", "squad") else ""
     is_squad = kind == "squad" or (kind == "json" and not text.lstrip().startswith("["))
-    examples = list(_squad(path, text) if is_squad else _question_rows(path, reading))
+    examples = list(_squad(Path(str(path)), text) if is_squad else _question_rows(path, reading))
     seen: dict[str, str] = {}
     for example in examples:
         for answer in example.answers:
@@ -227,7 +241,7 @@ def _answer(text: Any, start: Any) -> Answer:
     return Answer(text, start)
 
 
-def _question_rows(path: Path, reading: Reading) -> Iterator[QuestionExample]:
+def _question_rows(path: Source, reading: Reading) -> Iterator[QuestionExample]:
     for row in _rows(path, reading, None):  # an id may be missing
         value = row.value(reading.answers)
         try:
@@ -299,7 +313,11 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
-def _rows(path: Path, reading: Reading, columns: Sequence[str] | None) -> Iterator[_Row]:
+def _rows(path: Source, reading: Reading, columns: Sequence[str] | None) -> Iterator[_Row]:
+    if isinstance(path, Table):
+        for i, values in enumerate(path.rows):
+            yield _Row(f"{path.name}[{i}]", values)
+        return
     kind = reading.format_of(path, ROWS, "--format")
     if kind not in ROWS.values():
         raise DataError(f"{path}: the format is {kind}; this task reads csv, jsonl, json and parquet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +21,7 @@ from fastbert.model import BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
-from fastbert.training.finetune.examples import DataError, Reading
+from fastbert.training.finetune.examples import DataError, Reading, Source, Table
 from fastbert.training.finetune.features import Feature, plan_epoch
 from fastbert.training.finetune.layers import freeze, layer_groups
 from fastbert.training.finetune.settings import FinetuneSettings
@@ -39,7 +39,7 @@ LOG_EVERY = 20  # most steps between log lines
 class Dataset:
     """Labelled examples, and their features."""
 
-    path: Path
+    path: Source
     examples: list
     features: list[Feature]
 
@@ -88,7 +88,7 @@ class Recipe:
         cls,
         settings: FinetuneSettings,
         model: str | Path,
-        paths: Mapping[str, Path],  # train, dev and, where there is one, test
+        paths: Mapping[str, Source],  # train, dev and, where there is one, test
         reading: Reading | None = None,
         *,
         revision: str | None = None,
@@ -111,7 +111,7 @@ class Recipe:
         if settings.max_length is not None and settings.max_length > most:
             raise ValueError(f"max_length is {settings.max_length}; the model takes {most} tokens")
         settings = replace(settings, max_length=settings.max_length or limit)
-        examples = {name: _read(task, path, reading or Reading()) for name, path in paths.items()}
+        examples = {name: read_examples(task, path, reading or Reading()) for name, path in paths.items()}
         if settings.no_answer is None:
             settings = replace(settings, no_answer=any(getattr(e, "answers", None) == [] for e in examples["train"]))
         labels = _label_set(task.labels(examples["train"]), labels, paths["train"])
@@ -176,10 +176,24 @@ class Recipe:
         data = {"training data": self.train.digest(), "dev data": self.dev.digest(), "labels": self.labels}
         return self.settings.decisive() | data
 
-    def evaluate(self, data: Dataset, logits: Sequence[np.ndarray]) -> Evaluation:
-        """Predictions and scores from the logits of each feature."""
-        predictions = self.task.decode(data.examples, data.features, logits, self.labels, self.settings)
-        scores = self.task.score(predictions, self.labels)
+    def evaluate(self, data: Dataset, run: Callable[[list[Feature]], tuple[float, float, ModelOutput]]) -> Evaluation:
+        """Loss, scores and predictions.
+
+        Args:
+            run: from a batch to its mean loss, the weight of this mean, and the model's output.
+        """
+        features = data.features
+        logits: list[np.ndarray] = [np.empty(0)] * len(features)
+        loss = total = 0.0
+        for batch in token_budget_batches([feature.length for feature in features], EVALUATION_TOKENS):
+            chosen = [features[i] for i in batch]
+            part, weight, output = run(chosen)
+            if weight:
+                loss, total = loss + part * weight, total + weight
+            for i, rows in zip(batch, self.task.logits(output, chosen), strict=True):
+                logits[i] = rows
+        predictions = self.task.decode(data.examples, features, logits, self.labels, self.settings)
+        scores = {"loss": loss / max(total, 1e-9), **self.task.score(predictions, self.labels)}
         return Evaluation(scores, [_source(e) | p for e, p in zip(data.examples, predictions, strict=True)])
 
 
@@ -204,7 +218,7 @@ def task_of(settings: FinetuneSettings) -> Task:
     return task
 
 
-def _check_best(task: Task, best: str | None, labels: list[str], path: Path, dev: list) -> None:
+def _check_best(task: Task, best: str | None, labels: list[str], path: Source, dev: list) -> None:
     """Checks that the score that selects the best checkpoint can be computed from these labels and dev examples."""
     if best not in task.two_class_scores:
         return
@@ -219,14 +233,17 @@ def better(score: str, value: float) -> float:
     return -value if score in ("loss", "mse", "mae") else value
 
 
-def _read(task: Task, path: Path, reading: Reading) -> list:
+def read_examples(task: Task, path: Source, reading: Reading) -> list:
+    """The examples of a file, at least one."""
     examples = task.read(path, reading)
     if not examples:
-        raise DataError(f"{path}:1: the file holds no example")
+        raise DataError(
+            f"{path} holds no example" if isinstance(path, Table) else f"{path}:1: the file holds no example"
+        )
     return examples
 
 
-def _label_set(found: list[str], known: list[str] | None, path: Path) -> list[str]:
+def _label_set(found: list[str], known: list[str] | None, path: Source) -> list[str]:
     """The labels of the training data; or the `known` ones, if they include these. A task may have none."""
     if known is None or not found:
         return found
@@ -346,18 +363,12 @@ class Finetuning(Trainer):
     def evaluate(self, data: Dataset) -> Evaluation:
         """Loss, scores and predictions of the current model, without dropout."""
         self.model.eval()
-        features = data.features
-        logits: list[np.ndarray] = [np.empty(0)] * len(features)
-        loss = total = 0.0
-        for batch in token_budget_batches([feature.length for feature in features], EVALUATION_TOKENS):
-            chosen = [features[i] for i in batch]
-            part, output = self._loss(chosen)
-            if weight := self._weight(chosen):
-                loss, total = loss + float(part) * weight, total + weight
-            for i, rows in zip(batch, self.task.logits(output, chosen), strict=True):
-                logits[i] = rows
-        evaluation = self.recipe.evaluate(data, logits)
-        return replace(evaluation, scores={"loss": loss / max(total, 1e-9), **evaluation.scores})
+
+        def run(features: list[Feature]) -> tuple[float, float, ModelOutput]:
+            loss, output = self._loss(features)
+            return float(loss), self._weight(features), output
+
+        return self.recipe.evaluate(data, run)
 
     def evaluate_heldout(self) -> tuple[dict[str, float], list[str]]:
         """Loss and scores on the dev examples."""

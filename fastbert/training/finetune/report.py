@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from fastbert.training.logs import LOG
 
 _BLUE, _ORANGE, _GREY = "#1f6fb4", "#d95f02", "#666666"
 _CELLS_WITH_NUMBERS = 15  # most classes for which cells show their counts
+
+
+def versions() -> dict[str, str]:
+    """Of what made a report."""
+    try:
+        own = version("fastbert-engine")
+    except PackageNotFoundError:
+        own = "a source tree that is not installed"
+    return {"fastbert": own, "torch": version("torch")}
 
 
 def write_report(folder: Path, metrics: dict[str, Any], evaluations: dict[str, Evaluation]) -> None:

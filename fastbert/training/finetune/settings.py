@@ -66,7 +66,7 @@ class FinetuneSettings:
     )
     patience: int | None = option(None, "end after N evaluations without a better", least=1)
     max_length: int | None = option(None, "tokens (default: as the model takes; 384 for questions)", least=5)
-    stride: int = option(128, "tokens that windows of a context share", least=0)
+    stride: int = option(128, "tokens that windows of a long text to tag, or of a context, share", least=0)
     max_question: int = option(64, "tokens of a question", least=1)
     n_best: int = option(20, "starts and ends of answers to try", least=1)
     max_answer: int = option(30, "tokens of an answer", least=1)

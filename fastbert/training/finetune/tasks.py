@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from fastbert.training.finetune.examples import (
     ChoiceExample,
     DataError,
     Reading,
+    Source,
     TextExample,
     WordsExample,
 )
@@ -45,7 +45,7 @@ class Task:
     model: type[Auto]
     problem_type: str | None  # config.problem_type, which selects the head's loss
     scores: tuple[str, ...]  # names of the scores; the first selects the best checkpoint
-    read: Callable[[Path, Reading], list]
+    read: Callable[[Source, Reading], list]
     labels: Callable[[list], list[str]]  # the label set of training examples, in the order of its ids; may be empty
     encode: Callable[[Sequence, Tokenizer, list[str], FinetuneSettings], list[Feature]]
     collate: Callable[[Sequence[Feature]], dict[str, Any]]  # the model's arguments, including labels
@@ -200,27 +200,51 @@ def _label_tables(predictions: Predictions, labels: list[str]) -> tuple[np.ndarr
 def _encode_words(
     examples: Sequence[WordsExample], tokenizer: Tokenizer, labels: list[str], settings: FinetuneSettings
 ) -> list[Feature]:
-    """Labels the first token of each word with its tag; other tokens and special tokens have no label."""
+    """Labels the first token of each word with its tag; other tokens and special tokens have no label.
+
+    A text that is too long has several windows. Each word has its label in the one where it is most central.
+    """
     ids = {label: i for i, label in enumerate(labels)}
     targets = [[_label_id(example.where, tag, ids) for tag in example.tags] for example in examples]
-    features = []
+    longest = tokenizer.model_max_length if settings.max_length is None else settings.max_length
+    overlap = (longest - tokenizer.num_special_tokens_to_add()) // 4
+    features: list[Feature] = []
     for start in range(0, len(examples), _TOKENIZED_TOGETHER):
-        words = [example.words for example in examples[start : start + _TOKENIZED_TOGETHER]]
-        batch = tokenizer(words, is_split_into_words=True, truncation=True, max_length=settings.max_length)
-        for i, encoding in enumerate(batch.encodings, start):
-            places = first_tokens(encoding.word_ids)
-            tags = [IGNORE if word < 0 else targets[i][word] for word in places]
-            features.append(
-                Feature(
-                    i,
-                    (_arrays(encoding),),
-                    tags,
-                    weight=float((places >= 0).sum()),
-                    places=places,
-                    truncated=bool(encoding.overflowing),
-                )
-            )
+        batch = tokenizer(
+            [example.words for example in examples[start : start + _TOKENIZED_TOGETHER]],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=settings.max_length,
+            stride=min(settings.stride, overlap),
+            return_overflowing_tokens=True,
+        )
+        windows: dict[int, list[Any]] = {}
+        for sample, encoding in zip(batch["overflow_to_sample_mapping"], batch.encodings, strict=True):
+            windows.setdefault(start + sample, []).append(encoding)
+        for i, encodings in windows.items():
+            for encoding, places in zip(encodings, central_words(encodings), strict=True):
+                tags = [IGNORE if word < 0 else targets[i][word] for word in places]
+                weight = float((places >= 0).sum())
+                features.append(Feature(i, (_arrays(encoding),), tags, weight=weight, places=places))
     return features
+
+
+def central_words(encodings: Sequence[Any]) -> list[np.ndarray]:
+    """For each token of a text's windows the index of its word, if it is the word's first token in the window where
+    that is farthest from the ends; else -1."""
+    places = [first_tokens(encoding.word_ids) for encoding in encodings]
+    if len(places) == 1:
+        return places
+    best: dict[int, tuple[int, int, int]] = {}
+    for number, words in enumerate(places):
+        for place, word in enumerate(words.tolist()):
+            context = min(place, len(words) - 1 - place)
+            if word >= 0 and (word not in best or context > best[word][0]):
+                best[word] = context, number, place
+    kept = [np.full_like(words, -1) for words in places]
+    for word, (_, number, place) in best.items():
+        kept[number][place] = word
+    return kept
 
 
 def first_tokens(word_ids: Sequence[int | None]) -> np.ndarray:
@@ -246,14 +270,12 @@ def _token_logits(output: ModelOutput, features: Sequence[Feature]) -> list[np.n
 
 
 def _decode_words(examples: Any, features: Any, logits: Any, labels: list[str], settings: Any) -> Predictions:
-    """Tags of words; a word that was cut off, or has no token, gets 'O'."""
-    predictions = []
-    for example, feature, rows in zip(examples, features, logits, strict=True):
-        tags = ["O"] * len(example.words)
+    """Tags of words; a word that has no token gets 'O'."""
+    predictions = [{"words": e.words, "gold": e.tags, "predicted": ["O"] * len(e.words)} for e in examples]
+    for feature, rows in zip(features, logits, strict=True):
         for word, best in zip(feature.places, rows.argmax(axis=1), strict=True):
             if word >= 0:
-                tags[word] = labels[best]
-        predictions.append({"words": example.words, "gold": example.tags, "predicted": tags})
+                predictions[feature.example]["predicted"][word] = labels[best]
     return predictions
 
 
@@ -383,7 +405,7 @@ TASKS: dict[str, Task] = {
         details=lambda predictions, labels: metrics.per_entity_type(*_sides(predictions)),
         splits_words=True,
         weighable=True,
-        options=("words", "tags"),
+        options=("words", "tags", "stride"),
     ),
     "question-answering": Task(
         model=AutoModelForQuestionAnswering,

@@ -1,0 +1,106 @@
+"""`fastbert predict` and `fastbert zero-shot`: a task's answer to each row of files, with the row's own columns."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbert.cli.options import load_options
+from fastbert.cli.row_runs import bad_lines, check_output, check_streams, writing
+from fastbert.inference.batching import WINDOW
+from fastbert.inference.input_files import STDIN
+from fastbert.inference.row_output import RowFormat, format_of_rows
+from fastbert.progress import say
+from fastbert.tasks.base import Pipeline
+from fastbert.tasks.pipelines import pipeline, task_of
+from fastbert.tasks.predict import PREDICTED, Predicting, predict_records
+from fastbert.tasks.rows import TaskReading, TaskRows
+
+ZERO_SHOT = "zero-shot-classification"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `fastbert predict` or `fastbert zero-shot`; returns the exit code."""
+    check_streams(args)
+    try:
+        reading = TaskReading.of(args)
+    except ValueError as error:
+        args.parser.error(str(error))
+    task = args.task or task_of(args.model, args.revision)
+    if task not in (*PREDICTED, ZERO_SHOT):
+        raise ValueError(f"the model's head is for {task}; fastbert predict runs {', '.join(PREDICTED)}")
+    records = TaskRows(args.inputs, reading, task)
+    to_file = args.output != STDIN
+    format = RowFormat(format_of_rows(args.output, args.output_format) if to_file else "jsonl")
+    if to_file:
+        check_output(args)
+    given = {"max_length": args.max_length, "truncation": args.truncation}
+    if args.long is not None:
+        if task != "text-classification":
+            args.parser.error(f"--long is given; the model's task is {task}, which has no use for it")
+        given["long"] = args.long
+    if task == ZERO_SHOT:
+        names = {"hypothesis_template": args.template, "multi_label": args.multi_label}
+        given |= {"candidate_labels": args.labels, **{name: value for name, value in names.items() if value}}
+    if args.max_tokens is not None:
+        given["max_tokens"] = args.max_tokens
+    model = pipeline(task, args.model, **vars(load_options(args)), **given)
+    wanted = Predicting(args.top_k, args.threshold, args.prefix)
+    window = args.window or WINDOW
+
+    def settings() -> dict[str, Any]:
+        return {
+            "task": task,
+            **{name: value for name, value in given.items() if name != "max_tokens"},
+            **vars(wanted),
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "precision": args.precision,
+            "quantize": args.quantize,
+            "device": model.model.device.type,
+            "window": window,
+            **{f"input {name}": _as_json(value) for name, value in vars(reading).items()},
+            "inputs": args.inputs if len(args.inputs) > 1 else None,
+            "output format": args.output_format or Path(args.output).suffix,
+            "model (a hash of its weights and vocabulary)": fingerprint(model)[:16],
+        }
+
+    with writing(args, format, settings, records.total_bytes) as (output, progress):
+        done = predict_records(
+            model,
+            records,
+            output,
+            wanted,
+            window=window,
+            skip_bad=args.bad_lines == "skip",
+            report=bad_lines(progress),
+            advance=lambda tokens: progress.update(records.bytes_read, progress.tokens + tokens),
+        )
+    if done.skipped:
+        say(f"{done.skipped:,} of {done.records:,} lines skipped")
+    if not args.quiet:
+        where = args.output if to_file else "stdout"
+        before = f", {output.resumed.records:,} of them by the run before" if output.resumed else ""
+        say(f"{done.records - done.skipped:,} rows to {where}{before}; {progress.spent()}")
+    if done.cut:
+        say(f"{done.cut:,} rows were too long for the model, and ran in several windows each")
+    return 0
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def fingerprint(model: Pipeline) -> str:
+    """A hash of all that determines the answers: weights, precision, vocabulary."""
+    digest = hashlib.sha256()
+    for name, tensor in model.model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    vocabulary = sorted(model.tokenizer.get_vocab().items())
+    config = sorted(model.runner.config.to_dict().items())
+    digest.update(repr((vocabulary, repr(model.tokenizer), config)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,31 @@
+"""Work that is done ahead in a thread: the next texts are tokenized while the model runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+AHEAD = 2  # items that are made before they are needed
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def ahead(items: Iterable[Item], make: Callable[[Item], Made]) -> Iterator[tuple[Item, Made]]:
+    """Each item and what is made of it, in order; a thread makes the next ones while the caller works."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[tuple[Item, Future[Made]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, thread.submit(make, item)))
+                if len(waiting) > AHEAD:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

@@ -1,0 +1,13 @@
+"""From texts to answers: a file for each task, over packed batches of any family's model.
+
+`pipeline` is the door; `runner` makes windows of texts and runs them; `base` is what the tasks share.
+"""
+
+from fastbert.tasks.attribution import attribute
+from fastbert.tasks.augmentation import augment
+from fastbert.tasks.multi_head import MultiHead
+from fastbert.tasks.pipelines import pipeline
+from fastbert.tasks.reranking import Reranker, rerank
+from fastbert.tasks.vector_search import search
+
+__all__ = ["MultiHead", "Reranker", "attribute", "augment", "pipeline", "rerank", "search"]

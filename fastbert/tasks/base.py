@@ -1,0 +1,145 @@
+"""Pipeline: what the tasks share. Inputs are tokenized ahead in a thread, run in packed batches, answered in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import groupby
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from fastbert.inference.ahead import ahead
+from fastbert.inference.windows import Window, central_tokens
+from fastbert.tasks.runner import Runner, chunks
+
+# Arguments of transformers' pipelines that batches of packed tokens have no use for.
+IDLE = {"batch_size", "num_workers", "padding", "framework"}
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What becomes of a text with more tokens than the model takes. It never happens unsaid.
+
+    Args:
+        truncation: True cuts it, as transformers' pipelines do; else it runs in overlapping windows, and an answer
+            that was made of several says so: `windows` and `tokens`, its number of tokens.
+        max_length: most tokens of a window or of a cut text (default: as many as the model takes).
+        stride: tokens that two windows share (default: 128, or a quarter of max_length if that is less).
+    """
+
+    truncation: bool | str = False
+    max_length: int | None = None
+    stride: int | None = None
+
+
+class Pipeline:
+    """A model that answers for one task. The arguments of a call can be given when it is made, as defaults."""
+
+    task: ClassVar[str]
+    settings_class: ClassVar[type[Cutting]] = Cutting
+
+    def __init__(self, runner: Runner, **defaults: Any) -> None:
+        self.runner, self.defaults = runner, defaults
+        self.settings()
+
+    @property
+    def model(self) -> Any:
+        return self.runner.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.runner.tokenizer
+
+    def settings(self, **given: Any) -> Any:
+        """The settings of a call.
+
+        Raises:
+            TypeError: the task has no such argument.
+        """
+        values = {name: value for name, value in {**self.defaults, **given}.items() if name not in IDLE}
+        values |= values.pop("tokenizer_kwargs", None) or values.pop("tokenize_kwargs", None) or {}
+        known = [field.name for field in fields(self.settings_class)]
+        if unknown := [name for name in values if name not in known]:
+            raise TypeError(f"{self.task} takes no {unknown[0]}; it takes {', '.join(known)}")
+        return self.settings_class(**values)
+
+    def __call__(self, inputs: Any, **given: Any) -> Any:
+        """The answer to one input, a list of them for a list, or an iterator for any other iterable."""
+        settings = self.settings(**given)
+        if self.is_one(inputs):
+            return self.alone(next(self.stream([inputs], settings)), inputs, settings)
+        answers = self.stream(inputs, settings)
+        return list(answers) if isinstance(inputs, list | tuple) else answers
+
+    def stream(self, inputs: Iterable[Any], settings: Any = None) -> Iterator[Any]:
+        """The answers in order, in bounded memory."""
+        return (answer for answer, _ in self.told(inputs, settings))
+
+    def told(self, inputs: Iterable[Any], settings: Any = None) -> Iterator[tuple[Any, list[Window]]]:
+        """The answers, each with the windows of its input."""
+        settings = self.settings() if settings is None else settings
+        items = (self.check(item, where) for where, item in enumerate(inputs))
+
+        def prepare(chunk: list[Any]) -> list[Window]:
+            return self.prepare(chunk, settings)
+
+        for chunk, windows in ahead(chunks(items, _characters), prepare):
+            yield from self.answers(chunk, windows, self.run(windows), settings)
+
+    def is_one(self, inputs: Any) -> bool:
+        """Whether it is one input, not several."""
+        return isinstance(inputs, str)
+
+    def check(self, item: Any, where: int) -> Any:
+        """The input in the form that `prepare` takes.
+
+        Raises:
+            TypeError: it is no text.
+        """
+        if not isinstance(item, str):
+            raise TypeError(f"inputs[{where}] is a {type(item).__name__}; {self.task} takes a str")
+        return item
+
+    def prepare(self, items: list[Any], settings: Any) -> list[Window]:
+        return self.runner.windows(
+            items, max_length=settings.max_length, overlap=settings.stride, cut=bool(settings.truncation)
+        )
+
+    def run(self, windows: list[Window]) -> list[np.ndarray]:
+        """What the answers are made of, of each window."""
+        return self.runner.run(windows, logits)
+
+    def answers(
+        self, items: list[Any], windows: Sequence[Window], rows: Sequence[np.ndarray], settings: Any
+    ) -> Iterator[tuple[Any, list[Window]]]:
+        """The answer to each input, from its windows and the rows of each."""
+        pairs = zip(windows, rows, strict=True)
+        for item, (_, found) in zip(items, groupby(pairs, key=lambda pair: pair[0].item), strict=True):
+            own, values = zip(*found, strict=True)
+            yield self.answer(item, list(own), list(values), settings), list(own)
+
+    def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
+        raise NotImplementedError
+
+    def alone(self, answer: Any, inputs: Any, settings: Any) -> Any:
+        """The answer to an input that came alone."""
+        return answer
+
+
+def logits(output: Any, ids: Tensor) -> Tensor:
+    return output.logits
+
+
+def said(windows: list[Window]) -> dict[str, int]:
+    """What an answer says of a text that needed several windows; nothing of others."""
+    if len(windows) == 1:
+        return {}
+    return {"windows": len(windows), "tokens": len(central_tokens(windows))}
+
+
+def _characters(item: Any) -> int:
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(_characters, item.values() if isinstance(item, dict) else item)) if item else 0

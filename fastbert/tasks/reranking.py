@@ -1,0 +1,83 @@
+"""rerank: documents in the order of their scores for a query, by a cross-encoder, as CrossEncoder.rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastbert.inference.windows import Window
+from fastbert.tasks.base import Cutting, Pipeline
+from fastbert.tasks.text_classification import apply
+
+
+class Reranker(Pipeline):
+    """Pairs (query, document) to scores; a model with one label, as cross-encoders have.
+
+    The score is the logit through the activation that the model's folder names, a sigmoid by default, as in
+    sentence-transformers. Of a document in several windows, the best counts.
+    """
+
+    task = "rerank"
+
+    def is_one(self, inputs: Any) -> bool:
+        return isinstance(inputs, tuple)
+
+    def check(self, item: Any, where: int) -> Any:
+        if not isinstance(item, tuple | list) or len(item) != 2 or not all(isinstance(text, str) for text in item):
+            raise TypeError(f"inputs[{where}] is {item!r:.80}; it must be a pair of str: query and document")
+        return tuple(item)
+
+    def prepare(self, items: list[Any], settings: Cutting) -> list[Window]:
+        return self.runner.windows(
+            items, max_length=settings.max_length, overlap=settings.stride, cut=bool(settings.truncation)
+        )
+
+    def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> float:
+        if rows[0].shape != (1,):
+            raise ValueError(f"the model has {len(rows[0])} labels; a reranker has one")
+        return float(apply(self.activation, np.max(rows, axis=0))[0])
+
+    @property
+    def activation(self) -> str:
+        named = self.runner.config.extra.get("sentence_transformers") or {}
+        name = str(named.get("activation_fn", "sigmoid")).rpartition(".")[2].lower()
+        return "none" if name == "identity" else "sigmoid"
+
+    def rank(
+        self, query: str, documents: Sequence[str], *, top_k: int | None = None, return_documents: bool = False
+    ) -> list[dict[str, Any]]:
+        """[{corpus_id, score}], and `text` with return_documents, best first; of equals, the first."""
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; it must be at least 1, or None for all documents")
+        scores = self([(query, document) for document in documents]) if documents else []
+        order = sorted(range(len(documents)), key=lambda i: -scores[i])[:top_k]
+        return [
+            {"corpus_id": i, "score": scores[i], **({"text": documents[i]} if return_documents else {})} for i in order
+        ]
+
+
+def rerank(
+    query: str,
+    documents: Sequence[str],
+    *,
+    model: Reranker | str | Path,
+    top_k: int | None = None,
+    return_documents: bool = False,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Documents in the order of their scores for a query; see Reranker.rank.
+
+    Args:
+        model: a Reranker, or the folder or hub id of a cross-encoder, loaded by `pipeline("rerank", ...)` with
+            `options`; to rank for many queries, make it once.
+    """
+    if not isinstance(model, Reranker):
+        from fastbert.tasks.pipelines import pipeline
+
+        return rerank(
+            query, documents, model=pipeline("rerank", model, **options), top_k=top_k, return_documents=return_documents
+        )
+    return model.rank(query, documents, top_k=top_k, return_documents=return_documents)

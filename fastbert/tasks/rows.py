@@ -1,0 +1,90 @@
+"""The rows of files as inputs of a task, with all their columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastbert.inference.input_files import Form, RecordProblem, no_column, open_parquet
+from fastbert.inference.records import Record, Records, Row, text_of
+
+
+@dataclass(frozen=True)
+class TaskReading(Form):
+    """How files are read, and the names of their columns (csv: names, or numbers from 1; JSON: keys).
+
+    Args:
+        text, pair: of texts, and of the second text where there are pairs.
+        words: a list of words, of a JSON object, instead of `text`, to tag.
+        question, context: to answer questions.
+        choices: one key of a list, or a column for each choice.
+        allow_empty: whether a text may be empty.
+    """
+
+    text: str = "text"
+    pair: str | None = None
+    words: str = "words"
+    question: str = "question"
+    context: str = "context"
+    choices: tuple[str, ...] = ("choices",)
+    allow_empty: bool = False
+
+
+class TaskRows(Records):
+    """The rows of several inputs, in order: a Record has all values of its row, and the input of the task."""
+
+    reading: TaskReading
+
+    def __init__(self, inputs: list[str], reading: TaskReading, task: str) -> None:
+        self._task = task
+        super().__init__(inputs, reading)
+
+    def _check(self, name: str, kind: str) -> None:
+        if kind == "parquet":
+            with open_parquet(name, self._needed({"words": None})):
+                pass
+
+    def _columns(self, kind: str) -> list[str] | None:
+        return [self.reading.text] if kind == "text" else None
+
+    def _needed(self, values: dict[str, Any]) -> list[str]:
+        """The columns that the task's input is made of, in a row with these values."""
+        reading = self.reading
+        if self._task == "question-answering":
+            return [reading.question, reading.context]
+        if self._task == "token-classification" and reading.words in values:
+            return []
+        pair = [reading.pair] if reading.pair is not None else []
+        return [reading.text, *pair, *(reading.choices if self._task == "multiple-choice" else ())]
+
+    def _record(self, file: int, row: Row, kind: str) -> Record:
+        if row.problem is not None:
+            raise RecordProblem(row.problem)
+        values, reading = dict(row.values), self.reading
+        by_number = {str(i): value for i, value in enumerate(values.values(), start=1)} if kind == "csv" else {}
+        named = by_number | values
+        row = Row(row.line, named)
+        for name in self._needed(named):
+            if name not in named:
+                raise RecordProblem(f"has {no_column(name, values)}")
+
+        def text(name: str) -> str:
+            return text_of(row, name, kind, allow_empty=reading.allow_empty)
+
+        if self._task == "question-answering":
+            found: Any = {"question": text(reading.question), "context": text(reading.context)}
+            return Record(file, row.line, found["context"], values=values, input=found)
+        if self._task == "token-classification" and reading.words in named:
+            words = named[reading.words]
+            if not isinstance(words, list) or not words or not all(isinstance(w, str) and w for w in words):
+                raise RecordProblem(f"has {words!r:.80} for words in {reading.words!r}, not a list of texts")
+            return Record(file, row.line, " ".join(words), values=values, input=words)
+        main = text(reading.text)
+        if self._task == "multiple-choice":
+            choices = [named[name] for name in reading.choices]
+            choices = choices[0] if len(choices) == 1 else choices
+            if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+                raise RecordProblem(f"has {choices!r:.80} for choices, not a list of two texts or more")
+            return Record(file, row.line, main, values=values, input={"text": main, "choices": choices})
+        found = main if reading.pair is None else (main, text(reading.pair))
+        return Record(file, row.line, main, values=values, input=found)

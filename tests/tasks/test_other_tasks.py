@@ -1,0 +1,216 @@
+"""fill-mask, feature-extraction, similarity, search, rerank, multiple-choice and summaries."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tasks_support import KINDS, LENGTH, make_texts, same, save
+
+import fastbert
+from fastbert.tasks.summarization import sentences_of
+from fastbert.tasks.vector_search import similarity
+
+TEXTS = [text for text in make_texts(60) if len(text) < 1000]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def masked(request, tmp_path_factory):
+    return save(tmp_path_factory.mktemp(request.param), request.param, "ForMaskedLM")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("bert"), "bert", "Model")
+
+
+def with_masks(tokenizer, texts):
+    return [
+        " ".join((tokenizer.mask_token if i in (1, 3) else word) for i, word in enumerate(text.split()))
+        for text in texts
+        if len(text.split()) > 1
+    ]
+
+
+@pytest.mark.parametrize("way", ["own", "live"])
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"targets": ["fox", "dog", "nonsense"], "top_k": 3}], ids=str)
+def test_fill_mask(masked, way, options):
+    theirs = transformers.pipeline("fill-mask", masked, device="cpu")
+    ours = fastbert.pipeline("fill-mask", masked)
+    if way == "live":
+        model = transformers.AutoModelForMaskedLM.from_pretrained(masked)
+        ours = fastbert.pipeline("fill-mask", model, tokenizer=transformers.AutoTokenizer.from_pretrained(masked))
+    texts = with_masks(ours.tokenizer, TEXTS)
+    assert len(texts) > 30
+    cut = {"tokenizer_kwargs": {"truncation": True}}
+    kept = [text for text in texts if len(ours.tokenizer(text)["input_ids"]) <= LENGTH]
+    same(ours(kept, **options), theirs(kept, **options, **cut))
+    same(ours(kept[0], **options), theirs(kept[0], **options))
+    same(ours(kept[:1], **options), theirs(kept[:1], **options))
+
+
+def test_fill_mask_refuses(masked):
+    ours = fastbert.pipeline("fill-mask", masked)
+    mask = ours.tokenizer.mask_token
+    with pytest.raises(ValueError, match=f"the text has no {mask.replace('[', '.').replace(']', '.')}: 'cat'"):
+        ours("cat")
+    with pytest.raises(ValueError, match="has more tokens than 64; truncation=True cuts it"):
+        ours(f"{mask} " + make_texts()[8])
+    with pytest.raises(ValueError, match="top_k is 0"):
+        ours(f"a {mask}", top_k=0)
+
+
+def test_feature_extraction(bert):
+    theirs = transformers.pipeline("feature-extraction", bert, device="cpu")
+    ours = fastbert.pipeline("feature-extraction", bert)
+    texts = TEXTS[:20]
+    for mine, wanted in zip(ours(texts, truncation=True), theirs(texts, truncation=True), strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-5)
+    assert torch.is_tensor(ours("cat", return_tensors=True))
+    text = make_texts()[8]
+    assert np.shape(ours(text)) == (1, len(ours.tokenizer(text)["input_ids"]), 32)
+
+
+def test_similarity(bert):
+    ours = fastbert.pipeline("similarity", bert)
+    vectors = ours.embedder.embed(TEXTS[:5])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(ours(TEXTS[:5]), unit @ unit.T, atol=1e-6)
+    np.testing.assert_allclose(
+        ours(TEXTS[:2], TEXTS[:5], score_function="dot_score"), vectors[:2] @ vectors.T, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["cos_sim", "dot_score", "euclidean", "manhattan"])
+def test_similarities_are_sentence_transformers(kind):
+    from sentence_transformers import util
+
+    a, b = (np.random.default_rng(seed).standard_normal((n, 8)).astype(np.float32) for seed, n in ((0, 5), (1, 7)))
+    name = {"euclidean": "euclidean_sim", "manhattan": "manhattan_sim"}.get(kind, kind)
+    np.testing.assert_allclose(similarity(a, b, kind), getattr(util, name)(a, b), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cos_sim", "dot_score", "euclidean"])
+def test_search_is_exact(tmp_path, kind):
+    """The ten best of 100,000, from a mapped file in blocks: brute force's, ties by place."""
+    draw = np.random.default_rng(0)
+    corpus = draw.standard_normal((100_000, 16)).astype(np.float32)
+    corpus[50_000] = corpus[7] = corpus[99_999]
+    corpus[11] = np.nan
+    queries = np.concatenate([draw.standard_normal((20, 16)).astype(np.float32), corpus[7:8]])
+    np.save(tmp_path / "corpus.npy", corpus)
+    found = fastbert.search(queries, tmp_path / "corpus.npy", 10, score_function=kind, block=30_000)
+    scores = similarity(queries, corpus, kind)
+    scores[:, 11] = -np.inf
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    assert [[hit["corpus_id"] for hit in hits] for hits in found] == best.tolist()
+    assert kind == "dot_score" or [hit["corpus_id"] for hit in found[-1][:3]] == [7, 50_000, 99_999]
+    np.testing.assert_allclose(
+        [[hit["score"] for hit in hits] for hits in found], np.take_along_axis(scores, best, 1), rtol=1e-5, atol=1e-5
+    )
+    few = fastbert.search(queries[0], corpus[9:13], 10, score_function=kind)
+    assert sorted(hit["corpus_id"] for hit in few[0]) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("kind", ["cos_sim", "dot_score"])
+def test_faiss_finds_the_same(kind):
+    draw = np.random.default_rng(0)
+    corpus, queries = (draw.standard_normal((n, 16)).astype(np.float32) for n in (2000, 9))
+    exact, faiss = (fastbert.search(queries, corpus, 7, score_function=kind, index=i) for i in ("exact", "faiss"))
+    same(faiss, exact)
+    with pytest.raises(ValueError, match="score_function is 'euclidean'; index 'faiss' knows cos_sim and dot_score"):
+        fastbert.search(queries, corpus, score_function="euclidean", index="faiss")
+
+
+def test_search_is_sentence_transformers():
+    from sentence_transformers import util
+
+    draw = np.random.default_rng(0)
+    corpus, queries = (draw.standard_normal((n, 16)).astype(np.float32) for n in (500, 9))
+    same(fastbert.search(queries, corpus, 7), util.semantic_search(queries, corpus, top_k=7))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"score_function": "dot"}, "score_function is 'dot'; it must be one of cos_sim, dot_score"),
+        ({"corpus": np.zeros((3, 5), np.float32)}, "queries have 4 numbers, the corpus 5"),
+        (
+            {"corpus": np.zeros((3, 4), int)},
+            r"corpus has shape \(3, 4\) and dtype int64; it must be \(N, E\) of floats",
+        ),
+        ({"index": "tree"}, "index is 'tree'; it must be 'exact' or 'faiss'"),
+    ],
+)
+def test_search_refuses(given, message):
+    vectors = np.ones((3, 4), np.float32)
+    with pytest.raises(ValueError, match=message):
+        fastbert.search(**{"queries": vectors, "corpus": vectors, **given})
+
+
+def test_rerank(tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    folder = save(tmp_path, "bert", "ForSequenceClassification", num_labels=1)
+    theirs = CrossEncoder(folder, device="cpu")
+    documents = [text for text in TEXTS if text]
+    wanted = theirs.rank("the lazy dog", documents, return_documents=True)
+    found = fastbert.rerank("the lazy dog", documents, model=folder, return_documents=True, truncation=True)
+    same([hit["score"] for hit in found], [float(hit["score"]) for hit in wanted])
+    same({hit["corpus_id"]: hit for hit in found}, {hit["corpus_id"]: hit for hit in wanted})
+    ranker = fastbert.pipeline("rerank", folder)
+    assert len(ranker.rank("the lazy dog", documents, top_k=3)) == 3 and ranker.rank("a", []) == []
+    long = make_texts()[8]
+    parts = [ranker(("dog", long[i : i + 150])) for i in range(0, 1500, 150)]
+    assert ranker(("dog", long)) >= min(parts)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=3, ignore_mismatched_sizes=True
+    )
+    with pytest.raises(ValueError, match="the model has 3 labels; a reranker has one"):
+        fastbert.pipeline("rerank", model, tokenizer=folder)(("a", "b"))
+
+
+def test_multiple_choice(tmp_path):
+    folder = save(tmp_path, "bert", "ForMultipleChoice")
+    model = transformers.AutoModelForMultipleChoice.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    items = [
+        {"text": a, "choices": [b, c, "the fox"][: 2 + i % 2]}
+        for i, (a, b, c) in enumerate(zip(TEXTS[9:20], TEXTS[20:31], TEXTS[31:42], strict=True))
+    ]
+    for item, answer in zip(items, fastbert.pipeline("multiple-choice", folder)(items, truncation=True), strict=True):
+        pairs = [(item["text"], choice) for choice in item["choices"]]
+        inputs = tokenizer(pairs, padding=True, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            scores = model(**{name: x[None] for name, x in inputs.items()}).logits[0].softmax(-1)
+        same(answer, {"label": int(scores.argmax()), "score": float(scores.max()), "scores": scores.tolist()})
+
+
+def test_summary(bert):
+    text = " ".join(
+        f"{word} {TEXTS[20 + i]} and the end of it."
+        for i, word in enumerate(["One", "Two", "Three", "Four", "Five", "Six"])
+    )
+    ours = fastbert.pipeline("summarization", bert, min_length=1)
+    sentences = sentences_of(text)
+    found = ours(text, num_sentences=3, return_as_list=True)
+    places = [sentences.index(sentence) for sentence in found]
+    assert len(found) == 3 and places == sorted(places) and places[0] == 0
+    assert ours(text, num_sentences=3, return_indices=True) == places
+    assert ours(text, num_sentences=3) == " ".join(found)
+    assert ours([text, ""], num_sentences=1) == [sentences[0], ""]
+    assert len(ours(text, ratio=0.5, return_as_list=True)) == round(len(sentences) / 2)
+    with pytest.raises(ValueError, match="ratio is 2; it must be above 0"):
+        ours(text, ratio=2)
+
+
+def test_sentences():
+    text = 'He said "Stop!" Then he left. 中文。没有空格！A number 3.14 stays.\n\nA new part'
+    assert sentences_of(text) == [
+        'He said "Stop!"',
+        "Then he left.",
+        "中文。",
+        "没有空格！",
+        "A number 3.14 stays.",
+        "A new part",
+    ]

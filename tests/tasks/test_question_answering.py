@@ -1,0 +1,170 @@
+"""question-answering: the answers of transformers' pipeline before 5.3, by a reference written here from its rules."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tasks_support import KINDS, make_texts, same, save
+
+import fastbert
+
+TEXTS = make_texts(60)
+LONG = TEXTS[8][:1500]
+WORDS = ["the", "quick", "brown", "fox", "lazy", "dog", "foxes", "dogs", "l'été", "and"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    return save(tmp_path_factory.mktemp(request.param), request.param, "ForQuestionAnswering")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("bert"), "bert", "ForQuestionAnswering")
+
+
+def questions(count, seed=0):
+    draw = random.Random(seed)
+    contexts = [text for text in TEXTS if len(text.split()) > 3 and len(text) < 1000] + [LONG]
+    return [
+        {"question": " ".join(draw.choices(WORDS, k=draw.randint(1, 5))), "context": draw.choice(contexts)}
+        for _ in range(count)
+    ]
+
+
+class Reference:
+    """The rules, a window at a time, over transformers' model and tokenizer."""
+
+    def __init__(self, folder):
+        self.model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def __call__(
+        self,
+        question,
+        context,
+        top_k=1,
+        doc_stride=None,
+        max_answer_len=15,
+        max_seq_len=None,
+        handle_impossible_answer=False,
+        align_to_words=True,
+    ):
+        max_seq_len = max_seq_len or min(self.tokenizer.model_max_length, 384)
+        batch = self.tokenizer(
+            question,
+            context,
+            truncation="only_second",
+            max_length=max_seq_len,
+            stride=min(max_seq_len // 2, 128) if doc_stride is None else doc_stride,
+            return_overflowing_tokens=True,
+        )
+        answers, no_answer = [], 1e6
+        for row, ids in enumerate(batch["input_ids"]):
+            inputs = {n: torch.tensor([batch[n][row]]) for n in batch if n != "overflow_to_sample_mapping"}
+            with torch.no_grad():
+                output = self.model(**inputs)
+            encoding = batch.encodings[row]
+            may = [
+                part == 1 or i == self.tokenizer.cls_token_id
+                for part, i in zip(encoding.sequence_ids, ids, strict=True)
+            ]
+            start, end = (
+                logits[0].masked_fill(~torch.tensor(may), -1e4).softmax(-1).numpy().copy()
+                for logits in (output.start_logits, output.end_logits)
+            )
+            no_answer = min(no_answer, float(start[0] * end[0]))
+            start[0] = end[0] = 0
+            spans = {
+                (i, j): float(start[i] * end[j])
+                for i in range(len(ids))
+                for j in range(len(ids))
+                if 0 <= j - i < max_answer_len
+            }
+            tried = sorted(spans, key=lambda span: -spans[span])[: 2 * top_k + 10 if align_to_words else top_k]
+            for i, j in tried:
+                if not (may[i] and may[j]):
+                    continue
+                first, last = encoding.offsets[i][0], encoding.offsets[j][1]
+                words = [encoding.token_to_word(token) for token in (i, j)]
+                if align_to_words and None not in words:
+                    first, last = encoding.word_to_chars(words[0], 1)[0], encoding.word_to_chars(words[1], 1)[1]
+                text = context[first:last]
+                known = [a for a in answers if a["answer"].lower() == text.lower()]
+                if known:
+                    known[0]["score"] += spans[i, j]
+                else:
+                    answers.append({"score": spans[i, j], "start": first, "end": last, "answer": text})
+        if handle_impossible_answer:
+            answers.append({"score": no_answer, "start": 0, "end": 0, "answer": ""})
+        answers = sorted(answers, key=lambda a: -a["score"])[:top_k]
+        return answers[0] if len(answers) == 1 else answers
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": 3},
+        {"max_answer_len": 4, "handle_impossible_answer": True, "top_k": 2},
+        {"max_seq_len": 40, "doc_stride": 8},
+        {"align_to_words": False, "top_k": 2},
+    ],
+    ids=str,
+)
+def test_as_the_pipeline_was(folder, options):
+    reference, ours = Reference(folder), fastbert.pipeline("question-answering", folder)
+    asked = questions(25)
+    same(ours(asked, **options), [reference(**each, **options) for each in asked])
+
+
+def test_ways_to_ask(bert):
+    ours = fastbert.pipeline("question-answering", bert)
+    asked = questions(3)
+    answers = [ours(question=each["question"], context=each["context"]) for each in asked]
+    assert all(isinstance(answer, dict) for answer in answers)
+    assert ours(asked) == ours(*asked) == answers
+    assert ours(asked[0]) == ours(asked[:1]) == answers[0]
+    columns = {name: [each[name] for each in asked] for name in asked[0]}
+    assert ours(**columns) == answers
+    one = ours(question=columns["question"], context=asked[0]["context"])
+    assert one == [ours(question=q, context=asked[0]["context"]) for q in columns["question"]]
+
+
+def test_live(bert):
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(bert)
+    ours = fastbert.pipeline("question-answering", model, tokenizer=transformers.AutoTokenizer.from_pretrained(bert))
+    asked = questions(10)
+    same(ours(asked), fastbert.pipeline("question-answering", bert)(asked))
+
+
+def test_a_window_never_hides_the_answer(bert):
+    """The offsets are those of the whole context, whichever window holds the answer."""
+    answer = fastbert.pipeline("question-answering", bert)(question="the fox", context=LONG, top_k=5)
+    assert all(LONG[each["start"] : each["end"]] == each["answer"] for each in answer)
+    assert np.all(np.diff([each["score"] for each in answer]) <= 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"question": "who?"}, "context is missing; a question needs its context"),
+        ({"question": "", "context": "a"}, r"inputs\[0\]: the question is empty"),
+        ({"question": ["a", "b"], "context": ["a", "b", "c"]}, "question has 2 texts, context 3"),
+        ({}, "no question is given"),
+        ({"question": "who?", "context": "a", "top_k": 0}, "top_k is 0"),
+        ({"question": "the fox " * 40, "context": "a"}, "tokens, which leave no room for windows of its context"),
+        ({"question": "who?", "context": "a", "doc_stride": 99}, "doc_stride is 99; it must be at most max_seq_len"),
+    ],
+)
+def test_bad_input(bert, given, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fastbert.pipeline("question-answering", bert)(**given)
+
+
+def test_a_long_question_can_be_cut(bert):
+    ours = fastbert.pipeline("question-answering", bert, max_question_len=6)
+    text = "the quick brown fox " * 20
+    assert ours(question=text, context=LONG) == ours(question="the quick brown fox the quick", context=LONG)
