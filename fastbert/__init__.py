@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastbert.lazy import names_of
+
 if TYPE_CHECKING:
     from fastbert import integrations as integrations
     from fastbert import tasks as tasks
@@ -120,14 +122,10 @@ _MODULES = (
 
 
 if not TYPE_CHECKING:  # type checkers have the imports above; with __getattr__ they would accept any name
+    _name_of = names_of(__name__, {name: _HOMES.get(name, "model") for name in __all__}, globals())
 
     def __getattr__(name: str) -> Any:
-        if name in __all__:
-            globals()[name] = value = getattr(import_module(f"fastbert.{_HOMES.get(name, 'model')}"), name)
-            return value
-        if name in _MODULES:
-            return import_module(f"fastbert.{name}")
-        raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
+        return import_module(f"fastbert.{name}") if name in _MODULES else _name_of(name)
 
 
 def __dir__() -> list[str]:

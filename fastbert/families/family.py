@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a config is read without torch
     from torch import nn
 
 
-@dataclass(frozen=True, eq=False)  # compared and hashed by identity
+@dataclass(frozen=True, eq=False, repr=False)  # compared and hashed by identity
 class Family:
     """A family of encoders, under transformers' names."""
 

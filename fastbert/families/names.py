@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class EmbeddingNames:
     """Paths of the tables and what follows them, from the encoder; None for a part that the family lacks."""
 
@@ -30,7 +30,7 @@ class EmbeddingNames:
 BERT_EMBEDDINGS = EmbeddingNames()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerNames:
     """Paths of a layer's parts, from the layer. Dropouts are None where there is none."""
 
@@ -94,7 +94,7 @@ BERT_LAYER = LayerNames(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MaskedLMNames:
     """Paths of a masked-language-model head's parts, from the model.
 
@@ -119,7 +119,7 @@ BERT_MASKED_LM = MaskedLMNames(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClassesNames:
     """Paths of the parts of a head for classes: a layer with a norm over the text's state or the tokens', unless the
     encoder has a pooler; dropout; and the classifier."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +18,10 @@ from fastbert.checkpoint.hub import resolve_folder
 from fastbert.checkpoint.json_files import shown
 from fastbert.checkpoint.load import Checkpoint
 from fastbert.config import BertConfig, family_of
-from fastbert.inference.ahead import ahead
 from fastbert.inference.batching import WINDOW, token_budget_batches
 from fastbert.inference.pooling import POOLER, pool, pooling_modes
 from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
-from fastbert.inference.windows import windows_of
 from fastbert.model.auto import AutoModel
 from fastbert.model.bert import EncoderModel
 from fastbert.precision import LoadOptions
@@ -143,7 +141,7 @@ class Embedder:
             with Checkpoint(folder, options.revision, family_of(config.model_type)) as checkpoint:
                 if "pooler.dense.weight" not in checkpoint:
                     raise ValueError(f"{folder}: no tensor pooler.dense.weight, so no pooling 'pooler'")
-        model = AutoModel.of(config).load(folder, options, add_pooling_layer=POOLER in settings.pooling)
+        model = AutoModel.of(config).load(folder, options, config, add_pooling_layer=POOLER in settings.pooling)
         truncate_dim = _checked_widths(path, settings, model.config.hidden_size, truncate_dim)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(folder, revision=options.revision)
@@ -325,8 +323,13 @@ class Embedder:
         def prepare(block: Sequence[str]) -> tuple[list[list[int]], set[int]]:
             return self._ids(block, prompt, counts)
 
+        made: Iterable[tuple[list[list[int]], set[int]]] = map(prepare, blocks)
+        if len(blocks) > 1:  # else there is nothing to do ahead of, and the first vector does not wait for the import
+            from fastbert.inference.ahead import ahead
+
+            made = (ids for _, ids in ahead(blocks, prepare))
         with _reporting(progress, len(texts)) as report:
-            for number, (block, (ids, cut)) in enumerate(ahead(blocks, prepare)):
+            for number, (block, (ids, cut)) in enumerate(zip(blocks, made, strict=True)):
                 window = vectors[number * WINDOW : number * WINDOW + len(block)]
                 for batch in token_budget_batches([len(text) for text in ids], max_tokens):
                     window[batch] = self.embed_tokens([ids[i] for i in batch], skip=skip).cpu().numpy()
@@ -362,6 +365,8 @@ class Embedder:
         self, text: str, prompt: str, overlap: int | None, max_tokens: int
     ) -> tuple[Tensor, list[tuple[int, int]], Tensor]:
         """Of each window its vector before `_finished`, its place, and its number of tokens."""
+        from fastbert.inference.windows import windows_of
+
         before = self._tokenize([prompt])["input_ids"][0][1:-1] if prompt else []
         windows = windows_of(self.tokenizer, [text], self.max_length - len(before), overlap=overlap)
         ids = [[w.encoding.ids[0], *before, *w.encoding.ids[1:]] for w in windows]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from fastbert.config import BertConfig
-from fastbert.model import heads
-from fastbert.model.bert import BertModel, EncoderModel
-from fastbert.model.pretrained import BertPreTrainedModel
 
 
 class Auto:
     """BERT's own class for a BERT, else the one that takes every family."""
 
-    of_bert: type[BertPreTrainedModel]
-    of_any: type[BertPreTrainedModel]
+    home = "heads"  # the module of the classes, imported when one is asked for
+    of_bert: str
+    of_any: str
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Any:
@@ -30,36 +29,41 @@ class Auto:
     @classmethod
     def of(cls, config: BertConfig) -> Any:
         """The class for a config."""
-        return cls.of_bert if config.model_type == "bert" else cls.of_any
+        return cls.named(cls.of_bert if config.model_type == "bert" else cls.of_any)
+
+    @classmethod
+    def named(cls, name: str) -> Any:
+        return getattr(import_module(f"fastbert.model.{cls.home}"), name)
 
 
 class AutoModel(Auto):
-    of_bert, of_any = BertModel, EncoderModel
+    home = "bert"
+    of_bert, of_any = "BertModel", "EncoderModel"
 
 
 class AutoModelForPreTraining(Auto):
-    of_bert, of_any = heads.BertForPreTraining, heads.ModelForMaskedLM
+    of_bert, of_any = "BertForPreTraining", "ModelForMaskedLM"
 
     @classmethod
     def of(cls, config: BertConfig) -> Any:
-        return heads.ElectraForPreTraining if config.model_type == "electra" else super().of(config)
+        return cls.named("ElectraForPreTraining") if config.model_type == "electra" else super().of(config)
 
 
 class AutoModelForMaskedLM(Auto):
-    of_bert, of_any = heads.BertForMaskedLM, heads.ModelForMaskedLM
+    of_bert, of_any = "BertForMaskedLM", "ModelForMaskedLM"
 
 
 class AutoModelForSequenceClassification(Auto):
-    of_bert, of_any = heads.BertForSequenceClassification, heads.ModelForSequenceClassification
+    of_bert, of_any = "BertForSequenceClassification", "ModelForSequenceClassification"
 
 
 class AutoModelForTokenClassification(Auto):
-    of_bert, of_any = heads.BertForTokenClassification, heads.ModelForTokenClassification
+    of_bert, of_any = "BertForTokenClassification", "ModelForTokenClassification"
 
 
 class AutoModelForQuestionAnswering(Auto):
-    of_bert, of_any = heads.BertForQuestionAnswering, heads.ModelForQuestionAnswering
+    of_bert, of_any = "BertForQuestionAnswering", "ModelForQuestionAnswering"
 
 
 class AutoModelForMultipleChoice(Auto):
-    of_bert, of_any = heads.BertForMultipleChoice, heads.ModelForMultipleChoice
+    of_bert, of_any = "BertForMultipleChoice", "ModelForMultipleChoice"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Parts of the package, and what they may import of it besides themselves. A part is a module or folder of
 # fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
-LEAVES = {"checkpoint", "config", "families", "packing", "precision", "progress", "reference", "weight"}
+LEAVES = {"checkpoint", "config", "families", "lazy", "packing", "precision", "progress", "reference", "weight"}
 BELOW_MODEL = LEAVES | {"ops"}
 ALL_OF_MODEL = BELOW_MODEL | {"diagnostics", "model", "tokenizer"}
 MAY_IMPORT = {
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "checkpoint": {"families"},
     "config": {"checkpoint", "families"},
     "families": set(),
+    "lazy": set(),
     "packing": set(),
     "precision": set(),
     "progress": set(),

@@ -1,0 +1,34 @@
+"""Names of a package that are imported on first use (PEP 562)."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def names_of(package: str, homes: Mapping[str, str], namespace: dict[str, Any]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package.
+
+    Args:
+        homes: the module below the package of each name.
+        namespace: the package's globals, which keep what was imported.
+
+    Meanwhile no garbage is collected: importing makes thousands of objects that stay, and a full collection walks all
+    of torch's, for 50 ms.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            namespace[name] = value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        finally:
+            if enabled:
+                gc.enable()
+        return value
+
+    return get
