@@ -8,8 +8,7 @@ from functools import cache
 import torch
 import transformers
 from made_tokenizers import LINES, roberta, xlm_roberta
-from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import normalizers, pre_tokenizers
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 LENGTH = 64  # tokens that the models take
@@ -34,12 +33,14 @@ def make_texts(count=200, *, seed=0, longest=25):
 
 
 def bert_tokenizer(**options):
+    """WordPiece of the letters and of two words of three; the rest are made of pieces."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend = Backend(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    pieces = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(LINES * 3, pieces)
-    vocabulary = backend.get_vocab()
+    split, lower = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer()
+    words = sorted({word for line in LINES for word, _ in split.pre_tokenize_str(lower.normalize_str(line))})
+    letters = sorted({letter for word in words for letter in word})
+    whole = [word for i, word in enumerate(words) if i % 3 and len(word) > 1] + ["fox"]
+    tokens = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *whole])
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     return transformers.BertTokenizer(vocab=vocabulary, model_max_length=LENGTH, **options)
 
 

@@ -1,7 +1,7 @@
 """What the tests of Triton kernels share: a GPU or the interpreter to run on, and compiling for GPUs not there.
 
-The interpreter is chosen when triton is imported. So a file of kernel tests, where there is no GPU, runs itself once
-more in a process with TRITON_INTERPRET=1 (`run_in_the_interpreter`). It computes bf16 wrongly: DTYPES leaves it out.
+The interpreter is chosen when triton is imported. So the files of kernel tests, where there is no GPU, run once more in
+processes with TRITON_INTERPRET=1 (tests/ops/test_triton_interpreted.py). It computes bf16 wrongly, so DTYPES has none.
 What it does over and over, to no effect, is left out there (`_without_idle_work`).
 """
 
@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,13 +43,14 @@ in_the_interpreter = pytest.mark.skipif(
 )
 
 
-def run_in_the_interpreter(file: str, *args: str) -> None:
-    """Runs a test file once more, where its kernels run on the CPU; fails as it fails, and if nothing ran."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *args, file]
+def run_in_the_interpreter(files: Sequence[Path]) -> None:
+    """Runs test files once more, where their kernels run on the CPU; fails as they fail, and if nothing of one ran."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rsp", "-p", "no:cacheprovider", *map(str, files)]
     env = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout, done.stdout
+    for file in files:
+        assert re.search(rf"^PASSED \S*{file.name}::", done.stdout, re.M), f"{file.name}: no test ran\n{done.stdout}"
 
 
 def _without_idle_work() -> None:

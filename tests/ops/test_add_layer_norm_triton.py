@@ -15,9 +15,7 @@ from triton_support import (
     check_resources,
     compiles,
     compiling_for,
-    in_the_interpreter,
     nan_filled,  # noqa: F401
-    run_in_the_interpreter,
     runs,
 )
 
@@ -28,11 +26,6 @@ from fastbert.ops.add_layer_norm.triton import run_triton, supports_triton
 
 EPS = 1e-12
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 def example(M, N, dtype=F32, *, shift=0.0, residual_dtype=None, weight_dtype=None):

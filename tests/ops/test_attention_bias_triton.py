@@ -15,20 +15,13 @@ from triton_support import (
     check_resources,
     compiles,
     compiling_for,
-    in_the_interpreter,
     nan_filled,
-    run_in_the_interpreter,
     runs,
 )
 
 from fastbert.kernels import attention, attention_bwd
 
 assert nan_filled  # a fixture, used by name
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 def naive(qkv, bias, lengths, scale):

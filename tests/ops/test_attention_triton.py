@@ -21,9 +21,7 @@ from triton_support import (
     check_resources,
     compiles,
     compiling_for,
-    in_the_interpreter,
     nan_filled,
-    run_in_the_interpreter,
     runs,
 )
 
@@ -35,11 +33,6 @@ LENGTHS = [33, 0, 1, 20]
 TAIL = 3  # rows behind the last sequence
 assert nan_filled  # a fixture, used by name
 op = import_module("fastbert.ops.attention.triton")
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 def cu_seqlens_of(lengths):

@@ -15,9 +15,7 @@ from triton_support import (
     check_resources,
     compiles,
     compiling_for,
-    in_the_interpreter,
     nan_filled,  # noqa: F401
-    run_in_the_interpreter,
     runs,
 )
 
@@ -29,11 +27,6 @@ from fastbert.ops.embed_layer_norm.triton import run_triton, supports_triton
 
 EPS = 1e-12
 SIZES = (30, 2, 16)
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 def example(T, N, dtype=torch.float32, ids_dtype=torch.int64):

@@ -15,9 +15,7 @@ from triton_support import (
     check_resources,
     compiles,
     compiling_for,
-    in_the_interpreter,
     nan_filled,  # noqa: F401
-    run_in_the_interpreter,
     runs,
 )
 
@@ -26,11 +24,6 @@ from fastbert.kernels import linear_cross_entropy as kernels
 from fastbert.ops.linear_cross_entropy.triton import run_triton, supports_triton
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 def op(x, weight, bias, labels, ignore_index=-100):

@@ -14,9 +14,7 @@ from triton_support import (
     check_resources,
     compiles,
     compiling_for,
-    in_the_interpreter,
     nan_filled,  # noqa: F401
-    run_in_the_interpreter,
     runs,
 )
 
@@ -31,11 +29,6 @@ from fastbert.weight import Weight, as_weight
 SHAPES = [(1, 128, 7), (5, 384, 40), (33, 133, 70), (3, 1, 1), (2, 63, 65), (0, 128, 8)]
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 def random(*shape, dtype=torch.float32):

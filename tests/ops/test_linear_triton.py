@@ -23,9 +23,7 @@ from triton_support import (
     check_resources,
     compiles,
     compiling_for,
-    in_the_interpreter,
     nan_filled,  # noqa: F401
-    run_in_the_interpreter,
     runs,
 )
 
@@ -39,11 +37,6 @@ from fastbert.ops.linear.triton import run_triton, supports_triton
 pytestmark = pytest.mark.usefixtures("nan_filled")
 NAMES = tuple(reference.ACTIVATIONS)
 FUSED = [dtype for dtype in DTYPES if INTERPRETED or dtype != torch.float32]  # no tile of a GPU is for fp32
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 def draw(*size, seed=0, scale=1.0):

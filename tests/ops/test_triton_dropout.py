@@ -13,17 +13,10 @@ from triton_support import (
     check_resources,
     compiles,
     compiling_for,
-    in_the_interpreter,
-    run_in_the_interpreter,
     runs,
 )
 
 from fastbert.kernels import dropout
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 @triton.jit

@@ -17,8 +17,6 @@ from triton_support import (
     TARGETS,
     compiles,
     compiling_for,
-    in_the_interpreter,
-    run_in_the_interpreter,
     runs,
 )
 
@@ -40,11 +38,6 @@ MASK = torch.tensor([[1] * 9, [1] * 3 + [0] * 6, [0] * 9, [1, 0, 1, 1, 0, 1, 1, 
 IDS = torch.randint(1, 40, MASK.shape, generator=torch.Generator().manual_seed(1))
 SENTENCES = torch.ones(4, dtype=torch.long)  # all alike, so that the sum of their errors does not cancel
 LABELS = IDS.masked_fill((IDS % 3 > 0) | (MASK == 0), -100)
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture

@@ -9,17 +9,12 @@ import torch.nn.functional as F
 from test_second_derivatives import CU, OPS, E, T, penalty, vectors
 from test_triton_model import OPS as TRITON_OPS
 from test_triton_model import triton_on_any_device
-from triton_support import DEVICE, INTERPRETED, in_the_interpreter, run_in_the_interpreter, runs
+from triton_support import DEVICE, INTERPRETED, runs
 
 import fastbert
 from fastbert import ops
 
 assert triton_on_any_device  # a fixture, used by name
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,7 @@ from triton_support import (
     check_resources,
     compiles,
     compiling_for,
-    in_the_interpreter,
     nan_filled,
-    run_in_the_interpreter,
     runs,
 )
 
@@ -24,11 +22,6 @@ from fastbert.kernels import activation, attention, attention_bwd, rotary
 from fastbert.kernels.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
 
 assert nan_filled  # a fixture, used by name
-
-
-@in_the_interpreter
-def test_in_the_interpreter():
-    run_in_the_interpreter(__file__)
 
 
 def expected(qkv, dout, lengths, window, scale):

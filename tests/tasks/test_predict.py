@@ -124,7 +124,7 @@ def test_tags_questions_and_choices(folder, capsys):
     asked = [{"id": 7, "question": "who?", "context": "the quick brown fox jumps over the dog"}]
     write_rows("q.jsonl", asked)
     (row,) = rows_of(run(capsys, "predict", reader, "q.jsonl", "--top-k", 2)[1])
-    answer = fastbert.pipeline("question-answering", reader)(asked[0])
+    answer = fastbert.pipeline("question-answering", reader)(asked[0], top_k=2)[0]
     assert row["id"] == 7 and row["prediction"] == answer["answer"] and len(row["prediction_top"]) == 2
     assert asked[0]["context"][row["prediction_start"] : row["prediction_end"]] == row["prediction"]
     chooser = save(folder / "chooser", "bert", "ForMultipleChoice")
@@ -204,7 +204,7 @@ def test_a_kill_at_any_step_loses_nothing(folder):
 
 def test_memory_does_not_grow_with_the_input(folder):
     model = save_tiny(folder / "model", fastbert.BertForSequenceClassification, num_hidden_layers=0)
-    for count in (5_000, 30_000):
+    for count in (3_000, 15_000):
         write_texts(f"{count}.txt", ["a cat sat on the red mat"] * count)
-    peaks = [drive("memory", f"o{n}.csv", model, f"{n}.txt", "predict")["peak_mib"] for n in (5_000, 30_000)]
-    assert peaks[1] - peaks[0] < 30, peaks
+    peaks = [drive("memory", f"o{n}.csv", model, f"{n}.txt", "predict")["peak_mib"] for n in (3_000, 15_000)]
+    assert peaks[1] - peaks[0] < 20, peaks

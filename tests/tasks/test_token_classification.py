@@ -49,9 +49,9 @@ def test_live(folder, strategy):
 
 def test_stride_is_transformers(folder):
     text = make_texts()[8]
-    options = {"aggregation_strategy": "simple", "stride": 16}
+    options = {"aggregation_strategy": "simple", "stride": 16, "ignore_labels": []}
     found = fastbert.pipeline("ner", folder)(text, **options)
-    assert {entity.pop("windows") for entity in found} != {1} and {entity.pop("tokens") for entity in found}
+    assert found and all(entity.pop("windows") > 50 and entity.pop("tokens") for entity in found)
     same(found, theirs_of(folder)(text, **options))
 
 
