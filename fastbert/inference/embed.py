@@ -353,7 +353,9 @@ class Embedder:
 
         Args:
             overlap: tokens that two windows share (default: 128, or a quarter of a window if that is less).
-            prompt_name, prompt, max_tokens: as for `embed`; the prompt stands before each window.
+            prompt_name: as for `embed`; the prompt stands before each window.
+            prompt: as for `embed`.
+            max_tokens: as for `embed`.
 
         Raises:
             ValueError: an overlap that leaves windows no room.

@@ -36,7 +36,10 @@ def augment(
     Args:
         model: a fill-mask pipeline; or what `pipeline` takes, with its options.
         action: "substitute" words, or "insert" words before them.
-        aug_p, aug_min, aug_max: the share of words, and the least and most.
+        n: how many variants of each text.
+        aug_p: the share of words.
+        aug_min: the least words.
+        aug_max: the most words.
         top_k: the likeliest words of a place that one is drawn from, by their probabilities.
         stopwords: words that stay, in lower case.
         seed: of all that is drawn.

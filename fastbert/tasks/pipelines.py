@@ -78,8 +78,12 @@ def pipeline(
         model: a folder or hub id; a model of fastbert; or a live one of transformers, which is accelerated in place.
             For "similarity" and "summarization" a folder of any encoder, or an Embedder.
         tokenizer: of a live model: one of fastbert or transformers, or its folder (default: the model's folder).
-        dtype, precision, quantize, device, revision, inference_only: of a folder, as for `BertModel.from_pretrained`;
-            of a live model dtype, precision and quantize, as for `accelerate`.
+        dtype: as for `BertModel.from_pretrained`, of a folder; as for `accelerate`, of a live model of transformers.
+        precision: the same.
+        quantize: the same.
+        device: as for `BertModel.from_pretrained`; a live model is moved there.
+        revision: as for `BertModel.from_pretrained`.
+        inference_only: as for `BertModel.from_pretrained`.
         max_tokens: most real tokens of a batch.
         settings: defaults of the task's arguments: top_k, say.
 

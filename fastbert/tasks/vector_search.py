@@ -66,8 +66,9 @@ def search(
     """The `top_k` vectors of the corpus that are closest to each query: lists of {corpus_id, score}, best first.
 
     Args:
-        queries, corpus: (N, E) and (M, E) arrays, or paths of .npy files, which are mapped, not read: the corpus may be
-            larger than memory. Rows of NaN, as `fastbert embed --bad-lines skip` writes them, are never found.
+        queries: an array (N, E), or the path of an .npy file.
+        corpus: an array (M, E), or the path of an .npy file, which is mapped, not read: it may be larger than memory.
+            Rows of NaN, as `fastbert embed --bad-lines skip` writes them, are never found.
         score_function: "cos_sim", "dot_score", "euclidean" or "manhattan"; see `similarity`.
         block: vectors of the corpus that are compared at a time.
         index: "exact"; or "faiss", FAISS's flat index, for "cos_sim" and "dot_score".

@@ -82,8 +82,10 @@ def finetune(
 
     Args:
         model: the folder or hub id of any encoder.
-        train, dev, test: a file, as `fastbert finetune` reads it; a list of dicts, or of tuples (text, label) or (text,
-            pair, label); a pandas.DataFrame; or a datasets.Dataset.
+        train: a file, as `fastbert finetune` reads it; a list of dicts, or of tuples (text, label) or (text, pair,
+            label); a pandas.DataFrame; or a datasets.Dataset.
+        dev: the same: examples by which the best checkpoint is chosen.
+        test: the same: examples for the scores.
         task: "classification", "multi-label", "regression", "token-classification", "question-answering" or
             "multiple-choice".
         output: a new folder for the model and its report; None: they are only returned.
