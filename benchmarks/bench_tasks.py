@@ -2,7 +2,7 @@
 
     python benchmarks/bench_tasks.py --task text-classification embeddings
 
-The encoder has MiniLM's real weights, a head random ones; the texts are real sentences, as they come. Beside each
+The encoder has MiniLM's real weights, a head random ones; the texts are real sentences, as they come. Next to each
 pipeline stands the engine: the same model on the same tokens, tokenized before. What is between the two is
 tokenizing, windows and answers. transformers' pipeline has the batch size that is fastest for it.
 """

@@ -59,7 +59,7 @@ def _without_idle_work() -> None:
     At each call of a device function it looks through all of triton.language for what to replace by versions in numpy,
     which the launch has done already: once a launch and module is enough. It computes in 64 bits again what each
     integer sum, difference and product is, for an assertion about overflow that it makes only in debug mode. It writes
-    the table of numpy's types anew to read one of them. And a scan calls its operator for one number at a time, where
+    the table of numpy's types again to read one of them. And a scan calls its operator for one number at a time, where
     a whole row goes through the same steps.
     """
     from triton.runtime import interpreter

@@ -35,6 +35,7 @@ from fastbert.cli.task_arguments import (
     add_explain_arguments,
     add_predict_arguments,
     add_rerank_arguments,
+    add_restart,
     add_search_arguments,
     add_summarize_arguments,
 )
@@ -219,13 +220,6 @@ def _add_reading(parser: argparse.ArgumentParser, note: str) -> argparse._Argume
     return reading
 
 
-def _add_restart(group: argparse._ArgumentGroup, what: str) -> None:
-    again = group.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue an interrupted run, if there is one")
-    again.add_argument("--restart", action="store_true", help=f"throw {what}")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress line, no summary")
-
-
 def _add_embed(commands: Any) -> None:
     parser = _command(commands, "embed", "cli.embed", "turn texts into vectors", _EMBED_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a folder in Hugging Face layout, or a hub id")
@@ -269,7 +263,7 @@ def _add_embed(commands: Any) -> None:
         choices=("npy", "parquet", "jsonl"),
         help="(default: by OUT's suffix; stdout is jsonl)",
     )
-    _add_restart(writing, "an interrupted run away")
+    add_restart(writing, "an interrupted run away")
 
 
 def _add_tasks(commands: Any) -> None:
@@ -361,7 +355,7 @@ def _add_prepare(commands: Any) -> None:
     running = parser.add_argument_group("run")
     running.add_argument("--processes", type=positive, default=1, help="how many work at once (default: 1)")
     running.add_argument("--shard-mib", type=positive, default=32, help="MiB of text in a shard (default: 32)")
-    _add_restart(running, "away what an earlier run made of OUT")
+    add_restart(running, "away what an earlier run made of OUT")
 
 
 def _add_pretrain(commands: Any) -> None:

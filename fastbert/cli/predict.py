@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fastbert.cli.options import load_options
 from fastbert.cli.row_runs import bad_lines, check_output, check_streams, writing
 from fastbert.inference.batching import WINDOW
+from fastbert.inference.embed import weights_digest
 from fastbert.inference.input_files import STDIN
 from fastbert.inference.row_output import RowFormat, format_of_rows
 from fastbert.progress import say
@@ -96,11 +94,8 @@ def _as_json(value: Any) -> Any:
 
 def fingerprint(model: Pipeline) -> str:
     """A hash of all that determines the answers: weights, precision, vocabulary."""
-    digest = hashlib.sha256()
-    for name, tensor in model.model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest = weights_digest(model.model)
     vocabulary = sorted(model.tokenizer.get_vocab().items())
     config = sorted(model.runner.config.to_dict().items())
     digest.update(repr((vocabulary, repr(model.tokenizer), config)).encode())
-    return digest.hexdigest()
+    return str(digest.hexdigest())

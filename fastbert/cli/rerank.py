@@ -6,7 +6,7 @@ import argparse
 import json
 
 from fastbert.cli.options import load_options
-from fastbert.cli.search import read_texts
+from fastbert.cli.row_runs import read_texts
 from fastbert.tasks.pipelines import pipeline
 
 

@@ -10,8 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastbert.inference.input_files import STDIN
+from fastbert.inference.input_files import STDIN, InputError
 from fastbert.inference.output import FileOutput, Format, OutputError, StreamOutput, journal_path
+from fastbert.inference.records import Records
 from fastbert.progress import Progress
 
 BAD_LINES_SHOWN = 20  # each run shows so many messages, then only counts
@@ -76,3 +77,12 @@ def bad_lines(progress: Progress) -> Callable[[str], None]:
             progress.line.say(message if bad <= BAD_LINES_SHOWN else more)
 
     return report
+
+
+def read_texts(file: str) -> Iterator[str]:
+    """The texts of a file; a bad line ends it."""
+    records = Records([file])
+    for record in records:
+        if record.problem is not None:
+            raise InputError(f"{records.where(record)} {record.problem}")
+        yield record.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastbert.cli.options import load_options
+from fastbert.cli.row_runs import read_texts
 from fastbert.inference.embed import Embedder
 from fastbert.inference.input_files import InputError
 from fastbert.inference.records import Records
@@ -40,14 +40,6 @@ def run(args: argparse.Namespace) -> int:
             rows = [_with_text(hit, texts) for hit in hits]
             print(json.dumps({"query": query, "hits": rows}, ensure_ascii=False))
     return 0
-
-
-def read_texts(file: str) -> Iterator[str]:
-    records = Records([file])
-    for record in records:
-        if record.problem is not None:
-            raise InputError(f"{records.where(record)} {record.problem}")
-        yield record.text
 
 
 def _with_text(hit: dict[str, Any], texts: list[str] | None) -> dict[str, Any]:

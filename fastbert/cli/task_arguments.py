@@ -108,10 +108,14 @@ def add_predict_arguments(parser: argparse.ArgumentParser, *, zero_shot: bool = 
         help="(default: by OUT's suffix; stdout is jsonl)",
     )
     writing.add_argument("--prefix", default="prediction", help="of the new columns' names (default: prediction)")
-    again = writing.add_mutually_exclusive_group()
+    add_restart(writing, "an interrupted run away")
+
+
+def add_restart(group: argparse._ArgumentGroup, what: str) -> None:
+    again = group.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue an interrupted run, if there is one")
-    again.add_argument("--restart", action="store_true", help="throw an interrupted run away")
-    writing.add_argument("-q", "--quiet", action="store_true", help="no progress line, no summary")
+    again.add_argument("--restart", action="store_true", help=f"throw {what}")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress line, no summary")
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 WINDOW = 2048  # texts that are sorted by length together; bounds memory. `fastbert embed` commits after each window
+
+Item = TypeVar("Item")
+
+
+def blocks(
+    items: Iterable[Item], characters: Callable[[Item], int], most: int, most_characters: int
+) -> Iterator[list[Item]]:
+    """Lists of at most `most` items; one also ends when its items reach `most_characters`."""
+    block: list[Item] = []
+    held = 0
+    for item in items:
+        block.append(item)
+        held += characters(item)
+        if len(block) >= most or held >= most_characters:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
 
 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -386,10 +386,7 @@ class Embedder:
         """A hash of all that determines the vectors: weights, precision, vocabulary, settings (not the device)."""
         if any(p.is_meta for p in self.model.parameters()):
             raise ValueError("the model was loaded with inference_only=True and has no weights left to hash")
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest = weights_digest(self.model)
         vocab = sorted(self.tokenizer.get_vocab().items())
         config = sorted(self.model.config.to_dict().items())
         prompts = (sorted(self.prompts.items()), self.prompt, self.include_prompt)
@@ -400,7 +397,16 @@ class Embedder:
             for name, tensor in module.tensors.items():
                 digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
         digest.update(f"{self.model.matmul_precision}".encode())
-        return digest.hexdigest()
+        return str(digest.hexdigest())
+
+
+def weights_digest(model: torch.nn.Module) -> Any:
+    """A SHA-256, to go on with, of a model's tensors and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest
 
 
 def _span(encoding: Any) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.inference.batching import WINDOW
+from fastbert.inference.batching import WINDOW, blocks
 from fastbert.inference.embed import Embedder, TokenCounts
 from fastbert.inference.input_files import InputError
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
@@ -19,16 +19,7 @@ WINDOW_CHARS = 1 << 21  # characters of text at which a window ends
 
 def windows(records: Iterable[Record], size: int = WINDOW, chars: int = WINDOW_CHARS) -> Iterator[list[Record]]:
     """Splits records into lists of at most `size` records; a list also ends when its texts reach `chars` characters."""
-    window: list[Record] = []
-    held = 0
-    for record in records:
-        window.append(record)
-        held += len(record.text)
-        if len(window) >= size or held >= chars:
-            yield window
-            window, held = [], 0
-    if window:
-        yield window
+    return blocks(records, lambda record: len(record.text), size, chars)
 
 
 def run_records(

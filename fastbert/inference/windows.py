@@ -14,7 +14,7 @@ OVERLAP = 128  # most tokens that two windows of a long text share, unless a cal
 
 @dataclass(frozen=True)
 class Window:
-    """A text, a pair, or a stretch of a long one, with its special tokens."""
+    """A text, a pair, or a part of a long one, with its special tokens."""
 
     item: int  # index of its input
     encoding: Any  # of the tokenizers library: ids, type_ids, offsets into the text, word_ids, sequence_ids
@@ -91,6 +91,12 @@ def _split(tokenizer: Tokenizer, texts: list, side: str, options: dict[str, Any]
             start = found[-1].start + found[-1].text_tokens - options["stride"]
         found.append(Window(i, encoding, part, start))
     return found
+
+
+def count_tokens(windows: Sequence[Window]) -> int:
+    """The tokens of a text or pair, each once, special ones apart."""
+    last = windows[-1]
+    return last.start + sum(part is not None for part in last.encoding.sequence_ids)
 
 
 def central_tokens(windows: Sequence[Window]) -> list[tuple[int, int]]:

@@ -108,7 +108,7 @@ def page(found: Attribution, maps: np.ndarray, near: dict[str, list[tuple[str, f
 
 
 def _coloured(found: Attribution) -> str:
-    """The text, each token's stretch in the colour of its score."""
+    """The text, each token's part in the colour of its score."""
     text = found.text if isinstance(found.text, str) else " ".join(map(str, _texts(found.text)))
     most = max(float(np.abs(found.scores).max()), 1e-12)
     out, done = [], 0

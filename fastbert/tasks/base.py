@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from fastbert.inference.ahead import ahead
-from fastbert.inference.windows import Window, central_tokens
+from fastbert.inference.windows import Window, count_tokens
 from fastbert.tasks.runner import Runner, chunks
 
 # Arguments of transformers' pipelines that batches of packed tokens have no use for.
@@ -136,7 +136,7 @@ def said(windows: list[Window]) -> dict[str, int]:
     """What an answer says of a text that needed several windows; nothing of others."""
     if len(windows) == 1:
         return {}
-    return {"windows": len(windows), "tokens": len(central_tokens(windows))}
+    return {"windows": len(windows), "tokens": count_tokens(windows)}
 
 
 def _characters(item: Any) -> int:

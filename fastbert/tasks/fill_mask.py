@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ class FillMaskPipeline(Pipeline):
     task = "fill-mask"
     settings_class = MaskSettings
 
+    def settings(self, **given: Any) -> Any:
+        """As Pipeline; the targets become ids, once a call."""
+        found = super().settings(**given)
+        return found if found.targets is None else replace(found, targets=self._targets(found.targets))
+
     def __call__(self, inputs: Any, **given: Any) -> Any:
         """As Pipeline; as in transformers, a list of one text gives the answer alone.
 
@@ -77,11 +82,10 @@ class FillMaskPipeline(Pipeline):
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
         ids = windows[0].encoding.ids
         places = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
-        chosen = None if settings.targets is None else self._targets(settings.targets)
         answers = []
         for place, logits in zip(places, rows[0], strict=True):
             scores = apply("softmax", logits)
-            tokens = np.arange(len(scores)) if chosen is None else chosen
+            tokens = np.arange(len(scores)) if settings.targets is None else settings.targets
             best = np.argsort(-scores[tokens], kind="stable")[: settings.top_k or 5]
             answers.append([self._filled(ids, place, int(tokens[i]), scores, len(places)) for i in best])
         return answers[0] if len(answers) == 1 else answers

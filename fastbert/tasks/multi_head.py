@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from fastbert.inference.ahead import ahead
+from fastbert.inference.embed import MAX_TOKENS
 from fastbert.inference.windows import Window
 from fastbert.model.auto import AutoModel
 from fastbert.model.bert import EncoderModel, run_bert
 from fastbert.tasks.base import Pipeline
 from fastbert.tasks.pipelines import pipeline
-from fastbert.tasks.runner import MAX_TOKENS, Runner, chunks
+from fastbert.tasks.runner import Runner, chunks
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
 

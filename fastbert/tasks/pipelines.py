@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastbert.config import BertConfig
-from fastbert.inference.embed import Embedder
+from fastbert.inference.embed import MAX_TOKENS, Embedder
 from fastbert.model import auto
+from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.precision import LoadOptions
 from fastbert.tasks.feature_extraction import FeatureExtraction
 from fastbert.tasks.fill_mask import FillMaskPipeline
 from fastbert.tasks.multiple_choice import MultipleChoice
 from fastbert.tasks.question_answering import QuestionAnswering
 from fastbert.tasks.reranking import Reranker
-from fastbert.tasks.runner import MAX_TOKENS, Runner
+from fastbert.tasks.runner import Runner
 from fastbert.tasks.summarization import Summarization
 from fastbert.tasks.text_classification import TextClassification
 from fastbert.tasks.token_classification import TokenClassification
@@ -97,15 +101,16 @@ def pipeline(
     kind = TASKS.get(ALIASES.get(task, task))
     if kind is None:
         raise ValueError(f"task is {task!r}; it must be one of {', '.join((*TASKS, *ALIASES))}")
-    options = LoadOptions(_torch_dtype(dtype), precision, quantize, device, revision, inference_only)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
     if kind.model is None:
         if not isinstance(model, Embedder):
             model = Embedder.from_pretrained(model, tokenizer=tokenizer, **vars(options))
         return kind.pipeline(model, **settings)
     if isinstance(model, str | Path):
-        source, tokenizer = model, model if tokenizer is None else tokenizer
-        model = kind.model.from_pretrained(source, **vars(options))
-    elif not _is_own(model):
+        tokenizer = model if tokenizer is None else tokenizer
+        model = kind.model.from_pretrained(model, **vars(options))
+    elif not isinstance(model, BertPreTrainedModel):
         from fastbert.integrations.transformers import accelerate
 
         model = accelerate(model.eval(), dtype=options.dtype, precision=precision, quantize=quantize)
@@ -128,18 +133,15 @@ def task_of(model: Any, revision: str | None = None) -> str:
         names = config.extra.get("architectures") or []
     else:
         names = [type(model).__name__]
-    for name in names:
-        for head, task in _BY_HEAD.items():
-            if str(name).endswith(head):
-                return task
+    if (found := head_task(names)) is not None:
+        return found
     shown = ", ".join(map(str, names)) or "no architectures in config.json"
     raise ValueError(f"the model has no head of a task ({shown}); the tasks are {', '.join(TASKS)}")
 
 
-def _is_own(model: Any) -> bool:
-    from fastbert.model.pretrained import BertPreTrainedModel
-
-    return isinstance(model, BertPreTrainedModel)
+def head_task(names: Sequence[Any]) -> str | None:
+    """The task of the first of these classes whose head has one."""
+    return next((task for name in names for head, task in _BY_HEAD.items() if str(name).endswith(head)), None)
 
 
 def _tokenizer(given: Any, revision: str | None) -> Tokenizer:
@@ -148,9 +150,3 @@ def _tokenizer(given: Any, revision: str | None) -> Tokenizer:
     if isinstance(given, str | Path):
         return AutoTokenizer.from_pretrained(given, revision=revision)
     return tokenizer_of(given)
-
-
-def _torch_dtype(dtype: Any) -> Any:
-    import torch
-
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype

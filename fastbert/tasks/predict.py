@@ -10,7 +10,7 @@ from typing import Any
 from fastbert.inference.job import run_records
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
 from fastbert.inference.records import Record
-from fastbert.inference.windows import Window
+from fastbert.inference.windows import Window, count_tokens
 from fastbert.tasks.base import Pipeline
 from fastbert.tasks.rows import TaskRows
 
@@ -38,14 +38,7 @@ class Predicting:
 def columns(pipeline: Pipeline, answer: Any, windows: list[Window], wanted: Predicting) -> dict[str, Any]:
     """The new columns of a row, by their names without the prefix; "" is the prediction itself."""
     made: dict[str, Any] = _COLUMNS[pipeline.task](pipeline, answer, wanted)
-    return made | {"windows": len(windows), "tokens": _count(windows)}
-
-
-def _count(windows: list[Window]) -> int:
-    """Tokens of a text or pair without special tokens."""
-    last = windows[-1].encoding.sequence_ids
-    repeated = windows[-1].start
-    return repeated + sum(part is not None for part in last)
+    return made | {"windows": len(windows), "tokens": count_tokens(windows)}
 
 
 def _classes(pipeline: Pipeline, answer: list[dict[str, Any]], wanted: Predicting) -> dict[str, Any]:

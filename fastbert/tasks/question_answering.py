@@ -1,4 +1,4 @@
-"""question-answering: the stretch of a context that answers a question, as transformers' pipeline before 5.3."""
+"""question-answering: the part of a context that answers a question, as transformers' pipeline before 5.3."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastbert.inference.windows import Window
 from fastbert.tasks.base import Cutting, Pipeline
+from fastbert.tasks.text_classification import apply
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class QuestionAnswering(Pipeline):
         allowed = np.array([part == 1 for part in encoding.sequence_ids])
         cls = np.array(encoding.ids) == self.tokenizer.cls_token_id
         allowed |= cls
-        start, end = (_softmax(np.where(allowed, column, np.float32(-10000.0))) for column in logits.T)
+        start, end = (apply("softmax", np.where(allowed, column, np.float32(-10000.0))) for column in logits.T)
         nothing = float(start[0] * end[0])
         start[0] = end[0] = 0.0
         # The band of spans of at most max_answer_len tokens: row i, column j is the span i .. i + j.
@@ -186,8 +187,3 @@ def _texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, Iterable):
         raise TypeError(f"{name} is a {type(value).__name__}; it must be a str or a list of them")
     return list(value)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max())
-    return exponents / exponents.sum()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fastbert.config import BertConfig
-from fastbert.inference.batching import token_budget_batches
+from fastbert.inference.batching import blocks, token_budget_batches
+from fastbert.inference.embed import MAX_TOKENS
 from fastbert.inference.windows import Window, windows_of
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.tokenizer.tokenizer import Tokenizer
 
-MAX_TOKENS = 8192  # per batch, as of Embedder
 _CHUNK, _CHUNK_CHARS = 1024, 1 << 20  # inputs that are tokenized together, and characters at which a chunk ends
 
 Read = Callable[[Any, Tensor], Tensor]
@@ -114,13 +114,4 @@ def _flat(rows: list[list[int]]) -> Tensor:
 
 def chunks(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
     """Lists of inputs to tokenize together; `size` is an input's number of characters."""
-    chunk: list[Item] = []
-    held = 0
-    for item in items:
-        chunk.append(item)
-        held += size(item)
-        if len(chunk) >= _CHUNK or held >= _CHUNK_CHARS:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
+    return blocks(items, size, _CHUNK, _CHUNK_CHARS)

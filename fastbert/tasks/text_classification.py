@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -69,7 +69,7 @@ class TextClassification(Pipeline):
             return super().prepare(items, settings)
         found: list[Window] = []
         for i, item in enumerate(items):
-            found += [Window(i, w.encoding, w.part, w.start) for w in super().prepare([item], settings)]
+            found += [replace(window, item=i) for window in super().prepare([item], settings)]
         return found
 
     def logits(self, rows: list[np.ndarray], settings: TextSettings) -> np.ndarray:

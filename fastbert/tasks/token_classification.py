@@ -189,7 +189,7 @@ class TokenClassification(Pipeline):
         return entities
 
     def _strings(self, text: str, tokens: Tokens, first: int, last: int) -> list[str]:
-        """The forms of tokens; of one that is unknown, its stretch of the text."""
+        """The forms of tokens; of one that is unknown, its part of the text."""
         unknown = self.tokenizer.unk_token_id
         return [
             text[tokens.starts[i] : tokens.ends[i]]
@@ -238,7 +238,7 @@ def _units(tokens: Tokens, strategy: str) -> list[Unit]:
 
 
 def _runs(units: list[Unit], tags: dict[int, tuple[str, str]]) -> list[list[Unit]]:
-    """Neighbours of one class, which B- begins anew."""
+    """Neighbours of one class, of which B- begins another."""
     runs: list[list[Unit]] = []
     for unit in units:
         prefix, kind = tags[unit[2]]

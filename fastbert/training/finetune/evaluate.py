@@ -13,6 +13,7 @@ from fastbert.config import BertConfig
 from fastbert.model import BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
 from fastbert.precision import LoadOptions
+from fastbert.tasks.pipelines import head_task
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.training.finetune.examples import Reading
 from fastbert.training.finetune.features import Feature
@@ -21,12 +22,6 @@ from fastbert.training.finetune.report import versions
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
 
-# By the last word of the class in a config's `architectures`.
-_BY_HEAD = {
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMultipleChoice": "multiple-choice",
-}
 _BY_PROBLEM = {"regression": "regression", "multi_label_classification": "multi-label"}
 
 
@@ -62,13 +57,12 @@ def finetuned_task(config: BertConfig) -> str:
         ValueError: its head is for none.
     """
     names = [str(name) for name in config.extra.get("architectures") or []]
-    for name in names:
-        for head, task in _BY_HEAD.items():
-            if name.endswith(head):
-                return task
-        if name.endswith("ForSequenceClassification"):
-            usual = "regression" if config.num_labels == 1 else "classification"
-            return _BY_PROBLEM.get(str(config.problem_type), usual)
+    found = head_task(names)
+    if found == "text-classification":
+        usual = "regression" if config.num_labels == 1 else "classification"
+        return _BY_PROBLEM.get(str(config.problem_type), usual)
+    if found in TASKS:
+        return str(found)
     shown = ", ".join(names) or "no architectures in config.json"
     raise ValueError(f"the model has no head of a task ({shown}); the tasks are {', '.join(TASKS)}")
 
