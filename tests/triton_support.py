@@ -31,6 +31,8 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 ALL_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TARGETS = ("sm_80", "sm_90", "gfx942")
+# Of AMD, whose compiler takes most of a minute for all kernels, each is compiled in `make test-slow` alone.
+COMPILED = ("sm_80", "sm_90", pytest.param("gfx942", marks=pytest.mark.slow))
 # Bytes of shared memory that one program may use: CUDA C++ Programming Guide, compute capabilities; CDNA 3 ISA guide.
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 

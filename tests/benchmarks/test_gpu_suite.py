@@ -252,6 +252,7 @@ def test_command_judges_and_lays_out_a_package(tmp_path, capsys):
     assert f"{count - 1} of {count} held" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_command_tunes(tmp_path):
     """Its table is one that kernels/linear_table.py reads; of attention every candidate is right and timed."""
     pytest.importorskip("triton")

@@ -9,9 +9,9 @@ pytest.importorskip("triton")
 
 from triton_support import (
     ALL_DTYPES,
+    COMPILED,
     DEVICE,
     DTYPES,
-    TARGETS,
     check_resources,
     compiles,
     compiling_for,
@@ -241,7 +241,7 @@ def test_reasons_on_a_gpu():
 
 
 @compiles
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize(("N", "dtype"), [*((768, dtype) for dtype in ALL_DTYPES), (384, BF16), (1024, BF16)])
 def test_compiles(target, dtype, dropout_p, N):
@@ -259,7 +259,7 @@ def test_compiles(target, dtype, dropout_p, N):
 
 
 @compiles
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 def test_compiles_under_autocast_and_for_wide_rows(target):
     seed, statistic = torch.zeros(1, dtype=torch.int64), torch.empty(64)
     with compiling_for(target) as compiled:

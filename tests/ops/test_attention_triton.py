@@ -14,10 +14,10 @@ import tune_attention
 from support import TINY, assert_accurate
 from triton_support import (
     ALL_DTYPES,
+    COMPILED,
     DEVICE,
     DTYPES,
     INTERPRETED,
-    TARGETS,
     check_resources,
     compiles,
     compiling_for,
@@ -386,7 +386,7 @@ def check_all(target, dtype, dim=64, **kwargs):
 @compiles
 @pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 def test_compiles(target, dtype, p):
     check_all(target, dtype, 64 if dtype == torch.bfloat16 else 32, p=p)
 
@@ -399,7 +399,7 @@ def test_compiles_in_scalars_and_in_tf32():
 
 @compiles
 @pytest.mark.parametrize("dim", [80, 128])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 def test_compiles_for_head_dims(target, dim):
     check_all(target, torch.bfloat16, dim)
 

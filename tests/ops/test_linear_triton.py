@@ -16,6 +16,7 @@ import tune_linear
 from support import assert_accurate, assert_op_accurate
 from triton_support import (
     ALL_DTYPES,
+    COMPILED,
     DEVICE,
     DTYPES,
     INTERPRETED,
@@ -399,7 +400,7 @@ def compiled_linear(target, dtype, tile, activation, keep_z, K=768, N=512, bias=
 
 @compiles
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 def test_every_tile_compiles(target, dtype):
     for tile in configs.linear_tiles(target):
         kernel = compiled_linear(target, dtype, tile, "gelu", True)
@@ -415,7 +416,7 @@ def test_every_tile_compiles(target, dtype):
 
 
 @compiles
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 def test_compiles_in_other_ways(target):
     """Without z, bias or activation, of rows that no descriptor can tell of."""
     tile = configs.linear_tiles(target)[0]
@@ -428,7 +429,7 @@ def test_compiles_in_other_ways(target):
 
 @compiles
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 def test_activation_compiles(target, dtype):
     z = torch.empty(4096, 3072, dtype=dtype)
     with compiling_for(target) as compiled:

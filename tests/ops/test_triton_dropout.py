@@ -8,8 +8,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 from triton_support import (
+    COMPILED,
     DEVICE,
-    TARGETS,
     check_resources,
     compiles,
     compiling_for,
@@ -79,7 +79,7 @@ def test_seeds_repeat_with_torchs():
 
 
 @compiles
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 def test_compiles(target):
     with compiling_for(target) as compiled:
         mask(0.1, M=64, N=64, device="cpu")

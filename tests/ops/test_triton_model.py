@@ -11,10 +11,10 @@ import torch
 pytest.importorskip("triton")
 
 from triton_support import (
+    COMPILED,
     DEVICE,
     DTYPES,
     INTERPRETED,
-    TARGETS,
     compiles,
     compiling_for,
     runs,
@@ -56,7 +56,7 @@ def _triton_where_it_runs(request):
 
 @compiles
 @pytest.mark.usefixtures("triton_on_any_device")
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 def test_the_smallest_model_compiles(target):
     """What the ops launch, forward and backward. A size of 1 is a constant to Triton's compiler, so that each of these
     is a program of its own. Nothing runs."""
