@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import read_json, shown
 from fastbert.families import FAMILIES, Family
 from fastbert.families.family import setting
-from fastbert.families.layer_kinds import key_heads, layer_kinds
+from fastbert.families.layer_kinds import key_heads, layer_kinds, place_count
 
 CONFIG_NAME = "config.json"
 _LONGEST = 2**24
@@ -120,12 +121,11 @@ class BertConfig:
                 f"config: position_embedding_type is {shown(positions)}; fastbert knows 'absolute', and 'alibi' of "
                 "jina-embeddings-v2"
             )
-        if family.alibi:
-            for name, known in (("feed_forward_type", "geglu"), ("use_qk_norm", False)):
-                if self.extra.get(name, known) != known:
-                    raise ValueError(f"config: {name} is {shown(self.extra[name])}; fastbert knows {known!r} only")
         if family.counts_tokens and self.pad_token_id is None:
             raise ValueError(f"config: pad_token_id is None; the positions of {self.model_type!r} begin after it")
+        for name, known in family.only_known.items():
+            if self.extra.get(name, known) != known:
+                raise ValueError(f"config: {name} is {shown(self.extra[name])}; fastbert knows {known!r} only")
         own = {f.name for f in fields(self)}
         self.extra = {**{n: v for n, v in family.defaults.items() if n not in own}, **self.extra}
         if family.rotary is not None:
@@ -208,7 +208,7 @@ class BertConfig:
     @property
     def max_length(self) -> int:
         """The most tokens of a sequence."""
-        return self.max_position_embeddings - self.first_position
+        return place_count(self, family_of(self.model_type)) - self.first_position
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> BertConfig:
@@ -226,11 +226,17 @@ class BertConfig:
             values["model_type"] = "jina_bert"  # the file has the type that its code was made from
         family = family_of(values.get("model_type", "bert"))
         ours = {theirs: name for name, theirs in family.field_names.items()}
-        values = {**family.defaults, **{ours.get(name, name): value for name, value in values.items()}}
+        older = {ours_: values[name] for name, ours_ in family.older_names.items() if values.get(name) is not None}
+        plain = {name: value for name, value in values.items() if name not in ours}
+        renamed = {ours[name]: value for name, value in values.items() if name in ours}  # where both are, this counts
+        values = {**family.defaults, **older, **plain, **renamed}
         values = {name: v for name, v in values.items() if v is not None or name not in _DEFAULT_FOR_NULL}
         own = {f.name for f in fields(cls)} - {"extra"} - family.lacks
         known = {name: value for name, value in values.items() if name in own}
-        config = cls(**known, extra={name: value for name, value in values.items() if name not in own})
+        try:
+            config = cls(**known, extra={name: value for name, value in values.items() if name not in own})
+        except ValueError as error:
+            raise ValueError(_by_the_file(str(error), family)) from None
         if num_labels is not None and (not checks.is_integer(num_labels) or num_labels != config.num_labels):
             config.num_labels = num_labels
         return config
@@ -259,3 +265,10 @@ class BertConfig:
         """Writes config.json into `folder`, atomically."""
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
         write_text(Path(folder) / CONFIG_NAME, text + "\n")
+
+
+def _by_the_file(message: str, family: Family) -> str:
+    """A message with the names that the family's file has for fields."""
+    for ours, theirs in family.field_names.items():
+        message = re.sub(rf"\b{ours}\b", theirs, message)
+    return message

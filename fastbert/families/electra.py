@@ -21,6 +21,7 @@ ELECTRA = Family(
     choices=ClassesNames("sequence_summary.summary", activation="gelu", containers=("sequence_summary",)),
     head_dropouts={"choices": "summary_last_dropout"},
     defaults={"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+    only_known={"summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"},
     lacks=frozenset(),
     output="BaseModelOutputWithPastAndCrossAttentions",
 )

@@ -78,6 +78,9 @@ class Family:
     # names; and the fields of BERT that it lacks.
     field_names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    older_names: Mapping[str, str] = field(default_factory=dict)  # names in older files, and BERT's
+    # Fields that change the numbers, each with the only value that fastbert knows.
+    only_known: Mapping[str, Any] = field(default_factory=dict)
     lacks: frozenset[str] = frozenset({"embedding_size"})
     unwritten: frozenset[str] = frozenset()  # fields that the file has only where they are not the default
     output: str = "BaseModelOutputWithPoolingAndCrossAttentions"  # transformers' class

@@ -28,5 +28,6 @@ JINA_BERT = Family(
     out_bias=True,
     choices=None,
     defaults={"max_position_embeddings": 8192},
+    only_known={"feed_forward_type": "geglu", "use_qk_norm": False},
     has_cross_attention=False,
 )

@@ -35,6 +35,13 @@ def layer_kinds(config: Any, family: Family) -> list[LayerKind]:
     return [kinds[name] for name in names]
 
 
+def place_count(config: Any, family: Family) -> int:
+    """The number of positions of a sequence: `max_position_embeddings`, or the `n_positions` of NomicBERT's older files
+    if that is more: rotary angles do not depend on how many there are."""
+    most, older = _field(config, "max_position_embeddings"), _field(config, "n_positions")
+    return max(most, older) if family.rotary is not None and _is_count(older) else int(most)
+
+
 def key_heads(config: Any) -> int:
     """Heads of keys and values; each serves as many heads of queries."""
     heads = _field(config, "num_attention_heads")
@@ -69,7 +76,8 @@ def _kind(config: Any, family: Family, name: str) -> LayerKind:
             f"config: {where}.partial_rotary_factor is {given['partial_rotary_factor']!r}; fastbert knows 1 only"
         )
     older = {FULL: "global_rope_theta", LOCAL: "local_rope_theta"}.get(name, "rope_theta")
-    theta = given.get("rope_theta") or _field(config, older) or family.rope_theta[name]
+    candidates = (given.get("rope_theta"), _field(config, older), family.rope_theta[name])
+    theta = next(value for value in candidates if value is not None)
     factor = given.get("factor", 1.0) if kind == "linear" else 1.0
     for field, value in (("rope_theta", theta), ("factor", factor)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:

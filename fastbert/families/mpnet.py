@@ -32,6 +32,7 @@ MPNET = replace(
     choices=ClassesNames(),
     head_dropouts={"choices": "hidden_dropout_prob", "tokens": "hidden_dropout_prob"},
     defaults={"vocab_size": 30527, "pad_token_id": 1},
+    only_known={"relative_attention_num_buckets": 32},
     lacks=frozenset({"embedding_size", "type_vocab_size", "classifier_dropout"}),
     output="BaseModelOutputWithPooling",
     has_cross_attention=False,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastbert.config import family_of
+from fastbert.families.layer_kinds import place_count
 from fastbert.model.inputs import Inputs
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.packing import PackedBatch
@@ -63,7 +64,7 @@ class StaticBatch:
     def __init__(self, model: BertPreTrainedModel, bucket: Bucket, device: torch.device) -> None:
         family, encoder = family_of(model.config.model_type), model.base_model
         words, types = (family.table(encoder, path) for path in (family.embeddings.word, family.embeddings.types))
-        places = model.config.max_position_embeddings
+        places = place_count(model.config, family)
         limits = (words.weight.shape[0], 1 if types is None else types.weight.shape[0], places)
         self.bucket = bucket
         # One block, so that a host call is one copy: ids, types, positions (int64), and the offsets (int32).

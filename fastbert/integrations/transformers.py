@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fastbert import ops
 from fastbert.families import BERT, FAMILIES, Family
+from fastbert.families.layer_kinds import place_count
 from fastbert.integrations.parts import attention_reason, difference, foreign_part
 from fastbert.model.bert import pool
 from fastbert.model.encoder import encode, encode_at_once, runs_by_pointers
@@ -441,8 +442,9 @@ def _declines(bert: nn.Module, family: Family, given: dict[str, Any], tokens: Te
 
 def _too_far(config: Any, family: Family, given: dict[str, Any], tokens: Tensor | None) -> str | None:
     """Why a call leaves the table of angles or biases, which transformers computes for any; None if it does not."""
-    limit, positions = config.max_position_embeddings, given.get("position_ids")
-    by_column = (positions is None) == (family.rotary is not None)  # a bias is by column, whatever the positions
+    limit, positions = place_count(config, family), given.get("position_ids")
+    # A bias is by column; without given positions, the table of positions ends where it does.
+    by_column = positions is not None if family.rotary is None else positions is None
     if by_column and tokens is not None and tokens.dim() > 1 and tokens.shape[1] > limit:
         return f"it has {tokens.shape[1]} tokens; max_position_embeddings is {limit}"
     if family.rotary is None or positions is None or not positions.numel() or torch.compiler.is_compiling():
@@ -521,7 +523,7 @@ def _family_of(module: nn.Module) -> Family | None:
 
 
 def _look_alike(model: Any) -> str:
-    """What differs from BERT in a class of BERT's shape, for an error; empty without such a class."""
+    """The differences of a class of BERT's shape from BERT, for an error; empty without such a class."""
     for name, module in _named_modules(model):
         layers = getattr(getattr(module, "encoder", None), "layer", None)
         if isinstance(layers, nn.ModuleList) and hasattr(getattr(module, "embeddings", None), "word_embeddings"):

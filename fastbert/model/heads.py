@@ -51,13 +51,13 @@ class HeadModel(BertPreTrainedModel):
         self.add_module(self.family.attribute, kind(config, add_pooling_layer=self._pools()))
 
     def _pools(self) -> bool:
-        """Whether the encoder has a pooler, if its family has one."""
+        """True if the encoder has a pooler, in a family with one."""
         return self.has_pooler
 
     def _run(
         self, *inputs: Any, encoded: tuple[Inputs, Encoded] | None = None, **options: Any
     ) -> tuple[Inputs, Encoded]:
-        """What the encoder makes of the inputs; or `encoded`, what another model's equal encoder has made of them."""
+        """The encoder's output; or `encoded`, that of another model's equal encoder."""
         if encoded is not None:
             return encoded[0], replace(encoded[1], shared=True)
         return run_bert(self.base_model, self.config, *inputs, precision=self.matmul_precision, **options)
@@ -555,7 +555,7 @@ class ElectraForPreTraining(_TokenClassifier):
         return self._head()(x).squeeze(-1)
 
     def _loss(self, inputs: Inputs, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, inputs.take(labels).to(logits.dtype))
+        return F.binary_cross_entropy_with_logits(logits, _packed_labels(inputs, labels, 2).to(logits.dtype))
 
 
 class BertForMaskedLM(ModelForMaskedLM):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastbert import ops
 from fastbert.families import BERT, Family
+from fastbert.families.layer_kinds import place_count
 from fastbert.packing import PackedBatch, batch_from_cu_seqlens, full_batch, pack, unpack
 
 
@@ -159,11 +160,11 @@ def prepare(
         batch = _batch_of(attention_mask, name, shape, device)
     positions, first = _places(model, family), family.first_position(model)
     by_column = position_ids is None or family.distance_table is not None or family.alibi
-    if by_column and batch.seq_len + first > positions:
+    # Where positions count tokens, a row may be longer by its pads.
+    length = batch.max_seqlen if first and not family.knows_distances else batch.seq_len
+    if by_column and length + first > positions:
         which = f", and the first is {first}" if first else ""
-        raise ValueError(
-            f"{name} has a sequence of {batch.seq_len} tokens; max_position_embeddings is {positions}{which}"
-        )
+        raise ValueError(f"{name} has a sequence of {length} tokens; max_position_embeddings is {positions}{which}")
     if position_ids is None and first:
         ids = torch.full(shape, first, device=device) if input_ids is None else input_ids
         position_ids = counted_positions(ids, first, None if cu_seqlens is None else batch.cu_seqlens)
@@ -197,8 +198,7 @@ def _places(model: nn.Module, family: Family) -> int:
     """Positions are below this."""
     if family.embeddings.positions is not None:
         return family.table(model, family.embeddings.positions).weight.shape[0]
-    config: Any = model.config
-    return config.max_position_embeddings
+    return place_count(model.config, family)
 
 
 def _batch_of(mask: Tensor | PackedBatch | None, name: str, shape: torch.Size, device: torch.device) -> PackedBatch:

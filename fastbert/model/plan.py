@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastbert import ops
 from fastbert.families import BERT, Family
-from fastbert.families.layer_kinds import layer_kinds
+from fastbert.families.layer_kinds import layer_kinds, place_count
 from fastbert.model.angles import frequencies, rotary_table
 from fastbert.model.distances import alibi_bias, bias_of_table
 from fastbert.model.layer import (
@@ -47,7 +47,11 @@ from fastbert.model.layer import (
 
 _PLAN = "_fastbert_plan"
 # Fields of a config that tables of positions and kinds of layers come from.
-_SETTINGS = ("max_position_embeddings", "num_hidden_layers", "local_attention", "layer_types", "rope_parameters")
+_SETTINGS = (
+    *("max_position_embeddings", "n_positions", "num_hidden_layers", "local_attention", "layer_types"),
+    *("global_attn_every_n_layers", "rope_parameters", "rope_scaling", "rope_theta"),
+    *("global_rope_theta", "local_rope_theta"),
+)
 Verdict = Callable[[nn.Module], str | None]
 _MODULES, _PARAMETERS, _FORWARD = itemgetter("_modules"), itemgetter("_parameters"), attrgetter("forward")
 _VERSION = attrgetter("_version")
@@ -206,20 +210,20 @@ class EncoderPlan(Plan):
         if family.final_norm is not None:
             self.final_norm = Norm(bert.get_submodule(family.final_norm), None, family.rms)
         self.embeddings = Embeddings(bert, family)
-        self.places = 0 if family.embeddings.positions is not None else config.max_position_embeddings
+        self.places = 0 if family.embeddings.positions is not None else place_count(config, family)
         self.first_position = family.first_position(bert)
         pooler = getattr(bert, "pooler", None)
         self.pooler = None if pooler is None else Projection(pooler.dense)
         if family.alibi:
             device = next(bert.parameters()).device
-            self.slopes = config.num_attention_heads, config.max_position_embeddings, device
+            self.slopes = config.num_attention_heads, self.places, device
         path = family.distance_table
         self.distance_table = None if path is None else bert.get_submodule(path)
         self.drops = [d for layer in self.layers if layer is not None for d in layer.dropouts]
         self._find_wholes()
 
     def _find_wholes(self) -> None:
-        """What ops that run several parts as one take; None where a part is not plain."""
+        """Finds the weights that ops of several parts take; None where a part is not plain."""
         pairs = zip(self.layers, self.modules, strict=True)
         found = [None if layer is None or is_hooked(m) else layer.weights(self.products) for layer, m in pairs]
         layers = [weights for weights in found if weights is not None]
@@ -244,7 +248,7 @@ class EncoderPlan(Plan):
             width = config.hidden_size // config.num_attention_heads
             steps = frequencies(kind, width, bert._modules.get(self.family.rotary))
             device = next(bert.parameters()).device
-            found.append(Seen(rotary_table(steps, config.max_position_embeddings, device), kind.window))
+            found.append(Seen(rotary_table(steps, place_count(config, self.family), device), kind.window))
         return found
 
     def layer_of(self, i: int, module: nn.Module) -> Layer:
@@ -295,7 +299,8 @@ def _settings(bert: nn.Module, family: Family) -> tuple[Any, ...]:
         return ()
     own: dict[str, Any] = vars(bert.config)
     given = [own.get(name, own.get("extra", {}).get(name)) for name in _SETTINGS]
-    return next(bert.parameters()).device, *(tuple(x) if isinstance(x, list) else x for x in given)
+    # What can be changed in place is copied.
+    return next(bert.parameters()).device, *(repr(x) if isinstance(x, list | dict) else x for x in given)
 
 
 def _buffers(bert: nn.Module, family: Family) -> list[Tensor]:

@@ -31,7 +31,14 @@ _BY_CLASS = {
     **dict.fromkeys(("RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"), _FAIRSEQ),
     "MPNetTokenizer": {**_FAIRSEQ, "unk_token": "[UNK]"},
 }
-# Where nothing names a special token: the first of these in the vocabulary.
+_BY_MODEL = {
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "distilbert": "DistilBertTokenizer",
+}
+# Where nothing names a special token: the first of these that the file has as a special one.
 _USUAL = {
     "unk_token": ("[UNK]", "<unk>"),
     "sep_token": ("[SEP]", "</s>"),
@@ -60,14 +67,20 @@ class AutoTokenizer:
         """
         read = reader(path_or_id, revision)
         config_file, config = read("tokenizer_config.json")
-        named = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+        named = _class_of(config, read)
         file, content = read("tokenizer.json")
         model = content.get("model")
         kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else None) if model else None
         if named not in _BY_CLASS and (
             kind == "WordPiece" or (file is None and _find(path_or_id, "vocab.txt", revision))
         ):
-            return BertTokenizer._of(read_folder(path_or_id, revision, read))
+            files = read_folder(path_or_id, revision, read)
+            if named == "DistilBertTokenizer":
+                files.options.setdefault("model_input_names", _WITHOUT_TYPES)
+            return BertTokenizer._of(files)
+        # A null is no token, also none that the class or the vocabulary has.
+        nulls = {name: None for name in NAMED_TOKENS if name in config and config[name] is None and name != "pad_token"}
+        config = {name: value for name, value in config.items() if name not in nulls}
         options = read_options(config_file, config) | special_tokens(config_file, config, NAMED_TOKENS)
         for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
             options.pop(name, None)  # of BERT's normalizer; the file has it
@@ -83,7 +96,8 @@ class AutoTokenizer:
         prefix = config.get("add_prefix_space")
         if named == "RobertaTokenizer" and isinstance(prefix, bool) and has_prefix_space(backend) is not None:
             set_prefix_space(backend, prefix)  # transformers' class goes by the settings, not by tokenizer.json
-        special = _special(backend, {name: options.pop(name) for name in NAMED_TOKENS if name in options}, named)
+        given = {name: options.pop(name) for name in NAMED_TOKENS if name in options}
+        special = _special(backend, nulls | given, named, guess_all=file is None)
         if "pad_token" not in special:
             raise ValueError(f"{source}: there is no pad_token; tokenizer_config.json can name one")
         options.setdefault("model_input_names", _WITHOUT_TYPES)
@@ -117,6 +131,15 @@ def tokenizer_of(theirs: Any) -> Tokenizer:
         model_input_names=theirs.model_input_names,
         tokenizer_class=type(theirs).__name__,
     )
+
+
+def _class_of(config: dict[str, Any], read: Any) -> str:
+    """The name of transformers' class, without "Fast": the settings', config.json's, or that of its model_type."""
+    named = config.get("tokenizer_class")
+    if not named:
+        _, model = read("config.json")
+        named = model.get("tokenizer_class") or _BY_MODEL.get(str(model.get("model_type")))
+    return str(named or "").removesuffix("Fast")
 
 
 def _find(path_or_id: str | os.PathLike, name: str, revision: str | None) -> Path | None:
@@ -191,15 +214,22 @@ def _mpnet(words: Path, config: dict[str, Any]) -> Any:
     return backend
 
 
-def _special(backend: Any, given: dict[str, Any], named: str) -> dict[str, Any]:
-    """The named special tokens: those given, those of the class, and the usual ones in the vocabulary."""
+def _special(backend: Any, given: dict[str, Any], named: str, *, guess_all: bool) -> dict[str, Any]:
+    """The named special tokens: those given, those of the class, and the usual ones.
+
+    Args:
+        guess_all: whether a usual token may be any of the vocabulary, as older files do not mark special ones; else it
+            is one that the file marks so, except for [UNK] and [PAD].
+    """
+    marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     found = dict(given)
     for name, token in _BY_CLASS.get(named, {}).items():
         if name not in found and backend.token_to_id(token) is not None:
             found[name] = token
     for name, usual in _USUAL.items():
         if name not in found:
-            there = [token for token in usual if backend.token_to_id(token) is not None]
+            free = guess_all or name in ("unk_token", "pad_token")
+            there = [t for t in usual if backend.token_to_id(t) is not None and (free or t in marked)]
             found |= {name: there[0]} if there else {}
     missing = [name for name, token in found.items() if token is None]
     for name in missing:

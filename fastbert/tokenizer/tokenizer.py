@@ -224,6 +224,31 @@ class Tokenizer:
             result = {name: as_tensor(name, column, return_tensors) for name, column in result.items()}
         return BatchEncoding(result, encodings, width, self.pad_token, side)
 
+    def encodings(
+        self,
+        texts: list,
+        *,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        offsets: bool = True,
+    ) -> list[Any]:
+        """The tokenizers library's encoding of each text or pair; that of a cut one has `overflowing` ones.
+
+        Args:
+            texts: as in `__call__`.
+            truncation: the same.
+            max_length: the same.
+            stride: the same.
+            is_split_into_words: the same.
+            offsets: False leaves out each token's place in the text, which is faster.
+        """
+        items, _ = check_inputs(texts, None, is_split_into_words)
+        _, strategy, max_length = check_settings(False, truncation, max_length, stride, None, self.model_max_length)
+        backend = self._view(items, True, strategy, max_length, stride, self.split_special_tokens)
+        return self._encode(backend, items, is_split_into_words, True, offsets)
+
     def pad(
         self,
         encoded_inputs: Any,
@@ -351,7 +376,7 @@ class Tokenizer:
 
     @property
     def knows_words(self) -> bool:
-        """Whether a token's form tells if it continues a word, as WordPiece's ## does."""
+        """True if a token's form tells that it continues a word, as WordPiece's ## does."""
         return bool(getattr(self._backend.model, "continuing_subword_prefix", None))
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
@@ -397,9 +422,9 @@ class Tokenizer:
         token = self.special_tokens_map.get(token_name)
         return token if name == token_name or token is None else self._backend.token_to_id(token)
 
-    def _encode(self, backend: Any, items: list, pretokenized: bool, special: bool) -> list:
+    def _encode(self, backend: Any, items: list, pretokenized: bool, special: bool, offsets: bool = True) -> list:
         try:
-            return backend.encode_batch(items, pretokenized, special)
+            return (backend.encode_batch if offsets else backend.encode_batch_fast)(items, pretokenized, special)
         except BaseException as error:
             # A Rust panic derives from BaseException; the library's error about pairs is a bare Exception.
             if (setting := backend.truncation) and type(error).__name__ in ("Exception", "PanicException"):
@@ -441,7 +466,7 @@ class Tokenizer:
 
 
 def has_prefix_space(backend: Any) -> bool | None:
-    """Whether a text's first word gets the tokens of one after a space; None if its tokenizer is no byte BPE."""
+    """True if a text's first word gets the tokens of one after a space; None if its tokenizer is no byte BPE."""
     from tokenizers import pre_tokenizers
 
     step: Any = backend.pre_tokenizer

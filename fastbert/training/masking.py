@@ -52,12 +52,14 @@ class Masker:
         tokenizer: must have a mask token. Its special tokens are neither chosen nor used as random tokens.
 
     Raises:
-        ValueError: the tokenizer has no mask token.
+        ValueError: the tokenizer has no mask token; or with `whole_words`, is no WordPiece.
     """
 
     def __init__(self, tokenizer: Tokenizer, masking: Masking) -> None:
         if tokenizer.mask_token_id is None:
             raise ValueError("the tokenizer has no mask token")
+        if masking.whole_words and not tokenizer.knows_words:
+            raise ValueError(f"whole_words is true; the tokenizer has no tokens with {_CONTINUATION}, which tell words")
         vocab = tokenizer.get_vocab()
         self.masking, self._mask_id = masking, tokenizer.mask_token_id
         self._special = np.zeros(max(vocab.values()) + 1, dtype=bool)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from fastbert.model.modules import RMSNorm
 from fastbert.training.settings import OptimizerSettings
 from fastbert.training.sharding import is_sharded, local, total_squares, whole
 
@@ -36,10 +37,11 @@ def _count_writes(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: parameters with weight decay; biases and LayerNorms without (Devlin et al., 2018)."""
+    """Two groups: parameters with weight decay; biases and norms without (Devlin et al., 2018)."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    kinds = nn.LayerNorm | RMSNorm
+    norms = {id(p) for module in model.modules() if isinstance(module, kinds) for p in module.parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = name.endswith("bias") or id(parameter) in norms

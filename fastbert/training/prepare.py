@@ -176,6 +176,7 @@ def prepare(
             tokenizer = given or learn_vocabulary(
                 lambda: _sample(pieces, settings, LEARN_BYTES), learn_vocab or 0, lower=lower is not False
             )
+            _ends(tokenizer)  # before any work
             tokenizer.save_pretrained(output)
             run.commit(Vocabulary.of(tokenizer).sha256)
         vocabulary = Vocabulary.of(AutoTokenizer.from_pretrained(output))
@@ -204,6 +205,21 @@ def _read_tokenizer(vocab: str | os.PathLike, lower: bool | None) -> Tokenizer:
     if not Path(vocab).is_file():
         raise InputError(f"{vocab}: no such vocabulary")
     return BertTokenizer(os.fspath(vocab), do_lower_case=lower is not False)
+
+
+def _ends(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The ids before and after an example: [CLS] and [SEP], or, where a tokenizer has none, those of a text.
+
+    Raises:
+        PrepareError: it has neither.
+    """
+    ends = []
+    for name, other in (("cls_token", "bos_token"), ("sep_token", "eos_token")):
+        found: list[Any] = [getattr(tokenizer, f"{n}_id") for n in (name, other) if n in tokenizer.special_tokens_map]
+        if not found:
+            raise PrepareError(f"the tokenizer has neither {name} nor {other}, which an example needs")
+        ends.append(int(found[0]))
+    return ends[0], ends[1]
 
 
 def _plan(pieces: list[Piece], output: Path, settings: PrepareSettings) -> list[_Task]:
@@ -278,7 +294,7 @@ class _ShardMaker:
                     f"{task.path.name} ({where}): {error}; separate documents by blank lines, put more text in a "
                     "shard, hold out more, or make no pairs"
                 ) from None
-        examples = assemble(held, rows, self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
+        examples = assemble(held, rows, *_ends(self._tokenizer))
         counts = Counts(
             documents=len(held.documents) - 1,
             sentences=len(held.sentences) - 1,

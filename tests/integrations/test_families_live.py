@@ -111,6 +111,57 @@ def test_outputs(name, head):
             close(real(a[field], inputs, head), real(b[field], inputs, head), (kind, grad, field))
 
 
+def labels_for(model, head, inputs):
+    """Labels of a head, for losses; none at pads."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    draw = torch.Generator().manual_seed(4)
+    if head == "ForMultipleChoice":  # other words for the second choice: gradients of two alike cancel out
+        ids[:, 1] = torch.where(ids[:, 1] > 4, 124 - ids[:, 1], ids[:, 1])
+    if head == "ForQuestionAnswering":
+        return {f"{side}_positions": torch.tensor([1, 2, 0]) for side in ("start", "end")}
+    if head in ("ForSequenceClassification", "ForMultipleChoice"):
+        return {"labels": torch.tensor([0, 1, 1])}
+    electra = type(model).__name__ == "ElectraForPreTraining"
+    words = head == "ForMaskedLM" or (head == "ForPreTraining" and not electra)
+    labels = torch.randint(0, model.config.vocab_size if words else 2, ids.shape, generator=draw)
+    labels = labels if mask is None or electra else labels.masked_fill(mask == 0, -100)
+    both = {"next_sentence_label": torch.tensor([0, 1, 1])} if head == "ForPreTraining" and not electra else {}
+    return {"labels": labels, **both}
+
+
+LOSSES = [(name, head) for name, head in CASES if head != "Model"]
+
+
+@pytest.mark.parametrize(("name", "head"), LOSSES)
+def test_losses(name, head):
+    """To 1e-5, and their gradients, all together, to 1e-5, or to twice eager's own error against fp64."""
+    fast, original = twins(name, head)
+    exact = copy.deepcopy(original).double()
+    # transformers lets pads into the softmax over positions of answers, with states of their own.
+    inputs = given(original, head, "ones" if head == "ForQuestionAnswering" else "right")
+    labels = labels_for(original, head, inputs)
+    losses = [model(**inputs, **labels).loss for model in (fast, original, exact)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5) and not fallbacks(fast)
+    assert gradient_error(fast, original, exact, losses) <= 1
+
+
+def gradient_error(fast, original, exact, losses):
+    """The distance of all gradients of `fast` from those of `original`, as a share of what is allowed."""
+    for loss in losses:
+        loss.backward()
+    ours, theirs, right = (
+        {name: p.grad.double() for name, p in model.named_parameters(remove_duplicate=False) if p.grad is not None}
+        for model in (fast, original, exact)
+    )
+    assert ours.keys() == theirs.keys() == right.keys()
+
+    def distance(a, b):
+        return sum((a[name] - b[name]).norm() ** 2 for name in a).sqrt()
+
+    size = sum(x.norm() ** 2 for x in right.values()).sqrt()
+    return float(distance(ours, theirs) / max(1e-5 * size, 2 * distance(theirs, right)))
+
+
 @pytest.mark.parametrize(("name", "head"), CASES)
 def test_gradients(name, head):
     """Of each parameter, held to eager's own error against fp64."""

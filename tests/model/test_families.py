@@ -1,11 +1,12 @@
 """Every family of encoders without transformers: the same numbers, and the same folder, bit for bit, both ways."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 import transformers
-from test_families_live import CASES, CONFIGS, given, make, real
+from test_families_live import CASES, CONFIGS, LOSSES, given, gradient_error, labels_for, make, real
 
 import fastbert
 
@@ -23,7 +24,7 @@ def pair(request, tmp_path):
 
 
 def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_every_head_of_every_family_is_tried():
@@ -42,6 +43,19 @@ def test_outputs(pair):
         assert list(a) == list(b)
         for field in b:
             close(real(a[field], inputs, head), real(b[field], inputs, head))
+
+
+@pytest.mark.parametrize("pair", [case for case in OWN if case in LOSSES], indirect=True, ids=str)
+def test_losses(pair):
+    """To 1e-5, and their gradients, all together, to 1e-5, or to twice eager's own error against fp64."""
+    theirs, ours, head = pair
+    # Of answers, transformers lets pads into the softmax over positions.
+    inputs = given(theirs, head, "ones" if head == "ForQuestionAnswering" else "right")
+    labels = labels_for(theirs, head, inputs)
+    exact = copy.deepcopy(theirs).double()
+    losses = [model(**inputs, **labels).loss for model in (ours, theirs, exact)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    assert gradient_error(ours, theirs, exact, losses) <= 1
 
 
 @pytest.mark.parametrize("pair", OWN, indirect=True, ids=str)

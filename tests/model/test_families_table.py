@@ -71,7 +71,7 @@ def pair(name, head):
 def same_numbers(name, head, own):
     theirs, *ours = pair(name, head)
     inputs = given(theirs, head, "right")
-    return distance(outputs(ours[own], inputs, head), outputs(theirs, inputs, head)) < 2e-5
+    return distance(outputs(ours[own], inputs, head), outputs(theirs, inputs, head)) < 1e-5
 
 
 def same_gradients(name):

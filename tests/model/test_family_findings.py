@@ -232,3 +232,23 @@ def test_fresh_weights_are_spread_as_transformers_draws_them():
         if parameter.dim() == 2 and parameter.numel() > 1000:
             assert 0.9 < own[name].std() / parameter.std() < 1.1, name
             assert own[name].abs().max() <= 1.2 * parameter.abs().max(), name
+
+
+def test_norms_of_every_family_have_no_weight_decay(tmp_path):
+    from fastbert.training.optimizer import decay_groups
+
+    for name in (name for name in CONFIGS if " " not in name):
+        make(name).save_pretrained(tmp_path / name)
+        model = fastbert.AutoModel.from_pretrained(tmp_path / name)
+        names = {id(p): n for n, p in model.named_parameters()}
+        decayed = [names[id(p)] for p in decay_groups(model, 0.1)[0]["params"]]
+        assert decayed and not [n for n in decayed if "norm" in n.lower() or n.endswith("bias")], name
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(5, 2).long(), torch.full((2, 5), 2)])
+def test_labels_of_replaced_tokens_are_checked(labels, tmp_path):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = BertConfig.from_dict({"model_type": "electra", "vocab_size": 50, "embedding_size": 8, **sizes})
+    model = fastbert.ElectraForPreTraining(config)
+    with pytest.raises(ValueError, match=r"labels has shape \(5, 2\); it must be \(2, 5\)|labels holds 2"):
+        model(torch.full((2, 5), 7), labels=labels)

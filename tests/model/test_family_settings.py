@@ -42,6 +42,13 @@ def config(name, **changes):
         ("eurobert", {"num_key_value_heads": 5}, "num_key_value_heads is 5; it must divide num_attention_heads, 12"),
         ("eurobert", {"head_dim": 32}, "head_dim is 32; it must be 64, hidden_size / num_attention_heads"),
         ("bert", {"type_vocab_size": 0}, "type_vocab_size is 0; it must be an integer of at least 1"),
+        ("gte", {"rope_theta": 0}, "rope_theta is 0; it must be a number above 0"),
+        ("nomic_bert", {"rotary_scaling_factor": 2}, "rotary_scaling_factor is 2; fastbert knows None only"),
+        ("nomic_bert", {"prenorm": True}, "prenorm is True; fastbert knows False only"),
+        ("electra", {"summary_type": "mean"}, "summary_type is 'mean'; fastbert knows 'first' only"),
+        ("mpnet", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64; fastbert knows 32"),
+        ("distilbert", {"dim": 770}, "dim 770 is not a multiple of n_heads 12"),
+        ("modernbert", {"norm_eps": 2}, "norm_eps is 2"),
     ],
 )
 def test_a_setting_that_does_not_fit(name, changes, reason):
@@ -159,3 +166,52 @@ def test_a_window_is_that_of_the_live_module():
     fast.layers[1].attn.sliding_window = 9
     fast(torch.tensor([[5, 6, 7]]))
     assert "layers.1.attn.sliding_window is 9" in str(fallbacks(fast))
+
+
+def test_the_older_names_of_nomic_bert():
+    """Those of the files before transformers had the family; the newer ones count where both are."""
+    older = {"n_embd": 96, "n_head": 6, "n_inner": 200, "n_layer": 3, "layer_norm_epsilon": 1e-5, "n_positions": 8192}
+    found = config("nomic_bert", **older, rotary_emb_base=500, max_position_embeddings=2048)
+    sizes = found.hidden_size, found.num_attention_heads, found.intermediate_size, found.num_hidden_layers
+    assert sizes == (96, 6, 200, 3) and found.layer_norm_eps == 1e-5 and found.max_length == 8192
+    assert layer_kinds(found, FAMILIES["nomic_bert"])[0].theta == 500
+    assert config("nomic_bert", n_layer=3, num_hidden_layers=2).num_hidden_layers == 2
+    again = BertConfig.from_dict(found.to_dict())
+    assert again == found
+
+
+def test_of_two_names_that_of_the_family_counts():
+    for values in ({"norm_eps": 1e-3, "layer_norm_eps": 1e-6}, {"layer_norm_eps": 1e-6, "norm_eps": 1e-3}):
+        assert config("modernbert", **values).layer_norm_eps == 1e-3
+
+
+def test_positions_beyond_those_of_the_file(tmp_path):
+    """NomicBERT's n_positions: live and own models compute them, as transformers does."""
+    fast, original = twins("nomic_bert", n_positions=100)  # max_position_embeddings is 40
+    ids = torch.randint(5, 100, (1, 90), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = original(ids).last_hidden_state
+        torch.testing.assert_close(fast(ids).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
+        assert not fallbacks(fast)
+    original.save_pretrained(tmp_path)
+    own = fastbert.AutoModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(own(ids).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="input_ids has a sequence of 101 tokens; max_position_embeddings is 100"):
+        own(torch.full((1, 101), 7))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_row_of_roberta_may_be_longer_by_its_pads(grad, tmp_path):
+    make("roberta").save_pretrained(tmp_path)
+    model = fastbert.AutoModel.from_pretrained(tmp_path)
+    room = model.config.max_length
+    ids = torch.full((2, room + 6), model.config.pad_token_id)
+    ids[:, :room] = 7
+    mask = (ids == 7).long()
+    with torch.set_grad_enabled(grad):
+        states = model(ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(states[:, :room], model(ids[:, :room]).last_hidden_state, rtol=1e-5, atol=1e-5)
+        ids[0, room] = 7
+        with pytest.raises(ValueError, match=f"a sequence of {room + 1} tokens; max_position_embeddings is"):
+            model(ids, attention_mask=(ids == 7).long())

@@ -194,3 +194,59 @@ def test_words_get_the_tokens_of_words_after_a_space(tmp_path):
     words = ours.with_prefix_space()([["the", "dog"]], is_split_into_words=True)["input_ids"][0]
     assert words == spaced
     assert ours.with_prefix_space().with_prefix_space()("the dog")["input_ids"] == spaced
+
+
+MODELS = {"roberta": roberta, "xlm-roberta": xlm_roberta, "camembert": camembert, "mpnet": mpnet}
+
+
+@pytest.mark.parametrize("files", ["settings", "no settings"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_class_that_is_not_named_is_that_of_the_model(kind, files, tmp_path):
+    """config.json's model_type, as transformers' AutoTokenizer goes by it."""
+    theirs = MODELS[kind]()
+    theirs.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["tokenizer_class"]
+    if files == "no settings":
+        settings = {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    ours = AutoTokenizer.from_pretrained(tmp_path)
+    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+        assert getattr(ours, f"{name}_token") == getattr(theirs, f"{name}_token"), name
+    firsts, seconds = map(list, zip(*PAIRS[:20], strict=True))
+    assert ours(firsts, seconds)["input_ids"] == theirs(firsts, seconds)["input_ids"]
+    assert tuple(ours.model_input_names) == tuple(theirs.model_input_names)
+
+
+def test_distilbert_has_no_token_types(tmp_path):
+    transformers.DistilBertTokenizer(
+        vocab={t: i for i, t in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"))}
+    ).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("model_input_names", None)
+    for named in ({}, {"tokenizer_class": "DistilBertTokenizer"}):
+        settings.pop("tokenizer_class", None)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | named))
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "distilbert"}))
+        assert set(AutoTokenizer.from_pretrained(tmp_path)("a a")) == {"input_ids", "attention_mask"}
+
+
+def test_null_and_unmarked_special_tokens(tmp_path):
+    """A null is no token; a piece of the vocabulary that looks like one is not made special."""
+    as_the_file_says().save_pretrained(tmp_path)
+    file, settings_file = tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"
+    content, settings = json.loads(file.read_text()), json.loads(settings_file.read_text())
+    before = AutoTokenizer.from_pretrained(tmp_path)
+    settings |= {"bos_token": None, "eos_token": None, "cls_token": None}
+    settings_file.write_text(json.dumps(settings))
+    ours = AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.cls_token is None and ours.pad_token == before.pad_token and "bos_token" not in ours.special_tokens_map
+    for name in ("cls_token", "sep_token", "mask_token", "bos_token", "eos_token"):
+        settings.pop(name, None)
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] == before.pad_token
+    file.write_text(json.dumps(content))
+    settings_file.write_text(json.dumps(settings | {"pad_token": before.pad_token}))
+    ours = AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.sep_token is None and ours.cls_token is None

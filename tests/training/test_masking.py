@@ -1,10 +1,12 @@
 """Counter-based random numbers, permutations, and masks: their statistics, and what they may depend on."""
 
+import made_tokenizers
 import numpy as np
 import pytest
 from scipy import stats
 from training_text import SPECIALS, VOCAB
 
+from fastbert.tokenizer.auto import tokenizer_of
 from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.training.counter_random import Permutation, draws, key_of
 from fastbert.training.masking import IGNORED, Masker, Masking
@@ -162,3 +164,8 @@ def test_settings():
         Masking(random_share=0.3)
     with pytest.raises(ValueError, match="the tokenizer has no mask token"):
         Masker(BertTokenizer(VOCAB, mask_token=None), Masking())
+
+
+def test_whole_words_need_a_tokenizer_that_tells_them():
+    with pytest.raises(ValueError, match="whole_words is true; the tokenizer has no tokens with ##"):
+        Masker(tokenizer_of(made_tokenizers.roberta()), Masking(whole_words=True))
