@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return _on_text(args)
     if args.set:
         raise ValueError(f"--set {args.set[0]} is given and no CONFIG, in whose place it is")
-    if missing := [name for name in ("task", "teacher", "train", "dev", "output") if getattr(args, name) is None]:
+    if missing := [name for name in ("task", "teacher", "train", "output") if getattr(args, name) is None]:
         raise ValueError(f"--{missing[0]} is missing; without a CONFIG, distillation is for a task")
     return _for_task(args)
 

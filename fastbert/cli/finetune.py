@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from fastbert.progress import say
 from fastbert.tokenizer.unknown_tokens import unknown_warning
 from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.loop import Finetuning, Recipe
-from fastbert.training.finetune.result import REPORT, save_and_report
+from fastbert.training.finetune.result import REPORT, Result, save_and_report
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
+from fastbert.training.finetune.trials import RUNS, Start, Stopped, Trial, mean_and_spread, plan, run_all
 from fastbert.training.logs import summary_writer
 from fastbert.training.loop import newest_checkpoint
 
@@ -30,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs `fastbert finetune`; returns the exit code."""
     folder, newest = prepare_output(args)
     device = torch.device(device_of(args.device))
+    if args.folds is not None or args.tries is not None:
+        return _several(args, folder, device)
     recipe = read_recipe(args)
     model = recipe.fresh_model(args.model, revision=args.revision).to(device)
     return carry_out(Finetuning(recipe, model, folder), newest, args.model)
@@ -50,9 +55,10 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
     check_libraries("fine-tuning")
     if args.tensorboard:
         summary_writer("--tensorboard is given", "leave it out")
-    if (folder / REPORT / "metrics.json").exists():
+    unfinished = args.resume and (folder / RUNS).exists()  # of several runs
+    if (folder / REPORT / "metrics.json").exists() and not unfinished:
         raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
-    if newest is None and (folder / "config.json").exists():  # for example the initial model
+    if newest is None and (folder / "config.json").exists() and not unfinished:  # for example the initial model
         raise ValueError(f"{folder} holds a model already; a new run takes another --output")
     return folder, newest
 
@@ -71,16 +77,65 @@ def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list
     Raises:
         ValueError: the task does not read an option; settings, files or model are wrong.
     """
+    (trial,) = _plan(args)
+    read = partial(Recipe.read, trial.settings, model or args.model, trial.sources, Reading.of(args))
+    return read(revision=args.revision, labels=labels or trial.labels)
+
+
+def _plan(args: argparse.Namespace, **several: Any) -> list[Trial]:
+    """The runs that the arguments ask for."""
     others = {name for task in TASKS.values() for name in task.options} - {*TASKS[args.task].options}
     if idle := [option for name, option in given_options(args) if name in others]:
         raise ValueError(f"{idle[0]} is given; --task {args.task} has no use for it")
-    settings = FinetuneSettings(**given(args, FinetuneSettings))
-    reading = Reading.of(args)
     paths = {name: Path(path) for name in ("train", "dev", "test") if (path := getattr(args, name)) is not None}
     for path in paths.values():
         if not path.is_file():
             raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    return Recipe.read(settings, model or args.model, paths, reading, revision=args.revision, labels=labels)
+    settings = FinetuneSettings(**given(args, FinetuneSettings))
+    return plan(paths, settings, Reading.of(args), dev_share=args.dev_share, **several)
+
+
+def _several(args: argparse.Namespace, folder: Path, device: torch.device) -> int:
+    """Trains with folds, or with each combination of some settings, and prints a table."""
+    trials = _plan(args, folds=args.folds, tries=dict(args.tries or []))
+    start = Start(args.model, Reading.of(args), device, args.revision)
+
+    def tell(number: int, recipe: Recipe) -> None:
+        chosen = ", ".join(f"{name} {value}" for name, value in trials[number].chosen.items())
+        say(f"run {number + 1} of {len(trials)}: {chosen or trials[number].name}")
+        if number == 0 or args.folds is not None:
+            _say_data(recipe)
+
+    try:
+        best, results = run_all(start, trials, folder, resume=args.resume, tell=tell)
+    except Stopped as stopped:
+        return stopped.outcome.exit_code()
+    print(table(trials, results, best))
+    say(f"the model of {trials[best].name} is in {folder}, its report in {folder / REPORT}")
+    return 0
+
+
+def table(trials: Sequence[Trial], results: Sequence[Result], best: int) -> str:
+    """A line for each run: its settings and dev scores, or the test scores of a fold; a star marks the best by dev.
+
+    With folds, the mean and spread follow.
+    """
+    part = "dev" if trials[0].chosen else "test"
+    scores = list(dict.fromkeys(name for result in results for name in result.metrics[part]))
+
+    def shown(figures: Mapping[str, float]) -> list[str]:
+        return [f"{figures[name]:.4f}" if name in figures else "" for name in scores]
+
+    lines = [["", *trials[0].chosen, *scores]]
+    for trial, result in zip(trials, results, strict=True):
+        mark = "*" if trial is trials[best] else ""
+        lines.append([trial.name + mark, *map(str, trial.chosen.values()), *shown(result.metrics[part])])
+    if not trials[0].chosen:
+        for name, figures in zip(("mean", "spread"), mean_and_spread(results), strict=True):
+            lines.append([name, *shown(figures)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([f"{part} scores", *rows])
 
 
 def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:

@@ -31,6 +31,7 @@ COLUMNS = {
 FINETUNE_EXAMPLES = """\
 examples:
   fastbert finetune --task classification --model path/to/model --train train.csv --dev dev.csv -o out
+  fastbert finetune --task classification --model path/to/model --train all.csv --try lr=2e-5,5e-5 seed=1,2 -o out
   fastbert finetune --task regression --model path/to/model --train pairs.tsv --dev dev.tsv --text-column first \\
       --pair-column second --label-column score -o out
   fastbert finetune --task token-classification --model path/to/model --train train.conll --dev dev.conll -o out
@@ -57,12 +58,26 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", required=True, help="a folder in Hugging Face layout, or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     add_task_arguments(parser, required=True)
+    several = parser.add_argument_group("several runs", "the best by its dev score is kept; a table says what each had")
+    several.add_argument("--folds", metavar="K", type=positive, help="train K models, each tested on its part of FILE")
+    several.add_argument(
+        "--try",
+        dest="tries",
+        metavar="SETTING=A,B",
+        nargs="+",
+        type=values_to_try,
+        help="train with each combination of these values: lr=2e-5,5e-5 seed=1,2",
+    )
 
 
 def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Adds the arguments of training for a task, except the models; `required`: whether the parser requires a task."""
     parser.add_argument("--train", metavar="FILE", required=required, help="examples to learn from")
-    parser.add_argument("--dev", metavar="FILE", required=required, help="examples to choose the best checkpoint by")
+    dev = parser.add_mutually_exclusive_group()
+    dev.add_argument(
+        "--dev", metavar="FILE", help="examples to choose the best checkpoint by (default: some of --train)"
+    )
+    dev.add_argument("--dev-share", metavar="SHARE", type=float, help="of --train, without --dev (default: 0.1)")
     parser.add_argument("--test", metavar="FILE", help="examples for the report")
     parser.add_argument(
         "-o", "--output", metavar="DIR", required=required, help="the model, and its report in DIR/report"
@@ -147,6 +162,23 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def values_to_try(text: str) -> tuple[str, tuple[Any, ...]]:
+    """A setting and its values, of `lr=2e-5,5e-5`; each value is read as the setting's own option reads it."""
+    name, equals, listed = text.partition("=")
+    name = name.removeprefix("--").replace("-", "_")
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    add_options(parser.add_argument_group(), FinetuneSettings)
+    action = next((a for a in parser._actions if a.dest == name and a.nargs != 0), None)
+    if action is None or not equals or not listed:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a setting with a value and its values, as lr=2e-5,5e-5")
+    try:
+        return name, tuple(
+            getattr(parser.parse_args([action.option_strings[0], value]), name) for value in listed.split(",")
+        )
+    except argparse.ArgumentError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.message}") from None
 
 
 def add_csv_arguments(group: argparse._ArgumentGroup) -> None:

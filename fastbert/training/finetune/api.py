@@ -5,29 +5,27 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastbert.diagnostics import devices
 from fastbert.model import BertPreTrainedModel
+from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.finetune.examples import DataError, Reading, Source, Table
-from fastbert.training.finetune.loop import Finetuning, Recipe, better, read_examples, task_of
-from fastbert.training.finetune.result import save_and_report
+from fastbert.training.finetune.result import Result
 from fastbert.training.finetune.settings import FinetuneSettings
-from fastbert.training.finetune.tasks import Predictions
+from fastbert.training.finetune.tasks import TASKS, Predictions
+from fastbert.training.finetune.trials import Start, mean_and_spread, plan, run, run_all
 
 _TEXT, _PAIR = ("text", "label"), ("text", "pair", "label")  # what stands in a tuple
-DEV_SHARE = 0.1  # of the examples, where none are given to choose the best checkpoint by
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What `finetune` returns.
+    """The result of `finetune`.
 
     Attributes:
         model: with the weights of the best checkpoint, in eval mode.
@@ -36,7 +34,7 @@ class Finetuned:
         spread: with folds, the standard deviation of each score over them.
         metrics: all of the report, as in metrics.json.
         predictions: for each of these examples.
-        tried: with `tries`, for each of them its settings and its dev score.
+        tried: with `tries`, for each of them its settings and its dev scores.
     """
 
     model: BertPreTrainedModel
@@ -74,6 +72,7 @@ def finetune(
     dev_share: float | None = None,
     folds: int | None = None,
     tries: Mapping[str, Sequence[Any]] | None = None,
+    resume: bool = False,
     device: torch.device | str | None = None,
     revision: str | None = None,
     **settings: Any,
@@ -91,10 +90,11 @@ def finetune(
         output: a new folder for the model and its report; None: they are only returned.
         dev_share: share of the training examples by which the best checkpoint is chosen, where there is no dev
             (default: 0.1).
-        folds: so many models are trained, each tested on its part of the examples; returned are the last one, and the
-            mean and spread of the scores.
+        folds: so many models are trained, each tested on its part of the examples; returned are the one with the best
+            dev score, and the mean and spread of the test scores.
         tries: values of settings, {"lr": [2e-5, 5e-5], "seed": [1, 2]}: each combination is trained, and the one with
             the best dev score is returned.
+        resume: whether a run in `output` that was stopped continues; of several runs, also those that are left.
         device: default: a GPU where there is one, else the CPU.
         settings: those of FinetuneSettings (epochs, lr, batch_size ...), and the names of columns (text, label ...).
 
@@ -110,130 +110,29 @@ def finetune(
     reading = Reading(**{name: v for name, v in settings.items() if name in of_files})
     given = {"train": train, "dev": dev, "test": test}
     sources = {name: _source(name, data) for name, data in given.items() if data is not None}
-    if isinstance(train, list) and train and isinstance(train[0], tuple) and len(train[0]) == len(_PAIR):
-        reading = replace(reading, pair="pair")
-    runs = _Runs(str(model), wanted, reading, torch.device(device or devices()[-1]), revision)
-    if folds is not None:
-        if dev is not None or tries is not None:
-            raise ValueError(
-                "folds is given; neither dev nor tries goes with it, as each fold has its own dev examples"
-            )
-        return runs.folds(sources, folds, output, dev_share or DEV_SHARE)
-    if "dev" not in sources:
-        sources |= runs.split(sources["train"], dev_share or DEV_SHARE, wanted.seed)
-    elif dev_share is not None:
-        raise ValueError(f"dev_share is {dev_share}, but dev is given")
-    return runs.best(sources, tries or {}, output)
+    if reading.pair is None and any(map(_has_pairs, given.values())):
+        reading = replace(reading, pair=_PAIR[1])
+    start = Start(str(model), reading, torch.device(device or devices()[-1]), revision)
+    trials = plan(sources, wanted, reading, dev_share=dev_share, folds=folds, tries=tries)
+    with tempfile.TemporaryDirectory(prefix="fastbert-finetune-") as scratch:
+        folder = Path(scratch) / "run" if output is None else Path(output)
+        if folds is None and not tries:
+            return _finetuned(folder, run(start, trials[0], folder, resume=resume), start.device)
+        best, results = run_all(start, trials, folder, resume=resume)
+        if folds is not None:
+            scores, spread = mean_and_spread(results)
+            return _finetuned(folder, results[best], start.device, scores=scores, spread=spread)
+        tried = [{**t.chosen, **r.metrics["dev"]} for t, r in zip(trials, results, strict=True)]
+        return _finetuned(folder, results[best], start.device, tried=tried)
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """Runs from one model with one kind of data."""
-
-    model: str
-    settings: FinetuneSettings
-    reading: Reading
-    device: torch.device
-    revision: str | None
-
-    def one(self, sources: Mapping[str, Source], settings: FinetuneSettings, output: str | Path | None) -> Finetuned:
-        recipe = Recipe.read(settings, self.model, sources, self.reading, revision=self.revision)
-        with tempfile.TemporaryDirectory(prefix="fastbert-finetune-") as scratch:
-            folder = Path(scratch) / "run" if output is None else Path(output)
-            if (folder / "config.json").exists():
-                raise ValueError(f"{folder} holds a model already; a new run takes another output")
-            model = recipe.fresh_model(self.model, revision=self.revision).to(self.device)
-            run = Finetuning(recipe, model, folder)
-            outcome = run.run()
-            if outcome.signal is not None:
-                raise KeyboardInterrupt(f"stopped after step {outcome.step}")
-            result = save_and_report(run, self.model)
-        evaluation = list(result.evaluations.values())[-1]
-        return Finetuned(model.eval(), recipe.tokenizer, evaluation.scores, result.metrics, evaluation.predictions)
-
-    def best(self, sources: Mapping[str, Source], tries: Mapping[str, Sequence[Any]], output: Any) -> Finetuned:
-        if not tries:
-            return self.one(sources, self.settings, output)
-        score = self.settings.best or task_of(self.settings).scores[0]
-        found: list[tuple[float, Finetuned]] = []
-        tried: list[dict[str, Any]] = []
-        for values in product(*tries.values()):
-            chosen = dict(zip(tries, values, strict=True))
-            result = self.one(sources, replace(self.settings, **chosen), None)
-            value = result.metrics["dev"][score]
-            tried.append({**chosen, score: value})
-            found.append((better(score, value), result))
-        best = max(range(len(found)), key=lambda i: found[i][0])
-        result = replace(found[best][1], tried=tried)
-        if output is not None:
-            result.save_pretrained(output)
-        return result
-
-    def split(self, source: Source, share: float, seed: int) -> dict[str, Source]:
-        """The training examples without some that become the dev examples: of each class as many, where there are."""
-        if not 0 < share < 1:
-            raise ValueError(f"dev_share is {share}; it must be above 0 and below 1")
-        rows, classes = self._rows(source)
-        from sklearn.model_selection import train_test_split
-
-        places = np.arange(len(rows))
-        try:
-            parts = train_test_split(places, test_size=share, random_state=seed, stratify=classes)
-        except ValueError:  # a class with too few examples to be in both parts
-            parts = train_test_split(places, test_size=share, random_state=seed)
-        return {name: _part(source, rows, p) for name, p in zip(("train", "dev"), parts, strict=True)}
-
-    def folds(self, sources: Mapping[str, Source], count: int, output: Any, share: float) -> Finetuned:
-        from sklearn.model_selection import KFold, StratifiedKFold
-
-        source = sources["train"]
-        rows, classes = self._rows(source)
-        if not 2 <= count <= len(rows):
-            raise ValueError(f"folds is {count}; it must be 2 to {len(rows)}, the number of examples")
-        enough = classes is not None and min(np.unique(classes, return_counts=True)[1]) >= count
-        kind = StratifiedKFold if enough else KFold
-        parts = kind(count, shuffle=True, random_state=self.settings.seed).split(rows, classes if enough else None)
-        results = []
-        for number, (rest, held) in enumerate(parts, start=1):
-            own = self.split(_part(source, rows, np.sort(rest)), share, self.settings.seed)
-            own["test"] = _part(source, rows, np.sort(held))
-            results.append(self.one(own, self.settings, output if number == count else None))
-        table = {name: [result.scores[name] for result in results] for name in results[0].scores}
-        return replace(
-            results[-1],
-            scores={name: float(np.mean(values)) for name, values in table.items()},
-            spread={name: float(np.std(values, ddof=1)) for name, values in table.items()},
-        )
-
-    def _rows(self, source: Source) -> tuple[list[dict[str, Any]], np.ndarray | None]:
-        """The rows of a source, and the class of each, where it has one."""
-        examples = read_examples(task_of(self.settings), source, self.reading)
-        names = [getattr(example, "label", None) for example in examples]
-        classes = np.array(names) if all(isinstance(name, str) for name in names) else None
-        return [_row_of(example, self.reading) for example in examples], classes
-
-
-def _row_of(example: Any, reading: Reading) -> dict[str, Any]:
-    """An example as a row that is read as the same one."""
-    values = vars(example)
-    row = {
-        getattr(reading, name): values[name]
-        for name in ("text", "label", "words", "tags", "question", "context", "id")
-        if name in values
-    }
-    if values.get("pair") is not None:
-        row[str(reading.pair)] = values["pair"]
-    if "choices" in values:
-        names = reading.choices
-        row |= {names[0]: values["choices"]} if len(names) == 1 else dict(zip(names, values["choices"], strict=True))
-    if "answers" in values:
-        answers = values["answers"]
-        row[reading.answers] = {"text": [a.text for a in answers], "answer_start": [a.start for a in answers]}
-    return row
-
-
-def _part(source: Source, rows: list[dict[str, Any]], places: np.ndarray) -> Table:
-    return Table(str(source), [rows[i] for i in places])
+def _finetuned(folder: Path, result: Result, device: torch.device, **more: Any) -> Finetuned:
+    model = TASKS[result.metrics["settings"]["task"]].model.from_pretrained(folder).to(device).eval()
+    last = list(result.evaluations.values())[-1]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Finetuned(
+        model, tokenizer, **{"scores": last.scores, "metrics": result.metrics, **more}, predictions=last.predictions
+    )
 
 
 def _source(name: str, given: Any) -> Source:
@@ -246,10 +145,27 @@ def _source(name: str, given: Any) -> Source:
     if hasattr(given, "to_dict") and hasattr(given, "columns"):  # pandas
         return Table(name, given.to_dict("records"))
     if hasattr(given, "to_list") and hasattr(given, "column_names"):  # datasets
-        return Table(name, given.to_list())
+        return Table(name, _with_names(given.to_list(), given.features))
     if isinstance(given, Sequence):
         return Table(name, [_as_row(name, i, example) for i, example in enumerate(given)])
     raise TypeError(f"{name} is a {type(given).__name__}; it must be a file, a list, a DataFrame or a Dataset")
+
+
+def _with_names(rows: list[dict[str, Any]], features: Any) -> list[dict[str, Any]]:
+    """Rows of a datasets.Dataset, whose classes are numbers, with their names."""
+    for column, feature in (features or {}).items():
+        of = getattr(feature, "int2str", None) or getattr(getattr(feature, "feature", None), "int2str", None)
+        if of is not None:  # ClassLabel has no name for -1, a missing one
+            name = lambda value, of=of: value if value is None or value < 0 else of(value)  # noqa: E731
+            for row in rows:
+                value = row[column]
+                row[column] = list(map(name, value)) if isinstance(value, list) else name(value)
+    return rows
+
+
+def _has_pairs(given: Any) -> bool:
+    """True if data are tuples of a text, another and a label."""
+    return isinstance(given, list | tuple) and any(isinstance(e, tuple | list) and len(e) == 3 for e in given[:1])
 
 
 def _as_row(name: str, i: int, example: Any) -> dict[str, Any]:

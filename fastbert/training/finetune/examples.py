@@ -45,10 +45,11 @@ class Reading(Form):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are in memory, in place of a file; errors name `name[i]`."""
+    """Rows that are in memory, in place of a file; errors name where a row is from, or else `name[i]`."""
 
     name: str
     rows: list[dict[str, Any]]
+    where: list[str] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -316,7 +317,7 @@ def _is_whole(value: Any) -> bool:
 def _rows(path: Source, reading: Reading, columns: Sequence[str] | None) -> Iterator[_Row]:
     if isinstance(path, Table):
         for i, values in enumerate(path.rows):
-            yield _Row(f"{path.name}[{i}]", values)
+            yield _Row(path.where[i] if path.where else f"{path.name}[{i}]", values)
         return
     kind = reading.format_of(path, ROWS, "--format")
     if kind not in ROWS.values():

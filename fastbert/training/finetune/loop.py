@@ -171,6 +171,15 @@ class Recipe:
         )
         return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
 
+    def data(self) -> dict[str, dict[str, Any]]:
+        """Each data set as the report has it: file, number of examples, hash."""
+        sets = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {
+            name: {"file": str(d.path), "examples": len(d.examples), "truncated": d.truncated, "hash": d.digest()}
+            for name, d in sets.items()
+            if d is not None
+        }
+
     def decisive(self) -> dict[str, Any]:
         """The settings and data hashes that must be equal to resume a run."""
         data = {"training data": self.train.digest(), "dev data": self.dev.digest(), "labels": self.labels}

@@ -28,11 +28,11 @@ def versions() -> dict[str, str]:
 
 
 def write_report(folder: Path, metrics: dict[str, Any], evaluations: dict[str, Evaluation]) -> None:
-    """Writes metrics.json and, for dev and test, predictions-NAME.jsonl: one line per example, in order."""
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    """Writes predictions-NAME.jsonl for dev and test, one line per example, in order; and last metrics.json."""
     for name, evaluation in evaluations.items():
         lines = (json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions)
         write_text(folder / f"predictions-{name}.jsonl", "".join(lines))
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_log(folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
-"""What a run leaves: the model with the best weights, and its report."""
+"""The output of a run: the model with the best weights, and its report."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastbert.training.finetune.card import write_card
@@ -44,9 +46,24 @@ def save_and_report(run: Finetuning, start: str) -> Result:
     return Result(metrics, evaluations)
 
 
+def is_finished(folder: Path) -> bool:
+    """True if the run of a folder has ended with its report."""
+    return (folder / REPORT / "metrics.json").exists()
+
+
+def read_result(folder: Path) -> Result:
+    """The result of a finished run."""
+    report = folder / REPORT
+    metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+    evaluations = {}
+    for name in (name for name in ("dev", "test") if name in metrics):
+        lines = (report / f"predictions-{name}.jsonl").read_text(encoding="utf-8").split("\n")
+        evaluations[name] = Evaluation(metrics[name], [json.loads(line) for line in lines if line])
+    return Result(metrics, evaluations)
+
+
 def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, seconds: float) -> dict[str, Any]:
     recipe = run.recipe
-    data = {"train": recipe.train, "dev": recipe.dev, "test": recipe.test}
     return {
         **{name: evaluation.scores for name, evaluation in evaluations.items()},
         "classes": {
@@ -60,10 +77,6 @@ def _metrics(run: Finetuning, evaluations: dict[str, Evaluation], start: str, se
         "model": start,
         "settings": run.all_settings(),
         "labels": recipe.labels,
-        "data": {
-            name: {"file": str(d.path), "examples": len(d.examples), "truncated": d.truncated}
-            for name, d in data.items()
-            if d is not None
-        },
+        "data": recipe.data(),
         "versions": versions(),
     }
