@@ -38,7 +38,17 @@ if TYPE_CHECKING:
     )
     from fastbert.ops.dispatch import BackendError, use_backend
     from fastbert.packing import PackedBatch, pack, unpack
-    from fastbert.tasks import MultiHead, Reranker, attribute, augment, pipeline, rerank, search
+    from fastbert.tasks import (
+        MultiHead,
+        Reranker,
+        attention_maps,
+        attribute,
+        augment,
+        nearest_tokens,
+        pipeline,
+        rerank,
+        search,
+    )
     from fastbert.tokenizer.auto import AutoTokenizer
     from fastbert.tokenizer.bert import BertTokenizer
     from fastbert.tokenizer.tokenizer import Tokenizer
@@ -76,11 +86,13 @@ __all__ = [
     "Reranker",
     "Tokenizer",
     "accelerate",
+    "attention_maps",
     "attribute",
     "augment",
     "compile",
     "explain",
     "finetune",
+    "nearest_tokens",
     "pack",
     "pipeline",
     "refresh",
@@ -100,7 +112,8 @@ _HOMES = {
     **dict.fromkeys(("accelerate", "refresh", "restore"), "integrations.transformers"),
     **dict.fromkeys(("PackedBatch", "pack", "unpack"), "packing"),
     "AutoTokenizer": "tokenizer.auto",
-    **dict.fromkeys(("MultiHead", "Reranker", "attribute", "augment", "pipeline", "rerank", "search"), "tasks"),
+    **dict.fromkeys(("MultiHead", "Reranker", "attention_maps", "attribute", "augment", "nearest_tokens"), "tasks"),
+    **dict.fromkeys(("pipeline", "rerank", "search"), "tasks"),
     "BertTokenizer": "tokenizer.bert",
     "Tokenizer": "tokenizer.tokenizer",
     **dict.fromkeys(("Finetuned", "finetune"), "training.finetune.api"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastbert.cli.options import load_options
 from fastbert.cli.row_runs import bad_lines, check_output, check_streams, writing
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         **vars(load_options(args)),
     )
     prompt = embedder.prompt_of(args.prompt_name, args.prompt)
-    options = {"max_tokens": args.max_tokens or MAX_TOKENS, "window": args.window or WINDOW}
+    options: dict[str, Any] = {"max_tokens": args.max_tokens or MAX_TOKENS, "window": args.window or WINDOW}
+    options |= {"long": args.long} if args.long != "cut" else {}
     format = make_format(format_name, embedder.width, args.inputs, ids=args.id_column is not None)
 
     def settings() -> dict:
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if done.skipped:
         say(f"{done.skipped:,} of {done.records:,} lines skipped")
-    for line in () if args.quiet else _summary(done, output.resumed, progress, args.output, embedder.max_length):
+    became = f"cut to {embedder.max_length} tokens" if args.long == "cut" else "the mean of several windows"
+    for line in () if args.quiet else _summary(done, output.resumed, progress, args.output, became):
         say(line)
     names = ["stdin" if name == STDIN else name for name in args.inputs]
     if warning := unknown_warning(", ".join(names), done.unknown, done.words):
@@ -95,7 +97,7 @@ def _settings(
     prompt: str,
     reading: Reading,
     format_name: str,
-    options: dict[str, int],
+    options: dict[str, Any],
 ) -> dict:
     """The settings that, with the input, determine the output. A run is resumed only with equal ones."""
     return {
@@ -116,10 +118,10 @@ def _settings(
     }
 
 
-def _summary(done: Done, resumed: Done | None, progress: Progress, out: str, max_length: int) -> Iterator[str]:
-    """A line on the run, and one on texts that were cut."""
+def _summary(done: Done, resumed: Done | None, progress: Progress, out: str, became: str) -> Iterator[str]:
+    """A line on the run, and one on texts that were too long: what they became."""
     before = f", {resumed.records:,} of them by the run before" if resumed else ""
     where = "stdout" if out == STDIN else out
     yield f"{done.records - done.skipped:,} texts to {where}{before}; {progress.spent()}"
     if done.cut:
-        yield f"{done.cut:,} of {done.records - done.skipped:,} texts are cut to {max_length} tokens"
+        yield f"{done.cut:,} of {done.records - done.skipped:,} texts are {became}"

@@ -17,14 +17,13 @@ def run(args: argparse.Namespace) -> int:
     """Runs `fastbert explain-text`; returns the exit code."""
     pipe = pipeline("text-classification", args.model, **vars(load_options(args)))
     text = args.text if args.pair is None else (args.text, args.pair)
-    target = int(args.target) if args.target is not None and args.target.isdecimal() else args.target
-    found = attribute(pipe, text, target=target, method=args.method, n_steps=args.steps)
+    found = attribute(pipe, text, target=args.target, method=args.method, n_steps=args.steps)
     if args.json:
-        names = ("label", "probability", "logit", "baseline", "delta")
+        names = ("label", "score", "logit", "baseline", "delta")
         rows = [{"token": t, "score": float(s)} for t, s in zip(found.tokens, found.scores, strict=True)]
         print(json.dumps({name: getattr(found, name) for name in names} | {"tokens": rows}, ensure_ascii=False))
     else:
-        print(f"{found.label}: {found.probability:.1%}")
+        print(f"{found.label}: {found.score:.4f}")
         for token, score in found.ranked()[:_SHOWN]:
             print(f"  {score:+8.4f}  {token}")
         if found.delta is not None:

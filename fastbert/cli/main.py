@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; each command sets `module`, whose `run` executes it."""
     parser = _Parser(
         prog="fastbert",
-        description="A BERT engine: vectors and masked words from Hugging Face checkpoints.",
+        description="An engine for BERT and its family: vectors, answers and training, from Hugging Face checkpoints.",
         epilog="example:\n  fastbert embed path/to/model sentences.txt -o vectors.npy\n\n"
         "`fastbert COMMAND --help` says more about each.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -250,7 +250,13 @@ def _add_embed(commands: Any) -> None:
     prompts.add_argument("--prompt", metavar="TEXT", help="put before each text; '' for none")
     prompts.add_argument("--prompt-name", metavar="NAME", help="the model's prompt of that name: query, say")
     vectors.add_argument("--truncate-dim", metavar="N", type=positive, help="keep the first N numbers of a vector")
-    vectors.add_argument("--max-length", type=positive, help="tokens a text is cut to")
+    vectors.add_argument("--max-length", type=positive, help="most tokens of a text")
+    vectors.add_argument(
+        "--long",
+        choices=("cut", "mean"),
+        default="cut",
+        help="longer texts are cut (default), or the mean of their overlapping windows, weighted by tokens",
+    )
     vectors.add_argument("--max-tokens", type=positive, help="most tokens that go through the model together")
     vectors.add_argument(
         "--window", type=positive, help="texts sorted by length together and kept together (default: 2048)"

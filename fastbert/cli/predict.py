@@ -19,6 +19,15 @@ from fastbert.tasks.predict import PREDICTED, Predicting, predict_records
 from fastbert.tasks.rows import TaskReading, TaskRows
 
 ZERO_SHOT = "zero-shot-classification"
+# The pipelines' arguments by the command's options.
+_OF_TEXTS = ("max_length", "stride", "truncation")
+_OF_QUESTIONS = {
+    "max_length": "max_seq_len",
+    "stride": "doc_stride",
+    "max_answer": "max_answer_len",
+    "unanswerable": "handle_impossible_answer",
+}
+_WITHOUT_TOP = ("token-classification", "multiple-choice")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,19 +45,16 @@ def run(args: argparse.Namespace) -> int:
     format = RowFormat(format_of_rows(args.output, args.output_format) if to_file else "jsonl")
     if to_file:
         check_output(args)
-    given = {"max_length": args.max_length, "truncation": args.truncation}
-    if args.long is not None:
-        if task != "text-classification":
-            args.parser.error(f"--long is given; the model's task is {task}, which has no use for it")
-        given["long"] = args.long
+    given = _arguments(args, task)
+    window = args.window or WINDOW
     if task == ZERO_SHOT:
         names = {"hypothesis_template": args.template, "multi_label": args.multi_label}
         given |= {"candidate_labels": args.labels, **{name: value for name, value in names.items() if value}}
+        window = args.window or max(1, WINDOW // len(args.labels.split(",")))  # each label makes a pair of a row
     if args.max_tokens is not None:
         given["max_tokens"] = args.max_tokens
     model = pipeline(task, args.model, **vars(load_options(args)), **given)
     wanted = Predicting(args.top_k, args.threshold, args.prefix)
-    window = args.window or WINDOW
 
     def settings() -> dict[str, Any]:
         return {
@@ -84,8 +90,27 @@ def run(args: argparse.Namespace) -> int:
         before = f", {output.resumed.records:,} of them by the run before" if output.resumed else ""
         say(f"{done.records - done.skipped:,} rows to {where}{before}; {progress.spent()}")
     if done.cut:
-        say(f"{done.cut:,} rows were too long for the model, and ran in several windows each")
+        became = "were cut" if args.truncation else "ran in several windows each"
+        say(f"{done.cut:,} rows were too long for the model, and {became}")
     return 0
+
+
+def _arguments(args: argparse.Namespace, task: str) -> dict[str, Any]:
+    """The pipeline's arguments; exits with a usage error if one is given that the task has no use for."""
+    names = dict(_OF_QUESTIONS) if task == "question-answering" else {name: name for name in _OF_TEXTS}
+    names |= {"long": "long"} if task == "text-classification" else {}
+    names |= {} if task in _WITHOUT_TOP else {"top_k": ""}
+    found = {}
+    for option in ("top_k", "long", *_OF_TEXTS, *_OF_QUESTIONS):
+        if (value := getattr(args, option, None)) in (None, False):
+            continue
+        if option not in names:
+            args.parser.error(
+                f"--{option.replace('_', '-')} is given; the model's task is {task}, which has no use for it"
+            )
+        found[names[option]] = value
+    found.pop("", None)  # what is written, not what is computed
+    return found
 
 
 def _as_json(value: Any) -> Any:

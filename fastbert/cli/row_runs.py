@@ -1,4 +1,4 @@
-"""What the commands that go through the rows of files share: their checks, their output and their messages."""
+"""The common part of the commands that read rows: checks, output, messages."""
 
 from __future__ import annotations
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from fastbert.cli.options import load_options
-from fastbert.inference.input_files import STDIN, read_text
+from fastbert.inference.input_files import read_text
 from fastbert.tasks.pipelines import pipeline
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert summarize`; returns the exit code."""
-    texts = [sys.stdin.read() if name == STDIN else read_text(name) for name in args.inputs]
+    texts = [read_text(name) for name in args.inputs]
     given = {"ratio": args.ratio, "num_sentences": args.sentences, "min_length": args.min_length}
     given = {name: value for name, value in given.items() if value is not None}
     model = pipeline("summarization", args.model, **vars(load_options(args)), **given)

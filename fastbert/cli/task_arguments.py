@@ -13,7 +13,7 @@ examples:
   fastbert predict path/to/model messages.jsonl -o predicted.parquet --top-k 3 --resume
   zcat mail.txt.gz | fastbert predict path/to/model - --threshold 0.9 | head -1
 
-A row of the output has all columns of the input, its line, and the new ones:
+A row of the output has all columns of the input, its line (but for inputs with such a column), and the new ones:
   classification        prediction, prediction_score; --top-k adds prediction_top
   several labels        prediction, prediction_scores: those of at least --threshold (default: 0.5)
   regression            prediction
@@ -89,6 +89,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser, *, zero_shot: bool = 
     answers.add_argument("--top-k", metavar="K", type=positive, help="also the K best, with their scores")
     answers.add_argument("--threshold", metavar="P", type=float, help="least probability of what is predicted")
     answers.add_argument("--max-length", metavar="N", type=positive, help="tokens of a window (default: the model's)")
+    answers.add_argument("--stride", metavar="N", type=int, help="tokens that two windows share (default: 128)")
     answers.add_argument("--truncation", action="store_true", help="cut long texts instead of windows")
     answers.add_argument(
         "--max-tokens", metavar="N", type=positive, help="most tokens that go through the model together"
@@ -99,6 +100,8 @@ def add_predict_arguments(parser: argparse.ArgumentParser, *, zero_shot: bool = 
     else:
         long = "of the windows' logits, to classify a long text (default: mean)"
         answers.add_argument("--long", choices=("mean", "max"), help=long)
+        answers.add_argument("--max-answer", metavar="N", type=positive, help="tokens of an answer (default: 15)")
+        answers.add_argument("--unanswerable", action="store_true", help="a question may have no answer")
 
     writing = parser.add_argument_group("output")
     writing.add_argument("-o", "--output", metavar="OUT", default="-", help="a file; - is stdout (default)")
@@ -123,6 +126,8 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queries", dest="query_file", metavar="FILE", help="a file of them, one a line")
     parser.add_argument("--corpus", metavar="NPY", required=True, help="vectors, as fastbert embed writes them")
     parser.add_argument("--texts", metavar="FILE", help="the texts of the vectors, to be shown")
+    parser.add_argument("--field", default="text", help="of a JSON object of --texts, the text (default: text)")
+    parser.add_argument("--column", default="text", help="of a csv or parquet file of --texts (default: text)")
     parser.add_argument("--top-k", type=positive, default=10, help="hits for each query (default: 10)")
     scores = ("cos_sim", "dot_score", "euclidean", "manhattan")
     parser.add_argument("--score", choices=scores, default="cos_sim", help="(default: cos_sim)")

@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -22,13 +23,16 @@ from fastbert.inference.batching import WINDOW, token_budget_batches
 from fastbert.inference.pooling import POOLER, pool, pooling_modes
 from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
+from fastbert.inference.vector_precision import PRECISIONS, quantize_vectors
 from fastbert.model.auto import AutoModel
 from fastbert.model.bert import EncoderModel
 from fastbert.precision import LoadOptions
 from fastbert.progress import Progress
 from fastbert.tokenizer.auto import AutoTokenizer
-from fastbert.tokenizer.encoding import BatchEncoding
 from fastbert.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fastbert.inference.windows import Window
 
 MAX_TOKENS = 8192  # per batch: larger batches are no faster on a CPU, and this one is small for a GPU
 _TOKENIZED_TOGETHER = 256  # texts per call: the tokenizer holds offsets and more for each token until a call ends
@@ -221,11 +225,11 @@ class Embedder:
         ids: list[list[int]] = []
         cut: set[int] = set()
         for start in range(0, len(texts), _TOKENIZED_TOGETHER):
-            batch = self._tokenize([prompt + text for text in texts[start : start + _TOKENIZED_TOGETHER]])
-            ids.extend(batch["input_ids"])
+            encodings = self._encodings([prompt + text for text in texts[start : start + _TOKENIZED_TOGETHER]])
+            ids.extend(encoding.ids for encoding in encodings)
             cut.update(
                 place
-                for place, encoding in enumerate(batch.encodings, start)
+                for place, encoding in enumerate(encodings, start)
                 if len(encoding) == self.max_length  # shorter texts have no overflow, and reading it costs time
                 and encoding.overflowing
             )
@@ -238,18 +242,12 @@ class Embedder:
                 counts.unknown += text.count(self.tokenizer.unk_token_id)
         return ids, cut
 
-    def _tokenize(self, texts: list[str]) -> BatchEncoding:
-        return self.tokenizer(
-            texts,
-            truncation=True,
-            max_length=self.max_length,
-            return_token_type_ids=False,
-            return_attention_mask=False,
-        )
+    def _encodings(self, texts: list[str]) -> list[Any]:
+        return self.tokenizer.encodings(texts, truncation=True, max_length=self.max_length, offsets=False)
 
     def _prompt_tokens(self, prompt: str) -> int:
         """Number of tokens of [CLS] and the prompt at the start of a text; 0 without a prompt."""
-        return len(self._tokenize([prompt])["input_ids"][0]) - 1 if prompt else 0
+        return len(self._encodings([prompt])[0]) - 1 if prompt else 0
 
     @torch.inference_mode()
     def embed_tokens(self, batch: Sequence[Sequence[int]], *, skip: int = 0, finish: bool = True) -> Tensor:
@@ -266,7 +264,8 @@ class Embedder:
         lengths = torch.tensor([len(ids) for ids in batch], dtype=torch.int64, device="cpu")
         cu_seqlens = torch.zeros(len(batch) + 1, dtype=torch.int32, device="cpu")
         torch.cumsum(lengths, dim=0, out=cu_seqlens[1:])
-        ids = torch.tensor([i for text in batch for i in text], dtype=torch.int64, device=device)
+        flat = np.fromiter(chain.from_iterable(batch), np.int64, int(lengths.sum()))
+        ids = torch.from_numpy(flat).to(device)
         longest = int(lengths.max()) if len(batch) else 0
         output = self.model(ids, cu_seqlens=cu_seqlens.to(device), max_seqlen=longest, return_dict=True)
         pooler_output = None if output.pooler_output is None else output.pooler_output.float()
@@ -290,6 +289,9 @@ class Embedder:
         progress: bool | Callable[[int, int], None] = False,
         counts: TokenCounts | None = None,
         long: str = "cut",
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        precision: str = "float32",
     ) -> np.ndarray:
         """Vectors of texts, in their order: (N, E) float32.
 
@@ -303,11 +305,18 @@ class Embedder:
             counts: the texts' token counts are added to it.
             long: what becomes of a text with more tokens than `max_length`: "cut"; or "mean", of the vectors of its
                 overlapping windows, each weighted by its number of tokens. `counts.cut` counts those texts.
+            truncate_dim: the first numbers of a vector that are kept (default: all that the embedder gives).
+            normalize: whether vectors, once truncated, are scaled to length 1; a model's own Normalize is in addition.
+            precision: "float32", "int8", "uint8", "binary" or "ubinary"; see quantize_vectors.
 
         Raises:
             TypeError: texts is one string, or holds anything but str; or prompt is not a str.
-            ValueError: max_tokens is less than 1, another long, or there is no prompt of that name.
+            ValueError: max_tokens is less than 1, another long or precision, a truncate_dim out of range, or there is
+                no prompt of that name.
         """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        check_truncate_dim(truncate_dim, self.width)
         if long not in ("cut", "mean"):
             raise ValueError(f"long is {long!r}; it must be 'cut' or 'mean'")
         if isinstance(texts, str | bytes | dict) or not hasattr(texts, "__len__") or not hasattr(texts, "__getitem__"):
@@ -316,28 +325,58 @@ class Embedder:
             if not isinstance(text, str):
                 raise TypeError(f"texts[{i}] is a {type(text).__name__}; it must be a str")
         prompt = self.prompt_of(prompt_name, prompt)
-        skip = 0 if self.include_prompt else self._prompt_tokens(prompt)
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
         blocks = [texts[start : start + WINDOW] for start in range(0, len(texts), WINDOW)]
 
-        def prepare(block: Sequence[str]) -> tuple[list[list[int]], set[int]]:
-            return self._ids(block, prompt, counts)
+        def prepare(block: Sequence[str]) -> Tokenized:
+            return self.tokenize_block(block, prompt, counts)
 
-        made: Iterable[tuple[list[list[int]], set[int]]] = map(prepare, blocks)
+        made: Iterable[Tokenized] = map(prepare, blocks)
         if len(blocks) > 1:  # else there is nothing to do ahead of, and the first vector does not wait for the import
             from fastbert.inference.ahead import ahead
 
-            made = (ids for _, ids in ahead(blocks, prepare))
+            made = (tokenized for _, tokenized in ahead(blocks, prepare))
         with _reporting(progress, len(texts)) as report:
-            for number, (block, (ids, cut)) in enumerate(zip(blocks, made, strict=True)):
-                window = vectors[number * WINDOW : number * WINDOW + len(block)]
-                for batch in token_budget_batches([len(text) for text in ids], max_tokens):
-                    window[batch] = self.embed_tokens([ids[i] for i in batch], skip=skip).cpu().numpy()
-                    report(len(batch), sum(len(ids[i]) for i in batch))
-                for i in sorted(cut) if long == "mean" else ():
-                    parts, _, weights = self._window_vectors(block[i], prompt, None, max_tokens)
-                    mean = (parts * weights[:, None]).sum(0, keepdim=True) / weights.sum()
-                    window[i] = self._finished(mean)[0].cpu().numpy()
+            for number, tokenized in enumerate(made):
+                own = self.embed_block(tokenized, max_tokens=max_tokens, long=long, report=report)
+                vectors[number * WINDOW : number * WINDOW + len(own)] = own
+        vectors = vectors[:, :truncate_dim]
+        if normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return quantize_vectors(vectors, precision)
+
+    def tokenize_block(self, texts: Sequence[str], prompt: str, counts: TokenCounts | None = None) -> Tokenized:
+        """The ids of texts, each after the prompt, for `embed_block`; adds to `counts`."""
+        ids, cut = self._ids(texts, prompt, counts)
+        return Tokenized(texts, prompt, ids, cut)
+
+    def embed_block(
+        self,
+        tokenized: Tokenized,
+        *,
+        max_tokens: int = MAX_TOKENS,
+        long: str = "cut",
+        report: Callable[[int, int], None] = lambda texts, tokens: None,
+    ) -> np.ndarray:
+        """Vectors of tokenized texts, (N, E) float32; see `embed`, and `progress` there for `report`."""
+        ids, prompt = tokenized.ids, tokenized.prompt
+        split = sorted(tokenized.cut) if long == "mean" else []
+        whole = [i for i in range(len(ids)) if i not in tokenized.cut] if split else list(range(len(ids)))
+        skip = 0 if self.include_prompt else self._prompt_tokens(prompt)
+        vectors = np.empty((len(ids), self.width), dtype=np.float32)
+        for batch in token_budget_batches([len(ids[i]) for i in whole], max_tokens):
+            places = [whole[i] for i in batch]
+            vectors[places] = self.embed_tokens([ids[i] for i in places], skip=skip).cpu().numpy()
+            report(len(places), sum(len(ids[i]) for i in places))
+        if split:
+            windows, parts = self._window_vectors([tokenized.texts[i] for i in split], prompt, None, max_tokens)
+            weights = np.array([max(window.text_tokens, 1) for window in windows], np.float32)
+            of = np.array([window.item for window in windows])
+            shares = (weights / np.bincount(of, weights)[of]).astype(np.float32)
+            means = np.zeros((len(split), parts.shape[1]), np.float32)
+            np.add.at(means, of, parts.cpu().numpy() * shares[:, None])
+            vectors[split] = self._finished(torch.from_numpy(means)).numpy()
+            report(len(split), sum(map(len, windows)))
         return vectors
 
     def embed_windows(
@@ -360,17 +399,18 @@ class Embedder:
         Raises:
             ValueError: an overlap that leaves windows no room.
         """
-        vectors, spans, _ = self._window_vectors(text, self.prompt_of(prompt_name, prompt), overlap, max_tokens)
-        return self._finished(vectors).cpu().numpy(), spans
+        prompt = self.prompt_of(prompt_name, prompt)
+        windows, vectors = self._window_vectors([text], prompt, overlap, max_tokens)
+        return self._finished(vectors).cpu().numpy(), [_span(window.encoding) for window in windows]
 
     def _window_vectors(
-        self, text: str, prompt: str, overlap: int | None, max_tokens: int
-    ) -> tuple[Tensor, list[tuple[int, int]], Tensor]:
-        """Of each window its vector before `_finished`, its place, and its number of tokens."""
+        self, texts: Sequence[str], prompt: str, overlap: int | None, max_tokens: int
+    ) -> tuple[list[Window], Tensor]:
+        """The windows of texts, and of each its vector before `_finished`."""
         from fastbert.inference.windows import windows_of
 
-        before = self._tokenize([prompt])["input_ids"][0][1:-1] if prompt else []
-        windows = windows_of(self.tokenizer, [text], self.max_length - len(before), overlap=overlap)
+        before = self._encodings([prompt])[0].ids[1:-1] if prompt else []
+        windows = windows_of(self.tokenizer, texts, self.max_length - len(before), overlap=overlap)
         ids = [[w.encoding.ids[0], *before, *w.encoding.ids[1:]] for w in windows]
         skip = 0 if self.include_prompt else len(before) + 1
         vectors = [torch.empty(0)] * len(ids)
@@ -378,9 +418,7 @@ class Embedder:
             made = self.embed_tokens([ids[i] for i in batch], skip=skip, finish=False)
             for i, vector in zip(batch, made, strict=True):
                 vectors[i] = vector
-        spans = [_span(window.encoding) for window in windows]
-        weights = torch.tensor([max(w.text_tokens, 1) for w in windows], dtype=torch.float32)
-        return torch.stack(vectors), spans, weights.to(vectors[0].device)
+        return windows, torch.stack(vectors)
 
     def fingerprint(self) -> str:
         """A hash of all that determines the vectors: weights, precision, vocabulary, settings (not the device)."""
@@ -398,6 +436,16 @@ class Embedder:
                 digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
         digest.update(f"{self.model.matmul_precision}".encode())
         return str(digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Texts with the ids of prompt and text, cut to the embedder's `max_length`; `cut`: which ones were."""
+
+    texts: Sequence[str]
+    prompt: str
+    ids: list[list[int]]
+    cut: set[int]
 
 
 def weights_digest(model: torch.nn.Module) -> Any:

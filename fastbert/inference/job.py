@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fastbert.inference.ahead import ahead
 from fastbert.inference.batching import WINDOW, blocks
-from fastbert.inference.embed import Embedder, TokenCounts
+from fastbert.inference.embed import Embedder, TokenCounts, Tokenized
 from fastbert.inference.input_files import InputError
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
 from fastbert.inference.records import Record, Records
@@ -25,7 +26,8 @@ def windows(records: Iterable[Record], size: int = WINDOW, chars: int = WINDOW_C
 def run_records(
     records: Records,
     output: FileOutput | StreamOutput,
-    process: Callable[[list[Record]], tuple[Any, dict[str, int]]],
+    prepare: Callable[[list[Record]], Any],
+    process: Callable[[list[Record], Any], tuple[Any, dict[str, int]]],
     *,
     window: int = WINDOW,
     skip_bad: bool = False,
@@ -37,8 +39,9 @@ def run_records(
     are then the same.
 
     Args:
-        process: from a window's records, bad ones among them, to what `output` appends for them, and numbers to add to
-            the fields of Progress.
+        prepare: what is done with a window's records, bad ones among them, in a thread, ahead of `process`.
+        process: from a window's records, and what `prepare` made of them, to what `output` appends for them, and
+            numbers to add to the fields of Progress.
         report: called with a message for each bad line that is skipped.
 
     Raises:
@@ -51,16 +54,18 @@ def run_records(
     stream = iter(records)
     if output.resumed:
         _replay(stream, records, progress)
-    for block in windows(stream, window):
+    # With what has been read up to its end: while a window is processed, the next ones are read.
+    read = ((block, records.digest()) for block in windows(stream, window))
+    for (block, digest), prepared in ahead(read, lambda item: prepare(item[0])):
         bad = [record for record in block if record.problem is not None]
         for record in bad:
             if not skip_bad:
                 raise InputError(f"{records.where(record)} {record.problem}")
             report(f"{records.where(record)} {record.problem}: skipped")
-        made, counts = process(block)
+        made, counts = process(block, prepared)
         for name, number in {"records": len(block), "skipped": len(bad), **counts}.items():
             setattr(progress, name, getattr(progress, name) + number)
-        progress.input_sha256 = records.digest()
+        progress.input_sha256 = digest
         output.append(block, made, progress)
     output.finish(progress)
     return progress
@@ -73,6 +78,7 @@ def embed_records(
     *,
     max_tokens: int,
     prompt: str = "",
+    long: str = "cut",
     advance: Callable[[int], None] = lambda tokens: None,
     **options: Any,
 ) -> Progress:
@@ -80,15 +86,22 @@ def embed_records(
 
     Args:
         prompt: put before each text.
+        long: "cut" or "mean", of a text with too many tokens; see Embedder.embed.
         advance: called with the number of tokens of each batch.
 
     Raises:
         OutputError: a vector is not finite.
     """
 
-    def process(block: list[Record]) -> tuple[np.ndarray, dict[str, int]]:
-        good = [i for i, record in enumerate(block) if record.problem is None]
-        counts, tokens = TokenCounts(), 0
+    def prepare(block: list[Record]) -> tuple[list[int], Tokenized, TokenCounts]:
+        good, counts = [i for i, record in enumerate(block) if record.problem is None], TokenCounts()
+        return good, embedder.tokenize_block([block[i].text for i in good], prompt, counts), counts
+
+    def process(
+        block: list[Record], prepared: tuple[list[int], Tokenized, TokenCounts]
+    ) -> tuple[np.ndarray, dict[str, int]]:
+        good, tokenized, counts = prepared
+        tokens = 0
 
         def count(_: int, batch: int) -> None:
             nonlocal tokens
@@ -96,15 +109,14 @@ def embed_records(
             advance(batch)
 
         vectors = np.full((len(block), embedder.width), np.nan, dtype=np.float32)
-        texts = [block[i].text for i in good]
-        vectors[good] = embedder.embed(texts, prompt=prompt, max_tokens=max_tokens, progress=count, counts=counts)
+        vectors[good] = embedder.embed_block(tokenized, max_tokens=max_tokens, long=long, report=count)
         for i in good:
             if not np.isfinite(vectors[i]).all():
                 raise OutputError(f"{records.where(block[i])}: the vector is not finite; try another dtype")
         told = {"tokens": tokens, "words": counts.tokens, "unknown": counts.unknown, "cut": counts.cut}
         return vectors, told
 
-    return run_records(records, output, process, **options)
+    return run_records(records, output, prepare, process, **options)
 
 
 def _replay(stream: Iterator[Record], records: Records, progress: Progress) -> None:

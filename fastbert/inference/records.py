@@ -103,6 +103,8 @@ def _csv_rows(
     rows = CsvRows(name, lines, form)
     if form.header and not lines.number:
         return iter(())  # an empty file
+    if columns is None and not form.header:  # all, named by their numbers
+        return _rows(lines, lambda: _numbered(next(rows), blank_rows))
     columns = rows.names if columns is None else columns
     places = [rows.column(column) for column in columns]
 
@@ -116,6 +118,12 @@ def _csv_rows(
         return {column: row[place] for column, place in zip(columns, places, strict=True)}
 
     return _rows(lines, following)
+
+
+def _numbered(row: list[str], blank_rows: bool) -> dict[str, Any] | None:
+    if not row and blank_rows:
+        raise RecordProblem("is empty")
+    return {str(number): cell for number, cell in enumerate(row, start=1)} or None
 
 
 def jsonl_rows(lines: Lines) -> Iterator[Row]:

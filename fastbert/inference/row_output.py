@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from fastbert.checkpoint.files import atomic_path
 from fastbert.inference.output import ROW_GROUP, OutputError
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_BREAK = re.compile(r"[\t\r\n]")
 Rows = Sequence[dict[str, Any] | None]  # None: a line that was skipped
 
 
@@ -37,7 +40,7 @@ class RowFormat:
         return b""
 
     def encode(self, records: Sequence[Any], rows: Rows) -> bytes:
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows if row is not None)
+        lines = (json.dumps(_plain(row), ensure_ascii=False, default=str) + "\n" for row in rows if row is not None)
         return "".join(lines).encode()
 
     def finish(self, partial: Path, out: Path, records: int) -> None:
@@ -48,6 +51,20 @@ class RowFormat:
         partial.unlink()
 
 
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as JSON can hold it: a number that is none is null.
+
+    Raises:
+        OutputError: a column of bytes.
+    """
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            row = {**row, name: None}
+        elif isinstance(value, bytes):
+            raise OutputError(f"column {name!r} holds bytes, which the output cannot; leave it out of the input")
+    return row
+
+
 def _rows_of(partial: Path) -> Iterator[dict[str, Any]]:
     with partial.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
@@ -55,12 +72,15 @@ def _rows_of(partial: Path) -> Iterator[dict[str, Any]]:
 
 def _write_csv(partial: Path, out: Path) -> None:
     columns = list(dict.fromkeys(name for row in _rows_of(partial) for name in row))
-    delimiter = "\t" if out.suffix.lower() == ".tsv" else ","
+    is_tsv = out.suffix.lower() == ".tsv"  # where a quote is a character like any other
+    form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if is_tsv else {}
     with atomic_path(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-        writer.writerow(columns)
-        for row in _rows_of(partial):
-            writer.writerow([_cell(row.get(name)) for name in columns])
+        writer = csv.writer(file, lineterminator="\n", **form)
+        for number, row in enumerate(chain([dict(zip(columns, columns, strict=True))], _rows_of(partial))):
+            cells = [_cell(row.get(name)) for name in columns]
+            if is_tsv and any(isinstance(cell, str) and _BREAK.search(cell) for cell in cells):
+                raise OutputError(f"{out}: row {number} holds a tab or a line break, which a .tsv cannot; write .csv")
+            writer.writerow(cells)
 
 
 def _cell(value: Any) -> Any:
@@ -85,8 +105,8 @@ def _write_parquet(partial: Path, out: Path) -> None:
         with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for group in groups():
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
-    except pa.ArrowException as error:
-        raise OutputError(f"{out}: the rows make no parquet columns ({error}); write .jsonl") from None
+    except (pa.ArrowException, OverflowError) as error:
+        raise OutputError(f"{out}: the rows make no parquet columns ({error}); {partial} has them as jsonl") from None
 
 
 def format_of_rows(out: str, named: str | None) -> str:

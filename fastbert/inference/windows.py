@@ -17,9 +17,10 @@ class Window:
     """A text, a pair, or a part of a long one, with its special tokens."""
 
     item: int  # index of its input
-    encoding: Any  # of the tokenizers library: ids, type_ids, offsets into the text, word_ids, sequence_ids
+    encoding: Any  # of the tokenizers library: ids, type_ids, sequence_ids; where asked for, offsets, word_ids
     part: int = 0  # which text of a pair is split into windows
     start: int = 0  # tokens of that text before the window
+    cut: bool = False  # the text had more tokens, which are left out
 
     def __len__(self) -> int:
         return len(self.encoding)
@@ -39,6 +40,7 @@ def windows_of(
     cut: bool = False,
     longer: str | None = None,
     words: bool = False,
+    offsets: bool = True,
 ) -> list[Window]:
     """The windows of each text or pair, in order; several where it has more than `limit` tokens.
 
@@ -47,6 +49,7 @@ def windows_of(
         cut: whether a text ends at the limit instead.
         longer: which of a pair is split or cut: "only_first", "only_second", or None for the longer one.
         words: whether a text is a list of words.
+        offsets: whether the windows have their places in the text.
 
     Raises:
         ValueError: an overlap that leaves no room, or a pair whose shorter text leaves none.
@@ -56,15 +59,16 @@ def windows_of(
     stride = 0 if cut else min(OVERLAP, room // 4) if overlap is None else overlap
     if not 0 <= stride < room:
         raise ValueError(f"stride is {stride}; it must be 0 to {room - 1}, as windows have {room} tokens of text")
-    options: dict[str, Any] = {"max_length": limit, "is_split_into_words": words}
+    options: dict[str, Any] = {"max_length": limit, "is_split_into_words": words, "offsets": offsets}
     if cut:
-        encodings = tokenizer(list(texts), truncation=longer or True, **options).encodings
-        return [Window(i, encoding) for i, encoding in enumerate(encodings)]
+        encodings = tokenizer.encodings(list(texts), truncation=longer or True, **options)
+        full = (len(encoding) == limit and bool(encoding.overflowing) for encoding in encodings)
+        return [Window(i, encoding, cut=cut) for i, (encoding, cut) in enumerate(zip(encodings, full, strict=True))]
     options["stride"] = stride
     if not paired or longer is not None:
         return _split(tokenizer, list(texts), longer or "only_first", options)
     found: list[Window] = []
-    for i, (pair, encoding) in enumerate(zip(texts, tokenizer(list(texts)).encodings, strict=True)):
+    for i, (pair, encoding) in enumerate(zip(texts, tokenizer.encodings(list(texts), offsets=offsets), strict=True)):
         if len(encoding) <= limit:
             found.append(Window(i, encoding))
             continue
@@ -83,13 +87,13 @@ def _split(tokenizer: Tokenizer, texts: list, side: str, options: dict[str, Any]
     if tokenizer.truncation_side != "right":  # the first window is to be the beginning of the text
         tokenizer = copy(tokenizer)
         tokenizer.truncation_side = "right"
-    batch, part = tokenizer(texts, truncation=side, return_overflowing_tokens=True, **options), int(side[-1] == "d")
+    part = int(side == "only_second")
     found: list[Window] = []
-    for i, encoding in zip(batch["overflow_to_sample_mapping"], batch.encodings, strict=True):
-        start = 0
-        if found and found[-1].item == i:  # a further window
+    for i, first in enumerate(tokenizer.encodings(texts, truncation=side, **options)):
+        found.append(Window(i, first, part))
+        for encoding in first.overflowing:
             start = found[-1].start + found[-1].text_tokens - options["stride"]
-        found.append(Window(i, encoding, part, start))
+            found.append(Window(i, encoding, part, start))
     return found
 
 

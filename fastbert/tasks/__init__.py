@@ -3,11 +3,21 @@
 `pipeline` is the door; `runner` makes windows of texts and runs them; `base` is what the tasks share.
 """
 
-from fastbert.tasks.attribution import attribute
+from fastbert.tasks.attribution import attention_maps, attribute, nearest_tokens
 from fastbert.tasks.augmentation import augment
 from fastbert.tasks.multi_head import MultiHead
 from fastbert.tasks.pipelines import pipeline
 from fastbert.tasks.reranking import Reranker, rerank
 from fastbert.tasks.vector_search import search
 
-__all__ = ["MultiHead", "Reranker", "attribute", "augment", "pipeline", "rerank", "search"]
+__all__ = [
+    "MultiHead",
+    "Reranker",
+    "attention_maps",
+    "attribute",
+    "augment",
+    "nearest_tokens",
+    "pipeline",
+    "rerank",
+    "search",
+]

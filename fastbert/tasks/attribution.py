@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from fastbert.checkpoint.files import write_text
 from fastbert.tasks.attribution_page import Attribution, page
 from fastbert.tasks.base import Pipeline
-from fastbert.tasks.pipelines import pipeline
-from fastbert.tasks.text_classification import apply
+from fastbert.tasks.pipelines import made_pipeline
 
 METHODS = ("integrated_gradients", "occlusion")
 
@@ -34,8 +33,9 @@ def attribute(
     n_steps: int = 50,
     internal_batch_size: int | None = None,
     baselines: int | None = None,
+    return_convergence_delta: bool = False,
     **options: Any,
-) -> Attribution:
+) -> Any:
     """Attributes a class's logit to the tokens of a text.
 
     Args:
@@ -46,11 +46,16 @@ def attribute(
         n_steps: points on the path, by Gauss-Legendre's rule.
         internal_batch_size: most copies of the text that run together (default: as many as the pipeline's max_tokens).
         baselines: the id that stands for no token (default: [PAD]'s).
+        return_convergence_delta: whether to return (attribution, its delta), as captum does.
+
+    Returns:
+        An Attribution.
 
     Raises:
+        TypeError: options for a pipeline that is made already.
         ValueError: another method or class, n_steps below 1, or a text with more tokens than the model takes.
     """
-    pipe = model if isinstance(model, Pipeline) else pipeline("text-classification", model, **options)
+    pipe = made_pipeline("text-classification", model, options)
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be {' or '.join(METHODS)}")
     for name, value in (("n_steps", n_steps), ("internal_batch_size", internal_batch_size)):
@@ -71,23 +76,24 @@ def attribute(
     else:
         scores = found.integrated(base, wanted, n_steps)
         delta = float(scores.double().sum()) - (float(logits[wanted]) - start)
-    return Attribution(
+    made = Attribution(
         text=text,
         tokens=list(encoding.tokens),
         offsets=list(encoding.offsets),
         scores=scores.numpy(),
         label=str(pipe.runner.config.id2label[wanted]),
         target=wanted,
-        probability=float(apply("softmax" if len(logits) > 1 else "sigmoid", logits.numpy())[wanted]),
+        score=float(pipe.scores(logits.numpy())[wanted]),
         logit=float(logits[wanted]),
         baseline=start,
         delta=delta,
     )
+    return (made, delta) if return_convergence_delta else made
 
 
 def attention_maps(model: Any, text: Any, **options: Any) -> tuple[list[str], np.ndarray]:
     """The tokens of a text, and the attention of each layer and head, (L, H, T, T): of queries, then keys."""
-    pipe = model if isinstance(model, Pipeline) else pipeline("text-classification", model, **options)
+    pipe = made_pipeline("text-classification", model, options)
     encoding = _encoding(pipe, text)
     found = _Attributing(pipe, encoding, None)
     with torch.inference_mode():
@@ -101,7 +107,7 @@ def nearest_tokens(model: Any, token: str | int, top_k: int = 10, **options: Any
     Raises:
         ValueError: the vocabulary has no such token.
     """
-    pipe = model if isinstance(model, Pipeline) else pipeline("text-classification", model, **options)
+    pipe = made_pipeline("text-classification", model, options)
     index = pipe.tokenizer.get_vocab().get(token) if isinstance(token, str) else token
     table = pipe.model.get_input_embeddings().weight.detach().float()
     if index is None or not 0 <= index < len(table):
@@ -170,7 +176,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _encoding(pipe: Pipeline, text: Any) -> Any:
-    windows = pipe.prepare([pipe.check(text, 0)], pipe.settings())
+    windows = pipe.windows([pipe.check(text, 0)], pipe.settings())
     if len(windows) > 1:
         raise ValueError(f"the text has more tokens than the model takes, {pipe.runner.max_length}")
     return windows[0].encoding
@@ -180,7 +186,10 @@ def _target(pipe: Pipeline, target: int | str | None, logits: Tensor) -> int:
     names = pipe.runner.config.id2label
     if target is None:
         return int(logits.argmax())
-    number = next((i for i, name in names.items() if name == target), None) if isinstance(target, str) else target
+    number: Any = target
+    if isinstance(target, str):  # a name, which may be a number; or else a number
+        named = [i for i, name in names.items() if name == target]
+        number = named[0] if named else int(target) if target.isdecimal() else None
     if number not in names:
         raise ValueError(
             f"target is {target!r}; it must be one of {', '.join(map(repr, names.values()))}, or its number"

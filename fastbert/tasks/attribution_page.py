@@ -1,7 +1,8 @@
-"""What an attribution holds, and the page that shows it: self-contained HTML, nothing loaded from elsewhere."""
+"""Attribution, and the page that shows one: self-contained HTML, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Attribution:
-    """What each token adds to a class's logit.
+    """The share of each token in a class's logit.
 
     Attributes:
         text: the text, or both of a pair.
@@ -20,7 +21,7 @@ class Attribution:
         offsets: their places in the text, (begin, end) in code points; of a special token (0, 0).
         scores: (T,) float32: what each adds.
         label, target: the class, by name and number.
-        probability: of the class.
+        score: of the class, as the pipeline's answer has it.
         logit, baseline: of the class, for the text and for the baseline.
         delta: what is missing of completeness: the sum of the scores less `logit - baseline`; None for occlusion.
     """
@@ -31,10 +32,15 @@ class Attribution:
     scores: np.ndarray
     label: str
     target: int
-    probability: float
+    score: float
     logit: float
     baseline: float
     delta: float | None
+
+    @property
+    def attributions(self) -> list[tuple[str, float]]:
+        """(token, score), in the order of the text."""
+        return list(zip(self.tokens, self.scores.tolist(), strict=True))
 
     @property
     def completeness_error(self) -> float:
@@ -61,6 +67,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 """
 _SCRIPT = """
 const maps = JSON.parse(document.getElementById("data").textContent);
+const names = maps.tokens, size = names.length;
+const shares = Uint8Array.from(atob(maps.shares), byte => byte.charCodeAt(0));
 const layer = document.getElementById("layer"), head = document.getElementById("head");
 const grid = document.getElementById("map");
 function cell(text, kind, share, title) {
@@ -70,14 +78,17 @@ function cell(text, kind, share, title) {
   grid.appendChild(box);
 }
 function draw() {
-  const rows = maps.scores[layer.value][head.value], names = maps.tokens;
+  const start = (layer.value * maps.heads + Number(head.value)) * size * size;
   grid.replaceChildren();
   grid.style.gridTemplateColumns = `max-content repeat(${names.length}, 1.2em)`;
   cell("", "name", null);
   names.forEach(name => cell(name, "key", null));
-  rows.forEach((row, i) => {
-    cell(names[i], "name", null);
-    row.forEach((share, j) => cell("", "", share / 100, `${names[i]} to ${names[j]}: ${share} %`));
+  names.forEach((query, i) => {
+    cell(query, "name", null);
+    names.forEach((key, j) => {
+      const share = shares[start + i * size + j];
+      cell("", "", share / 100, `${query} to ${key}: ${share} %`);
+    });
   });
 }
 layer.onchange = head.onchange = draw;
@@ -87,12 +98,13 @@ draw();
 
 def page(found: Attribution, maps: np.ndarray, near: dict[str, list[tuple[str, float]]]) -> str:
     """The text with what each token adds; the attention (L, H, T, T) by layer and head; each token's nearest."""
-    title = f"{found.label}: {found.probability:.1%}"
+    title = f"{found.label}: {found.score:.3f}"
     error = "" if found.delta is None else f", {found.completeness_error:.2%} of it unaccounted for"
     note = f"logit {found.logit:.3f}, of the baseline {found.baseline:.3f}{error}"
     layers, heads = maps.shape[:2]
-    shares = np.rint(100 * maps).astype(int).tolist()
-    data = json.dumps({"tokens": found.tokens, "scores": shares}, ensure_ascii=False).replace("<", "\\u003c")
+    shares = base64.b64encode(np.rint(100 * maps).astype(np.uint8).tobytes()).decode()  # (L, H, T, T), in per cent
+    data = {"tokens": found.tokens, "heads": heads, "shares": shares}
+    told = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     return "".join(
         [
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>',
@@ -102,7 +114,7 @@ def page(found: Attribution, maps: np.ndarray, near: dict[str, list[tuple[str, f
             f"<h2>Tokens</h2>{_ranked(found, near)}",
             f"<h2>Attention</h2><p>layer {_select('layer', layers)} head {_select('head', heads)}</p>",
             '<p class="note">Rows attend to columns; the darker, the more.</p><div id="map"></div>',
-            f'<script type="application/json" id="data">{data}</script><script>{_SCRIPT}</script></html>\n',
+            f'<script type="application/json" id="data">{told}</script><script>{_SCRIPT}</script></html>\n',
         ]
     )
 
@@ -114,11 +126,11 @@ def _coloured(found: Attribution) -> str:
     out, done = [], 0
     plain = isinstance(found.text, str)
     for token, (begin, end), score in zip(found.tokens, found.offsets, found.scores.tolist(), strict=True):
-        if plain and end <= begin:
+        if plain and end <= max(begin, done):  # a special token, or a further one of the same character
             continue
-        if plain and begin >= done:
+        if plain:
             out.append(html.escape(text[done:begin]))
-            done = end
+            begin, done = max(begin, done), end
         shown = text[begin:end] if plain else f"{token} "
         colour = "31, 111, 180" if score > 0 else "217, 95, 2"
         style = f"background: rgba({colour}, {0.8 * abs(score) / most:.2f})"

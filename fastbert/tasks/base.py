@@ -1,4 +1,4 @@
-"""Pipeline: what the tasks share. Inputs are tokenized ahead in a thread, run in packed batches, answered in order."""
+"""Pipeline: the common part of the tasks. Inputs are tokenized ahead in a thread, and run in packed batches."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fastbert.inference.windows import Window, count_tokens
 from fastbert.tasks.runner import Runner, chunks
 
 # Arguments of transformers' pipelines that batches of packed tokens have no use for.
-IDLE = {"batch_size", "num_workers", "padding", "framework"}
+IGNORED_ARGUMENTS = {"batch_size", "num_workers", "padding", "framework", "use_fast"}
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """What becomes of a text with more tokens than the model takes. It never happens unsaid.
+class LengthSettings:
+    """Settings for a text with more tokens than the model takes.
 
     Args:
         truncation: True cuts it, as transformers' pipelines do; else it runs in overlapping windows, and an answer
-            that was made of several says so: `windows` and `tokens`, its number of tokens.
+            that was made of several has their number, `windows`, and the text's number of tokens, `tokens`.
         max_length: most tokens of a window or of a cut text (default: as many as the model takes).
         stride: tokens that two windows share (default: 128, or a quarter of max_length if that is less).
     """
@@ -38,7 +38,7 @@ class Pipeline:
     """A model that answers for one task. The arguments of a call can be given when it is made, as defaults."""
 
     task: ClassVar[str]
-    settings_class: ClassVar[type[Cutting]] = Cutting
+    settings_class: ClassVar[type[Any]] = LengthSettings
 
     def __init__(self, runner: Runner, **defaults: Any) -> None:
         self.runner, self.defaults = runner, defaults
@@ -58,7 +58,7 @@ class Pipeline:
         Raises:
             TypeError: the task has no such argument.
         """
-        values = {name: value for name, value in {**self.defaults, **given}.items() if name not in IDLE}
+        values = {name: value for name, value in {**self.defaults, **given}.items() if name not in IGNORED_ARGUMENTS}
         values |= values.pop("tokenizer_kwargs", None) or values.pop("tokenize_kwargs", None) or {}
         known = [field.name for field in fields(self.settings_class)]
         if unknown := [name for name in values if name not in known]:
@@ -69,15 +69,15 @@ class Pipeline:
         """The answer to one input, a list of them for a list, or an iterator for any other iterable."""
         settings = self.settings(**given)
         if self.is_one(inputs):
-            return self.alone(next(self.stream([inputs], settings)), inputs, settings)
+            return self.single(next(self.stream([inputs], settings)), inputs, given)
         answers = self.stream(inputs, settings)
         return list(answers) if isinstance(inputs, list | tuple) else answers
 
     def stream(self, inputs: Iterable[Any], settings: Any = None) -> Iterator[Any]:
         """The answers in order, in bounded memory."""
-        return (answer for answer, _ in self.told(inputs, settings))
+        return (answer for answer, _ in self.with_windows(inputs, settings))
 
-    def told(self, inputs: Iterable[Any], settings: Any = None) -> Iterator[tuple[Any, list[Window]]]:
+    def with_windows(self, inputs: Iterable[Any], settings: Any = None) -> Iterator[tuple[Any, list[Window]]]:
         """The answers, each with the windows of its input."""
         settings = self.settings() if settings is None else settings
         items = (self.check(item, where) for where, item in enumerate(inputs))
@@ -85,11 +85,15 @@ class Pipeline:
         def prepare(chunk: list[Any]) -> list[Window]:
             return self.prepare(chunk, settings)
 
-        for chunk, windows in ahead(chunks(items, _characters), prepare):
+        for chunk, windows in ahead(chunks(items, lambda item: self.size(item, settings)), prepare):
             yield from self.answers(chunk, windows, self.run(windows), settings)
 
+    def size(self, item: Any, settings: Any) -> int:
+        """The characters that are tokenized for an input."""
+        return _characters(item)
+
     def is_one(self, inputs: Any) -> bool:
-        """Whether it is one input, not several."""
+        """True for one input, False for several."""
         return isinstance(inputs, str)
 
     def check(self, item: Any, where: int) -> Any:
@@ -103,12 +107,17 @@ class Pipeline:
         return item
 
     def prepare(self, items: list[Any], settings: Any) -> list[Window]:
+        """The windows of inputs; without their places in the text, unless the task's answer has them."""
+        return self.windows(items, settings, offsets=False)
+
+    def windows(self, texts: list[Any], settings: Any, **options: Any) -> list[Window]:
+        """The windows of texts or pairs, cut or split as the settings say; see inference.windows.windows_of."""
         return self.runner.windows(
-            items, max_length=settings.max_length, overlap=settings.stride, cut=bool(settings.truncation)
+            texts, max_length=settings.max_length, overlap=settings.stride, cut=bool(settings.truncation), **options
         )
 
     def run(self, windows: list[Window]) -> list[np.ndarray]:
-        """What the answers are made of, of each window."""
+        """The numbers that answers are made of: an array for each window."""
         return self.runner.run(windows, logits)
 
     def answers(
@@ -123,8 +132,8 @@ class Pipeline:
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
         raise NotImplementedError
 
-    def alone(self, answer: Any, inputs: Any, settings: Any) -> Any:
-        """The answer to an input that came alone."""
+    def single(self, answer: Any, inputs: Any, given: dict[str, Any]) -> Any:
+        """The answer to an input that came alone, in a call with the arguments `given`."""
         return answer
 
 
@@ -132,8 +141,8 @@ def logits(output: Any, ids: Tensor) -> Tensor:
     return output.logits
 
 
-def said(windows: list[Window]) -> dict[str, int]:
-    """What an answer says of a text that needed several windows; nothing of others."""
+def window_counts(windows: list[Window]) -> dict[str, int]:
+    """The fields of an answer whose text needed several windows: their number, and that of tokens; else none."""
     if len(windows) == 1:
         return {}
     return {"windows": len(windows), "tokens": count_tokens(windows)}

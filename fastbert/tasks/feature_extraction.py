@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fastbert.inference.windows import Window, central_tokens
-from fastbert.tasks.base import Cutting, Pipeline
+from fastbert.tasks.base import LengthSettings, Pipeline
 
 
 @dataclass(frozen=True)
-class FeatureSettings(Cutting):
+class FeatureSettings(LengthSettings):
     """Settings of a call.
 
     Args:

@@ -9,12 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from fastbert.inference.windows import Window
-from fastbert.tasks.base import Cutting, Pipeline
+from fastbert.tasks.base import LengthSettings, Pipeline
 from fastbert.tasks.text_classification import apply
 
 
 @dataclass(frozen=True)
-class MaskSettings(Cutting):
+class MaskSettings(LengthSettings):
     """Settings of a call.
 
     Args:

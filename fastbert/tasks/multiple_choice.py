@@ -32,9 +32,7 @@ class MultipleChoice(Pipeline):
 
     def prepare(self, items: list[Any], settings: Any) -> list[Window]:
         pairs = [(item["text"], choice) for item in items for choice in item["choices"]]
-        return self.runner.windows(
-            pairs, max_length=settings.max_length, overlap=settings.stride, cut=bool(settings.truncation)
-        )
+        return self.windows(pairs, settings, longer=None if settings.truncation else "only_first", offsets=False)
 
     def answers(
         self, items: list[Any], windows: Sequence[Window], rows: Sequence[np.ndarray], settings: Any

@@ -21,7 +21,7 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class Predicting:
-    """What of the answers is written.
+    """The part of the answers that is written.
 
     Args:
         top_k: how many classes or answers, best first, in the column PREFIX_top; None for no such column.
@@ -38,7 +38,8 @@ class Predicting:
 def columns(pipeline: Pipeline, answer: Any, windows: list[Window], wanted: Predicting) -> dict[str, Any]:
     """The new columns of a row, by their names without the prefix; "" is the prediction itself."""
     made: dict[str, Any] = _COLUMNS[pipeline.task](pipeline, answer, wanted)
-    return made | {"windows": len(windows), "tokens": count_tokens(windows)}
+    cut = {"truncated": any(window.cut for window in windows)} if pipeline.defaults.get("truncation") else {}
+    return made | {"windows": len(windows), "tokens": count_tokens(windows), **cut}
 
 
 def _classes(pipeline: Pipeline, answer: list[dict[str, Any]], wanted: Predicting) -> dict[str, Any]:
@@ -122,33 +123,43 @@ def predict_records(
     """
     given = settings_of(pipeline, wanted)
 
-    def process(block: list[Record]) -> tuple[list[dict[str, Any] | None], dict[str, int]]:
+    def prepare(block: list[Record]) -> list[tuple[list[Record], list[Any], list[Window], Any]]:
+        """Texts and lists of words apart: the records, their inputs, the windows of these, and the call's settings."""
         good = [record for record in block if record.problem is None]
         by_words = [record for record in good if isinstance(record.input, list)]
         texts = [record for record in good if not isinstance(record.input, list)]
-        made: dict[int, dict[str, Any]] = {}
+        made = []
         for several, more in ((texts, {}), (by_words, {"is_split_into_words": True})):
             if several:
-                told = pipeline.told([r.input for r in several], pipeline.settings(**given, **more))
-                for record, (answer, windows) in zip(several, told, strict=True):
-                    made[id(record)] = columns(pipeline, answer, windows, wanted)
+                settings = pipeline.settings(**given, **more)
+                inputs = [pipeline.check(record.input, i) for i, record in enumerate(several)]
+                made.append((several, inputs, pipeline.prepare(inputs, settings), settings))
+        return made
+
+    def process(block: list[Record], prepared: list[Any]) -> tuple[list[dict[str, Any] | None], dict[str, int]]:
+        made: dict[int, dict[str, Any]] = {}
+        for several, inputs, windows, settings in prepared:
+            answers = pipeline.answers(inputs, windows, pipeline.run(windows), settings)
+            for record, (answer, own) in zip(several, answers, strict=True):
+                made[id(record)] = columns(pipeline, answer, own, wanted)
         tokens = sum(row["tokens"] for row in made.values())
         advance(tokens)
         rows = [None if r.problem is not None else _joined(records, r, made[id(r)], wanted.prefix) for r in block]
-        cut = sum(row["windows"] > 1 for row in made.values())
+        cut = sum(row["windows"] > 1 or row.get("truncated", False) for row in made.values())
         return rows, {"tokens": tokens, "cut": cut}
 
-    return run_records(records, output, process, **options)
+    return run_records(records, output, prepare, process, **options)
 
 
 def _joined(records: TaskRows, record: Record, made: dict[str, Any], prefix: str) -> dict[str, Any]:
     new = {f"{prefix}_{name}".rstrip("_"): value for name, value in made.items()}
     values = record.values or {}
+    where: dict[str, Any] = {"file": records.inputs[record.file]} if len(records.inputs) > 1 else {}
+    where["line"] = record.line
     if twice := new.keys() & values.keys():
         raise OutputError(f"{records.where(record)}: the input has a column {min(twice)!r}, too; give another --prefix")
+    where = {name: value for name, value in where.items() if name not in values}  # the input's own column stays
     for value in new.values():
         if isinstance(value, float) and not math.isfinite(value):
             raise OutputError(f"{records.where(record)}: a score is not finite; try another dtype")
-    where: dict[str, Any] = {"file": records.inputs[record.file]} if len(records.inputs) > 1 else {}
-    where["line"] = record.line
     return where | values | new

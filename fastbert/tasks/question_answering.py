@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fastbert.inference.windows import Window
-from fastbert.tasks.base import Cutting, Pipeline
+from fastbert.tasks.base import Pipeline, window_counts
 from fastbert.tasks.text_classification import apply
 
 
 @dataclass(frozen=True)
-class QuestionSettings(Cutting):
-    """Settings of a call.
+class QuestionSettings:
+    """Settings of a call. A context is never cut: its windows are `max_seq_len` long.
 
     Args:
         top_k: how many answers, best first; with 1, the answer is not in a list.
@@ -128,6 +128,7 @@ class QuestionAnswering(Pipeline):
         if settings.handle_impossible_answer:
             ranked.append({"score": nothing, "start": 0, "end": 0, "answer": ""})
         ranked = sorted(ranked, key=lambda answer: answer["score"], reverse=True)[: settings.top_k]
+        ranked = [answer | window_counts(windows) for answer in ranked]
         return ranked[0] if len(ranked) == 1 else ranked
 
     def _spans(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastbert.inference.windows import Window
-from fastbert.tasks.base import Cutting, Pipeline
+from fastbert.tasks.base import Pipeline
 from fastbert.tasks.text_classification import apply
 
 
@@ -30,10 +30,9 @@ class Reranker(Pipeline):
             raise TypeError(f"inputs[{where}] is {item!r:.80}; it must be a pair of str: query and document")
         return tuple(item)
 
-    def prepare(self, items: list[Any], settings: Cutting) -> list[Window]:
-        return self.runner.windows(
-            items, max_length=settings.max_length, overlap=settings.stride, cut=bool(settings.truncation)
-        )
+    def prepare(self, items: list[Any], settings: Any) -> list[Window]:
+        longer = None if settings.truncation else "only_second"
+        return self.windows(items, settings, longer=longer, offsets=False)
 
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> float:
         if rows[0].shape != (1,):
@@ -42,14 +41,31 @@ class Reranker(Pipeline):
 
     @property
     def activation(self) -> str:
-        named = self.runner.config.extra.get("sentence_transformers") or {}
-        name = str(named.get("activation_fn", "sigmoid")).rpartition(".")[2].lower()
-        return "none" if name == "identity" else "sigmoid"
+        """Of the logit: "sigmoid" or "none".
+
+        Raises:
+            ValueError: the folder names another.
+        """
+        extra = self.runner.config.extra
+        named = (extra.get("sentence_transformers") or {}).get("activation_fn")
+        named = named or extra.get("sbert_ce_default_activation_function") or "Sigmoid"
+        known = {"Sigmoid": "sigmoid", "Identity": "none"}
+        if (name := str(named).rpartition(".")[2]) not in known:
+            raise ValueError(f"config.json names the activation {named!r}; it must be one of {', '.join(known)}")
+        return known[name]
 
     def rank(
         self, query: str, documents: Sequence[str], *, top_k: int | None = None, return_documents: bool = False
     ) -> list[dict[str, Any]]:
-        """[{corpus_id, score}], and `text` with return_documents, best first; of equals, the first."""
+        """[{corpus_id, score}], and `text` with return_documents, best first; of equals, the first.
+
+        Raises:
+            TypeError: documents is a str.
+            ValueError: top_k is below 1.
+        """
+        if isinstance(documents, str):
+            raise TypeError("documents is a str; it must be a list of texts")
+        documents = list(documents)
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1, or None for all documents")
         scores = self([(query, document) for document in documents]) if documents else []
@@ -74,10 +90,7 @@ def rerank(
         model: a Reranker, or the folder or hub id of a cross-encoder, loaded by `pipeline("rerank", ...)` with
             `options`; to rank for many queries, make it once.
     """
-    if not isinstance(model, Reranker):
-        from fastbert.tasks.pipelines import pipeline
+    from fastbert.tasks.pipelines import made_pipeline
 
-        return rerank(
-            query, documents, model=pipeline("rerank", model, **options), top_k=top_k, return_documents=return_documents
-        )
-    return model.rank(query, documents, top_k=top_k, return_documents=return_documents)
+    ranking = made_pipeline("rerank", model, options)
+    return list(ranking.rank(query, documents, top_k=top_k, return_documents=return_documents))

@@ -41,7 +41,7 @@ class TaskRows(Records):
 
     def _check(self, name: str, kind: str) -> None:
         if kind == "parquet":
-            with open_parquet(name, self._needed({"words": None})):
+            with open_parquet(name, self._needed({self.reading.words: None})):
                 pass
 
     def _columns(self, kind: str) -> list[str] | None:

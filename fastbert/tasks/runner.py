@@ -38,6 +38,8 @@ class Runner:
         self.config = config
         self.max_length = min(tokenizer.model_max_length, config.max_length)
         self.has_types = "token_type_ids" in tokenizer.model_input_names
+        # Of a text alone they are all 0 for most tokenizers, and then left to the model.
+        self.types_of_one = self.has_types and any(tokenizer.encodings(["a"])[0].type_ids)
 
     def limit(self, max_length: int | None) -> int:
         """The most tokens of a window: `max_length`, or as many as model and tokenizer take.
@@ -63,7 +65,7 @@ class Runner:
     def run(
         self, windows: Sequence[Window], read: Read, rows: Callable[[Window], int] | None = None, module: Any = None
     ) -> list[np.ndarray]:
-        """What `read` makes of the model's output, for each window, in float32.
+        """The rows that `read` makes of the model's output, for each window, in float32.
 
         Args:
             read: from the output of a batch and its ids, (T,) or padded (B, S), to (B, N), a row for each window; or to
@@ -91,7 +93,7 @@ class Runner:
     def _inputs(self, encodings: list[Any], lengths: list[int]) -> dict[str, Any]:
         """The arguments of a batch: packed for a model of fastbert, padded for one of transformers."""
         columns = {"input_ids": [encoding.ids for encoding in encodings]}
-        if self.has_types:
+        if self.types_of_one or (self.has_types and any(encoding.n_sequences > 1 for encoding in encodings)):
             columns["token_type_ids"] = [encoding.type_ids for encoding in encodings]
         packed = {name: _flat(rows) for name, rows in columns.items()}
         device = self.model.device

@@ -72,7 +72,9 @@ class Summarization:
             [i for i, s in enumerate(parts) if settings["min_length"] <= len(s) <= settings["max_length"]]
             for parts in found
         ]
-        vectors = self.embedder.embed([parts[i] for parts, own in zip(found, kept, strict=True) for i in own])
+        vectors = self.embedder.embed(
+            [parts[i] for parts, own in zip(found, kept, strict=True) for i in own], long="mean"
+        )
         answers, start = [], 0
         for parts, own in zip(found, kept, strict=True):
             chosen = [own[i] for i in _chosen(vectors[start : start + len(own)], settings)]

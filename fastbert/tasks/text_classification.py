@@ -8,14 +8,14 @@ from typing import Any, Literal
 import numpy as np
 
 from fastbert.inference.windows import Window
-from fastbert.tasks.base import Cutting, Pipeline, said
+from fastbert.tasks.base import LengthSettings, Pipeline, window_counts
 
 BEST: Literal["best"] = "best"  # top_k that was not given: the best class alone, not in a list
 FUNCTIONS = ("softmax", "sigmoid", "none")
 
 
 @dataclass(frozen=True)
-class TextSettings(Cutting):
+class TextSettings(LengthSettings):
     """Settings of a call.
 
     Args:
@@ -88,16 +88,16 @@ class TextClassification(Pipeline):
 
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
         scores = self.scores(self.logits(rows, settings), settings.function_to_apply)
-        names, more = self.runner.config.id2label, said(windows)
+        names, more = self.runner.config.id2label, window_counts(windows)
         if settings.top_k == BEST:
             best = int(scores.argmax())
             return {"label": names[best], "score": float(scores[best]), **more}
         order = np.argsort(-scores, kind="stable")[: settings.top_k]
         return [{"label": names[int(i)], "score": float(scores[i]), **more} for i in order]
 
-    def alone(self, answer: Any, inputs: Any, settings: Any) -> Any:
-        """In a list, as transformers has it, if it is the best class of one text."""
-        return [answer] if settings.top_k == BEST and isinstance(inputs, str) else answer
+    def single(self, answer: Any, inputs: Any, given: dict[str, Any]) -> Any:
+        """The answer; in a list, as transformers has it, if it is of one text and the call has no top_k."""
+        return [answer] if "top_k" not in given and isinstance(inputs, str) else answer
 
 
 def apply(function: str, logits: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbert.inference.windows import Window, central_tokens
-from fastbert.tasks.base import Cutting, Pipeline, logits, said
+from fastbert.tasks.base import LengthSettings, Pipeline, logits, window_counts
 from fastbert.tasks.text_classification import apply
 
 WORDS = ("first", "average", "max")  # strategies by which a word has one class
@@ -22,7 +22,7 @@ STRATEGIES = ("none", "simple", *WORDS)
 
 
 @dataclass(frozen=True)
-class TokenSettings(Cutting):
+class TokenSettings(LengthSettings):
     """Settings of a call.
 
     Args:
@@ -31,9 +31,9 @@ class TokenSettings(Cutting):
             tokens' probabilities, or of the token that is surest.
         ignore_labels: classes that are left out.
         is_split_into_words: whether an input is a list of words; offsets then are of the words, joined by `delimiter`.
-        stride: as of Cutting, but for one thing: where it is given, entities are found in each window and of those that
-            overlap the longest is kept, as transformers does. Else each token counts in the window where it is most
-            central, and entities are found once.
+        stride: as of LengthSettings, but for one thing: where it is given, entities are found in each window and of
+            those that overlap the longest is kept, as transformers does. Else each token counts in the window where it
+            is most central, and entities are found once.
 
     Raises:
         ValueError: another strategy.
@@ -77,7 +77,8 @@ class TokenClassification(Pipeline):
 
     def __call__(self, inputs: Any, **given: Any) -> Any:
         settings = self.settings(**given)
-        if settings.is_split_into_words and inputs and all(isinstance(word, str) for word in inputs):
+        several = isinstance(inputs, list | tuple) and inputs
+        if settings.is_split_into_words and several and all(isinstance(word, str) for word in inputs):
             return list(self.stream([inputs], settings))  # in a list, as transformers has it
         return super().__call__(inputs, **given)
 
@@ -94,24 +95,21 @@ class TokenClassification(Pipeline):
                     f"inputs[{where}] is {item!r:.60}; it must be {wanted}, as is_split_into_words is "
                     f"{settings.is_split_into_words}"
                 )
-        return self.runner.windows(
-            items,
-            max_length=settings.max_length,
-            overlap=settings.stride,
-            cut=bool(settings.truncation),
-            words=settings.is_split_into_words,
-        )
+        return self.windows(items, settings, words=settings.is_split_into_words)
 
     def run(self, windows: list[Window]) -> list[np.ndarray]:
         return self.runner.run(windows, logits, rows=len)
 
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> list[dict[str, Any]]:
+        ignored = [i for i, name in self.runner.config.id2label.items() if name in settings.ignore_labels]
+        if ignored and all(np.isin(row.argmax(axis=1), ignored).all() for row in rows):
+            return []  # most texts hold no entity
         text = settings.delimiter.join(item) if settings.is_split_into_words else item
         parts = self.tokens(item, text, windows, rows, settings)
         found = [entity for tokens in parts for entity in self._entities(text, tokens, settings)]
         if len(parts) > 1:
             found = _longest(found)
-        more = said(windows)
+        more = window_counts(windows)
         return [entity | more for entity in found] if more else found
 
     def tokens(
@@ -124,7 +122,8 @@ class TokenClassification(Pipeline):
             places = [central_tokens(windows)]
         else:
             places = [[(number, place) for _, place in central_tokens([w])] for number, w in enumerate(windows)]
-        scores = [apply("softmax", row) for row in rows]
+        together = apply("softmax", np.concatenate(rows))  # all windows' tokens
+        starts_of = np.cumsum([0, *map(len, rows)])
         continues = self._word_rule(text, settings)
         found = []
         for several in places:
@@ -134,12 +133,12 @@ class TokenClassification(Pipeline):
             follows = [False] * len(ids)
             if settings.aggregation_strategy in WORDS:
                 follows = [i > 0 and continues(*token) for i, token in enumerate(zip(*picked, before, strict=True))]
-            table = np.stack([scores[n][i] for n, i in several]) if several else np.empty((0, 1), np.float32)
+            table = together[np.array([starts_of[n] + i for n, i in several], dtype=np.intp)]
             found.append(Tokens([i for _, i in several], ids, starts, ends, follows, table))
         return found
 
     def _word_rule(self, text: str, settings: Any) -> Callable[[int, int, int, Any, Any], bool]:
-        """Whether a token continues the word before it.
+        """A function that is True for a token that continues the word before it.
 
         WordPiece knows its words. Of other tokenizers, whose words hold punctuation, transformers says that a word goes
         on up to a space; so it is here, but that a character of a language without spaces is a word.
@@ -266,6 +265,6 @@ def _longest(entities: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def is_ideograph(character: str) -> bool:
-    """Whether it is of a script that writes words without spaces: Chinese characters, kana."""
+    """True for a character of a script that writes words without spaces: Chinese characters, kana."""
     name = unicodedata.name(character, "") if character else ""
     return name.startswith(("CJK UNIFIED", "CJK COMPATIBILITY", "HIRAGANA", "KATAKANA"))

@@ -12,7 +12,16 @@ from fastbert.inference.embed import Embedder
 from fastbert.inference.output import OutputError
 
 BLOCK = 1 << 16  # vectors of the corpus that are compared at a time
+QUERIES = 256  # that are compared at a time
 SCORES = ("cos_sim", "dot_score", "euclidean", "manhattan")
+# sentence-transformers' names, of its similarity functions and of its utilities.
+_OTHER_NAMES = {
+    "cosine": "cos_sim",
+    "dot": "dot_score",
+    "pytorch_cos_sim": "cos_sim",
+    "euclidean_sim": "euclidean",
+    "manhattan_sim": "manhattan",
+}
 Vectors = np.ndarray | str | Path
 
 
@@ -27,9 +36,18 @@ class Similarity:
     def __call__(
         self, first: Sequence[str], second: Sequence[str] | None = None, *, score_function: str | None = None
     ) -> np.ndarray:
-        """(N, M) float32: of each text of `first` with each of `second`, or of `first`."""
+        """(N, M) float32: of each text of `first` with each of `second`, or of `first`.
+
+        The vector of a text with more tokens than the model takes is the mean of its windows'.
+
+        Raises:
+            TypeError: a str in place of a list.
+        """
+        for name, given in (("first", first), ("second", second)):
+            if isinstance(given, str):
+                raise TypeError(f"{name} is a str; it must be a list of texts")
         texts = list(first)
-        vectors = self.embedder.embed([*texts, *(second or ())])
+        vectors = self.embedder.embed([*texts, *(second if second is not None else ())], long="mean")
         a, b = vectors[: len(texts)], vectors[len(texts) :] if second is not None else vectors
         return similarity(a, b, score_function or self.score_function)
 
@@ -69,7 +87,8 @@ def search(
         queries: an array (N, E), or the path of an .npy file.
         corpus: an array (M, E), or the path of an .npy file, which is mapped, not read: it may be larger than memory.
             Rows of NaN, as `fastbert embed --bad-lines skip` writes them, are never found.
-        score_function: "cos_sim", "dot_score", "euclidean" or "manhattan"; see `similarity`.
+        score_function: "cos_sim", "dot_score", "euclidean" or "manhattan", or sentence-transformers' function or name
+            of these; see `similarity`.
         block: vectors of the corpus that are compared at a time.
         index: "exact"; or "faiss", FAISS's flat index, for "cos_sim" and "dot_score".
 
@@ -83,13 +102,16 @@ def search(
     for name, value in (("top_k", top_k), ("block", block)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    wanted, held = _vectors("queries", queries), _vectors("corpus", corpus)
+    wanted, held = vectors_of("queries", queries), vectors_of("corpus", corpus)
     if wanted.shape[1] != held.shape[1]:
         raise ValueError(f"queries have {wanted.shape[1]} numbers, the corpus {held.shape[1]}; they must be as many")
     if index == "faiss":
         scores, ids = _by_faiss(wanted, held, top_k, kind, block)
     elif index == "exact":
-        scores, ids = _exact(wanted, held, top_k, kind, block)
+        parts = [
+            _exact(wanted[i : i + QUERIES], held, top_k, kind, block) for i in range(0, max(len(wanted), 1), QUERIES)
+        ]
+        scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
     else:
         raise ValueError(f"index is {index!r}; it must be 'exact' or 'faiss'")
     return [
@@ -139,7 +161,8 @@ def _blocks(corpus: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
         yield start, corpus[start : start + size]
 
 
-def _vectors(name: str, given: Vectors) -> np.ndarray:
+def vectors_of(name: str, given: Vectors) -> np.ndarray:
+    """Vectors (N, E); those of an .npy file are mapped."""
     if isinstance(given, str | Path):
         try:
             found = np.load(given, mmap_mode="r")
@@ -148,8 +171,8 @@ def _vectors(name: str, given: Vectors) -> np.ndarray:
     else:
         found = np.asarray(given)
     found = found[None] if found.ndim == 1 else found
-    if found.ndim != 2 or found.dtype.kind != "f":
-        raise ValueError(f"{name} has shape {found.shape} and dtype {found.dtype}; it must be (N, E) of floats")
+    if found.ndim != 2 or found.dtype.kind not in "fiu":
+        raise ValueError(f"{name} has shape {found.shape} and dtype {found.dtype}; it must be (N, E) of numbers")
     return found
 
 
@@ -160,6 +183,8 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _known(score_function: Any) -> str:
-    if score_function not in SCORES:
+    name = getattr(score_function, "__name__", score_function)  # of a function of sentence-transformers
+    name = _OTHER_NAMES.get(name, name)
+    if name not in SCORES:
         raise ValueError(f"score_function is {score_function!r}; it must be one of {', '.join(SCORES)}")
-    return str(score_function)
+    return str(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from fastbert.inference.windows import Window
-from fastbert.tasks.base import Cutting, Pipeline, said
+from fastbert.tasks.base import LengthSettings, Pipeline, window_counts
+from fastbert.tasks.runner import Runner
 from fastbert.tasks.text_classification import apply
 
 
 @dataclass(frozen=True)
-class ZeroShotSettings(Cutting):
+class ZeroShotSettings(LengthSettings):
     """Settings of a call.
 
     Args:
@@ -60,29 +62,24 @@ class ZeroShotClassification(Pipeline):
             raise ValueError("candidate_labels is empty; there must be a label at least")
         return super().__call__(inputs, **given)
 
-    @property
-    def entailment(self) -> int:
-        """The class that says yes.
+    def __init__(self, runner: Runner, **defaults: Any) -> None:
+        super().__init__(runner, **defaults)
+        classes = runner.config.label2id
+        named = [int(index) for label, index in classes.items() if label.lower().startswith("entail")]
+        if not named:  # as in transformers
+            shown = ", ".join(map(repr, runner.config.id2label.values()))
+            warnings.warn(
+                f"no class of the model is named entailment; of {shown} the last is taken for it", stacklevel=3
+            )
+        self.entailment = named[0] if named else runner.config.num_labels - 1
 
-        Raises:
-            ValueError: no class of the model is named so.
-        """
-        for label, index in self.runner.config.label2id.items():
-            if label.lower().startswith("entail"):
-                return int(index)
-        known = ", ".join(map(repr, self.runner.config.label2id))
-        raise ValueError(f"the model's classes are {known}; none is named entailment, as in a model of inference")
+    def size(self, item: Any, settings: Any) -> int:
+        return super().size(item, settings) * len(settings.labels)
 
     def prepare(self, items: list[Any], settings: Any) -> list[Window]:
         hypotheses = [settings.hypothesis_template.format(label) for label in settings.labels]
         pairs = [(text, hypothesis) for text in items for hypothesis in hypotheses]
-        return self.runner.windows(
-            pairs,
-            max_length=settings.max_length,
-            overlap=settings.stride,
-            cut=bool(settings.truncation),
-            longer="only_first",
-        )
+        return self.windows(pairs, settings, longer="only_first", offsets=False)
 
     def answers(
         self, items: list[Any], windows: Sequence[Window], rows: Sequence[np.ndarray], settings: Any
@@ -104,4 +101,4 @@ class ZeroShotClassification(Pipeline):
             order = row.argsort()[::-1]
             ranked = {"labels": [labels[i] for i in order], "scores": row[order].tolist()}
             most = max(own[number * len(labels) : (number + 1) * len(labels)], key=len)
-            yield {"sequence": item, **ranked, **said(most)}, most
+            yield {"sequence": item, **ranked, **window_counts(most)}, most

@@ -1,6 +1,8 @@
 """attribute: captum's numbers, completeness, occlusion by hand; the page; and augment."""
 
 import re
+import statistics
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tasks_support import KINDS, labels, make_texts, save
 
 import fastbert
 from fastbert.tasks.attribution import attention_maps, nearest_tokens
+from fastbert.tasks.attribution_page import page
 from fastbert.tasks.augmentation import augment
 
 TOPICS = labels("sport", "news", "art")
@@ -59,7 +62,7 @@ def test_completeness_and_batches(bert):
     assert found.completeness_error < 0.01
     pipe = fastbert.pipeline("text-classification", bert)
     (answer,) = pipe(TEXT)
-    assert answer["label"] == found.label and answer["score"] == pytest.approx(found.probability, abs=1e-5)
+    assert answer["label"] == found.label and answer["score"] == pytest.approx(found.score, abs=1e-5)
     parts = fastbert.attribute(pipe, TEXT, internal_batch_size=7)
     np.testing.assert_allclose(parts.scores, found.scores, atol=1e-5)
     assert all(parameter.requires_grad for parameter in pipe.model.parameters())
@@ -144,7 +147,19 @@ def test_augment(tmp_path, kind, action):
             assert changed[0] == changed[6] == "the"
     several = augment([TEXT, "", "...", make_texts()[8]], model=folder, action=action)
     assert [len(variants) for variants in several] == [1] * 4 and several[1:3] == [[""], ["..."]]
-    assert several[3] == [" ".join(make_texts()[8].split())]
+    assert several[3] == [make_texts()[8]]
+
+
+def test_augment_keeps_what_is_no_word(tmp_path):
+    """Punctuation, white space, and the other characters of a text without spaces."""
+    folder = save(tmp_path, "bert", "ForMaskedLM")
+    text = 'The (quick)  fox,\n"jumps" over: dogs!'
+    for variant in augment(text, model=folder, n=5, aug_p=0.5):
+        assert re.sub(r"[\w'-]+", "x", variant) == re.sub(r"\w+", "x", text) and variant != text
+    (chinese,) = augment("快速的棕色狐狸", model=folder, aug_p=0.2)
+    assert sum(a not in chinese for a in "快速的棕色狐狸") == 1
+    (only,) = augment("fox", model=folder, top_k=1)
+    assert only != "fox"
 
 
 def test_augment_refuses(tmp_path):
@@ -156,3 +171,57 @@ def test_augment_refuses(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             augment(TEXT, model=folder, **given)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("all_cores")
+def test_time_against_captum(minilm, tmp_path):
+    """On the real MiniLM with a random head; prints both times, by turns."""
+    config = transformers.BertConfig.from_pretrained(minilm, num_labels=3)
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification.from_pretrained(minilm, config=config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+    tokenizer.save_pretrained(tmp_path)
+    pipe = fastbert.pipeline("text-classification", tmp_path)
+    gradients = captum.LayerIntegratedGradients(lambda ids: model(ids).logits, model.get_input_embeddings())
+    for words in (9, 90):
+        text = " ".join((TEXT.split() * 10)[:words])
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        base = torch.where((ids == 101) | (ids == 102), ids, 0)
+        ways = {
+            "fastbert": lambda text=text: fastbert.attribute(pipe, text, target=1).scores,
+            "captum": lambda ids=ids, base=base: gradients.attribute(
+                ids, base, target=1, n_steps=50, return_convergence_delta=True
+            )[0].sum(-1)[0],
+        }
+        np.testing.assert_allclose(ways["fastbert"](), ways["captum"]().detach().numpy(), atol=1e-4)
+        times = {name: [] for name in ways}
+        for _ in range(7):
+            for name, run_once in ways.items():
+                begin = time.perf_counter()
+                run_once()
+                times[name].append(time.perf_counter() - begin)
+        median = {name: statistics.median(values) for name, values in times.items()}
+        ratio = median["captum"] / median["fastbert"]
+        print(f"{ids.shape[1]} tokens: {median['fastbert'] * 1e3:.0f} ms, captum {ratio:.2f} times that")
+        assert ratio > 1.2
+
+
+def test_names_before_numbers_and_the_scores_of_the_problem(tmp_path):
+    names = labels("1", "2", "3")
+    folder = save(tmp_path, "bert", "ForSequenceClassification", problem_type="multi_label_classification", **names)
+    found, delta = fastbert.attribute(folder, TEXT, target="1", return_convergence_delta=True)
+    assert found.target == 0 and found.label == "1" and delta == found.delta
+    assert found.score == pytest.approx(1 / (1 + np.exp(-found.logit)), abs=1e-6)
+    assert found.attributions == list(zip(found.tokens, found.scores.tolist(), strict=True))
+    with pytest.raises(TypeError, match="device is given, but model is a pipeline already"):
+        fastbert.attribute(fastbert.pipeline(None, folder), TEXT, device="cpu")
+
+
+def test_a_character_of_several_tokens_is_shown_once(tmp_path):
+    folder = save(tmp_path, "roberta", "ForSequenceClassification", num_labels=3, **TOPICS)
+    found = fastbert.attribute(folder, "😀 fox")
+    assert len(set(found.offsets)) < len(found.offsets)
+    shown = page(found, np.ones((2, 4, len(found.tokens), len(found.tokens))), {})
+    assert shown.split("<h2>")[0].count("😀") == 1

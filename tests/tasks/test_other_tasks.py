@@ -1,5 +1,7 @@
 """fill-mask, feature-extraction, similarity, search, rerank, multiple-choice and summaries."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -127,17 +129,22 @@ def test_search_is_sentence_transformers():
     draw = np.random.default_rng(0)
     corpus, queries = (draw.standard_normal((n, 16)).astype(np.float32) for n in (500, 9))
     same(fastbert.search(queries, corpus, 7), util.semantic_search(queries, corpus, top_k=7))
+    many = draw.standard_normal((600, 16)).astype(np.float32)  # in several blocks of queries
+    for name in (util.dot_score, "dot"):
+        found = fastbert.search(many, corpus, 3, score_function=name)
+        same(found, util.semantic_search(many, corpus, top_k=3, score_function=util.dot_score))
+    assert fastbert.search(np.empty((0, 16), np.float32), corpus) == []
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"top_k": 0}, "top_k is 0; it must be at least 1"),
-        ({"score_function": "dot"}, "score_function is 'dot'; it must be one of cos_sim, dot_score"),
+        ({"score_function": "near"}, "score_function is 'near'; it must be one of cos_sim, dot_score"),
         ({"corpus": np.zeros((3, 5), np.float32)}, "queries have 4 numbers, the corpus 5"),
         (
-            {"corpus": np.zeros((3, 4), int)},
-            r"corpus has shape \(3, 4\) and dtype int64; it must be \(N, E\) of floats",
+            {"corpus": np.full((3, 4), "a")},
+            r"corpus has shape \(3, 4\) and dtype <U1; it must be \(N, E\) of numbers",
         ),
         ({"index": "tree"}, "index is 'tree'; it must be 'exact' or 'faiss'"),
     ],
@@ -159,6 +166,11 @@ def test_rerank(tmp_path):
     same([hit["score"] for hit in found], [float(hit["score"]) for hit in wanted])
     same({hit["corpus_id"]: hit for hit in found}, {hit["corpus_id"]: hit for hit in wanted})
     ranker = fastbert.pipeline("rerank", folder)
+    with pytest.raises(TypeError, match="documents is a str"):
+        ranker.rank("a", "one document")
+    with pytest.raises(TypeError, match="top_k2 is given, but model is a pipeline already"):
+        fastbert.rerank("a", ["b"], model=ranker, top_k2=3)
+    assert len(ranker.rank("a", (text for text in documents[:3]))) == 3
     assert len(ranker.rank("the lazy dog", documents, top_k=3)) == 3 and ranker.rank("a", []) == []
     long = make_texts()[8]
     parts = [ranker(("dog", long[i : i + 150])) for i in range(0, 1500, 150)]
@@ -214,3 +226,68 @@ def test_sentences():
         "A number 3.14 stays.",
         "A new part",
     ]
+
+
+@pytest.mark.parametrize("where", ["sentence_transformers", "older"])
+@pytest.mark.parametrize("name", ["Identity", "Sigmoid", "Tanh"])
+def test_a_rerankers_activation_is_its_folders(tmp_path, name, where):
+    folder = save(tmp_path, "bert", "ForSequenceClassification", num_labels=1)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    function = f"torch.nn.modules.activation.{name}" if name != "Identity" else "torch.nn.modules.linear.Identity"
+    if where == "older":
+        config["sbert_ce_default_activation_function"] = function
+    else:
+        config["sentence_transformers"] = {"activation_fn": function}
+    path.write_text(json.dumps(config))
+    ranker = fastbert.pipeline("rerank", folder)
+    if name == "Tanh":
+        with pytest.raises(ValueError, match=r"the activation 'torch.*Tanh'; it must be one of Sigmoid, Identity"):
+            ranker(("a", "b"))
+        return
+    logit = fastbert.pipeline("text-classification", folder, function_to_apply="none")(("a", "b"))["score"]
+    assert ranker(("a", "b")) == pytest.approx(logit if name == "Identity" else 1 / (1 + np.exp(-logit)), abs=1e-6)
+
+
+def test_similarity_takes_lists(bert):
+    ours = fastbert.pipeline("similarity", bert)
+    with pytest.raises(TypeError, match="first is a str; it must be a list of texts"):
+        ours("a text")
+    long = make_texts()[8]
+    halves = ours.embedder.embed([long], long="mean")
+    expected = similarity(halves, ours.embedder.embed(["cat"]))[0, 0]
+    assert ours([long], ["cat"])[0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_vectors_of_live_models(bert):
+    """An encoder of fastbert, and a SentenceTransformer."""
+    from sentence_transformers import SentenceTransformer
+
+    expected = fastbert.pipeline("similarity", bert)(TEXTS[:5])
+    own = fastbert.AutoModel.from_pretrained(bert)
+    np.testing.assert_allclose(fastbert.pipeline("similarity", own, tokenizer=bert)(TEXTS[:5]), expected, atol=1e-6)
+    live = SentenceTransformer(bert, device="cpu")
+    np.testing.assert_allclose(fastbert.pipeline("similarity", live)(TEXTS[:5]), expected, atol=1e-5)
+    article = " ".join(f"{text}." for text in TEXTS if len(text) > 40)
+    assert fastbert.pipeline("summarization", live, num_sentences=2)(article)
+    with pytest.raises(TypeError, match="model is a BertModel; for vectors it must be a folder"):
+        fastbert.pipeline("similarity", transformers.AutoModel.from_pretrained(bert))
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary", "float32"])
+def test_vectors_in_fewer_bits(bert, precision):
+    from sentence_transformers.util import quantize_embeddings
+
+    embedder = fastbert.Embedder.from_pretrained(bert)
+    vectors = embedder.embed(TEXTS[:20], truncate_dim=16, normalize=True)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    made = embedder.embed(TEXTS[:20], truncate_dim=16, normalize=True, precision=precision)
+    expected = quantize_embeddings(vectors, precision)
+    assert made.dtype == expected.dtype and np.array_equal(made, expected)
+    if precision in ("int8", "uint8"):
+        hits = fastbert.search(made[:3], made, 1, score_function="euclidean")
+        assert [hit["corpus_id"] for (hit,) in hits] == [0, 1, 2]
+    with pytest.raises(ValueError, match="precision is 'int4'; it must be one of float32, int8"):
+        embedder.embed(["a"], precision="int4")
+    with pytest.raises(ValueError, match="truncate_dim is 99; it must be 1 to 32"):
+        embedder.embed(["a"], truncate_dim=99)

@@ -2,13 +2,16 @@
 
 import csv
 import json
+import os
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli_support import drive, make_texts, run, write_texts
+from cli_support import COMMAND, ENVIRONMENT, drive, make_texts, run, write_texts
 from tasks_support import labels, save
 from tiny_bert import save_tiny
 
@@ -204,7 +207,123 @@ def test_a_kill_at_any_step_loses_nothing(folder):
 
 def test_memory_does_not_grow_with_the_input(folder):
     model = save_tiny(folder / "model", fastbert.BertForSequenceClassification, num_hidden_layers=0)
-    for count in (3_000, 15_000):
+    for count in (2_000, 10_000):
         write_texts(f"{count}.txt", ["a cat sat on the red mat"] * count)
-    peaks = [drive("memory", f"o{n}.csv", model, f"{n}.txt", "predict")["peak_mib"] for n in (3_000, 15_000)]
+    peaks = [drive("memory", f"o{n}.csv", model, f"{n}.txt", "predict")["peak_mib"] for n in (2_000, 10_000)]
     assert peaks[1] - peaks[0] < 20, peaks
+
+
+@pytest.mark.slow
+def test_a_million_rows(folder):
+    """Killed on the way, it goes on; memory does not grow; row i of the output is row i of the input."""
+    model = save_tiny(folder / "model", fastbert.BertForSequenceClassification, num_hidden_layers=1)
+    texts = make_texts(997)
+
+    def rows(count):
+        return ((str(i), texts[i % 997]) for i in range(count))
+
+    for count in (50_000, 1_000_000):
+        with open(f"{count}.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("id", "text"), *rows(count)])
+
+    def start(count):
+        return subprocess.Popen(
+            [*COMMAND, "predict", str(model), f"{count}.csv", "-o", f"{count}-out.csv", "-q", "--resume"],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+        )
+
+    def peak_mib(process):
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0, process.stderr.read()
+        return usage.ru_maxrss / 1024
+
+    small = peak_mib(start(50_000))
+    killed, partial = start(1_000_000), Path("1000000-out.csv.partial")
+    while not partial.exists() or partial.stat().st_size < 20 << 20:
+        assert killed.poll() is None, killed.stderr.read()
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    before = partial.stat().st_size
+    assert not Path("1000000-out.csv").exists()
+    large = peak_mib(start(1_000_000))
+    print(f"peak of 50,000 rows: {small:.0f} MiB, of 1,000,000: {large:.0f} MiB; killed at {before / 2**20:.0f} MiB")
+    assert large - small < 30
+    with open("1000000-out.csv", newline="", encoding="utf-8") as file:
+        count = 0
+        for row, (id, text) in zip(csv.DictReader(file), rows(1_000_000), strict=True):
+            assert (row["id"], row["text"]) == (id, text) and row["prediction"]
+            count += 1
+    assert count == 1_000_000
+
+
+def test_columns_by_number(folder, classifier, capsys):
+    """Without a header line, columns are numbers, as in the input."""
+    Path("in.csv").write_text("1,the fox\n2,a dog\n")
+    code, _, err = run(capsys, "predict", classifier, "in.csv", "--no-header", "--text-column", "2", "-o", "out.jsonl")
+    assert code == 0, err
+    rows = rows_of(Path("out.jsonl").read_text())
+    assert [(row["1"], row["2"], row["line"]) for row in rows] == [("1", "the fox", 1), ("2", "a dog", 2)]
+
+
+def test_what_a_row_holds_is_kept_or_refused(folder, classifier, capsys):
+    pq.write_table(pa.table({"text": ["a fox", "a dog"], "x": [float("nan"), 1.5], "line": [7, 8]}), "in.parquet")
+    assert run(capsys, "predict", classifier, "in.parquet", "-o", "out.jsonl")[0] == 0
+    rows = rows_of(Path("out.jsonl").read_text())
+    assert [(row["x"], row["line"]) for row in rows] == [(None, 7), (1.5, 8)]
+    pq.write_table(pa.table({"text": ["a fox"], "picture": [b"\x89"]}), "bytes.parquet")
+    code, _, err = run(capsys, "predict", classifier, "bytes.parquet", "-o", "bytes.jsonl")
+    assert code == 1 and "column 'picture' holds bytes" in err
+
+
+def test_a_tsv_can_be_read_again(folder, classifier, capsys):
+    Path("in.tsv").write_text('text\na "fox" and a dog\n')
+    assert run(capsys, "predict", classifier, "in.tsv", "-o", "out.tsv")[0] == 0
+    assert run(capsys, "predict", classifier, "out.tsv", "-o", "again.jsonl", "--prefix", "again")[0] == 0
+    assert rows_of(Path("again.jsonl").read_text())[0]["text"] == 'a "fox" and a dog'
+    write_rows("tabs.jsonl", [{"text": "a\tfox"}])
+    code, _, err = run(capsys, "predict", classifier, "tabs.jsonl", "-o", "tabs.tsv")
+    assert code == 1 and "row 1 holds a tab or a line break, which a .tsv cannot; write .csv" in err
+
+
+def test_truncation_is_told(folder, classifier, capsys):
+    write_texts("in.txt", ["a fox", "fox " * 200])
+    assert run(capsys, "predict", classifier, "in.txt", "-o", "out.jsonl", "--truncation")[2].count("were cut") == 1
+    rows = rows_of(Path("out.jsonl").read_text())
+    assert [row["prediction_truncated"] for row in rows] == [False, True]
+
+
+def test_questions_have_options_of_their_own(folder, capsys):
+    model = save(folder / "qa", "bert", "ForQuestionAnswering")
+    write_rows("in.jsonl", [{"question": "the fox", "context": "the quick brown fox jumps over the dog " * 20}])
+    options = ["--max-length", "40", "--stride", "8", "--max-answer", "3", "--unanswerable"]
+    assert run(capsys, "predict", model, "in.jsonl", "-o", "out.jsonl", *options)[0] == 0
+    (row,) = rows_of(Path("out.jsonl").read_text())
+    ours = fastbert.pipeline("question-answering", model)
+    given = {"max_seq_len": 40, "doc_stride": 8, "max_answer_len": 3, "handle_impossible_answer": True}
+    expected = ours(question=row["question"], context=row["context"], **given)
+    assert (row["prediction"], row["prediction_windows"]) == (expected["answer"], expected["windows"])
+    code, _, err = run(capsys, "predict", model, "in.jsonl", "--truncation")
+    assert code == 2 and "--truncation is given; the model's task is question-answering, which has no use" in err
+
+
+def test_texts_of_another_field_are_shown(folder, capsys):
+    model = save(folder / "model", "bert", "Model")
+    write_rows("texts.jsonl", [{"body": text} for text in ("a fox", "a dog", "the sea")])
+    assert run(capsys, "embed", model, "texts.jsonl", "--field", "body", "-o", "texts.npy")[0] == 0
+    search = ["search", model, "a fox", "--corpus", "texts.npy", "--texts", "texts.jsonl", "--top-k", "1"]
+    code, _, err = run(capsys, *search)
+    assert code == 1 and "no field 'text'" in err
+    code, out, _ = run(capsys, *search, "--field", "body")
+    assert code == 0 and rows_of(out)[0]["hits"][0]["text"] == "a fox"
+
+
+def test_long_texts_as_means(folder, capsys):
+    model = save(folder / "model", "bert", "Model")
+    texts = ["a fox", "the quick brown fox " * 60, "a dog"]
+    write_texts("in.txt", texts)
+    code, _, err = run(capsys, "embed", model, "in.txt", "-o", "out.npy", "--long", "mean")
+    assert code == 0 and "1 of 3 texts are the mean of several windows" in err
+    expected = fastbert.Embedder.from_pretrained(model).embed(texts, long="mean")
+    np.testing.assert_allclose(np.load("out.npy"), expected, atol=1e-6)

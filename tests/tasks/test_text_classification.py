@@ -140,9 +140,31 @@ def test_bad_doors(folder, inference):
         fastbert.pipeline("translation", folder)
     with pytest.raises(ValueError, match="model is missing"):
         fastbert.pipeline("ner")
-    with pytest.raises(ValueError, match="none is named entailment"):
-        fastbert.pipeline("zero-shot-classification", folder)("cat", ["a"])
     with pytest.raises(ValueError, match="candidate_labels is empty"):
         fastbert.pipeline("zero-shot-classification", inference)("cat", [])
     with pytest.raises(ValueError, match="hypothesis_template is 'no place'"):
         fastbert.pipeline("zero-shot-classification", inference, hypothesis_template="no place")
+
+
+def test_top_k_of_the_pipeline_and_of_the_call(folder):
+    """As transformers: one text's answer is in a list unless the call itself has a top_k."""
+    for made, called in (({"top_k": 2}, {}), ({}, {"top_k": 2}), ({"top_k": None}, {}), ({}, {})):
+        theirs = transformers.pipeline("text-classification", folder, device="cpu", **made)
+        ours = fastbert.pipeline("text-classification", folder, **made)
+        same(ours("the fox", **called), theirs("the fox", **called))
+
+
+def test_a_live_model_is_for_inference(folder):
+    model = fastbert.AutoModelForSequenceClassification.from_pretrained(folder).train()
+    ours = fastbert.pipeline("text-classification", model, tokenizer=folder, device=-1)
+    assert not model.training and ours("fox") == ours("fox")
+    with pytest.raises(ValueError, match="dtype is given, but the model is loaded already"):
+        fastbert.pipeline("text-classification", model, tokenizer=folder, torch_dtype="bfloat16")
+    same(fastbert.pipeline(None, folder, torch_dtype="float32", use_fast=True)("fox"), ours("fox"))
+
+
+def test_zero_shot_without_a_class_called_entailment(folder):
+    with pytest.warns(UserWarning, match="no class of the model is named entailment; of 'sport', 'news', 'art' the"):
+        ours = fastbert.pipeline("zero-shot-classification", folder)
+    theirs = transformers.pipeline("zero-shot-classification", folder, device="cpu")
+    same(ours("the fox", ["a", "b"]), theirs("the fox", ["a", "b"]))
