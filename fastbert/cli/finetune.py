@@ -7,7 +7,6 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,9 @@ def read_recipe(args: argparse.Namespace, model: str | None = None, labels: list
         ValueError: the task does not read an option; settings, files or model are wrong.
     """
     (trial,) = _plan(args)
-    read = partial(Recipe.read, trial.settings, model or args.model, trial.sources, Reading.of(args))
-    return read(revision=args.revision, labels=labels or trial.labels)
+    start, reading = model or args.model, Reading.of(args)
+    options = {"revision": args.revision, "labels": labels or trial.labels}
+    return Recipe.read(trial.settings, start, trial.sources, reading, **options)
 
 
 def _plan(args: argparse.Namespace, **several: Any) -> list[Trial]:

@@ -97,20 +97,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _arguments(args: argparse.Namespace, task: str) -> dict[str, Any]:
     """The pipeline's arguments; exits with a usage error if one is given that the task has no use for."""
-    names = dict(_OF_QUESTIONS) if task == "question-answering" else {name: name for name in _OF_TEXTS}
-    names |= {"long": "long"} if task == "text-classification" else {}
-    names |= {} if task in _WITHOUT_TOP else {"top_k": ""}
-    found = {}
-    for option in ("top_k", "long", *_OF_TEXTS, *_OF_QUESTIONS):
-        if (value := getattr(args, option, None)) in (None, False):
-            continue
-        if option not in names:
-            args.parser.error(
-                f"--{option.replace('_', '-')} is given; the model's task is {task}, which has no use for it"
-            )
-        found[names[option]] = value
-    found.pop("", None)  # what is written, not what is computed
-    return found
+    names = _OF_QUESTIONS if task == "question-answering" else {name: name for name in _OF_TEXTS}
+    names = names | ({"long": "long"} if task == "text-classification" else {})
+    written = () if task in _WITHOUT_TOP else ("top_k",)  # no argument of the pipeline
+    options = ("top_k", "long", *_OF_TEXTS, *_OF_QUESTIONS)
+    asked = {option: value for option in options if (value := getattr(args, option, None)) not in (None, False)}
+    if idle := [option for option in asked if option not in names and option not in written]:
+        shown = idle[0].replace("_", "-")
+        args.parser.error(f"--{shown} is given; the model's task is {task}, which has no use for it")
+    return {names[option]: value for option, value in asked.items() if option in names}
 
 
 def _as_json(value: Any) -> Any:

@@ -449,7 +449,7 @@ class Tokenized:
 
 
 def weights_digest(model: torch.nn.Module) -> Any:
-    """A SHA-256, to go on with, of a model's tensors and their names."""
+    """A SHA-256 of a model's tensors and their names, which the caller may update further."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

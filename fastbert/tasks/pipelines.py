@@ -131,15 +131,19 @@ def _live(model: Any, tokenizer: Any, options: LoadOptions) -> tuple[Any, Any]:
                 )
         model.eval()
     else:
-        from fastbert.integrations.transformers import accelerate
-
-        model = accelerate(model.eval(), dtype=options.dtype, precision=options.precision, quantize=options.quantize)
+        model = _accelerated(model, options)
     if options.device is not None:
         model.to(options.device)
     tokenizer = getattr(model, "name_or_path", "") if tokenizer is None else tokenizer
     if not tokenizer:
         raise ValueError("tokenizer is missing: the model is live and names no folder")
     return model, tokenizer
+
+
+def _accelerated(model: Any, options: LoadOptions) -> Any:
+    from fastbert.integrations.transformers import accelerate
+
+    return accelerate(model.eval(), dtype=options.dtype, precision=options.precision, quantize=options.quantize)
 
 
 def _embedder(model: Any, tokenizer: Any, options: LoadOptions) -> Any:
@@ -153,11 +157,7 @@ def _embedder(model: Any, tokenizer: Any, options: LoadOptions) -> Any:
         model, tokenizer = _live(model, tokenizer, options)
         return Embedder(model, _tokenizer(tokenizer, options.revision))
     if hasattr(model, "encode"):  # sentence-transformers
-        from fastbert.integrations.transformers import accelerate
-
-        return _Encoding(
-            accelerate(model.eval(), dtype=options.dtype, precision=options.precision, quantize=options.quantize)
-        )
+        return _Encoding(_accelerated(model, options))
     raise TypeError(
         f"model is a {type(model).__name__}; for vectors it must be a folder, an Embedder, an encoder of fastbert or a "
         "SentenceTransformer, which knows its pooling"

@@ -108,10 +108,7 @@ def search(
     if index == "faiss":
         scores, ids = _by_faiss(wanted, held, top_k, kind, block)
     elif index == "exact":
-        parts = [
-            _exact(wanted[i : i + QUERIES], held, top_k, kind, block) for i in range(0, max(len(wanted), 1), QUERIES)
-        ]
-        scores, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
+        scores, ids = _exact(wanted, held, top_k, kind, block)
     else:
         raise ValueError(f"index is {index!r}; it must be 'exact' or 'faiss'")
     return [
@@ -121,23 +118,35 @@ def search(
 
 
 def _exact(a: np.ndarray, corpus: np.ndarray, top_k: int, kind: str, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and ids, (N, top_k), of the best so far, block by block; ids are -1 where there are fewer."""
-    best = np.full((len(a), 0), -np.inf, np.float32)
-    ids = np.empty((len(a), 0), np.int64)
+    """Scores and ids, (N, top_k), best first; ids are -1 where there are fewer. The corpus is read once."""
+    parts = [a[i : i + QUERIES] for i in range(0, max(len(a), 1), QUERIES)]
+    found = [(np.full((len(part), 0), -np.inf, np.float32), np.empty((len(part), 0), np.int64)) for part in parts]
     for start, rows in _blocks(corpus, block):
-        scores = similarity(a, rows, kind)
-        scores[np.isnan(scores)] = -np.inf
-        both = np.concatenate([best, scores], axis=1)
-        known = np.concatenate([ids, np.broadcast_to(np.arange(start, start + len(rows)), scores.shape)], axis=1)
-        if both.shape[1] > top_k:  # ties at the edge: the first of the corpus stay
-            edge = -np.partition(-both, top_k - 1, axis=1)[:, top_k - 1 : top_k]
-            rank = np.where(both > edge, 2, (both == edge).astype(np.int8))
-            kept = np.sort(np.argsort(-rank, axis=1, kind="stable")[:, :top_k], axis=1)
-            both, known = np.take_along_axis(both, kept, 1), np.take_along_axis(known, kept, 1)
-        best, ids = both, known
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+        numbers = np.arange(start, start + len(rows))
+        found = [
+            _better(*so_far, similarity(part, rows, kind), numbers, top_k)
+            for part, so_far in zip(parts, found, strict=True)
+        ]
+    best, ids = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.argsort(-best, axis=1, kind="stable")
     best, ids = np.take_along_axis(best, order, 1), np.take_along_axis(ids, order, 1)
     return best, np.where(np.isneginf(best), -1, ids)
+
+
+def _better(
+    best: np.ndarray, ids: np.ndarray, scores: np.ndarray, numbers: np.ndarray, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `top_k` best, in the order of the corpus, of those so far and of the next vectors."""
+    scores[np.isnan(scores)] = -np.inf
+    both = np.concatenate([best, scores], axis=1)
+    known = np.concatenate([ids, np.broadcast_to(numbers, scores.shape)], axis=1)
+    if both.shape[1] > top_k:  # ties at the edge: the first of the corpus stay
+        edge = -np.partition(-both, top_k - 1, axis=1)[:, top_k - 1 : top_k]
+        rank = np.where(both > edge, 2, (both == edge).astype(np.int8))
+        kept = np.sort(np.argsort(-rank, axis=1, kind="stable")[:, :top_k], axis=1)
+        both, known = np.take_along_axis(both, kept, 1), np.take_along_axis(known, kept, 1)
+    return both, known
 
 
 def _by_faiss(a: np.ndarray, corpus: np.ndarray, top_k: int, kind: str, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -113,8 +113,9 @@ def run(
         Stopped: by a signal.
         ValueError: the folder holds a model; or a run, with other settings or data or without `resume`.
     """
-    read = partial(Recipe.read, trial.settings, start.model, trial.sources, start.reading)
-    recipe = read(revision=start.revision, labels=trial.labels)
+    recipe = Recipe.read(
+        trial.settings, start.model, trial.sources, start.reading, revision=start.revision, labels=trial.labels
+    )
     if resume and is_finished(folder):
         result = read_result(folder)
         made_with = {name: result.metrics["settings"][name] for name in recipe.settings.decisive()}
