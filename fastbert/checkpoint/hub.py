@@ -13,6 +13,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LONGEST_NAME = 255  # bytes of a file name in common file systems
 
 
+class MissingFileError(FileNotFoundError, ValueError):
+    """A model's folder or id, given as an argument, lacks a file that is needed."""
+
+
 @overload
 def resolve_file(
     path_or_id: str | os.PathLike, filename: str, *, revision: str | None = None, named_by: Path | None = None
@@ -37,8 +41,9 @@ def resolve_file(
     """Path of `filename` in a local folder, or in the hub model of that id (downloaded into the hub's cache).
 
     A local folder takes precedence over a hub id. `revision` is a branch, tag or commit of a hub model; a folder
-    ignores it. Returns None for a missing file that is not `required`. Raises FileNotFoundError for a missing
-    required file or folder, OSError if the hub cannot be reached, TypeError for a wrong type.
+    ignores it. Returns None for a missing file that is not `required`. Raises MissingFileError for a missing
+    required file, FileNotFoundError for a missing folder, OSError if the hub cannot be reached, TypeError for a wrong
+    type.
 
     `named_by` is the file in which `filename` was found. `filename` is then not trusted: if its text or a link leads
     out of the folder, a ValueError that begins with `named_by` is raised.
@@ -56,7 +61,7 @@ def resolve_file(
             return file
         if required:
             named = f"{named_by}: " if named_by else ""
-            raise FileNotFoundError(f"{named}no file {filename!r} in the folder {str(folder)!r}")
+            raise MissingFileError(f"{named}no file {filename!r} in the folder {str(folder)!r}")
         return None
     if folder.exists():
         raise NotADirectoryError(f"{str(folder)!r} is a file: expected a folder that holds {filename!r}, or a hub id")
@@ -139,7 +144,7 @@ def _hub_file(model_id: str, filename: str, revision: str | None, required: bool
     except EntryNotFoundError as error:
         if not required:
             return None
-        raise FileNotFoundError(f"the hub model {where} has no file {filename!r}") from error
+        raise MissingFileError(f"the hub model {where} has no file {filename!r}") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         reason, cause = _first_line(error) or "no such model or revision, or no access to it", error
     except OSError as error:  # covers HTTP, connection and disk errors: huggingface_hub's derive from OSError

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.checkpoint.files import atomic_path, write_text
-from fastbert.checkpoint.hub import resolve_file
+from fastbert.checkpoint.hub import MissingFileError, resolve_file
 from fastbert.checkpoint.json_files import read_json, shown
 from fastbert.checkpoint.pickled_file import PickledFile
 from fastbert.checkpoint.safetensors_file import SafetensorsFile
@@ -104,7 +104,7 @@ def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
                     raise ValueError(f"{file} names {shown(shard)} for {shown(name)}; it must be a file next to it")
             shards = sorted(set(weight_map.values()))
             return [resolve_file(path, shard, revision=revision, named_by=file) for shard in shards]
-    raise FileNotFoundError(f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards")
+    raise MissingFileError(f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards")
 
 
 def words_of(family: Family) -> str:

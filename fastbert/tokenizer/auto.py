@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastbert.checkpoint.files import collector_at_rest
-from fastbert.checkpoint.hub import resolve_file
+from fastbert.checkpoint.hub import MissingFileError, resolve_file
 from fastbert.checkpoint.json_files import shown
 from fastbert.tokenizer.bert import BertTokenizer
 from fastbert.tokenizer.files import (
@@ -62,7 +62,7 @@ class AutoTokenizer:
         nor the class name is the usual one in the vocabulary, as [PAD] or <pad>.
 
         Raises:
-            FileNotFoundError: there are no such files; the message says which is missing.
+            FileNotFoundError, also a ValueError: there are no such files; the message says which is missing.
             ValueError: a file is no tokenizer; the message names file and field.
         """
         read = reader(path_or_id, revision)
@@ -189,14 +189,14 @@ def _fail_missing(
 ) -> NoReturn:
     if vocab is not None or merges is not None:
         missing, there = ("merges.txt", vocab) if merges is None else ("vocab.json", merges)
-        raise FileNotFoundError(f"{path_or_id}: {there} is there, but no {missing}, nor a tokenizer.json")
+        raise MissingFileError(f"{path_or_id}: {there} is there, but no {missing}, nor a tokenizer.json")
     for name in _SENTENCEPIECE:
         if _find(path_or_id, name, revision):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path_or_id}: {name} is there, but no tokenizer.json, which is needed: transformers' "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"
             )
-    raise FileNotFoundError(f"{path_or_id} has no tokenizer.json, vocab.txt, or vocab.json with merges.txt")
+    raise MissingFileError(f"{path_or_id} has no tokenizer.json, vocab.txt, or vocab.json with merges.txt")
 
 
 def _mpnet(words: Path, config: dict[str, Any]) -> Any:

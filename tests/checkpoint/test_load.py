@@ -14,6 +14,7 @@ import transformers
 from support import TINY, tokens
 
 import fastbert
+from fastbert.checkpoint.hub import MissingFileError
 from fastbert.checkpoint.load import Checkpoint, stored_dtype
 
 HEADS = [n for n in fastbert.__all__ if n.startswith("BertFor")] + ["BertModel"]
@@ -171,7 +172,7 @@ def test_malicious_pickle_is_refused(folder):
 
 def test_missing_files(folder, tmp_path):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no weights"):
+    with pytest.raises(MissingFileError, match="holds no weights"):
         fastbert.BertModel.from_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
