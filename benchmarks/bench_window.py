@@ -54,7 +54,9 @@ def measure(lengths: list[int], rounds: int) -> dict[str, list[float]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n", 1)[0], epilog="example: python benchmarks/bench_window.py --length 1024 8192"
+    )
     parser.add_argument("--length", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(arguments)

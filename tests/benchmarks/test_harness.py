@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 
 import bench_encoder
+import bench_families
 import bench_gemm
 import bench_gpu_models
 import bench_gpu_ops
@@ -13,6 +15,7 @@ import bench_gpu_training
 import bench_import
 import bench_memory
 import bench_start
+import bench_window
 import demo
 import harness
 import machine
@@ -23,8 +26,8 @@ import workload
 from acceptance import gpu_targets, targets
 
 CPU = torch.device("cpu")
-SCRIPTS = [bench_encoder, bench_gemm, bench_import, bench_memory, bench_start, demo, plot, targets]
-SCRIPTS += [bench_gpu_ops, bench_gpu_models, bench_gpu_training, gpu_targets]
+SCRIPTS = [bench_encoder, bench_families, bench_gemm, bench_import, bench_memory, bench_start, bench_window]
+SCRIPTS += [demo, plot, targets, bench_gpu_ops, bench_gpu_models, bench_gpu_training, gpu_targets]
 
 
 def make_case(**settings) -> harness.Case:
@@ -286,6 +289,16 @@ def test_help_has_an_example(script, capsys):
         script.main(["--help"])
     assert done.value.code == 0
     assert "example: python benchmarks/" in capsys.readouterr().out
+
+
+def test_families_by_turns(monkeypatch, capsys):
+    monkeypatch.setattr(bench_families, "BERT", "bert-tiny")
+    monkeypatch.setattr(bench_families, "FLOORS", {"bert-tiny": 1.0})
+    assert bench_families.main(["--models", "bert-tiny", "--rounds", "2"]) == 0
+    monkeypatch.setattr(bench_families, "FLOORS", {"bert-tiny": 1.01})
+    assert bench_families.main(["--models", "bert-tiny", "--rounds", "2"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"bert-tiny +\d\.\d{3} +1\.000   MISS \(>= 1\.01\)", last)
 
 
 def test_arguments():
