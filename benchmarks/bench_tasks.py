@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from assets import AssetUnavailable, fetch
+from assets import AssetUnavailable, fetch, wiki_leads
 from encoders import PRECISIONS, quiet_transformers
 from gpu_suite import table
 from harness import Case, Harness, Prepared, Provider, append_rows, check_columns, relative_gate
@@ -87,9 +87,8 @@ def texts_of(kind: str, count: int) -> list[str]:
     """Real texts of a kind."""
     if kind == "short":
         return sentences(count)
-    leads = json.loads((fetch("wiki-leads") / "summaries_en-us.json").read_text(encoding="utf-8")).values()
-    paragraphs = [" ".join(lead["extract"].split()) for lead in leads if lead["extract"].strip()][: count // 2]
-    return [text for pair in zip(sentences(count // 2), paragraphs, strict=True) for text in pair]
+    pairs = zip(sentences(count // 2), wiki_leads()[: count // 2], strict=True)
+    return [text for pair in pairs for text in pair]
 
 
 def save_model(folder: Path, task: str) -> Path:

@@ -11,7 +11,6 @@ turn, and each trainer's peak memory is taken in a process of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from typing import Any
 
 import fresh
 import torch
-from assets import AssetUnavailable, fetch
+from assets import AssetUnavailable, fetch, wiki_leads
 from encoders import quiet_transformers
 from gpu_suite import joined, sizes, table
 from harness import Case, Gate, Harness, Prepared, Provider, append_rows, check_columns, relative_gate, twice_eager_gate
@@ -48,10 +47,8 @@ Trained = tuple[nn.Module, Callable[[PretrainingBatch], Tensor]]
 
 def prepared_text(folder: Path) -> Path:
     """Shards of the Wikipedia leads below `folder`."""
-    leads = json.loads((fetch("wiki-leads") / "summaries_en-us.json").read_text())
-    documents = (" ".join(lead["extract"].split()) for lead in leads.values())
     text = folder / "wiki.txt"
-    text.write_text("\n\n".join(document for document in documents if document))
+    text.write_text("\n\n".join(wiki_leads()))
     settings = PrepareSettings(max_length=MAX_LENGTH, pairs=False, seed=SEED)
     prepare([text], folder / "shards", settings, vocab=fetch("minilm") / "vocab.txt", lower=True)
     return folder / "shards"

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from encoders import quiet_transformers
 from machine import time_call
 from workload import SEED
 
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--length", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args(arguments)
+    quiet_transformers()
     found = measure(args.length, args.rounds)
     print("us per token and layer   " + "".join(f"{length:>8,}" for length in args.length))
     for kind, values in found.items():

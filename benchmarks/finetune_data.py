@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from assets import AssetUnavailable, fetch
+from assets import AssetUnavailable, fetch, wiki_leads
 
 DEV, TEST = 1000, 1000  # Rotten Tomatoes
 BBC_DEV, BBC_TEST = 225, 500
@@ -159,11 +159,9 @@ def some_questions(articles: Sequence[dict], count: int) -> Iterator[dict]:
             count -= len(paragraph["qas"])
 
 
-def wiki_leads(folder: Path) -> None:
+def leads(folder: Path) -> None:
     """The first paragraph of each article, one in a line."""
-    leads = json.loads((fetch("wiki-leads") / "summaries_en-us.json").read_text(encoding="utf-8"))
-    texts = (" ".join(lead["extract"].split()) for lead in leads.values())
-    (folder / "leads.txt").write_text("".join(text + "\n" for text in texts if text), encoding="utf-8")
+    (folder / "leads.txt").write_text("".join(text + "\n" for text in wiki_leads()), encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
@@ -200,7 +198,7 @@ REAL_TASKS = {
 }
 
 
-WRITERS = {name: task.write for name, task in REAL_TASKS.items()} | {"wiki-leads": wiki_leads, "titles": titles}
+WRITERS = {name: task.write for name, task in REAL_TASKS.items()} | {"wiki-leads": leads, "titles": titles}
 
 
 def write_task(name: str, folder: Path) -> Path:

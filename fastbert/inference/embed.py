@@ -23,7 +23,7 @@ from fastbert.inference.batching import WINDOW, token_budget_batches
 from fastbert.inference.pooling import POOLER, pool, pooling_modes
 from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
-from fastbert.inference.vector_precision import PRECISIONS, quantize_vectors
+from fastbert.inference.vector_precision import check_vector_precision, quantize_vectors
 from fastbert.model.auto import AutoModel
 from fastbert.model.bert import EncoderModel
 from fastbert.precision import LoadOptions
@@ -314,8 +314,7 @@ class Embedder:
             ValueError: max_tokens is less than 1, another long or precision, a truncate_dim out of range, or there is
                 no prompt of that name.
         """
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        check_vector_precision(precision)
         check_truncate_dim(truncate_dim, self.width)
         if long not in ("cut", "mean"):
             raise ValueError(f"long is {long!r}; it must be 'cut' or 'mean'")

@@ -7,6 +7,11 @@ import numpy as np
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 
 
+def check_vector_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+
+
 def quantize_vectors(vectors: np.ndarray, precision: str, calibration: np.ndarray | None = None) -> np.ndarray:
     """Vectors (N, E) of float32 in another precision.
 
@@ -18,8 +23,7 @@ def quantize_vectors(vectors: np.ndarray, precision: str, calibration: np.ndarra
     Raises:
         ValueError: another precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    check_vector_precision(precision)
     if precision == "float32":
         return vectors
     if precision.endswith("binary"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -31,16 +30,15 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    from assets import AssetUnavailable, fetch
+    from assets import AssetUnavailable, wiki_leads
 
     try:
-        leads = json.loads((fetch("wiki-leads") / "summaries_en-us.json").read_text())
+        documents = wiki_leads()
     except AssetUnavailable as reason:
         pytest.skip(f"wiki-leads cannot be had: {reason}")
     folder = tmp_path_factory.mktemp("parity")
-    documents = (" ".join(lead["extract"].split()) for lead in leads.values())
     text = folder / "wiki.txt"
-    text.write_text("\n\n".join(document for document in documents if document))
+    text.write_text("\n\n".join(documents))
     prepare([text], folder / "out", PrepareSettings(max_length=128, held_out=0.02), learn_vocab=4096, processes=2)
     return folder / "out"
 
