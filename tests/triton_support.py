@@ -1,8 +1,9 @@
 """What the tests of Triton kernels share: a GPU or the interpreter to run on, and compiling for GPUs not there.
 
 The interpreter is chosen when triton is imported. So the files of kernel tests, where there is no GPU, run once more in
-processes with TRITON_INTERPRET=1 (tests/ops/test_triton_interpreted.py). It computes bf16 wrongly, so DTYPES has none.
-What it does over and over, to no effect, is left out there (`_without_idle_work`).
+processes with TRITON_INTERPRET=1 (tests/ops/test_triton_interpreted.py). It computes bf16 wrongly, so RUN_DTYPES has
+none; as it is slow, most cases in fp16 are of `make test-slow`. What it does over and over, to no effect, is left out
+there (`_without_idle_work`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ tl = triton.language
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+RUN_DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+DTYPES = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)] if INTERPRETED else RUN_DTYPES
 ALL_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TARGETS = ("sm_80", "sm_90", "gfx942")
 # Of AMD, whose compiler takes most of a minute for all kernels, each is compiled in `make test-slow` alone.
@@ -45,9 +47,12 @@ in_the_interpreter = pytest.mark.skipif(
 )
 
 
-def run_in_the_interpreter(files: Sequence[Path]) -> None:
-    """Runs test files once more, where their kernels run on the CPU; fails as they fail, and if nothing of one ran."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rsp", "-p", "no:cacheprovider", *map(str, files)]
+def run_in_the_interpreter(files: Sequence[Path], marked: str = "not slow") -> None:
+    """Runs test files once more, where their kernels run on the CPU; fails as they fail, and if nothing of one ran.
+
+    Of each file those tests alone whose marks are as `marked` says.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-rsp", "-m", marked, "-p", "no:cacheprovider", *map(str, files)]
     env = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -188,7 +188,7 @@ def kept(p, seed, T, heads=2):
 
 
 @runs
-@pytest.mark.parametrize(("p", "dtype"), [(0.1, DTYPES[0]), (0.6, DTYPES[0]), (0.6, DTYPES[1])])
+@pytest.mark.parametrize(("p", "dtype"), [(0.1, torch.float32), (0.6, torch.float32), (0.6, torch.float16)])
 def test_dropout(nan_filled, dtype, p):
     qkv, seed = rows_of(), torch.tensor([2**40 + 5], device=DEVICE)
     check(dtype, qkv, keep=kept(p, seed, len(qkv)), dropout_p=p, seed=seed)

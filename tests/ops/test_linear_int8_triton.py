@@ -9,8 +9,8 @@ from triton_support import (
     ALL_DTYPES,
     COMPILED,
     DEVICE,
-    DTYPES,
     INTERPRETED,
+    RUN_DTYPES,
     TARGETS,
     check_resources,
     compiles,
@@ -41,7 +41,7 @@ def linear_int8(x, weight, bias, activation):
 
 
 @runs
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", RUN_DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [1, 63, 128, 133, 384, 1100])
 def test_rows_are_the_references(columns, dtype):
     x = random(7, columns, dtype=dtype)
@@ -90,7 +90,7 @@ def test_int8_is_the_reference(activation):
 
 
 @runs
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", RUN_DTYPES, ids=str)
 def test_int8_sums_are_exact(dtype):
     """The largest integers over the columns of a BERT-large's down projection: beyond what fp32 can add."""
     a = torch.full((3, 4096), 127, dtype=torch.int8, device=DEVICE)

@@ -19,3 +19,9 @@ def test_every_file_is_found():
 @pytest.mark.parametrize("process", range(PROCESSES))
 def test_in_the_interpreter(process):
     run_in_the_interpreter(FILES[process::PROCESSES])
+
+
+@in_the_interpreter
+@pytest.mark.slow
+def test_in_fp16():
+    run_in_the_interpreter([file for file in FILES if '"dtype", DTYPES' in file.read_text()], "slow")

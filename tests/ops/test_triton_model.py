@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 from triton_support import (
     COMPILED,
     DEVICE,
-    DTYPES,
     INTERPRETED,
+    RUN_DTYPES,
     compiles,
     compiling_for,
     runs,
@@ -168,7 +168,7 @@ def test_families(name):
 
 
 @runs
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", RUN_DTYPES)
 @pytest.mark.parametrize("batch", [padded, packed])
 def test_pretraining(batch, dtype):
     given = {**batch(), "next_sentence_label": SENTENCES, "output_logits": False}

@@ -159,7 +159,9 @@ def test_a_notebook_is_its_tutorial(name):
     assert made == notebooks.notebook(name), "run python docs/mkdocs/notebooks.py"
 
 
-@pytest.mark.parametrize("name", notebooks.TUTORIALS)
+@pytest.mark.parametrize(
+    "name", [name if name == "search" else pytest.param(name, marks=pytest.mark.slow) for name in notebooks.TUTORIALS]
+)
 def test_a_notebook_runs(name, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{Path('/usr/bin')}:{Path('/bin')}")
     book = nbformat.read(ROOT / "docs/notebooks" / f"{name}.ipynb", as_version=4)

@@ -205,6 +205,7 @@ def test_a_kill_at_any_step_loses_nothing(folder):
     assert report["chain"] and report["left"] == ["in.txt", "model", "o.csv"], report
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(folder):
     model = save_tiny(folder / "model", fastbert.BertForSequenceClassification, num_hidden_layers=0)
     for count in (2_000, 10_000):

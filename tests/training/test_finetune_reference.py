@@ -15,7 +15,8 @@ from fastbert.cli.main import build_parser, main
 from fastbert.training.finetune.loop import Finetuning
 
 ROOT = Path(__file__).resolve().parents[2]
-TASKS = ["classification", "multi-label", "regression", "token-classification", "multiple-choice"]
+SLOW = ["multi-label", "regression", "multiple-choice"]  # tests/training/test_finetune_loop.py trains them, too
+TASKS = ["classification", "token-classification", *(pytest.param(task, marks=pytest.mark.slow) for task in SLOW)]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -30,11 +30,6 @@ def drive(mode: str, folder: Path, config: Path, *numbers: int, prefix=()) -> di
     return json.loads(done.stdout)
 
 
-def test_killed_at_random_moments(config, tmp_path):
-    report = drive("moments", tmp_path, config, 3, 1)
-    assert report["killed"] == 3 and not report["different"]
-
-
 @pytest.mark.slow
 def test_killed_at_thirty_random_moments(config, tmp_path):
     report = drive("moments", tmp_path, config, 30, 2)
