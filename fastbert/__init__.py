@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastbert import training as training  # the other modules come with the names below
     from fastbert.config import BertConfig
     from fastbert.diagnostics import explain
-    from fastbert.inference import CompiledModel, Embedder, FillMask, compile
+    from fastbert.inference import CompiledModel, Embedder, compile
     from fastbert.integrations.transformers import accelerate, refresh, restore
     from fastbert.model import (
         AutoModel,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fastbert.ops.dispatch import BackendError, use_backend
     from fastbert.packing import PackedBatch, pack, unpack
     from fastbert.tasks import (
+        FillMask,
         MultiHead,
         Reranker,
         attention_maps,
@@ -108,12 +109,12 @@ _HOMES = {
     **dict.fromkeys(("BackendError", "use_backend"), "ops.dispatch"),
     "BertConfig": "config",
     "explain": "diagnostics",
-    **dict.fromkeys(("CompiledModel", "Embedder", "FillMask", "compile"), "inference"),
+    **dict.fromkeys(("CompiledModel", "Embedder", "compile"), "inference"),
     **dict.fromkeys(("accelerate", "refresh", "restore"), "integrations.transformers"),
     **dict.fromkeys(("PackedBatch", "pack", "unpack"), "packing"),
     "AutoTokenizer": "tokenizer.auto",
     **dict.fromkeys(("MultiHead", "Reranker", "attention_maps", "attribute", "augment", "nearest_tokens"), "tasks"),
-    **dict.fromkeys(("pipeline", "rerank", "search"), "tasks"),
+    **dict.fromkeys(("FillMask", "pipeline", "rerank", "search"), "tasks"),
     "BertTokenizer": "tokenizer.bert",
     "Tokenizer": "tokenizer.tokenizer",
     **dict.fromkeys(("Finetuned", "finetune"), "training.finetune.api"),

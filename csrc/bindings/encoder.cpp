@@ -23,20 +23,26 @@ Encoder encoder_of(const EncoderKind& kind, int64_t L, Address layers) {
 }
 
 void bind_encoder(py::module_& m) {
-    m.def("encoder_workspace_bytes", [](const EncoderKind& kind, int64_t L, Address layers, int64_t T, int isa,
+    m.def("encoder_workspace_bytes", [](const EncoderKind& kind, int64_t L, Address layers, int64_t T, int64_t P, int isa,
                                         int threads) {
         Encoder op = encoder_of(kind, L, layers);
-        op.T = T;
+        op.T = T, op.P = P;
         return encoder_workspace_bytes(op, checked_isa(isa, static_cast<int>(op.dtype)), threads);
     });
     m.def("encoder_cpu", [](const EncoderKind& kind, int64_t L, Address layers, int64_t T, int64_t B, Address cu_seqlens,
                             Address x, Address y, Address workspace, Address distance_bias, int64_t reach,
-                            Address positions, int isa, int threads) {
+                            Address positions, Address picked, int64_t P, int isa, int threads) {
         Encoder op = encoder_of(kind, L, layers);
         op.T = T, op.B = B, op.cu_seqlens = cu_seqlens;
         op.x = x, op.y = y, op.workspace = workspace;
         op.distance_bias = distance_bias, op.reach = reach;
         op.positions = positions;
+        op.picked = picked, op.P = P;
+        if (P > T) throw py::value_error("more tokens are picked than there are");
+        for (int64_t i = 0; i < P; ++i)
+            if (op.picked[i] < 0 || op.picked[i] >= T)
+                throw py::value_error("picked holds " + std::to_string(op.picked[i]) + "; there are " +
+                                      std::to_string(T) + " tokens");
         check_offsets(op.cu_seqlens, B, T);
         call(encoder_cpu, op, static_cast<int>(op.dtype), isa, threads);
     });

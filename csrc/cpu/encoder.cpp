@@ -22,6 +22,7 @@ struct Plan {
     int64_t rows, most_rows;                             // per block, or all rows if blocks is 0; the most per block
     int64_t wide_stride, narrow_stride;                  // in elements, of rows of F and of E
     int64_t qkv, context, narrow, wide, prepared, thread_bytes, total;
+    int64_t states = 0;                                  // of the picked tokens
 
     Plan(const Encoder& op, Isa isa, int threads) : element(op.dtype == DType::f32 ? 4 : 2), E(op.E), F(0) {
         projected = E + 2 * (E / op.H) * op.G;
@@ -57,6 +58,17 @@ struct Plan {
         qkv = thread_bytes * buffers;
         context = qkv + lines(op.T * 3 * E * element) * 64;
         total = context + lines(op.T * E * element) * 64;
+    }
+
+    // The plan of the picked tokens' rest, behind this one's workspace: buffers, contexts, states.
+    Plan picked(const Encoder& op, Isa isa) const {
+        Plan plan = *this;
+        plan.place(op, isa, op.P, 1);
+        const int64_t bytes = lines(op.P * E * element) * 64;
+        plan.context = total + plan.thread_bytes;
+        plan.states = plan.context + bytes;
+        plan.total = plan.states + bytes;
+        return plan;
     }
 
     static constexpr int64_t LEAST_ROWS = 48;
@@ -156,6 +168,35 @@ Attention attention_of(const Encoder& op, const Plan& plan, int64_t l) {
             op.distance_bias, op.reach, op.layers[l].window};
 }
 
+// A layer past its attention, op by op.
+void finish_layer(const Block& all, int64_t l, Isa isa, Team& team) {
+    linear_cpu(all.attention_output(l), isa, team);
+    add_layer_norm_cpu(all.middle_norm(l), isa, team);
+    linear_cpu(all.up(l), isa, team);
+    linear_cpu(all.down(l), isa, team);
+    if (all.ends_with_norm(l)) add_layer_norm_cpu(all.output_norm(l), isa, team);
+}
+
+// The last layer past its attention, of the picked tokens alone.
+void finish_picked(const Encoder& whole, const Plan& whole_plan, Isa isa, Team& team) {
+    const Plan plan = whole_plan.picked(whole, isa);
+    Encoder op = whole;
+    op.T = op.P, op.x = op.y;
+    char* const workspace = static_cast<char*>(op.workspace);
+    const Block from{whole, whole_plan, nullptr, 0, whole.T}, to{op, plan, workspace + whole_plan.total, 0, op.T};
+    const int64_t last = op.L - 1, row = plan.E * plan.element;
+    const auto copy = [&](void* y, int64_t i, const void* x, int64_t j) {
+        std::memcpy(static_cast<char*>(y) + i * row, static_cast<const char*>(x) + j * row, row);
+    };
+    // By way of the workspace: y, which is to receive the states, may be what they are read from.
+    team.each(op.P, [&](int64_t i) {
+        copy(to.context(), i, from.context(), op.picked[i]);
+        copy(workspace + plan.states, i, from.x(last), op.picked[i]);
+    });
+    team.each(op.P, [&](int64_t i) { copy(op.y, i, workspace + plan.states, i); });
+    finish_layer(to, last, isa, team);
+}
+
 void run_in_blocks(const Encoder& op, const Plan& plan, Isa isa, Team& team) {
     const CpuKernels& kernels = cpu_kernels(isa);
     const LinearKernel& kernel = linear_kernel(op.dtype, op.precision, isa);
@@ -171,6 +212,7 @@ void run_in_blocks(const Encoder& op, const Plan& plan, Isa isa, Team& team) {
     // Step -1 only projects layer 0's queries, keys and values.
     for (int64_t l = -1; l < op.L; ++l) {
         if (l >= 0) attention_cpu(attention_of(op, plan, l), isa, team);
+        if (op.picked && l + 1 == op.L) return finish_picked(op, plan, isa, team);
         team.each(plan.blocks, [&](int64_t task) {
             const int64_t first = plan.tiles * task / plan.blocks * plan.tile_m;
             const int64_t end = std::min(op.T, plan.tiles * (task + 1) / plan.blocks * plan.tile_m);
@@ -198,17 +240,17 @@ void run_op_by_op(const Encoder& op, const Plan& plan, Isa isa, Team& team) {
         linear_cpu(all.project_qkv(l), isa, team);
         if (op.layers[l].rotary) rotary_cpu(all.rotary(l), isa, team);
         attention_cpu(attention_of(op, plan, l), isa, team);
-        linear_cpu(all.attention_output(l), isa, team);
-        add_layer_norm_cpu(all.middle_norm(l), isa, team);
-        linear_cpu(all.up(l), isa, team);
-        linear_cpu(all.down(l), isa, team);
-        if (all.ends_with_norm(l)) add_layer_norm_cpu(all.output_norm(l), isa, team);
+        if (op.picked && l + 1 == op.L) return finish_picked(op, plan, isa, team);
+        finish_layer(all, l, isa, team);
     }
 }
 
 }  // namespace
 
-int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads) { return Plan(op, isa, threads).total; }
+int64_t encoder_workspace_bytes(const Encoder& op, Isa isa, int threads) {
+    const Plan plan(op, isa, threads);
+    return op.P ? plan.picked(op, isa).total : plan.total;
+}
 
 int64_t encoder_most_workspace_bytes(const Encoder& op, Isa isa, int threads) {
     Plan plan(op, isa, threads);

@@ -110,7 +110,8 @@ struct EncoderLayer {
     int64_t F, window;    // F columns of `down`; the window of Attention
 };
 
-// All layers over packed tokens; x and y (T, E) are contiguous and do not overlap.
+// All layers over packed tokens; x and y (T, E) are contiguous and do not overlap. If `picked`, y's first P rows receive
+// the states of these tokens, and no others are computed past the last attention; the rest of y is undefined.
 struct Encoder {
     DType dtype;
     Precision precision;
@@ -127,6 +128,8 @@ struct Encoder {
     int64_t reach = 0;
     const int64_t* positions = nullptr;    // (T,), with rotary tables
     const void *final_weight = nullptr, *final_bias = nullptr;  // the norm after the last layer, where norms stand before
+    const int64_t* picked = nullptr;       // (P,) in [0, T), or null
+    int64_t P = 0;
 };
 
 // Element (row, column) is dropped where a hash of seed, row and column is below the threshold, and multiplied by

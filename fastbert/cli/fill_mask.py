@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 
 from fastbert.cli.options import load_options
-from fastbert.inference.fill_mask import FillMask
+from fastbert.tasks.fill_mask import FillMask
 
 
 def run(args: argparse.Namespace) -> int:

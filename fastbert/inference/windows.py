@@ -97,6 +97,12 @@ def _split(tokenizer: Tokenizer, texts: list, side: str, options: dict[str, Any]
     return found
 
 
+def shortened(text: str, tokenizer: Tokenizer, most: int) -> str:
+    """The text of the first `most` tokens."""
+    encoding = tokenizer(text, add_special_tokens=False).encodings[0]
+    return text if len(encoding) <= most else text[: encoding.offsets[most - 1][1]]
+
+
 def count_tokens(windows: Sequence[Window]) -> int:
     """The tokens of a text or pair, each once, special ones apart."""
     last = windows[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -33,11 +33,13 @@ def run_bert(
     *,
     precision: str | None = None,
     prepared: Inputs | None = None,
+    picked: Tensor | Literal["first"] | None = None,
     plan: EncoderPlan | None = None,
 ) -> tuple[Inputs, Encoded]:
     """Checks, packs and encodes: the first step of every model, on any module tree with transformers' names.
 
-    `prepared` replaces all arguments that describe the tokens; `plan` is as for `encode`.
+    `prepared` replaces all arguments that describe the tokens; `picked`, the first token of each row or any packed
+    ones, and `plan` are as for `encode`.
     """
     family: Family = getattr(bert, "family", BERT)
     inputs = prepared or prepare(
@@ -59,6 +61,7 @@ def run_bert(
         precision=precision,
         output_attentions=config.output_attentions if output_attentions is None else output_attentions,
         output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        picked=first_tokens(inputs) if isinstance(picked, str) else picked,
         plan=plan or encoder_plan(bert, Products(config.hidden_act, precision), family=family),
     )
     return inputs, encoded
@@ -71,17 +74,24 @@ def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
     """
     batch, dense = inputs.batch, encoded.plan.pooler
     assert dense is not None, "the model has no pooler"
-    pooled = dense(first_states(inputs, encoded.last_hidden_state), "tanh")
+    pooled = dense(first_states(inputs, encoded), "tanh")
     return pooled if inputs.is_full and batch.seq_len else pooled * (batch.cu_seqlens.diff() > 0)[:, None]
 
 
-def first_states(inputs: Inputs, x: Tensor) -> Tensor:
-    """The states of each row's first real token, (T, E) -> (B, E); any of a row without one."""
-    batch = inputs.batch
+def first_tokens(inputs: Inputs) -> Tensor:
+    """The place of each row's first real token, (B,) int64; of a row without one, any."""
+    tokens = inputs.position_ids
+    return inputs.batch.cu_seqlens[:-1].long().clamp(0, max(0, len(tokens) - 1))
+
+
+def first_states(inputs: Inputs, encoded: Encoded) -> Tensor:
+    """The states of each row's first real token, (B, E), which may have been picked; any of a row without one."""
+    batch, x = inputs.batch, encoded.last_hidden_state
+    if encoded.is_picked:
+        return x
     if inputs.is_full and batch.seq_len:
         return x.view(batch.batch_size, batch.seq_len, x.shape[1])[:, 0]
-    starts = batch.cu_seqlens[:-1].long()
-    return x[starts.clamp(0, len(x) - 1)] if len(x) else x.new_zeros(batch.batch_size, x.shape[1])
+    return x[first_tokens(inputs)] if len(x) else x.new_zeros(batch.batch_size, x.shape[1])
 
 
 class EncoderModel(BertPreTrainedModel):

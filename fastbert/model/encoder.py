@@ -23,15 +23,16 @@ from fastbert.reference import attention_to_keys
 
 @dataclass
 class Encoded:
-    """The output of an encoder: the last states, packed (T, E), and on request the states and probabilities of layers.
+    """The output of an encoder: the last states, packed, and on request the states and probabilities of layers.
 
     The latter are part of the autograd graph: the model computes from the same tensors that the caller gets.
     """
 
-    last_hidden_state: Tensor
+    last_hidden_state: Tensor  # (T, E), or (P, E) of the tokens that were picked
     plan: EncoderPlan  # of this call
     hidden_states: tuple[Tensor, ...] | None = None  # L + 1 in the shape of the caller's tokens
     attentions: tuple[Tensor, ...] | None = None  # L of (B, H, S, S), zero where either token is a pad
+    is_picked: bool = False
     shared: bool = False  # whether they are of another model's encoder, equal but for its pooler
 
 
@@ -43,10 +44,13 @@ def encode(
     precision: str | None = None,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
+    picked: Tensor | None = None,
     plan: EncoderPlan | None = None,
 ) -> Encoded:
     """Runs embeddings and layers of an encoder over the real tokens.
 
+    With `picked`, (P,) int64, the last states are those of these tokens: past the last attention no others are computed
+    unless the states of all layers or a hook show them.
     `precision` is that of ops.linear, for the four products of a layer; everything else runs in the weights' dtype.
     `plan` is the plan of this call, if the caller has it already.
     """
@@ -58,27 +62,38 @@ def encode(
     if output_attentions:
         x, attentions = encode_padded(plan, inputs, states if output_hidden_states else None)
         x = inputs.take(states[-1]) if output_hidden_states else pack(x.unflatten(0, inputs.padded_shape), batch)
-        return Encoded(x, plan, tuple(states) or None, attentions)
+        return Encoded(_pick(x, picked), plan, tuple(states) or None, attentions, picked is not None)
 
     x, bias = plan.embeddings(inputs), plan.bias()
     by_layer = output_hidden_states or inputs.key_mask is not None
+    # More are picked than there are tokens where texts have none. A part that is called as a module sees all tokens.
+    is_early = picked is not None and 0 < len(picked) <= len(x) and plan.whole is not None and len(plan.modules) > 0
+    early, late = (picked, None) if is_early and not output_hidden_states else (None, picked)
     if plan.whole is not None and not by_layer and _runs_whole(plan, x):
         start = 0.0 if plan.checksums is None else time.perf_counter()
-        options = {"bias": bias, "positions": inputs.position_ids}
+        options = {"bias": bias, "positions": inputs.position_ids, "picked": early}
         x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, **options, checked=True)
         if plan.checksums is not None:
             plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
-        return Encoded(x, plan)
+        return Encoded(_pick(x, late), plan, is_picked=picked is not None)
     if not plan.modules and plan.final_norm is not None:
         x = plan.final_norm(x, None)
     x = returned(x, inputs, states) if output_hidden_states else x
     with nullcontext() if torch.compiler.is_compiling() else ops.shared_schedules():
         for i in range(len(plan.modules)):
-            x = run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs, bias))
-            if i + 1 == len(plan.modules) and plan.final_norm is not None:
+            is_last = i + 1 == len(plan.modules)
+            x = run_layer(plan, i, x, lambda layer: _packed_attend(layer, inputs, bias), early if is_last else None)
+            if is_last and plan.final_norm is not None:
                 x = plan.final_norm(x, None)
             x = returned(x, inputs, states) if output_hidden_states else x
-    return Encoded(x, plan, tuple(states) or None)
+    return Encoded(_pick(x, late), plan, tuple(states) or None, is_picked=picked is not None)
+
+
+def _pick(x: Tensor, picked: Tensor | None) -> Tensor:
+    """The rows of x that are picked, or all; zeros where x has none."""
+    if picked is None:
+        return x
+    return x.index_select(0, picked) if len(x) else x.new_zeros(len(picked), x.shape[1])
 
 
 def runs_by_pointers() -> bool:

@@ -6,7 +6,7 @@ Labels at pads are ignored. Label a real token -100 to exclude it from the loss.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from fastbert.model.plan import project
 from fastbert.model.pretrained import BertPreTrainedModel
 
 IGNORE = -100
+FIRST = ("cls", "bos")  # poolings that read the first token alone
 
 
 class HeadModel(BertPreTrainedModel):
@@ -64,7 +65,7 @@ class HeadModel(BertPreTrainedModel):
 
     def _pool(self, inputs: Inputs, encoded: Encoded) -> Tensor:
         if encoded.shared:
-            return project(self.base_model.pooler.dense, first_states(inputs, encoded.last_hidden_state), "tanh")
+            return project(self.base_model.pooler.dense, first_states(inputs, encoded), "tanh")
         return pool(inputs, encoded)
 
     def _output(
@@ -209,15 +210,23 @@ class _TextClassifier(_Classifier):
         head, x = self._head(), encoded.last_hidden_state
         if self.names.dense is None:
             return head(self._pool(inputs, encoded))
-        pooling = self.names.pooling
-        kind = "cls" if pooling is None else self.config.extra.get(pooling, "cls")
-        if kind in ("cls", "bos"):
-            return head(first_states(inputs, x))
+        kind = self._pooling()
+        if kind in FIRST:
+            return head(first_states(inputs, encoded))
         if kind == "mean":
             return head(_mean(inputs, x))
         if kind == "late":
             return _mean(inputs, head(x))
-        raise ValueError(f"config: {pooling} is {kind!r}; it must be 'cls', 'bos', 'mean' or 'late'")
+        raise ValueError(f"config: {self.names.pooling} is {kind!r}; it must be 'cls', 'bos', 'mean' or 'late'")
+
+    def _pooling(self) -> str:
+        """Of the tokens' states, where there is no pooler."""
+        pooling = self.names.pooling
+        return "cls" if pooling is None else self.config.extra.get(pooling, "cls")
+
+    def _read(self) -> Literal["first"] | None:
+        """Which tokens' last states `_classify` reads, as `picked` of run_bert."""
+        return "first" if self.names.dense is None or self._pooling() in FIRST else None
 
 
 def _mean(inputs: Inputs, x: Tensor) -> Tensor:
@@ -324,7 +333,7 @@ class BertForNextSentencePrediction(HeadModel):
     ) -> HeadOutput:
         """labels (B,) of 0 and 1."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        inputs, encoded = self._run(*args, **options)
+        inputs, encoded = self._run(*args, picked="first", **options)
         logits = project(self.cls.seq_relationship, self._pool(inputs, encoded))
         loss = None if labels is None else F.cross_entropy(logits, _row_labels("labels", labels, 2))
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
@@ -355,7 +364,7 @@ class ModelForSequenceClassification(_TextClassifier):
     ) -> HeadOutput:
         """labels (B,) of classes; (B,) or (B, num_labels) of numbers for regression and several labels."""
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        inputs, encoded = self._run(*args, **options)
+        inputs, encoded = self._run(*args, picked=self._read(), **options)
         logits = self._classify(inputs, encoded)
         loss = None if labels is None else self._loss(logits, labels)
         return self._output(HeadOutput, encoded, return_dict, loss=loss, logits=logits)
@@ -416,7 +425,8 @@ class ModelForMultipleChoice(_TextClassifier):
         if tokens is not None and not packed and tokens.dim() != wanted:
             raise ValueError(f"{name} has shape {tuple(tokens.shape)}; it must be (batch, choices, sequence, ...)")
         args = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        inputs, encoded = self._run(*(x if x is None or packed else x.flatten(0, 1) for x in args), **options)
+        flat = (x if x is None or packed else x.flatten(0, 1) for x in args)
+        inputs, encoded = self._run(*flat, picked=self._read(), **options)
         scores = self._classify(inputs, encoded)
         # Packed and `prepared` texts are not grouped by question: (B * C, 1); only the caller can group them
         logits = scores if tokens is None or packed else scores.view(*tokens.shape[:2])

@@ -179,11 +179,15 @@ class Layer:
     def projections(self) -> tuple[Projection, ...]:
         return self.qkv, self.out, self.up, self.down
 
-    def __call__(self, x: Tensor, products: Products, attend: Attend) -> Tensor | tuple[Tensor, Tensor]:
-        """(T, E) -> (T, E), with the probabilities if `attend` returns them."""
+    def __call__(
+        self, x: Tensor, products: Products, attend: Attend, picked: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(T, E) -> (T, E), with the probabilities if `attend` returns them; or (P, E), of the tokens `picked`."""
         normed = self.norm(x, None) if self.family.pre_norm and self.norm is not None else x
         attended = attend(self.project_qkv(normed, products.precision))
         context, probs = attended if isinstance(attended, tuple) else (attended, None)
+        if picked is not None:
+            context, x = context.index_select(0, picked), x.index_select(0, picked)
         y = self.out(context.flatten(1), precision=products.precision)
         if self.family.pre_norm:
             normed, x = self.out_norm.with_sum(y, x)

@@ -9,24 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastbert.model.layer import Attend, Layer, Products, is_hooked, sharded
+from fastbert.model.layer import Attend, Layer, is_hooked, sharded
 from fastbert.model.modules import EncoderLayer
 from fastbert.model.plan import EncoderPlan
 
 
-def run_layer(plan: EncoderPlan, i: int, x: Tensor, attend: Callable[[Layer], Attend]) -> Any:
-    """Runs layer i, through its module where hooks or FSDP must see the call."""
+def run_layer(
+    plan: EncoderPlan, i: int, x: Tensor, attend: Callable[[Layer], Attend], picked: Tensor | None = None
+) -> Any:
+    """Runs layer i, through its module where hooks or FSDP must see the call: (T, E) -> (T, E).
+
+    With `picked`, (P,), which those do not allow: (P, E).
+    """
     module, layer = plan.modules[i], plan.layers[i]
     if layer is None:
         inner = sharded(module) or module
-        run = partial(_recomputed, inner, lambda x: _called(plan.layer_of(i, inner), x, plan.products, attend))
+
+        def gathered(x: Tensor) -> Any:
+            found = plan.layer_of(i, inner)
+            return found(x, plan.products, attend(found))
+
+        run = partial(_recomputed, inner, gathered)
         return _call_through(module, inner, run, x)
-    run = partial(_recomputed, module, lambda x: _called(layer, x, plan.products, attend))
+    run = partial(_recomputed, module, lambda x: layer(x, plan.products, attend(layer), picked))
     return module(x, run) if isinstance(module, EncoderLayer) and is_hooked(module) else run(x)
-
-
-def _called(layer: Layer, x: Tensor, products: Products, attend: Callable[[Layer], Attend]) -> Any:
-    return layer(x, products, attend(layer))
 
 
 def _call_through(layer: nn.Module, inner: nn.Module, run: Callable[[Tensor], Any], x: Tensor) -> Any:

@@ -36,6 +36,7 @@ def supports_encoder(
     *,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
+    picked: Tensor | None = None,
 ) -> str | None:
     """None if `encoder` takes these arguments, else the reason why not."""
     if not weights.layers:
@@ -50,6 +51,8 @@ def supports_encoder(
         return f"attention: {reason}"
     if bias is not None and (not bias.is_cpu or (torch.is_grad_enabled() and bias.requires_grad)):
         return "a bias that needs a gradient, or is not on the CPU"
+    if picked is not None and len(picked) > len(x):
+        return "more tokens picked than there are"
     key = "reason", x.dtype, x.shape[1]
     found = weights.forms.get(key)
     return (found or weights.form(key, lambda: (_why_not(x, weights),)))[0]
@@ -132,8 +135,9 @@ def encoder(
     *,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
+    picked: Tensor | None = None,
 ) -> Tensor:
-    """All layers over packed tokens, (T, E) -> (T, E), in a workspace that the thread reuses.
+    """All layers over packed tokens, (T, E) -> (T, E) or (P, E), in a workspace that the thread reuses.
 
     Writing to fresh memory costs a page fault every 4 KiB, up to half the time of a product.
     """
@@ -141,7 +145,8 @@ def encoder(
     # Referenced until the call is over: another thread may drop a weight's forms meanwhile.
     words, _held = descriptors(weights)
     what = encoder_kind(weights, E, x.dtype), len(weights.layers), words.buffer_info()[0], T
-    memory, start = workspace(C.encoder_workspace_bytes(*what, isa, threads))
+    P = 0 if picked is None else len(picked)
+    memory, start = workspace(C.encoder_workspace_bytes(*what, P, isa, threads))
     y, held = fresh(x, T, E), held_bias(bias)
     C.encoder_cpu(
         *what,
@@ -150,8 +155,10 @@ def encoder(
         start,
         *bias_arguments(held),
         address(positions),
+        address(picked),
+        P,
         isa,
         threads,
     )
     keep(memory)
-    return y
+    return y if picked is None else y[:P]

@@ -70,12 +70,14 @@ def encoder(
     *,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
+    picked: Tensor | None = None,
     checked: bool = False,
 ) -> Tensor:
     """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
 
     `cu_seqlens`, `max_seqlen`, `bias` and `checked` are as for `attention`; `positions` (T,) are those of `rotary`,
-    counted within each sequence if None.
+    counted within each sequence if None. With `picked` (P,) int64, the states of these tokens alone, (P, E): past the
+    last attention no others are computed.
 
     Raises:
         ValueError: a shape, dtype, precision or offsets that do not fit.
@@ -98,8 +100,8 @@ def encoder(
     if tables:
         positions = _positions(x, positions, cu_seqlens, None if checked else min(map(len, tables)))
     if torch.compiler.is_compiling():  # each op handles compilation itself
-        return _layers(x, weights, cu_seqlens, max_seqlen, bias, positions)
-    options = {"bias": bias, "positions": positions}
+        return _layers(x, weights, cu_seqlens, max_seqlen, bias, positions, picked)
+    options = {"bias": bias, "positions": positions, "picked": picked}
     _, run = dispatch.choose("encoder", x.device.type, x, weights, cu_seqlens, max_seqlen, **options)
     return run(x, weights, cu_seqlens, max_seqlen, **options)
 
@@ -142,9 +144,10 @@ def _reference(
     *,
     bias: Tensor | None = None,
     positions: Tensor | None = None,
+    picked: Tensor | None = None,
 ) -> Tensor:
     with shared_schedules():
-        return _layers(x, weights, cu_seqlens, max_seqlen, bias, positions)
+        return _layers(x, weights, cu_seqlens, max_seqlen, bias, positions, picked)
 
 
 def _layers(
@@ -154,6 +157,7 @@ def _layers(
     max_seqlen: int,
     bias: Tensor | None,
     positions: Tensor | None,
+    picked: Tensor | None,
 ) -> Tensor:
     added = None  # what is still to be added to x, where norms stand before: in one op with the next norm
     for w in weights.layers:
@@ -171,6 +175,8 @@ def _layers(
             assert positions is not None
             qkv = rotary(qkv, w.rotary, positions, w.num_heads)
         context = attention(qkv, cu_seqlens, max_seqlen, bias=bias, window=w.window, checked=True).flatten(1)
+        if picked is not None and w is weights.layers[-1]:
+            context, x = context[picked], x[picked]
         y = linear(context, w.out, precision=w.precision)
         if w.pre_norm:
             normed, x = add_layer_norm(y, x, *w.norm, **options, return_sum=True)

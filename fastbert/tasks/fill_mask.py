@@ -1,16 +1,29 @@
-"""fill-mask: the likeliest tokens for each mask of a text, with transformers' fields."""
+"""fill-mask: the likeliest tokens for each mask of a text, with transformers' fields; FillMask, for one text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from fastbert.inference.windows import Window
+from fastbert.checkpoint.load import Checkpoint
+from fastbert.config import BertConfig, family_of
+from fastbert.inference.windows import Window, count_tokens
+from fastbert.model.auto import AutoModelForMaskedLM
+from fastbert.model.bert import run_bert
+from fastbert.model.encoder import Encoded
+from fastbert.model.heads import ModelForMaskedLM
+from fastbert.precision import LoadOptions
 from fastbert.tasks.base import LengthSettings, Pipeline
+from fastbert.tasks.runner import Runner
 from fastbert.tasks.text_classification import apply
+from fastbert.tokenizer.auto import AutoTokenizer
+from fastbert.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -59,25 +72,32 @@ class FillMaskPipeline(Pipeline):
     def prepare(self, items: list[Any], settings: Any) -> list[Window]:
         windows = super().prepare(items, settings)
         limit, mask = self.runner.limit(settings.max_length), self.tokenizer.mask_token_id
-        for number, window in enumerate(windows):
-            text = items[window.item]
-            if number and windows[number - 1].item == window.item:
-                raise ValueError(f"the text {text!r:.60} has more tokens than {limit}; truncation=True cuts it")
-            if mask not in window.encoding.ids:
+        for item, group in groupby(windows, key=lambda window: window.item):
+            text, own = items[item], list(group)
+            if len(own) > 1:
+                tokens = count_tokens(own) + self.tokenizer.num_special_tokens_to_add(False)
+                raise ValueError(f"the text {text!r:.60} has {tokens} tokens; the model takes {limit}")
+            if mask not in own[0].encoding.ids:
                 raise ValueError(f"the text has no {self.tokenizer.mask_token}: {text!r:.80}")
         return windows
 
     def run(self, windows: list[Window]) -> list[np.ndarray]:
-        """Of each window, the logits (masks, V). fastbert's own head runs at masks only."""
+        """Of each window, the logits (masks, V). fastbert's own head and last products run at masks only."""
         runner, mask = self.runner, self.tokenizer.mask_token_id
 
-        def at_masks(output: Any, ids: Tensor) -> Tensor:
-            if not runner.is_own:
-                return output.logits[ids == mask]
-            return self.model.predictions(output.last_hidden_state[ids == mask])
+        def own(input_ids: Tensor, return_dict: bool, **inputs: Any) -> Encoded:
+            model, places = self.model, (input_ids == mask).nonzero().flatten()
+            options = {"precision": model.matmul_precision, "picked": places}
+            return run_bert(model.base_model, model.config, input_ids, **inputs, **options)[1]
 
-        module = self.model.base_model if runner.is_own else None
-        return runner.run(windows, at_masks, lambda window: window.encoding.ids.count(mask), module)
+        def at_masks(output: Any, ids: Tensor) -> Tensor:
+            if runner.is_own:
+                return self.model.predictions(output.last_hidden_state)
+            return output.logits[ids == mask]
+
+        return runner.run(
+            windows, at_masks, lambda window: window.encoding.ids.count(mask), own if runner.is_own else None
+        )
 
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
         ids = windows[0].encoding.ids
@@ -108,3 +128,71 @@ class FillMaskPipeline(Pipeline):
         if not found:
             raise ValueError(f"targets is {targets!r}; none of them has a token")
         return np.array(sorted(found))
+
+
+class Candidate(NamedTuple):
+    """A token for one [MASK], its probability, and the text with it in place."""
+
+    token: str
+    probability: float
+    sequence: str
+
+
+class FillMask:
+    """A masked-language model and its tokenizer: the fill-mask pipeline for one text, with names of its own.
+
+    Raises:
+        ValueError: the tokenizer has no mask token.
+    """
+
+    def __init__(self, model: ModelForMaskedLM, tokenizer: Tokenizer) -> None:
+        if tokenizer.mask_token is None:
+            raise ValueError("the tokenizer has no mask token")
+        self.model, self.tokenizer = model, tokenizer
+        self._pipeline = FillMaskPipeline(Runner(model, tokenizer))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        tokenizer: Tokenizer | None = None,
+        dtype: torch.dtype | None = None,
+        precision: str | None = None,
+        quantize: str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        inference_only: bool = False,
+    ) -> Self:
+        """Loads a folder or hub id; dtype to inference_only are those of BertForMaskedLM.from_pretrained.
+
+        Raises:
+            FileNotFoundError: config.json, weights or vocabulary are missing.
+            ValueError: the checkpoint has no masked-language-model head; and as BertForMaskedLM.from_pretrained.
+        """
+        config = BertConfig.from_pretrained(path, revision=revision)
+        family = family_of(config.model_type)
+        with Checkpoint(path, revision, family) as checkpoint:
+            name = f"{family.masked_lm.dense or family.masked_lm.decoder}.weight"
+            tied = family.masked_lm.dense is None and config.tie_word_embeddings
+            if name not in checkpoint and not tied:
+                raise ValueError(f"{path}: no tensor {name}: this checkpoint has no masked-language-model head")
+        options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
+        model = AutoModelForMaskedLM.of(config).load(path, options)
+        return cls(model, tokenizer or AutoTokenizer.from_pretrained(path, revision=revision))
+
+    def __call__(self, text: str, top_k: int = 5) -> list[list[Candidate]]:
+        """The `top_k` likeliest tokens for each [MASK]: one list per mask, best first.
+
+        As in transformers, a sequence shows special tokens only if the text has several masks: otherwise the other
+        masks would vanish from it.
+
+        Raises:
+            TypeError: text is not a str.
+            ValueError: the text has no mask, or more tokens than the model takes; top_k is less than 1.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text is a {type(text).__name__}; it must be a str")
+        found = self._pipeline(text, top_k=top_k)
+        masks = found if isinstance(found[0], list) else [found]
+        return [[Candidate(row["token_str"], row["score"], row["sequence"]) for row in mask] for mask in masks]

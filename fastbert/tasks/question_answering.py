@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.inference.windows import Window
+from fastbert.inference.windows import Window, shortened
 from fastbert.tasks.base import Pipeline, window_counts
 from fastbert.tasks.text_classification import apply
 
@@ -91,7 +91,10 @@ class QuestionAnswering(Pipeline):
         stride = min(128, longest // 2) if settings.doc_stride is None else settings.doc_stride
         if stride > longest:
             raise ValueError(f"doc_stride is {stride}; it must be at most max_seq_len, {longest}")
-        pairs = [(self._question(item["question"], settings.max_question_len), item["context"]) for item in items]
+        questions, most = [item["question"] for item in items], settings.max_question_len
+        if most is not None:
+            questions = [shortened(question, self.tokenizer, most) for question in questions]
+        pairs = list(zip(questions, (item["context"] for item in items), strict=True))
         room = longest - self.tokenizer.num_special_tokens_to_add(True) - stride
         for (question, _), item in zip(pairs, items, strict=True):
             if len(question) >= room and (count := len(self.tokenizer.encode_plain([question])[0])) >= room:
@@ -100,12 +103,6 @@ class QuestionAnswering(Pipeline):
                     f"context: max_seq_len is {longest}, doc_stride {stride}; max_question_len can cut it"
                 )
         return self.runner.windows(pairs, max_length=longest, overlap=stride, longer="only_second")
-
-    def _question(self, text: str, most: int | None) -> str:
-        if most is None:
-            return text
-        encoding = self.tokenizer(text, add_special_tokens=False).encodings[0]
-        return text if len(encoding) <= most else text[: encoding.offsets[most - 1][1]]
 
     def run(self, windows: list[Window]) -> list[np.ndarray]:
         return self.runner.run(windows, _start_and_end, rows=len)

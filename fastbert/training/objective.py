@@ -7,7 +7,7 @@ share of the tokens and sequences, so the loss is not a mean of means.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,7 +85,11 @@ def model_class(objective: str, config: BertConfig) -> Any:
 
 def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hidden_states: bool = False) -> States:
     """Runs a model of one of MODELS on a micro-batch."""
-    batch = micro_batch.batch
+    batch, labelled = micro_batch.batch, micro_batch.labelled
+    firsts = batch.cu_seqlens[:-1].long()
+    with_words = not isinstance(model, BertForNextSentencePrediction)
+    with_sentences = not isinstance(model, ModelForMaskedLM)
+    rows = (labelled[: len(labelled) * with_words], firsts[: len(firsts) * with_sentences])
     inputs, encoded = run_bert(
         model.base_model,
         model.config,
@@ -95,14 +99,13 @@ def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hid
         max_seqlen=batch.max_seqlen,
         output_hidden_states=output_hidden_states,
         precision=model.matmul_precision,
+        picked=torch.cat(rows),
     )
-    mlm = nsp = None
-    if not isinstance(model, BertForNextSentencePrediction):
-        mlm = encoded.last_hidden_state.index_select(0, micro_batch.labelled)
-    if not isinstance(model, ModelForMaskedLM):
-        pooled = pool(inputs, encoded)
-        nsp = project(model.cls.seq_relationship, pooled)
-    return States(mlm, nsp, encoded.hidden_states)
+    words, sentences = encoded.last_hidden_state.split([*map(len, rows)])
+    nsp = None
+    if with_sentences:
+        nsp = project(model.cls.seq_relationship, pool(inputs, replace(encoded, last_hidden_state=sentences)))
+    return States(words if with_words else None, nsp, encoded.hidden_states)
 
 
 class Objective(nn.Module):
@@ -174,13 +177,16 @@ def training_flops(
 ) -> float:
     """FLOPs of a step's matrix products: forward, and twice that for backward. Recomputed activations do not count.
 
-    Forward: 2 per layer weight and token, and 4 L E per pair of tokens that attend to each other (`squares`, the sum of
-    the squared lengths, as if no layer had a window); the MLM head per label; pooler and NSP head per sequence.
+    Forward: 2 per layer weight and token, but for the last layer past its attention per token that a head reads; 4 L E
+    per pair of tokens that attend to each other (`squares`, the sum of the squared lengths, as if no layer had a
+    window); the MLM head per label; pooler and NSP head per sequence.
     """
     E, F_, L, V = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
     products = 3 if family_of(config.model_type).gated else 2
     keys = 2 * config.key_heads / config.num_attention_heads
-    forward = 2.0 * L * ((2 + keys) * E * E + products * E * F_) * tokens + 4.0 * L * E * squares
+    read = labels * (objective != "nsp") + sequences * (objective != "mlm")
+    past = E * E + products * E * F_  # the weights past attention
+    forward = 2.0 * (L * (1 + keys) * E * E * tokens + past * ((L - 1) * tokens + read)) + 4.0 * L * E * squares
     if objective != "nsp":
         forward += 2.0 * (E * E + E * V) * labels
     if objective != "mlm":

@@ -16,9 +16,9 @@ from support import TINY
 from tiny_bert import save_tiny
 
 import fastbert
+from fastbert import Embedder, FillMask
 from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import DEEPEST, LARGEST, read_json
-from fastbert.inference import Embedder, FillMask
 
 
 @pytest.fixture(scope="module")

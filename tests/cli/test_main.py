@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_fill_mask_prints_a_table_or_json(tiny_lm, folder, capsys):
-    from fastbert.inference import FillMask
+    from fastbert import FillMask
 
     texts = ["the [MASK] sat", "[MASK] cat [MASK]"]
     fill = FillMask.from_pretrained(tiny_lm)

@@ -16,7 +16,7 @@ import torch
 from tiny_bert import VOCAB, save_tiny
 
 import fastbert
-from fastbert.inference import Embedder, FillMask
+from fastbert import Embedder, FillMask
 from fastbert.inference.batching import token_budget_batches
 from fastbert.model import pretrained
 

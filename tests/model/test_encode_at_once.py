@@ -126,7 +126,7 @@ def test_fewer_tokens_need_no_more_memory_than_was_asked_for(threads):
     for rows in (1, 7, 64, 300):
         room = batch.model.workspace_bytes(rows, 8, isa, threads)
         most = max(
-            extension.C.encoder_workspace_bytes(kind, *where, tokens, isa, threads) for tokens in range(rows * 8 + 1)
+            extension.C.encoder_workspace_bytes(kind, *where, tokens, 0, isa, threads) for tokens in range(rows * 8 + 1)
         )
         states = 2 * rows * 8 * E * 4
         assert room >= most + states

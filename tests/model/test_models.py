@@ -340,7 +340,10 @@ def test_freezing(tmp_path):
 
 
 def test_dropout_stands_where_transformers_has_it(tmp_path, monkeypatch):
-    """Each dropout of transformers, in order: its probability and the shape that it meets, unpadded."""
+    """Each dropout of transformers, in order: its probability and the values that it meets, unpadded.
+
+    The last layer's hidden ones meet the states that the head reads.
+    """
     changes = {"hidden_dropout_prob": 0.25, "attention_probs_dropout_prob": 0.125, "classifier_dropout": 0.5}
     theirs, mine = pair("BertForSequenceClassification", tmp_path, **changes)
     real_dropout, real_sdpa = torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention
@@ -364,7 +367,10 @@ def test_dropout_stands_where_transformers_has_it(tmp_path, monkeypatch):
         with fastbert.use_backend("reference"):  # which drops by torch's functions; where is up to the model
             model(tokens())
         sequences.append(list(seen))
-    assert sequences[0] == sequences[1] and len(sequences[0]) == 1 + 3 * 3 + 1
+    wide, (texts, width) = tokens().numel(), (len(tokens()), mine.config.hidden_size)
+    found, expected = sequences
+    assert len(found) == 1 + 3 * 3 + 1 and expected[-3:-1] == [(0.25, wide * width)] * 2
+    assert found == [*expected[:-3], *[(0.25, texts * width)] * 2, expected[-1]]
 
 
 def test_parameters_stay_where_they_are_and_changes_are_followed(tmp_path):

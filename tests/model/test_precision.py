@@ -15,7 +15,7 @@ from support import TINY, mask_of, tokens
 from tiny_bert import save_tiny
 
 import fastbert
-from fastbert.inference import Embedder, FillMask
+from fastbert import Embedder, FillMask
 from fastbert.model.layer import Embeddings
 from fastbert.precision import PRECISIONS, QUANTIZED, SPLIT
 

@@ -62,12 +62,12 @@ def cast(weights, dtype):
     return ops.EncoderWeights([ops.LayerWeights(*map(to, w)) for w in weights.layers], to(weights.final_norm))
 
 
-def of(weights, x, cu_seqlens, longest, backend="native"):
+def of(weights, x, cu_seqlens, longest, backend="native", **options):
     lengths = cu_seqlens.diff().long()
     positions = torch.arange(len(x)) - cu_seqlens[:-1].long().repeat_interleave(lengths) + 5
     if backend == "native":
         assert native.supports_encoder(x, weights, cu_seqlens, longest, positions=positions) is None
-        return native.encoder(x, weights, cu_seqlens, longest, positions=positions)
+        return native.encoder(x, weights, cu_seqlens, longest, positions=positions, **options)
     return _by_reference(x, weights, cu_seqlens, longest, positions)
 
 
@@ -106,11 +106,15 @@ def test_same_bits_as_the_ops_it_is_made_of(isa, name, dtype, precision, kind):
     lengths = given[1].diff().long()
     positions = torch.arange(len(before)) - given[1][:-1].long().repeat_interleave(lengths) + 5
     with torch.no_grad():
-        expected = _layers(given[0], weights, *given[1:], None, positions)
+        expected = _layers(given[0], weights, *given[1:], None, positions, None)
+    some = torch.tensor([3, 0, 3, len(before) - 1])
     for threads in (2, 1, 3):
         torch.set_num_threads(threads)
         assert torch.equal(of(weights, *given), expected), threads
+        assert torch.equal(of(weights, *given, picked=some), expected[some]), threads
     assert torch.equal(given[0], before)
+    with torch.no_grad():
+        torch.testing.assert_close(_layers(given[0], weights, *given[1:], None, positions, some), expected[some])
 
 
 def test_a_row_does_not_depend_on_its_batch_mates():

@@ -43,9 +43,9 @@ def cast(layers, dtype):
     return [ops.LayerWeights(*map(to, w)) for w in layers]
 
 
-def run(x, layers, cu_seqlens, longest):
+def run(x, layers, cu_seqlens, longest, **options):
     """The C++ encoder of layers that no plan owns: packed for this call."""
-    return native.encoder(x, ops.EncoderWeights(layers), cu_seqlens, longest)
+    return native.encoder(x, ops.EncoderWeights(layers), cu_seqlens, longest, **options)
 
 
 def inputs(kind, width, dtype):
@@ -107,6 +107,8 @@ def test_same_bits_as_the_ops_it_is_made_of(isa, dtype, precision, kind):
         torch.set_num_threads(threads)
         assert torch.equal(run(given[0], layers, *given[1:]), x), threads
     assert torch.equal(given[0], before)
+    some = torch.tensor([3, 0, 3, len(x) - 1])
+    assert torch.equal(run(given[0], layers[:1], *given[1:], picked=some), run(given[0], layers[:1], *given[1:])[some])
 
 
 def test_a_row_does_not_depend_on_its_batch_mates():
@@ -189,6 +191,16 @@ def test_offsets_that_leave_out_tokens_or_lead_out_of_them(offsets):
     layers, x = make_layers(64, 144, 2, torch.float32), torch.randn(20, 64)
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of tokens, 20"):
         run(x, layers, torch.tensor(offsets, dtype=torch.int32), 20)
+
+
+@pytest.mark.parametrize(
+    ("picked", "message"), [([20], "picked holds 20; there are 20"), ([-1], "holds -1"), ([0] * 21, "more tokens")]
+)
+def test_picked_tokens_that_are_not_there(picked, message):
+    require_native()
+    layers, x = make_layers(64, 144, 2, torch.float32), torch.randn(20, 64)
+    with pytest.raises(ValueError, match=message):
+        run(x, layers, torch.tensor([0, 20]).int(), 20, picked=torch.tensor(picked))
 
 
 def test_no_token():

@@ -26,7 +26,7 @@ from fastbert import BertConfig, BertForQuestionAnswering, BertForSequenceClassi
 from fastbert import CompiledModel, Embedder, FillMask, PackedBatch
 from fastbert.ops.dispatch import Explanation
 from fastbert.tokenizer.encoding import BatchEncoding
-from fastbert.inference.fill_mask import Candidate
+from fastbert.tasks import Candidate
 from fastbert.model.outputs import BaseModelOutputWithPooling, HeadOutput
 
 

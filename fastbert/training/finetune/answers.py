@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastbert.inference.windows import shortened, windows_of
 from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.finetune.examples import QuestionExample
 from fastbert.training.finetune.features import Feature
@@ -36,27 +37,15 @@ def encode(
     features = []
     for start in range(0, len(examples), _TOKENIZED_TOGETHER):
         chunk = examples[start : start + _TOKENIZED_TOGETHER]
-        batch = tokenizer(
-            [_cut(example.question, tokenizer, settings.max_question) for example in chunk],
-            [example.context for example in chunk],
-            truncation="only_second",
-            max_length=settings.max_length,
-            stride=settings.stride,
-            return_overflowing_tokens=True,
-        )
-        for encoding, sample in zip(batch.encodings, batch["overflow_to_sample_mapping"], strict=True):
+        pairs = [(shortened(e.question, tokenizer, settings.max_question), e.context) for e in chunk]
+        for window in windows_of(tokenizer, pairs, settings.max_length, overlap=settings.stride, longer="only_second"):
+            encoding = window.encoding
             of_context = np.array([part == 1 for part in encoding.sequence_ids])
             places = np.where(of_context[:, None], np.array(encoding.offsets), -1).astype(np.int32)
             sequence = (np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.int8))
-            label = answer_tokens(chunk[sample], places)
-            features.append(Feature(start + sample, (sequence,), label, places=places))
+            label = answer_tokens(chunk[window.item], places)
+            features.append(Feature(start + window.item, (sequence,), label, places=places))
     return features
-
-
-def _cut(question: str, tokenizer: Tokenizer, most: int) -> str:
-    """The text of the first `most` tokens."""
-    encoding = tokenizer(question, add_special_tokens=False).encodings[0]
-    return question if len(encoding) <= most else question[: encoding.offsets[most - 1][1]]
 
 
 def answer_tokens(example: QuestionExample, places: np.ndarray) -> tuple[int, int]:

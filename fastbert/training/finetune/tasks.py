@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastbert.inference.windows import Window, central_tokens, windows_of
 from fastbert.model.auto import (
     Auto,
     AutoModelForMultipleChoice,
@@ -210,48 +212,28 @@ def _encode_words(
     overlap = (longest - tokenizer.num_special_tokens_to_add()) // 4
     features: list[Feature] = []
     for start in range(0, len(examples), _TOKENIZED_TOGETHER):
-        batch = tokenizer(
-            [example.words for example in examples[start : start + _TOKENIZED_TOGETHER]],
-            is_split_into_words=True,
-            truncation=True,
-            max_length=settings.max_length,
-            stride=min(settings.stride, overlap),
-            return_overflowing_tokens=True,
-        )
-        windows: dict[int, list[Any]] = {}
-        for sample, encoding in zip(batch["overflow_to_sample_mapping"], batch.encodings, strict=True):
-            windows.setdefault(start + sample, []).append(encoding)
-        for i, encodings in windows.items():
-            for encoding, places in zip(encodings, central_words(encodings), strict=True):
+        words = [example.words for example in examples[start : start + _TOKENIZED_TOGETHER]]
+        windows = windows_of(tokenizer, words, longest, overlap=min(settings.stride, overlap), words=True)
+        for item, group in groupby(windows, key=lambda window: window.item):
+            of_text = list(group)
+            for window, places in zip(of_text, _first_tokens(of_text), strict=True):
+                i = start + item
                 tags = [IGNORE if word < 0 else targets[i][word] for word in places]
                 weight = float((places >= 0).sum())
-                features.append(Feature(i, (_arrays(encoding),), tags, weight=weight, places=places))
+                features.append(Feature(i, (_arrays(window.encoding),), tags, weight=weight, places=places))
     return features
 
 
-def central_words(encodings: Sequence[Any]) -> list[np.ndarray]:
-    """For each token of a text's windows the index of its word, if it is the word's first token in the window where
-    that is farthest from the ends; else -1."""
-    places = [first_tokens(encoding.word_ids) for encoding in encodings]
-    if len(places) == 1:
-        return places
-    best: dict[int, tuple[int, int, int]] = {}
-    for number, words in enumerate(places):
-        for place, word in enumerate(words.tolist()):
-            context = min(place, len(words) - 1 - place)
-            if word >= 0 and (word not in best or context > best[word][0]):
-                best[word] = context, number, place
-    kept = [np.full_like(words, -1) for words in places]
-    for word, (_, number, place) in best.items():
-        kept[number][place] = word
+def _first_tokens(windows: Sequence[Window]) -> list[np.ndarray]:
+    """For each token of a text's windows the index of its word, if it is the word's first and most central here; else
+    -1."""
+    words = [window.encoding.word_ids for window in windows]
+    kept = [np.full(len(window), -1, dtype=np.int32) for window in windows]
+    before = None
+    for number, place in central_tokens(windows):
+        if (word := words[number][place]) != before:
+            kept[number][place] = before = word
     return kept
-
-
-def first_tokens(word_ids: Sequence[int | None]) -> np.ndarray:
-    """For each token the index of its word if it is the word's first token, else -1."""
-    before = [None, *word_ids[:-1]]
-    numbers = [-1 if word is None or word == last else word for word, last in zip(word_ids, before, strict=True)]
-    return np.array(numbers, dtype=np.int32)
 
 
 def _tag_names(examples: Sequence[WordsExample]) -> list[str]:
