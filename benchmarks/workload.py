@@ -59,7 +59,10 @@ def filled_lengths(batch_size: int, seq_len: int, fill: float) -> list[int]:
 
 
 def training_flops(config: Any, lengths: Sequence[int], labelled: int) -> float:
-    """Three times the forward's, and those of the masked-language-model head at the labelled tokens alone."""
+    """Three times the forward's, and those of the masked-language-model head at the labelled tokens alone.
+
+    The same for every provider: fastbert computes less, as its last layer ends in the labelled tokens.
+    """
     width = config.hidden_size
     return 3 * (forward_flops(config, lengths) + 2.0 * labelled * width * (width + config.vocab_size))
 

@@ -25,7 +25,7 @@ from fastbert.inference.sentence_modules import RowModule, apply, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
 from fastbert.inference.vector_precision import check_vector_precision, quantize_vectors
 from fastbert.model.auto import AutoModel
-from fastbert.model.bert import EncoderModel, run_bert
+from fastbert.model.bert import EncoderModel, picked_states
 from fastbert.precision import LoadOptions
 from fastbert.progress import Progress
 from fastbert.tokenizer.auto import AutoTokenizer
@@ -267,14 +267,13 @@ class Embedder:
         flat = np.fromiter(chain.from_iterable(batch), np.int64, int(lengths.sum()))
         ids = torch.from_numpy(flat).to(device)
         longest = int(lengths.max()) if len(batch) else 0
-        places: Any = {"cu_seqlens": cu_seqlens.to(device), "max_seqlen": longest}
+        packed: Any = {"cu_seqlens": cu_seqlens.to(device), "max_seqlen": longest}
         lengths = lengths.to(device)
         if self._modes == ("cls",) and not skip:
-            places |= {"precision": self.model.matmul_precision, "picked": "first"}
-            _, encoded = run_bert(self.model, self.model.config, ids, **places)
-            vectors = apply(self.token_modules, encoded.last_hidden_state.float()) * (lengths > 0)[:, None]
+            states = picked_states(self.model, ids, **packed, picked="first")
+            vectors = apply(self.token_modules, states.float()) * (lengths > 0)[:, None]
         else:
-            output = self.model(ids, **places, return_dict=True)
+            output = self.model(ids, **packed, return_dict=True)
             pooler_output = None if output.pooler_output is None else output.pooler_output.float()
             states = apply(self.token_modules, output.last_hidden_state.float())
             vectors = pool(states, lengths, self._modes, skip=skip, pooler_output=pooler_output)

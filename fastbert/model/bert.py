@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from fastbert.config import BertConfig, family_of
 from fastbert.families import BERT, FAMILIES, Family
 from fastbert.model.distances import BUCKETS
-from fastbert.model.encoder import Encoded, encode, encode_at_once, runs_by_pointers
+from fastbert.model.encoder import Encoded, encode, encode_at_once, pick, runs_by_pointers
 from fastbert.model.inputs import Inputs, counted_positions, prepare
-from fastbert.model.layer import Products
+from fastbert.model.layer import Products, is_hooked
 from fastbert.model.modules import Pooler, place, place_embeddings, place_layers, table
 from fastbert.model.outputs import BaseModelOutputWithPooling, returned
 from fastbert.model.plan import EncoderPlan, encoder_plan
@@ -61,7 +61,7 @@ def run_bert(
         precision=precision,
         output_attentions=config.output_attentions if output_attentions is None else output_attentions,
         output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-        picked=first_tokens(inputs) if isinstance(picked, str) else picked,
+        picked=first_tokens(inputs.batch.cu_seqlens, len(inputs.position_ids)) if isinstance(picked, str) else picked,
         plan=plan or encoder_plan(bert, Products(config.hidden_act, precision), family=family),
     )
     return inputs, encoded
@@ -78,10 +78,9 @@ def pool(inputs: Inputs, encoded: Encoded) -> Tensor:
     return pooled if inputs.is_full and batch.seq_len else pooled * (batch.cu_seqlens.diff() > 0)[:, None]
 
 
-def first_tokens(inputs: Inputs) -> Tensor:
+def first_tokens(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """The place of each row's first real token, (B,) int64; of a row without one, any."""
-    tokens = inputs.position_ids
-    return inputs.batch.cu_seqlens[:-1].long().clamp(0, max(0, len(tokens) - 1))
+    return cu_seqlens[:-1].long().clamp(0, max(0, tokens - 1))
 
 
 def first_states(inputs: Inputs, encoded: Encoded) -> Tensor:
@@ -91,7 +90,22 @@ def first_states(inputs: Inputs, encoded: Encoded) -> Tensor:
         return x
     if inputs.is_full and batch.seq_len:
         return x.view(batch.batch_size, batch.seq_len, x.shape[1])[:, 0]
-    return x[first_tokens(inputs)] if len(x) else x.new_zeros(batch.batch_size, x.shape[1])
+    return pick(x, first_tokens(batch.cu_seqlens, len(x)))
+
+
+def picked_states(
+    model: EncoderModel, input_ids: Tensor, cu_seqlens: Tensor, *, picked: Tensor | Literal["first"], **inputs: Any
+) -> Tensor:
+    """The last states of some tokens of a packed batch, (P, E): each row's first, or those of `picked`.
+
+    The others are computed, too, where a hook or a forward of a user's own sees the model's call.
+    """
+    if type(model).forward is EncoderModel.forward and not is_hooked(model):
+        inputs["precision"] = model.matmul_precision
+        _, encoded = run_bert(model, model.config, input_ids, cu_seqlens=cu_seqlens, picked=picked, **inputs)
+        return encoded.last_hidden_state
+    states = model(input_ids, cu_seqlens=cu_seqlens, **inputs, return_dict=True).last_hidden_state
+    return pick(states, first_tokens(cu_seqlens, len(states)) if isinstance(picked, str) else picked)
 
 
 class EncoderModel(BertPreTrainedModel):

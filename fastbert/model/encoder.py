@@ -62,7 +62,7 @@ def encode(
     if output_attentions:
         x, attentions = encode_padded(plan, inputs, states if output_hidden_states else None)
         x = inputs.take(states[-1]) if output_hidden_states else pack(x.unflatten(0, inputs.padded_shape), batch)
-        return Encoded(_pick(x, picked), plan, tuple(states) or None, attentions, picked is not None)
+        return Encoded(pick(x, picked), plan, tuple(states) or None, attentions, picked is not None)
 
     x, bias = plan.embeddings(inputs), plan.bias()
     by_layer = output_hidden_states or inputs.key_mask is not None
@@ -75,7 +75,7 @@ def encode(
         x = ops.encoder(x, plan.whole, batch.cu_seqlens, batch.max_seqlen, **options, checked=True)
         if plan.checksums is not None:
             plan.checksums.seconds = time.perf_counter() - start  # limits how many values the next call compares
-        return Encoded(_pick(x, late), plan, is_picked=picked is not None)
+        return Encoded(pick(x, late), plan, is_picked=picked is not None)
     if not plan.modules and plan.final_norm is not None:
         x = plan.final_norm(x, None)
     x = returned(x, inputs, states) if output_hidden_states else x
@@ -86,14 +86,14 @@ def encode(
             if is_last and plan.final_norm is not None:
                 x = plan.final_norm(x, None)
             x = returned(x, inputs, states) if output_hidden_states else x
-    return Encoded(_pick(x, late), plan, tuple(states) or None, is_picked=picked is not None)
+    return Encoded(pick(x, late), plan, tuple(states) or None, is_picked=picked is not None)
 
 
-def _pick(x: Tensor, picked: Tensor | None) -> Tensor:
+def pick(x: Tensor, picked: Tensor | None) -> Tensor:
     """The rows of x that are picked, or all; zeros where x has none."""
     if picked is None:
         return x
-    return x.index_select(0, picked) if len(x) else x.new_zeros(len(picked), x.shape[1])
+    return x.index_select(0, picked) if len(x) or not len(picked) else x.new_zeros(len(picked), x.shape[1])
 
 
 def runs_by_pointers() -> bool:

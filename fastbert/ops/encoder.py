@@ -73,11 +73,11 @@ def encoder(
     picked: Tensor | None = None,
     checked: bool = False,
 ) -> Tensor:
-    """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E).
+    """Runs all layers over packed tokens, without dropout: (T, E) -> (T, E), or (P, E) of the tokens picked.
 
     `cu_seqlens`, `max_seqlen`, `bias` and `checked` are as for `attention`; `positions` (T,) are those of `rotary`,
-    counted within each sequence if None. With `picked` (P,) int64, the states of these tokens alone, (P, E): past the
-    last attention no others are computed.
+    counted within each sequence if None. Past the last attention only the tokens `picked`, (P,) int64 with
+    P <= T, are computed; None means all.
 
     Raises:
         ValueError: a shape, dtype, precision or offsets that do not fit.
@@ -99,6 +99,8 @@ def encoder(
     tables = [layer.rotary for layer in weights.layers if layer.rotary is not None]
     if tables:
         positions = _positions(x, positions, cu_seqlens, None if checked else min(map(len, tables)))
+    if picked is not None:
+        picked = _picked(x, picked, checked)
     if torch.compiler.is_compiling():  # each op handles compilation itself
         return _layers(x, weights, cu_seqlens, max_seqlen, bias, positions, picked)
     options = {"bias": bias, "positions": positions, "picked": picked}
@@ -112,11 +114,26 @@ def _positions(x: Tensor, given: Tensor | None, cu_seqlens: Tensor, places: int 
         lengths = cu_seqlens.diff().long()
         given = torch.arange(len(x), device=x.device) - cu_seqlens[:-1].long().repeat_interleave(lengths)
     check_shape("encoder", "positions", given, (len(x),))
-    if given.dtype != torch.int64 or given.device != x.device:
-        raise ValueError(f"encoder: positions is {given.dtype} on {given.device}; it must be int64 on {x.device}")
+    _check_indices("positions", given, x)
     if places is not None and len(given) and not (given.min() >= 0 and given.max() < places):
         raise ValueError(f"encoder: positions holds {int(given.max())}; the rotary table has {places} rows")
     return given.contiguous()
+
+
+def _picked(x: Tensor, given: Tensor, checked: bool) -> Tensor:
+    check_shape("encoder", "picked", given, (None,))
+    _check_indices("picked", given, x)
+    if len(given) > len(x):
+        raise ValueError(f"encoder: picked has {len(given)} tokens; there are {len(x)}")
+    if not checked and len(given) and not (given.min() >= 0 and given.max() < len(x)):
+        bad = given[(given < 0) | (given >= len(x))][0]
+        raise ValueError(f"encoder: picked holds {int(bad)}; there are {len(x)} tokens")
+    return given.contiguous()
+
+
+def _check_indices(name: str, given: Tensor, x: Tensor) -> None:
+    if given.dtype != torch.int64 or given.device != x.device:
+        raise ValueError(f"encoder: {name} is {given.dtype} on {given.device}; it must be int64 on {x.device}")
 
 
 def release(layer: LayerWeights) -> bool:
@@ -160,7 +177,7 @@ def _layers(
     picked: Tensor | None,
 ) -> Tensor:
     added = None  # what is still to be added to x, where norms stand before: in one op with the next norm
-    for w in weights.layers:
+    for i, w in enumerate(weights.layers):
         options: dict[str, Any] = {"eps": w.eps, "rms": w.rms}
         normed = x
         if w.pre_norm and w.attention_norm is not None:
@@ -175,7 +192,7 @@ def _layers(
             assert positions is not None
             qkv = rotary(qkv, w.rotary, positions, w.num_heads)
         context = attention(qkv, cu_seqlens, max_seqlen, bias=bias, window=w.window, checked=True).flatten(1)
-        if picked is not None and w is weights.layers[-1]:
+        if picked is not None and i + 1 == len(weights.layers):
             context, x = context[picked], x[picked]
         y = linear(context, w.out, precision=w.precision)
         if w.pre_norm:

@@ -15,8 +15,7 @@ from fastbert.checkpoint.load import Checkpoint
 from fastbert.config import BertConfig, family_of
 from fastbert.inference.windows import Window, count_tokens
 from fastbert.model.auto import AutoModelForMaskedLM
-from fastbert.model.bert import run_bert
-from fastbert.model.encoder import Encoded
+from fastbert.model.bert import picked_states
 from fastbert.model.heads import ModelForMaskedLM
 from fastbert.precision import LoadOptions
 from fastbert.tasks.base import LengthSettings, Pipeline
@@ -85,14 +84,13 @@ class FillMaskPipeline(Pipeline):
         """Of each window, the logits (masks, V). fastbert's own head and last products run at masks only."""
         runner, mask = self.runner, self.tokenizer.mask_token_id
 
-        def own(input_ids: Tensor, return_dict: bool, **inputs: Any) -> Encoded:
-            model, places = self.model, (input_ids == mask).nonzero().flatten()
-            options = {"precision": model.matmul_precision, "picked": places}
-            return run_bert(model.base_model, model.config, input_ids, **inputs, **options)[1]
+        def own(input_ids: Tensor, return_dict: bool, **inputs: Any) -> Tensor:
+            places = (input_ids == mask).nonzero().flatten()
+            return picked_states(self.model.base_model, input_ids, **inputs, picked=places)
 
         def at_masks(output: Any, ids: Tensor) -> Tensor:
             if runner.is_own:
-                return self.model.predictions(output.last_hidden_state)
+                return self.model.predictions(output)
             return output.logits[ids == mask]
 
         return runner.run(
@@ -148,8 +146,15 @@ class FillMask:
     def __init__(self, model: ModelForMaskedLM, tokenizer: Tokenizer) -> None:
         if tokenizer.mask_token is None:
             raise ValueError("the tokenizer has no mask token")
-        self.model, self.tokenizer = model, tokenizer
         self._pipeline = FillMaskPipeline(Runner(model, tokenizer))
+
+    @property
+    def model(self) -> ModelForMaskedLM:
+        return self._pipeline.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._pipeline.tokenizer
 
     @classmethod
     def from_pretrained(

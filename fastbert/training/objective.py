@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastbert.config import BertConfig, family_of
 from fastbert.model import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining, BertPreTrainedModel
 from fastbert.model.auto import AutoModelForMaskedLM
-from fastbert.model.bert import pool, run_bert
+from fastbert.model.bert import first_tokens, pool, run_bert
 from fastbert.model.heads import IGNORE, ModelForMaskedLM
 from fastbert.model.plan import project
 from fastbert.training.batches import PretrainingBatch
@@ -86,7 +86,7 @@ def model_class(objective: str, config: BertConfig) -> Any:
 def states_of(model: BertPreTrainedModel, micro_batch: MicroBatch, *, output_hidden_states: bool = False) -> States:
     """Runs a model of one of MODELS on a micro-batch."""
     batch, labelled = micro_batch.batch, micro_batch.labelled
-    firsts = batch.cu_seqlens[:-1].long()
+    firsts = first_tokens(batch.cu_seqlens, len(batch.input_ids))
     with_words = not isinstance(model, BertForNextSentencePrediction)
     with_sentences = not isinstance(model, ModelForMaskedLM)
     rows = (labelled[: len(labelled) * with_words], firsts[: len(firsts) * with_sentences])
@@ -177,9 +177,10 @@ def training_flops(
 ) -> float:
     """FLOPs of a step's matrix products: forward, and twice that for backward. Recomputed activations do not count.
 
-    Forward: 2 per layer weight and token, but for the last layer past its attention per token that a head reads; 4 L E
-    per pair of tokens that attend to each other (`squares`, the sum of the squared lengths, as if no layer had a
-    window); the MLM head per label; pooler and NSP head per sequence.
+    Forward: 2 per layer weight and token, but for the last layer past its attention per token that a head reads (where
+    nothing shows the others: a hook, or the distillation of hidden states); 4 L E per pair of tokens that attend
+    to each other (`squares`, the sum of the squared lengths, as if no layer had a window); the MLM head per label;
+    pooler and NSP head per sequence.
     """
     E, F_, L, V = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
     products = 3 if family_of(config.model_type).gated else 2

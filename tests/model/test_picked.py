@@ -6,7 +6,8 @@ import torch
 import fastbert
 from fastbert.families import FAMILIES
 from fastbert.model import layer
-from fastbert.model.bert import run_bert
+from fastbert.model.bert import picked_states, run_bert
+from fastbert.model.encoder import pick
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=60)
 LENGTHS = [7, 0, 12, 1]
@@ -96,6 +97,32 @@ def test_any_tokens(kind):
         _, encoded = run_bert(model, model.config, ids, **given, picked=rows)
         assert encoded.is_picked
         torch.testing.assert_close(encoded.last_hidden_state, states[rows], rtol=1e-6, atol=1e-6)
+
+
+def test_no_token_of_none_keeps_its_gradient():
+    """DDP expects a gradient of every parameter, of a batch without texts, too."""
+    assert pick(torch.zeros(0, 8, requires_grad=True), torch.zeros(0).long()).requires_grad
+
+
+@pytest.mark.parametrize("sees", ["hook", "forward"])
+def test_a_model_whose_call_is_seen_is_called(sees):
+    class Own(fastbert.BertModel):
+        def forward(self, *args, **options):
+            seen.append("forward")
+            return super().forward(*args, **options)
+
+    seen: list[str] = []
+    config = make_model("bert").config
+    plain = fastbert.BertModel(config).eval()
+    model = Own(config).eval() if sees == "forward" else fastbert.BertModel(config).eval()
+    model.load_state_dict(plain.state_dict())
+    if sees == "hook":
+        model.register_forward_hook(lambda *_: seen.append("hook"))
+    given = torch.randint(5, 60, (20,)), torch.tensor([0, 13, 13, 20], dtype=torch.int32)
+    for picked in ("first", torch.tensor([4, 4, 19])):
+        found, expected = (picked_states(m, *given, max_seqlen=13, picked=picked) for m in (model, plain))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert seen == [sees] * 2
 
 
 @torch.inference_mode()

@@ -193,14 +193,41 @@ def test_offsets_that_leave_out_tokens_or_lead_out_of_them(offsets):
         run(x, layers, torch.tensor(offsets, dtype=torch.int32), 20)
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize(
-    ("picked", "message"), [([20], "picked holds 20; there are 20"), ([-1], "holds -1"), ([0] * 21, "more tokens")]
+    ("picked", "message"),
+    [
+        (torch.tensor([1, 20]), "picked holds 20; there are 20 tokens"),
+        (torch.tensor([-1]), "picked holds -1; there are 20"),
+        (torch.zeros(21).long(), "picked has 21 tokens; there are 20"),
+        (torch.tensor([1, 2]).int(), "picked is torch.int32 on cpu; it must be int64 on cpu"),
+        (torch.tensor([[1, 2]]), r"picked has shape \(1, 2\)"),
+    ],
 )
-def test_picked_tokens_that_are_not_there(picked, message):
+def test_picked_tokens_that_are_not_there(picked, message, backend):
+    require_native()
+    weights = ops.EncoderWeights(make_layers(64, 144, 2, torch.float32))
+    with use_backend(backend), pytest.raises(ValueError, match=message):
+        ops.encoder(torch.randn(20, 64), weights, torch.tensor([0, 20]).int(), 20, picked=picked)
+
+
+def test_the_native_part_checks_them_too():
     require_native()
     layers, x = make_layers(64, 144, 2, torch.float32), torch.randn(20, 64)
-    with pytest.raises(ValueError, match=message):
-        run(x, layers, torch.tensor([0, 20]).int(), 20, picked=torch.tensor(picked))
+    for picked, message in (([20], "picked holds 20; there are 20"), ([0] * 21, "more tokens are picked")):
+        with pytest.raises(ValueError, match=message):
+            run(x, layers, torch.tensor([0, 20]).int(), 20, picked=torch.tensor(picked))
+
+
+def test_picked_tokens_may_be_strided_and_layers_the_same_object():
+    require_native()
+    weights = ops.EncoderWeights(make_layers(64, 144, 2, torch.float32)[:1] * 2)
+    given = torch.randn(20, 64), weights, torch.tensor([0, 20]).int(), 20
+    for picked in (torch.arange(20)[::3], torch.tensor([3]).expand(4)):
+        for backend in ("native", "reference"):
+            with use_backend(backend):
+                found, states = ops.encoder(*given, picked=picked), ops.encoder(*given)
+            torch.testing.assert_close(found, states[picked], rtol=1e-5, atol=1e-5)
 
 
 def test_no_token():
