@@ -17,7 +17,7 @@ from fastbert.progress import say
 from fastbert.tokenizer.unknown_tokens import unknown_warning
 from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.loop import Finetuning, Recipe
-from fastbert.training.finetune.result import REPORT, Result, save_and_report
+from fastbert.training.finetune.result import REPORT, Result, check_free, is_finished, save_and_report
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
 from fastbert.training.finetune.trials import RUNS, Start, Stopped, Trial, mean_and_spread, plan, run_all
@@ -55,10 +55,8 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
     if args.tensorboard:
         summary_writer("--tensorboard is given", "leave it out")
     unfinished = args.resume and (folder / RUNS).exists()  # of several runs
-    if (folder / REPORT / "metrics.json").exists() and not unfinished:
-        raise ValueError(f"{folder} holds a model that is fine-tuned already; a new run takes another --output")
-    if newest is None and (folder / "config.json").exists() and not unfinished:  # for example the initial model
-        raise ValueError(f"{folder} holds a model already; a new run takes another --output")
+    if not unfinished and (newest is None or is_finished(folder)):
+        check_free(folder, "--output")
     return folder, newest
 
 

@@ -66,13 +66,12 @@ def add_predict_arguments(parser: argparse.ArgumentParser, *, zero_shot: bool = 
     reading.add_argument(
         "--input-format",
         dest="format",
-        choices=("auto", "text", "jsonl", "json", "csv", "parquet"),
+        choices=("auto", "text", "jsonl", "json", "csv", "parquet", *(() if zero_shot else ("conll", "squad"))),
         default="auto",
         help="auto goes by the suffix; stdin is text, one a line",
     )
     for name in _READ[:1] if zero_shot else _READ:
-        help = COLUMNS[name].partition("; in CoNLL")[0]
-        reading.add_argument(f"--{name}-column", dest=name, metavar="NAME", help=help)
+        reading.add_argument(f"--{name}-column", dest=name, metavar="NAME", help=COLUMNS[name])
     if not zero_shot:
         choices = "a column each, or one of lists (default: choices)"
         reading.add_argument("--choice-columns", dest="choices", type=names, metavar="A,B,...", help=choices)

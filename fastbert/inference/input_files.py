@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
 STDIN = "-"
 FORMATS = ("text", "jsonl", "json", "csv", "parquet")
@@ -50,6 +50,14 @@ class InputError(ValueError):
 
 class RecordProblem(Exception):
     """A problem of one record. The reader that raises it continues with the next record."""
+
+
+class Row(NamedTuple):
+    """One record of a file: its values by column, or its problem."""
+
+    line: int  # its first line, or its row in a parquet file, from 1
+    values: dict[str, Any]
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -391,6 +399,21 @@ def json_values(path: str | Path, text: str) -> Iterator[tuple[int, Any]]:
                 raise InputError(f"{path}:{line + text.count(chr(10), counted, at)}: the JSON list ends with a comma")
     if is_list and (at >= len(text) or text[at + 1 :].strip()):
         raise InputError(f"{path}: the JSON list does not end where the file does")
+
+
+def json_object(value: Any, *, escapes: bool) -> dict[str, Any]:
+    """Returns `value` if it is an object; with `escapes`, also checks that its strings can be encoded.
+
+    JSON escapes can spell half a surrogate pair, which a Python string can hold and UTF-8 cannot.
+    """
+    if not isinstance(value, dict):
+        raise RecordProblem(f"holds a JSON {type(value).__name__}, not an object")
+    if escapes:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise RecordProblem("has half a surrogate pair, which is no character") from None
+    return value
 
 
 def _skip(text: str, at: int, characters: str) -> int:

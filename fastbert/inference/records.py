@@ -1,7 +1,7 @@
-"""The reader of text, jsonl, JSON, csv, tsv and parquet files, and the records that `fastbert embed` makes of them.
+"""The reader of text, jsonl, JSON, csv, tsv, parquet, CoNLL and SQuAD files, and the records that are made of them.
 
 `read_rows` yields the rows of a file. Each row has its values by column, or a problem. An error of the file itself is
-raised as InputError. The commands embed, prepare and finetune all use it.
+raised as InputError. The commands embed, predict, prepare and finetune all use it.
 """
 
 from __future__ import annotations
@@ -11,33 +11,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastbert.checkpoint.json_files import HALF_PAIR
+from fastbert.inference.conll import read_sentences
 from fastbert.inference.input_files import (
     FORMATS,
+    PEEK,
     STDIN,
     CsvRows,
     Form,
     InputError,
     Lines,
     RecordProblem,
+    Row,
     Tally,
     compression_of,
+    json_object,
     json_values,
     open_input,
     open_parquet,
     read_text,
     shown,
 )
-
-
-class Row(NamedTuple):
-    """One record of a file: its values by column, or its problem."""
-
-    line: int  # its first line, or its row in a parquet file, from 1
-    values: dict[str, Any]
-    problem: str | None = None
+from fastbert.inference.squad import read_questions
 
 
 def read_rows(
@@ -53,9 +50,10 @@ def read_rows(
     """The rows of a file of any format, or of stdin for "-", in order; reading continues after a row with a problem.
 
     Args:
-        kind: the file's format, one of FORMATS.
+        kind: the file's format, one of FORMATS, "conll" or "squad".
         columns: the columns to read of a csv or parquet file: names, or in csv also numbers from 1; None for all. A
-            line of a text file is the value of the first column; a JSON object keeps all its values.
+            line of a text file is the value of the first column; a JSON object keeps all its values. Of CoNLL, see
+            conll.read_sentences; of SQuAD, what a row calls squad.COLUMNS.
         tally: counts and hashes the input.
         blank_rows: whether an empty line of a csv file is a row with a problem, or skipped.
         groups: row groups of a parquet file; None for all.
@@ -63,12 +61,13 @@ def read_rows(
     Raises:
         InputError: a csv or parquet file lacks a column, or a file is of another format.
     """
-    if kind not in FORMATS:
-        raise InputError(f"{shown(name)}: the format is {kind!r}; it must be one of {', '.join(FORMATS)}")
-    if kind == "parquet":
+    if kind in _WHOLE:
+        yield from _WHOLE[kind](shown(name), _whole_text(name, tally), columns)
+    elif kind not in FORMATS:
+        known = ", ".join((*FORMATS, "conll", "squad"))
+        raise InputError(f"{shown(name)}: the format is {kind!r}; it must be one of {known}")
+    elif kind == "parquet":
         yield from _parquet_rows(name, columns, tally, groups)
-    elif kind == "json":
-        yield from _json_rows(name, tally)
     else:
         with open_input(name) as stream:
             lines = Lines(stream, tally)
@@ -141,31 +140,24 @@ def jsonl_rows(lines: Lines) -> Iterator[Row]:
     return _rows(lines, following)
 
 
-def _json_rows(name: str | Path, tally: Tally | None) -> Iterator[Row]:
+def _whole_text(name: str | Path, tally: Tally | None) -> str:
     text = read_text(name)
     if tally is not None:
         tally.digest.update(text.encode())
+    return text
+
+
+def _json_rows(name: str, text: str, columns: Sequence[str] | None) -> Iterator[Row]:
     escapes = HALF_PAIR.search(text) is not None
-    for line, value in json_values(shown(name), text):
+    for line, value in json_values(name, text):
         try:
             yield Row(line, json_object(value, escapes=escapes))
         except RecordProblem as problem:
             yield Row(line, {}, str(problem))
 
 
-def json_object(value: Any, *, escapes: bool) -> dict[str, Any]:
-    """Returns `value` if it is an object; with `escapes`, also checks that its strings can be encoded.
-
-    JSON escapes can spell half a surrogate pair, which a Python string can hold and UTF-8 cannot.
-    """
-    if not isinstance(value, dict):
-        raise RecordProblem(f"holds a JSON {type(value).__name__}, not an object")
-    if escapes:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise RecordProblem("has half a surrogate pair, which is no character") from None
-    return value
+# Formats that are read as a whole, by name of the file, text and columns.
+_WHOLE = {"json": _json_rows, "conll": read_sentences, "squad": read_questions}
 
 
 def text_of(row: Row, column: str, kind: str, *, allow_empty: bool = False) -> str:
@@ -198,6 +190,15 @@ def _parquet_rows(
             if tally is not None:
                 tally.digest.update(repr(list(values.values())).encode())
             yield Row(number, values)
+
+
+def question_format(name: str | Path, kind: str) -> str:
+    """The format of a file of questions: a .json file that holds no list is SQuAD's."""
+    if kind != "json":
+        return kind
+    with open_input(name) as stream:
+        head = stream.peek(PEEK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return "json" if head.startswith(b"[") else "squad"
 
 
 @dataclass(frozen=True)
@@ -250,13 +251,14 @@ class Records:
         self._digest_at_record = self._tally.digest.copy()
         self.total_bytes: int | None = 0  # None if an input has no size
         for name in self.inputs:
-            path, kind = Path(name), self.reading.format_of(name)
+            path = Path(name)
             if name != STDIN and (path.is_dir() or not path.exists()):
                 raise InputError(f"{name}: {'is a folder' if path.is_dir() else 'no such file'}")
+            kind = self._kind(name)
             if kind == "parquet" and (name == STDIN or not path.is_file()):
                 raise InputError(f"{shown(name)}: parquet is read from ordinary files alone")
             self._check(name, kind)
-            if name == STDIN or not path.is_file() or compression_of(name) or kind in ("json", "parquet"):
+            if name == STDIN or not path.is_file() or compression_of(name) or kind == "parquet" or kind in _WHOLE:
                 self.total_bytes = None
             elif self.total_bytes is not None:
                 self.total_bytes += path.stat().st_size
@@ -268,6 +270,10 @@ class Records:
         if kind == "parquet":
             with open_parquet(name, self._columns(kind) or (), self._text(kind)):
                 pass
+
+    def _kind(self, name: str) -> str:
+        """The format of an input."""
+        return str(self.reading.format_of(name))
 
     def _text(self, kind: str) -> str:
         """The name of the text's column."""
@@ -302,7 +308,7 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         for index, name in enumerate(self.inputs):
             self._tally.digest.update(b"\0file\0")
-            kind = self.reading.format_of(name)
+            kind = self._kind(name)
             for row in read_rows(name, self.reading, kind, self._columns(kind), tally=self._tally, blank_rows=True):
                 self._digest_at_record = self._tally.digest.copy()
                 try:

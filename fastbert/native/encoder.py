@@ -51,8 +51,6 @@ def supports_encoder(
         return f"attention: {reason}"
     if bias is not None and (not bias.is_cpu or (torch.is_grad_enabled() and bias.requires_grad)):
         return "a bias that needs a gradient, or is not on the CPU"
-    if picked is not None and len(picked) > len(x):
-        return "more tokens picked than there are"
     key = "reason", x.dtype, x.shape[1]
     found = weights.forms.get(key)
     return (found or weights.form(key, lambda: (_why_not(x, weights),)))[0]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fastbert.inference.input_files import Form, RecordProblem, no_column, open_parquet
-from fastbert.inference.records import Record, Records, Row, text_of
+from fastbert.inference import conll
+from fastbert.inference.input_files import STDIN, SUFFIXES, Form, RecordProblem, Row, no_column, open_parquet
+from fastbert.inference.records import Record, Records, question_format, text_of
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class TaskReading(Form):
 
     Args:
         text, pair: of texts, and of the second text where there are pairs.
-        words: a list of words, of a JSON object, instead of `text`, to tag.
+        words: a list of words, instead of `text`, to tag: of a JSON object, or a column of CoNLL.
         question, context: to answer questions.
         choices: one key of a list, or a column for each choice.
         allow_empty: whether a text may be empty.
@@ -44,7 +45,16 @@ class TaskRows(Records):
             with open_parquet(name, self._needed({self.reading.words: None})):
                 pass
 
+    def _kind(self, name: str) -> str:
+        if self._task == "token-classification":  # .txt and .tsv are lines of text
+            return self.reading.format_of(name, conll.SUFFIXES | SUFFIXES)
+        kind = super()._kind(name)
+        return question_format(name, kind) if self._task == "question-answering" and name != STDIN else kind
+
     def _columns(self, kind: str) -> list[str] | None:
+        """The columns to read; None for all, under the names that the file has."""
+        if kind == "conll":
+            return [self.reading.words, conll.COLUMNS[1]]
         return [self.reading.text] if kind == "text" else None
 
     def _needed(self, values: dict[str, Any]) -> list[str]:

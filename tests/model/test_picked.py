@@ -1,4 +1,4 @@
-"""Past the last attention a model computes the tokens that its head reads, and all of them where somebody sees them."""
+"""Past the last attention a model computes the tokens that its head reads, and all of them where others see them."""
 
 import pytest
 import torch

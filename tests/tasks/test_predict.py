@@ -136,6 +136,63 @@ def test_tags_questions_and_choices(folder, capsys):
     assert row["prediction"] in (0, 1) and len(row["prediction_scores"]) == 2
 
 
+def test_sentences_of_conll(folder, capsys):
+    tagger = save(folder / "tagger", "bert", "ForTokenClassification", num_labels=3, **TAGS)
+    write_rows("words.jsonl", [{"words": ["the", "quick", "fox"]}, {"words": ["dogs"]}])
+    wanted = [row["prediction"] for row in rows_of(run(capsys, "predict", tagger, "words.jsonl")[1])]
+    Path("a.conll").write_text("-DOCSTART- O\n\nthe DT O\nquick JJ O\nfox NN B-PER\n\ndogs NN O\n")
+    rows = rows_of(run(capsys, "predict", tagger, "a.conll")[1])
+    assert [(row["line"], row["words"], row["tags"]) for row in rows] == [
+        (3, ["the", "quick", "fox"], ["O", "O", "B-PER"]),
+        (7, ["dogs"], ["O"]),
+    ]
+    assert [row["prediction"] for row in rows] == wanted
+    Path("words.iob2").write_text("the\nquick\nfox\n\ndogs\n")  # nothing but words
+    rows = rows_of(run(capsys, "predict", tagger, "words.iob2")[1])
+    assert [row["prediction"] for row in rows] == wanted and "tags" not in rows[0]
+    Path("a.tsv").write_text("1\tthe\tO\n2\tquick\tO\n3\tfox\tO\n\n1\tdogs\tO\n")
+    code, _, err = run(capsys, "predict", tagger, "a.tsv", "--input-format", "conll", "-o", "o.csv")
+    assert code == 0 and [json.loads(row["prediction"]) for row in read_rows("o.csv")] == wanted, err
+    rows = rows_of(run(capsys, "predict", tagger, "a.conll", "--words-column", 2)[1])
+    assert rows[0]["2"] == ["DT", "JJ", "NN"]
+    Path("bad.conll").write_text("a O\nb\n")
+    code, _, err = run(capsys, "predict", tagger, "bad.conll")
+    assert code == 1 and "bad.conll:2: one column, 'b'; there must be a word and its tag" in err
+    code, _, err = run(capsys, "predict", save_tiny("other", fastbert.BertForSequenceClassification), "a.conll")
+    assert code == 1 and "a.conll: the suffix '.conll' is none of" in err
+
+
+def test_questions_of_squad(folder, capsys):
+    reader = save(folder / "reader", "bert", "ForQuestionAnswering")
+    context = "the quick brown fox jumps over the dog"
+    answer = {"text": "fox", "answer_start": 16}
+    asked = [
+        {"id": "7", "question": "who?", "answers": [answer]},
+        {"id": "8", "question": "what?", "answers": [], "is_impossible": True},
+        {"id": "9", "question": "the dog?"},
+    ]
+    Path("q.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}))
+    rows = rows_of(run(capsys, "predict", reader, "q.json")[1])
+    assert [(row["id"], row["question"], row["context"]) for row in rows] == [
+        ("7", "who?", context),
+        ("8", "what?", context),
+        ("9", "the dog?", context),
+    ]
+    assert rows[0]["answers"] == {"text": ["fox"], "answer_start": [16]} and "answers" not in rows[2]
+    assert rows[1]["answers"] == {"text": [], "answer_start": []}
+    answers = fastbert.pipeline("question-answering", reader)([{**each, "context": context} for each in asked])
+    assert [row["prediction"] for row in rows] == [each["answer"] for each in answers]
+    Path("rows.json").write_text(json.dumps([{"question": "who?", "context": context}]))
+    (row,) = rows_of(run(capsys, "predict", reader, "rows.json")[1])
+    assert row["prediction"] == rows[0]["prediction"]
+    asked[1]["answers"] = asked[1].pop("is_impossible")
+    Path("q.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}))
+    code, _, err = run(capsys, "predict", reader, "q.json")
+    assert code == 1 and "q.json:1 has a question '8' with the answers True; they must be a list of objects" in err
+    rows = rows_of(run(capsys, "predict", reader, "q.json", "--bad-lines", "skip")[1])
+    assert [row["id"] for row in rows] == ["7", "9"]
+
+
 def test_zero_shot(folder, capsys):
     model = save(
         folder / "nli", "bert", "ForSequenceClassification", **labels("contradiction", "neutral", "entailment")

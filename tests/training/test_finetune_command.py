@@ -114,7 +114,7 @@ def test_a_run_is_neither_overwritten_nor_silently_gone_on_with(tmp_path, model,
     assert finetune(model, "classification", data, out) == 0
     before = (out / "model.safetensors").read_bytes()
     assert finetune(model, "classification", data, out, "--resume") == 1
-    assert "holds a model that is fine-tuned already" in capsys.readouterr().err
+    assert "holds a model already" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == before
 
 

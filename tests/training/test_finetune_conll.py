@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastbert.training.finetune.conll import to_bio
 from fastbert.training.finetune.examples import DataError, Reading, read_words
+from fastbert.training.finetune.tag_schemes import to_bio
 
 CONLLU = """\
 # sent_id = 1

@@ -218,7 +218,7 @@ def test_a_bad_jsonl_file(tmp_path):
     path.write_bytes(b'{"text": "a", "label": "x"}\n{"text": "\xff"}\n')
     with pytest.raises(DataError, match=r"bad.jsonl:2: is not UTF-8 \(byte 0xff at byte 11\)"):
         read_texts(path, Reading())
-    with pytest.raises(DataError, match="the format is conll; this task reads csv, jsonl, json and parquet"):
+    with pytest.raises(DataError, match="the format is conll; this task reads jsonl, json, csv, parquet"):
         read_texts(path, Reading(format="conll"))
     rows = [{"text": "a", "choices": ["b", "c"], "label": 0}, {"text": "a", "choices": ["b"] * 3, "label": 0}]
     with pytest.raises(DataError, match=r"c.jsonl:2: 3 choices; .*c.jsonl:1 has 2"):
@@ -263,9 +263,9 @@ def test_a_bad_file_of_questions(tmp_path):
         read_questions(path, Reading())
     with pytest.raises(DataError, match=r"question 'a' is at .*bad.json:\d+, too"):
         read_questions(squad_file(tmp_path, id="a"), Reading())
-    with pytest.raises(DataError, match="question 'b' has no 'answer_start'"):
+    with pytest.raises(DataError, match="has a question 'b' with an answer that has no 'answer_start'"):
         read_questions(squad_file(tmp_path, answers=[{"text": "saw"}]), Reading())
-    listed = "question 'b': answers is .*; it must be a list of objects, each with a text and a whole number answer_s"
+    listed = "a question 'b' with the answers .*; they must be a list of objects, each with a text and a whole number"
     for start in ("5", 5.0, None, True):
         with pytest.raises(DataError, match=listed):
             read_questions(squad_file(tmp_path, answers=[{"text": "saw", "answer_start": start}]), Reading())
@@ -280,7 +280,7 @@ def test_a_bad_file_of_questions(tmp_path):
         with pytest.raises(DataError, match=message):
             read_questions(squad_file(tmp_path, **change), Reading())
     for qas, message in (
-        ([3], "bad.json:1: a question is 3; it must be an object"),
+        ([3], "bad.json:1: holds a JSON int, not an object"),
         (3, "bad.json:1: is not SQuAD's JSON: data, paragraphs and qas must be lists of objects"),
     ):
         path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "anna", "qas": qas}]}]}))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastbert.inference.input_files import ROWS, Form, InputError, RecordProblem, no_column, read_text
-from fastbert.inference.records import json_object, read_rows
-from fastbert.training.finetune.conll import read_sentences, to_bio
+from fastbert.inference import conll
+from fastbert.inference.input_files import ROWS, Form, InputError, no_column
+from fastbert.inference.records import question_format, read_rows
+from fastbert.training.finetune.tag_schemes import to_bio
 
 DataError = InputError  # a file or one of its lines is not an example of the task
-_LISTS = {suffix: kind for suffix, kind in ROWS.items() if kind != "csv"}  # formats that can hold lists of words
-_CONLL_SUFFIXES = ".conll .conllu .conllup .iob .iob2 .bio .bioes .txt .tsv .train .dev .test .testa .testb"
-_CONLL = dict.fromkeys(_CONLL_SUFFIXES.split(), "conll")
+_WORDS = conll.SUFFIXES | {suffix: kind for suffix, kind in ROWS.items() if kind != "csv"}  # no list in a csv's cell
 
 
 @dataclass(frozen=True)
@@ -149,13 +147,8 @@ def read_choices(path: Source, reading: Reading) -> list[ChoiceExample]:
 
 def read_words(path: Source, reading: Reading) -> list[WordsExample]:
     """Words with BIO tags, from CoNLL columns or lists; tags of another scheme are converted."""
-    if isinstance(path, Path) and reading.format_of(path, _CONLL | _LISTS, "--format") == "conll":
-        columns = [int(name) if name.isdecimal() else None for name in (reading.words, reading.tags)]
-        found = read_sentences(path, read_text(path), *columns)
-        examples = [WordsExample(f"{path}:{line}", words, tags) for line, words, tags in found]
-    else:
-        rows = _rows(path, reading, [reading.words, reading.tags])
-        examples = [WordsExample(row.where, row.texts(reading.words), row.texts(reading.tags)) for row in rows]
+    rows = _rows(path, reading, [reading.words, reading.tags], _WORDS)
+    examples = [WordsExample(row.where, row.texts(reading.words), row.texts(reading.tags)) for row in rows]
     tags = to_bio([example.tags for example in examples])
     examples = [WordsExample(e.where, e.words, converted) for e, converted in zip(examples, tags, strict=True)]
     for example in examples:
@@ -182,10 +175,7 @@ def _check_tags(example: WordsExample) -> None:
 
 def read_questions(path: Source, reading: Reading) -> list[QuestionExample]:
     """Questions on contexts, from SQuAD 1.1 or 2.0 JSON, or from rows with the columns of Hugging Face's SQuAD."""
-    kind = reading.format_of(path, ROWS, "--format") if isinstance(path, Path) else "rows"
-    text = read_text(path) if isinstance(path, Path) and kind in ("json", "squad") else ""
-    is_squad = kind == "squad" or (kind == "json" and not text.lstrip().startswith("["))
-    examples = list(_squad(Path(str(path)), text) if is_squad else _question_rows(path, reading))
+    examples = list(_questions(path, reading))
     seen: dict[str, str] = {}
     for example in examples:
         for answer in example.answers:
@@ -201,49 +191,15 @@ def read_questions(path: Source, reading: Reading) -> list[QuestionExample]:
     return examples
 
 
-def _squad(path: Path, text: str) -> Iterator[QuestionExample]:
-    try:
-        articles = json.loads(text)["data"]
-        questions = [(p["context"], question) for a in articles for p in a["paragraphs"] for question in p["qas"]]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg}") from None
-    except KeyError as error:
-        raise DataError(f"{path}:1: is not SQuAD's JSON: no {error} where it should be") from None
-    except TypeError:
-        raise DataError(f"{path}:1: is not SQuAD's JSON: data, paragraphs and qas must be lists of objects") from None
-    place = line = 0
-    for context, question in questions:
-        if not isinstance(question, dict):
-            raise DataError(f"{path}:{line + 1}: a question is {question!r}; it must be an object")
-        id = str(question.get("id"))
-        if (found := text.find(json.dumps(id), place)) >= 0:
-            line, place = line + text.count("\n", place, found), found
-        row = _Row(f"{path}:{line + 1}", {**question, "context": context})
-        try:
-            json_object(row.values, escapes="\\u" in text)
-        except RecordProblem as problem:
-            raise DataError(f"{row.where}: {problem}") from None
-        try:
-            answers = [] if question.get("is_impossible") else question["answers"]
-            answers = [_answer(answer["text"], answer["answer_start"]) for answer in answers]
-        except KeyError as error:
-            raise DataError(f"{row.where}: question {id!r} has no {error}") from None
-        except TypeError:
-            raise DataError(
-                f"{row.where}: question {id!r}: answers is {question['answers']!r}; it must be a list of objects, each "
-                "with a text and a whole number answer_start"
-            ) from None
-        yield QuestionExample(row.where, id, row.text("question"), row.text("context"), answers)
-
-
 def _answer(text: Any, start: Any) -> Answer:
     if not isinstance(text, str) or type(start) is not int:
         raise TypeError
     return Answer(text, start)
 
 
-def _question_rows(path: Source, reading: Reading) -> Iterator[QuestionExample]:
-    for row in _rows(path, reading, None):  # an id may be missing
+def _questions(path: Source, reading: Reading) -> Iterator[QuestionExample]:
+    names = [reading.id, reading.question, reading.context, reading.answers]
+    for row in _rows(path, reading, None, squad=names):  # an id may be missing
         value = row.value(reading.answers)
         try:
             texts, starts = value["text"], value["answer_start"]
@@ -314,15 +270,25 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
-def _rows(path: Source, reading: Reading, columns: Sequence[str] | None) -> Iterator[_Row]:
+def _rows(
+    path: Source,
+    reading: Reading,
+    columns: Sequence[str] | None,
+    formats: Mapping[str, str] = ROWS,
+    squad: Sequence[str] = (),
+) -> Iterator[_Row]:
+    """The rows of a file of one of the `formats`; or, where its columns are named, of SQuAD's."""
     if isinstance(path, Table):
         for i, values in enumerate(path.rows):
             yield _Row(path.where[i] if path.where else f"{path.name}[{i}]", values)
         return
-    kind = reading.format_of(path, ROWS, "--format")
-    if kind not in ROWS.values():
-        raise DataError(f"{path}: the format is {kind}; this task reads csv, jsonl, json and parquet")
-    for row in read_rows(path, reading, kind, columns):
+    kind = reading.format_of(path, formats, "--format")
+    if squad:
+        kind = question_format(path, kind)
+    known = dict.fromkeys([*formats.values(), *(["squad"] if squad else [])])
+    if kind not in known:
+        raise DataError(f"{path}: the format is {kind}; this task reads {', '.join(known)}")
+    for row in read_rows(path, reading, kind, squad if kind == "squad" else columns):
         where = f"{path}: row {row.line}" if kind == "parquet" else f"{path}:{row.line}"
         if row.problem is not None:
             raise DataError(f"{where}: {row.problem}")

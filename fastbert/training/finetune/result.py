@@ -46,6 +46,12 @@ def save_and_report(run: Finetuning, start: str) -> Result:
     return Result(metrics, evaluations)
 
 
+def check_free(folder: Path, option: str = "output") -> None:
+    """Raises ValueError for a folder that holds a model, which a new run would replace; `option` names the folder."""
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a model already; a new run takes another {option}")
+
+
 def is_finished(folder: Path) -> bool:
     """True if the run of a folder has ended with its report."""
     return (folder / REPORT / "metrics.json").exists()

@@ -18,7 +18,14 @@ from fastbert.checkpoint.files import write_text
 from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.examples import Reading, Source
 from fastbert.training.finetune.loop import Finetuning, Recipe, better, task_of
-from fastbert.training.finetune.result import REPORT, Result, is_finished, read_result, save_and_report
+from fastbert.training.finetune.result import (
+    REPORT,
+    Result,
+    check_free,
+    is_finished,
+    read_result,
+    save_and_report,
+)
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.splits import DEV_SHARE, Labelled
 from fastbert.training.loop import Outcome, newest_checkpoint
@@ -127,8 +134,8 @@ def run(
             raise ValueError(f"{folder} holds a run of another model, settings or data; a new run takes another output")
         return result
     newest = newest_checkpoint(folder, "output", resume=resume)
-    if newest is None and (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds a model already; a new run takes another output")
+    if newest is None:
+        check_free(folder)
     tell(recipe)
     model = recipe.fresh_model(start.model, revision=start.revision).to(start.device)
     running = Finetuning(recipe, model, folder)
@@ -164,8 +171,8 @@ def run_all(
     runs = output / RUNS
     if runs.exists() and not resume:
         raise ValueError(f"{runs} holds runs that did not end; --resume continues them; new ones take another output")
-    if (output / "config.json").exists() and not (resume and runs.exists()):
-        raise ValueError(f"{output} holds a model already; a new run takes another output")
+    if not runs.exists():
+        check_free(output)
     results = [
         run(start, trial, runs / trial.name, resume=resume, tell=partial(tell, number))
         for number, trial in enumerate(trials)
