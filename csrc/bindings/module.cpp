@@ -113,6 +113,8 @@ PYBIND11_MODULE(_C, m) {
         for (const char* name : cpu_features()) names.emplace_back(name);
         return names;
     });
+    m.attr("HUGE_PAGE") = HUGE_PAGE;
+    m.def("prefer_huge_pages", [](Address memory, int64_t bytes) { prefer_huge_pages(memory, bytes); });
     m.def("isas", &isas);
     m.def("isa_id", &isa_id);
     watch_signals();

@@ -286,6 +286,10 @@ int64_t encode_batch_workspace_bytes(const BatchEncoder& model, int64_t B, int64
 // 0 and 1, or the call breaks the rules of `pad_id`.
 bool encode_batch_cpu(const BatchEncoder& model, const PaddedBatch& batch, Isa isa, int threads);
 
+// Asks the operating system to back the whole HUGE_PAGEs within a range, before its first use, by pages of that size.
+constexpr int64_t HUGE_PAGE = 2 << 20;
+void prefer_huge_pages(void* memory, int64_t bytes);
+
 // A memory range that others may write to, with its checksum when it was last read.
 struct Chunk {
     const void* memory;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa, fresh
+from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa, fresh, fresh_bytes, start_of
 from fastbert.weight import Weight
 
 
@@ -44,8 +44,9 @@ def _pack(weight: Weight, precision: str | None) -> Tensor:
     if len(weights) > 1 and not all(full):
         stacked, bias = weight.stacked()
         weights, biases, sizes = (stacked,), (bias,), [C.packed_weight_bytes(*kind, N, K, isa)]
-    buffer = fresh(first, sum(sizes), dtype=torch.uint8)
-    address = buffer.data_ptr()
+    memory = fresh_bytes(sum(sizes))
+    address = start_of(memory)
+    buffer = memory[address - memory.data_ptr() :][: sum(sizes)]
     for w, b, size in zip(weights, biases, sizes, strict=True):
         pointers = w.data_ptr(), w.stride(0), 0 if b is None else b.data_ptr(), address
         C.pack_weight_cpu(*kind, len(w), K, *pointers, isa, threads)

@@ -53,22 +53,23 @@ static inline void tile_load_edge(const uint32_t* p, int64_t stride, int rows, i
     tile_load<TILE>(edge, 64);
 }
 
-// out (32 x 32 words, contiguous) = in + A B for rows [0, m) of A, m <= 32, and one panel of B, zero-padded to a
-// multiple of 16 words. in may be null (zeros) or out itself. `meanwhile()` is called after each step's tile
-// instructions: work for other units while the tiles multiply.
+// out (32 x 32 words, rows `apart` words from each other) = A B for rows [0, m) of A, m <= 32, and one panel of B,
+// zero-padded to a multiple of 16 words; if `more`, out += A B. Rows of `out` from m up to 16 or 32 are overwritten.
+// `meanwhile()` is called after each step's tile instructions: work for other units while the tiles multiply.
 template <typename T, typename Meanwhile>
-static inline void amx_product(const uint32_t* a, int64_t lda, int m, const uint32_t* b, int64_t words,
-                               const uint32_t* in, uint32_t* out, const Meanwhile& meanwhile) {
+static inline void amx_product(const uint32_t* a, int64_t lda, int m, const uint32_t* b, int64_t words, bool more,
+                               uint32_t* out, int64_t apart, const Meanwhile& meanwhile) {
     constexpr const T* type = nullptr;
-    constexpr int64_t ROW = 32 * 4;  // bytes of a row of a panel and of `out`
+    constexpr int64_t ROW = 32 * 4;  // bytes of a row of a panel
     const uint32_t* below = a + 16 * lda;
+    uint32_t* const out_below = out + 16 * apart;
     const bool two = m > 16;
-    if (in) {
-        tile_load<0>(in, ROW);
-        tile_load<1>(in + 16, ROW);
+    if (more) {
+        tile_load<0>(out, apart * 4);
+        tile_load<1>(out + 16, apart * 4);
         if (two) {
-            tile_load<2>(in + 16 * 32, ROW);
-            tile_load<3>(in + 16 * 32 + 16, ROW);
+            tile_load<2>(out_below, apart * 4);
+            tile_load<3>(out_below + 16, apart * 4);
         }
     } else {
         tile_zero<0>();
@@ -89,11 +90,11 @@ static inline void amx_product(const uint32_t* a, int64_t lda, int m, const uint
         }
         meanwhile();
     }
-    tile_store<0>(out, ROW);
-    tile_store<1>(out + 16, ROW);
+    tile_store<0>(out, apart * 4);
+    tile_store<1>(out + 16, apart * 4);
     if (two) {
-        tile_store<2>(out + 16 * 32, ROW);
-        tile_store<3>(out + 16 * 32 + 16, ROW);
+        tile_store<2>(out_below, apart * 4);
+        tile_store<3>(out_below + 16, apart * 4);
     }
 }
 

@@ -122,9 +122,8 @@ void attention(const Attention& op, const HeadSpan& span, void* memory) {
         const int64_t first = seen.begin / TILE_N, end = panels(seen.end), origin = first * TILE_N;
         const int64_t width = (end - first) * TILE_N;
         for (int64_t p = first; p < end; ++p)
-            product<T>(queries, stride, rows, keys + p * TILE_N * sizes.head_words, words, [&](int i, int j, Vec score) {
-                store(scores + i * width + (p - first) * TILE_N + j * WIDTH, score);
-            });
+            product_to<T>(queries, stride, rows, keys + p * TILE_N * sizes.head_words, words, scores + (p - first) * TILE_N,
+                          width);
         float inverse[TILE_M<T>];
         for (int i = 0; i < rows; ++i) {
             float* row = scores + i * width;

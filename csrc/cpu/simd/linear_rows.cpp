@@ -225,17 +225,33 @@ void pack(const PackWeight& op, int64_t begin, int64_t end) {
     }
 }
 
+// The header of a panel at a vector of columns: their biases and, for bytes, scales and corrections.
+template <typename Kind>
+struct PanelHeader {
+    Vec bias, scale;
+    Ints correction;
+    explicit PanelHeader(const uint32_t* header) : bias(load_word(header)) {
+        if constexpr (IS_BYTES<Kind>) scale = load_word(header + TILE_N), correction = load_ints(header + 2 * TILE_N);
+    }
+
+    // Adds the bias and, for bytes, applies the scales of row and column.
+    Vec scaled(Sum<typename Kind::Operand> sum, float row) const {
+        if constexpr (IS_BYTES<Kind>) return fma(mul(__builtin_convertvector(sum + correction, Vec), scale), set(row), bias);
+        else return add(sum, bias);
+    }
+};
+
 // Turns the sums of one panel into outputs.
 template <typename Kind>
 struct Finish {
     using T = typename Kind::Value;
     using Numbers = Sum<typename Kind::Operand>;
-    const Linear& op;
+    const Linear* linear;
     const uint32_t* panel;
     int64_t first;  // column
     int n;          // columns that exist
 
-    Finish(const Linear& op, const uint32_t* panel, int64_t number) : op(op), panel(panel) {
+    Finish(const Linear& op, const uint32_t* panel, int64_t number) : linear(&op), panel(panel) {
         const int64_t columns = op.gated ? op.N / 2 : op.N, wide = op.gated ? TILE_N / 2 : TILE_N;
         first = number * wide;
         n = static_cast<int>(columns - first < wide ? columns - first : wide);
@@ -244,7 +260,7 @@ struct Finish {
     // Prefetches the outputs of rows [begin, end) for writing, while the product runs.
     void ask(int64_t begin, int64_t end) const {
         for (int64_t m = begin; m < end; ++m) {
-            const T* y = static_cast<const T*>(op.y) + m * op.stride_ym + first;
+            const T* y = static_cast<const T*>(linear->y) + m * linear->stride_ym + first;
             for (int64_t byte = 0; byte < TILE_N * static_cast<int64_t>(sizeof(T)); byte += 64)
                 __builtin_prefetch(reinterpret_cast<const char*>(y) + byte, 1);
         }
@@ -252,33 +268,28 @@ struct Finish {
 
     // Writes rows [begin, end) of the outputs from their sums.
     void operator()(int64_t begin, int64_t end, const void* sums) const {
-        with_activation(op.activation, [&](auto activation) {
-            const uint32_t* words = static_cast<const uint32_t*>(sums);
-            for (int64_t m = begin; m < end; ++m, words += TILE_N) {
-                T* y = static_cast<T*>(op.y) + m * op.stride_ym + first;
-                if (op.gated) {
-                    static_assert(NV == 2);
-                    const Vec a = scaled((Numbers)load_word(words), m, panel);
-                    const Vec b = scaled((Numbers)load_word(words + WIDTH), m, panel + WIDTH);
-                    store_part(y, mul(activation(a), b), n);
-                    continue;
-                }
-                for (int v = 0; v < NV; ++v) {
-                    if (v * WIDTH >= n) break;
-                    const Vec out = activation(scaled((Numbers)load_word(words + v * WIDTH), m, panel + v * WIDTH));
-                    store_part(y + v * WIDTH, out, n - v * WIDTH < WIDTH ? n - v * WIDTH : WIDTH);
-                }
-            }
-        });
+        with_activation(linear->activation, [&](auto activation) { write(begin, end, sums, activation); });
     }
 
-    // Adds the bias and, for bytes, applies the scales of row and column. `header` is the panel's, at the column.
-    Vec scaled(Numbers sum, int64_t row, const uint32_t* header) const {
-        if constexpr (IS_BYTES<Kind>) {
-            const Vec exact = __builtin_convertvector(sum + load_ints(header + 2 * TILE_N), Vec);
-            return fma(mul(exact, load_word(header + TILE_N)), set(op.scales[row]), load_word(header));
-        } else {
-            return add(sum, load_word(header));
+    template <typename F>
+    void write(int64_t begin, int64_t end, const void* sums, const F& activation) const {
+        static_assert(NV == 2);
+        const PanelHeader<Kind> left(panel), right(panel + WIDTH);
+        const uint32_t* words = static_cast<const uint32_t*>(sums);
+        T* y = static_cast<T*>(linear->y) + begin * linear->stride_ym + first;
+        const float* scales = IS_BYTES<Kind> ? linear->scales + begin : nullptr;
+        const int64_t stride = linear->stride_ym;
+        const bool gated = linear->gated;
+        for (int64_t i = 0; i < end - begin; ++i, words += TILE_N, y += stride) {
+            const float scale = IS_BYTES<Kind> ? scales[i] : 0.0f;
+            const Vec a = left.scaled((Numbers)load_word(words), scale);
+            const Vec b = right.scaled((Numbers)load_word(words + WIDTH), scale);
+            if (gated) store_part(y, mul(activation(a), b), n);
+            else if (n == TILE_N) store_two(y, activation(a), activation(b));
+            else {
+                store_part(y, activation(a), n < WIDTH ? n : WIDTH);
+                if (n > WIDTH) store_part(y + WIDTH, activation(b), n - WIDTH);
+            }
         }
     }
 };
@@ -296,58 +307,70 @@ struct Operands {
 #if defined(FASTBERT_AMX)
 
 // A panel is processed in chunks of STEP words along K that stay in the L1 cache for a block of rows; `sums` holds the
-// running sums. While the tiles of a step multiply, part of the next chunk is prefetched and, in the last chunk, the
-// vector units finish the sums of the previous tile.
+// running sums. While the tiles of a step multiply, part of the next chunk is prefetched, and the vector units finish
+// some of the block before: all at once they would wait for its stores, whose lines come from L2 or farther.
 template <typename Kind>
 void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
     using Operand = typename Kind::Operand;
-    constexpr int64_t STEP = 192, BLOCK = 256, ROWS = TILE_M<Operand>, LINES = STEP * TILE_N * 4 / 64;
+    constexpr int64_t STEP = 128, BLOCK = 256, AHEAD = 16, ROWS = TILE_M<Operand>, LINES = STEP * TILE_N * 4 / 64;
     constexpr int PAIRS = sizeof(Kind::PAIRS) / sizeof(Kind::PAIRS[0]);
     const TilesInUse tiles;
     const Operands<Kind> x(op);
     const int64_t padded = piece_words<Kind>(op.K);
     const int64_t words = PREPARED<Kind> ? padded : words_of<typename Kind::Operand>(op.K);
     const int64_t steps = (words ? (words + STEP - 1) / STEP : 1) * PAIRS;
-    alignas(64) uint32_t sums[BLOCK * TILE_N];
+    const int64_t tiles_of_words = words ? (words + 15) / 16 * PAIRS : 1;
+    alignas(64) uint32_t buffers[2][BLOCK * TILE_N];
+    uint32_t* sums = buffers[0];
     const auto panel_of = [&](int64_t p) { return static_cast<const uint32_t*>(op.packed) + p * panel_words<Kind>(op.K); };
     const auto piece = [&](int64_t p, int64_t step) {
         return panel_of(p) + (Kind::HEADER + Kind::PAIRS[step % PAIRS][1] * padded + step / PAIRS * STEP) * TILE_N;
     };
 
+    // The block before: its rows that are not finished, and their sums.
+    Finish<Kind> before(op, panel_of(panel_begin), panel_begin);
+    int64_t done = 0, end = 0;
+    const uint32_t* ready = nullptr;
+    const auto finish = [&](int64_t rows) {
+        rows = end - done < rows ? end - done : rows;
+        if (rows <= 0) return;
+        before.ask(done + AHEAD < end ? done + AHEAD : end, done + rows + AHEAD < end ? done + rows + AHEAD : end);
+        before(done, done + rows, ready);
+        ready += rows * TILE_N;
+        done += rows;
+    };
+
     for (int64_t p = panel_begin; p < panel_end; ++p) {
-        const Finish<Kind> finish(op, panel_of(p), p);
         for (int64_t top = row_begin; top < row_end; top += BLOCK) {
-            const int64_t rows = row_end - top < BLOCK ? row_end - top : BLOCK;
+            const int64_t rows = row_end - top < BLOCK ? row_end - top : BLOCK, tiles_of_m = (rows + ROWS - 1) / ROWS;
+            const int64_t finished_a_time = (end - done) / (tiles_of_words * tiles_of_m) + 1;
             for (int64_t step = 0; step < steps; ++step) {
                 const int* pair = Kind::PAIRS[step % PAIRS];
                 const int64_t k = step / PAIRS * STEP, count = words - k < STEP ? words - k : STEP;
                 const uint32_t* b = piece(p, step);
-                const bool last = step + 1 == steps;
-                const uint32_t* next = !last ? piece(p, step + 1) : piece(top + BLOCK < row_end ? p : p + 1, 0);
-                const int64_t tiles_of_k = count ? (count + 15) / 16 : 1, tiles_of_m = (rows + ROWS - 1) / ROWS;
+                const uint32_t* next = step + 1 < steps ? piece(p, step + 1) : piece(top + BLOCK < row_end ? p : p + 1, 0);
+                const int64_t tiles_of_k = count ? (count + 15) / 16 : 1;
                 const int64_t asked_a_time = LINES / (tiles_of_k * tiles_of_m) + 1;
-                const int64_t done_a_time = last ? ROWS / tiles_of_k + 1 : 0;
-                int64_t asked = 0, done = 0, ready = 0;  // lines prefetched; rows of `sums` finished, ready
+                int64_t asked = 0;
                 const auto meanwhile = [&] {
                     for (int64_t i = 0; i < asked_a_time && asked < LINES; ++i, ++asked)
                         __builtin_prefetch(next + asked * (64 / 4), 0, 2);  // into L2: L1 is full with this chunk
-                    const int64_t end = ready < done + done_a_time ? ready : done + done_a_time;
-                    if (end > done) finish(top + done, top + end, sums + done * TILE_N);
-                    done = end;
+                    finish(finished_a_time);
                 };
                 for (int64_t m = 0; m < rows; m += ROWS) {
                     const uint32_t* a = x.begin + (top + m) * x.stride + pair[0] * padded + k;
                     const int64_t tile_rows = rows - m < ROWS ? rows - m : ROWS;
                     uint32_t* out = sums + m * TILE_N;
-                    if (last) finish.ask(top + m, top + m + tile_rows);
-                    amx_product<Operand>(a, x.stride, static_cast<int>(tile_rows), b, count, step ? out : nullptr, out,
+                    amx_product<Operand>(a, x.stride, static_cast<int>(tile_rows), b, count, step > 0, out, TILE_N,
                                          meanwhile);
-                    ready = m + tile_rows;
                 }
-                if (last) finish(top + done, top + ready, sums + done * TILE_N);
             }
+            finish(BLOCK);
+            before = Finish<Kind>(op, panel_of(p), p), done = top, end = top + rows, ready = sums;
+            sums = sums == buffers[0] ? buffers[1] : buffers[0];
         }
     }
+    finish(BLOCK);
 }
 
 #endif
@@ -401,7 +424,7 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
 template <typename T>
 constexpr int64_t BLOCK_ROWS = USES_AMX<T> ? 256 : 120;
 template <typename T>
-constexpr int64_t BLOCK_BYTES = (USES_AMX<T> ? 1536 : 384) * 1024;
+constexpr int64_t BLOCK_BYTES = (USES_AMX<T> ? 768 : 384) * 1024;
 
 template <typename Kind, typename T = typename Kind::Operand>
 constexpr LinearKernel kernel_of = {TILE_M<T>, BLOCK_ROWS<T>, BLOCK_BYTES<T>, panel_words<Kind>, prepared_stride<Kind>,

@@ -177,7 +177,7 @@ static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint
 #if defined(FASTBERT_AMX)
     if constexpr (USES_AMX<T>) {
         alignas(64) uint32_t out[TILE_M<T> * TILE_N];
-        amx_product<T>(a, lda, static_cast<int>(m), b, words, nullptr, out, [] {});
+        amx_product<T>(a, lda, static_cast<int>(m), b, words, false, out, TILE_N, [] {});
         for (int i = 0; i < m; ++i)
             for (int v = 0; v < NV; ++v) store(i, v, (Sum<T>)load_word(out + i * TILE_N + v * WIDTH));
         return;
@@ -190,6 +190,17 @@ static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint
         for (int i = 0; i < M; ++i)
             for (int v = 0; v < NV; ++v) store(i, v, sums[i][v]);
     });
+}
+
+// The same, stored to the rows of `out`, `apart` words from each other; there must be TILE_M<T> of them.
+template <typename T>
+static inline void product_to(const uint32_t* a, int64_t lda, int64_t m, const uint32_t* b, int64_t words, float* out,
+                              int64_t apart) {
+#if defined(FASTBERT_AMX)
+    if constexpr (USES_AMX<T>)
+        return amx_product<T>(a, lda, static_cast<int>(m), b, words, false, reinterpret_cast<uint32_t*>(out), apart, [] {});
+#endif
+    product<T>(a, lda, m, b, words, [&](int i, int v, Sum<T> sum) { store(out + i * apart + v * WIDTH, sum); });
 }
 
 #if defined(__AVX512F__)

@@ -165,6 +165,16 @@ static inline void store(T* p, Vec v) { store_n(p, v, WIDTH); }
 
 #endif
 
+// Stores two vectors one after the other.
+template <typename T>
+static inline void store_two(T* p, Vec a, Vec b) {
+#if defined(__AVX512BF16__)
+    if constexpr (sizeof(T) == sizeof(bf16)) return _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+#endif
+    store(p, a);
+    store(p + WIDTH, b);
+}
+
 // The first n lanes of v, the others zero: for sums over a row whose length is no multiple of WIDTH.
 static inline Vec keep_n(Vec v, int n) {
     float lanes[WIDTH];
