@@ -38,6 +38,7 @@ from fastbert.inference.job import embed_records
 from fastbert.inference.output import StreamOutput, make_format
 from fastbert.inference.records import Reading, Records
 from fastbert.inference.row_output import RowFormat
+from fastbert.model.bert import picked_states
 from fastbert.tasks.predict import Predicting, predict_records
 from fastbert.tasks.rows import TaskReading, TaskRows
 
@@ -227,17 +228,18 @@ def load(task: str, folder: Path, dtype: str) -> Any:
 
 
 def engine_run(pipe: Any, windows: list[Any]) -> Callable[[], Any]:
-    """The model alone, on tokens that are packed already."""
-    module = pipe.model.base_model if pipe.task == "fill-mask" else pipe.model
+    """The model alone, on tokens that are packed already; of a model of masked words, at the masks alone."""
     batches = [inputs for _, inputs in pipe.runner.batches(windows)]
     mask = pipe.tokenizer.mask_token_id
 
     @torch.inference_mode()
     def run() -> None:
         for batch in batches:
-            output = module(**batch, return_dict=True)
             if pipe.task == "fill-mask":
-                pipe.model.predictions(output.last_hidden_state[batch["input_ids"] == mask])
+                places = (batch["input_ids"] == mask).nonzero().flatten()
+                pipe.model.predictions(picked_states(pipe.model.base_model, **batch, picked=places))
+            else:
+                pipe.model(**batch, return_dict=True)
 
     return run
 

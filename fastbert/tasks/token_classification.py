@@ -6,9 +6,9 @@ Offsets are code points of the text, as Python counts them.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from fastbert.inference.windows import Window, central_tokens
 from fastbert.tasks.base import LengthSettings, Pipeline, logits, window_counts
 from fastbert.tasks.text_classification import apply
+from fastbert.tokenizer.tokenizer import Tokenizer
 
 WORDS = ("first", "average", "max")  # strategies by which a word has one class
 STRATEGIES = ("none", "simple", *WORDS)
@@ -55,18 +56,32 @@ class TokenSettings(LengthSettings):
             object.__setattr__(self, "ignore_labels", ["O"])
 
 
-class Tokens(NamedTuple):
-    """The T tokens of a text, special ones apart."""
+class Group(NamedTuple):
+    """Tokens in which entities are found: those of a text; with a stride, those of a window."""
 
-    places: list[int]  # in their windows
-    ids: list[int]
-    starts: list[int]
-    ends: list[int]
-    continues: list[bool]  # a word that the token before is of
+    item: int
+    places: list[tuple[int, int]]  # (window, place in it) of each token, special ones apart
+
+
+class Tokens(NamedTuple):
+    """The T tokens of several groups, one after the other."""
+
+    group: np.ndarray  # (T,)
+    places: np.ndarray  # (T,) in their windows
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    continues: np.ndarray  # (T,) true for one of the word that the token before is of
     scores: np.ndarray  # (T, classes): probabilities
 
 
-Unit = tuple[int, int, int, float]  # first and last token, class, score
+class Units(NamedTuple):
+    """Tokens with their class; or words, by the strategy."""
+
+    first: np.ndarray  # (U,) tokens
+    last: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
 
 
 class TokenClassification(Pipeline):
@@ -100,152 +115,218 @@ class TokenClassification(Pipeline):
     def run(self, windows: list[Window]) -> list[np.ndarray]:
         return self.runner.run(windows, logits, rows=len)
 
-    def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> list[dict[str, Any]]:
-        ignored = [i for i, name in self.runner.config.id2label.items() if name in settings.ignore_labels]
-        if ignored and all(np.isin(row.argmax(axis=1), ignored).all() for row in rows):
-            return []  # most texts hold no entity
-        text = settings.delimiter.join(item) if settings.is_split_into_words else item
-        parts = self.tokens(item, text, windows, rows, settings)
-        found = [entity for tokens in parts for entity in self._entities(text, tokens, settings)]
-        if len(parts) > 1:
-            found = _longest(found)
-        more = window_counts(windows)
-        return [entity | more for entity in found] if more else found
+    def answers(
+        self, items: list[Any], windows: Sequence[Window], rows: Sequence[np.ndarray], settings: Any
+    ) -> Iterator[tuple[Any, list[Window]]]:
+        own: list[list[int]] = [[] for _ in items]
+        for number, window in enumerate(windows):
+            own[window.item].append(number)
+        texts = [settings.delimiter.join(item) if settings.is_split_into_words else item for item in items]
+        entities = self._entities(items, texts, windows, rows, own, settings)
+        for numbers, parts in zip(own, entities, strict=True):
+            several = [windows[n] for n in numbers]
+            found = _longest([each for part in parts for each in part]) if len(parts) > 1 else parts[0] if parts else []
+            more = window_counts(several)
+            yield [entity | more for entity in found] if more else found, several
 
-    def tokens(
-        self, item: Any, text: str, windows: list[Window], rows: list[np.ndarray], settings: Any
-    ) -> list[Tokens]:
-        """The tokens of a text: together; or, with a stride, those of each window."""
-        words, gap = (item, len(settings.delimiter)) if settings.is_split_into_words else (None, 0)
-        columns = [_columns(window.encoding, words, gap) for window in windows]
-        if settings.stride is None:
-            places = [central_tokens(windows)]
-        else:
-            places = [[(number, place) for _, place in central_tokens([w])] for number, w in enumerate(windows)]
-        together = apply("softmax", np.concatenate(rows))  # all windows' tokens
-        starts_of = np.cumsum([0, *map(len, rows)])
-        continues = self._word_rule(text, settings)
-        found = []
-        for several in places:
-            picked = [[columns[number][column][place] for number, place in several] for column in range(4)]
-            ids, starts, ends, numbers = picked
-            before = [None, *numbers][: len(numbers)]
-            follows = [False] * len(ids)
-            if settings.aggregation_strategy in WORDS:
-                follows = [i > 0 and continues(*token) for i, token in enumerate(zip(*picked, before, strict=True))]
-            table = together[np.array([starts_of[n] + i for n, i in several], dtype=np.intp)]
-            found.append(Tokens([i for _, i in several], ids, starts, ends, follows, table))
+    def _entities(
+        self,
+        items: list[Any],
+        texts: list[str],
+        windows: Sequence[Window],
+        rows: Sequence[np.ndarray],
+        own: list[list[int]],
+        settings: Any,
+    ) -> list[list[list[dict[str, Any]]]]:
+        """The entities of each group, for each text; `own` are the windows of a text."""
+        found: list[list[list[dict[str, Any]]]] = [[] for _ in items]
+        if not windows:
+            return found
+        logits_of_all = np.concatenate(rows)
+        first_of = np.cumsum([0, *map(len, rows)])
+        names = self.runner.config.id2label
+        ignored = np.array([names[label] in settings.ignore_labels for label in range(logits_of_all.shape[1])])
+        # Most texts hold no entity: nothing else is done for them.
+        held = np.cumsum(np.append(0, ~ignored[logits_of_all.argmax(axis=1)]))
+        holds = held[first_of[1:]] > held[first_of[:-1]]
+        groups = [
+            group
+            for item, numbers in enumerate(own)
+            if holds[numbers].any()
+            for group in _groups(item, numbers, windows, settings.stride is not None)
+        ]
+        if not groups:
+            return found
+        tokens = self.tokens(groups, items, texts, windows, logits_of_all, first_of, settings)
+        for group, several in zip(groups, self._found(groups, tokens, texts, settings), strict=True):
+            found[group.item].append(several)
         return found
 
-    def _word_rule(self, text: str, settings: Any) -> Callable[[int, int, int, Any, Any], bool]:
-        """A function that is True for a token that continues the word before it.
+    def tokens(
+        self,
+        groups: list[Group],
+        items: list[Any],
+        texts: list[str],
+        windows: Sequence[Window],
+        logits_of_all: np.ndarray,
+        first_of: np.ndarray,
+        settings: Any,
+    ) -> Tokens:
+        """The tokens of groups; the logits are of all windows' tokens, those of window n from `first_of[n]` on."""
+        used = sorted({number for group in groups for number, _ in group.places})
+        encodings = [windows[number].encoding for number in used]
+        begins = dict(zip(used, np.cumsum([0, *map(len, encodings)]).tolist(), strict=False))
+        pairs = [pair for group in groups for pair in group.places]
+        count = len(pairs)
+        number = np.fromiter((n for n, _ in pairs), np.int64, count)
+        places = np.fromiter((place for _, place in pairs), np.int64, count)
+        at = np.fromiter((begins[n] + place for n, place in pairs), np.int64, count)
+        group_of = np.repeat(np.arange(len(groups)), [len(group.places) for group in groups])
+        total = sum(map(len, encodings))
+        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, total)[at]
+        spans = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
+        offsets = np.fromiter(spans, np.int64, 2 * total).reshape(-1, 2)[at]
+        words = None
+        if settings.is_split_into_words or (settings.aggregation_strategy in WORDS and self.tokenizer.knows_words):
+            numbers = (-1 if word is None else word for word in chain.from_iterable(e.word_ids for e in encodings))
+            words = np.fromiter(numbers, np.int64, total)[at]
+        if settings.is_split_into_words:  # offsets within words become those within the joined text
+            assert words is not None
+            bounds = np.cumsum([0, *(len(group.places) for group in groups)]).tolist()
+            for group, (first, after) in zip(groups, pairwise(bounds), strict=True):
+                begin = np.cumsum([0, *(len(word) + len(settings.delimiter) for word in items[group.item])])
+                mine = words[first:after]
+                offsets[first:after] += np.where(mine >= 0, begin[mine], 0)[:, None]
+        continues = np.zeros(count, bool)
+        if settings.aggregation_strategy in WORDS:
+            follows = group_of[1:] == group_of[:-1]
+            continues[1:] = follows & self._goes_on(groups, texts, group_of, ids, offsets, words)[1:]
+        scores = apply("softmax", logits_of_all[first_of[number] + places])
+        return Tokens(group_of, places, ids, offsets[:, 0], offsets[:, 1], continues, scores)
+
+    def _goes_on(
+        self,
+        groups: list[Group],
+        texts: list[str],
+        group_of: np.ndarray,
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        words: np.ndarray | None,
+    ) -> np.ndarray:
+        """True for a token that continues the word before it, if there is one.
 
         WordPiece knows its words. Of other tokenizers, whose words hold punctuation, transformers says that a word goes
         on up to a space; so it is here, but that a character of a language without spaces is a word.
         """
-        unknown = self.tokenizer.unk_token_id
-        if self.tokenizer.knows_words:
-            return lambda id, start, end, word, before: id != unknown and word is not None and word == before
+        known = ids != (-1 if self.tokenizer.unk_token_id is None else self.tokenizer.unk_token_id)
+        if words is not None and self.tokenizer.knows_words:
+            return known & (words >= 0) & (words == np.concatenate([[-1], words[:-1]]))
 
-        def goes_on(id: int, start: int, end: int, word: Any, before: Any) -> bool:
-            if id == unknown or start == 0 or " " in text[start - 1 : start + 1]:
+        def goes_on(text: str, start: int) -> bool:
+            if start == 0 or " " in text[start - 1 : start + 1]:
                 return False
             return not (is_ideograph(text[start - 1]) or is_ideograph(text[start : start + 1]))
 
-        return goes_on
+        where = zip(group_of.tolist(), offsets[:, 0].tolist(), strict=True)
+        return known & np.fromiter((goes_on(texts[groups[g].item], start) for g, start in where), bool, len(ids))
 
-    def _entities(self, text: str, tokens: Tokens, settings: Any) -> list[dict[str, Any]]:
+    def _found(
+        self, groups: list[Group], tokens: Tokens, texts: list[str], settings: Any
+    ) -> list[list[dict[str, Any]]]:
+        """The entities of each group."""
+        found: list[list[dict[str, Any]]] = [[] for _ in groups]
         names, ignored = self.runner.config.id2label, set(settings.ignore_labels)
-        units = _units(tokens, settings.aggregation_strategy)
-        if settings.aggregation_strategy == "none":
-            return [
-                {
-                    "entity": names[label],
-                    "score": score,
-                    "index": tokens.places[i],
-                    "word": self._strings(text, tokens, i, i)[0],
-                    "start": tokens.starts[i],
-                    "end": tokens.ends[i],
-                }
-                for i, _, label, score in units
-                if names[label] not in ignored
-            ]
-        tags = {label: _tag(name) for label, name in names.items()}
-        kept = {label: name.split("-", 1)[-1] for label, name in names.items()}
-        entities = []
-        for run in _runs(units, tags):
-            kind = kept[run[0][2]]
-            if kind not in ignored:
-                entities.append(
-                    {
-                        "entity_group": kind,
-                        "score": float(np.mean([score for *_, score in run])),
-                        "word": self._joined(text, tokens, run, settings.aggregation_strategy),
-                        "start": tokens.starts[run[0][0]],
-                        "end": tokens.ends[run[-1][1]],
-                    }
-                )
-        return entities
-
-    def _strings(self, text: str, tokens: Tokens, first: int, last: int) -> list[str]:
-        """The forms of tokens; of one that is unknown, its part of the text."""
-        unknown = self.tokenizer.unk_token_id
-        return [
-            text[tokens.starts[i] : tokens.ends[i]]
-            if tokens.ids[i] == unknown
-            else str(self.tokenizer.convert_ids_to_tokens(tokens.ids[i]))
-            for i in range(first, last + 1)
-        ]
-
-    def _joined(self, text: str, tokens: Tokens, run: list[Unit], strategy: str) -> str:
-        join = self.tokenizer.convert_tokens_to_string
-        words = [self._strings(text, tokens, first, last) for first, last, *_ in run]
-        if strategy == "simple":
-            return join([string for word in words for string in word])
-        return join([join(word) for word in words])
+        strategy = settings.aggregation_strategy
+        units = _units(tokens, strategy)
+        word = _Words(self.tokenizer, tokens, [texts[group.item] for group in groups])
+        starts, ends, group_of = tokens.starts.tolist(), tokens.ends.tolist(), tokens.group.tolist()
+        labels = range(tokens.scores.shape[1])
+        if strategy == "none":
+            places = tokens.places.tolist()
+            kept = np.flatnonzero(~np.array([names[label] in ignored for label in labels])[units.label])
+            for i, label, score in zip(
+                *(x.tolist() for x in (kept, units.label[kept], units.score[kept])), strict=True
+            ):
+                entity = {"entity": names[label], "score": score, "index": places[i], "word": word.string(i)}
+                found[group_of[i]].append(entity | {"start": starts[i], "end": ends[i]})
+            return found
+        kinds = [names[label].split("-", 1)[-1] for label in labels]
+        begin, end = _runs(units, tokens.group, [_tag(names[label]) for label in labels])
+        kept = np.flatnonzero(~np.array([kind in ignored for kind in kinds])[units.label[begin]])
+        firsts, lasts = units.first.tolist(), units.last.tolist()
+        for u, after, label in zip(
+            begin[kept].tolist(), end[kept].tolist(), units.label[begin[kept]].tolist(), strict=True
+        ):
+            first, last = firsts[u], lasts[after - 1]
+            joined = (
+                word.of_tokens(first, last) if strategy == "simple" else word.of_words(firsts[u:after], lasts[u:after])
+            )
+            score = float(units.score[u] if after == u + 1 else units.score[u:after].mean())
+            entity = {"entity_group": kinds[label], "score": score, "word": joined}
+            found[group_of[first]].append(entity | {"start": starts[first], "end": ends[last]})
+        return found
 
 
-def _columns(encoding: Any, words: list[str] | None, gap: int) -> tuple[list, list, list, list]:
-    """Ids, starts, ends and word numbers of tokens; offsets within words become those within the joined text."""
-    starts, ends = ([place[side] for place in encoding.offsets] for side in (0, 1))
-    numbers = encoding.word_ids
-    if words is not None:
-        begins = np.concatenate([[0], np.cumsum([len(word) + gap for word in words])])
-        shift = [0 if number is None else int(begins[number]) for number in numbers]
-        starts, ends = ([at + by for at, by in zip(column, shift, strict=True)] for column in (starts, ends))
-    return encoding.ids, starts, ends, numbers
+class _Words:
+    """The strings of tokens, and of entities."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: Tokens, texts: list[str]) -> None:
+        self._tokenizer, self._texts = tokenizer, texts  # a text for each group
+        self._tokens = tokens
+        self._ids = tokens.ids.tolist()
+
+    def string(self, i: int) -> str:
+        """The form of a token; of one that is unknown, its part of the text."""
+        if self._ids[i] == self._tokenizer.unk_token_id:
+            return self._texts[self._tokens.group[i]][self._tokens.starts[i] : self._tokens.ends[i]]
+        return str(self._tokenizer.convert_ids_to_tokens(self._ids[i]))
+
+    def of_tokens(self, first: int, last: int) -> str:
+        return self._tokenizer.convert_tokens_to_string([self.string(i) for i in range(first, last + 1)])
+
+    def of_words(self, firsts: list[int], lasts: list[int]) -> str:
+        words = [self.of_tokens(first, last) for first, last in zip(firsts, lasts, strict=True)]
+        return self._tokenizer.convert_tokens_to_string(words)
 
 
-def _units(tokens: Tokens, strategy: str) -> list[Unit]:
-    """Each token with its class; or each word, by the strategy."""
-    labels, best = tokens.scores.argmax(axis=1).tolist(), tokens.scores.max(axis=1).tolist()
+def _groups(item: int, numbers: list[int], windows: Sequence[Window], by_window: bool) -> list[Group]:
+    """The groups of a text with these windows."""
+    if by_window or len(numbers) == 1:
+        return [Group(item, [(n, place) for _, place in central_tokens([windows[n]])]) for n in numbers]
+    places = central_tokens([windows[n] for n in numbers])
+    return [Group(item, [(numbers[n], place) for n, place in places])]
+
+
+def _units(tokens: Tokens, strategy: str) -> Units:
+    labels, best = tokens.scores.argmax(axis=1), tokens.scores.max(axis=1).astype(np.float64)
     if strategy not in WORDS:
-        return [(i, i, label, score) for i, (label, score) in enumerate(zip(labels, best, strict=True))]
-    edges = [i for i, follows in enumerate(tokens.continues) if not follows] + [len(labels)]
-    units = []
-    for first, after in pairwise(edges):
-        label, score = labels[first], best[first]
-        if after - first > 1 and strategy == "max":
-            surest = max(range(first, after), key=best.__getitem__)
-            label, score = labels[surest], best[surest]
-        elif after - first > 1 and strategy == "average":
-            mean = np.nanmean(tokens.scores[first:after], axis=0)
-            label = int(mean.argmax())
-            score = float(mean[label])
-        units.append((first, after - 1, label, score))
-    return units
-
-
-def _runs(units: list[Unit], tags: dict[int, tuple[str, str]]) -> list[list[Unit]]:
-    """Neighbours of one class, of which B- begins another."""
-    runs: list[list[Unit]] = []
-    for unit in units:
-        prefix, kind = tags[unit[2]]
-        if runs and prefix != "B" and kind == tags[runs[-1][-1][2]][1]:
-            runs[-1].append(unit)
+        every = np.arange(len(labels))
+        return Units(every, every, labels, best)
+    first = np.flatnonzero(~tokens.continues)
+    after = np.append(first[1:], len(labels))
+    label, score = labels[first], best[first]
+    for unit in np.flatnonzero(after - first > 1) if strategy != "first" else ():
+        part = slice(first[unit], after[unit])
+        if strategy == "max":
+            surest = first[unit] + int(best[part].argmax())
+            label[unit], score[unit] = labels[surest], best[surest]
         else:
-            runs.append([unit])
-    return runs
+            mean = np.nanmean(tokens.scores[part], axis=0)
+            label[unit] = mean.argmax()
+            score[unit] = mean[label[unit]]
+    return Units(first, after - 1, label, score)
+
+
+def _runs(units: Units, group: np.ndarray, tags: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """First and end of each run of neighbours of one class, of which B- begins another."""
+    kinds = [kind for _, kind in tags]
+    kind = np.array([kinds.index(kind) for kind in kinds])[units.label]
+    begins = np.array([prefix == "B" for prefix, _ in tags])[units.label]
+    group = group[units.first]
+    begins[:1] = True
+    begins[1:] |= (kind[1:] != kind[:-1]) | (group[1:] != group[:-1])
+    begin = np.flatnonzero(begins)
+    return begin, np.append(begin[1:], len(kind))
 
 
 def _tag(label: str) -> tuple[str, str]:

@@ -90,7 +90,6 @@ def test_masked_words():
     sentences = [" ".join(words) for words in (["[MASK]", text] for text in make_texts(210)) if len(words[1]) < 1000]
     assert len(sentences) >= 200
     same(ours(sentences[:200]), theirs(sentences[:200]))
-    assert "paris" in [a["token_str"] for a in ours("the capital of france is [MASK].", top_k=50)]
 
 
 def test_questions(home, minilm):

@@ -105,9 +105,13 @@ def test_a_word_is_whole(tmp_path, kind):
         assert not before.strip() or before.endswith(" ") or text[entity["start"]] == " "
         assert not after or after.startswith(" ") or after.startswith("\u0301") is False
     chinese = "中文没有空格"
-    settings = ours.settings()
-    (tokens,) = ours.tokens(chinese, chinese, ours.prepare([chinese], settings), [np.zeros((99, 5))], settings)
-    assert len(tokens.ids) > 1 and not any(tokens.continues)
+    windows = ours.prepare([chinese], ours.settings())
+    rows = np.tile(np.float32([0, 0, 5, 0, 0]), (len(windows[0]), 1))  # I-PER each: one entity, of whole words
+    ((entities, _),) = ours.answers([chinese], windows, [rows], ours.settings())
+    assert "".join(chinese[each["start"] : each["end"]] for each in entities) == chinese
+    found = {n: np.float32([0, 5, 0, 0, 0]) for n in range(len(windows[0]))}  # B-PER each: an entity for each word
+    ((entities, _),) = ours.answers([chinese], windows, [np.stack(list(found.values()))], ours.settings())
+    assert len(entities) == sum(part is not None for part in windows[0].encoding.sequence_ids) > 1
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_entities_of_other_scripts(folder, request, script, strategy):
             pytest.skip("a character of a name is unknown to this tokenizer")
         rows[token, 0 if inside is None else 4 if inside == before else 3] = 5.0 if inside is None else 9.0
         before = inside
-    found = ours.answer(text, windows, [rows], settings)
+    ((found, _),) = ours.answers([text], windows, [rows], settings)
     # Words of tokenizers that go by spaces hold the punctuation after them, as in transformers.
     assert [text[each["start"] : each["end"]].strip(" .。") for each in found] == names
     assert {each["entity_group"] for each in found} == {"LOC"}
