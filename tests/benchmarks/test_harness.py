@@ -240,6 +240,7 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_quick_run_and_its_picture(tiny, tmp_path, capsys):
     file = tmp_path / "rows.csv"
     names = ["transformers-eager", "transformers-sdpa-sorted", "fastbert", "fastbert-accelerate"]

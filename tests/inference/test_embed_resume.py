@@ -99,7 +99,9 @@ def test_two_processes_do_not_write_one_output(tiny, folder, capsys):
     assert code == 1 and "another process is writing o.npy.partial" in err
 
 
-@pytest.mark.parametrize("format", ["npy", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "format", ["npy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("jsonl", "parquet"))]
+)
 def test_a_kill_at_any_step_loses_nothing_that_was_committed(tiny, folder, format):
     """SIGKILL before each fsync, rename and removal of a run in turn, with a torn write on top."""
     write_texts("in.txt", [*make_texts(20), "", "a cat"])
@@ -109,6 +111,7 @@ def test_a_kill_at_any_step_loses_nothing_that_was_committed(tiny, folder, forma
     assert report["chain"] and report["left"] == ["in.txt", f"o.{format}"], report
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(folder):
     model = save_tiny(folder / "model", hidden_size=1024, num_hidden_layers=0)
     counts = 12_000, 28_000  # both of several windows, a few of which are in memory at a time

@@ -155,6 +155,7 @@ def test_minilm_stsb_test_spearman(minilm, stsb):
     assert spearman((left * right).sum(1), [float(row[4]) for row in rows]) == pytest.approx(82.03, abs=0.01)
 
 
+@pytest.mark.slow
 def test_antiberty_every_head_and_its_predictions(antiberty):
     import warnings
 
