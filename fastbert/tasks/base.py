@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,10 +123,8 @@ class Pipeline:
         self, items: list[Any], windows: Sequence[Window], rows: Sequence[np.ndarray], settings: Any
     ) -> Iterator[tuple[Any, list[Window]]]:
         """The answer to each input, from its windows and the rows of each."""
-        pairs = zip(windows, rows, strict=True)
-        for item, (_, found) in zip(items, groupby(pairs, key=lambda pair: pair[0].item), strict=True):
-            own, values = zip(*found, strict=True)
-            yield self.answer(item, list(own), list(values), settings), list(own)
+        for item, own, values in zip(items, *by_item(items, windows, rows), strict=True):
+            yield self.answer(item, own, values, settings), own
 
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
         raise NotImplementedError
@@ -135,6 +132,18 @@ class Pipeline:
     def single(self, answer: Any, inputs: Any, given: dict[str, Any]) -> Any:
         """The answer to an input that came alone, in a call with the arguments `given`."""
         return answer
+
+
+def by_item(
+    items: Sequence[Any], windows: Sequence[Window], rows: Sequence[np.ndarray]
+) -> tuple[list[list[Window]], list[list[np.ndarray]]]:
+    """The windows of each input, and their rows."""
+    own: list[list[Window]] = [[] for _ in items]
+    values: list[list[np.ndarray]] = [[] for _ in items]
+    for window, row in zip(windows, rows, strict=True):
+        own[window.item].append(window)
+        values[window.item].append(row)
+    return own, values
 
 
 def logits(output: Any, ids: Tensor) -> Tensor:

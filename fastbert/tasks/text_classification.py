@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from fastbert.inference.windows import Window
-from fastbert.tasks.base import LengthSettings, Pipeline, window_counts
+from fastbert.tasks.base import LengthSettings, Pipeline, by_item, window_counts
 
 BEST: Literal["best"] = "best"  # top_k that was not given: the best class alone, not in a list
 FUNCTIONS = ("softmax", "sigmoid", "none")
@@ -86,14 +87,20 @@ class TextClassification(Pipeline):
             function = "none" if kind == "regression" else "sigmoid" if several else "softmax"
         return apply(function.lower(), logits)
 
-    def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
-        scores = self.scores(self.logits(rows, settings), settings.function_to_apply)
-        names, more = self.runner.config.id2label, window_counts(windows)
-        if settings.top_k == BEST:
-            best = int(scores.argmax())
-            return {"label": names[best], "score": float(scores[best]), **more}
-        order = np.argsort(-scores, kind="stable")[: settings.top_k]
-        return [{"label": names[int(i)], "score": float(scores[i]), **more} for i in order]
+    def answers(
+        self, items: list[Any], windows: Sequence[Window], rows: Sequence[np.ndarray], settings: Any
+    ) -> Iterator[tuple[Any, list[Window]]]:
+        own, of_items = by_item(items, windows, rows)
+        if not items:
+            return
+        scores = self.scores(np.stack([self.logits(each, settings) for each in of_items]), settings.function_to_apply)
+        names = self.runner.config.id2label
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : 1 if settings.top_k == BEST else settings.top_k]
+        values = np.take_along_axis(scores, order, axis=1).tolist()
+        for classes, best, several in zip(order.tolist(), values, own, strict=True):
+            more = window_counts(several)
+            found = [{"label": names[i], "score": score, **more} for i, score in zip(classes, best, strict=True)]
+            yield found[0] if settings.top_k == BEST else found, several
 
     def single(self, answer: Any, inputs: Any, given: dict[str, Any]) -> Any:
         """The answer; in a list, as transformers has it, if it is of one text and the call has no top_k."""
