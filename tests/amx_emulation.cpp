@@ -170,7 +170,7 @@ bool carry_out(const Instruction& op) {
     }
     if (op.opcode() == 0x49 && op.prefix() == PF2 && !op.in_memory() && !op.rm())
         return std::memset(tile_of(op.reg()).bytes, 0, sizeof Tile::bytes), true;
-    if (op.opcode() == 0x4b && op.has_sib() && op.prefix() == PF2) return load(op), true;
+    if (op.opcode() == 0x4b && op.has_sib() && (op.prefix() == PF2 || op.prefix() == P66)) return load(op), true;
     if (op.opcode() == 0x4b && op.has_sib() && op.prefix() == PF3) return store(op), true;
     const bool of_bf16 = op.opcode() == 0x5c && op.prefix() == PF3, of_bytes = op.opcode() == 0x5e && op.prefix() == P66;
     if (op.in_memory() || !(of_bf16 || of_bytes)) return false;

@@ -29,6 +29,11 @@ template <int TILE>
 static inline void tile_load(const void* p, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(TILE) : "memory");
 }
+// The same, without keeping the lines in L1: for an operand that is read once before others need their place there.
+template <int TILE>
+static inline void tile_stream(const void* p, int64_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(TILE) : "memory");
+}
 template <int TILE>
 static inline void tile_store(void* p, int64_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(TILE) : "memory");
@@ -45,7 +50,7 @@ static inline void tile_dot(const Bytes*) {
 // Loads rows [0, rows) and words [0, words) at p into a tile, zeros beyond; a full 16 x 16 without a copy.
 template <int TILE>
 static inline void tile_load_edge(const uint32_t* p, int64_t stride, int rows, int64_t words) {
-    if (rows >= 16 && words >= 16) return tile_load<TILE>(p, stride * 4);
+    if (rows >= 16 && words >= 16) return tile_stream<TILE>(p, stride * 4);
     alignas(64) uint32_t edge[16][16];
     const __mmask16 mask = words >= 16 ? 0xffff : static_cast<__mmask16>((1u << words) - 1u);
     for (int i = 0; i < 16; ++i)

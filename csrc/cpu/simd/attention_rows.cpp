@@ -43,8 +43,15 @@ float exponentials(float* scores, int64_t begin, int64_t end, int64_t padded, fl
     T* out = reinterpret_cast<T*>(scores);  // at most as wide as fp32: writes never overtake reads
     along(begin, [&](int64_t n, int lanes) { store_part(out + n, set(0.0f), lanes); });
     int64_t n = begin;
+    const auto at = [&](int64_t i) { return power<T>(mul(sub(load(scores + i), top_score), factor)); };
+    // Two at a time: AMX's tiles, which read 64 bytes, wait for narrower stores.
+    for (; n + 2 * WIDTH <= end; n += 2 * WIDTH) {
+        const Vec a = at(n), b = at(n + WIDTH);
+        total = add(add(total, a), b);
+        store_two(out + n, a, b);
+    }
     for (; n + WIDTH <= end; n += WIDTH) {
-        const Vec e = power<T>(mul(sub(load(scores + n), top_score), factor));
+        const Vec e = at(n);
         total = add(total, e);
         store(out + n, e);
     }
@@ -71,7 +78,10 @@ struct Sizes {
           key_words(padded_words<T>(words_of<T>(L))),
           keys(padded * head_words),
           values(panels(D) * TILE_N * key_words),
-          scores(TILE_M<T> * padded) {}
+          scores(TILE_M<T> * apart(padded)) {}
+
+    // From one row of scores to the next: an odd number of cache lines, so neighbours fall into different cache sets.
+    static int64_t apart(int64_t width) { return ((width + 15) / 16 | 1) * 16; }
 };
 
 template <typename T>
@@ -120,13 +130,13 @@ void attention(const Attention& op, const HeadSpan& span, void* memory) {
         // The panels that these queries see; `scores` begins with the first of them.
         const Columns seen(op.window, L, m, rows);
         const int64_t first = seen.begin / TILE_N, end = panels(seen.end), origin = first * TILE_N;
-        const int64_t width = (end - first) * TILE_N;
+        const int64_t width = (end - first) * TILE_N, apart = Sizes<T>::apart(width);
         for (int64_t p = first; p < end; ++p)
             product_to<T>(queries, stride, rows, keys + p * TILE_N * sizes.head_words, words, scores + (p - first) * TILE_N,
-                          width);
+                          apart);
         float inverse[TILE_M<T>];
         for (int i = 0; i < rows; ++i) {
-            float* row = scores + i * width;
+            float* row = scores + i * apart;
             const Columns own(op.window, L, m + i, 1);
             const int64_t from = own.begin - origin, to = own.end - origin;
             if (bias) scale_and_add(row + from, to - from, op.scale_log2 * LN2, bias + own.begin - (m + i));
@@ -137,9 +147,13 @@ void attention(const Attention& op, const HeadSpan& span, void* memory) {
         for (int64_t p = 0; p < panels(op.D); ++p) {
             const uint32_t* probabilities = reinterpret_cast<const uint32_t*>(scores);
             const uint32_t* panel = values + p * TILE_N * sizes.key_words + skipped * TILE_N;
-            product<T>(probabilities, width, rows, panel, key_words, [&](int i, int j, Vec context) {
+            product<T>(probabilities, apart, rows, panel, key_words, [&](int i, const Vec* context) {
+                static_assert(NV == 2);
                 T* y = static_cast<T*>(op.y) + ((start + m + i) * op.H + head) * op.D;
-                store_within(y, p * TILE_N + j * WIDTH, op.D, mul(context, set(inverse[i])));
+                const Vec a = mul(context[0], set(inverse[i])), b = mul(context[1], set(inverse[i]));
+                if ((p + 1) * TILE_N <= op.D) return store_two(y + p * TILE_N, a, b);
+                store_within(y, p * TILE_N, op.D, a);
+                store_within(y, p * TILE_N + WIDTH, op.D, b);
             });
         }
     }

@@ -188,13 +188,14 @@ void gradient(const LinearDweight& op, int64_t row_begin, int64_t row_end, int64
         const uint32_t* panel = static_cast<const uint32_t*>(op.packed) + p * TILE_N * (padded_words<T>(words) + 1);
         for (int64_t m = row_begin; m < row_end; m += TILE_M<T>) {
             const int64_t rows = row_end - m < TILE_M<T> ? row_end - m : TILE_M<T>;
-            product<T>(dzt + m * lda, lda, rows, panel + TILE_N, words, [&](int i, int v, Vec part) {
-                const int64_t n = p * TILE_N + v * WIDTH, at = (m + i) * op.K + n;
-                if (n >= op.K) return;
-                const int lanes = op.K - n < WIDTH ? static_cast<int>(op.K - n) : WIDTH;
-                const Vec sum = op.first ? part : add(load_part(op.sums + at, lanes), part);
-                if (op.last) store_part(static_cast<T*>(op.dweight) + at, sum, lanes);
-                else store_part(op.sums + at, sum, lanes);
+            product<T>(dzt + m * lda, lda, rows, panel + TILE_N, words, [&](int i, const Vec* parts) {
+                for (int64_t n = p * TILE_N; n < op.K && n < (p + 1) * TILE_N; n += WIDTH, ++parts) {
+                    const int64_t at = (m + i) * op.K + n;
+                    const int lanes = op.K - n < WIDTH ? static_cast<int>(op.K - n) : WIDTH;
+                    const Vec sum = op.first ? *parts : add(load_part(op.sums + at, lanes), *parts);
+                    if (op.last) store_part(static_cast<T*>(op.dweight) + at, sum, lanes);
+                    else store_part(op.sums + at, sum, lanes);
+                }
             });
         }
     }

@@ -312,7 +312,7 @@ struct Operands {
 template <typename Kind>
 void linear_by_tiles(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
     using Operand = typename Kind::Operand;
-    constexpr int64_t STEP = 128, BLOCK = 256, AHEAD = 16, ROWS = TILE_M<Operand>, LINES = STEP * TILE_N * 4 / 64;
+    constexpr int64_t STEP = 192, BLOCK = 256, AHEAD = 16, ROWS = TILE_M<Operand>, LINES = STEP * TILE_N * 4 / 64;
     constexpr int PAIRS = sizeof(Kind::PAIRS) / sizeof(Kind::PAIRS[0]);
     const TilesInUse tiles;
     const Operands<Kind> x(op);

@@ -42,11 +42,15 @@ static inline float highest(const float* p, int64_t n) {
         for (int64_t i = 1; i < n; ++i) most = p[i] > most ? p[i] : most;
         return most;
     }
-    Vec top = set(most);
+    Vec top = set(most), other = top;
     int64_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH) top = max(top, load(p + i));
-    if (i < n) top = max(top, load(p + n - WIDTH));  // overlaps the last vector: faster than one by one
-    return highest(top);
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        top = max(top, load(p + i));
+        other = max(other, load(p + i + WIDTH));
+    }
+    if (i + WIDTH <= n) top = max(top, load(p + i));
+    if (n % WIDTH) other = max(other, load(p + n - WIDTH));  // overlaps the last vector: faster than one by one
+    return highest(max(top, other));
 }
 
 constexpr float LN2 = 0.6931471805599453f, LOG2E = 1.4426950408889634f;

@@ -171,15 +171,18 @@ static inline void with_rows(int64_t m, const F& f) {
     }
 }
 
-// Calls store(i, v, sum) for each row i < m <= TILE_M<T> and vector v of A times one panel of `words` words.
+// Calls store(i, sums), of NV vectors, for each row i < m <= TILE_M<T> of A times one panel of `words` words.
 template <typename T, typename Store>
 static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint32_t* b, int64_t words, const Store& store) {
 #if defined(FASTBERT_AMX)
     if constexpr (USES_AMX<T>) {
         alignas(64) uint32_t out[TILE_M<T> * TILE_N];
         amx_product<T>(a, lda, static_cast<int>(m), b, words, false, out, TILE_N, [] {});
-        for (int i = 0; i < m; ++i)
-            for (int v = 0; v < NV; ++v) store(i, v, (Sum<T>)load_word(out + i * TILE_N + v * WIDTH));
+        for (int i = 0; i < m; ++i) {
+            Sum<T> sums[NV];
+            for (int v = 0; v < NV; ++v) sums[v] = (Sum<T>)load_word(out + i * TILE_N + v * WIDTH);
+            store(i, sums);
+        }
         return;
     }
 #endif
@@ -187,8 +190,7 @@ static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint
         constexpr int M = decltype(rows)::value;
         Sum<T> sums[M][NV];
         multiply<T, M>(a, lda, b, words, sums, false, ahead_in(b));
-        for (int i = 0; i < M; ++i)
-            for (int v = 0; v < NV; ++v) store(i, v, sums[i][v]);
+        for (int i = 0; i < M; ++i) store(i, sums[i]);
     });
 }
 
@@ -200,7 +202,9 @@ static inline void product_to(const uint32_t* a, int64_t lda, int64_t m, const u
     if constexpr (USES_AMX<T>)
         return amx_product<T>(a, lda, static_cast<int>(m), b, words, false, reinterpret_cast<uint32_t*>(out), apart, [] {});
 #endif
-    product<T>(a, lda, m, b, words, [&](int i, int v, Sum<T> sum) { store(out + i * apart + v * WIDTH, sum); });
+    product<T>(a, lda, m, b, words, [&](int i, const Sum<T>* sums) {
+        for (int v = 0; v < NV; ++v) store(out + i * apart + v * WIDTH, sums[v]);
+    });
 }
 
 #if defined(__AVX512F__)
