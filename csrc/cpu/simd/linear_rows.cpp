@@ -96,13 +96,14 @@ static inline void rotate(const T* x, int64_t K, const Take& take) {
 }
 
 // The largest absolute value of a rotated row; NaN if any of its numbers is not finite. Without the sign bit, floats
-// order as their bits do as integers, with infinity and NaN above all.
-template <typename T>
-float largest(const T* p, int64_t n) {
+// order as their bits do as integers, with infinity and NaN above all. Calls also(k, v) for each vector of the row.
+template <typename T, typename Also>
+float largest(const T* p, int64_t n, const Also& also) {
     const Ints magnitude = Ints{} + 0x7fffffff;
     Ints top = {}, other = {};
     bool odd = false;
-    rotate(p, n, [&](int64_t, Vec v, int64_t) {
+    rotate(p, n, [&](int64_t k, Vec v, int64_t) {
+        also(k, v);
         const Ints x = (Ints)v & magnitude;
         Ints& best = odd ? other : top;
         best = x > best ? x : best;
@@ -134,14 +135,21 @@ using ByteVec = Byte __attribute__((vector_size(WIDTH * sizeof(Byte))));
 // Quantises a rotated row of x to bytes, with BYTE_OFFSET, zeros up to `padded` words; returns its scale.
 template <typename T>
 float prepare_bytes(const T* x, int64_t K, int64_t padded, uint32_t* out) {
-    const float amax = largest(x, K);
+    constexpr int64_t KEPT = 4096;  // numbers that are rotated once and kept, in L1
+    alignas(64) float kept[KEPT];
+    const bool keeps = K <= KEPT;
+    const float amax = largest(x, K, [&](int64_t k, Vec v) {
+        if (keeps) store(kept + k, v);
+    });
     const Vec inverse = set(inverse_scale(amax));
     Byte* bytes = reinterpret_cast<Byte*>(out);
-    rotate(x, K, [&](int64_t k, Vec v, int64_t n) {
+    const auto quantise = [&](int64_t k, Vec v, int64_t n) {
         const ByteVec b = __builtin_convertvector(round_to_int(mul(v, inverse)) + BYTE_OFFSET, ByteVec);
         if (n == WIDTH) std::memcpy(bytes + k, &b, sizeof b);
         else std::memcpy(bytes + k, &b, n * sizeof(Byte));
-    });
+    };
+    if (!keeps) rotate(x, K, quantise);
+    for (int64_t k = 0; keeps && k < K; k += WIDTH) quantise(k, load(kept + k), K - k < WIDTH ? K - k : WIDTH);
     for (int64_t k = K; k < padded * BYTES_PER_WORD; ++k) bytes[k] = 0;  // the weight has zeros there
     return amax / 127.0f;
 }
@@ -176,7 +184,7 @@ void prepare(const Linear& op, int64_t row_begin, int64_t row_end) {
 // Packs column j of a panel: a row of the weight, rotated and quantised, its scale, and the correction for BYTE_OFFSET.
 template <typename T>
 void pack_bytes(const T* row, int64_t K, int64_t j, uint32_t* panel) {
-    const float amax = largest(row, K);
+    const float amax = largest(row, K, [](int64_t, Vec) {});
     const Vec inverse = set(inverse_scale(amax));
     Byte* words = reinterpret_cast<Byte*>(panel + Int8<T>::HEADER * TILE_N);
     int32_t total = 0;
