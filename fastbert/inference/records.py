@@ -17,7 +17,6 @@ from fastbert.checkpoint.json_files import HALF_PAIR
 from fastbert.inference.conll import read_sentences
 from fastbert.inference.input_files import (
     FORMATS,
-    PEEK,
     STDIN,
     CsvRows,
     Form,
@@ -50,7 +49,7 @@ def read_rows(
     """The rows of a file of any format, or of stdin for "-", in order; reading continues after a row with a problem.
 
     Args:
-        kind: the file's format, one of FORMATS, "conll" or "squad".
+        kind: the file's format, one of FORMATS, "conll", "squad", or "questions": JSON, a list of rows or else SQuAD's.
         columns: the columns to read of a csv or parquet file: names, or in csv also numbers from 1; None for all. A
             line of a text file is the value of the first column; a JSON object keeps all its values. Of CoNLL, see
             conll.read_sentences; of SQuAD, what a row calls squad.COLUMNS.
@@ -61,11 +60,11 @@ def read_rows(
     Raises:
         InputError: a csv or parquet file lacks a column, or a file is of another format.
     """
+    known = dict.fromkeys((*FORMATS, *_WHOLE))
+    if kind not in known:
+        raise InputError(f"{shown(name)}: the format is {kind!r}; it must be one of {', '.join(known)}")
     if kind in _WHOLE:
         yield from _WHOLE[kind](shown(name), _whole_text(name, tally), columns)
-    elif kind not in FORMATS:
-        known = ", ".join((*FORMATS, "conll", "squad"))
-        raise InputError(f"{shown(name)}: the format is {kind!r}; it must be one of {known}")
     elif kind == "parquet":
         yield from _parquet_rows(name, columns, tally, groups)
     else:
@@ -156,8 +155,12 @@ def _json_rows(name: str, text: str, columns: Sequence[str] | None) -> Iterator[
             yield Row(line, {}, str(problem))
 
 
+def _question_rows(name: str, text: str, columns: Sequence[str] | None) -> Iterator[Row]:
+    return (_json_rows if text.lstrip().startswith("[") else read_questions)(name, text, columns)
+
+
 # Formats that are read as a whole, by name of the file, text and columns.
-_WHOLE = {"json": _json_rows, "conll": read_sentences, "squad": read_questions}
+_WHOLE = {"json": _json_rows, "conll": read_sentences, "squad": read_questions, "questions": _question_rows}
 
 
 def text_of(row: Row, column: str, kind: str, *, allow_empty: bool = False) -> str:
@@ -190,15 +193,6 @@ def _parquet_rows(
             if tally is not None:
                 tally.digest.update(repr(list(values.values())).encode())
             yield Row(number, values)
-
-
-def question_format(name: str | Path, kind: str) -> str:
-    """The format of a file of questions: a .json file that holds no list is SQuAD's."""
-    if kind != "json":
-        return kind
-    with open_input(name) as stream:
-        head = stream.peek(PEEK).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return "json" if head.startswith(b"[") else "squad"
 
 
 @dataclass(frozen=True)

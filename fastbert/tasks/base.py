@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from fastbert.inference.ahead import ahead
 from fastbert.inference.windows import Window, count_tokens
 from fastbert.tasks.runner import Runner, chunks
+
+Value = TypeVar("Value")
 
 # Arguments of transformers' pipelines that batches of packed tokens have no use for.
 IGNORED_ARGUMENTS = {"batch_size", "num_workers", "padding", "framework", "use_fast"}
@@ -135,11 +137,11 @@ class Pipeline:
 
 
 def by_item(
-    items: Sequence[Any], windows: Sequence[Window], rows: Sequence[np.ndarray]
-) -> tuple[list[list[Window]], list[list[np.ndarray]]]:
-    """The windows of each input, and their rows."""
+    items: Sequence[Any], windows: Sequence[Window], rows: Sequence[Value]
+) -> tuple[list[list[Window]], list[list[Value]]]:
+    """The windows of each input, and what `rows` has for each of them."""
     own: list[list[Window]] = [[] for _ in items]
-    values: list[list[np.ndarray]] = [[] for _ in items]
+    values: list[list[Value]] = [[] for _ in items]
     for window, row in zip(windows, rows, strict=True):
         own[window.item].append(window)
         values[window.item].append(row)

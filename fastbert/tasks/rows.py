@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastbert.inference import conll
-from fastbert.inference.input_files import STDIN, SUFFIXES, Form, RecordProblem, Row, no_column, open_parquet
-from fastbert.inference.records import Record, Records, question_format, text_of
+from fastbert.inference.input_files import SUFFIXES, Form, RecordProblem, Row, no_column, open_parquet
+from fastbert.inference.records import Record, Records, text_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TaskRows(Records):
         if self._task == "token-classification":  # .txt and .tsv are lines of text
             return self.reading.format_of(name, conll.SUFFIXES | SUFFIXES)
         kind = super()._kind(name)
-        return question_format(name, kind) if self._task == "question-answering" and name != STDIN else kind
+        return "questions" if self._task == "question-answering" and kind == "json" else kind
 
     def _columns(self, kind: str) -> list[str] | None:
         """The columns to read; None for all, under the names that the file has."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbert.inference.windows import Window, central_tokens
-from fastbert.tasks.base import LengthSettings, Pipeline, logits, window_counts
+from fastbert.tasks.base import LengthSettings, Pipeline, by_item, logits, window_counts
 from fastbert.tasks.text_classification import apply
 from fastbert.tokenizer.tokenizer import Tokenizer
 
@@ -118,13 +118,10 @@ class TokenClassification(Pipeline):
     def answers(
         self, items: list[Any], windows: Sequence[Window], rows: Sequence[np.ndarray], settings: Any
     ) -> Iterator[tuple[Any, list[Window]]]:
-        own: list[list[int]] = [[] for _ in items]
-        for number, window in enumerate(windows):
-            own[window.item].append(number)
+        windows_of, own = by_item(items, windows, range(len(windows)))
         texts = [settings.delimiter.join(item) if settings.is_split_into_words else item for item in items]
         entities = self._entities(items, texts, windows, rows, own, settings)
-        for numbers, parts in zip(own, entities, strict=True):
-            several = [windows[n] for n in numbers]
+        for several, parts in zip(windows_of, entities, strict=True):
             found = _longest([each for part in parts for each in part]) if len(parts) > 1 else parts[0] if parts else []
             more = window_counts(several)
             yield [entity | more for entity in found] if more else found, several
@@ -173,14 +170,11 @@ class TokenClassification(Pipeline):
         settings: Any,
     ) -> Tokens:
         """The tokens of groups; the logits are of all windows' tokens, those of window n from `first_of[n]` on."""
-        used = sorted({number for group in groups for number, _ in group.places})
-        encodings = [windows[number].encoding for number in used]
-        begins = dict(zip(used, np.cumsum([0, *map(len, encodings)]).tolist(), strict=False))
-        pairs = [pair for group in groups for pair in group.places]
-        count = len(pairs)
-        number = np.fromiter((n for n, _ in pairs), np.int64, count)
-        places = np.fromiter((place for _, place in pairs), np.int64, count)
-        at = np.fromiter((begins[n] + place for n, place in pairs), np.int64, count)
+        pairs = np.array([pair for group in groups for pair in group.places], np.int64).reshape(-1, 2)
+        number, places = pairs.T
+        used, which = np.unique(number, return_inverse=True)
+        encodings = [windows[n].encoding for n in used.tolist()]
+        at = np.cumsum([0, *map(len, encodings)])[which] + places
         group_of = np.repeat(np.arange(len(groups)), [len(group.places) for group in groups])
         total = sum(map(len, encodings))
         ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, total)[at]
@@ -197,7 +191,7 @@ class TokenClassification(Pipeline):
                 begin = np.cumsum([0, *(len(word) + len(settings.delimiter) for word in items[group.item])])
                 mine = words[first:after]
                 offsets[first:after] += np.where(mine >= 0, begin[mine], 0)[:, None]
-        continues = np.zeros(count, bool)
+        continues = np.zeros(len(pairs), bool)
         if settings.aggregation_strategy in WORDS:
             follows = group_of[1:] == group_of[:-1]
             continues[1:] = follows & self._goes_on(groups, texts, group_of, ids, offsets, words)[1:]

@@ -47,7 +47,7 @@ static inline void tile_dot(const Bytes*) {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
-// Loads rows [0, rows) and words [0, words) at p into a tile, zeros beyond; a full 16 x 16 without a copy.
+// Loads rows [0, rows) and words [0, words) at p into a tile, zeros beyond; a full 16 x 16 without a copy, past L1.
 template <int TILE>
 static inline void tile_load_edge(const uint32_t* p, int64_t stride, int rows, int64_t words) {
     if (rows >= 16 && words >= 16) return tile_stream<TILE>(p, stride * 4);

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastbert.inference import conll
 from fastbert.inference.input_files import ROWS, Form, InputError, no_column
-from fastbert.inference.records import question_format, read_rows
+from fastbert.inference.records import read_rows
 from fastbert.training.finetune.tag_schemes import to_bio
 
 DataError = InputError  # a file or one of its lines is not an example of the task
@@ -283,12 +283,12 @@ def _rows(
             yield _Row(path.where[i] if path.where else f"{path.name}[{i}]", values)
         return
     kind = reading.format_of(path, formats, "--format")
-    if squad:
-        kind = question_format(path, kind)
     known = dict.fromkeys([*formats.values(), *(["squad"] if squad else [])])
     if kind not in known:
         raise DataError(f"{path}: the format is {kind}; this task reads {', '.join(known)}")
-    for row in read_rows(path, reading, kind, squad if kind == "squad" else columns):
+    if squad and kind in ("json", "squad"):
+        kind, columns = "questions" if kind == "json" else kind, squad
+    for row in read_rows(path, reading, kind, columns):
         where = f"{path}: row {row.line}" if kind == "parquet" else f"{path}:{row.line}"
         if row.problem is not None:
             raise DataError(f"{where}: {row.problem}")
