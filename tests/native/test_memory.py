@@ -29,8 +29,8 @@ def test_a_workspace_is_kept_where_it_is_large_enough():
     third, _ = extension.workspace(HUGE)  # the call before has not given its memory back
     assert third is not first
     extension.keep(second)
-    larger, start = extension.workspace(4 * HUGE)
-    assert larger is not first and start + 4 * HUGE <= larger.data_ptr() + larger.numel()
+    larger, start = extension.workspace(5 * HUGE)  # with its room for the alignment, the first may hold 4
+    assert larger is not first and start + 5 * HUGE <= larger.data_ptr() + larger.numel()
     extension.keep(torch.empty(extension.KEPT + 1, dtype=torch.uint8))
     fresh, _ = extension.workspace(64)
     assert fresh.numel() < extension.KEPT
