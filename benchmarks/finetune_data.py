@@ -214,7 +214,7 @@ def command(name: str) -> str:
     arguments = REAL_TASKS[name].arguments(f"data/{name}", "$MINILM", f"out/{name}")
     lines = [["fastbert", arguments[0]]]
     for part in arguments[1:]:
-        if part in ("--epochs", "--model", "--train"):
+        if part in ("--epochs", "--model", "--train", "--test"):
             lines.append([])
         lines[-1].append(part)
     shown = " \\\n    ".join(" ".join(line) for line in lines)
