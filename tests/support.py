@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -36,14 +39,23 @@ MASKS = {
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Memory that torch hands out is NaN, or the largest integer: what no one wrote shows.
+    """Memory that torch hands out is NaN or the largest integer, and bytes of numpy are 255: what no one wrote shows.
 
     (To replace torch.empty would outlast the test: the first torch.device of a process tables what is there.)
     """
+
+    def filled(*args: Any, **options: Any) -> np.ndarray:
+        x = empty(*args, **options)
+        if x.dtype == np.uint8:
+            x.fill(255)
+        return x
+
+    empty = np.empty
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills it, by torch.utils.deterministic
     try:
-        yield
+        with mock.patch.object(np, "empty", filled):
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 

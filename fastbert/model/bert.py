@@ -7,8 +7,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fastbert.config import BertConfig, family_of
+from fastbert.engine.positions import BUCKETS
 from fastbert.families import BERT, FAMILIES, Family
-from fastbert.model.distances import BUCKETS
 from fastbert.model.encoder import Encoded, encode, encode_at_once, pick, runs_by_pointers
 from fastbert.model.inputs import Inputs, counted_positions, prepare
 from fastbert.model.layer import Products, is_hooked

@@ -30,8 +30,6 @@ from torch.utils.hooks import RemovableHandle
 from fastbert import ops
 from fastbert.families import BERT, Family
 from fastbert.families.layer_kinds import layer_kinds, place_count
-from fastbert.model.angles import frequencies, rotary_table
-from fastbert.model.distances import alibi_bias, bias_of_table
 from fastbert.model.layer import (
     Dropout,
     Embeddings,
@@ -44,6 +42,7 @@ from fastbert.model.layer import (
     is_hooked,
     sharded,
 )
+from fastbert.model.positions import alibi_bias, bias_of_table, frequencies, rotary_table
 
 _PLAN = "_fastbert_plan"
 # Fields of a config that tables of positions and kinds of layers come from.

@@ -4,6 +4,7 @@ It imports without the extension too; `available()` returns why that is missing.
 that the processor has, or the one that the environment variable FASTBERT_ISA names.
 """
 
+from fastbert.engine.library import available, cpu_features, has_cuda, isa, isas, real_isas
 from fastbert.native.add_layer_norm import add_layer_norm, supports_add_layer_norm
 from fastbert.native.add_layer_norm_bwd import add_layer_norm_bwd, add_layer_norm_fwd_train
 from fastbert.native.attention import attention, supports_attention
@@ -16,7 +17,6 @@ from fastbert.native.embed_layer_norm import (
 )
 from fastbert.native.encode_batch import batch_encoder, encode_batch, supports_encode_batch
 from fastbert.native.encoder import encoder, supports_encoder
-from fastbert.native.extension import available, cpu_features, has_cuda, isa, isas, real_isas
 from fastbert.native.freshness import Checksums, SameObjects, checksums_of
 from fastbert.native.linear import linear, supports_linear
 from fastbert.native.linear_bwd import activate, gate, gate_bwd, linear_bwd, linear_fwd_train

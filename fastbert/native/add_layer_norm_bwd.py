@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh, keep, workspace
+from fastbert.engine.memory import keep, workspace
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
 
 
 def add_layer_norm_fwd_train(
@@ -75,7 +76,7 @@ def add_layer_norm_bwd(
     dresidual = fresh(x, M, N) if want_residual and not shared else None
     dweight, dbias = (fresh(x, N) if want else None for want in (want_weight, want_bias))
     blocks = -(-M // C.PARTIAL_ROWS) if want_weight or want_bias else 0
-    memory, partials = workspace(blocks * 2 * N * 4)  # float32 (blocks, 2, N)
+    memory = workspace(blocks * 2 * N * 4)  # float32 (blocks, 2, N)
     C.add_layer_norm_bwd_cpu(
         *add_layer_norm_inputs(x, residual, weight, rms),
         return_sum,
@@ -87,7 +88,7 @@ def add_layer_norm_bwd(
         dy.stride(0),
         *((0, 0) if dsum is None else (dsum.data_ptr(), dsum.stride(0))),
         *(0 if t is None else t.data_ptr() for t in (dx, dresidual, dweight, dbias)),
-        partials,
+        memory.start,
         chosen_isa()[1],
         torch.get_num_threads(),
     )

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastbert.engine.memory import KEPT, keep, workspace
 from fastbert.native.attention_bwd import bias_arguments, held_bias
 from fastbert.native.embed_layer_norm import supports_embed_layer_norm
 from fastbert.native.encoder import address, descriptors, encoder_kind, supports_encoder
-from fastbert.native.extension import KEPT, C, chosen_isa, fresh, keep, workspace
+from fastbert.native.extension import C, chosen_isa, fresh
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed
 from fastbert.native.packing import MASK_BITS
@@ -111,7 +112,7 @@ def encode_batch(
     needed = model.workspace_bytes(B, S, isa, threads)
     if needed > KEPT:
         return None
-    (memory, address), held = workspace(needed), None if bias is None else held_bias(bias)
+    memory, held = workspace(needed), None if bias is None else held_bias(bias)
     states, pooled = fresh(table, B, S, table.shape[1]), fresh(table, B, table.shape[1]) if has_pooler else None
     done = model.run(
         B,
@@ -123,7 +124,7 @@ def encode_batch(
         -1 if pad_id is None else pad_id,
         states.data_ptr(),
         0 if pooled is None else pooled.data_ptr(),
-        address,
+        memory.start,
         *((0, 0) if held is None else bias_arguments(held)),
         isa,
         threads,

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastbert.engine import encoder as engine
+from fastbert.engine.memory import keep, workspace
 from fastbert.native.add_layer_norm import supports_add_layer_norm
 from fastbert.native.attention import offsets_reason
 from fastbert.native.attention_bwd import bias_arguments, held_bias
-from fastbert.native.extension import (
-    ACTIVATIONS,
-    CPU_DTYPES,
-    PRECISIONS,
-    C,
-    chosen_isa,
-    cpu_reason,
-    fresh,
-    keep,
-    workspace,
-)
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, cpu_reason, fresh
 from fastbert.native.linear import supports_linear
 from fastbert.native.packed_weights import packed
 from fastbert.native.rotary import supports_rotary
@@ -99,9 +90,13 @@ def _descriptors(layers: Any) -> tuple[array, list[Tensor]]:
     for w in layers:
         weights = [packed(weight, w.precision, w.gated and weight is w.up) for weight in w.products]
         norms = (*(w.attention_norm or (None, None)), *w.norm, w.rotary)
-        words.extend(
-            [*map(address, (*weights, *norms)), w.down.shape[1], (-1 if w.window is None else w.window) % 2**64]
+        places = [*map(address, norms)]
+        layer = engine.LayerPlaces(
+            [*map(address, weights)],
+            *((places[0], places[1]), (places[2], places[3]), places[4]),
+            *(w.down.shape[1], w.window),
         )
+        words.extend(layer.words())
         held += [*weights, *(t for t in norms if t is not None)]
     return words, held
 
@@ -110,18 +105,22 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def scale_log2(head_size: int) -> float:
-    """The scale of attention's scores, for a softmax in powers of two."""
-    return head_size**-0.5 * math.log2(math.e)
-
-
 def encoder_kind(weights: Any, width: int, dtype: torch.dtype) -> tuple[Any, ...]:
-    """What all layers share, as csrc/bindings/bindings.h has it."""
+    """What all layers share, as C++ takes it."""
     w = weights.layers[0]
-    return (
-        *(CPU_DTYPES[dtype], PRECISIONS[w.precision], ACTIVATIONS[w.activation], w.gated, w.pre_norm, w.rms),
-        *(width, w.num_heads, w.key_heads, w.eps, scale_log2(width // w.num_heads)),
-        *map(address, weights.final_norm or (None, None)),
+    weight, bias = map(address, weights.final_norm or (None, None))
+    return engine.encoder_kind(
+        CPU_DTYPES[dtype],
+        precision=w.precision,
+        activation=w.activation,
+        gated=w.gated,
+        pre_norm=w.pre_norm,
+        rms=w.rms,
+        width=width,
+        heads=w.num_heads,
+        key_heads=w.key_heads,
+        eps=w.eps,
+        final_norm=(weight, bias),
     )
 
 
@@ -144,13 +143,13 @@ def encoder(
     words, _held = descriptors(weights)
     what = encoder_kind(weights, E, x.dtype), len(weights.layers), words.buffer_info()[0], T
     P = 0 if picked is None else len(picked)
-    memory, start = workspace(C.encoder_workspace_bytes(*what, P, isa, threads))
+    memory = workspace(C.encoder_workspace_bytes(*what, P, isa, threads))
     y, held = fresh(x, T, E), held_bias(bias)
     C.encoder_cpu(
         *what,
         len(cu_seqlens) - 1,
         *map(address, (cu_seqlens, x, y)),
-        start,
+        memory.start,
         *bias_arguments(held),
         address(positions),
         address(picked),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fresh, keep, workspace
+from fastbert.engine.memory import keep, workspace
+from fastbert.native.extension import ACTIVATIONS, CPU_DTYPES, C, chosen_isa, fresh
 from fastbert.native.linear import linear
 from fastbert.native.packed_weights import packed_transpose
 from fastbert.weight import Weight, as_weight
@@ -86,13 +87,13 @@ def linear_bwd(
     dbias = fresh(x, N) if want_bias else None
     outputs = (0 if t is None else t.data_ptr() for t in (dx, dweight, dbias))
     what = code, M, N, K, dy.data_ptr(), dy.stride(0), ACTIVATIONS[activation], *outputs, _CHUNK_WORDS
-    memory, address = workspace(C.linear_bwd_workspace_bytes(*what, isa))
+    memory = workspace(C.linear_bwd_workspace_bytes(*what, isa))
     C.linear_bwd_cpu(
         *what,
         *(x.data_ptr(), x.stride(0)),
         *((0, 0) if saved is None else (saved.data_ptr(), saved.stride(0))),
         0 if packed is None else packed.data_ptr(),
-        *(address, isa, threads),
+        *(memory.start, isa, threads),
     )
     keep(memory)
     return dx, dweight, dbias

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.native.extension import CPU_DTYPES, PRECISIONS, C, chosen_isa, fresh, fresh_bytes, start_of
+from fastbert.engine.packed import Rows, fill_panels, pack, rows_in_turns
+from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
 from fastbert.weight import Weight
 
 
@@ -20,38 +21,31 @@ def packed(weight: Weight, precision: str | None = None, gated: bool = False) ->
 
 @torch.no_grad()
 def _in_turns(weight: Weight) -> Weight:
-    """The rows of a weight's two halves in turns, half a panel of each, the last ones filled up with zeros."""
+    """The rows of a weight's two halves in turns: see engine.packed.rows_in_turns."""
     rows, bias = weight.stacked()
-    half = C.panel_columns(chosen_isa()[1]) // 2
+    order = torch.from_numpy(rows_in_turns(len(rows)))
+    there = order >= 0
 
     def turned(x: Tensor) -> Tensor:
-        missing = -(len(x) // 2) % half
-        parts = x.detach().unflatten(0, (2, -1))
-        parts = torch.cat([parts, parts.new_zeros(2, missing, *x.shape[1:])], 1) if missing else parts
-        return parts.unflatten(1, (-1, half)).transpose(0, 1).flatten(0, 2).contiguous()
+        y = x.new_zeros(len(order), *x.shape[1:])
+        y[there] = x.detach()[order[there]]
+        return y
 
     return Weight((turned(rows),), (None if bias is None else turned(bias),))
 
 
 def _pack(weight: Weight, precision: str | None) -> Tensor:
-    (N, K), first, isa, threads = weight.shape, weight.weights[0], chosen_isa()[1], torch.get_num_threads()
-    kind = CPU_DTYPES[first.dtype], PRECISIONS[precision]
+    code, width = CPU_DTYPES[weight.weights[0].dtype], weight.shape[1]
     weights: tuple[Tensor, ...] = weight.weights
     biases: tuple[Tensor | None, ...] = weight.biases or (None,) * len(weights)
-    sizes = [C.packed_weight_bytes(*kind, len(w), K, isa) for w in weights]
-    # Row blocks that fill their panels are packed one by one: the bytes are those of all rows packed together.
-    full = [C.packed_weight_bytes(*kind, len(w) + 1, K, isa) > size for w, size in zip(weights, sizes, strict=True)]
-    if len(weights) > 1 and not all(full):
+    if not fill_panels(code, precision, [*map(len, weights)], width):
         stacked, bias = weight.stacked()
-        weights, biases, sizes = (stacked,), (bias,), [C.packed_weight_bytes(*kind, N, K, isa)]
-    memory = fresh_bytes(sum(sizes))
-    address = start_of(memory)
-    buffer = memory[address - memory.data_ptr() :][: sum(sizes)]
-    for w, b, size in zip(weights, biases, sizes, strict=True):
-        pointers = w.data_ptr(), w.stride(0), 0 if b is None else b.data_ptr(), address
-        C.pack_weight_cpu(*kind, len(w), K, *pointers, isa, threads)
-        address += size
-    return buffer
+        weights, biases = (stacked,), (bias,)
+    blocks = [
+        Rows(len(w), w.data_ptr(), w.stride(0), 0 if b is None else b.data_ptr())
+        for w, b in zip(weights, biases, strict=True)
+    ]
+    return torch.from_numpy(pack(code, precision, blocks, width, torch.get_num_threads()))
 
 
 def packed_transpose(weight: Weight, inner: int) -> Tensor:

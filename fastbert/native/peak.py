@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastbert.native.extension import C, available
+from fastbert.engine.library import C, available
 
 
 def peak(kind: str, isa: str, threads: int) -> float:

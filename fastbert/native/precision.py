@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastbert.native.extension import isa
+from fastbert.engine.library import isa
 
 _PRODUCTS = {"high": "three", "highest": "six"}
 

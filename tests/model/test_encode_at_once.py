@@ -8,6 +8,7 @@ from support import TINY, poisoned_memory, require_native
 from torch import nn
 
 import fastbert
+from fastbert.engine import memory
 from fastbert.model import bert as bert_module
 from fastbert.model import encoder
 from fastbert.native import extension
@@ -21,10 +22,10 @@ PAD = TINY.get("pad_token_id", 0)
 def native_and_poisoned():
     """Fresh memory is NaN, also the workspace's: nothing may be read that was not written."""
     require_native()
-    extension._memory.bytes = torch.full((8 << 20,), 255, dtype=torch.uint8)
     with poisoned_memory():
+        memory.keep(memory.fresh_bytes(8 << 20))
         yield
-    extension._memory.bytes = None
+        memory.workspace(0)  # taken, and not kept
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 from support import assert_accurate, require_native
 
 from fastbert import native, ops, reference, use_backend
+from fastbert.engine import memory
 from fastbert.native import extension
 
 LENGTHS = {"op by op": [5, 0, 1, 33], "in blocks": [130, 1, 77, 0, 200, 64]}
@@ -58,9 +59,11 @@ def inputs(kind, width, dtype):
 def two_threads_and_poison():
     """Workspaces begin with NaN; two threads, as the tasks of blocks are cut for their number."""
     torch.set_num_threads(2)
-    extension._memory.bytes = torch.full((8 << 20,), 255, dtype=torch.uint8)
+    kept = memory.fresh_bytes(8 << 20)
+    kept.held.fill(255)
+    memory.keep(kept)
     yield
-    extension._memory.bytes = None
+    memory.workspace(0)  # taken, and not kept
 
 
 def by_reference(x, layers, *rest):

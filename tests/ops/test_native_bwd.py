@@ -26,10 +26,9 @@ def native_and_poisoned(monkeypatch):
     real_workspace = linear_bwd.workspace
 
     def poisoned_workspace(size):
-        memory, address = real_workspace(size)
-        with torch.inference_mode():  # where it may have been made
-            memory.fill_(255)  # NaN in every dtype
-        return memory, address
+        memory = real_workspace(size)
+        memory.held.fill(255)  # NaN in every dtype
+        return memory
 
     for module in (linear_bwd, add_layer_norm_bwd):
         monkeypatch.setattr(module, "workspace", poisoned_workspace)

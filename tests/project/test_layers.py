@@ -22,10 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # fastbert/, `kernels`, or `_C`, the extension. A new one says here where it belongs.
 LEAVES = {"checkpoint", "config", "families", "lazy", "packing", "precision", "progress", "reference", "weight"}
 BELOW_MODEL = LEAVES | {"ops"}
-ALL_OF_MODEL = BELOW_MODEL | {"diagnostics", "model", "tokenizer"}
+ALL_OF_MODEL = BELOW_MODEL | {"diagnostics", "engine", "model", "tokenizer"}
 MAY_IMPORT = {
     "kernels": set(),
-    "native": {"_C", "weight"},
+    "engine": {"_C"},
+    "native": {"engine", "weight"},
     "checkpoint": {"families"},
     "config": {"checkpoint", "families"},
     "families": set(),
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "reference": {"packing"},
     "tokenizer": {"checkpoint"},
     "ops": {"native", "kernels", "reference", "packing", "precision", "weight"},
-    "model": BELOW_MODEL,
+    "model": BELOW_MODEL | {"engine"},
     "diagnostics": ALL_OF_MODEL | {"integrations", "native"},
     "inference": ALL_OF_MODEL,
     "training": ALL_OF_MODEL | {"inference", "tasks"},
