@@ -32,8 +32,8 @@ from harness import Case, Harness, Prepared, Provider, append_rows, check_column
 from workload import forward_flops
 
 import fastbert
+from fastbert.inference.base_embedder import MAX_TOKENS
 from fastbert.inference.batching import token_budget_batches
-from fastbert.inference.embed import MAX_TOKENS
 from fastbert.inference.job import embed_records
 from fastbert.inference.output import StreamOutput, make_format
 from fastbert.inference.records import Reading, Records

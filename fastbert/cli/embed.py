@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 from fastbert.cli.options import load_options
 from fastbert.cli.row_runs import bad_lines, check_output, check_streams, writing
+from fastbert.inference.base_embedder import MAX_TOKENS
 from fastbert.inference.batching import WINDOW
-from fastbert.inference.embed import MAX_TOKENS, Embedder
+from fastbert.inference.embed import Embedder
 from fastbert.inference.input_files import STDIN
 from fastbert.inference.job import embed_records
 from fastbert.inference.output import Progress as Done

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from fastbert.inference.ahead import ahead
+from fastbert.inference.base_embedder import TokenCounts, Tokenized
 from fastbert.inference.batching import WINDOW, blocks
-from fastbert.inference.embed import Embedder, TokenCounts, Tokenized
+from fastbert.inference.embed import Embedder
 from fastbert.inference.input_files import InputError
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
 from fastbert.inference.records import Record, Records

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fastbert.inference.ahead import ahead
-from fastbert.inference.embed import MAX_TOKENS
+from fastbert.inference.base_embedder import MAX_TOKENS
 from fastbert.inference.windows import Window
 from fastbert.model.auto import AutoModel
 from fastbert.model.bert import EncoderModel, run_bert

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fastbert.config import BertConfig
-from fastbert.inference.embed import MAX_TOKENS, Embedder
+from fastbert.inference.base_embedder import MAX_TOKENS
+from fastbert.inference.embed import Embedder
 from fastbert.model import auto
 from fastbert.model.bert import EncoderModel
 from fastbert.model.pretrained import BertPreTrainedModel

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastbert.config import BertConfig
+from fastbert.inference.base_embedder import MAX_TOKENS
 from fastbert.inference.batching import blocks, token_budget_batches
-from fastbert.inference.embed import MAX_TOKENS
 from fastbert.inference.windows import Window, windows_of
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.tokenizer.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from cli_support import make_texts, run, write_texts
 from tiny_bert import save_tiny
 
 from fastbert.inference import Embedder
-from fastbert.inference.embed import TokenCounts
+from fastbert.inference.base_embedder import TokenCounts
 from fastbert.inference.output import FileOutput
 
 PROMPTS = {"prompts": {"query": "the cat ", "passage": "red "}, "default_prompt_name": "passage"}

@@ -7,7 +7,7 @@ import pytest
 from tasks_support import KINDS, LENGTH, make_texts, save
 
 from fastbert.inference import Embedder
-from fastbert.inference.embed import TokenCounts
+from fastbert.inference.base_embedder import TokenCounts
 from fastbert.inference.windows import central_tokens, windows_of
 
 LONG = make_texts()[8][:3000]

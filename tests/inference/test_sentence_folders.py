@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer import modules as st
 from tiny_bert import VOCAB, save_tiny
 
 import fastbert
-from fastbert.inference import Embedder
+from fastbert.inference import Embedder, device_pooling
 from fastbert.inference.pooling import pool
 from fastbert.inference.sentence_modules import ACTIVATIONS
 
@@ -81,16 +81,32 @@ def test_switches_of_older_pooling_files(saved, switches):
     assert_same(folder, expected)
 
 
-def test_a_prompt_longer_than_its_text_leaves_nothing_to_pool():
-    states, lengths = torch.arange(1.0, 13).view(6, 2), torch.tensor([3, 0, 2, 1])
+def on_a_device(states, lengths, modes, **options):
+    found = device_pooling.pool(torch.from_numpy(states), torch.from_numpy(lengths), modes, **options)
+    return found.numpy()
+
+
+@pytest.mark.parametrize("pool", [pool, on_a_device])
+def test_a_prompt_longer_than_its_text_leaves_nothing_to_pool(pool):
+    states, lengths = np.arange(1, 13, dtype=np.float32).reshape(6, 2), np.array([3, 0, 2, 1])
     nothing = {mode: pool(states, lengths, [mode], skip=3) for mode in POOLINGS}
     for mode in POOLINGS[1:]:
         assert not nothing[mode].any(), mode
-    assert torch.equal(nothing["cls"], states[[0, 0, 3, 5]] * torch.tensor([1, 0, 1, 1])[:, None])
+    np.testing.assert_array_equal(nothing["cls"], states[[0, 0, 3, 5]] * np.array([1, 0, 1, 1])[:, None])
     kept = pool(states, lengths, ["weightedmean", "max", "lasttoken", "cls"], skip=1)
     weighted = (2 * states[1] + 3 * states[2]) / 5
-    torch.testing.assert_close(kept[0], torch.cat([weighted, states[2], states[2], states[1]]))
-    torch.testing.assert_close(kept[2, :2], states[4])
+    np.testing.assert_allclose(kept[0], np.concatenate([weighted, states[2], states[2], states[1]]), rtol=1e-6)
+    np.testing.assert_array_equal(kept[2, :2], states[4])
+
+
+def test_poolings_on_a_device_are_the_same():
+    rng = np.random.default_rng(0)
+    lengths = np.array([5, 0, 1, 300, 17])
+    states = rng.standard_normal((lengths.sum(), 6)).astype(np.float32)
+    for skip in (0, 1, 4):
+        np.testing.assert_allclose(
+            on_a_device(states, lengths, POOLINGS, skip=skip), pool(states, lengths, POOLINGS, skip=skip), rtol=1e-6
+        )
 
 
 def dense(inputs, outputs, activation="Tanh", **options):
