@@ -19,7 +19,7 @@ from fastbert.config import BertConfig, family_of
 from fastbert.inference import device_pooling
 from fastbert.inference.base_embedder import BaseEmbedder, check_truncate_dim
 from fastbert.inference.pooling import POOLER, pool, pooling_modes
-from fastbert.inference.sentence_modules import RowModule, apply, width_after
+from fastbert.inference.sentence_modules import RowModule, apply, made, width_after
 from fastbert.inference.sentence_settings import SentenceSettings, read_settings
 from fastbert.model.auto import AutoModel
 from fastbert.model.bert import EncoderModel, picked_states
@@ -119,6 +119,7 @@ class Embedder(BaseEmbedder):
         options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
         modes = None if pooling is None else pooling_modes(pooling)
         settings = read_settings(path, modes, normalize, revision)
+        token_modules, modules = ([*map(made, found)] for found in (settings.token_modules, settings.modules))
         folder = path  # the Transformer's folder
         if settings.transformer and settings.modules_file is not None:
             folder = resolve_folder(path, settings.transformer, revision=revision, named_by=settings.modules_file)
@@ -129,7 +130,8 @@ class Embedder(BaseEmbedder):
                 if "pooler.dense.weight" not in checkpoint:
                     raise ValueError(f"{folder}: no tensor pooler.dense.weight, so no pooling 'pooler'")
         model = AutoModel.of(config).load(folder, options, config, add_pooling_layer=POOLER in settings.pooling)
-        truncate_dim = _checked_widths(path, settings, model.config.hidden_size, truncate_dim)
+        widths = model.config.hidden_size, token_modules, modules
+        truncate_dim = _checked_widths(path, settings, *widths, truncate_dim)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(folder, revision=options.revision)
         if max_length is None:
@@ -154,8 +156,8 @@ class Embedder(BaseEmbedder):
                 truncate_dim=truncate_dim,
                 prompts=settings.prompts,
                 include_prompt=settings.include_prompt,
-                token_modules=settings.token_modules,
-                modules=settings.modules,
+                token_modules=token_modules,
+                modules=modules,
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -234,13 +236,18 @@ def _full_width(
 
 
 def _checked_widths(
-    path: str | Path, settings: SentenceSettings, hidden_size: int, truncate_dim: int | None
+    path: str | Path,
+    settings: SentenceSettings,
+    hidden_size: int,
+    token_modules: Sequence[RowModule],
+    modules: Sequence[RowModule],
+    truncate_dim: int | None,
 ) -> int | None:
     """The truncate_dim to use: the given one or the folder's. Errors name the file of the width that does not fit."""
-    width = width_after(settings.token_modules, hidden_size)
+    width = width_after(token_modules, hidden_size)
     if settings.pooling_width is not None and settings.pooling_width[1] != width:
         where, named = settings.pooling_width
         raise ValueError(f"{where} is {named}; the token states have {width} numbers")
-    width = _full_width(hidden_size, settings.pooling, settings.token_modules, settings.modules)
+    width = _full_width(hidden_size, settings.pooling, token_modules, modules)
     check_truncate_dim(settings.truncate_dim, width, f"{path}/config_sentence_transformers.json: ")
     return settings.truncate_dim if truncate_dim is None else truncate_dim

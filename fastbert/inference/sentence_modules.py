@@ -5,10 +5,8 @@ Each maps rows to rows. A row is a token state or the vector of a text. Weights 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +14,9 @@ from torch.nn import functional as F
 
 from fastbert import ops
 from fastbert.checkpoint.load import Checkpoint
+from fastbert.inference.sentence_settings import ModuleSettings
 
-_PATH = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
-# The activations that are elementwise and deterministic and need no argument.
-ACTIVATIONS = (
-    *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU"),
-    *("LogSigmoid", "Mish", "PReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink"),
-    *("Softsign", "Tanh", "Tanhshrink"),
-)
 _NORM_EPS = 1e-5  # of torch.nn.LayerNorm
-
-
-def activation_name(path: object) -> str | None:
-    """Tanh of "torch.nn.modules.activation.Tanh"; None where the path names no activation in ACTIVATIONS."""
-    match = _PATH.fullmatch(path) if isinstance(path, str) else None
-    return match[1] if match and match[1] in ACTIVATIONS else None
 
 
 @dataclass
@@ -114,16 +100,25 @@ def apply(modules: Iterable[RowModule], x: Tensor) -> Tensor:
     return x
 
 
-def load_tensors(folder: Path, shapes: dict[str, tuple[int, ...]], config: Path) -> dict[str, Tensor]:
-    """The tensors of a module's folder, in float32.
+def made(settings: ModuleSettings) -> RowModule:
+    """The module, with its tensors in float32.
 
     Raises:
-        FileNotFoundError: the folder has neither model.safetensors nor pytorch_model.bin.
-        ValueError: a tensor is missing, unexpected or unreadable, or its shape does not match `config`.
+        ValueError: a tensor is missing, unexpected or unreadable, or its shape does not match the module's config.json.
     """
-    tensors = {}
-    with Checkpoint(folder) as stored:
-        file = next(iter(stored.files.values()), folder)
+    if settings.kind == "Normalize":
+        return Normalize()
+    tensors = _load_tensors(settings)
+    if settings.kind == "LayerNorm":
+        return LayerNorm(tensors, str(settings.config))
+    return Dense(tensors, settings.activation, settings.residual, str(settings.config))
+
+
+def _load_tensors(settings: ModuleSettings) -> dict[str, Tensor]:
+    tensors, shapes, config = {}, settings.shapes, settings.config
+    assert settings.folder is not None
+    with Checkpoint(settings.folder) as stored:
+        file = next(iter(stored.files.values()), settings.folder)
         for name, shape in shapes.items():
             if name not in stored:
                 raise ValueError(f"{file}: no tensor {name}; {config} asks for it")

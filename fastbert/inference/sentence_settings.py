@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,14 @@ from fastbert.checkpoint import checks
 from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import read_json, shown
 from fastbert.inference.pooling import TOKEN_POOLINGS, pooling_modes
-from fastbert.inference.sentence_modules import (
-    ACTIVATIONS,
-    Dense,
-    LayerNorm,
-    Normalize,
-    RowModule,
-    activation_name,
-    load_tensors,
-)
 
+_PATH = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
+# The activations that are elementwise and deterministic and need no argument.
+ACTIVATIONS = (
+    *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU"),
+    *("LogSigmoid", "Mish", "PReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink"),
+    *("Softsign", "Tanh", "Tanhshrink"),
+)
 _LARGEST = 2**24  # limit of widths and lengths
 _TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # what a module may read and write
 # Flags of a Pooling module's config.json from before sentence-transformers wrote one `pooling_mode`.
@@ -113,17 +113,35 @@ _DENSE = {
 }
 
 
+def activation_name(path: object) -> str | None:
+    """Tanh of "torch.nn.modules.activation.Tanh"; None where the path names no activation in ACTIVATIONS."""
+    match = _PATH.fullmatch(path) if isinstance(path, str) else None
+    return match[1] if match and match[1] in ACTIVATIONS else None
+
+
+@dataclass(frozen=True)
+class ModuleSettings:
+    """A module that maps rows to rows: a Dense, LayerNorm or Normalize, and where its tensors are."""
+
+    kind: str
+    config: Path | None = None  # its config.json
+    folder: Path | None = None  # of its weights
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of its tensors
+    activation: str = "Tanh"  # of a Dense: one of ACTIVATIONS
+    residual: bool = False
+
+
 @dataclass(frozen=True)
 class SentenceSettings:
     """The settings of a folder; the defaults apply to a folder without sentence-transformers files."""
 
     transformer: str = ""  # the Transformer's folder, relative to the model's
     modules_file: Path | None = None
-    token_modules: tuple[RowModule, ...] = ()  # before the pooling
+    token_modules: tuple[ModuleSettings, ...] = ()  # before the pooling
     pooling: tuple[str, ...] = ("mean",)
     pooling_width: tuple[str, int] | None = None  # file and field of the Pooling module's width, and its value
     include_prompt: bool = True
-    modules: tuple[RowModule, ...] = ()  # after the pooling
+    modules: tuple[ModuleSettings, ...] = ()  # after the pooling
     normalize: bool = False  # after all of them
     max_length: int | None = None
     lower_case: bool = False
@@ -212,8 +230,8 @@ class _Chain:
     def __init__(self, path: str | Path, revision: str | None, modules_file: Path, modules: list[dict]) -> None:
         self._path, self._revision, self._modules_file = path, revision, modules_file
         self._pooling: dict[str, Any] | None = None
-        self._before: list[RowModule] = []
-        self._after: list[RowModule] = []
+        self._before: list[ModuleSettings] = []
+        self._after: list[ModuleSettings] = []
         self._pooled = all(_kind(module) != "Pooling" for module in modules)  # then by an explicit pooling
         for module in modules:
             self._add(_kind(module), module.get("path", ""))
@@ -223,7 +241,7 @@ class _Chain:
         found = self._pooling
         if found is None and pooling is None:
             checks.refuse(self._modules_file, "the list of modules", "without Pooling", "with one, or give pooling")
-        last = bool(self._after) and isinstance(self._after[-1], Normalize)
+        last = bool(self._after) and self._after[-1].kind == "Normalize"
         return {
             **(found or {}),
             **({} if pooling is None else {"pooling": pooling}),
@@ -273,7 +291,7 @@ class _Chain:
                 return {**found, "pooling_width": (f"{file}: {name}", config[name])}
         return found
 
-    def _read_dense(self, folder: str) -> tuple[bool, Dense]:
+    def _read_dense(self, folder: str) -> tuple[bool, ModuleSettings]:
         file, config = self._read(folder, _DENSE)
         for name in ("in_features", "out_features"):
             if name not in config:
@@ -288,31 +306,31 @@ class _Chain:
         residual = config.get("use_residual", False)
         if residual and sizes[0] != sizes[1]:
             shapes["residual.weight"] = sizes
-        module = Dense(self._load(file, folder, shapes), activation, residual, str(file))
-        return _of_tokens(file, config), module
+        weights = self._weights(folder)
+        return _of_tokens(file, config), ModuleSettings("Dense", file, weights, shapes, activation, residual)
 
-    def _read_layernorm(self, folder: str) -> tuple[bool, LayerNorm]:
+    def _read_layernorm(self, folder: str) -> tuple[bool, ModuleSettings]:
         file, config = self._read(folder, {"dimension": _SIZE})
         if "dimension" not in config:
             checks.refuse(file, "dimension", None, _SIZE[1])
-        shape = (config["dimension"],)
-        tensors = self._load(file, folder, {"norm.weight": shape, "norm.bias": shape})
-        return False, LayerNorm(tensors, str(file))
+        shapes = dict.fromkeys(("norm.weight", "norm.bias"), (config["dimension"],))
+        return False, ModuleSettings("LayerNorm", file, self._weights(folder), shapes)
 
-    def _read_normalize(self, folder: str) -> tuple[bool, Normalize]:
+    def _read_normalize(self, folder: str) -> tuple[bool, ModuleSettings]:
         file, config = self._read(folder, _FEATURES, required=False)
-        return _of_tokens(file, config), Normalize()
+        return _of_tokens(file, config), ModuleSettings("Normalize")
 
     def _read_dropout(self, folder: str) -> tuple[bool, None]:
         self._read(folder, {"dropout": checks.number(0, 1)}, required=False)
         return False, None  # for training only
 
-    def _load(self, config: Path, folder: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    def _weights(self, folder: str) -> Path:
+        """The folder of a module's weights."""
         find: dict[str, Any] = {"revision": self._revision, "named_by": self._modules_file}
         weights = resolve_file(self._path, f"{folder}/model.safetensors", required=False, **find)
         if weights is None:
             weights = resolve_file(self._path, f"{folder}/pytorch_model.bin", **find)
-        return load_tensors(weights.parent, shapes, config)
+        return weights.parent
 
 
 def _of_tokens(file: Path | None, config: dict[str, Any]) -> bool:

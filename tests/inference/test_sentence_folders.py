@@ -15,7 +15,7 @@ from tiny_bert import VOCAB, save_tiny
 import fastbert
 from fastbert.inference import Embedder, device_pooling
 from fastbert.inference.pooling import pool
-from fastbert.inference.sentence_modules import ACTIVATIONS
+from fastbert.inference.sentence_settings import ACTIVATIONS
 
 TEXTS = ["the cat sat on the mat.", "", "a dog", "the red dogs ran under a blue mat, the cats sat. " * 5, "zebra"]
 WIDTH = 48
