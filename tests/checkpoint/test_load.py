@@ -64,7 +64,8 @@ def test_both_ways_bit_for_bit(name, tie, dtype, tmp_path):
     assert_equal_states(getattr(fastbert, name).from_pretrained(tmp_path / "mine"), mine)
     inputs = tokens()[None] if name == "BertForMultipleChoice" else tokens()
     for a, b in zip(again.eval()(inputs).to_tuple(), theirs.eval()(inputs).to_tuple(), strict=True):
-        assert torch.equal(a, b)
+        # Not bit for bit: a product's last bit may depend on where in memory its weight lies (MKL's on AVX2).
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 if dtype == torch.float32 else 0)
 
 
 def test_queries_keys_and_values_fused_by_inference_are_saved(folder, tmp_path):
