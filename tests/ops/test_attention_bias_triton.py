@@ -67,9 +67,8 @@ def test_results_and_gradients(nan_filled, lengths, heads, dim, reach, dtype):
     exact = naive_gradients(*inputs, lengths, scale)
     floors = floors_of_rounding(lambda drawn: naive_gradients(*drawn, lengths, scale), inputs, list(exact), dtype)
     for name, *values, floor in zip(("out", "dqkv", "dbias"), got, eager, exact, floors, strict=True):
-        slack = 4e-7 if name == "dbias" and dtype == torch.float32 else 0.0  # dP - delta cancels
-        # Twice, as probabilities and their gradients are rounded like inputs.
-        assert_accurate(*values, name, (max(slack, 2 * floor[0]), max(slack, 2 * floor[1])))
+        slack = 4e-7 if name != "out" and dtype == torch.float32 else 0.0  # dP - delta cancels
+        assert_accurate(*values, name, (slack + floor[0], slack + floor[1]))
     assert all(map(torch.equal, got, again)), "it differs on a repeat"
 
 
