@@ -11,10 +11,10 @@ from fastbert.engine.library import PRECISIONS, C, chosen_isa
 from fastbert.engine.memory import fresh_bytes
 
 
-class Rows(NamedTuple):
+class RowBlock(NamedTuple):
     """Rows of a weight in memory: number, address, stride in elements, and the address of their biases or 0."""
 
-    count: int
+    rows: int
     address: int
     stride: int
     bias: int = 0
@@ -34,14 +34,14 @@ def fill_panels(dtype: int, precision: str | None, counts: Sequence[int], width:
     return all(more > size for size, more in sizes)
 
 
-def pack(dtype: int, precision: str | None, blocks: Sequence[Rows], width: int, threads: int) -> np.ndarray:
+def pack(dtype: int, precision: str | None, blocks: Sequence[RowBlock], width: int, threads: int) -> np.ndarray:
     """The packed panels of blocks of rows with their biases, uint8, for the instruction set in use."""
-    sizes = [packed_bytes(dtype, precision, rows.count, width) for rows in blocks]
+    sizes = [packed_bytes(dtype, precision, block.rows, width) for block in blocks]
     memory = fresh_bytes(sum(sizes))
     place = memory.start
-    for rows, size in zip(blocks, sizes, strict=True):
-        pointers = rows.address, rows.stride, rows.bias, place
-        C.pack_weight_cpu(dtype, PRECISIONS[precision], rows.count, width, *pointers, chosen_isa()[1], threads)
+    for block, size in zip(blocks, sizes, strict=True):
+        pointers = block.address, block.stride, block.bias, place
+        C.pack_weight_cpu(dtype, PRECISIONS[precision], block.rows, width, *pointers, chosen_isa()[1], threads)
         place += size
     return memory.bytes[: sum(sizes)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastbert.engine.packed import Rows, fill_panels, pack, rows_in_turns
+from fastbert.engine.packed import RowBlock, fill_panels, pack, rows_in_turns
 from fastbert.native.extension import CPU_DTYPES, C, chosen_isa, fresh
 from fastbert.weight import Weight
 
@@ -42,7 +42,7 @@ def _pack(weight: Weight, precision: str | None) -> Tensor:
         stacked, bias = weight.stacked()
         weights, biases = (stacked,), (bias,)
     blocks = [
-        Rows(len(w), w.data_ptr(), w.stride(0), 0 if b is None else b.data_ptr())
+        RowBlock(len(w), w.data_ptr(), w.stride(0), 0 if b is None else b.data_ptr())
         for w, b in zip(weights, biases, strict=True)
     ]
     return torch.from_numpy(pack(code, precision, blocks, width, torch.get_num_threads()))

@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from fastbert.inference.ahead import ahead
 from fastbert.inference.windows import Window, count_tokens
-from fastbert.tasks.runner import Runner, chunks
+from fastbert.tasks.base_runner import BaseRunner, chunks
 
 Value = TypeVar("Value")
 
@@ -41,7 +40,7 @@ class Pipeline:
     task: ClassVar[str]
     settings_class: ClassVar[type[Any]] = LengthSettings
 
-    def __init__(self, runner: Runner, **defaults: Any) -> None:
+    def __init__(self, runner: BaseRunner, **defaults: Any) -> None:
         self.runner, self.defaults = runner, defaults
         self.settings()
 
@@ -148,7 +147,7 @@ def by_item(
     return own, values
 
 
-def logits(output: Any, ids: Tensor) -> Tensor:
+def logits(output: Any, ids: Any) -> Any:
     return output.logits
 
 

@@ -15,8 +15,9 @@ from fastbert.inference.windows import Window
 from fastbert.model.auto import AutoModel
 from fastbert.model.bert import EncoderModel, run_bert
 from fastbert.tasks.base import Pipeline
+from fastbert.tasks.base_runner import chunks
 from fastbert.tasks.pipelines import pipeline
-from fastbert.tasks.runner import Runner, chunks
+from fastbert.tasks.runner import Runner
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
 

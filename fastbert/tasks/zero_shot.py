@@ -11,7 +11,7 @@ import numpy as np
 
 from fastbert.inference.windows import Window
 from fastbert.tasks.base import LengthSettings, Pipeline, window_counts
-from fastbert.tasks.runner import Runner
+from fastbert.tasks.base_runner import BaseRunner
 from fastbert.tasks.text_classification import apply
 
 
@@ -62,7 +62,7 @@ class ZeroShotClassification(Pipeline):
             raise ValueError("candidate_labels is empty; there must be a label at least")
         return super().__call__(inputs, **given)
 
-    def __init__(self, runner: Runner, **defaults: Any) -> None:
+    def __init__(self, runner: BaseRunner, **defaults: Any) -> None:
         super().__init__(runner, **defaults)
         classes = runner.config.label2id
         named = [int(index) for label, index in classes.items() if label.lower().startswith("entail")]
