@@ -410,8 +410,9 @@ def test_compiles_for_head_dims(target, dim):
 @pytest.mark.parametrize(
     ("target", "dtype", "dim", "max_seqlen"),
     [
-        *(("sm_90", torch.bfloat16, dim, n) for dim, n in ((80, 32), (128, 128), (128, 512))),
-        ("sm_80", torch.bfloat16, 128, 64),
+        *(("sm_90", torch.bfloat16, dim, n) for dim, n in ((80, 32), (128, 512))),
+        pytest.param("sm_90", torch.bfloat16, 128, 128, marks=pytest.mark.slow),
+        pytest.param("sm_80", torch.bfloat16, 128, 64, marks=pytest.mark.slow),
         ("sm_90", torch.float32, 128, 512),
     ],
 )
@@ -423,7 +424,7 @@ def test_compiles_for_wide_heads_with_dropout(target, dtype, dim, max_seqlen):
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [16, 32, 64, 80, 96, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", COMPILED[:2])
 def test_spills(target, dtype, dim):
     for max_seqlen in (16, 32, 64, 128, 512) if dtype == torch.bfloat16 else (16, 512):
         for options in ({}, {"p": 0.1}):
@@ -432,7 +433,11 @@ def test_spills(target, dtype, dim):
 
 @compiles
 @pytest.mark.parametrize(
-    ("target", "max_seqlen"), [*(("sm_90", n) for n in (16, 32, 64, 128, 200)), ("sm_80", 64), ("sm_80", 128)]
+    ("target", "max_seqlen"),
+    [
+        *(("sm_90", n) for n in (16, 32, 64, 128, 200)),
+        *(pytest.param("sm_80", n, marks=pytest.mark.slow) for n in (64, 128)),
+    ],
 )
 def test_compiles_for_short_sequences(target, max_seqlen):
     assert configs.attention_in_one_launch("sm_90", torch.bfloat16, 64, max_seqlen) == (max_seqlen <= 128)

@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 from support import assert_accurate
 from test_attention_triton import LENGTHS, TAIL, cu_seqlens_of, rows_of
 from triton_support import (
+    COMPILED,
     DEVICE,
     DTYPES,
     check_resources,
@@ -134,7 +135,7 @@ SPILLS = {
 
 @compiles
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", COMPILED[:2])
 def test_compiles(target, dtype):
     qkv = torch.empty(1000, 3, 12, 64, dtype=dtype)
     cu_seqlens, constants = torch.zeros(5, dtype=torch.int32), {"scale": 0.1, "window": 64}
