@@ -12,6 +12,7 @@ from fastbert.lazy import names_of
 
 if TYPE_CHECKING:
     from fastbert import integrations as integrations
+    from fastbert import light as light
     from fastbert import tasks as tasks
     from fastbert import training as training  # the other modules come with the names below
     from fastbert.config import BertConfig
@@ -125,6 +126,7 @@ _MODULES = (
     "families",
     "inference",
     "integrations",
+    "light",
     "model",
     "native",
     "ops",

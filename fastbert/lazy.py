@@ -32,3 +32,8 @@ def names_of(package: str, homes: Mapping[str, str], namespace: dict[str, Any]) 
         return value
 
     return get
+
+
+def needs_torch(what: str) -> ImportError:
+    """The error for what runs with torch only."""
+    return ImportError(f"{what} needs torch, which is not installed: pip install 'fastbert-engine[torch]'")

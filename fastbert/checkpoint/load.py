@@ -8,53 +8,31 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from fastbert.checkpoint.files import atomic_path, write_text
-from fastbert.checkpoint.hub import MissingFileError, resolve_file
-from fastbert.checkpoint.json_files import read_json, shown
 from fastbert.checkpoint.pickled_file import PickledFile
 from fastbert.checkpoint.safetensors_file import SafetensorsFile
-from fastbert.checkpoint.stored_names import Part, parts_of, plain_name
+from fastbert.checkpoint.stored_names import plain_name
+from fastbert.checkpoint.stored_tensors import SAFETENSORS_INDEX, UNREADABLE, StoredTensors, aliases_of
 from fastbert.families import BERT, FAMILIES, Family
 
-SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-class Checkpoint:
-    """The tensors of a checkpoint under their plain names: without a family's prefix (`bert.`), gamma and beta.
-
-    Attributes:
-        files: plain name -> the file that holds it.
-    """
+class Checkpoint(StoredTensors):
+    """The tensors of a checkpoint, and copies of them in torch's."""
 
     def __init__(self, path: str | Path, revision: str | None = None, family: Family = BERT) -> None:
-        self._family = family
-        self.decoder, self.words = f"{family.masked_lm.decoder}.weight", words_of(family)
-        # Plain name -> file, name in it, and which part of that tensor.
-        self._stored: dict[str, tuple[SafetensorsFile | PickledFile, str, Part]] = {}
-        self.files: dict[str, Path] = {}
-        for file in _weight_files(path, revision):
-            self._open(file)
+        super().__init__(path, revision, family, _opened)
 
     def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stored.clear()  # frees the memory of mapped and read files
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._stored
-
-    def shape(self, name: str) -> torch.Size:
-        file, stored, part = self._stored[name]
-        shape = file.shape(stored)
-        return torch.Size((shape[0] // part.blocks, *shape[1:])) if shape else shape
 
     def dtype(self, name: str) -> torch.dtype:
         file, stored, _ = self._stored[name]
@@ -71,52 +49,19 @@ class Checkpoint:
                 file.copy_into(target, stored)
             else:
                 file.copy_into(target, stored, part.block * len(target))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise ValueError(f"{self.files[name]}: tensor {name} cannot be read: {error}") from error
 
-    def _open(self, path: Path) -> None:
-        try:
-            file = PickledFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
-        except _UNREADABLE as error:
-            raise ValueError(f"{path} is truncated or no checkpoint: {error}") from error
-        for stored in file:
-            for part in parts_of(stored, self._family):
-                name = part.name
-                if name in self._stored:
-                    other = shown(self._stored[name][1])
-                    raise ValueError(f"{path}: tensors {other} and {shown(stored)} are both {name}")
-                self._stored[name], self.files[name] = (file, stored, part), path
 
-
-_UNREADABLE = (ValueError, EOFError, RuntimeError, OSError, KeyError)
-
-
-def _weight_files(path: str | Path, revision: str | None) -> list[Path]:
-    for whole, index in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
-        if file := resolve_file(path, whole, revision=revision, required=False):
-            return [file]
-        if file := resolve_file(path, index, revision=revision, required=False):
-            weight_map = read_json(file).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise ValueError(f"{file} is not an index of shards: its weight_map is {shown(weight_map)}")
-            for name, shard in weight_map.items():
-                if not isinstance(shard, str) or "/" in shard:
-                    raise ValueError(f"{file} names {shown(shard)} for {shown(name)}; it must be a file next to it")
-            shards = sorted(set(weight_map.values()))
-            return [resolve_file(path, shard, revision=revision, named_by=file) for shard in shards]
-    raise MissingFileError(f"{path} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or in shards")
-
-
-def words_of(family: Family) -> str:
-    """The plain name of the table of words."""
-    return f"{family.embeddings.word}.weight"
+def _opened(path: Path) -> SafetensorsFile | PickledFile:
+    return PickledFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype the weights were saved in."""
     name = next((name for name in (checkpoint.words, checkpoint.decoder) if name in checkpoint), None)
     if name is None:
-        _fail_missing(checkpoint, [checkpoint.words])
+        checkpoint.fail_missing([checkpoint.words])
     dtype = checkpoint.dtype(name)
     if dtype not in _DTYPES:
         raise ValueError(
@@ -124,28 +69,6 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
             f"{', '.join(map(str, _DTYPES))}: choose it with dtype"
         )
     return dtype
-
-
-def check_layers(checkpoint: Checkpoint, count: int, family: Family = BERT) -> None:
-    """Raises ValueError, before layers are made, if the checkpoint has fewer layers than `count`, the config's."""
-    for i in range(count):
-        name = f"{family.layer_list}.{i}.{family.layer.query}.weight"
-        if name not in checkpoint:
-            why = f"config: num_hidden_layers is {count}, the weights are of {i}" if i else None
-            _fail_missing(checkpoint, [name], why)
-
-
-def _aliases(family: Family, tied: bool) -> dict[str, tuple[str, ...]]:
-    """The possible names of a tied tensor, in order of preference.
-
-    transformers also registers the bias under the decoder, and saves the name that it finds first.
-    """
-    names, found = family.masked_lm, dict[str, tuple[str, ...]]()
-    decoder = f"{names.decoder}.weight"
-    if names.bias is not None:
-        found[names.bias] = f"{names.decoder}.bias", names.bias
-    words = words_of(family)
-    return {**found, words: (words, decoder), decoder: (decoder, words)} if tied else found
 
 
 @dataclass
@@ -172,7 +95,7 @@ def match(model: nn.Module, checkpoint: Checkpoint, ignore_mismatched_sizes: boo
     missing_encoder: list[str] = []
     for name, parameter in model.named_parameters():
         plain = plain_name(name, family)
-        aliases = _aliases(family, tied).get(plain, (plain,))
+        aliases = aliases_of(family, tied).get(plain, (plain,))
         source = next((alias for alias in aliases if alias in checkpoint), None)
         if source is None:
             (missing_encoder if plain.startswith(encoder) else found.missing).append(name)
@@ -190,7 +113,7 @@ def match(model: nn.Module, checkpoint: Checkpoint, ignore_mismatched_sizes: boo
             raise ValueError(f"{checkpoint.files[source]}: tensor {source} has dtype {dtype}; a weight is no integer")
         found.sources[name] = source
     if missing_encoder:
-        _fail_missing(checkpoint, missing_encoder)
+        checkpoint.fail_missing(missing_encoder)
     return found
 
 
@@ -255,12 +178,6 @@ def _may_differ(name: str, family: Family, ignore_mismatched_sizes: bool | str) 
         if ignore_mismatched_sizes == "head"
         else bool(ignore_mismatched_sizes)
     )
-
-
-def _fail_missing(checkpoint: Checkpoint, names: list[str], why: str | None = None) -> NoReturn:
-    files = ", ".join(str(f) for f in sorted(set(checkpoint.files.values()))) or "the checkpoint"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    raise ValueError(f"{files}: no tensor {', '.join(names[:3])}{more}; {why or 'is this a checkpoint of its family?'}")
 
 
 def save(state: dict[str, Tensor], folder: str | Path, max_shard_size: int | str = "5GB") -> None:

@@ -7,12 +7,12 @@ of a gated product, in one tensor; both forms are read, and that one is written.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastbert.families import BERT, Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LEGACY = (
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
@@ -53,6 +53,8 @@ def parts_of(stored: str, family: Family = BERT) -> list[Part]:
 
 def stored_state(state: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
     """A state under the names of files."""
+    import torch
+
     found: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():

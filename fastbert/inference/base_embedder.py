@@ -6,15 +6,20 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from fastbert.checkpoint.hub import resolve_folder
 from fastbert.checkpoint.json_files import shown
+from fastbert.config import BertConfig
 from fastbert.inference.batching import WINDOW, token_budget_batches
-from fastbert.inference.pooling import pooling_modes
+from fastbert.inference.pooling import POOLER, pooling_modes, unit
+from fastbert.inference.sentence_settings import ModuleSettings, SentenceSettings, read_settings
 from fastbert.inference.vector_precision import check_vector_precision, quantize_vectors
 from fastbert.progress import Progress
+from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -49,11 +54,12 @@ class BaseEmbedder:
     Args:
         tokenizer: the model's tokenizer.
         positions: the most tokens that the model takes.
-        width: the length of a vector before it is truncated.
+        hidden_size: of a token's state.
         pooling, normalize, max_length, lower_case, prompt, truncate_dim, prompts, include_prompt: see Embedder.
+        token_modules, modules: have `width_after`, and are called with rows.
 
     Raises:
-        ValueError: no such pooling, or a max_length or truncate_dim out of range.
+        ValueError: no such pooling, a module for another width, or a max_length or truncate_dim out of range.
     """
 
     def __init__(
@@ -61,28 +67,92 @@ class BaseEmbedder:
         tokenizer: Tokenizer,
         *,
         positions: int,
-        width: int,
-        pooling: str | Sequence[str],
-        normalize: bool,
-        max_length: int | None,
-        lower_case: bool,
-        prompt: str,
-        truncate_dim: int | None,
-        prompts: Mapping[str, str] | None,
-        include_prompt: bool,
+        hidden_size: int,
+        pooling: str | Sequence[str] = "mean",
+        normalize: bool = False,
+        max_length: int | None = None,
+        lower_case: bool = False,
+        prompt: str = "",
+        truncate_dim: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        include_prompt: bool = True,
+        token_modules: Sequence[Any] = (),
+        modules: Sequence[Any] = (),
     ) -> None:
         self._modes = pooling_modes(pooling)
         if max_length is None:
             max_length = min(tokenizer.model_max_length, positions)
         if not 3 <= max_length <= positions:
             raise ValueError(f"max_length is {max_length}; it must be 3 to {positions}, as the model has positions")
-        self._full_width = width
-        check_truncate_dim(truncate_dim, width)
+        self.token_modules, self.modules = list(token_modules), list(modules)
+        self._full_width = full_width(hidden_size, self._modes, token_modules, modules)
+        check_truncate_dim(truncate_dim, self._full_width)
         self.truncate_dim = truncate_dim
         self.tokenizer = tokenizer.lower_cased() if lower_case else tokenizer
         self.normalize, self.max_length = normalize, max_length
         self.lower_case, self.prompt = lower_case, prompt
         self.prompts, self.include_prompt = dict(prompts or {}), include_prompt
+
+    @classmethod
+    def _from_folder(
+        cls,
+        path: str | Path,
+        load: Callable[[str | Path, BertConfig, str | None, bool], Any],
+        made: Callable[[ModuleSettings], Any],
+        *,
+        tokenizer: Tokenizer | None,
+        pooling: str | Sequence[str] | None,
+        normalize: bool | None,
+        max_length: int | None,
+        truncate_dim: int | None,
+        revision: str | None,
+    ) -> Self:
+        """The embedder of a folder or hub id, by its sentence-transformers files.
+
+        Args:
+            load: makes the first argument of the class, of the Transformer's folder, its config, a revision, and
+                whether a pooler is needed.
+            made: makes a module of its settings.
+        """
+        modes = None if pooling is None else pooling_modes(pooling)
+        settings = read_settings(path, modes, normalize, revision)
+        token_modules, modules = ([*map(made, found)] for found in (settings.token_modules, settings.modules))
+        folder = path  # the Transformer's folder
+        if settings.transformer and settings.modules_file is not None:
+            folder = resolve_folder(path, settings.transformer, revision=revision, named_by=settings.modules_file)
+            revision = None
+        config = BertConfig.from_pretrained(folder, revision=revision)
+        model = load(folder, config, revision, POOLER in settings.pooling)
+        truncate_dim = _checked_widths(path, settings, config.hidden_size, token_modules, modules, truncate_dim)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        if max_length is None:
+            longest = tokenizer.model_max_length if settings.max_length is None else settings.max_length
+            max_length = min(longest, config.max_length)
+            if max_length < 3:
+                raise ValueError(
+                    f"{folder}: max_seq_length in sentence_bert_config.json, or else model_max_length in "
+                    f"tokenizer_config.json, and the positions by config.json are {longest}, {config.max_length}; "
+                    "each must be at least 3"
+                )
+        make: Any = cls
+        try:
+            return make(
+                model,
+                tokenizer,
+                pooling=settings.pooling,
+                normalize=settings.normalize,
+                max_length=max_length,
+                lower_case=settings.lower_case,
+                prompt=settings.prompt,
+                truncate_dim=truncate_dim,
+                prompts=settings.prompts,
+                include_prompt=settings.include_prompt,
+                token_modules=token_modules,
+                modules=modules,
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def _vectors(self, batch: Sequence[Sequence[int]], skip: int) -> np.ndarray:
         """The vectors of texts given as ids, pooled without their first `skip` tokens: (B, width) float32, before
@@ -306,11 +376,6 @@ class BaseEmbedder:
         return windows, vectors
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors scaled to length 1, as torch.nn.functional.normalize."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
 def _span(encoding: Any) -> tuple[int, int]:
     """The first and last places of a window's tokens in the text."""
     places = [place for place, part in zip(encoding.offsets, encoding.sequence_ids, strict=True) if part is not None]
@@ -320,6 +385,41 @@ def _span(encoding: Any) -> tuple[int, int]:
 def check_truncate_dim(value: object, width: int, where: str = "") -> None:
     if value is not None and (type(value) is not int or not 1 <= value <= width):
         raise ValueError(f"{where}truncate_dim is {shown(value)}; it must be 1 to {width}, or None")
+
+
+def width_after(modules: Iterable[Any], width: int) -> int:
+    """The length of a row of length `width` after `modules`.
+
+    Raises:
+        ValueError: a module expects rows of another length.
+    """
+    for module in modules:
+        width = module.width_after(width)
+    return width
+
+
+def full_width(hidden_size: int, modes: Sequence[str], token_modules: Sequence[Any], modules: Sequence[Any]) -> int:
+    """The length of a vector before it is truncated."""
+    width = width_after(token_modules, hidden_size)
+    return width_after(modules, sum(hidden_size if mode == POOLER else width for mode in modes))
+
+
+def _checked_widths(
+    path: str | Path,
+    settings: SentenceSettings,
+    hidden_size: int,
+    token_modules: Sequence[Any],
+    modules: Sequence[Any],
+    truncate_dim: int | None,
+) -> int | None:
+    """The truncate_dim to use: the given one or the folder's. Errors name the file of the width that does not fit."""
+    width = width_after(token_modules, hidden_size)
+    if settings.pooling_width is not None and settings.pooling_width[1] != width:
+        where, named = settings.pooling_width
+        raise ValueError(f"{where} is {named}; the token states have {width} numbers")
+    width = full_width(hidden_size, settings.pooling, token_modules, modules)
+    check_truncate_dim(settings.truncate_dim, width, f"{path}/config_sentence_transformers.json: ")
+    return settings.truncate_dim if truncate_dim is None else truncate_dim
 
 
 @contextmanager

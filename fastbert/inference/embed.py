@@ -13,18 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.checkpoint.hub import resolve_folder
 from fastbert.checkpoint.load import Checkpoint
 from fastbert.config import BertConfig, family_of
 from fastbert.inference import device_pooling
-from fastbert.inference.base_embedder import BaseEmbedder, check_truncate_dim
+from fastbert.inference.base_embedder import BaseEmbedder
 from fastbert.inference.pooling import POOLER, pool, pooling_modes
-from fastbert.inference.sentence_modules import RowModule, apply, made, width_after
-from fastbert.inference.sentence_settings import SentenceSettings, read_settings
+from fastbert.inference.sentence_modules import RowModule, apply, made
 from fastbert.model.auto import AutoModel
 from fastbert.model.bert import EncoderModel, picked_states
 from fastbert.precision import LoadOptions
-from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
 
 
@@ -68,15 +65,13 @@ class Embedder(BaseEmbedder):
         token_modules: Sequence[RowModule] = (),
         modules: Sequence[RowModule] = (),
     ) -> None:
-        modes = pooling_modes(pooling)
-        if POOLER in modes and model.pooler is None:
+        if POOLER in pooling_modes(pooling) and model.pooler is None:
             raise ValueError("pooling is 'pooler', but the model has no pooler")
         self.model = model
-        self.token_modules, self.modules = list(token_modules), list(modules)
         super().__init__(
             tokenizer,
             positions=model.config.max_length,
-            width=_full_width(model.config.hidden_size, modes, token_modules, modules),
+            hidden_size=model.config.hidden_size,
             pooling=pooling,
             normalize=normalize,
             max_length=max_length,
@@ -85,6 +80,8 @@ class Embedder(BaseEmbedder):
             truncate_dim=truncate_dim,
             prompts=prompts,
             include_prompt=include_prompt,
+            token_modules=token_modules,
+            modules=modules,
         )
 
     @classmethod
@@ -117,50 +114,26 @@ class Embedder(BaseEmbedder):
                 no pooler and pooling is "pooler"; and as BertModel.from_pretrained.
         """
         options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
-        modes = None if pooling is None else pooling_modes(pooling)
-        settings = read_settings(path, modes, normalize, revision)
-        token_modules, modules = ([*map(made, found)] for found in (settings.token_modules, settings.modules))
-        folder = path  # the Transformer's folder
-        if settings.transformer and settings.modules_file is not None:
-            folder = resolve_folder(path, settings.transformer, revision=revision, named_by=settings.modules_file)
-            options = replace(options, revision=None)
-        config = BertConfig.from_pretrained(folder, revision=options.revision)
-        if POOLER in settings.pooling:
-            with Checkpoint(folder, options.revision, family_of(config.model_type)) as checkpoint:
-                if "pooler.dense.weight" not in checkpoint:
-                    raise ValueError(f"{folder}: no tensor pooler.dense.weight, so no pooling 'pooler'")
-        model = AutoModel.of(config).load(folder, options, config, add_pooling_layer=POOLER in settings.pooling)
-        widths = model.config.hidden_size, token_modules, modules
-        truncate_dim = _checked_widths(path, settings, *widths, truncate_dim)
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(folder, revision=options.revision)
-        if max_length is None:
-            longest = tokenizer.model_max_length if settings.max_length is None else settings.max_length
-            positions = model.config.max_length
-            max_length = min(longest, positions)
-            if max_length < 3:
-                raise ValueError(
-                    f"{folder}: max_seq_length in sentence_bert_config.json, or else model_max_length in "
-                    f"tokenizer_config.json, and the positions by config.json are {longest}, {positions}; "
-                    "each must be at least 3"
-                )
-        try:
-            return cls(
-                model,
-                tokenizer,
-                pooling=settings.pooling,
-                normalize=settings.normalize,
-                max_length=max_length,
-                lower_case=settings.lower_case,
-                prompt=settings.prompt,
-                truncate_dim=truncate_dim,
-                prompts=settings.prompts,
-                include_prompt=settings.include_prompt,
-                token_modules=token_modules,
-                modules=modules,
-            )
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+
+        def load(folder: str | Path, config: BertConfig, revision: str | None, pools: bool) -> Any:
+            if pools:
+                with Checkpoint(folder, revision, family_of(config.model_type)) as checkpoint:
+                    if "pooler.dense.weight" not in checkpoint:
+                        raise ValueError(f"{folder}: no tensor pooler.dense.weight, so no pooling 'pooler'")
+            kind = AutoModel.of(config)
+            return kind.load(folder, replace(options, revision=revision), config, add_pooling_layer=pools)
+
+        return cls._from_folder(
+            path,
+            load,
+            made,
+            tokenizer=tokenizer,
+            pooling=pooling,
+            normalize=normalize,
+            max_length=max_length,
+            truncate_dim=truncate_dim,
+            revision=revision,
+        )
 
     def embed_tokens(self, batch: Sequence[Sequence[int]], *, skip: int = 0) -> Tensor:
         """Vectors of texts given as ids with their special tokens: (B, E) float32 on the model's device.
@@ -225,29 +198,3 @@ def _pooled(states: Tensor, lengths: Tensor, modes: Sequence[str], skip: int, po
         return device_pooling.pool(states, lengths.to(states.device), modes, skip=skip, pooler_output=pooler_output)
     given = None if pooler_output is None else pooler_output.numpy()
     return torch.from_numpy(pool(states.numpy(), lengths.numpy(), modes, skip=skip, pooler_output=given))
-
-
-def _full_width(
-    hidden_size: int, modes: Sequence[str], token_modules: Sequence[RowModule], modules: Sequence[RowModule]
-) -> int:
-    """The length of a vector before it is truncated."""
-    width = width_after(token_modules, hidden_size)
-    return width_after(modules, sum(hidden_size if mode == POOLER else width for mode in modes))
-
-
-def _checked_widths(
-    path: str | Path,
-    settings: SentenceSettings,
-    hidden_size: int,
-    token_modules: Sequence[RowModule],
-    modules: Sequence[RowModule],
-    truncate_dim: int | None,
-) -> int | None:
-    """The truncate_dim to use: the given one or the folder's. Errors name the file of the width that does not fit."""
-    width = width_after(token_modules, hidden_size)
-    if settings.pooling_width is not None and settings.pooling_width[1] != width:
-        where, named = settings.pooling_width
-        raise ValueError(f"{where} is {named}; the token states have {width} numbers")
-    width = _full_width(hidden_size, settings.pooling, token_modules, modules)
-    check_truncate_dim(settings.truncate_dim, width, f"{path}/config_sentence_transformers.json: ")
-    return settings.truncate_dim if truncate_dim is None else truncate_dim

@@ -110,3 +110,8 @@ _POOL: dict[str, Callable[[_Texts], np.ndarray]] = {
     "mean_sqrt_len_tokens": lambda texts: _reduce(np.add, texts, texts.states) / np.sqrt(texts.counts()),
     "weightedmean": _weightedmean,
 }
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors scaled to length 1, as torch.nn.functional.normalize."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from fastbert import ops
 from fastbert.checkpoint.load import Checkpoint
-from fastbert.inference.sentence_settings import ModuleSettings
-
-_NORM_EPS = 1e-5  # of torch.nn.LayerNorm
+from fastbert.inference.pooling import unit
+from fastbert.inference.sentence_settings import FUSED, NORM_EPS, ModuleSettings
 
 
 @dataclass
@@ -38,9 +37,11 @@ class Dense:
         return out_features
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = ops.linear(x, self.tensors["linear.weight"], self.tensors.get("linear.bias"))
+        fused = FUSED.get(self.activation)
+        y = ops.linear(x, self.tensors["linear.weight"], self.tensors.get("linear.bias"), activation=fused)
         slope = self.tensors.get("activation_function.weight")
-        y = self._activate(y) if slope is None else F.prelu(y, slope)
+        if self.activation not in FUSED:
+            y = self._activate(y) if slope is None else F.prelu(y, slope)
         if self.residual:
             y = y + (ops.linear(x, self.tensors["residual.weight"]) if "residual.weight" in self.tensors else x)
         return y
@@ -59,8 +60,7 @@ class LayerNorm:
         return width
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight = self.tensors["norm.weight"]
-        return F.layer_norm(x, weight.shape, weight, self.tensors["norm.bias"], _NORM_EPS)
+        return ops.add_layer_norm(x, None, self.tensors["norm.weight"], self.tensors["norm.bias"], eps=NORM_EPS)
 
 
 @dataclass
@@ -74,21 +74,10 @@ class Normalize:
         return width
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1)
+        return torch.from_numpy(unit(x.numpy())) if x.is_cpu else F.normalize(x, dim=-1)
 
 
 RowModule = Dense | LayerNorm | Normalize
-
-
-def width_after(modules: Iterable[RowModule], width: int) -> int:
-    """The length of a row of length `width` after `modules`.
-
-    Raises:
-        ValueError: a module expects rows of another length.
-    """
-    for module in modules:
-        width = module.width_after(width)
-    return width
 
 
 def apply(modules: Iterable[RowModule], x: Tensor) -> Tensor:

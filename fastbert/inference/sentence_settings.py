@@ -20,6 +20,9 @@ ACTIVATIONS = (
     *("LogSigmoid", "Mish", "PReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink"),
     *("Softsign", "Tanh", "Tanhshrink"),
 )
+NORM_EPS = 1e-5  # of torch.nn.LayerNorm
+# Those that a product's kernel applies, by the names of ops.linear.
+FUSED = {"Identity": None, "Tanh": "tanh", "GELU": "gelu", "ReLU": "relu", "SiLU": "silu"}
 _LARGEST = 2**24  # limit of widths and lengths
 _TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # what a module may read and write
 # Flags of a Pooling module's config.json from before sentence-transformers wrote one `pooling_mode`.

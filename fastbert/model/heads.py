@@ -17,7 +17,7 @@ from fastbert.config import BertConfig, family_of
 from fastbert.families import FAMILIES
 from fastbert.families.names import ClassesNames
 from fastbert.model.bert import BertModel, EncoderModel, first_states, pool, run_bert
-from fastbert.model.encoder import Encoded
+from fastbert.model.encoder import Encoded, runs_by_pointers
 from fastbert.model.head_steps import Head, Steps, split_path
 from fastbert.model.inputs import Inputs, check_ids
 from fastbert.model.modules import Part, norm, place
@@ -231,6 +231,12 @@ class _TextClassifier(_Classifier):
 
 def _mean(inputs: Inputs, x: Tensor) -> Tensor:
     """The mean over each text's tokens, (T, N) -> (B, N); zeros for a text without any."""
+    if (
+        inputs.key_mask is None and x.is_cpu and len(x) and runs_by_pointers()
+    ):  # one row after the other, whatever the batch
+        lengths = inputs.batch.lengths.long()
+        total = torch.segment_reduce(x.float(), "sum", lengths=lengths, unsafe=True, initial=None)
+        return (total / lengths.clamp(min=1)[:, None]).to(x.dtype)
     keys = inputs.keys()[..., None]  # without what only lies between two tokens
     return (inputs.pad(x) * keys).sum(1) / keys.sum(1).clamp(min=1)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.families import Family
+from fastbert.families.parts import layer_linears, layer_norms
 
 
 class Part(nn.Module):
@@ -82,7 +83,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: BertConfig, family: Family, first: bool = False) -> None:
         super().__init__()
-        names, E, F = family.layer, config.hidden_size, config.intermediate_size
+        names = family.layer
         for path in names.containers:
             place(self, path, Part())
         attention: Any = self.get_submodule(names.attention)
@@ -90,19 +91,11 @@ class EncoderLayer(nn.Module):
         setattr(attention, names.head_size, config.head_dim)
         if names.attention_dropout is None:
             attention.attention_dropout = config.attention_probs_dropout_prob
-        keys, biased = config.key_heads * config.head_dim, config.has(family.attention_bias)
-        widths = (E, keys, keys) if names.key is not None else (E + 2 * keys,)
-        for path, width in zip((*names.qkv, names.out), (*widths, E), strict=True):
-            place(self, path, nn.Linear(E, width, bias=biased))
-        biased = config.has(family.feed_forward_bias)
-        fused = 2 * F if family.gated and names.gate is None else F
-        for path in names.ups:
-            place(self, path, nn.Linear(E, fused, bias=biased))
-        out_bias = biased if family.out_bias is None else config.has(family.out_bias)
-        place(self, names.down, nn.Linear(F, E, bias=out_bias))
+        for linear in layer_linears(config, family).values():
+            place(self, linear.path, nn.Linear(linear.columns, linear.rows, bias=linear.bias))
+        there = layer_norms(family, first=first)
         for path in names.norms:
-            there = family.first_norm or not (first and path == names.out_norm)
-            place(self, path, norm(config, family, E) if there else nn.Identity())
+            place(self, path, norm(config, family, config.hidden_size) if path in there else nn.Identity())
         for path in names.dropouts:
             of_attention = path == names.attention_dropout or (path == names.out_dropout and family.pre_norm)
             p = config.attention_probs_dropout_prob if of_attention else config.hidden_dropout_prob

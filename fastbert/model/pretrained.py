@@ -117,7 +117,7 @@ class BertPreTrainedModel(nn.Module):
             raise ValueError(f"{named}: {error}") from error
         family = family_of(config.model_type)
         with checkpoint.Checkpoint(path, options.revision, family) as source:
-            checkpoint.check_layers(source, config.num_hidden_layers, family)
+            source.check_layers(config.num_hidden_layers)
             try:
                 with torch.device("meta"), collector_at_rest():
                     model = cls(config, **keywords)

@@ -41,11 +41,12 @@ MAY_IMPORT = {
     "model": BELOW_MODEL | {"engine"},
     "diagnostics": ALL_OF_MODEL | {"integrations", "native"},
     "inference": ALL_OF_MODEL,
+    "light": {"checkpoint", "config", "engine", "families", "inference", "lazy", "tasks", "tokenizer"},
     "training": ALL_OF_MODEL | {"inference", "tasks"},
     "integrations": ALL_OF_MODEL | {"inference"},
     "tasks": ALL_OF_MODEL | {"inference", "integrations"},
     "cli": ALL_OF_MODEL | {"__init__", "inference", "tasks", "training", "integrations", "native"},
-    "__init__": ALL_OF_MODEL | {"inference", "tasks", "training", "integrations"},
+    "__init__": ALL_OF_MODEL | {"inference", "light", "tasks", "training", "integrations"},
 }
 PART_OF = {"__main__": "cli"}  # modules that are one layer together
 ABOVE_OPS = {"model", "inference", "training", "integrations", "tasks", "cli"}

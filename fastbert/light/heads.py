@@ -1,0 +1,90 @@
+"""Heads for classes without torch: of texts and of tokens, in every family."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastbert.config import BertConfig, family_of
+from fastbert.engine.library import ACTIVATIONS
+from fastbert.families.names import ClassesNames
+from fastbert.families.parts import Linear
+from fastbert.light.encoder import Encoder
+from fastbert.light.packing import Arrays, packed_linears
+from fastbert.light.weights import Weights
+
+FIRST = ("cls", "bos")  # poolings that read the first token alone
+
+
+def pools(names: ClassesNames) -> bool:
+    """True if a head over texts reads the encoder's pooler."""
+    return names.dense is None
+
+
+def pack_head(weights: Weights, config: BertConfig, names: ClassesNames, threads: int) -> Arrays:
+    """The arrays of a head: head.dense, head.norm.weight, head.norm.bias and head.out, those that it has."""
+    family, width, found = family_of(config.model_type), config.hidden_size, Arrays()
+    if names.dense is not None:
+        dense = Linear(names.dense, width, width, config.has(family.head_bias))
+        found["head.dense"] = packed_linears(weights, [dense], None, threads)
+    if names.norm is not None:
+        found["head.norm.weight"] = weights.get(f"{names.norm}.weight", (width,)).copy()
+        if config.has(family.norm_bias):
+            found["head.norm.bias"] = weights.get(f"{names.norm}.bias", (width,)).copy()
+    out = Linear(names.out, config.num_labels, width, True)
+    found["head.out"] = packed_linears(weights, [out], None, threads)
+    return found
+
+
+class Head:
+    """A head over states: a layer with its activation and a norm, where the family has them, and the classifier.
+
+    Raises:
+        ValueError: an activation that the extension does not have, or a pooling that is not known.
+    """
+
+    def __init__(self, encoder: Encoder, names: ClassesNames) -> None:
+        self.encoder, self.names, config = encoder, names, encoder.config
+        self.activation = config.activation_of(names.activation)
+        if names.dense is not None and self.activation not in ACTIVATIONS:
+            raise ValueError(f"config: {names.activation} is {self.activation!r}, which needs torch")
+        self.pooling = "cls" if names.pooling is None else config.extra.get(names.pooling, "cls")
+        if self.pooling not in (*FIRST, "mean", "late"):
+            raise ValueError(f"config: {names.pooling} is {self.pooling!r}; it must be 'cls', 'bos', 'mean' or 'late'")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Of rows (M, E), in the model's dtype: (M, N)."""
+        encoder = self.encoder
+        if self.names.dense is not None:
+            x = encoder.linear(encoder.arrays["head.dense"], x, encoder.width, self.activation)
+        if self.names.norm is not None:
+            x = encoder.norm("head.norm", x)
+        return encoder.linear(encoder.arrays["head.out"], x, encoder.config.num_labels)
+
+    def of_texts(self, ids: np.ndarray, cu_seqlens: np.ndarray, token_type_ids: np.ndarray | None = None) -> np.ndarray:
+        """The logits of packed texts, (B, N) float32."""
+        encoder = self.encoder
+        first = np.clip(cu_seqlens[:-1].astype(np.int64), 0, max(0, len(ids) - 1))
+        if pools(self.names) or self.pooling in FIRST:
+            x = encoder(ids, cu_seqlens, token_type_ids=token_type_ids, picked=first)
+            x = encoder.pooled(x) if pools(self.names) else x
+            return encoder.float32(self(x))
+        x = encoder(ids, cu_seqlens, token_type_ids=token_type_ids)
+        if self.pooling == "late":
+            return encoder.float32(encoder.in_dtype(_means(encoder.float32(self(x)), cu_seqlens)))
+        return encoder.float32(self(encoder.in_dtype(_means(encoder.float32(x), cu_seqlens))))
+
+    def of_tokens(
+        self, ids: np.ndarray, cu_seqlens: np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The logits of packed tokens, (T, N) float32."""
+        return self.encoder.float32(self(self.encoder(ids, cu_seqlens, token_type_ids=token_type_ids)))
+
+
+def _means(x: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """The mean of each text's rows, one after the other: (T, N) -> (B, N); zeros for a text without any."""
+    y = np.zeros((len(cu_seqlens) - 1, x.shape[1]), np.float32)
+    for row, start, end in zip(y, cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+        if end > start:
+            np.add.reduce(x[start:end], axis=0, out=row)
+            row /= np.float32(end - start)
+    return y

@@ -1,0 +1,69 @@
+"""From a folder to a light encoder: config, weights and threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from fastbert.config import BertConfig, family_of
+from fastbert.engine.library import available
+from fastbert.light.encoder import Encoder
+from fastbert.light.packing import Arrays, pack_encoder
+from fastbert.light.weights import Weights
+
+PRECISIONS = (None, "int8")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS, or the number of cores that the process may run on, each counted once."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, len(cores))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return (_TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def load_encoder(
+    path: str | Path,
+    config: BertConfig,
+    *,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    revision: str | None = None,
+    threads: int | None = None,
+    with_pooler: bool = False,
+    more: Callable[[Weights, int], Arrays] | None = None,
+) -> Encoder:
+    """The encoder of a folder or hub id.
+
+    Args:
+        dtype: "float32" or "bfloat16"; None for the stored one.
+        quantize: "int8" or None.
+        threads: of each call; None for `default_threads`.
+        more: makes the arrays of a head.
+
+    Raises:
+        RuntimeError: the extension is missing.
+        ValueError: another dtype or quantize; a tensor is missing or misshapen.
+    """
+    if (reason := available()) is not None:
+        raise RuntimeError(f"a light model runs by the extension alone: {reason}")
+    if quantize not in PRECISIONS:
+        raise ValueError(f"quantize is {quantize!r}; it must be None or 'int8'")
+    threads = default_threads() if threads is None else threads
+    weights = Weights(path, revision, family_of(config.model_type), dtype)
+    arrays = pack_encoder(weights, config, quantize, threads, with_pooler=with_pooler)
+    if more is not None:
+        arrays |= more(weights, threads)
+    return Encoder(arrays, config, dtype=weights.dtype, precision=quantize, threads=threads)

@@ -1,0 +1,138 @@
+"""The modules of a sentence-transformers model after its Transformer, except Pooling, without torch: see
+inference.sentence_modules. Weights and arithmetic are float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fastbert.engine.library import ACTIVATIONS, C, chosen_isa
+from fastbert.engine.memory import address_of
+from fastbert.engine.packed import RowBlock, pack
+from fastbert.families import BERT
+from fastbert.inference.pooling import unit
+from fastbert.inference.sentence_settings import FUSED, NORM_EPS, ModuleSettings
+from fastbert.lazy import needs_torch
+from fastbert.light.weights import Weights
+
+
+@dataclass
+class Dense:
+    """y = activation(x W^T + b), plus x or its projection where the module has a residual: (M, in) -> (M, out)."""
+
+    products: dict[str, np.ndarray]  # packed, by their names in the file
+    in_features: int
+    out_features: int
+    activation: str | None
+    residual: bool
+    threads: int
+    where: str
+
+    def width_after(self, width: int) -> int:
+        _check_width(self.where, "in_features", self.in_features, width)
+        return self.out_features
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        y = self._product("linear", x, self.activation)
+        if self.residual:
+            y = y + (self._product("residual", x, None) if "residual" in self.products else x)
+        return y
+
+    def _product(self, name: str, x: np.ndarray, activation: str | None) -> np.ndarray:
+        x, y = np.ascontiguousarray(x), np.empty((len(x), self.out_features), np.float32)
+        if len(x):
+            C.linear_cpu(
+                *(C.F32, 0, len(x), self.out_features, self.in_features, address_of(x), self.in_features),
+                *(address_of(self.products[name]), address_of(y), self.out_features, ACTIVATIONS[activation], False),
+                *(chosen_isa()[1], self.threads),
+            )
+        return y
+
+
+@dataclass
+class LayerNorm:
+    """torch.nn.LayerNorm over each row."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    threads: int
+    where: str
+
+    def width_after(self, width: int) -> int:
+        _check_width(self.where, "dimension", len(self.weight), width)
+        return width
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        x = np.ascontiguousarray(x)
+        y, width = np.empty_like(x), x.shape[1]
+        C.add_layer_norm_cpu(
+            *(C.F32, len(x), width, address_of(x), width, 0, 0, address_of(self.weight), False),
+            *(address_of(self.bias), address_of(y), width, 0, NORM_EPS, chosen_isa()[1], self.threads),
+        )
+        return y
+
+
+@dataclass
+class Normalize:
+    """Scales each row to length 1."""
+
+    settings: tuple[str, ...] = field(default=("Normalize",))
+
+    def width_after(self, width: int) -> int:
+        return width
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return unit(x)
+
+
+RowModule = Dense | LayerNorm | Normalize
+
+
+def made(settings: ModuleSettings, threads: int) -> RowModule:
+    """The module, with its tensors in float32.
+
+    Raises:
+        ImportError: its activation needs torch.
+        ValueError: a tensor is missing, unexpected or unreadable, or its shape does not match the module's config.json.
+    """
+    if settings.kind == "Normalize":
+        return Normalize()
+    tensors = _tensors(settings)
+    if settings.kind == "LayerNorm":
+        return LayerNorm(tensors["norm.weight"], tensors["norm.bias"], threads, str(settings.config))
+    if settings.activation not in FUSED:
+        raise needs_torch(f"{settings.config}: {settings.activation}")
+    products = {
+        name: _packed(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), threads)
+        for name in ("linear", "residual")
+        if f"{name}.weight" in tensors
+    }
+    rows, columns = settings.shapes["linear.weight"]
+    activation = FUSED[settings.activation]
+    return Dense(products, columns, rows, activation, settings.residual, threads, str(settings.config))
+
+
+def _packed(weight: np.ndarray, bias: np.ndarray | None, threads: int) -> np.ndarray:
+    block = RowBlock(len(weight), address_of(weight), weight.shape[1], 0 if bias is None else address_of(bias))
+    return pack(C.F32, None, [block], weight.shape[1], threads)
+
+
+def _tensors(settings: ModuleSettings) -> dict[str, np.ndarray]:
+    shapes, folder = settings.shapes, settings.folder
+    assert folder is not None
+    stored = Weights(folder, None, BERT, "float32")
+    file: Path = next(iter(stored.files.values()), folder)
+    for name in shapes:
+        if name not in stored:
+            raise ValueError(f"{file}: no tensor {name}; {settings.config} asks for it")
+    for name in stored.files:
+        if name not in shapes:
+            raise ValueError(f"{file}: tensor {name} is none of {', '.join(shapes)}, which {settings.config} asks for")
+    return {name: stored.get(name, shape).copy() for name, shape in shapes.items()}
+
+
+def _check_width(where: str, name: str, value: int, width: int) -> None:
+    if value != width:
+        raise ValueError(f"{where}: {name} is {value}; the rows before it have {width} numbers")
