@@ -14,8 +14,7 @@ from fastbert.config import BertConfig, family_of
 from fastbert.families.names import ClassesNames
 from fastbert.inference.base_embedder import MAX_TOKENS
 from fastbert.inference.windows import Window
-from fastbert.light.encoder import Encoder
-from fastbert.light.heads import Head, pack_head, pools
+from fastbert.light.heads import Head, pools
 from fastbert.light.loading import load_encoder
 from fastbert.tasks.base_runner import BaseRunner, Read
 from fastbert.tasks.reranking import Reranker
@@ -58,11 +57,7 @@ class Runner(BaseRunner):
 
 
 def _head(path: str | Path, config: BertConfig, names: ClassesNames, *, pooler: bool, **options: Any) -> Head:
-    def more(weights: Any, threads: int) -> Any:
-        return pack_head(weights, config, names, threads)
-
-    encoder: Encoder = load_encoder(path, config, with_pooler=pooler, more=more, **options)
-    return Head(encoder, names)
+    return Head(load_encoder(path, config, with_pooler=pooler, head=names, **options), names)
 
 
 def _tokenizer(path: str | Path, given: Tokenizer | None, revision: str | None) -> Tokenizer:
@@ -82,6 +77,7 @@ class _OfTexts:
         quantize: str | None = None,
         revision: str | None = None,
         threads: int | None = None,
+        cache: str | Path | bool = False,
         max_tokens: int = MAX_TOKENS,
         **defaults: Any,
     ) -> Self:
@@ -91,6 +87,8 @@ class _OfTexts:
             dtype: "float32" or "bfloat16"; None for the stored one (float32 for float16 and float64).
             quantize: "int8", or None.
             threads: of each call; None for OMP_NUM_THREADS, or the number of cores.
+            cache: a folder that keeps the packed weights, or True for fastbert/packed in the user's cache; they are
+                mapped the next time.
             max_tokens: most real tokens of a batch.
             defaults: of the arguments of a call.
 
@@ -101,7 +99,8 @@ class _OfTexts:
         """
         config = BertConfig.from_pretrained(path, revision=revision)
         names = family_of(config.model_type).classes
-        options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "revision": revision, "threads": threads}
+        options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "revision": revision}
+        options |= {"threads": threads, "cache": cache}
         head = _head(path, config, names, pooler=pools(names), **options)
         runner = Runner(head, _tokenizer(path, tokenizer, revision), max_tokens=max_tokens)
         make: Any = cls
@@ -133,6 +132,7 @@ class TokenClassifier(TokenClassification):
         quantize: str | None = None,
         revision: str | None = None,
         threads: int | None = None,
+        cache: str | Path | bool = False,
         max_tokens: int = MAX_TOKENS,
         **defaults: Any,
     ) -> Self:
@@ -145,7 +145,8 @@ class TokenClassifier(TokenClassification):
         names = family_of(config.model_type).tokens
         if names is None:
             raise ValueError(f"config: model_type is {config.model_type!r}, which has no head over tokens")
-        options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "revision": revision, "threads": threads}
+        options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "revision": revision}
+        options |= {"threads": threads, "cache": cache}
         head = _head(path, config, names, pooler=False, **options)
         tokenizer = _tokenizer(path, tokenizer, revision)
         return cls(Runner(head, tokenizer, of_tokens=True, max_tokens=max_tokens), **defaults)

@@ -43,6 +43,7 @@ class TextEmbedder(BaseEmbedder):
         truncate_dim: int | None = None,
         revision: str | None = None,
         threads: int | None = None,
+        cache: str | Path | bool = False,
     ) -> Self:
         """Loads a folder or hub id with safetensors weights; see `Embedder.from_pretrained` for what is not here.
 
@@ -50,6 +51,8 @@ class TextEmbedder(BaseEmbedder):
             dtype: "float32" or "bfloat16"; None for the stored one (float32 for float16 and float64).
             quantize: "int8", or None.
             threads: of each call; None for OMP_NUM_THREADS, or the number of cores.
+            cache: a folder that keeps the packed weights, or True for fastbert/packed in the user's cache; they are
+                mapped the next time.
 
         Raises:
             FileNotFoundError: config.json, weights or vocabulary are missing.
@@ -60,7 +63,7 @@ class TextEmbedder(BaseEmbedder):
 
         def load(folder: str | Path, config: BertConfig, revision: str | None, pools: bool) -> Encoder:
             options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "revision": revision}
-            return load_encoder(folder, config, threads=threads, with_pooler=pools, **options)
+            return load_encoder(folder, config, threads=threads, cache=cache, with_pooler=pools, **options)
 
         return cls._from_folder(
             path,
@@ -74,11 +77,22 @@ class TextEmbedder(BaseEmbedder):
             revision=revision,
         )
 
+    def skipped_tokens(self, prompt: str) -> int:
+        """The number of tokens at the start of a text after `prompt` that the pooling leaves out."""
+        return 0 if self.include_prompt else self._prompt_tokens(prompt)
+
+    def pooled(self, batch: Sequence[Sequence[int]], skip: int = 0) -> np.ndarray:
+        """Vectors of texts given as ids, before they are scaled and truncated: (B, E) float32."""
+        return self._vectors(batch, skip)
+
+    def states(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """The states of the tokens of texts given as ids, (T, E) float32 each."""
+        lengths, cu_seqlens, ids = _packed(batch)
+        states = _applied(self.token_modules, self.encoder.float32(self.encoder(ids, cu_seqlens)))
+        return np.split(states, cu_seqlens[1:-1]) if len(lengths) else []
+
     def _vectors(self, batch: Sequence[Sequence[int]], skip: int) -> np.ndarray:
-        lengths = np.array([len(ids) for ids in batch], np.int64)
-        cu_seqlens = np.zeros(len(batch) + 1, np.int32)
-        np.cumsum(lengths, out=cu_seqlens[1:])
-        ids = np.fromiter(chain.from_iterable(batch), np.int64, int(lengths.sum()))
+        lengths, cu_seqlens, ids = _packed(batch)
         first = np.clip(cu_seqlens[:-1].astype(np.int64), 0, max(0, len(ids) - 1))
         encoder = self.encoder
         if self._modes == ("cls",) and not skip:
@@ -92,6 +106,14 @@ class TextEmbedder(BaseEmbedder):
             states = _applied(self.token_modules, encoder.float32(states))
             vectors = pool(states, lengths, self._modes, skip=skip, pooler_output=pooler_output)
         return _applied(self.modules, vectors)
+
+
+def _packed(batch: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lengths of texts, (B,) int64; where each starts, and their end, (B + 1,) int32; their ids, (T,) int64."""
+    lengths = np.array([len(ids) for ids in batch], np.int64)
+    cu_seqlens = np.zeros(len(batch) + 1, np.int32)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    return lengths, cu_seqlens, np.fromiter(chain.from_iterable(batch), np.int64, int(lengths.sum()))
 
 
 def _applied(modules: Iterable[RowModule], x: np.ndarray) -> np.ndarray:

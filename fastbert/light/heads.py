@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbert.config import BertConfig, family_of
 from fastbert.engine.library import ACTIVATIONS
 from fastbert.families.names import ClassesNames
-from fastbert.families.parts import Linear
 from fastbert.light.encoder import Encoder
-from fastbert.light.packing import Arrays, packed_linears
-from fastbert.light.weights import Weights
 
 FIRST = ("cls", "bos")  # poolings that read the first token alone
 
@@ -18,21 +14,6 @@ FIRST = ("cls", "bos")  # poolings that read the first token alone
 def pools(names: ClassesNames) -> bool:
     """True if a head over texts reads the encoder's pooler."""
     return names.dense is None
-
-
-def pack_head(weights: Weights, config: BertConfig, names: ClassesNames, threads: int) -> Arrays:
-    """The arrays of a head: head.dense, head.norm.weight, head.norm.bias and head.out, those that it has."""
-    family, width, found = family_of(config.model_type), config.hidden_size, Arrays()
-    if names.dense is not None:
-        dense = Linear(names.dense, width, width, config.has(family.head_bias))
-        found["head.dense"] = packed_linears(weights, [dense], None, threads)
-    if names.norm is not None:
-        found["head.norm.weight"] = weights.get(f"{names.norm}.weight", (width,)).copy()
-        if config.has(family.norm_bias):
-            found["head.norm.bias"] = weights.get(f"{names.norm}.bias", (width,)).copy()
-    out = Linear(names.out, config.num_labels, width, True)
-    found["head.out"] = packed_linears(weights, [out], None, threads)
-    return found
 
 
 class Head:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from fastbert.config import BertConfig, family_of
 from fastbert.engine.library import available
+from fastbert.families.names import ClassesNames
+from fastbert.light.cache import cached, default_folder
 from fastbert.light.encoder import Encoder
-from fastbert.light.packing import Arrays, pack_encoder
+from fastbert.light.packing import Arrays, pack_encoder, pack_head, tables
 from fastbert.light.weights import Weights
 
 PRECISIONS = (None, "int8")
@@ -42,8 +45,9 @@ def load_encoder(
     quantize: str | None = None,
     revision: str | None = None,
     threads: int | None = None,
+    cache: str | Path | bool = False,
     with_pooler: bool = False,
-    more: Callable[[Weights, int], Arrays] | None = None,
+    head: ClassesNames | None = None,
 ) -> Encoder:
     """The encoder of a folder or hub id.
 
@@ -51,7 +55,8 @@ def load_encoder(
         dtype: "float32" or "bfloat16"; None for the stored one.
         quantize: "int8" or None.
         threads: of each call; None for `default_threads`.
-        more: makes the arrays of a head.
+        cache: the folder that keeps packed weights, to be mapped; True for that of `cache.default_folder`.
+        head: of a head for classes, whose arrays are packed, too.
 
     Raises:
         RuntimeError: the extension is missing.
@@ -63,7 +68,16 @@ def load_encoder(
         raise ValueError(f"quantize is {quantize!r}; it must be None or 'int8'")
     threads = default_threads() if threads is None else threads
     weights = Weights(path, revision, family_of(config.model_type), dtype)
-    arrays = pack_encoder(weights, config, quantize, threads, with_pooler=with_pooler)
-    if more is not None:
-        arrays |= more(weights, threads)
-    return Encoder(arrays, config, dtype=weights.dtype, precision=quantize, threads=threads)
+
+    def make() -> Arrays:
+        arrays = pack_encoder(weights, config, quantize, threads, with_pooler=with_pooler)
+        return arrays if head is None else arrays | pack_head(weights, config, head, threads)
+
+    if cache is False:
+        arrays = make()
+    else:
+        text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+        what = {"dtype": weights.dtype, "quantize": quantize, "pooler": with_pooler, "head": head and head.out}
+        what["config"] = hashlib.sha256(text.encode()).hexdigest()
+        arrays = cached(default_folder() if cache is True else Path(cache), weights.by_name(), what, make, threads)
+    return Encoder(tables(weights, config) | arrays, config, dtype=weights.dtype, precision=quantize, threads=threads)

@@ -20,6 +20,7 @@ from fastbert.engine.library import C
 from fastbert.engine.memory import address_of
 from fastbert.engine.packed import RowBlock, fill_panels, pack, rows_in_turns
 from fastbert.engine.positions import BUCKETS
+from fastbert.families.names import ClassesNames
 from fastbert.families.parts import Linear, layer_linears, layer_norms
 from fastbert.light.weights import Weights
 
@@ -62,7 +63,7 @@ def _reordered(parts: Sequence[Any], order: np.ndarray) -> np.ndarray:
 def pack_encoder(
     weights: Weights, config: BertConfig, precision: str | None, threads: int, *, with_pooler: bool
 ) -> Arrays:
-    """The arrays of an encoder.
+    """The arrays of an encoder but for its tables.
 
     Args:
         precision: of the layers' products, as for ops.linear.
@@ -73,8 +74,10 @@ def pack_encoder(
     """
     family = family_of(config.model_type)
     weights.check_layers(config.num_hidden_layers)
-    found = dict(_embeddings(weights, config))
+    found, names = Arrays(), family.embeddings
     width = config.embedding_size or config.hidden_size
+    if names.norm is not None:
+        found |= _norm(weights, config, "embed", names.norm, width)
     if family.projection is not None and width != config.hidden_size:
         linear = Linear(family.projection, config.hidden_size, width, True)
         found["projection"] = packed_linears(weights, [linear], None, threads)
@@ -93,16 +96,15 @@ def pack_encoder(
     return found
 
 
-def _embeddings(weights: Weights, config: BertConfig) -> Iterator[tuple[str, np.ndarray]]:
-    family, width = family_of(config.model_type), config.embedding_size or config.hidden_size
-    names = family.embeddings
-    yield "word", weights.get(f"{names.word}.weight", (config.vocab_size, width))
+def tables(weights: Weights, config: BertConfig) -> Arrays:
+    """The tables of the embeddings, mapped where they are stored in the model's dtype."""
+    names, width = family_of(config.model_type).embeddings, config.embedding_size or config.hidden_size
+    found = {"word": weights.get(f"{names.word}.weight", (config.vocab_size, width))}
     if names.positions is not None:
-        yield "position", weights.get(f"{names.positions}.weight", (config.max_position_embeddings, width))
+        found["position"] = weights.get(f"{names.positions}.weight", (config.max_position_embeddings, width))
     if names.types is not None and config.type_vocab_size:
-        yield "type", weights.get(f"{names.types}.weight", (config.type_vocab_size, width))
-    if names.norm is not None:
-        yield from _norm(weights, config, "embed", names.norm, width).items()
+        found["type"] = weights.get(f"{names.types}.weight", (config.type_vocab_size, width))
+    return found
 
 
 def _layer(
@@ -132,4 +134,19 @@ def _norm(weights: Weights, config: BertConfig, name: str, path: str, width: int
     found = {f"{name}.weight": weights.get(f"{path}.weight", (width,)).copy()}
     if not family.rms and config.has(family.norm_bias):
         found[f"{name}.bias"] = weights.get(f"{path}.bias", (width,)).copy()
+    return found
+
+
+def pack_head(weights: Weights, config: BertConfig, names: ClassesNames, threads: int) -> Arrays:
+    """The arrays of a head: head.dense, head.norm.weight, head.norm.bias and head.out, those that it has."""
+    family, width, found = family_of(config.model_type), config.hidden_size, Arrays()
+    if names.dense is not None:
+        dense = Linear(names.dense, width, width, config.has(family.head_bias))
+        found["head.dense"] = packed_linears(weights, [dense], None, threads)
+    if names.norm is not None:
+        found["head.norm.weight"] = weights.get(f"{names.norm}.weight", (width,)).copy()
+        if config.has(family.norm_bias):
+            found["head.norm.bias"] = weights.get(f"{names.norm}.bias", (width,)).copy()
+    out = Linear(names.out, config.num_labels, width, True)
+    found["head.out"] = packed_linears(weights, [out], None, threads)
     return found

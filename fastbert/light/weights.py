@@ -104,6 +104,10 @@ class Weights(StoredTensors):
             x = x[part.block * shape[0] :][: shape[0]]
         return aligned(converted(x, stored, self.dtype))
 
+    def by_name(self) -> dict[str, Path]:
+        """The files that hold the weights, by their names."""
+        return {path.name: path for path in sorted(set(self.files.values()))}
+
     def forget(self) -> None:
         for file in {id(file): file for file, _, _ in self._stored.values()}.values():
             file.forget()

@@ -8,7 +8,7 @@ from test_families_live import CASES, make
 
 import fastbert
 from fastbert.config import BertConfig, family_of
-from fastbert.light.heads import Head, pack_head, pools
+from fastbert.light.heads import Head, pools
 from fastbert.light.loading import load_encoder
 
 HEADS = {
@@ -63,7 +63,7 @@ def test_bits(name, head, dtype, quantize, tmp_path):
         dtype=dtype,
         quantize=quantize,
         with_pooler=head == "ForSequenceClassification" and pools(names),
-        more=lambda weights, threads: pack_head(weights, config, names, threads),
+        head=names,
     )
     classes = Head(encoder, names)
     found = classes.of_texts(*given) if head == "ForSequenceClassification" else classes.of_tokens(*given)
