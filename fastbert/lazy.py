@@ -37,3 +37,10 @@ def names_of(package: str, homes: Mapping[str, str], namespace: dict[str, Any]) 
 def needs_torch(what: str) -> ImportError:
     """The error for what runs with torch only."""
     return ImportError(f"{what} needs torch, which is not installed: pip install 'fastbert-engine[torch]'")
+
+
+def missing_extra(what: str, error: ModuleNotFoundError, extra: str) -> ImportError:
+    """The error for what needs the packages of an extra, of which one is missing; another's error as it is."""
+    if error.name is None or error.name.partition(".")[0] == "fastbert":
+        return error
+    return ImportError(f"{what} needs {error.name}, which is not installed: pip install 'fastbert-engine[{extra}]'")

@@ -25,6 +25,7 @@ from fastbert.cli.finetune_arguments import (
     positive,
 )
 from fastbert.cli.options import one_line
+from fastbert.cli.serve_arguments import SERVE_EXAMPLES, add_serve_arguments
 from fastbert.cli.task_arguments import (
     EXPLAIN_EXAMPLES,
     PREDICT_EXAMPLES,
@@ -131,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_embed(commands)
     _add_tasks(commands)
     _add_fill_mask(commands)
+    _add_serve(commands)
     _add_prepare(commands)
     _add_pretrain(commands)
     _add_finetune(commands)
@@ -386,6 +388,11 @@ def _add_finetune(commands: Any) -> None:
 def _add_distill(commands: Any) -> None:
     what = "make a smaller model that does as a larger one"
     add_distill_arguments(_command(commands, "distill", "cli.distill", what, DISTILL_EXAMPLES))
+
+
+def _add_serve(commands: Any) -> None:
+    what = "answer over HTTP: vectors, classes, tags, scores"
+    add_serve_arguments(_command(commands, "serve", "cli.serve", what, SERVE_EXAMPLES))
 
 
 def _add_doctor(commands: Any) -> None:

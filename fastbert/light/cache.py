@@ -92,7 +92,8 @@ def _same_files(recorded: Mapping[str, Any], files: Mapping[str, Path]) -> bool:
 
 def _write(path: Path, header: dict[str, Any], arrays: Arrays, threads: int) -> None:
     arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
-    entries, end = {}, 0
+    entries: dict[str, dict[str, Any]] = {}
+    end = 0
     for name, x in arrays.items():
         entries[name] = {"dtype": x.dtype.str, "shape": list(x.shape), "place": end, "checksum": _checksum(x, threads)}
         end += -(-x.nbytes // _LINE) * _LINE

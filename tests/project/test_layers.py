@@ -42,10 +42,11 @@ MAY_IMPORT = {
     "diagnostics": ALL_OF_MODEL | {"integrations", "native"},
     "inference": ALL_OF_MODEL,
     "light": {"checkpoint", "config", "engine", "families", "inference", "lazy", "tasks", "tokenizer"},
+    "serve": {"__init__", "checkpoint", "config", "inference", "lazy", "light", "tasks"},
     "training": ALL_OF_MODEL | {"inference", "tasks"},
     "integrations": ALL_OF_MODEL | {"inference"},
     "tasks": ALL_OF_MODEL | {"inference", "integrations"},
-    "cli": ALL_OF_MODEL | {"__init__", "inference", "tasks", "training", "integrations", "native"},
+    "cli": ALL_OF_MODEL | {"__init__", "inference", "light", "serve", "tasks", "training", "integrations", "native"},
     "__init__": ALL_OF_MODEL | {"inference", "light", "tasks", "training", "integrations"},
 }
 PART_OF = {"__main__": "cli"}  # modules that are one layer together

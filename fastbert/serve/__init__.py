@@ -1,0 +1,1 @@
+"""An HTTP server for vectors, classes, tags and scores, with the routes that clients of others know (an extra)."""

@@ -1,0 +1,255 @@
+"""The server as an ASGI app: its models, what guards them, and the routes of serve.routes."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+
+from fastbert.serve.batcher import BackendError, ClosedError, OverloadedError
+from fastbert.serve.metrics import CONTENT_TYPE, Metrics
+from fastbert.serve.models import InputError, Served, TooLongError, load
+from fastbert.serve.settings import ServeSettings
+
+OPEN = ("/health", "/infinity/health", "/ready", "/metrics")  # paths that need no token
+log = logging.getLogger("fastbert.serve")
+
+
+class NotServedError(Exception):
+    """A model or a task that the server does not have."""
+
+
+class State:
+    """What the requests of a server share."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self.models: dict[str, Served] = {}
+        self.in_flight = 0
+        self.ready = False
+        self.failed: Exception | None = None  # what loading ended with
+        self.stop: Callable[[], None] = lambda: None  # ends the server
+
+    def pick(self, name: str | None, *kinds: str) -> Any:
+        """The model of that name, of one of these kinds; of another name where there is but one of them.
+
+        Raises:
+            NotServedError: there is none.
+        """
+        fitting = {own: model for own, model in self.models.items() if model.kind in kinds}
+        if name in fitting:
+            return fitting[name]
+        if not fitting:
+            raise NotServedError(f"no model here is for {' or '.join(kinds)}")
+        if name is None or len(fitting) == 1:
+            return next(iter(fitting.values()))
+        raise NotServedError(f"model is {name!r}; those for {' or '.join(kinds)} are {', '.join(fitting)}")
+
+    def count_waiting(self) -> None:
+        for name, model in self.models.items():
+            self.metrics.queue.labels(name).set(model.batcher.waiting)
+
+    def check_count(self, count: int) -> None:
+        if count > self.settings.max_texts:
+            raise InputError(f"the request has {count} texts; it must have at most {self.settings.max_texts}")
+
+
+def make_app(settings: ServeSettings) -> FastAPI:
+    """The app of a server. Its models are loaded, and run once, after it has started: see /ready."""
+    from fastbert import __version__
+    from fastbert.serve.routes import router
+
+    state = State(settings)
+
+    async def prepare() -> None:
+        try:
+            state.models = await asyncio.to_thread(load, settings, state.metrics.told)
+            for model in state.models.values():
+                await asyncio.to_thread(model.warm_up)
+            state.ready = True
+        except Exception as error:
+            state.failed = error
+            state.stop()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        preparing = asyncio.create_task(prepare())  # meanwhile requests are told that they are too early
+        yield
+        state.ready = False
+        await preparing
+        for model in state.models.values():
+            await asyncio.to_thread(model.batcher.close)
+
+    app = FastAPI(title="fastbert", version=__version__, lifespan=lifespan)
+    app.state.serve = state
+    app.include_router(router)
+    app.add_api_route("/metrics", lambda: Response(state.metrics.text(), media_type=CONTENT_TYPE), tags=["server"])
+    _answer_errors(app)
+    app.add_middleware(Guard, state=state)
+    return app
+
+
+def failure(path: str, status: int, kind: str, message: str, **headers: str) -> Response:
+    """An error as OpenAI has it, on its paths, or as text-embeddings-inference and the others do."""
+    error: dict[str, Any] = {"error": message, "error_type": kind, "message": message}
+    if path.startswith("/v1/"):
+        error = {"error": {"message": message, "type": kind, "code": status, "param": None}}
+    return Response(orjson.dumps(error), status, headers, media_type="application/json")
+
+
+def _answer_errors(app: FastAPI) -> None:
+    async def too_long(request: Request, error: Exception) -> Response:
+        return failure(request.url.path, 413, "Validation", str(error))
+
+    async def wrong(request: Request, error: Exception) -> Response:
+        return failure(request.url.path, 422, "Validation", str(error))
+
+    async def malformed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return failure(request.url.path, 422, "Validation", _of_validation(error))
+
+    async def absent(request: Request, error: Exception) -> Response:
+        return failure(request.url.path, 404, "NotFound", str(error))
+
+    async def full(request: Request, error: Exception) -> Response:
+        assert isinstance(error, OverloadedError)
+        seconds = str(max(1, round(error.retry_after)))
+        return failure(
+            request.url.path, 429, "Overloaded", "the queue is full; try again later", **{"Retry-After": seconds}
+        )
+
+    async def closing(request: Request, error: Exception) -> Response:
+        return failure(request.url.path, 503, "Unhealthy", "the server is shutting down")
+
+    async def failed(request: Request, error: Exception) -> Response:
+        log.error("a batch failed: %s", error)
+        return failure(request.url.path, 424, "Backend", "the model failed")
+
+    handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]] = [
+        *((TooLongError, too_long), (InputError, wrong), (RequestValidationError, malformed)),
+        *((NotServedError, absent), (OverloadedError, full), (ClosedError, closing), (BackendError, failed)),
+    ]
+    for kind, handler in handlers:
+        app.add_exception_handler(kind, handler)
+
+
+def _of_validation(error: RequestValidationError) -> str:
+    """One line on the first thing that is wrong, without the values of the request."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first.get("loc", ())[1:] if not str(part).startswith("function-"))
+    return f"{place}: {first['msg']}" if place else str(first["msg"])
+
+
+class Guard:
+    """Middleware: the token, the size of a body, the number of requests at a time, metrics and the access log."""
+
+    def __init__(self, app: Any, state: State) -> None:
+        self.app, self.state = app, state
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        state, path = self.state, scope["path"]
+        begun, sent = time.perf_counter(), {"status": 0, "bytes": 0}
+
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                sent["status"] = message["status"]
+            elif message["type"] == "http.response.body":
+                sent["bytes"] += len(message.get("body", b""))
+            await send(message)
+
+        if path in OPEN:
+            await self.app(scope, receive, counted)
+            return
+        refused = self._refused(scope)
+        if refused is not None:
+            await refused(scope, receive, counted)
+        else:
+            state.in_flight += 1
+            state.metrics.in_flight.inc()
+            try:
+                await self._limited(scope, receive, counted)
+            except Exception as error:  # its message may hold texts, which no log does
+                log.error("a request failed: %s at %s", type(error).__name__, _where(error))
+                if not sent["status"]:
+                    await failure(path, 500, "Backend", "the server failed")(scope, receive, counted)
+            finally:
+                state.in_flight -= 1
+                state.metrics.in_flight.dec()
+                state.count_waiting()
+        seconds = time.perf_counter() - begun
+        route = getattr(scope.get("route"), "path", "other")  # not the path, of which there is no end
+        state.metrics.requests.labels(route, str(sent["status"])).inc()
+        state.metrics.latency.labels(route).observe(seconds)
+        line = {"route": route, "method": scope["method"], **sent, "seconds": round(seconds, 6)}
+        log.info("%s", json.dumps(line))
+
+    def _refused(self, scope: Any) -> Response | None:
+        settings, headers = self.state.settings, dict(scope["headers"])
+        if settings.api_key is not None:
+            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), settings.api_key.encode()):
+                return failure(
+                    scope["path"],
+                    401,
+                    "Unauthorized",
+                    "the token is missing or wrong",
+                    **{"WWW-Authenticate": "Bearer"},
+                )
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > settings.max_body_bytes:
+            return self._too_large(scope)
+        if not self.state.ready:
+            return failure(scope["path"], 503, "Unhealthy", "the models are being loaded", **{"Retry-After": "1"})
+        if self.state.in_flight >= settings.max_concurrent_requests:
+            return failure(scope["path"], 429, "Overloaded", "too many requests at a time", **{"Retry-After": "1"})
+        return None
+
+    def _too_large(self, scope: Any) -> Response:
+        most = self.state.settings.max_body_bytes
+        return failure(scope["path"], 413, "Validation", f"the body is larger than {most} bytes")
+
+    async def _limited(self, scope: Any, receive: Any, send: Any) -> None:
+        """Runs the app with a body that is read here, and no larger than it may be."""
+        most = self.state.settings.max_body_bytes
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
+            if size > most:
+                await self._too_large(scope)(scope, receive, send)
+                return
+        body = b"".join(parts)
+        given = False
+
+        async def again() -> Any:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, again, send)
+
+
+def _where(error: BaseException) -> str:
+    """The file and line that raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "nowhere" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -1,0 +1,231 @@
+"""The models of a server: texts are tokenized in threads, their tokens run in batches of all that waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastbert.config import BertConfig
+from fastbert.inference.pooling import unit
+from fastbert.light.embedder import TextEmbedder
+from fastbert.serve.batcher import Batch, Batcher
+from fastbert.serve.settings import ServeSettings
+from fastbert.tasks.base import Pipeline
+
+
+class InputError(ValueError):
+    """A request that no model could answer: its message is for the client."""
+
+
+class TooLongError(InputError):
+    """A text with more tokens than the model takes, where it must not be cut."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of texts, (N, E) float32, and their number of tokens with the special ones."""
+
+    vectors: np.ndarray
+    tokens: int
+
+
+class Embedding:
+    """An embedder behind a queue."""
+
+    kind = "embedding"
+
+    def __init__(self, name: str, embedder: TextEmbedder, batcher: Callable[..., Batcher]) -> None:
+        self.name, self.embedder = name, embedder
+        self.batcher = batcher(self._run)
+
+    @property
+    def max_length(self) -> int:
+        return self.embedder.max_length
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        truncate: bool = True,
+        side: str = "right",
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+    ) -> Embedded:
+        """Vectors of texts.
+
+        Args:
+            prompt_name: of the folder's prompts.
+            truncate: whether a long text is cut.
+            side: which end is cut.
+            normalize: whether vectors are scaled to length 1; None as the model's folder says.
+            dimensions: the first numbers of a vector that are kept; the rest is scaled again if it was before.
+
+        Raises:
+            InputError: no such prompt, dimensions out of range.
+            TooLongError: a text is too long, and not cut.
+        """
+        embedder, width = self.embedder, self.embedder.width
+        if dimensions is not None and not 1 <= dimensions <= width:
+            raise InputError(f"dimensions is {dimensions}; it must be 1 to {width}")
+        try:
+            prompt = embedder.prompt_of(prompt_name)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        rows, skip = await asyncio.to_thread(self._tokenize, texts, prompt, truncate, side)
+        found = await self.batcher.submit([((ids, skip), len(ids)) for ids in rows])
+        vectors = np.stack(found) if found else np.empty((0, width), np.float32)
+        scaled = embedder.normalize if normalize is None else normalize
+        if scaled:
+            vectors = unit(vectors)
+        vectors = vectors[:, :width]
+        if dimensions is not None and dimensions < width:
+            vectors = unit(vectors[:, :dimensions]) if scaled else vectors[:, :dimensions]
+        return Embedded(vectors, sum(map(len, rows)))
+
+    async def states(self, texts: Sequence[str], *, truncate: bool = True, side: str = "right") -> list[np.ndarray]:
+        """The states of each text's tokens, (T, E) float32."""
+        rows, _ = await asyncio.to_thread(self._tokenize, texts, "", truncate, side)
+        return await self.batcher.submit([((ids, None), len(ids)) for ids in rows])
+
+    def _tokenize(self, texts: Sequence[str], prompt: str, truncate: bool, side: str) -> tuple[list[list[int]], int]:
+        embedder = self.embedder
+        if side != embedder.tokenizer.truncation_side:
+            embedder = copy(embedder)
+            embedder.tokenizer = copy(embedder.tokenizer)
+            embedder.tokenizer.truncation_side = side
+        tokenized = embedder.tokenize_block(texts, prompt)
+        if tokenized.cut and not truncate:
+            raise TooLongError(
+                f"text {min(tokenized.cut)} has more than {embedder.max_length} tokens; truncate=true cuts it"
+            )
+        return tokenized.ids, embedder.skipped_tokens(prompt)
+
+    def _run(self, works: list[Any]) -> list[np.ndarray]:
+        """Vectors before they are scaled, or states where a work's number of tokens to skip is None."""
+        found: list[np.ndarray] = [np.empty(0)] * len(works)
+        for skip in dict.fromkeys(skip for _, skip in works):
+            places = [i for i, work in enumerate(works) if work[1] == skip]
+            batch = [works[i][0] for i in places]
+            made = self.embedder.states(batch) if skip is None else self.embedder.pooled(batch, skip)
+            for i, one in zip(places, made, strict=True):
+                found[i] = one
+        return found
+
+    def warm_up(self) -> None:
+        self.embedder.embed(["warm"])
+
+
+class Answering:
+    """A pipeline behind a queue."""
+
+    def __init__(self, name: str, pipeline: Pipeline, batcher: Callable[..., Batcher]) -> None:
+        self.name, self.pipeline, self.kind = name, pipeline, pipeline.task
+        self.batcher = batcher(pipeline.run)
+
+    @property
+    def max_length(self) -> int:
+        return self.pipeline.runner.max_length
+
+    async def answers(self, items: Sequence[Any], **given: Any) -> tuple[list[Any], int]:
+        """The answers to inputs, and their number of tokens.
+
+        Args:
+            given: arguments of the pipeline's call.
+
+        Raises:
+            InputError: an input or an argument that the task does not take.
+        """
+        try:
+            settings = self.pipeline.settings(**given)
+            checked = [self.pipeline.check(item, i) for i, item in enumerate(items)]
+            windows = await asyncio.to_thread(self.pipeline.prepare, checked, settings)
+        except (TypeError, ValueError) as error:
+            raise InputError(str(error)) from None
+        rows = await self.batcher.submit([(window, len(window)) for window in windows])
+        found = await asyncio.to_thread(lambda: [a for a, _ in self.pipeline.answers(checked, windows, rows, settings)])
+        return found, sum(map(len, windows))
+
+    def warm_up(self) -> None:
+        item: Any = ("warm", "up") if self.kind == "rerank" else "warm"
+        self.pipeline(item)
+
+
+Served = Embedding | Answering
+
+
+def load(settings: ServeSettings, told: Callable[[str, Batch], None]) -> dict[str, Served]:
+    """The models of a server by their names; the first is the default one.
+
+    Raises:
+        ValueError: no model, or two of one name.
+    """
+    found: dict[str, Served] = {}
+    for given in settings.models:
+        name, separator, path = given.partition("=")
+        path = path if separator else given
+        name = name if separator else Path(given).name
+        if name in found:
+            raise ValueError(f"two models are called {name!r}; name one as NAME={path}")
+        found[name] = _load(name, path, settings, told)
+    if not found:
+        raise ValueError("there is no model to serve: give a folder or a hub id")
+    return found
+
+
+def _load(name: str, path: str, settings: ServeSettings, told: Callable[[str, Batch], None]) -> Served:
+    from fastbert import light
+
+    options: dict[str, Any] = {
+        "dtype": settings.dtype,
+        "quantize": settings.quantize,
+        "revision": settings.revision,
+        "threads": settings.threads,
+        "cache": False if settings.cache is None else settings.cache or True,
+    }
+
+    def batcher(run: Callable[[list[Any]], Sequence[Any]]) -> Batcher:
+        return Batcher(
+            run,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_latency=settings.max_latency,
+            max_queue_tokens=settings.max_queue_tokens,
+            told=lambda batch: told(name, batch),
+        )
+
+    task = _task_of(path, settings.revision)
+    if task is None:
+        return Embedding(name, light.TextEmbedder.from_pretrained(path, **options), batcher)
+    kinds: dict[str, Any] = {
+        "text-classification": light.TextClassifier,
+        "token-classification": light.TokenClassifier,
+        "rerank": light.CrossEncoder,
+    }
+    if task not in kinds:
+        raise ValueError(f"{path}: the model's head is for {task}; the server answers {', '.join(kinds)}, and embeds")
+    return Answering(name, kinds[task].from_pretrained(path, **options), batcher)
+
+
+_TASKS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+
+
+def _task_of(path: str, revision: str | None) -> str | None:
+    """The task of a folder's model; None for vectors."""
+    from fastbert.checkpoint.hub import resolve_file
+
+    config = BertConfig.from_pretrained(path, revision=revision)
+    if resolve_file(path, "modules.json", revision=revision, required=False) is not None:
+        return None
+    names = config.extra.get("architectures") or []
+    task = next((task for name in names for head, task in _TASKS.items() if str(name).endswith(head)), None)
+    return "rerank" if task == "text-classification" and config.num_labels == 1 else task

@@ -1,0 +1,414 @@
+"""The routes: those of OpenAI, text-embeddings-inference, Cohere, vLLM and infinity, and the server's own."""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+
+from fastbert.inference.vector_precision import quantize_vectors
+from fastbert.serve import schemas
+from fastbert.serve.models import Answering, Embedding, InputError
+from fastbert.serve.schemas import Body
+
+
+class _Request(Request):
+    """A request whose JSON is read by orjson, which limits its depth."""
+
+    async def json(self) -> Any:
+        return orjson.loads(await self.body())
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_Request(request.scope, request.receive))
+
+        return handle
+
+
+router = APIRouter(route_class=_Route)
+
+
+def reply(content: Any) -> Response:
+    """JSON, with arrays as lists."""
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+
+def _vectors(request: Request, vectors: np.ndarray, wrap: Callable[[Any], Any] = lambda x: x) -> Response:
+    """Vectors as JSON or, where the client accepts them so, as the bytes of a (N, E) float32 array."""
+    if "application/octet-stream" in request.headers.get("accept", ""):
+        shape = ",".join(map(str, vectors.shape))
+        data = np.ascontiguousarray(vectors).astype("<f4", copy=False).tobytes()
+        return Response(data, media_type="application/octet-stream", headers={"X-Shape": shape, "X-Dtype": "float32"})
+    return reply(wrap(np.ascontiguousarray(vectors)))
+
+
+def _texts(request: Request, given: str | list[str]) -> list[str]:
+    texts = [given] if isinstance(given, str) else given
+    request.app.state.serve.check_count(len(texts))
+    return texts
+
+
+def _embedding(request: Request, name: str | None) -> Embedding:
+    found: Embedding = request.app.state.serve.pick(name, "embedding")
+    return found
+
+
+def _answering(request: Request, name: str | None, *kinds: str) -> Answering:
+    found: Answering = request.app.state.serve.pick(name, *kinds)
+    return found
+
+
+def _base64(vector: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(vector).astype("<f4", copy=False).tobytes()).decode()
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def _listed(kind: str, model: str, data: list[dict[str, Any]], tokens: int) -> Response:
+    head = {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": model}
+    return reply({**head, "data": data, "usage": _usage(tokens)})
+
+
+# OpenAI; infinity has the same at its root. Its /classify is another than vLLM's, so it has a prefix for all, too.
+
+
+@router.post("/v1/embeddings", tags=["OpenAI"])
+@router.post("/embeddings", tags=["infinity"])
+@router.post("/infinity/embeddings", tags=["infinity"])
+async def openai_embeddings(request: Request, body: schemas.OpenAIEmbeddings) -> Response:
+    model = _embedding(request, body.model)
+    found = await model.embed(_texts(request, body.input), dimensions=body.dimensions)
+    encode: Callable[[np.ndarray], Any] = _base64 if body.encoding_format == "base64" else np.ascontiguousarray
+
+    def wrapped(vectors: np.ndarray) -> dict[str, Any]:
+        data = [{"object": "embedding", "index": i, "embedding": encode(v)} for i, v in enumerate(vectors)]
+        return {"object": "list", "data": data, "model": model.name, "usage": _usage(found.tokens)}
+
+    return _vectors(request, found.vectors, wrapped)
+
+
+@router.get("/v1/models", tags=["OpenAI"])
+@router.get("/models", tags=["infinity"])
+@router.get("/infinity/models", tags=["infinity"])
+async def models(request: Request) -> Response:
+    state = request.app.state.serve
+    data = [
+        {"id": name, "object": "model", "owned_by": "fastbert", "created": 0, "capabilities": [model.kind]}
+        for name, model in state.models.items()
+    ]
+    return reply({"object": "list", "data": data})
+
+
+# text-embeddings-inference
+
+
+@router.post("/embed", tags=["text-embeddings-inference"])
+async def embed(request: Request, body: schemas.Embed) -> Response:
+    found = await _embedding(request, body.model).embed(
+        _texts(request, body.inputs),
+        prompt_name=body.prompt_name,
+        truncate=bool(body.truncate),
+        side=body.side,
+        normalize=body.normalize,
+        dimensions=body.dimensions,
+    )
+    return _vectors(request, found.vectors)
+
+
+@router.post("/", tags=["text-embeddings-inference"])
+async def root(request: Request, body: schemas.Root) -> Response:
+    """What the default model does: /embed or /similarity, or /predict."""
+    state = request.app.state.serve
+    model = state.pick(body.model, *(served.kind for served in state.models.values()))
+    given = body.model_dump(exclude_none=True) | {"model": model.name}
+    if not isinstance(model, Embedding):
+        return await predict(request, validated(schemas.Predict, given))
+    if isinstance(body.inputs, dict):
+        return await similarity(request, validated(schemas.Similarity, given))
+    return await embed(request, validated(schemas.Embed, given))
+
+
+def validated(kind: type[Body], given: dict[str, Any]) -> Any:
+    """A body of another route.
+
+    Raises:
+        RequestValidationError: it is none.
+    """
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
+
+
+@router.post("/embed_all", tags=["text-embeddings-inference"])
+async def embed_all(request: Request, body: schemas.EmbedAll) -> Response:
+    model = _embedding(request, body.model)
+    states = await model.states(_texts(request, body.inputs), truncate=bool(body.truncate), side=body.side)
+    return reply([np.ascontiguousarray(x) for x in states])
+
+
+@router.post("/predict", tags=["text-embeddings-inference"])
+async def predict(request: Request, body: schemas.Predict) -> Response:
+    given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    is_one = isinstance(given[0], str)
+    several: list[Any] = [given] if is_one else list(given)
+    request.app.state.serve.check_count(len(several))
+    items = [tuple(sequence) if len(sequence) > 1 else sequence[0] for sequence in several]
+    model = _answering(request, body.model, "text-classification", "rerank")
+    function = "none" if body.raw_scores else None
+    if model.kind == "rerank":
+        scores, _ = await model.answers(items, truncation=bool(body.truncate))
+        label = next(iter(model.pipeline.runner.config.id2label.values()))
+        found = [[{"label": label, "score": score}] for score in scores]
+    else:
+        found, _ = await model.answers(items, top_k=None, function_to_apply=function, truncation=bool(body.truncate))
+    return reply(found[0] if is_one else found)
+
+
+@router.post("/rerank", tags=["text-embeddings-inference"])
+@router.post("/infinity/rerank", tags=["infinity"])
+async def rerank(request: Request, body: schemas.Rerank | schemas.CohereRerank) -> Response:
+    model = _answering(request, body.model, "rerank")
+    if isinstance(body, schemas.CohereRerank):  # infinity's
+        rows, tokens = await _ranked(request, model, body.query, _documents(body), body.top_n)
+        texts = _documents(body)
+        more = (lambda i: {"document": texts[i]}) if body.return_documents else (lambda i: {})
+        results = [{"index": i, "relevance_score": score, **more(i)} for i, score in rows]
+        head = {"id": uuid.uuid4().hex, "object": "rerank", "created": int(time.time()), "model": model.name}
+        return reply({**head, "results": results, "usage": _usage(tokens)})
+    rows, _ = await _ranked(request, model, body.query, body.texts, None, body.truncate, raw=body.raw_scores)
+    found = [{"index": i, "score": score, **({"text": body.texts[i]} if body.return_text else {})} for i, score in rows]
+    return reply(found)
+
+
+async def _ranked(
+    request: Request,
+    model: Answering,
+    query: str,
+    texts: list[str],
+    top: int | None,
+    truncate: bool | None = None,
+    *,
+    raw: bool = False,
+) -> tuple[list[tuple[int, float]], int]:
+    """Places and scores of texts, best first; of equals, the first."""
+    request.app.state.serve.check_count(len(texts))
+    scores, tokens = await model.answers([(query, text) for text in texts], truncation=bool(truncate))
+    if raw and getattr(model.pipeline, "activation", "sigmoid") == "sigmoid":
+        scores = [float(np.log(score / (1 - score))) for score in np.clip(scores, 1e-12, 1 - 1e-7)]
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])[:top]
+    return [(i, scores[i]) for i in order], tokens
+
+
+@router.post("/similarity", tags=["text-embeddings-inference"])
+async def similarity(request: Request, body: schemas.Similarity) -> Response:
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    given = body.parameters
+    found = await _embedding(request, body.model).embed(
+        _texts(request, texts),
+        prompt_name=given.prompt_name,
+        truncate=bool(given.truncate),
+        side=given.truncation_direction.lower(),
+        normalize=True,
+    )
+    return reply((found.vectors[1:] @ found.vectors[0]).tolist())
+
+
+@router.post("/tokenize", tags=["text-embeddings-inference"])
+async def tokenize(request: Request, body: schemas.Tokenize) -> Response:
+    state = request.app.state.serve
+    model = state.pick(body.model, *(served.kind for served in state.models.values()))
+    tokenizer = model.embedder.tokenizer if isinstance(model, Embedding) else model.pipeline.tokenizer
+    texts = _texts(request, body.inputs)
+    encodings = tokenizer(texts, add_special_tokens=body.add_special_tokens).encodings
+    return reply(
+        [
+            [
+                {"id": i, "text": token, "special": bool(special), "start": start, "stop": stop}
+                for i, token, special, (start, stop) in zip(
+                    one.ids, one.tokens, one.special_tokens_mask, one.offsets, strict=True
+                )
+            ]
+            for one in encodings
+        ]
+    )
+
+
+@router.get("/info", tags=["server"])
+async def info(request: Request) -> Response:
+    from fastbert import __version__
+
+    state = request.app.state.serve
+    settings, (name, model) = state.settings, next(iter(state.models.items()))
+    kind: dict[str, Any]
+    if isinstance(model, Embedding):
+        pooling = model.embedder.pooling
+        kind = {"embedding": {"pooling": pooling if isinstance(pooling, str) else "+".join(pooling)}}
+        dtype = model.embedder.encoder.dtype
+    else:
+        config = model.pipeline.runner.config
+        labels = {"id2label": config.id2label, "label2id": config.label2id}
+        kind = {"reranker" if model.kind == "rerank" else "classifier": labels}
+        dtype = model.pipeline.model.encoder.dtype
+    return Response(
+        orjson.dumps(
+            {
+                "model_id": name,
+                "model_sha": settings.revision,
+                "model_dtype": dtype,
+                "model_type": kind,
+                "max_concurrent_requests": settings.max_concurrent_requests,
+                "max_input_length": model.max_length,
+                "max_batch_tokens": settings.max_batch_tokens,
+                "max_batch_requests": None,
+                "max_client_batch_size": settings.max_texts,
+                "auto_truncate": False,
+                "tokenization_workers": 1,
+                "version": __version__,
+                "sha": None,
+                "docker_label": None,
+                "models": {own: served.kind for own, served in state.models.items()},
+            },
+            option=orjson.OPT_NON_STR_KEYS,
+        ),
+        media_type="application/json",
+    )
+
+
+@router.get("/health", tags=["server"])
+@router.get("/infinity/health", tags=["infinity"])
+async def health() -> Response:
+    """The process answers."""
+    return Response(status_code=200)
+
+
+@router.get("/ready", tags=["server"])
+async def ready(request: Request) -> Response:
+    """The models are loaded and have run."""
+    return Response(status_code=200 if request.app.state.serve.ready else 503)
+
+
+# Cohere
+
+_INPUT_TYPES = {"search_query": "query", "search_document": "document"}
+
+
+@router.post("/v2/embed", tags=["Cohere"])
+async def cohere_embed(request: Request, body: schemas.CohereEmbed) -> Response:
+    model = _embedding(request, body.model)
+    prompt = _INPUT_TYPES.get(body.input_type or "")
+    found = await model.embed(
+        _texts(request, body.texts),
+        prompt_name=prompt if prompt in model.embedder.prompts else None,
+        truncate=body.truncate != "NONE",
+        side="left" if body.truncate == "START" else "right",
+        dimensions=body.output_dimension,
+    )
+    vectors: dict[str, Any] = {}
+    for kind in dict.fromkeys(body.embedding_types):
+        if kind == "float":
+            vectors[kind] = np.ascontiguousarray(found.vectors)
+        elif kind == "base64":
+            vectors[kind] = [_base64(vector) for vector in found.vectors]
+        else:
+            vectors[kind] = np.ascontiguousarray(quantize_vectors(found.vectors, kind))
+    meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": found.tokens}}
+    head = {"id": str(uuid.uuid4()), "response_type": "embeddings_by_type", "texts": body.texts}
+    return reply({**head, "embeddings": vectors, "meta": meta})
+
+
+def _documents(body: schemas.CohereRerank) -> list[str]:
+    found = [document.get("text") if isinstance(document, dict) else document for document in body.documents]
+    if not all(isinstance(text, str) for text in found):
+        raise InputError("documents: each must be a string, or an object with one as 'text'")
+    return [str(text) for text in found]
+
+
+@router.post("/v2/rerank", tags=["Cohere"])
+@router.post("/v1/rerank", tags=["Cohere"])
+async def cohere_rerank(request: Request, body: schemas.CohereRerank) -> Response:
+    model, texts = _answering(request, body.model, "rerank"), _documents(body)
+    rows, tokens = await _ranked(request, model, body.query, texts, body.top_n)
+    more = (lambda i: {"document": {"text": texts[i]}}) if body.return_documents else (lambda i: {})
+    results = [{"index": i, "relevance_score": score, **more(i)} for i, score in rows]
+    meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1, "input_tokens": tokens}}
+    return reply({"id": str(uuid.uuid4()), "results": results, "meta": meta})
+
+
+# vLLM
+
+
+@router.post("/classify", tags=["vLLM"])
+@router.post("/infinity/classify", tags=["infinity"])
+async def classify(request: Request, body: schemas.Classify) -> Response:
+    model = _answering(request, body.model, "text-classification")
+    texts = _texts(request, body.input)
+    function = "none" if body.raw_scores else None
+    found, tokens = await model.answers(texts, top_k=None, function_to_apply=function)
+    if request.url.path.startswith("/infinity/"):
+        head = {"id": uuid.uuid4().hex, "object": "classify", "created": int(time.time()), "model": model.name}
+        return reply({**head, "data": found, "usage": _usage(tokens)})
+    names = model.pipeline.runner.config.id2label
+    data = []
+    for i, answer in enumerate(found):
+        by_label = {one["label"]: one["score"] for one in answer}
+        probs = [by_label[names[k]] for k in sorted(names)]
+        data.append({"index": i, "label": answer[0]["label"], "probs": probs, "num_classes": len(probs)})
+    return _listed("classify", model.name, data, tokens)
+
+
+@router.post("/score", tags=["vLLM"])
+async def score(request: Request, body: schemas.Score) -> Response:
+    first, second = ([x] if isinstance(x, str) else x for x in (body.text_1, body.text_2))
+    if len(first) == 1:
+        first = first * len(second)
+    if len(first) != len(second):
+        raise InputError(f"text_1 has {len(first)} texts, text_2 {len(second)}; text_1 must have one or as many")
+    request.app.state.serve.check_count(len(first))
+    model = request.app.state.serve.pick(body.model, "rerank", "embedding")
+    if isinstance(model, Embedding):
+        found = await model.embed([*first, *second], normalize=True)
+        scores, tokens = (found.vectors[: len(first)] * found.vectors[len(first) :]).sum(1).tolist(), found.tokens
+    else:
+        scores, tokens = await model.answers(list(zip(first, second, strict=True)))
+    data = [{"index": i, "object": "score", "score": float(value)} for i, value in enumerate(scores)]
+    return _listed("score", model.name, data, tokens)
+
+
+@router.post("/pooling", tags=["vLLM"])
+async def pooling(request: Request, body: schemas.Pooling) -> Response:
+    model = _embedding(request, body.model)
+    found = await model.embed(_texts(request, body.input))
+    encode: Callable[[np.ndarray], Any] = _base64 if body.encoding_format == "base64" else np.ascontiguousarray
+    data = [{"index": i, "object": "pooling", "data": encode(vector)} for i, vector in enumerate(found.vectors)]
+    return _listed("pool", model.name, data, found.tokens)
+
+
+# Of no other server.
+
+
+@router.post("/ner", tags=["server"])
+async def ner(request: Request, body: schemas.Entities) -> Response:
+    model = _answering(request, body.model, "token-classification")
+    found, _ = await model.answers(_texts(request, body.inputs), aggregation_strategy=body.aggregation_strategy)
+    plain = [[_plain(entity) for entity in entities] for entities in found]
+    return reply(plain[0] if isinstance(body.inputs, str) else plain)
+
+
+def _plain(entity: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in entity.items()}

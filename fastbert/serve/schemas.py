@@ -1,0 +1,146 @@
+"""The bodies of requests, under the names of OpenAI, text-embeddings-inference, Cohere and vLLM."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+Texts = StrictStr | Annotated[list[StrictStr], Field(min_length=1)]
+Sequence = Annotated[list[StrictStr], Field(min_length=1, max_length=2)]  # a text or a pair
+
+
+class Body(BaseModel):
+    """Names that a route does not have are ignored, as by the servers that it follows."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: StrictStr | None = None
+
+
+class OpenAIEmbeddings(Body):
+    """POST /v1/embeddings"""
+
+    input: Texts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: StrictInt | None = None
+    user: StrictStr | None = None
+
+
+class Truncation(Body):
+    truncate: StrictBool | None = None
+    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+
+    @property
+    def side(self) -> str:
+        return self.truncation_direction.lower()
+
+
+class Embed(Truncation):
+    """POST /embed"""
+
+    inputs: Texts
+    prompt_name: StrictStr | None = None
+    normalize: StrictBool = True
+    dimensions: StrictInt | None = None
+
+
+class Root(Body):
+    """POST /: the body of /embed, /similarity or /predict, by the model."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    inputs: Any
+
+
+class EmbedAll(Truncation):
+    """POST /embed_all"""
+
+    inputs: Texts
+
+
+class Predict(Truncation):
+    """POST /predict: a text; a list of it and another, which are a pair; or a list of lists, each a text or a pair."""
+
+    inputs: StrictStr | Sequence | Annotated[list[Sequence], Field(min_length=1)]
+    raw_scores: StrictBool = False
+
+
+class Rerank(Truncation):
+    """POST /rerank"""
+
+    query: StrictStr
+    texts: Annotated[list[StrictStr], Field(min_length=1)]
+    raw_scores: StrictBool = False
+    return_text: StrictBool = False
+
+
+class Similarity(Body):
+    """POST /similarity"""
+
+    class Inputs(BaseModel):
+        source_sentence: StrictStr
+        sentences: Annotated[list[StrictStr], Field(min_length=1)]
+
+    class Parameters(BaseModel):
+        truncate: StrictBool | None = None
+        truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+        prompt_name: StrictStr | None = None
+
+    inputs: Inputs
+    parameters: Parameters = Parameters()
+
+
+class Tokenize(Body):
+    """POST /tokenize"""
+
+    inputs: Texts
+    add_special_tokens: StrictBool = True
+    prompt_name: StrictStr | None = None
+
+
+class CohereEmbed(Body):
+    """POST /v2/embed"""
+
+    texts: Annotated[list[StrictStr], Field(min_length=1)]
+    input_type: StrictStr | None = None
+    embedding_types: list[Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]] = ["float"]
+    output_dimension: StrictInt | None = None
+    truncate: Literal["NONE", "START", "END"] = "END"
+
+
+class CohereRerank(Body):
+    """POST /v2/rerank"""
+
+    query: StrictStr
+    documents: Annotated[list[StrictStr | dict[str, Any]], Field(min_length=1)]
+    top_n: Annotated[StrictInt, Field(ge=1)] | None = None
+    return_documents: StrictBool = False
+
+
+class Classify(Body):
+    """POST /classify"""
+
+    input: Texts
+    raw_scores: StrictBool = False
+
+
+class Score(Body):
+    """POST /score: one text or several against one or as many."""
+
+    text_1: Texts
+    text_2: Texts
+
+
+class Pooling(Body):
+    """POST /pooling"""
+
+    input: Texts
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class Entities(Body):
+    """POST /ner"""
+
+    inputs: Texts
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "simple"

@@ -1,0 +1,47 @@
+"""A server's app with three small models, in this process."""
+
+import time
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from support import require_native
+from tasks_support import labels, save
+from tiny_bert import save_tiny
+
+from fastbert.serve.app import make_app
+from fastbert.serve.settings import ServeSettings
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """Folders of an embedder, a classifier, a tagger and a reranker, by their names."""
+    folder = tmp_path_factory.mktemp("served")
+    torch.manual_seed(0)
+    return {
+        "vectors": str(save_tiny(folder / "vectors")),
+        "classes": save(folder / "classes", "bert", "ForSequenceClassification", **labels("bad", "good", "neither")),
+        "tags": save(folder / "tags", "bert", "ForTokenClassification", **labels("O", "B-PER", "I-PER")),
+        "ranks": save(folder / "ranks", "bert", "ForSequenceClassification", num_labels=1),
+    }
+
+
+@pytest.fixture
+def start(served):
+    """Starts an app with these settings; returns its client."""
+    require_native()
+    opened = []
+
+    def run(*names, **settings):
+        models = tuple(f"{name}={served[name]}" for name in names or served)
+        client = TestClient(make_app(ServeSettings(models=models, **settings)), raise_server_exceptions=False)
+        opened.append(client)
+        client.__enter__()
+        while client.get("/ready").status_code != 200:
+            assert client.app.state.serve.failed is None
+            time.sleep(0.01)
+        return client
+
+    yield run
+    for client in opened:
+        client.__exit__(None, None, None)
