@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from fastbert.lazy import missing_extra
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert serve`; returns the exit code."""
+    # Before OpenMP is loaded, which reads it then: a thread that waits sleeps, on a core that requests have work for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         from fastbert.serve.processes import serve
     except ModuleNotFoundError as error:

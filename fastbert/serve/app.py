@@ -12,12 +12,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from fastbert.serve.batcher import BackendError, ClosedError, OverloadedError
 from fastbert.serve.metrics import CONTENT_TYPE, Metrics
 from fastbert.serve.models import InputError, Served, TooLongError, load
+from fastbert.serve.openapi import document, page
+from fastbert.serve.routes import APIS, Api
 from fastbert.serve.settings import ServeSettings
 
 OPEN = ("/health", "/infinity/health", "/ready", "/metrics")  # paths that need no token
@@ -63,10 +69,9 @@ class State:
             raise InputError(f"the request has {count} texts; it must have at most {self.settings.max_texts}")
 
 
-def make_app(settings: ServeSettings) -> FastAPI:
+def make_app(settings: ServeSettings) -> Starlette:
     """The app of a server. Its models are loaded, and run once, after it has started: see /ready."""
     from fastbert import __version__
-    from fastbert.serve.routes import router
 
     state = State(settings)
 
@@ -81,7 +86,7 @@ def make_app(settings: ServeSettings) -> FastAPI:
             state.stop()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         preparing = asyncio.create_task(prepare())  # meanwhile requests are told that they are too early
         yield
         state.ready = False
@@ -89,13 +94,69 @@ def make_app(settings: ServeSettings) -> FastAPI:
         for model in state.models.values():
             await asyncio.to_thread(model.batcher.close)
 
-    app = FastAPI(title="fastbert", version=__version__, lifespan=lifespan)
+    async def metrics(request: Request) -> Response:
+        """What the server has counted, for Prometheus."""
+        return Response(state.metrics.text(), media_type=CONTENT_TYPE)
+
+    apis = [*APIS, Api("/metrics", None, metrics, "server")]
+    described = document(apis, __version__)
+
+    async def openapi(request: Request) -> Response:
+        return Response(orjson.dumps(described), media_type="application/json")
+
+    async def docs(request: Request) -> Response:
+        return Response(page(described), media_type="text/html")
+
+    routes = [Route(one.path, _endpoint(one), methods=[one.method]) for one in apis]
+    routes += [Route("/openapi.json", openapi), Route("/docs", docs)]
+    middleware = [Middleware(Guard, state=state)]
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=middleware)
     app.state.serve = state
-    app.include_router(router)
-    app.add_api_route("/metrics", lambda: Response(state.metrics.text(), media_type=CONTENT_TYPE), tags=["server"])
-    _answer_errors(app)
-    app.add_middleware(Guard, state=state)
     return app
+
+
+def _endpoint(api: Api) -> Callable[[Request], Awaitable[Response]]:
+    """The handler of a route, with its body checked, and its errors as answers."""
+    schema, handler = api.schema, api.handler
+
+    async def answer(request: Request) -> Response:
+        try:
+            if schema is None:
+                return await handler(request)
+            return await handler(request, schema.model_validate(orjson.loads(await request.body())))
+        except _KNOWN as error:
+            return _failed(request.url.path, error)
+
+    return answer
+
+
+# Errors, the status of each, and its kind as text-embeddings-inference calls it.
+_FAILURES: dict[type[Exception], tuple[int, str]] = {
+    TooLongError: (413, "Validation"),
+    InputError: (422, "Validation"),
+    ValidationError: (422, "Validation"),
+    orjson.JSONDecodeError: (422, "Validation"),
+    NotServedError: (404, "NotFound"),
+    OverloadedError: (429, "Overloaded"),
+    ClosedError: (503, "Unhealthy"),
+    BackendError: (424, "Backend"),
+}
+_KNOWN = tuple(_FAILURES)
+
+
+def _failed(path: str, error: Exception) -> Response:
+    status, kind = next(found for known, found in _FAILURES.items() if isinstance(error, known))
+    message, headers = str(error), {}
+    if isinstance(error, ValidationError):
+        message = _of_validation(error)
+    elif isinstance(error, orjson.JSONDecodeError):
+        message = f"the body is no JSON: {error.msg}"
+    elif isinstance(error, OverloadedError):
+        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    elif isinstance(error, BackendError):
+        log.error("a batch failed: %s", error)
+        message = "the model failed"
+    return failure(path, status, kind, message, **headers)
 
 
 def failure(path: str, status: int, kind: str, message: str, **headers: str) -> Response:
@@ -106,46 +167,10 @@ def failure(path: str, status: int, kind: str, message: str, **headers: str) -> 
     return Response(orjson.dumps(error), status, headers, media_type="application/json")
 
 
-def _answer_errors(app: FastAPI) -> None:
-    async def too_long(request: Request, error: Exception) -> Response:
-        return failure(request.url.path, 413, "Validation", str(error))
-
-    async def wrong(request: Request, error: Exception) -> Response:
-        return failure(request.url.path, 422, "Validation", str(error))
-
-    async def malformed(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return failure(request.url.path, 422, "Validation", _of_validation(error))
-
-    async def absent(request: Request, error: Exception) -> Response:
-        return failure(request.url.path, 404, "NotFound", str(error))
-
-    async def full(request: Request, error: Exception) -> Response:
-        assert isinstance(error, OverloadedError)
-        seconds = str(max(1, round(error.retry_after)))
-        return failure(
-            request.url.path, 429, "Overloaded", "the queue is full; try again later", **{"Retry-After": seconds}
-        )
-
-    async def closing(request: Request, error: Exception) -> Response:
-        return failure(request.url.path, 503, "Unhealthy", "the server is shutting down")
-
-    async def failed(request: Request, error: Exception) -> Response:
-        log.error("a batch failed: %s", error)
-        return failure(request.url.path, 424, "Backend", "the model failed")
-
-    handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]] = [
-        *((TooLongError, too_long), (InputError, wrong), (RequestValidationError, malformed)),
-        *((NotServedError, absent), (OverloadedError, full), (ClosedError, closing), (BackendError, failed)),
-    ]
-    for kind, handler in handlers:
-        app.add_exception_handler(kind, handler)
-
-
-def _of_validation(error: RequestValidationError) -> str:
+def _of_validation(error: ValidationError) -> str:
     """One line on the first thing that is wrong, without the values of the request."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first.get("loc", ())[1:] if not str(part).startswith("function-"))
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     return f"{place}: {first['msg']}" if place else str(first["msg"])
 
 
@@ -154,6 +179,7 @@ class Guard:
 
     def __init__(self, app: Any, state: State) -> None:
         self.app, self.state = app, state
+        self.known = {api.path for api in APIS}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -189,7 +215,7 @@ class Guard:
                 state.metrics.in_flight.dec()
                 state.count_waiting()
         seconds = time.perf_counter() - begun
-        route = getattr(scope.get("route"), "path", "other")  # not the path, of which there is no end
+        route = path if path in self.known else "other"  # of other paths there is no end
         state.metrics.requests.labels(route, str(sent["status"])).inc()
         state.metrics.latency.labels(route).observe(seconds)
         line = {"route": route, "method": scope["method"], **sent, "seconds": round(seconds, 6)}

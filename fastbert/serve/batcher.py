@@ -21,12 +21,15 @@ class OverloadedError(Exception):
     """More is waiting than the queue takes; `retry_after` is in how many seconds there is room, by the speed so far."""
 
     def __init__(self, retry_after: float) -> None:
-        super().__init__("the queue is full")
+        super().__init__("the queue is full; try again later")
         self.retry_after = retry_after
 
 
 class ClosedError(Exception):
     """The server is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
 
 
 class BackendError(Exception):

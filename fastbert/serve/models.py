@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from fastbert.light.embedder import TextEmbedder
 from fastbert.serve.batcher import Batch, Batcher
 from fastbert.serve.settings import ServeSettings
 from fastbert.tasks.base import Pipeline
+
+Result = TypeVar("Result")
+_SHORT = 2000  # characters
 
 
 class InputError(ValueError):
@@ -78,7 +81,7 @@ class Embedding:
             prompt = embedder.prompt_of(prompt_name)
         except ValueError as error:
             raise InputError(str(error)) from None
-        rows, skip = await asyncio.to_thread(self._tokenize, texts, prompt, truncate, side)
+        rows, skip = await aside(texts, self._tokenize, texts, prompt, truncate, side)
         found = await self.batcher.submit([((ids, skip), len(ids)) for ids in rows])
         vectors = np.stack(found) if found else np.empty((0, width), np.float32)
         scaled = embedder.normalize if normalize is None else normalize
@@ -91,7 +94,7 @@ class Embedding:
 
     async def states(self, texts: Sequence[str], *, truncate: bool = True, side: str = "right") -> list[np.ndarray]:
         """The states of each text's tokens, (T, E) float32."""
-        rows, _ = await asyncio.to_thread(self._tokenize, texts, "", truncate, side)
+        rows, _ = await aside(texts, self._tokenize, texts, "", truncate, side)
         return await self.batcher.submit([((ids, None), len(ids)) for ids in rows])
 
     def _tokenize(self, texts: Sequence[str], prompt: str, truncate: bool, side: str) -> tuple[list[list[int]], int]:
@@ -145,12 +148,15 @@ class Answering:
         try:
             settings = self.pipeline.settings(**given)
             checked = [self.pipeline.check(item, i) for i, item in enumerate(items)]
-            windows = await asyncio.to_thread(self.pipeline.prepare, checked, settings)
+            windows = await aside(checked, self.pipeline.prepare, checked, settings)
         except (TypeError, ValueError) as error:
             raise InputError(str(error)) from None
         rows = await self.batcher.submit([(window, len(window)) for window in windows])
-        found = await asyncio.to_thread(lambda: [a for a, _ in self.pipeline.answers(checked, windows, rows, settings)])
-        return found, sum(map(len, windows))
+
+        def answers() -> list[Any]:
+            return [answer for answer, _ in self.pipeline.answers(checked, windows, rows, settings)]
+
+        return await aside(checked, answers), sum(map(len, windows))
 
     def warm_up(self) -> None:
         item: Any = ("warm", "up") if self.kind == "rerank" else "warm"
@@ -158,6 +164,13 @@ class Answering:
 
 
 Served = Embedding | Answering
+
+
+async def aside(texts: Sequence[Any], function: Callable[..., Result], *arguments: Any) -> Result:
+    """The result of a function of texts, in a thread where they are long: going there takes as long as a short one."""
+    if len(texts) == 1 and len(str(texts[0])) <= _SHORT:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
 
 
 def load(settings: ServeSettings, told: Callable[[str, Batch], None]) -> dict[str, Served]:

@@ -5,40 +5,48 @@ from __future__ import annotations
 import base64
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
-from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
 
 from fastbert.inference.vector_precision import quantize_vectors
 from fastbert.serve import schemas
 from fastbert.serve.models import Answering, Embedding, InputError
 from fastbert.serve.schemas import Body
 
-
-class _Request(Request):
-    """A request whose JSON is read by orjson, which limits its depth."""
-
-    async def json(self) -> Any:
-        return orjson.loads(await self.body())
+Handler = Callable[..., Awaitable[Response]]
 
 
-class _Route(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
+@dataclass(frozen=True)
+class Api:
+    """A route: its body is checked by a schema, if it has one, and given to the handler after the request."""
 
-        async def handle(request: Request) -> Response:
-            return await handler(_Request(request.scope, request.receive))
+    path: str
+    schema: type[Body] | None
+    handler: Handler
+    tag: str
 
-        return handle
+    @property
+    def method(self) -> str:
+        return "GET" if self.schema is None else "POST"
 
 
-router = APIRouter(route_class=_Route)
+APIS: list[Api] = []
+
+
+def api(tag: str, *paths: str, schema: type[Body] | None = None) -> Callable[[Handler], Handler]:
+    """Makes a handler that of these paths; with a schema they are posted to."""
+
+    def register(handler: Handler) -> Handler:
+        APIS.extend(Api(path, schema, handler, tag) for path in paths)
+        return handler
+
+    return register
 
 
 def reply(content: Any) -> Response:
@@ -87,9 +95,8 @@ def _listed(kind: str, model: str, data: list[dict[str, Any]], tokens: int) -> R
 # OpenAI; infinity has the same at its root. Its /classify is another than vLLM's, so it has a prefix for all, too.
 
 
-@router.post("/v1/embeddings", tags=["OpenAI"])
-@router.post("/embeddings", tags=["infinity"])
-@router.post("/infinity/embeddings", tags=["infinity"])
+@api("OpenAI", "/v1/embeddings", schema=schemas.OpenAIEmbeddings)
+@api("infinity", "/embeddings", "/infinity/embeddings", schema=schemas.OpenAIEmbeddings)
 async def openai_embeddings(request: Request, body: schemas.OpenAIEmbeddings) -> Response:
     model = _embedding(request, body.model)
     found = await model.embed(_texts(request, body.input), dimensions=body.dimensions)
@@ -102,9 +109,8 @@ async def openai_embeddings(request: Request, body: schemas.OpenAIEmbeddings) ->
     return _vectors(request, found.vectors, wrapped)
 
 
-@router.get("/v1/models", tags=["OpenAI"])
-@router.get("/models", tags=["infinity"])
-@router.get("/infinity/models", tags=["infinity"])
+@api("OpenAI", "/v1/models")
+@api("infinity", "/models", "/infinity/models")
 async def models(request: Request) -> Response:
     state = request.app.state.serve
     data = [
@@ -117,7 +123,7 @@ async def models(request: Request) -> Response:
 # text-embeddings-inference
 
 
-@router.post("/embed", tags=["text-embeddings-inference"])
+@api("text-embeddings-inference", "/embed", schema=schemas.Embed)
 async def embed(request: Request, body: schemas.Embed) -> Response:
     found = await _embedding(request, body.model).embed(
         _texts(request, body.inputs),
@@ -130,39 +136,27 @@ async def embed(request: Request, body: schemas.Embed) -> Response:
     return _vectors(request, found.vectors)
 
 
-@router.post("/", tags=["text-embeddings-inference"])
+@api("text-embeddings-inference", "/", schema=schemas.Root)
 async def root(request: Request, body: schemas.Root) -> Response:
     """What the default model does: /embed or /similarity, or /predict."""
     state = request.app.state.serve
     model = state.pick(body.model, *(served.kind for served in state.models.values()))
     given = body.model_dump(exclude_none=True) | {"model": model.name}
     if not isinstance(model, Embedding):
-        return await predict(request, validated(schemas.Predict, given))
+        return await predict(request, schemas.Predict.model_validate(given))
     if isinstance(body.inputs, dict):
-        return await similarity(request, validated(schemas.Similarity, given))
-    return await embed(request, validated(schemas.Embed, given))
+        return await similarity(request, schemas.Similarity.model_validate(given))
+    return await embed(request, schemas.Embed.model_validate(given))
 
 
-def validated(kind: type[Body], given: dict[str, Any]) -> Any:
-    """A body of another route.
-
-    Raises:
-        RequestValidationError: it is none.
-    """
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
-
-
-@router.post("/embed_all", tags=["text-embeddings-inference"])
+@api("text-embeddings-inference", "/embed_all", schema=schemas.EmbedAll)
 async def embed_all(request: Request, body: schemas.EmbedAll) -> Response:
     model = _embedding(request, body.model)
     states = await model.states(_texts(request, body.inputs), truncate=bool(body.truncate), side=body.side)
     return reply([np.ascontiguousarray(x) for x in states])
 
 
-@router.post("/predict", tags=["text-embeddings-inference"])
+@api("text-embeddings-inference", "/predict", schema=schemas.Predict)
 async def predict(request: Request, body: schemas.Predict) -> Response:
     given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     is_one = isinstance(given[0], str)
@@ -180,20 +174,24 @@ async def predict(request: Request, body: schemas.Predict) -> Response:
     return reply(found[0] if is_one else found)
 
 
-@router.post("/rerank", tags=["text-embeddings-inference"])
-@router.post("/infinity/rerank", tags=["infinity"])
-async def rerank(request: Request, body: schemas.Rerank | schemas.CohereRerank) -> Response:
+@api("text-embeddings-inference", "/rerank", schema=schemas.Rerank)
+@api("infinity", "/infinity/rerank", schema=schemas.Rerank)
+async def rerank(request: Request, body: schemas.Rerank) -> Response:
     model = _answering(request, body.model, "rerank")
-    if isinstance(body, schemas.CohereRerank):  # infinity's
-        rows, tokens = await _ranked(request, model, body.query, _documents(body), body.top_n)
-        texts = _documents(body)
-        more = (lambda i: {"document": texts[i]}) if body.return_documents else (lambda i: {})
-        results = [{"index": i, "relevance_score": score, **more(i)} for i, score in rows]
+    if body.texts is None:
+        texts = schemas.listed(body.documents or [])
+        rows, tokens = await _ranked(request, model, body.query, texts, body.top_n)
+        kept = texts if body.return_documents else None
+        results = [{"index": i, "relevance_score": score, **_kept("document", kept, i)} for i, score in rows]
         head = {"id": uuid.uuid4().hex, "object": "rerank", "created": int(time.time()), "model": model.name}
         return reply({**head, "results": results, "usage": _usage(tokens)})
     rows, _ = await _ranked(request, model, body.query, body.texts, None, body.truncate, raw=body.raw_scores)
-    found = [{"index": i, "score": score, **({"text": body.texts[i]} if body.return_text else {})} for i, score in rows]
-    return reply(found)
+    kept = body.texts if body.return_text else None
+    return reply([{"index": i, "score": score, **_kept("text", kept, i)} for i, score in rows])
+
+
+def _kept(name: str, values: list[Any] | None, i: int) -> dict[str, Any]:
+    return {} if values is None else {name: values[i]}
 
 
 async def _ranked(
@@ -215,7 +213,7 @@ async def _ranked(
     return [(i, scores[i]) for i in order], tokens
 
 
-@router.post("/similarity", tags=["text-embeddings-inference"])
+@api("text-embeddings-inference", "/similarity", schema=schemas.Similarity)
 async def similarity(request: Request, body: schemas.Similarity) -> Response:
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     given = body.parameters
@@ -229,7 +227,7 @@ async def similarity(request: Request, body: schemas.Similarity) -> Response:
     return reply((found.vectors[1:] @ found.vectors[0]).tolist())
 
 
-@router.post("/tokenize", tags=["text-embeddings-inference"])
+@api("text-embeddings-inference", "/tokenize", schema=schemas.Tokenize)
 async def tokenize(request: Request, body: schemas.Tokenize) -> Response:
     state = request.app.state.serve
     model = state.pick(body.model, *(served.kind for served in state.models.values()))
@@ -249,7 +247,7 @@ async def tokenize(request: Request, body: schemas.Tokenize) -> Response:
     )
 
 
-@router.get("/info", tags=["server"])
+@api("server", "/info")
 async def info(request: Request) -> Response:
     from fastbert import __version__
 
@@ -290,14 +288,14 @@ async def info(request: Request) -> Response:
     )
 
 
-@router.get("/health", tags=["server"])
-@router.get("/infinity/health", tags=["infinity"])
-async def health() -> Response:
+@api("server", "/health")
+@api("infinity", "/infinity/health")
+async def health(request: Request) -> Response:
     """The process answers."""
     return Response(status_code=200)
 
 
-@router.get("/ready", tags=["server"])
+@api("server", "/ready")
 async def ready(request: Request) -> Response:
     """The models are loaded and have run."""
     return Response(status_code=200 if request.app.state.serve.ready else 503)
@@ -308,7 +306,7 @@ async def ready(request: Request) -> Response:
 _INPUT_TYPES = {"search_query": "query", "search_document": "document"}
 
 
-@router.post("/v2/embed", tags=["Cohere"])
+@api("Cohere", "/v2/embed", schema=schemas.CohereEmbed)
 async def cohere_embed(request: Request, body: schemas.CohereEmbed) -> Response:
     model = _embedding(request, body.model)
     prompt = _INPUT_TYPES.get(body.input_type or "")
@@ -332,20 +330,12 @@ async def cohere_embed(request: Request, body: schemas.CohereEmbed) -> Response:
     return reply({**head, "embeddings": vectors, "meta": meta})
 
 
-def _documents(body: schemas.CohereRerank) -> list[str]:
-    found = [document.get("text") if isinstance(document, dict) else document for document in body.documents]
-    if not all(isinstance(text, str) for text in found):
-        raise InputError("documents: each must be a string, or an object with one as 'text'")
-    return [str(text) for text in found]
-
-
-@router.post("/v2/rerank", tags=["Cohere"])
-@router.post("/v1/rerank", tags=["Cohere"])
+@api("Cohere", "/v2/rerank", "/v1/rerank", schema=schemas.CohereRerank)
 async def cohere_rerank(request: Request, body: schemas.CohereRerank) -> Response:
-    model, texts = _answering(request, body.model, "rerank"), _documents(body)
+    model, texts = _answering(request, body.model, "rerank"), schemas.listed(body.documents)
     rows, tokens = await _ranked(request, model, body.query, texts, body.top_n)
-    more = (lambda i: {"document": {"text": texts[i]}}) if body.return_documents else (lambda i: {})
-    results = [{"index": i, "relevance_score": score, **more(i)} for i, score in rows]
+    kept = [{"text": text} for text in texts] if body.return_documents else None
+    results = [{"index": i, "relevance_score": score, **_kept("document", kept, i)} for i, score in rows]
     meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1, "input_tokens": tokens}}
     return reply({"id": str(uuid.uuid4()), "results": results, "meta": meta})
 
@@ -353,8 +343,8 @@ async def cohere_rerank(request: Request, body: schemas.CohereRerank) -> Respons
 # vLLM
 
 
-@router.post("/classify", tags=["vLLM"])
-@router.post("/infinity/classify", tags=["infinity"])
+@api("vLLM", "/classify", schema=schemas.Classify)
+@api("infinity", "/infinity/classify", schema=schemas.Classify)
 async def classify(request: Request, body: schemas.Classify) -> Response:
     model = _answering(request, body.model, "text-classification")
     texts = _texts(request, body.input)
@@ -372,7 +362,7 @@ async def classify(request: Request, body: schemas.Classify) -> Response:
     return _listed("classify", model.name, data, tokens)
 
 
-@router.post("/score", tags=["vLLM"])
+@api("vLLM", "/score", schema=schemas.Score)
 async def score(request: Request, body: schemas.Score) -> Response:
     first, second = ([x] if isinstance(x, str) else x for x in (body.text_1, body.text_2))
     if len(first) == 1:
@@ -390,7 +380,7 @@ async def score(request: Request, body: schemas.Score) -> Response:
     return _listed("score", model.name, data, tokens)
 
 
-@router.post("/pooling", tags=["vLLM"])
+@api("vLLM", "/pooling", schema=schemas.Pooling)
 async def pooling(request: Request, body: schemas.Pooling) -> Response:
     model = _embedding(request, body.model)
     found = await model.embed(_texts(request, body.input))
@@ -402,7 +392,7 @@ async def pooling(request: Request, body: schemas.Pooling) -> Response:
 # Of no other server.
 
 
-@router.post("/ner", tags=["server"])
+@api("server", "/ner", schema=schemas.Entities)
 async def ner(request: Request, body: schemas.Entities) -> Response:
     model = _answering(request, body.model, "token-classification")
     found, _ = await model.answers(_texts(request, body.inputs), aggregation_strategy=body.aggregation_strategy)

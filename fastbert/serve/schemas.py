@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 Texts = StrictStr | Annotated[list[StrictStr], Field(min_length=1)]
 Sequence = Annotated[list[StrictStr], Field(min_length=1, max_length=2)]  # a text or a pair
@@ -66,13 +66,49 @@ class Predict(Truncation):
     raw_scores: StrictBool = False
 
 
-class Rerank(Truncation):
-    """POST /rerank"""
+class CohereRerank(Body):
+    """POST /v2/rerank"""
 
     query: StrictStr
-    texts: Annotated[list[StrictStr], Field(min_length=1)]
+    documents: Annotated[list[StrictStr | dict[str, Any]], Field(min_length=1)]
+    top_n: Annotated[StrictInt, Field(ge=1)] | None = None
+    return_documents: StrictBool = False
+
+    @model_validator(mode="after")
+    def _have_texts(self) -> Self:
+        listed(self.documents)
+        return self
+
+
+class Rerank(Truncation):
+    """POST /rerank: texts, as by text-embeddings-inference, or documents, as by infinity."""
+
+    query: StrictStr
+    texts: Annotated[list[StrictStr], Field(min_length=1)] | None = None
     raw_scores: StrictBool = False
     return_text: StrictBool = False
+    documents: Annotated[list[StrictStr | dict[str, Any]], Field(min_length=1)] | None = None
+    top_n: Annotated[StrictInt, Field(ge=1)] | None = None
+    return_documents: StrictBool = False
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.texts is None) == (self.documents is None):
+            raise ValueError("one of texts and documents must be given")
+        listed(self.documents or [])
+        return self
+
+
+def listed(documents: list[str | dict[str, Any]]) -> list[str]:
+    """The texts of documents.
+
+    Raises:
+        ValueError: an object has none.
+    """
+    found = [document.get("text") if isinstance(document, dict) else document for document in documents]
+    if not all(isinstance(text, str) for text in found):
+        raise ValueError("each of documents must be a string, or an object with one as 'text'")
+    return [str(text) for text in found]
 
 
 class Similarity(Body):
@@ -107,15 +143,6 @@ class CohereEmbed(Body):
     embedding_types: list[Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]] = ["float"]
     output_dimension: StrictInt | None = None
     truncate: Literal["NONE", "START", "END"] = "END"
-
-
-class CohereRerank(Body):
-    """POST /v2/rerank"""
-
-    query: StrictStr
-    documents: Annotated[list[StrictStr | dict[str, Any]], Field(min_length=1)]
-    top_n: Annotated[StrictInt, Field(ge=1)] | None = None
-    return_documents: StrictBool = False
 
 
 class Classify(Body):

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 from support import require_native
 from tasks_support import labels, save
 from tiny_bert import save_tiny
