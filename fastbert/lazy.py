@@ -26,6 +26,12 @@ def names_of(package: str, homes: Mapping[str, str], namespace: dict[str, Any]) 
         gc.disable()
         try:
             namespace[name] = value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        except NeedsTorchError:  # of a package below: the name that the user wrote is this one
+            raise needs_torch(f"{package}.{name}") from None
+        except ModuleNotFoundError as error:
+            if error.name == "torch":
+                raise needs_torch(f"{package}.{name}") from None
+            raise
         finally:
             if enabled:
                 gc.enable()
@@ -34,9 +40,13 @@ def names_of(package: str, homes: Mapping[str, str], namespace: dict[str, Any]) 
     return get
 
 
-def needs_torch(what: str) -> ImportError:
-    """The error for what runs with torch only."""
-    return ImportError(f"{what} needs torch, which is not installed: pip install 'fastbert-engine[torch]'")
+class NeedsTorchError(ImportError):
+    """Something runs with torch only, which is not installed."""
+
+
+def needs_torch(what: str) -> NeedsTorchError:
+    """The error for `what`, which runs with torch only."""
+    return NeedsTorchError(f"{what} needs torch, which is not installed: pip install 'fastbert-engine[torch]'")
 
 
 def missing_extra(what: str, error: ModuleNotFoundError, extra: str) -> ImportError:

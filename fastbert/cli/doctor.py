@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -30,32 +31,58 @@ def run(args: argparse.Namespace) -> int:
 
 def diagnosis() -> str:
     """The whole report, one fact per line."""
-    import torch
-
     import fastbert
-    from fastbert import native
-    from fastbert.diagnostics import explain_precisions
     from fastbert.families import FAMILIES
 
     lines = ["versions", _row("fastbert", fastbert.__version__), _row("python", platform.python_version())]
     lines += [_row(name, _version(name)) for name in PACKAGES]
-    lines += ["", "cpu", _row("processor", _processor()), _row("cores", str(os.cpu_count()))]
-    lines += [_row("threads", f"{torch.get_num_threads()} (torch.get_num_threads())")]
-    reason = native.available()
-    if reason is None:
-        real = native.real_isas()
-        lines += [
-            _row("native", "built" + (", with CUDA" if native.has_cuda() else ", without CUDA")),
-            _row("features", " ".join(native.cpu_features()) or "none that matter"),
-            _row("instruction set", f"{_isa(native)} (can run: {', '.join(real)})"),
-        ]
+    has_torch = importlib.util.find_spec("torch") is not None
+    lines += ["", "cpu", _row("processor", _processor()), _row("cores", str(os.cpu_count())), *_native(has_torch)]
+    if has_torch:
+        lines += _of_torch()
     else:
-        lines.append(_row("native", reason.removeprefix("native: ")))
-    lines += ["", "gpu", *_gpus(torch)]
+        lines += ["", "torch", "  not installed: fastbert.light and the commands that run by it work without"]
     settings = [_row(name, os.environ[name]) for name in VARIABLES if name in os.environ]
     lines += ["", "environment", *(settings or ["  none of " + ", ".join(VARIABLES)])]
     lines += ["", "model types", f"  {', '.join(FAMILIES)}"]
-    lines += [
+    return "\n".join(lines + (_backends() if has_torch else []))
+
+
+def _native(has_torch: bool) -> list[str]:
+    """The threads of calls, and the extension."""
+    from fastbert.engine import library
+
+    if has_torch:
+        import torch
+
+        lines = [_row("threads", f"{torch.get_num_threads()} (torch.get_num_threads())")]
+    else:
+        from fastbert.light.loading import default_threads
+
+        lines = [_row("threads", str(default_threads()))]
+    reason = library.available()
+    if reason is not None:
+        return [*lines, _row("native", reason.removeprefix("native: "))]
+    return [
+        *lines,
+        _row("native", "built" + (", with CUDA" if library.has_cuda() else ", without CUDA")),
+        _row("features", " ".join(library.cpu_features()) or "none that matter"),
+        _row("instruction set", f"{_isa(library)} (can run: {', '.join(library.real_isas())})"),
+    ]
+
+
+def _of_torch() -> list[str]:
+    import torch
+
+    return ["", "gpu", *_gpus(torch)]
+
+
+def _backends() -> list[str]:
+    """The implementation of each op, and how products run."""
+    import fastbert
+    from fastbert.diagnostics import explain_precisions
+
+    return [
         "",
         "backends (fp32 inference)",
         *("  " + line for line in str(fastbert.explain()).splitlines()),
@@ -63,7 +90,6 @@ def diagnosis() -> str:
         "products of a model's layers",
         *(f"  {asked:<30}{text}" for asked, text in explain_precisions()),
     ]
-    return "\n".join(lines)
 
 
 def _row(name: str, value: str) -> str:
@@ -86,9 +112,9 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _isa(native: Any) -> str:
+def _isa(library: Any) -> str:
     try:
-        return native.isa()
+        return str(library.isa())
     except ValueError as error:  # a wrong FASTBERT_ISA, which doctor reports
         return f"none: {error}"
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastbert.cli.options import load_options
+from fastbert.cli.options import embedder_of
 from fastbert.cli.row_runs import bad_lines, check_output, check_streams, writing
-from fastbert.inference.base_embedder import MAX_TOKENS
+from fastbert.inference.base_embedder import MAX_TOKENS, BaseEmbedder
 from fastbert.inference.batching import WINDOW
-from fastbert.inference.embed import Embedder
 from fastbert.inference.input_files import STDIN
 from fastbert.inference.job import embed_records
 from fastbert.inference.output import Progress as Done
@@ -32,13 +31,12 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error(str(error))
     records = Records(args.inputs, reading)
     _check_paths(args, format_name)
-    embedder = Embedder.from_pretrained(
-        args.model,
+    embedder = embedder_of(
+        args,
         pooling=args.pooling,
         normalize=args.normalize,
         max_length=args.max_length,
         truncate_dim=args.truncate_dim,
-        **vars(load_options(args)),
     )
     prompt = embedder.prompt_of(args.prompt_name, args.prompt)
     options: dict[str, Any] = {"max_tokens": args.max_tokens or MAX_TOKENS, "window": args.window or WINDOW}
@@ -94,7 +92,7 @@ def _check_paths(args: argparse.Namespace, format_name: str) -> None:
 
 def _settings(
     args: argparse.Namespace,
-    embedder: Embedder,
+    embedder: BaseEmbedder,
     prompt: str,
     reading: Reading,
     format_name: str,
@@ -107,10 +105,10 @@ def _settings(
         "truncate_dim": embedder.truncate_dim,
         "normalize": embedder.normalize,
         "max_length": embedder.max_length,
-        "dtype": str(embedder.model.dtype).removeprefix("torch."),
+        "dtype": embedder.dtype,
         "precision": args.precision,
         "quantize": args.quantize,
-        "device": embedder.model.device.type,
+        "device": embedder.device,
         **options,
         **{f"input {name}": value for name, value in vars(reading).items()},
         "inputs": args.inputs if len(args.inputs) > 1 else None,  # then rows name their file

@@ -40,6 +40,7 @@ from fastbert.cli.task_arguments import (
     add_search_arguments,
     add_summarize_arguments,
 )
+from fastbert.lazy import needs_torch
 from fastbert.precision import QUANTIZED, SPLIT
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
@@ -114,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            error = needs_torch(args.parser.prog)
         print(f"fastbert: error: {one_line(error)}", file=sys.stderr)
         return FAILED
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from fastbert.cli.options import load_options
+from fastbert.cli.options import pipeline_of
 from fastbert.cli.row_runs import bad_lines, check_output, check_streams, writing
 from fastbert.inference.batching import WINDOW
-from fastbert.inference.embed import weights_digest
 from fastbert.inference.input_files import STDIN
 from fastbert.inference.row_output import RowFormat, format_of_rows
 from fastbert.progress import say
 from fastbert.tasks.base import Pipeline
-from fastbert.tasks.pipelines import pipeline, task_of
+from fastbert.tasks.names import task_of
 from fastbert.tasks.predict import PREDICTED, Predicting, predict_records
 from fastbert.tasks.rows import TaskReading, TaskRows
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         window = args.window or max(1, WINDOW // len(args.labels.split(",")))  # each label makes a pair of a row
     if args.max_tokens is not None:
         given["max_tokens"] = args.max_tokens
-    model = pipeline(task, args.model, **vars(load_options(args)), **given)
+    model = pipeline_of(args, task, **given)
     wanted = Predicting(args.top_k, args.threshold, args.prefix)
 
     def settings() -> dict[str, Any]:
@@ -61,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
             "task": task,
             **{name: value for name, value in given.items() if name != "max_tokens"},
             **vars(wanted),
-            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "dtype": model.runner.dtype,
             "precision": args.precision,
             "quantize": args.quantize,
-            "device": model.model.device.type,
+            "device": model.runner.device,
             "window": window,
             **{f"input {name}": _as_json(value) for name, value in vars(reading).items()},
             "inputs": args.inputs if len(args.inputs) > 1 else None,
@@ -114,8 +114,7 @@ def _as_json(value: Any) -> Any:
 
 def fingerprint(model: Pipeline) -> str:
     """A hash of all that determines the answers: weights, precision, vocabulary."""
-    digest = weights_digest(model.model)
     vocabulary = sorted(model.tokenizer.get_vocab().items())
     config = sorted(model.runner.config.to_dict().items())
-    digest.update(repr((vocabulary, repr(model.tokenizer), config)).encode())
-    return str(digest.hexdigest())
+    text = repr((model.runner.weights_digest(), vocabulary, repr(model.tokenizer), config))
+    return hashlib.sha256(text.encode()).hexdigest()

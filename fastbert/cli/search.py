@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.cli.options import load_options
+from fastbert.cli.options import embedder_of
 from fastbert.cli.row_runs import read_texts
-from fastbert.inference.embed import Embedder
 from fastbert.inference.input_files import InputError
 from fastbert.inference.records import Reading, Records
 from fastbert.tasks.vector_search import search, vectors_of
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.corpus}: no such file")
     corpus = vectors_of("--corpus", args.corpus)
     texts = None if args.texts is None else _texts(args, corpus)
-    embedder = Embedder.from_pretrained(args.model, **vars(load_options(args)))
+    embedder = embedder_of(args)
     prompt = embedder.prompt_of(args.prompt_name, args.prompt)
     queries = iter(args.queries) if args.queries else read_texts(args.query_file)
     while several := list(islice(queries, _TOGETHER)):

@@ -154,6 +154,27 @@ class BaseEmbedder:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    @property
+    def dtype(self) -> str:
+        """Of the weights: "float32", say."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> str:
+        """Where the model is: "cpu", say."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash of all that determines the vectors: weights, precision, vocabulary, settings (not the device)."""
+        raise NotImplementedError
+
+    def _settings_text(self) -> bytes:
+        """Of the tokenizer and the settings, for `fingerprint`."""
+        vocab = sorted(self.tokenizer.get_vocab().items())
+        prompts = (sorted(self.prompts.items()), self.prompt, self.include_prompt)
+        text = repr((vocab, repr(self.tokenizer), self.lower_case, prompts))
+        return f"{text}{self.pooling} {self.normalize} {self.max_length} {self.truncate_dim}".encode()
+
     def _vectors(self, batch: Sequence[Sequence[int]], skip: int) -> np.ndarray:
         """The vectors of texts given as ids, pooled without their first `skip` tokens: (B, width) float32, before
         `_finished`."""

@@ -135,6 +135,14 @@ class Embedder(BaseEmbedder):
             revision=revision,
         )
 
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        return self.model.device.type
+
     def embed_tokens(self, batch: Sequence[Sequence[int]], *, skip: int = 0) -> Tensor:
         """Vectors of texts given as ids with their special tokens: (B, E) float32 on the model's device.
 
@@ -167,15 +175,11 @@ class Embedder(BaseEmbedder):
         return apply(self.modules, vectors).cpu().numpy()
 
     def fingerprint(self) -> str:
-        """A hash of all that determines the vectors: weights, precision, vocabulary, settings (not the device)."""
         if any(p.is_meta for p in self.model.parameters()):
             raise ValueError("the model was loaded with inference_only=True and has no weights left to hash")
         digest = weights_digest(self.model)
-        vocab = sorted(self.tokenizer.get_vocab().items())
-        config = sorted(self.model.config.to_dict().items())
-        prompts = (sorted(self.prompts.items()), self.prompt, self.include_prompt)
-        digest.update(repr((vocab, repr(self.tokenizer), config, self.lower_case, prompts)).encode())
-        digest.update(f"{self.pooling} {self.normalize} {self.max_length} {self.truncate_dim}".encode())
+        digest.update(repr(sorted(self.model.config.to_dict().items())).encode())
+        digest.update(self._settings_text())
         for module in (*self.token_modules, *self.modules):
             digest.update(repr(module.settings).encode())
             for name, tensor in module.tensors.items():

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastbert.inference.ahead import ahead
-from fastbert.inference.base_embedder import TokenCounts, Tokenized
+from fastbert.inference.base_embedder import BaseEmbedder, TokenCounts, Tokenized
 from fastbert.inference.batching import WINDOW, blocks
-from fastbert.inference.embed import Embedder
 from fastbert.inference.input_files import InputError
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
 from fastbert.inference.records import Record, Records
@@ -73,7 +72,7 @@ def run_records(
 
 
 def embed_records(
-    embedder: Embedder,
+    embedder: BaseEmbedder,
     records: Records,
     output: FileOutput | StreamOutput,
     *,

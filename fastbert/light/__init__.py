@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from fastbert.lazy import names_of
 
 if TYPE_CHECKING:
-    from fastbert.light.classifiers import CrossEncoder, TextClassifier, TokenClassifier
+    from fastbert.light.classifiers import CrossEncoder, TextClassifier, TokenClassifier, pipeline
     from fastbert.light.embedder import TextEmbedder
 
-__all__ = ["CrossEncoder", "TextClassifier", "TextEmbedder", "TokenClassifier"]
+__all__ = ["CrossEncoder", "TextClassifier", "TextEmbedder", "TokenClassifier", "pipeline"]
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(
         __name__,
         {
-            **dict.fromkeys(("CrossEncoder", "TextClassifier", "TokenClassifier"), "classifiers"),
+            **dict.fromkeys(("CrossEncoder", "TextClassifier", "TokenClassifier", "pipeline"), "classifiers"),
             "TextEmbedder": "embedder",
         },
         globals(),

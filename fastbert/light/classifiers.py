@@ -1,27 +1,48 @@
-"""TextClassifier, TokenClassifier and CrossEncoder: the tasks' answers by numpy and the extension alone."""
+"""The tasks' answers by numpy and the extension alone: TextClassifier, TokenClassifier, CrossEncoder and others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from fastbert.config import BertConfig, family_of
-from fastbert.families.names import ClassesNames
 from fastbert.inference.base_embedder import MAX_TOKENS
 from fastbert.inference.windows import Window
 from fastbert.light.heads import Head, pools
 from fastbert.light.loading import load_encoder
+from fastbert.tasks.base import Pipeline
 from fastbert.tasks.base_runner import BaseRunner, Read
+from fastbert.tasks.multiple_choice import MultipleChoice
+from fastbert.tasks.question_answering import QuestionAnswering
 from fastbert.tasks.reranking import Reranker
 from fastbert.tasks.text_classification import TextClassification
 from fastbert.tasks.token_classification import TokenClassification
+from fastbert.tasks.zero_shot import ZeroShotClassification
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
+
+
+class Kind(NamedTuple):
+    """A task: its pipeline, the head in `Family`, whether that is over tokens, and its classes; None: the config's."""
+
+    pipeline: type[Pipeline]
+    head: str
+    of_tokens: bool = False
+    classes: int | None = None
+
+
+TASKS = {
+    "text-classification": Kind(TextClassification, "classes"),
+    "zero-shot-classification": Kind(ZeroShotClassification, "classes"),
+    "rerank": Kind(Reranker, "classes"),
+    "multiple-choice": Kind(MultipleChoice, "choices", classes=1),
+    "token-classification": Kind(TokenClassification, "tokens", of_tokens=True),
+    "question-answering": Kind(QuestionAnswering, "answers", of_tokens=True, classes=2),
+}
 
 
 class Runner(BaseRunner):
@@ -35,16 +56,28 @@ class Runner(BaseRunner):
         super().__init__(head.encoder.config, tokenizer, max_tokens=max_tokens)
         self.model, self.of_tokens = head, of_tokens
 
+    @property
+    def dtype(self) -> str:
+        return str(self.model.encoder.dtype)
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def weights_digest(self) -> str:
+        return str(self.model.encoder.digest().hexdigest())
+
     def run(
         self, windows: Sequence[Window], read: Read, rows: Callable[[Window], int] | None = None, module: Any = None
     ) -> list[np.ndarray]:
+        """The logits of each window, (N,), or of its tokens, (T, N). They are all that there is to `read`."""
         found: list[np.ndarray] = [np.empty(0)] * len(windows)
         call = self.model.of_tokens if self.of_tokens else self.model.of_texts
         for batch, inputs in self.batches(windows):
-            values = read(SimpleNamespace(logits=call(**inputs)), inputs["ids"])
-            ends = np.cumsum([1 if rows is None else rows(windows[i]) for i in batch])
-            for i, part in zip(batch, np.split(values, ends[:-1]), strict=True):
-                found[i] = part[0] if rows is None else part
+            values = call(**inputs)
+            parts = np.split(values, inputs["cu_seqlens"][1:-1]) if self.of_tokens else values
+            for i, part in zip(batch, parts, strict=True):
+                found[i] = part
         return found
 
     def _inputs(self, encodings: list[Any], lengths: list[int]) -> dict[str, Any]:
@@ -56,97 +89,93 @@ class Runner(BaseRunner):
         return {"ids": flat.pop("input_ids"), "cu_seqlens": cu_seqlens, **flat}
 
 
-def _head(path: str | Path, config: BertConfig, names: ClassesNames, *, pooler: bool, **options: Any) -> Head:
-    return Head(load_encoder(path, config, with_pooler=pooler, head=names, **options), names)
+def pipeline(
+    task: str,
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_tokens: int = MAX_TOKENS,
+    kind: type[Pipeline] | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    revision: str | None = None,
+    threads: int | None = None,
+    cache: str | Path | bool = False,
+    **defaults: Any,
+) -> Any:
+    """The pipeline of a task, over a folder or hub id with safetensors weights.
+
+    Args:
+        task: one of TASKS.
+        tokenizer: the folder's, unless it is given.
+        max_tokens: most real tokens of a batch.
+        kind: a subclass of the task's pipeline.
+        dtype: "float32" or "bfloat16"; None for the stored one (float32 for float16 and float64).
+        quantize: "int8", or None.
+        revision: of a hub id.
+        threads: of each call; None for OMP_NUM_THREADS, or the number of cores.
+        cache: a folder that keeps the packed weights, or True for fastbert/packed in the user's cache; they are mapped
+            the next time.
+        defaults: of the arguments of a call.
+
+    Raises:
+        FileNotFoundError: config.json, weights or vocabulary are missing.
+        ValueError: the family has no such head; a tensor is missing or misshapen: the message names it and its file.
+        ImportError: the weights are pickled, which needs torch.
+    """
+    made, head, of_tokens, classes = TASKS[task]
+    config = BertConfig.from_pretrained(path, revision=revision)
+    names = getattr(family_of(config.model_type), head)
+    if names is None:
+        raise ValueError(f"config: model_type is {config.model_type!r}, which has no head for {task}")
+    count = config.num_labels if classes is None else classes
+    encoder = load_encoder(
+        path,
+        config,
+        dtype=dtype,
+        quantize=quantize,
+        revision=revision,
+        threads=threads,
+        cache=cache,
+        with_pooler=not of_tokens and pools(names),
+        head=names,
+        count=count,
+    )
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    runner = Runner(Head(encoder, names, count), tokenizer, of_tokens=of_tokens, max_tokens=max_tokens)
+    return (kind or made)(runner, **defaults)
 
 
-def _tokenizer(path: str | Path, given: Tokenizer | None, revision: str | None) -> Tokenizer:
-    return AutoTokenizer.from_pretrained(path, revision=revision) if given is None else given
-
-
-class _OfTexts:
-    """Loading, of the tasks with a head over texts."""
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        tokenizer: Tokenizer | None = None,
-        dtype: str | None = None,
-        quantize: str | None = None,
-        revision: str | None = None,
-        threads: int | None = None,
-        cache: str | Path | bool = False,
-        max_tokens: int = MAX_TOKENS,
-        **defaults: Any,
-    ) -> Self:
-        """Loads a folder or hub id with safetensors weights.
-
-        Args:
-            dtype: "float32" or "bfloat16"; None for the stored one (float32 for float16 and float64).
-            quantize: "int8", or None.
-            threads: of each call; None for OMP_NUM_THREADS, or the number of cores.
-            cache: a folder that keeps the packed weights, or True for fastbert/packed in the user's cache; they are
-                mapped the next time.
-            max_tokens: most real tokens of a batch.
-            defaults: of the arguments of a call.
-
-        Raises:
-            FileNotFoundError: config.json, weights or vocabulary are missing.
-            ValueError: a tensor is missing or misshapen; the message names it and its file.
-            ImportError: the weights are pickled, which needs torch.
-        """
-        config = BertConfig.from_pretrained(path, revision=revision)
-        names = family_of(config.model_type).classes
-        options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "revision": revision}
-        options |= {"threads": threads, "cache": cache}
-        head = _head(path, config, names, pooler=pools(names), **options)
-        runner = Runner(head, _tokenizer(path, tokenizer, revision), max_tokens=max_tokens)
-        make: Any = cls
-        return make(runner, **defaults)
-
-
-class TextClassifier(_OfTexts, TextClassification):
+class TextClassifier(TextClassification):
     """Texts, or pairs of them, to [{label, score}]; called as the pipeline "text-classification" of fastbert."""
 
-
-class CrossEncoder(_OfTexts, Reranker):
-    """Pairs (query, document) to scores; `rank` orders documents for a query."""
-
-    def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """The score of each pair, (N,) float32."""
-        return np.array(list(self(list(pairs))), dtype=np.float32)
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
+        """Loads a folder or hub id with safetensors weights: see fastbert.light.pipeline, which takes the options."""
+        made: Self = pipeline("text-classification", path, kind=cls, **options)
+        return made
 
 
 class TokenClassifier(TokenClassification):
     """Texts to the entities in them; called as the pipeline "token-classification" of fastbert."""
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        tokenizer: Tokenizer | None = None,
-        dtype: str | None = None,
-        quantize: str | None = None,
-        revision: str | None = None,
-        threads: int | None = None,
-        cache: str | Path | bool = False,
-        max_tokens: int = MAX_TOKENS,
-        **defaults: Any,
-    ) -> Self:
-        """Loads a folder or hub id with safetensors weights: see TextClassifier.from_pretrained.
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
+        """Loads a folder or hub id with safetensors weights: see fastbert.light.pipeline, which takes the options."""
+        made: Self = pipeline("token-classification", path, kind=cls, **options)
+        return made
 
-        Raises:
-            ValueError: the family has no such head; and as there.
-        """
-        config = BertConfig.from_pretrained(path, revision=revision)
-        names = family_of(config.model_type).tokens
-        if names is None:
-            raise ValueError(f"config: model_type is {config.model_type!r}, which has no head over tokens")
-        options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "revision": revision}
-        options |= {"threads": threads, "cache": cache}
-        head = _head(path, config, names, pooler=False, **options)
-        tokenizer = _tokenizer(path, tokenizer, revision)
-        return cls(Runner(head, tokenizer, of_tokens=True, max_tokens=max_tokens), **defaults)
+
+class CrossEncoder(Reranker):
+    """Pairs (query, document) to scores; `rank` orders documents for a query."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
+        """Loads a folder or hub id with safetensors weights: see fastbert.light.pipeline, which takes the options."""
+        made: Self = pipeline("rerank", path, kind=cls, **options)
+        return made
+
+    def predict(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """The score of each pair, (N,) float32."""
+        return np.array(list(self(list(pairs))), dtype=np.float32)

@@ -77,6 +77,21 @@ class TextEmbedder(BaseEmbedder):
             revision=revision,
         )
 
+    @property
+    def dtype(self) -> str:
+        return self.encoder.dtype
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def fingerprint(self) -> str:
+        digest = self.encoder.digest()
+        digest.update(self._settings_text())
+        for module in (*self.token_modules, *self.modules):
+            digest.update(module.digest)
+        return str(digest.hexdigest())
+
     def skipped_tokens(self, prompt: str) -> int:
         """The number of tokens at the start of a text after `prompt` that the pooling leaves out."""
         return 0 if self.include_prompt else self._prompt_tokens(prompt)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ class Encoder:
     def __init__(
         self, arrays: Arrays, config: BertConfig, *, dtype: str, precision: str | None = None, threads: int = 1
     ) -> None:
+        self.files: dict[str, Path] = {}  # of the weights, by their names
         self.arrays, self.config, self.family = arrays, config, family_of(config.model_type)
         self.dtype, self.threads = dtype, threads
         self.code, self.isa = dtype_code(dtype), chosen_isa()[1]
@@ -93,6 +96,15 @@ class Encoder:
         where = self._positions(ids, cu_seqlens, lengths)
         x = self._embedded(ids, token_type_ids, where)
         return self._run(x, cu_seqlens, where, picked)
+
+    def digest(self) -> Any:
+        """A SHA-256 of the weights' files, config, dtype and precision, which the caller may update further."""
+        digest = hashlib.sha256(repr(sorted(self.config.to_dict().items())).encode())
+        digest.update(f"{self.dtype} {self._kind[1]}".encode())
+        for name, path in self.files.items():
+            with open(path, "rb") as file:
+                digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+        return digest
 
     def pooled(self, first: np.ndarray) -> np.ndarray:
         """tanh(W h + b) of each text's first state, (B, E) -> (B, E)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastbert.config import BertConfig
 from fastbert.engine.library import ACTIVATIONS
 from fastbert.families.names import ClassesNames
 from fastbert.light.encoder import Encoder
@@ -16,6 +17,17 @@ def pools(names: ClassesNames) -> bool:
     return names.dense is None
 
 
+def needs_torch_for(config: BertConfig, names: ClassesNames | None) -> str | None:
+    """What of a model's config the extension alone cannot run; None if it runs all. `names` are its head's, if any."""
+    if config.hidden_size % (2 * config.num_attention_heads):
+        return f"a head of width {config.head_dim}"
+    activations = [config.hidden_act]
+    if names is not None and names.dense is not None:
+        activations.append(config.activation_of(names.activation))
+    unknown = [name for name in activations if name not in ACTIVATIONS]
+    return f"the activation {unknown[0]}" if unknown else None
+
+
 class Head:
     """A head over states: a layer with its activation and a norm, where the family has them, and the classifier.
 
@@ -23,8 +35,8 @@ class Head:
         ValueError: an activation that the extension does not have, or a pooling that is not known.
     """
 
-    def __init__(self, encoder: Encoder, names: ClassesNames) -> None:
-        self.encoder, self.names, config = encoder, names, encoder.config
+    def __init__(self, encoder: Encoder, names: ClassesNames, count: int) -> None:
+        self.encoder, self.names, self.count, config = encoder, names, count, encoder.config
         self.activation = config.activation_of(names.activation)
         if names.dense is not None and self.activation not in ACTIVATIONS:
             raise ValueError(f"config: {names.activation} is {self.activation!r}, which needs torch")
@@ -39,7 +51,7 @@ class Head:
             x = encoder.linear(encoder.arrays["head.dense"], x, encoder.width, self.activation)
         if self.names.norm is not None:
             x = encoder.norm("head.norm", x)
-        return encoder.linear(encoder.arrays["head.out"], x, encoder.config.num_labels)
+        return encoder.linear(encoder.arrays["head.out"], x, self.count)
 
     def of_texts(self, ids: np.ndarray, cu_seqlens: np.ndarray, token_type_ids: np.ndarray | None = None) -> np.ndarray:
         """The logits of packed texts, (B, N) float32."""

@@ -48,6 +48,7 @@ def load_encoder(
     cache: str | Path | bool = False,
     with_pooler: bool = False,
     head: ClassesNames | None = None,
+    count: int = 0,
 ) -> Encoder:
     """The encoder of a folder or hub id.
 
@@ -57,6 +58,7 @@ def load_encoder(
         threads: of each call; None for `default_threads`.
         cache: the folder that keeps packed weights, to be mapped; True for that of `cache.default_folder`.
         head: of a head for classes, whose arrays are packed, too.
+        count: of its classes.
 
     Raises:
         RuntimeError: the extension is missing.
@@ -71,13 +73,16 @@ def load_encoder(
 
     def make() -> Arrays:
         arrays = pack_encoder(weights, config, quantize, threads, with_pooler=with_pooler)
-        return arrays if head is None else arrays | pack_head(weights, config, head, threads)
+        return arrays if head is None else arrays | pack_head(weights, config, head, count, threads)
 
     if cache is False:
         arrays = make()
     else:
         text = json.dumps(config.to_dict(), sort_keys=True, default=str)
-        what = {"dtype": weights.dtype, "quantize": quantize, "pooler": with_pooler, "head": head and head.out}
+        what = {"dtype": weights.dtype, "quantize": quantize, "pooler": with_pooler, "head": head and [head.out, count]}
         what["config"] = hashlib.sha256(text.encode()).hexdigest()
         arrays = cached(default_folder() if cache is True else Path(cache), weights.by_name(), what, make, threads)
-    return Encoder(tables(weights, config) | arrays, config, dtype=weights.dtype, precision=quantize, threads=threads)
+    made = tables(weights, config) | arrays
+    encoder = Encoder(made, config, dtype=weights.dtype, precision=quantize, threads=threads)
+    encoder.files = weights.by_name()
+    return encoder

@@ -137,8 +137,8 @@ def _norm(weights: Weights, config: BertConfig, name: str, path: str, width: int
     return found
 
 
-def pack_head(weights: Weights, config: BertConfig, names: ClassesNames, threads: int) -> Arrays:
-    """The arrays of a head: head.dense, head.norm.weight, head.norm.bias and head.out, those that it has."""
+def pack_head(weights: Weights, config: BertConfig, names: ClassesNames, count: int, threads: int) -> Arrays:
+    """The arrays of a head for `count` classes: head.dense, its norm's and head.out, those that it has."""
     family, width, found = family_of(config.model_type), config.hidden_size, Arrays()
     if names.dense is not None:
         dense = Linear(names.dense, width, width, config.has(family.head_bias))
@@ -147,6 +147,6 @@ def pack_head(weights: Weights, config: BertConfig, names: ClassesNames, threads
         found["head.norm.weight"] = weights.get(f"{names.norm}.weight", (width,)).copy()
         if config.has(family.norm_bias):
             found["head.norm.bias"] = weights.get(f"{names.norm}.bias", (width,)).copy()
-    out = Linear(names.out, config.num_labels, width, True)
+    out = Linear(names.out, count, width, True)
     found["head.out"] = packed_linears(weights, [out], None, threads)
     return found

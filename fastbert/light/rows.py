@@ -3,7 +3,8 @@ inference.sentence_modules. Weights and arithmetic are float32."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ class Dense:
     residual: bool
     threads: int
     where: str
+    digest: bytes
 
     def width_after(self, width: int) -> int:
         _check_width(self.where, "in_features", self.in_features, width)
@@ -59,6 +61,7 @@ class LayerNorm:
     bias: np.ndarray
     threads: int
     where: str
+    digest: bytes
 
     def width_after(self, width: int) -> int:
         _check_width(self.where, "dimension", len(self.weight), width)
@@ -78,7 +81,7 @@ class LayerNorm:
 class Normalize:
     """Scales each row to length 1."""
 
-    settings: tuple[str, ...] = field(default=("Normalize",))
+    digest = b"Normalize"
 
     def width_after(self, width: int) -> int:
         return width
@@ -100,8 +103,10 @@ def made(settings: ModuleSettings, threads: int) -> RowModule:
     if settings.kind == "Normalize":
         return Normalize()
     tensors = _tensors(settings)
+    text = repr((settings.kind, settings.activation, settings.residual, settings.shapes))
+    digest = hashlib.sha256(text.encode() + b"".join(x.tobytes() for x in tensors.values())).digest()
     if settings.kind == "LayerNorm":
-        return LayerNorm(tensors["norm.weight"], tensors["norm.bias"], threads, str(settings.config))
+        return LayerNorm(tensors["norm.weight"], tensors["norm.bias"], threads, str(settings.config), digest)
     if settings.activation not in FUSED:
         raise needs_torch(f"{settings.config}: {settings.activation}")
     products = {
@@ -111,7 +116,7 @@ def made(settings: ModuleSettings, threads: int) -> RowModule:
     }
     rows, columns = settings.shapes["linear.weight"]
     activation = FUSED[settings.activation]
-    return Dense(products, columns, rows, activation, settings.residual, threads, str(settings.config))
+    return Dense(products, columns, rows, activation, settings.residual, threads, str(settings.config), digest)
 
 
 def _packed(weight: np.ndarray, bias: np.ndarray | None, threads: int) -> np.ndarray:

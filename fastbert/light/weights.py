@@ -79,11 +79,18 @@ class Weights(StoredTensors):
         super().__init__(path, revision, family, MappedFile)
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(map(repr, DTYPES))}, or None")
-        if dtype is None:
-            if self.words not in self:
-                self.fail_missing([self.words])
-            dtype = STORED.get(self._dtype_of(self.words), "float32")
-        self.dtype: str = dtype
+        if self.words not in self and dtype is None:
+            self.fail_missing([self.words])
+        self.dtype: str = dtype or STORED[self.stored]
+
+    @property
+    def stored(self) -> str:
+        """The dtype that the table of words is stored in, as safetensors calls it.
+
+        Raises:
+            ValueError: none of a weight.
+        """
+        return self._dtype_of(self.words)
 
     def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A tensor, of this shape by the config; bfloat16 as its bits in uint16.

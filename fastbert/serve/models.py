@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fastbert.checkpoint.hub import resolve_file
 from fastbert.config import BertConfig
 from fastbert.inference.pooling import unit
 from fastbert.light.embedder import TextEmbedder
 from fastbert.serve.batcher import Batch, Batcher
 from fastbert.serve.settings import ServeSettings
 from fastbert.tasks.base import Pipeline
+from fastbert.tasks.names import head_task
 
 Result = TypeVar("Result")
 _SHORT = 2000  # characters
@@ -215,30 +217,16 @@ def _load(name: str, path: str, settings: ServeSettings, told: Callable[[str, Ba
     task = _task_of(path, settings.revision)
     if task is None:
         return Embedding(name, light.TextEmbedder.from_pretrained(path, **options), batcher)
-    kinds: dict[str, Any] = {
-        "text-classification": light.TextClassifier,
-        "token-classification": light.TokenClassifier,
-        "rerank": light.CrossEncoder,
-    }
-    if task not in kinds:
-        raise ValueError(f"{path}: the model's head is for {task}; the server answers {', '.join(kinds)}, and embeds")
-    return Answering(name, kinds[task].from_pretrained(path, **options), batcher)
-
-
-_TASKS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-}
+    return Answering(name, light.pipeline(task, path, **options), batcher)
 
 
 def _task_of(path: str, revision: str | None) -> str | None:
     """The task of a folder's model; None for vectors."""
-    from fastbert.checkpoint.hub import resolve_file
-
     config = BertConfig.from_pretrained(path, revision=revision)
     if resolve_file(path, "modules.json", revision=revision, required=False) is not None:
         return None
     names = config.extra.get("architectures") or []
-    task = next((task for name in names for head, task in _TASKS.items() if str(name).endswith(head)), None)
+    task = head_task(names)
+    if task == "fill-mask":
+        return None  # its encoder's vectors
     return "rerank" if task == "text-classification" and config.num_labels == 1 else task

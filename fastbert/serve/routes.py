@@ -402,3 +402,11 @@ async def ner(request: Request, body: schemas.Entities) -> Response:
 
 def _plain(entity: dict[str, Any]) -> dict[str, Any]:
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in entity.items()}
+
+
+@api("server", "/question-answering", schema=schemas.Question)
+async def question_answering(request: Request, body: schemas.Question) -> Response:
+    model = _answering(request, body.model, "question-answering")
+    settings = body.model_dump(include={"top_k", "max_answer_len", "doc_stride", "handle_impossible_answer"})
+    found, _ = await model.answers([{"question": body.question, "context": body.context}], **settings)
+    return reply(found[0])

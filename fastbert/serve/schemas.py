@@ -171,3 +171,14 @@ class Entities(Body):
 
     inputs: Texts
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "simple"
+
+
+class Question(Body):
+    """POST /question-answering"""
+
+    question: StrictStr
+    context: StrictStr
+    top_k: Annotated[StrictInt, Field(ge=1)] = 1
+    max_answer_len: Annotated[StrictInt, Field(ge=1)] = 15
+    doc_stride: StrictInt | None = None
+    handle_impossible_answer: StrictBool = False

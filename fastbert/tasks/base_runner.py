@@ -57,6 +57,20 @@ class BaseRunner:
         """The windows of texts; see inference.windows.windows_of, which takes the options."""
         return windows_of(self.tokenizer, texts, self.limit(max_length), **options)
 
+    @property
+    def dtype(self) -> str:
+        """Of the weights: "float32", say."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> str:
+        """Where the model is: "cpu", say."""
+        raise NotImplementedError
+
+    def weights_digest(self) -> str:
+        """A hash of the weights."""
+        raise NotImplementedError
+
     def run(
         self, windows: Sequence[Window], read: Read, rows: Callable[[Window], int] | None = None, module: Any = None
     ) -> list[np.ndarray]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from fastbert.config import BertConfig
 from fastbert.inference.base_embedder import MAX_TOKENS
 from fastbert.inference.embed import Embedder
 from fastbert.model import auto
@@ -19,6 +18,7 @@ from fastbert.precision import LoadOptions
 from fastbert.tasks.feature_extraction import FeatureExtraction
 from fastbert.tasks.fill_mask import FillMaskPipeline
 from fastbert.tasks.multiple_choice import MultipleChoice
+from fastbert.tasks.names import ALIASES, task_of
 from fastbert.tasks.question_answering import QuestionAnswering
 from fastbert.tasks.reranking import Reranker
 from fastbert.tasks.runner import Runner
@@ -50,16 +50,6 @@ TASKS = {
     "similarity": Kind(Similarity, None),
     "rerank": Kind(Reranker, auto.AutoModelForSequenceClassification),
     "multiple-choice": Kind(MultipleChoice, auto.AutoModelForMultipleChoice),
-}
-ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
-# By the last word of the class in a config's `architectures`.
-_BY_HEAD = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMultipleChoice": "multiple-choice",
-    "ForMaskedLM": "fill-mask",
-    "ForPreTraining": "fill-mask",
 }
 
 
@@ -186,28 +176,6 @@ def made_pipeline(task: str, model: Any, options: dict[str, Any]) -> Any:
     if options:
         raise TypeError(f"{min(options)} is given, but model is a pipeline already, which has its own")
     return model
-
-
-def task_of(model: Any, revision: str | None = None) -> str:
-    """The task of a model's head, by its class or by `architectures` in its folder.
-
-    Raises:
-        ValueError: it has none of the heads that have a task.
-    """
-    if isinstance(model, str | Path):
-        config = BertConfig.from_pretrained(model, revision=revision)
-        names = config.extra.get("architectures") or []
-    else:
-        names = [type(model).__name__]
-    if (found := head_task(names)) is not None:
-        return found
-    shown = ", ".join(map(str, names)) or "no architectures in config.json"
-    raise ValueError(f"the model has no head of a task ({shown}); the tasks are {', '.join(TASKS)}")
-
-
-def head_task(names: Sequence[Any]) -> str | None:
-    """The task of the first of these classes whose head has one."""
-    return next((task for name in names for head, task in _BY_HEAD.items() if str(name).endswith(head)), None)
 
 
 def _tokenizer(given: Any, revision: str | None) -> Tokenizer:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fastbert.inference.windows import Window, shortened
 from fastbert.tasks.base import Pipeline, window_counts
@@ -160,7 +158,9 @@ class QuestionAnswering(Pipeline):
         return encoding.offsets[first][0], encoding.offsets[last][1]
 
 
-def _start_and_end(output: Any, ids: Tensor) -> Tensor:
+def _start_and_end(output: Any, ids: Any) -> Any:
+    import torch
+
     return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastbert.config import BertConfig
 from fastbert.inference.base_embedder import MAX_TOKENS
+from fastbert.inference.embed import weights_digest
 from fastbert.inference.windows import Window
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.tasks.base_runner import BaseRunner, Read
@@ -30,6 +31,17 @@ class Runner(BaseRunner):
         self.model, self.is_own = model, isinstance(model, BertPreTrainedModel)
         config: BertConfig = model.config if self.is_own else BertConfig.from_dict(model.config.to_dict())
         super().__init__(config, tokenizer, max_tokens=max_tokens)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        return str(self.model.device.type)
+
+    def weights_digest(self) -> str:
+        return str(weights_digest(self.model).hexdigest())
 
     @torch.inference_mode()
     def run(

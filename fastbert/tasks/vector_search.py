@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.inference.embed import Embedder
+from fastbert.inference.base_embedder import BaseEmbedder
 from fastbert.inference.output import OutputError
 
 BLOCK = 1 << 16  # vectors of the corpus that are compared at a time
@@ -30,7 +30,7 @@ class Similarity:
 
     task = "similarity"
 
-    def __init__(self, embedder: Embedder, *, score_function: str = "cos_sim") -> None:
+    def __init__(self, embedder: BaseEmbedder, *, score_function: str = "cos_sim") -> None:
         self.embedder, self.score_function = embedder, _known(score_function)
 
     def __call__(

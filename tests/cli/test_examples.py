@@ -18,7 +18,8 @@ from finetune_support import NAMES, PLACES, VERBS, VOCAB, save_model
 import fastbert
 from fastbert.cli.main import build_parser, main
 
-# prepare and pretrain, whose examples are of whole books and of eight GPUs: tests/training runs both commands.
+# prepare and pretrain, whose examples are of whole books and of eight GPUs: tests/training runs both commands; and
+# serve, whose run until they are stopped: tests/serve runs it.
 COMMANDS = [
     "embed",
     "predict",
@@ -33,7 +34,7 @@ COMMANDS = [
     "distill",
     "doctor",
 ]
-NOT_HERE = {"prepare", "pretrain"}
+NOT_HERE = {"prepare", "pretrain", "serve"}
 PLAIN_TEXT = "fastbert distill distill.toml"  # shards of pre-training; tests/training/test_distill.py
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 SIZES = {"hidden_size": 288, "num_attention_heads": 9, "max_position_embeddings": 512}

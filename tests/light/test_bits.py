@@ -64,8 +64,9 @@ def test_bits(name, head, dtype, quantize, tmp_path):
         quantize=quantize,
         with_pooler=head == "ForSequenceClassification" and pools(names),
         head=names,
+        count=config.num_labels,
     )
-    classes = Head(encoder, names)
+    classes = Head(encoder, names, config.num_labels)
     found = classes.of_texts(*given) if head == "ForSequenceClassification" else classes.of_tokens(*given)
     same(found, expected.logits)
 

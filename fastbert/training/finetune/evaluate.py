@@ -13,7 +13,7 @@ from fastbert.config import BertConfig
 from fastbert.model import BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
 from fastbert.precision import LoadOptions
-from fastbert.tasks.pipelines import head_task
+from fastbert.tasks.names import head_task
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.training.finetune.examples import Reading
 from fastbert.training.finetune.features import Feature
