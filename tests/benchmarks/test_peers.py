@@ -346,14 +346,28 @@ def test_memory_floor():
 
 
 def test_start_rows_hold_a_wrong_vector(monkeypatch, tmp_path, capsys):
-    vectors = {"transformers": [1.0, 0.0], "fastbert": [1.0, 0.0], "openvino": [0.0, 1.0]}
+    vectors = {"transformers": [1.0, 0.0], "fastbert.light": [1.0, 0.0], "openvino": [0.0, 1.0]}
     monkeypatch.setattr(bench_start, "fetch", lambda name: tmp_path)
     monkeypatch.setattr(bench_start, "converted", lambda folder, names: (dict.fromkeys(names, ""), {}))
     monkeypatch.setattr(bench_start, "PROGRAMS", {name: name for name in vectors})
-    monkeypatch.setattr(fresh, "run", lambda name, *_: {"seconds": 0.2, "result": vectors[name]})
+    monkeypatch.setattr(bench_start, "whole", lambda name, *rest: (0.2, vectors[name] if rest[-1] == "time" else 100.0))
     file = tmp_path / "start.csv"
     assert bench_start.main(["--rounds", "2", "--output", str(file)]) == 0
     rows = {row["provider"]: row for row in harness.read_rows(file)}
-    assert rows["fastbert"]["p50_ms"] == "200" and rows["fastbert"]["status"] == "ok"
+    assert rows["fastbert.light"]["p50_ms"] == "200" and rows["fastbert.light"]["status"] == "ok"
     assert rows["openvino"]["status"].startswith("wrong: the vector differs") and not rows["openvino"]["p50_ms"]
-    assert "PASS" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "PASS fastbert.light: 200 ms (at most 250)" in shown and "PASS fastbert.light: 100 MB" in shown
+    monkeypatch.setattr(bench_start, "whole", lambda name, *rest: (0.3, vectors[name] if rest[-1] == "time" else 130.0))
+    assert bench_start.main(["--rounds", "2", "--output", str(file)]) == 1
+    shown = capsys.readouterr().out
+    assert "MISS fastbert.light: 300 ms (at most 250)" in shown and "MISS fastbert.light: 130 MB" in shown
+
+
+def test_a_whole_process_is_timed():
+    seconds, vector = bench_start.whole("import time\ntime.sleep(0.2)\nresult = [1.0]", "folder", "", "kept", "time")
+    assert vector == [1.0] and 0.2 < seconds < 20
+    memory = bench_start.whole("again = lambda: None", "folder", "", "kept", "memory")[1]
+    assert 1 < memory < 100
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        bench_start.whole("1 / 0", "folder", "", "kept", "time")
