@@ -7,7 +7,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from fastbert.serve.batcher import BackendError, ClosedError, OverloadedError
 from fastbert.serve.metrics import CONTENT_TYPE, Metrics
@@ -107,27 +106,21 @@ def make_app(settings: ServeSettings) -> Starlette:
     async def docs(request: Request) -> Response:
         return Response(page(described), media_type="text/html")
 
-    routes = [Route(one.path, _endpoint(one), methods=[one.method]) for one in apis]
-    routes += [Route("/openapi.json", openapi), Route("/docs", docs)]
-    middleware = [Middleware(Guard, state=state)]
-    app = Starlette(routes=routes, lifespan=lifespan, middleware=middleware)
+    apis += [Api("/openapi.json", None, openapi, "server"), Api("/docs", None, docs, "server")]
+    # What is not in the table, a start or an unknown path, say, is Starlette's to answer.
+    app = Starlette(lifespan=lifespan, middleware=[Middleware(Guard, state=state, apis=apis)])
     app.state.serve = state
     return app
 
 
-def _endpoint(api: Api) -> Callable[[Request], Awaitable[Response]]:
-    """The handler of a route, with its body checked, and its errors as answers."""
-    schema, handler = api.schema, api.handler
-
-    async def answer(request: Request) -> Response:
-        try:
-            if schema is None:
-                return await handler(request)
-            return await handler(request, schema.model_validate(orjson.loads(await request.body())))
-        except _KNOWN as error:
-            return _failed(request.url.path, error)
-
-    return answer
+async def _answer(api: Api, request: Request, body: bytes) -> Response:
+    """What a route answers, with its body checked, and its errors as answers."""
+    try:
+        if api.schema is None:
+            return await api.handler(request)
+        return await api.handler(request, api.schema.model_validate(orjson.loads(body)))
+    except _KNOWN as error:
+        return _failed(api.path, error)
 
 
 # Errors, the status of each, and its kind as text-embeddings-inference calls it.
@@ -175,18 +168,18 @@ def _of_validation(error: ValidationError) -> str:
 
 
 class Guard:
-    """Middleware: the token, the size of a body, the number of requests at a time, metrics and the access log."""
+    """Middleware: the routes and, around them, the token, the limits of requests, metrics and the access log."""
 
-    def __init__(self, app: Any, state: State) -> None:
+    def __init__(self, app: Any, state: State, apis: Sequence[Api]) -> None:
         self.app, self.state = app, state
-        self.known = {api.path for api in APIS}
+        self.table = {(api.method, api.path): api for api in apis}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        api = None if scope["type"] != "http" else self.table.get((scope["method"], scope["path"]))
+        if scope["type"] != "http" or (api is not None and api.path in OPEN):
+            await (self.app(scope, receive, send) if api is None else self._run(api, scope, receive, send, b""))
             return
-        state, path = self.state, scope["path"]
-        begun, sent = time.perf_counter(), {"status": 0, "bytes": 0}
+        state, begun, sent = self.state, time.perf_counter(), {"status": 0, "bytes": 0}
 
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -195,31 +188,38 @@ class Guard:
                 sent["bytes"] += len(message.get("body", b""))
             await send(message)
 
-        if path in OPEN:
-            await self.app(scope, receive, counted)
-            return
-        refused = self._refused(scope)
-        if refused is not None:
-            await refused(scope, receive, counted)
+        if (refusal := self._refused(scope)) is not None:
+            await refusal(scope, receive, counted)
         else:
             state.in_flight += 1
             state.metrics.in_flight.inc()
             try:
-                await self._limited(scope, receive, counted)
+                body = await self._body(scope, receive)
+                if body is not None and api is not None:
+                    await self._run(api, scope, receive, counted, body)
+                elif body is not None:
+                    await self.app(scope, receive, counted)
+            except _TooLargeError:
+                await self._too_large(scope)(scope, receive, counted)
             except Exception as error:  # its message may hold texts, which no log does
                 log.error("a request failed: %s at %s", type(error).__name__, _where(error))
                 if not sent["status"]:
-                    await failure(path, 500, "Backend", "the server failed")(scope, receive, counted)
+                    await failure(scope["path"], 500, "Backend", "the server failed")(scope, receive, counted)
             finally:
                 state.in_flight -= 1
                 state.metrics.in_flight.dec()
                 state.count_waiting()
         seconds = time.perf_counter() - begun
-        route = path if path in self.known else "other"  # of other paths there is no end
+        route = "other" if api is None else api.path  # of other paths there is no end
         state.metrics.requests.labels(route, str(sent["status"])).inc()
         state.metrics.latency.labels(route).observe(seconds)
-        line = {"route": route, "method": scope["method"], **sent, "seconds": round(seconds, 6)}
-        log.info("%s", json.dumps(line))
+        if log.isEnabledFor(logging.INFO):
+            line = {"route": route, "method": scope["method"], **sent, "seconds": round(seconds, 6)}
+            log.info("%s", json.dumps(line))
+
+    async def _run(self, api: Api, scope: Any, receive: Any, send: Any, body: bytes) -> None:
+        response = await _answer(api, Request(scope, receive), body)
+        await response(scope, receive, send)
 
     def _refused(self, scope: Any) -> Response | None:
         settings, headers = self.state.settings, dict(scope["headers"])
@@ -246,31 +246,27 @@ class Guard:
         most = self.state.settings.max_body_bytes
         return failure(scope["path"], 413, "Validation", f"the body is larger than {most} bytes")
 
-    async def _limited(self, scope: Any, receive: Any, send: Any) -> None:
-        """Runs the app with a body that is read here, and no larger than it may be."""
-        most = self.state.settings.max_body_bytes
+    async def _body(self, scope: Any, receive: Any) -> bytes | None:
+        """The body of a request; None where the client has gone.
+
+        Raises:
+            _TooLargeError: it is larger than it may be; no more than that is read.
+        """
         parts: list[bytes] = []
         size, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
+                return None
             parts.append(message.get("body", b""))
             size, more = size + len(parts[-1]), message.get("more_body", False)
-            if size > most:
-                await self._too_large(scope)(scope, receive, send)
-                return
-        body = b"".join(parts)
-        given = False
+            if size > self.state.settings.max_body_bytes:
+                raise _TooLargeError
+        return b"".join(parts)
 
-        async def again() -> Any:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, again, send)
+class _TooLargeError(Exception):
+    """A body over the limit."""
 
 
 def _where(error: BaseException) -> str:

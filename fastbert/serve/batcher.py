@@ -108,6 +108,8 @@ class Batcher:
             self.waiting += tokens
             self._changed.notify()
         try:
+            if len(items) == 1:
+                return [await items[0].done]
             return list(await asyncio.gather(*(item.done for item in items)))
         except BaseException:  # the client has gone, or an item has failed: the others need not run
             for item in items:
