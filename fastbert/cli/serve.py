@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     names = (
         *("host", "port", "dtype", "quantize", "revision", "threads", "cache", "processes", "api_key"),
         *("max_batch_tokens", "max_latency", "max_queue_tokens", "max_concurrent_requests", "max_texts"),
-        *("max_body_bytes", "log_level"),
+        *("max_body_bytes", "max_body_seconds", "log_level"),
     )
     flags = {name: getattr(args, name) for name in names}
     return serve(read_settings({**flags, "models": args.models or None}, file=args.config))

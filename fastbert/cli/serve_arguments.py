@@ -47,4 +47,5 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--max-queue-tokens", type=positive, metavar="N", help="waiting (default: 262144)")
     limits.add_argument("--max-concurrent-requests", type=positive, metavar="N", help="default: 512")
     limits.add_argument("--max-texts", type=positive, metavar="N", help="of a request (default: 1024)")
+    limits.add_argument("--max-body-seconds", type=float, metavar="S", help="to send a body (default: 60)")
     limits.add_argument("--max-body-bytes", type=positive, metavar="N", help="of a request (default: 2000000)")

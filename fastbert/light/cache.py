@@ -1,10 +1,11 @@
 """Packed weights on disk, mapped by each process that runs them: a model starts without packing, processes share it.
 
 A file holds the arrays of one model in one dtype and precision for one instruction set. It is made anew where the
-weights' files have changed: another size, or another time and other contents.
+weights' files have changed, another size, or another time and other contents, and by another version of fastbert.
 
     8 bytes   the magic, with the version of the format
     8 bytes   the length of the header
+    32 bytes  the header's SHA-256
     header    JSON: what the arrays are of, their dtypes, shapes and places, and the checksum of their bytes
     arrays    each at a multiple of 64 bytes, from the first page after the header on
 """
@@ -22,13 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from fastbert import __version__
 from fastbert.checkpoint.files import atomic_path
 from fastbert.engine.library import C, chosen_isa
 from fastbert.engine.memory import address_of
 from fastbert.light.packing import Arrays
+from fastbert.light.weights import MappedFile
 
-_MAGIC = b"fbpack01"
-_PAGE, _LINE = 4096, 64
+_MAGIC = b"fbpack02"
+_HEAD, _PAGE, _LINE = 48, 4096, 64  # bytes before the header, of a page, of a line of the processor's cache
 _CHUNK = 1 << 20  # bytes of a checksum
 
 
@@ -38,13 +41,13 @@ def default_folder() -> Path:
 
 
 def cached(
-    folder: Path, files: Mapping[str, Path], what: Mapping[str, Any], make: Callable[[], Arrays], threads: int
+    folder: Path, files: Mapping[str, MappedFile], what: Mapping[str, Any], make: Callable[[], Arrays], threads: int
 ) -> Arrays:
     """The arrays of `make`, from the folder, where they are kept.
 
     Args:
         folder: made if it is missing.
-        files: the weights' files, by names that do not change.
+        files: the weights' files as they are mapped, by names that do not change.
         what: what the arrays depend on besides the files: dtype, precision, head.
         make: packs them.
         threads: that check the bytes.
@@ -52,8 +55,8 @@ def cached(
     Raises:
         OSError: the folder cannot be written to.
     """
-    kind = {**what, "isa": chosen_isa()[0]}
-    places = {name: str(path.resolve()) for name, path in files.items()}
+    kind = {**what, "isa": chosen_isa()[0], "version": __version__}
+    places = {name: str(file.path) for name, file in files.items()}
     digest = hashlib.sha256(json.dumps([places, kind], sort_keys=True).encode()).hexdigest()
     path = folder / f"{digest[:32]}.fbpack"
     header = _read_header(path)
@@ -68,24 +71,17 @@ def cached(
     return made if found is None else found  # another process may have replaced it
 
 
-def _identity(file: Path, *, contents: bool = True) -> dict[str, Any]:
-    stat = file.stat()
-    found: dict[str, Any] = {"size": stat.st_size, "time": stat.st_mtime_ns}
-    return {**found, "sha256": _sha256(file)} if contents else found
+def _identity(file: MappedFile) -> dict[str, Any]:
+    return {"size": file.size, "time": file.time, "sha256": file.sha256()}
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _same_files(recorded: Mapping[str, Any], files: Mapping[str, Path]) -> bool:
+def _same_files(recorded: Mapping[str, Any], files: Mapping[str, MappedFile]) -> bool:
     """True if the files are those recorded: of the same size, and of the same time or the same contents."""
     if recorded.keys() != files.keys():
         return False
     for name, file in files.items():
-        now, then = _identity(file, contents=False), recorded[name]
-        if now["size"] != then["size"] or (now["time"] != then["time"] and _sha256(file) != then["sha256"]):
+        then = recorded[name]
+        if file.size != then["size"] or (file.time != then["time"] and file.sha256() != then["sha256"]):
             return False
     return True
 
@@ -99,7 +95,7 @@ def _write(path: Path, header: dict[str, Any], arrays: Arrays, threads: int) -> 
         end += -(-x.nbytes // _LINE) * _LINE
     text = json.dumps({**header, "arrays": entries, "bytes": end}).encode()
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
+        file.write(_MAGIC + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text)
         first = _first_page(len(text))
         for entry, x in zip(entries.values(), arrays.values(), strict=True):
             file.seek(first + entry["place"])
@@ -109,17 +105,19 @@ def _write(path: Path, header: dict[str, Any], arrays: Arrays, threads: int) -> 
 
 def _first_page(length: int) -> int:
     """Where the arrays begin, after a header of this length."""
-    return -(-(16 + length) // _PAGE) * _PAGE
+    return -(-(_HEAD + length) // _PAGE) * _PAGE
 
 
 def _read_header(path: Path) -> dict[str, Any] | None:
     """The header of a file; None where there is none, or another format or a truncated file."""
     try:
         with open(path, "rb") as file:
-            start = file.read(16)
+            start = file.read(_HEAD)
             if start[:8] != _MAGIC:
                 return None
-            text = file.read(int.from_bytes(start[8:], "little"))
+            text = file.read(int.from_bytes(start[8:16], "little"))
+            if hashlib.sha256(text).digest() != start[16:]:
+                return None
         header: dict[str, Any] = json.loads(text)
         header["first"] = _first_page(len(text))
         return header if path.stat().st_size == header["first"] + header["bytes"] else None

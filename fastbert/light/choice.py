@@ -37,7 +37,7 @@ def reason_for_torch(
         return reason
     if device not in (None, "cpu"):
         return f"--device {device}"
-    if device is None and _GPU.exists():
+    if device is None and _GPU.exists() and importlib.util.find_spec("torch") is not None:
         return "a GPU"
     if precision is not None:
         return f"--precision {precision}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from fastbert.engine.library import ACTIVATIONS, C, chosen_isa
 from fastbert.engine.memory import address_of, keep, workspace
 from fastbert.families.layer_kinds import layer_kinds, place_count
 from fastbert.light.packing import Arrays, dtype_code
-from fastbert.light.weights import as_bfloat16, as_float32
+from fastbert.light.weights import MappedFile, as_bfloat16, as_float32
 
 
 class Encoder:
@@ -36,7 +35,7 @@ class Encoder:
     def __init__(
         self, arrays: Arrays, config: BertConfig, *, dtype: str, precision: str | None = None, threads: int = 1
     ) -> None:
-        self.files: dict[str, Path] = {}  # of the weights, by their names
+        self.files: dict[str, MappedFile] = {}  # of the weights, by their names
         self.arrays, self.config, self.family = arrays, config, family_of(config.model_type)
         self.dtype, self.threads = dtype, threads
         self.code, self.isa = dtype_code(dtype), chosen_isa()[1]
@@ -101,9 +100,8 @@ class Encoder:
         """A SHA-256 of the weights' files, config, dtype and precision, which the caller may update further."""
         digest = hashlib.sha256(repr(sorted(self.config.to_dict().items())).encode())
         digest.update(f"{self.dtype} {self._kind[1]}".encode())
-        for name, path in self.files.items():
-            with open(path, "rb") as file:
-                digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+        for name, file in self.files.items():
+            digest.update(f"{name} {file.sha256()}".encode())
         return digest
 
     def pooled(self, first: np.ndarray) -> np.ndarray:

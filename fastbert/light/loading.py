@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastbert.config import BertConfig, family_of
@@ -26,8 +27,15 @@ def default_threads() -> int:
         return int(given)
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
-    return max(1, len(cores))
+    return max(1, len(cores_of(os.sched_getaffinity(0))))
+
+
+def cores_of(cpus: Iterable[int]) -> list[list[int]]:
+    """The cores of processors, each as those of them that share it."""
+    cores: dict[str, list[int]] = {}
+    for cpu in sorted(cpus):
+        cores.setdefault(_siblings(cpu), []).append(cpu)
+    return list(cores.values())
 
 
 def _siblings(cpu: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ class MappedFile:
         except SafetensorError as error:
             raise ValueError(str(error)) from error
         with open(path, "rb") as file:
+            # Of what is mapped, whatever becomes of the path.
+            stat = os.fstat(file.fileno())
+            self.path, self.size, self.time = path.resolve(), stat.st_size, stat.st_mtime_ns
             size = int.from_bytes(file.read(8), "little")
             self._entries = parse_json(file.read(size), "its header")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -60,6 +65,10 @@ class MappedFile:
         first, last = entry["data_offsets"]
         count = (last - first) // dtype.itemsize
         return np.frombuffer(self._map, dtype, count, self._first + first).reshape(entry["shape"])
+
+    def sha256(self) -> str:
+        """Of the file's bytes."""
+        return hashlib.sha256(self._map).hexdigest()
 
     def forget(self) -> None:
         """Tells the system that what was read is not needed soon: it no longer counts as the process's memory."""
@@ -111,9 +120,10 @@ class Weights(StoredTensors):
             x = x[part.block * shape[0] :][: shape[0]]
         return aligned(converted(x, stored, self.dtype))
 
-    def by_name(self) -> dict[str, Path]:
+    def by_name(self) -> dict[str, MappedFile]:
         """The files that hold the weights, by their names."""
-        return {path.name: path for path in sorted(set(self.files.values()))}
+        found = {file.path.name: file for file, _, _ in self._stored.values()}
+        return dict(sorted(found.items()))
 
     def forget(self) -> None:
         for file in {id(file): file for file, _, _ in self._stored.values()}.values():

@@ -7,7 +7,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -95,6 +95,7 @@ def make_app(settings: ServeSettings) -> Starlette:
 
     async def metrics(request: Request) -> Response:
         """What the server has counted, for Prometheus."""
+        state.count_waiting()
         return Response(state.metrics.text(), media_type=CONTENT_TYPE)
 
     apis = [*APIS, Api("/metrics", None, metrics, "server")]
@@ -175,9 +176,13 @@ class Guard:
         self.table = {(api.method, api.path): api for api in apis}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        api = None if scope["type"] != "http" else self.table.get((scope["method"], scope["path"]))
-        if scope["type"] != "http" or (api is not None and api.path in OPEN):
-            await (self.app(scope, receive, send) if api is None else self._run(api, scope, receive, send, b""))
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        api = self.table.get((method, scope["path"]))
+        if api is not None and api.path in OPEN:
+            await self._run(api, scope, receive, send, b"")
             return
         state, begun, sent = self.state, time.perf_counter(), {"status": 0, "bytes": 0}
 
@@ -194,13 +199,18 @@ class Guard:
             state.in_flight += 1
             state.metrics.in_flight.inc()
             try:
-                body = await self._body(scope, receive)
+                async with asyncio.timeout(state.settings.max_body_seconds):
+                    body = await self._body(scope, receive)
                 if body is not None and api is not None:
-                    await self._run(api, scope, receive, counted, body)
+                    await self._unless_gone(self._run(api, scope, receive, counted, body), receive)
                 elif body is not None:
-                    await self.app(scope, receive, counted)
+                    await self._no_such(scope)(scope, receive, counted)
             except _TooLargeError:
                 await self._too_large(scope)(scope, receive, counted)
+            except TimeoutError:
+                most = state.settings.max_body_seconds
+                slow = failure(scope["path"], 408, "Validation", f"the body took more than {most:g} s")
+                await slow(scope, receive, counted)
             except Exception as error:  # its message may hold texts, which no log does
                 log.error("a request failed: %s at %s", type(error).__name__, _where(error))
                 if not sent["status"]:
@@ -216,6 +226,25 @@ class Guard:
         if log.isEnabledFor(logging.INFO):
             line = {"route": route, "method": scope["method"], **sent, "seconds": round(seconds, 6)}
             log.info("%s", json.dumps(line))
+
+    async def _unless_gone(self, answer: Coroutine[Any, Any, None], receive: Any) -> None:
+        """Runs a request to its end, unless its client goes meanwhile: then what waits of it need not run."""
+        running, gone = asyncio.ensure_future(answer), asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait((running, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            if not running.cancelled() and (error := running.exception()) is not None:
+                raise error
+        finally:
+            gone.cancel()
+
+    def _no_such(self, scope: Any) -> Response:
+        path, allowed = scope["path"], [method for method, path in self.table if path == scope["path"]]
+        if allowed:
+            return failure(path, 405, "Validation", f"the method must be {allowed[0]}", Allow=", ".join(allowed))
+        return failure(path, 404, "NotFound", "there is no such path; /docs lists them")
 
     async def _run(self, api: Api, scope: Any, receive: Any, send: Any, body: bytes) -> None:
         response = await _answer(api, Request(scope, receive), body)

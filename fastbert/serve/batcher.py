@@ -7,6 +7,7 @@ same length, nor, while the model is idle, for more of them. A batch is what has
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+log = logging.getLogger("fastbert.serve")
 _SMOOTHING = 0.3  # weight of the newest batch in the speed
 
 
@@ -137,48 +139,53 @@ class Batcher:
     def _next(self) -> tuple[list[Item], int] | None:
         """The items of the next batch and its budget; None when the queue is closed and empty."""
         with self._changed:
-            while True:
-                while self._queue and self._queue[0].done.cancelled():
-                    self.waiting -= self._queue.popleft().tokens
-                if self._queue:
-                    break
-                if self._closing:
-                    return None
-                self._changed.wait()
-            budget, left = self.budget, self.budget
             items: list[Item] = []
-            while self._queue and (not items or self._queue[0].tokens <= left):
-                item = self._queue.popleft()
-                self.waiting -= item.tokens
-                if not item.done.cancelled():
-                    items.append(item)
-                    left -= item.tokens
+            while not items:  # those that were cancelled meanwhile are passed over
+                while not self._queue:
+                    if self._closing:
+                        return None
+                    self._changed.wait()
+                budget = left = self.budget
+                while self._queue and (not items or self._queue[0].tokens <= left):
+                    item = self._queue.popleft()
+                    self.waiting -= item.tokens
+                    if not item.done.cancelled():
+                        items.append(item)
+                        left -= item.tokens
             return items, budget
 
     def _run_batch(self, items: list[Item], budget: int) -> None:
         begun = time.monotonic()
-        try:
-            results: Sequence[Any] = self._run([item.work for item in items])
-            error = None
-        except Exception as raised:  # of this batch alone: the server goes on
-            results, error = [None] * len(items), raised
+        outcomes = self._outcomes(items)
         seconds, tokens = time.monotonic() - begun, sum(item.tokens for item in items)
-        if error is None and seconds > 0:
+        if seconds > 0 and not any(isinstance(outcome, BackendError) for outcome in outcomes):
             speed = tokens / seconds
             self.speed = speed if not self.speed else (1 - _SMOOTHING) * self.speed + _SMOOTHING * speed
-        loop = items[0].done.get_loop()
-        loop.call_soon_threadsafe(_deliver, items, results, error)
         waited = begun - min(item.arrived for item in items)
-        self._told(Batch(len(items), tokens, budget, seconds, waited))
+        try:
+            items[0].done.get_loop().call_soon_threadsafe(_deliver, items, outcomes)
+            self._told(Batch(len(items), tokens, budget, seconds, waited))
+        except Exception as error:  # the loop has ended, say: the thread goes on to the end of the queue
+            log.error("a batch could not be told of: %s", type(error).__name__)
+
+    def _outcomes(self, items: list[Item]) -> list[Any]:
+        """The result of each item, or the BackendError of those that fail alone: no one's text fails another's."""
+        try:
+            return list(self._run([item.work for item in items]))
+        except Exception as error:
+            if len(items) == 1:
+                failed = BackendError(type(error).__name__)
+                failed.__cause__ = error
+                return [failed]
+        half = len(items) // 2
+        return self._outcomes(items[:half]) + self._outcomes(items[half:])
 
 
-def _deliver(items: list[Item], results: Sequence[Any], error: Exception | None) -> None:
-    for item, result in zip(items, results, strict=True):
+def _deliver(items: list[Item], outcomes: Sequence[Any]) -> None:
+    for item, outcome in zip(items, outcomes, strict=True):
         if item.done.done():
             continue
-        if error is None:
-            item.done.set_result(result)
+        if isinstance(outcome, BackendError):
+            item.done.set_exception(outcome)
         else:
-            failed = BackendError(type(error).__name__)
-            failed.__cause__ = error
-            item.done.set_exception(failed)
+            item.done.set_result(outcome)

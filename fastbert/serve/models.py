@@ -59,7 +59,7 @@ class Embedding:
         *,
         prompt_name: str | None = None,
         truncate: bool = True,
-        side: str = "right",
+        side: str | None = None,
         normalize: bool | None = None,
         dimensions: int | None = None,
     ) -> Embedded:
@@ -68,9 +68,9 @@ class Embedding:
         Args:
             prompt_name: of the folder's prompts.
             truncate: whether a long text is cut.
-            side: which end is cut.
-            normalize: whether vectors are scaled to length 1; None as the model's folder says.
-            dimensions: the first numbers of a vector that are kept; the rest is scaled again if it was before.
+            side: which end is cut; None as the tokenizer's folder says.
+            normalize: whether vectors are scaled to length 1 at last; None as the model's folder says.
+            dimensions: the first numbers of a vector that are kept.
 
         Raises:
             InputError: no such prompt, dimensions out of range.
@@ -86,22 +86,24 @@ class Embedding:
         rows, skip = await aside(texts, self._tokenize, texts, prompt, truncate, side)
         found = await self.batcher.submit([((ids, skip), len(ids)) for ids in rows])
         vectors = np.stack(found) if found else np.empty((0, width), np.float32)
-        scaled = embedder.normalize if normalize is None else normalize
-        if scaled:
+        if embedder.normalize:
             vectors = unit(vectors)
-        vectors = vectors[:, :width]
-        if dimensions is not None and dimensions < width:
-            vectors = unit(vectors[:, :dimensions]) if scaled else vectors[:, :dimensions]
+        vectors = vectors[:, :width][:, :dimensions]
+        cut = embedder.normalize and dimensions is not None
+        if cut if normalize is None else normalize:
+            vectors = unit(vectors)
         return Embedded(vectors, sum(map(len, rows)))
 
-    async def states(self, texts: Sequence[str], *, truncate: bool = True, side: str = "right") -> list[np.ndarray]:
+    async def states(self, texts: Sequence[str], *, truncate: bool = True, side: str | None = None) -> list[np.ndarray]:
         """The states of each text's tokens, (T, E) float32."""
         rows, _ = await aside(texts, self._tokenize, texts, "", truncate, side)
         return await self.batcher.submit([((ids, None), len(ids)) for ids in rows])
 
-    def _tokenize(self, texts: Sequence[str], prompt: str, truncate: bool, side: str) -> tuple[list[list[int]], int]:
+    def _tokenize(
+        self, texts: Sequence[str], prompt: str, truncate: bool, side: str | None
+    ) -> tuple[list[list[int]], int]:
         embedder = self.embedder
-        if side != embedder.tokenizer.truncation_side:
+        if side is not None and side != embedder.tokenizer.truncation_side:
             embedder = copy(embedder)
             embedder.tokenizer = copy(embedder.tokenizer)
             embedder.tokenizer.truncation_side = side
@@ -161,8 +163,9 @@ class Answering:
         return await aside(checked, answers), sum(map(len, windows))
 
     def warm_up(self) -> None:
-        item: Any = ("warm", "up") if self.kind == "rerank" else "warm"
-        self.pipeline(item)
+        texts = {"question": "warm", "context": "warm"}
+        items: dict[str, Any] = {"rerank": ("warm", "up"), "question-answering": texts}
+        self.pipeline(items.get(self.kind, "warm"))
 
 
 Served = Embedding | Answering
@@ -217,7 +220,14 @@ def _load(name: str, path: str, settings: ServeSettings, told: Callable[[str, Ba
     task = _task_of(path, settings.revision)
     if task is None:
         return Embedding(name, light.TextEmbedder.from_pretrained(path, **options), batcher)
+    if task not in _ANSWERED:
+        raise ValueError(
+            f"{path}: the model's head is for {task}; the server embeds, and is for {', '.join(_ANSWERED)}"
+        )
     return Answering(name, light.pipeline(task, path, **options), batcher)
+
+
+_ANSWERED = ("text-classification", "token-classification", "question-answering", "rerank")
 
 
 def _task_of(path: str, revision: str | None) -> str | None:

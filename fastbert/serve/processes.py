@@ -17,7 +17,9 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 
+from fastbert.light.loading import cores_of
 from fastbert.serve.app import make_app
 from fastbert.serve.models import load
 from fastbert.serve.settings import ServeSettings
@@ -117,8 +119,6 @@ def _supervise(settings: ServeSettings, listening: socket.socket) -> int:
     def stop(number: int, frame: Any) -> None:
         nonlocal stopping
         stopping = True
-        for process in running.values():
-            process.terminate()  # SIGTERM, by which each finishes what it has accepted
 
     def start(i: int) -> Any:
         process = context.Process(target=_work, args=(settings, listening, shares[i]), name=f"serve-{i}")
@@ -128,33 +128,39 @@ def _supervise(settings: ServeSettings, listening: socket.socket) -> int:
     running: dict[int, Any] = {}
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        running.update({i: start(i) for i in range(settings.processes)})
-        while running:
-            wait([process.sentinel for process in running.values()], timeout=1.0)
+        while True:
+            for i in range(settings.processes):
+                if i not in running and not stopping:
+                    running[i] = start(i)
+            if not running:
+                return 0
+            wait([process.sentinel for process in running.values()], timeout=0.2)
             for i, process in list(running.items()):
+                if stopping:  # whenever the signal came; each finishes what it has accepted
+                    process.terminate()
                 if process.is_alive():
                     continue
                 process.join()
+                mark_process_dead(process.pid)
                 del running[i]
                 if not stopping:
                     log.error("process %d ended with code %s; it is started again", i, process.exitcode)
-                    running[i] = start(i)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         shutil.rmtree(counts, ignore_errors=True)
         del os.environ["PROMETHEUS_MULTIPROC_DIR"]
-    return 0
 
 
 def _shares(count: int) -> list[list[int]]:
-    """The processors that this process may use, in as many parts; some in several, where there are fewer."""
+    """The cores that this process may use, in as many parts; some in several, where there are fewer."""
     if not hasattr(os, "sched_getaffinity"):
         return [[] for _ in range(count)]
-    cpus = sorted(os.sched_getaffinity(0))
-    if len(cpus) < count:
-        return [[cpus[i % len(cpus)]] for i in range(count)]
-    return [cpus[len(cpus) * i // count : len(cpus) * (i + 1) // count] for i in range(count)]
+    cores = cores_of(os.sched_getaffinity(0))
+    if len(cores) < count:
+        return [cores[i % len(cores)] for i in range(count)]
+    parts = [cores[len(cores) * i // count : len(cores) * (i + 1) // count] for i in range(count)]
+    return [[cpu for core in part for cpu in core] for part in parts]
 
 
 def _work(settings: ServeSettings, listening: socket.socket, cpus: Sequence[int]) -> None:

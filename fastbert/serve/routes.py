@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from fastbert.inference.vector_precision import quantize_vectors
 from fastbert.serve import schemas
-from fastbert.serve.models import Answering, Embedding, InputError
+from fastbert.serve.models import Answering, Embedding, InputError, aside
 from fastbert.serve.schemas import Body
 
 Handler = Callable[..., Awaitable[Response]]
@@ -166,7 +166,7 @@ async def predict(request: Request, body: schemas.Predict) -> Response:
     model = _answering(request, body.model, "text-classification", "rerank")
     function = "none" if body.raw_scores else None
     if model.kind == "rerank":
-        scores, _ = await model.answers(items, truncation=bool(body.truncate))
+        scores, _ = await model.answers(items, function_to_apply=function, truncation=bool(body.truncate))
         label = next(iter(model.pipeline.runner.config.id2label.values()))
         found = [[{"label": label, "score": score}] for score in scores]
     else:
@@ -206,9 +206,8 @@ async def _ranked(
 ) -> tuple[list[tuple[int, float]], int]:
     """Places and scores of texts, best first; of equals, the first."""
     request.app.state.serve.check_count(len(texts))
-    scores, tokens = await model.answers([(query, text) for text in texts], truncation=bool(truncate))
-    if raw and getattr(model.pipeline, "activation", "sigmoid") == "sigmoid":
-        scores = [float(np.log(score / (1 - score))) for score in np.clip(scores, 1e-12, 1 - 1e-7)]
+    pairs, function = [(query, text) for text in texts], "none" if raw else None
+    scores, tokens = await model.answers(pairs, function_to_apply=function, truncation=bool(truncate))
     order = sorted(range(len(texts)), key=lambda i: -scores[i])[:top]
     return [(i, scores[i]) for i in order], tokens
 
@@ -221,7 +220,7 @@ async def similarity(request: Request, body: schemas.Similarity) -> Response:
         _texts(request, texts),
         prompt_name=given.prompt_name,
         truncate=bool(given.truncate),
-        side=given.truncation_direction.lower(),
+        side=given.side,
         normalize=True,
     )
     return reply((found.vectors[1:] @ found.vectors[0]).tolist())
@@ -233,7 +232,7 @@ async def tokenize(request: Request, body: schemas.Tokenize) -> Response:
     model = state.pick(body.model, *(served.kind for served in state.models.values()))
     tokenizer = model.embedder.tokenizer if isinstance(model, Embedding) else model.pipeline.tokenizer
     texts = _texts(request, body.inputs)
-    encodings = tokenizer(texts, add_special_tokens=body.add_special_tokens).encodings
+    made = await aside(texts, lambda: tokenizer(texts, add_special_tokens=body.add_special_tokens))
     return reply(
         [
             [
@@ -242,7 +241,7 @@ async def tokenize(request: Request, body: schemas.Tokenize) -> Response:
                     one.ids, one.tokens, one.special_tokens_mask, one.offsets, strict=True
                 )
             ]
-            for one in encodings
+            for one in made.encodings
         ]
     )
 
@@ -314,7 +313,7 @@ async def cohere_embed(request: Request, body: schemas.CohereEmbed) -> Response:
         _texts(request, body.texts),
         prompt_name=prompt if prompt in model.embedder.prompts else None,
         truncate=body.truncate != "NONE",
-        side="left" if body.truncate == "START" else "right",
+        side={"START": "left", "END": "right"}.get(body.truncate),
         dimensions=body.output_dimension,
     )
     vectors: dict[str, Any] = {}

@@ -27,13 +27,16 @@ class OpenAIEmbeddings(Body):
     user: StrictStr | None = None
 
 
-class Truncation(Body):
+class Cut(Body):
     truncate: StrictBool | None = None
-    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+
+
+class Truncation(Cut):
+    truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
 
     @property
-    def side(self) -> str:
-        return self.truncation_direction.lower()
+    def side(self) -> str | None:
+        return None if self.truncation_direction is None else self.truncation_direction.lower()
 
 
 class Embed(Truncation):
@@ -59,7 +62,7 @@ class EmbedAll(Truncation):
     inputs: Texts
 
 
-class Predict(Truncation):
+class Predict(Cut):
     """POST /predict: a text; a list of it and another, which are a pair; or a list of lists, each a text or a pair."""
 
     inputs: StrictStr | Sequence | Annotated[list[Sequence], Field(min_length=1)]
@@ -80,7 +83,7 @@ class CohereRerank(Body):
         return self
 
 
-class Rerank(Truncation):
+class Rerank(Cut):
     """POST /rerank: texts, as by text-embeddings-inference, or documents, as by infinity."""
 
     query: StrictStr
@@ -118,9 +121,7 @@ class Similarity(Body):
         source_sentence: StrictStr
         sentences: Annotated[list[StrictStr], Field(min_length=1)]
 
-    class Parameters(BaseModel):
-        truncate: StrictBool | None = None
-        truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+    class Parameters(Truncation):
         prompt_name: StrictStr | None = None
 
     inputs: Inputs
@@ -132,15 +133,14 @@ class Tokenize(Body):
 
     inputs: Texts
     add_special_tokens: StrictBool = True
-    prompt_name: StrictStr | None = None
 
 
 class CohereEmbed(Body):
-    """POST /v2/embed"""
+    """POST /v2/embed. Vectors in int8 need a scale that is the same for all requests, which no model here has."""
 
     texts: Annotated[list[StrictStr], Field(min_length=1)]
     input_type: StrictStr | None = None
-    embedding_types: list[Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]] = ["float"]
+    embedding_types: list[Literal["float", "binary", "ubinary", "base64"]] = ["float"]
     output_dimension: StrictInt | None = None
     truncate: Literal["NONE", "START", "END"] = "END"
 

@@ -36,6 +36,7 @@ class ServeSettings:
     max_concurrent_requests: int = 512
     max_texts: int = 1024  # of a request
     max_body_bytes: int = 2_000_000
+    max_body_seconds: float = 60.0  # that a client may take to send a body
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -49,8 +50,9 @@ class ServeSettings:
             raise ValueError(f"port is {self.port}; it must be at most 65535")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
-        if not self.max_latency > 0:
-            raise ValueError(f"max_latency is {self.max_latency}; it must be above 0")
+        for name in ("max_latency", "max_body_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.api_key == "":
             raise ValueError("api_key is empty; leave it out for a server without one")
 
@@ -99,7 +101,7 @@ def _of_text(variable: str, name: str, text: str) -> Any:
     if name == "models":
         return tuple(text.split())
     kind = get_type_hints(ServeSettings)[name]
-    for convert in (int, float):
+    for convert in (float,) if kind is float else (int, float):
         if _fits(convert(0), kind):
             try:
                 return convert(text)

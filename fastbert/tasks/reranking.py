@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastbert.inference.windows import Window
-from fastbert.tasks.base import Pipeline
+from fastbert.tasks.base import LengthSettings, Pipeline
 from fastbert.tasks.text_classification import apply
+
+
+@dataclass(frozen=True)
+class RerankSettings(LengthSettings):
+    """Settings of a call.
+
+    Args:
+        function_to_apply: to the logit, "sigmoid" or "none"; None for that of the model's folder.
+    """
+
+    function_to_apply: str | None = None
 
 
 class Reranker(Pipeline):
@@ -21,6 +33,7 @@ class Reranker(Pipeline):
     """
 
     task = "rerank"
+    settings_class = RerankSettings
 
     def is_one(self, inputs: Any) -> bool:
         return isinstance(inputs, tuple)
@@ -37,7 +50,7 @@ class Reranker(Pipeline):
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> float:
         if rows[0].shape != (1,):
             raise ValueError(f"the model has {len(rows[0])} labels; a reranker has one")
-        return float(apply(self.activation, np.max(rows, axis=0))[0])
+        return float(apply(settings.function_to_apply or self.activation, np.max(rows, axis=0))[0])
 
     @property
     def activation(self) -> str:

@@ -97,7 +97,7 @@ def test_another_config_is_packed_anew(tiny, tmp_path, packed):
     assert len(packed) == 2
 
 
-@pytest.mark.parametrize("harm", ["cut", "a bit", "the magic", "the header", "empty"])
+@pytest.mark.parametrize("harm", ["cut", "a bit", "the magic", "the header", "a digit", "empty"])
 def test_a_damaged_file_is_made_anew(tiny, tmp_path, packed, harm):
     expected = embed(tiny, tmp_path / "kept")
     (file,) = files(tmp_path / "kept")
@@ -107,6 +107,7 @@ def test_a_damaged_file_is_made_anew(tiny, tmp_path, packed, harm):
         "a bit": lambda: data[:-700] + bytes([data[-700] ^ 1]) + data[-699:],
         "the magic": lambda: b"x" + data[1:],
         "the header": lambda: data[:20] + b"\xff" + data[21:],
+        "a digit": lambda: data.replace(b'"place": 0', b'"place": 1', 1),
         "empty": lambda: b"",
     }[harm]()
     file.write_bytes(bytes(harmed))
@@ -114,6 +115,31 @@ def test_a_damaged_file_is_made_anew(tiny, tmp_path, packed, harm):
         assert np.array_equal(embed(tiny, tmp_path / "kept"), expected)
         assert len(packed) == 2
     assert file.read_bytes() == bytes(data)
+
+
+def test_weights_that_are_replaced_while_they_are_packed(tiny, tmp_path, monkeypatch):
+    """What was mapped is kept, and found to be another at the next start."""
+    kept, other = tmp_path / "kept", tmp_path / "other"
+    torch.manual_seed(1)
+    save_tiny(other)
+    expected, real = fastbert.Embedder.from_pretrained(tiny).embed(TEXTS), loading.pack_encoder
+
+    def replacing(*args, **options):
+        os.replace(other / "model.safetensors", tiny / "model.safetensors")
+        monkeypatch.setattr(loading, "pack_encoder", real)
+        return real(*args, **options)
+
+    monkeypatch.setattr(loading, "pack_encoder", replacing)
+    assert np.array_equal(embed(tiny, kept), expected)
+    changed = fastbert.Embedder.from_pretrained(tiny).embed(TEXTS)
+    assert not np.array_equal(changed, expected) and np.array_equal(embed(tiny, kept), changed)
+
+
+def test_another_version_packs_anew(tiny, tmp_path, packed, monkeypatch):
+    embed(tiny, tmp_path / "kept")
+    monkeypatch.setattr(cache, "__version__", "another")
+    embed(tiny, tmp_path / "kept")
+    assert len(packed) == 2
 
 
 def test_a_failed_write_leaves_nothing(tiny, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from tasks_support import labels, make_texts, save
 from tiny_bert import save_tiny
 
 import fastbert
+from fastbert.light import choice
 
 # For an import system, None is a module that is not there.
 BLOCKED = "import sys; sys.modules['torch'] = None; from fastbert.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -139,3 +140,11 @@ def test_names_that_need_torch():
     for name in ("Embedder", "accelerate", "pipeline"):
         done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True)
         assert f"fastbert.{name} needs torch, which is not installed" in done.stderr.splitlines()[-1]
+
+
+def test_a_driver_of_a_gpu_without_torch_is_no_reason(folder, monkeypatch):
+    monkeypatch.setattr(choice, "_GPU", folder / "texts.txt")
+    assert choice.reason_for_torch(folder / "vectors") == "a GPU"
+    assert choice.reason_for_torch(folder / "vectors", device="cpu") is None
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    assert choice.reason_for_torch(folder / "vectors") is None

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "model": BELOW_MODEL | {"engine"},
     "diagnostics": ALL_OF_MODEL | {"integrations", "native"},
     "inference": ALL_OF_MODEL,
-    "light": {"checkpoint", "config", "engine", "families", "inference", "lazy", "tasks", "tokenizer"},
+    "light": {"__init__", "checkpoint", "config", "engine", "families", "inference", "lazy", "tasks", "tokenizer"},
     "serve": {"__init__", "checkpoint", "config", "inference", "lazy", "light", "tasks"},
     "training": ALL_OF_MODEL | {"inference", "tasks"},
     "integrations": ALL_OF_MODEL | {"inference"},

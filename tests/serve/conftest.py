@@ -23,6 +23,7 @@ def served(tmp_path_factory):
         "classes": save(folder / "classes", "bert", "ForSequenceClassification", **labels("bad", "good", "neither")),
         "tags": save(folder / "tags", "bert", "ForTokenClassification", **labels("O", "B-PER", "I-PER")),
         "ranks": save(folder / "ranks", "bert", "ForSequenceClassification", num_labels=1),
+        "answers": save(folder / "answers", "bert", "ForQuestionAnswering"),
     }
 
 

@@ -86,7 +86,7 @@ def test_openai(address, vectors):
         if encoding.get("encoding_format") != "base64":
             close([one.embedding for one in found.data], vectors)
         assert found.usage.total_tokens > 0
-    assert [model.id for model in client.models.list()] == ["vectors", "classes", "tags", "ranks"]
+    assert [model.id for model in client.models.list()] == ["vectors", "classes", "tags", "ranks", "answers"]
     with pytest.raises(openai.UnprocessableEntityError, match="dimensions is 1000"):
         client.embeddings.create(model="vectors", input=TEXTS, dimensions=1000)
 
@@ -95,7 +95,9 @@ def test_cohere(address, vectors):
     import cohere
 
     client = cohere.ClientV2(api_key="none", base_url=address)
-    found = client.embed(texts=TEXTS, model="vectors", input_type="search_document", embedding_types=["float", "int8"])
+    found = client.embed(
+        texts=TEXTS, model="vectors", input_type="search_document", embedding_types=["float", "ubinary"]
+    )
     close(found.embeddings.float_, vectors)
     ranked = client.rerank(model="ranks", query="a fox", documents=["jumps", "the lazy dog"], top_n=2)
     assert sorted(one.index for one in ranked.results) == [0, 1]
@@ -226,6 +228,20 @@ def test_processes_share_a_socket_and_the_weights(served, tmp_path):
         assert 'fastbert_requests_total{route="/embed",status="200"}' in text
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def test_a_sigterm_while_processes_start_ends_them(served, tmp_path):
+    command = [sys.executable, "-m", "fastbert", "serve", served["vectors"], "--port", "0", "--processes", "3"]
+    process = subprocess.Popen([*command, "--cache", str(tmp_path)], stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True).stdout:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
 
 
 def test_what_cannot_be_served_is_one_line(served, tmp_path):

@@ -1,5 +1,6 @@
 """What a server refuses, and how: one message, no text in the log, and the next request is answered."""
 
+import asyncio
 import json
 import logging
 import threading
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from fastbert.light import TextEmbedder
+from fastbert.serve import processes
+from fastbert.serve.batcher import Batcher
 from fastbert.serve.settings import ServeSettings, read_settings
 
 SECRET = "a secret text that no log may hold"
@@ -175,6 +178,94 @@ def test_too_many_requests_at_a_time(start):
     assert works(client)
 
 
+def test_one_text_fails_no_others(start):
+    """Those that run in its batch are answered."""
+    client = start("vectors")
+    model = slowed(client, 0.05)
+    real = model.batcher._run
+
+    def run(works):
+        if any(len(ids) == 5 for ids, _ in works):
+            raise ValueError(SECRET)
+        return real(works)
+
+    model.batcher._run = run
+    texts = ["a cat", "a cat sat", "a", "the cat", "dog"] * 4  # the second one has five tokens
+    codes = [answer.status_code for answer in together(client, [{"inputs": text} for text in texts])]
+    assert codes == [200, 424, 200, 200, 200] * 4
+
+
+def test_a_cancelled_queue_is_passed_over():
+    async def run():
+        batcher = Batcher(slow, max_batch_tokens=10, max_latency=1.0, max_queue_tokens=1000)
+        first = asyncio.create_task(batcher.submit([("first", 1)]))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(batcher.submit([(i, 1), (i, 1)])) for i in range(5)]
+        await asyncio.sleep(0)
+        for task in others:
+            task.cancel()
+        assert await first == ["first"]
+        assert await asyncio.wait_for(batcher.submit([("last", 1)]), 10) == ["last"]
+        assert batcher.waiting == 0
+        batcher.close()
+
+    def slow(works):
+        time.sleep(0.2)
+        return works
+
+    asyncio.run(run())
+
+
+def test_a_client_that_goes_leaves_the_queue(start):
+    client = start("vectors")
+    app, model = client.app, slowed(client, 0.2)
+    body = b'{"inputs": ["a cat", "a dog"]}'
+    scope = {"type": "http", "method": "POST", "path": "/embed", "headers": [], "query_string": b"", "app": app}
+
+    async def run():
+        sent, ran = [], []
+        real = model.batcher._run
+        model.batcher._run = lambda works: (ran.extend(works), real(works))[1]
+        messages = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        await app(scope | {"state": {}}, receive, send)
+        return sent, ran
+
+    busy = threading.Thread(target=client.post, args=("/embed",), kwargs={"json": {"inputs": "a"}})
+    busy.start()
+    assert model.begun.wait(10)
+    sent, _ = asyncio.run(run())
+    busy.join()
+    assert sent == [] and works(client) and model.batcher.waiting == 0
+
+
+def test_a_slow_body_is_ended(start):
+    client = start("vectors", max_body_seconds=0.2)
+    scope = {"type": "http", "method": "POST", "path": "/embed", "headers": [], "query_string": b"", "app": client.app}
+
+    async def run():
+        sent = []
+
+        async def receive():
+            await asyncio.sleep(30)
+
+        async def send(message):
+            sent.append(message)
+
+        await client.app(scope | {"state": {}}, receive, send)
+        return sent
+
+    sent = asyncio.run(run())
+    assert sent[0]["status"] == 408 and b"the body took more than 0.2 s" in sent[1]["body"]
+    assert works(client) and client.app.state.serve.in_flight == 0
+
+
 def test_a_failed_batch_is_told_and_the_next_one_runs(start):
     client = start("vectors")
     model = client.app.state.serve.models["vectors"]
@@ -234,6 +325,7 @@ def test_settings(tmp_path):
         read_settings({}, {"FASTBERT_SERVE_PORT": "x"})
     with pytest.raises(ValueError, match=r"FASTBERT_SERVE_PROT: there is no such setting"):
         read_settings({}, {"FASTBERT_SERVE_PROT": "1"})
+    assert read_settings({}, {"FASTBERT_SERVE_MAX_LATENCY": "0.05"}).max_latency == 0.05
     for values, message in (
         ({"port": 70000}, "port is 70000; it must be at most 65535"),
         ({"max_texts": 0}, "max_texts is 0; it must be at least 1"),
@@ -242,3 +334,12 @@ def test_settings(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             ServeSettings(**values)
+
+
+def test_each_process_has_cores_of_its_own(monkeypatch):
+    """Whatever numbers the system has given to the two processors of a core."""
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("fastbert.light.loading._siblings", lambda cpu: str(cpu % 4))
+    assert processes._shares(2) == [[0, 4, 1, 5], [2, 6, 3, 7]]
+    assert processes._shares(1) == [[0, 4, 1, 5, 2, 6, 3, 7]]
+    assert processes._shares(5)[4] == processes._shares(5)[0] == [0, 4]

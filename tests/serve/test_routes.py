@@ -1,6 +1,8 @@
 """Each route answers as the server that it follows, with the numbers of the library."""
 
 import base64
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -131,3 +133,52 @@ def test_ner(start, served):
     found = start("tags").post("/ner", json={"inputs": texts, "aggregation_strategy": "first"}).json()
     for ours, theirs in zip(found, pipeline(texts), strict=True):
         assert ours == [{**row, "score": pytest.approx(float(row["score"]), abs=1e-6)} for row in theirs]
+
+
+def test_question_answering(start, served):
+    body = {"question": "who jumps?", "context": "The quick brown fox jumps over the lazy dog. " * 6}
+    expected = fastbert.pipeline("question-answering", served["answers"])(**body, top_k=2)
+    found = start("answers").post("/question-answering", json=body | {"top_k": 2}).json()
+    assert [row["answer"] for row in found] == [row["answer"] for row in expected]
+    assert [row["score"] for row in found] == [pytest.approx(row["score"], abs=1e-6) for row in expected]
+
+
+def test_raw_scores_of_a_reranker_are_logits(start, served):
+    client, reranker = start("ranks"), fastbert.pipeline("rerank", served["ranks"])
+    texts = ["a fox", "the lazy dog", "jumps over"]
+    logits = reranker([("quick fox", text) for text in texts], function_to_apply="none")
+    assert logits != reranker([("quick fox", text) for text in texts])
+    body = {"query": "quick fox", "texts": texts, "raw_scores": True}
+    assert {row["index"]: row["score"] for row in client.post("/rerank", json=body).json()} == dict(enumerate(logits))
+    pairs = [["quick fox", text] for text in texts]
+    rows = client.post("/predict", json={"inputs": pairs, "raw_scores": True}).json()
+    assert [row[0]["score"] for row in rows] == logits
+
+
+def test_a_folder_with_fewer_dimensions(start, served, tmp_path):
+    folder = tmp_path / "short"
+    shutil.copytree(served["vectors"], folder)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules += [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    modules += [{"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    (folder / "config_sentence_transformers.json").write_text('{"truncate_dim": 16}')
+    served["short"] = str(folder)
+    client, embedder = start("short"), TextEmbedder.from_pretrained(folder)
+    del served["short"]
+    close(client.post("/embed", json={"inputs": TEXTS}).json(), embedder.embed(TEXTS, normalize=True))
+    rows = client.post("/v1/embeddings", json={"input": TEXTS}).json()["data"]
+    close([row["embedding"] for row in rows], embedder.embed(TEXTS))
+
+
+def test_methods_and_paths(start):
+    client = start("vectors")
+    wrong = client.get("/embed")
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST" and "POST" in wrong.json()["error"]
+    assert client.head("/health").status_code == client.head("/ready").status_code == 200
+    assert client.get("/nowhere").json()["error"].startswith("there is no such path")
+    described = client.get("/openapi.json").json()
+    assert described["paths"]["/embed"]["post"]["requestBody"] and "/metrics" in described["paths"]
+    assert "POST /question-answering" in client.get("/docs").text
