@@ -11,7 +11,10 @@ import transformers
 
 
 class Reference:
-    """The rules, a window at a time, over transformers' model and tokenizer."""
+    """The rules, a window at a time, over transformers' model and tokenizer.
+
+    `is_close` says of the last call that which spans were tried was a matter of rounding.
+    """
 
     def __init__(self, folder):
         self.model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder)
@@ -37,7 +40,7 @@ class Reference:
             stride=min(max_seq_len // 2, 128) if doc_stride is None else doc_stride,
             return_overflowing_tokens=True,
         )
-        answers, no_answer = [], 1e6
+        answers, no_answer, self.is_close = [], 1e6, False
         for row, ids in enumerate(batch["input_ids"]):
             inputs = {n: torch.tensor([batch[n][row]]) for n in batch if n != "overflow_to_sample_mapping"}
             with torch.no_grad():
@@ -59,7 +62,10 @@ class Reference:
                 for j in range(len(ids))
                 if 0 <= j - i < max_answer_len
             }
-            tried = sorted(spans, key=lambda span: -spans[span])[: 2 * top_k + 10 if align_to_words else top_k]
+            ranked = sorted(spans, key=lambda span: -spans[span])
+            tried, others = ranked[: (count := 2 * top_k + 10 if align_to_words else top_k)], ranked[count:]
+            if others and spans[tried[-1]] - spans[others[0]] <= 1e-5 * spans[tried[-1]]:
+                self.is_close = True
             for i, j in tried:
                 if not (may[i] and may[j]):
                     continue
