@@ -1,4 +1,4 @@
-"""Servers of MiniLM under load: `fastbert serve` beside others, each in a process of its own, and the engine alone.
+"""Servers of MiniLM under load: `fastbert serve` next to others, each in a process of its own, and the engine alone.
 
     python benchmarks/bench_serve.py --rounds 3
 

@@ -104,22 +104,15 @@ def made(settings: ModuleSettings) -> RowModule:
 
 
 def _load_tensors(settings: ModuleSettings) -> dict[str, Tensor]:
-    tensors, shapes, config = {}, settings.shapes, settings.config
+    tensors = {}
     assert settings.folder is not None
     with Checkpoint(settings.folder) as stored:
-        file = next(iter(stored.files.values()), settings.folder)
-        for name, shape in shapes.items():
-            if name not in stored:
-                raise ValueError(f"{file}: no tensor {name}; {config} asks for it")
-            if (found := tuple(stored.shape(name))) != shape:
-                raise ValueError(f"{file}: tensor {name} has shape {found}; {config} makes it {shape}")
+        settings.check(stored)
+        for name, shape in settings.shapes.items():
             if not (dtype := stored.dtype(name)).is_floating_point:
-                raise ValueError(f"{file}: tensor {name} has dtype {dtype}; a weight is no integer")
+                raise ValueError(f"{stored.files[name]}: tensor {name} has dtype {dtype}; a weight is no integer")
             tensors[name] = torch.empty(shape, dtype=torch.float32)
             stored.copy_into(tensors[name], name)
-        for name in stored.files:
-            if name not in shapes:
-                raise ValueError(f"{file}: tensor {name} is none of {', '.join(shapes)}, which {config} asks for")
     return tensors
 
 

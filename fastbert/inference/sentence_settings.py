@@ -11,6 +11,7 @@ from typing import Any
 from fastbert.checkpoint import checks
 from fastbert.checkpoint.hub import resolve_file
 from fastbert.checkpoint.json_files import read_json, shown
+from fastbert.checkpoint.stored_tensors import StoredTensors
 from fastbert.inference.pooling import TOKEN_POOLINGS, pooling_modes
 
 _PATH = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
@@ -132,6 +133,21 @@ class ModuleSettings:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of its tensors
     activation: str = "Tanh"  # of a Dense: one of ACTIVATIONS
     residual: bool = False
+
+    def check(self, stored: StoredTensors) -> None:
+        """Raises ValueError unless the tensors that are stored are the module's, of its shapes."""
+        assert self.folder is not None
+        file = next(iter(stored.files.values()), self.folder)
+        for name, shape in self.shapes.items():
+            if name not in stored:
+                raise ValueError(f"{file}: no tensor {name}; {self.config} asks for it")
+            if (found := tuple(stored.shape(name))) != shape:
+                raise ValueError(f"{file}: tensor {name} has shape {found}; {self.config} makes it {shape}")
+        for name in stored.files:
+            if name not in self.shapes:
+                raise ValueError(
+                    f"{file}: tensor {name} is none of {', '.join(self.shapes)}, which {self.config} asks for"
+                )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Packed weights on disk, mapped by each process that runs them: a model starts without packing, processes share it.
 
-A file holds the arrays of one model in one dtype and precision for one instruction set. It is made anew where the
+A file holds the arrays of one model in one dtype and precision for one instruction set. It is made again where the
 weights' files have changed, another size, or another time and other contents, and by another version of fastbert.
 
     8 bytes   the magic, with the version of the format

@@ -11,9 +11,10 @@ import numpy as np
 from fastbert.config import BertConfig, family_of
 from fastbert.engine import encoder as engine
 from fastbert.engine import positions
+from fastbert.engine import rows as rows_of
 from fastbert.engine.library import ACTIVATIONS, C, chosen_isa
 from fastbert.engine.memory import address_of, keep, workspace
-from fastbert.families.layer_kinds import layer_kinds, place_count
+from fastbert.families.layer_kinds import LayerKind, layer_kinds, place_count
 from fastbert.light.packing import Arrays, dtype_code
 from fastbert.light.weights import MappedFile, as_bfloat16, as_float32
 
@@ -118,23 +119,12 @@ class Encoder:
 
     def linear(self, packed: np.ndarray, x: np.ndarray, rows: int, activation: str | None = None) -> np.ndarray:
         """act(x weight^T + bias) of a packed weight (rows, K): (M, K) -> (M, rows)."""
-        y = np.empty((len(x), rows), x.dtype)
-        if len(x):
-            C.linear_cpu(
-                *(self.code, 0, len(x), rows, x.shape[1], address_of(x), x.shape[1], address_of(packed)),
-                *(address_of(y), rows, ACTIVATIONS[activation], False, self.isa, self.threads),
-            )
-        return y
+        return rows_of.linear(x, packed, rows, dtype=self.code, threads=self.threads, activation=activation)
 
     def norm(self, name: str, x: np.ndarray, *, rms: bool = False) -> np.ndarray:
         """The norm `name` of the arrays, over rows (M, N): LayerNorm or, with `rms`, RMSNorm."""
-        y, (weight, bias) = np.empty_like(x), self._norm(name)
-        width = x.shape[1]
-        C.add_layer_norm_cpu(
-            *(self.code, len(x), width, address_of(x), width, 0, 0, weight, rms, bias, address_of(y)),
-            *(width, 0, self.config.layer_norm_eps, self.isa, self.threads),
-        )
-        return y
+        eps = self.config.layer_norm_eps
+        return rows_of.layer_norm(x, *self._norm(name), eps=eps, dtype=self.code, threads=self.threads, rms=rms)
 
     def _norm(self, name: str) -> tuple[int, int]:
         """The addresses of a norm's weight and bias, 0 where it has none."""
@@ -147,12 +137,12 @@ class Encoder:
         if self.family.rotary is None:
             return [None] * config.num_hidden_layers
         kinds, places = layer_kinds(config, self.family), place_count(config, self.family)
-        made: dict[Any, np.ndarray] = {}
-        for kind in kinds:
-            steps = positions.frequencies(kind.theta, kind.factor, config.head_dim)
-            if steps not in made:
-                made[steps] = positions.rotary_table(steps, places)
-        return [made[positions.frequencies(kind.theta, kind.factor, config.head_dim)] for kind in kinds]
+        made = {kind: self._rotary_table(kind, places) for kind in dict.fromkeys(kinds)}
+        return [made[kind] for kind in kinds]
+
+    def _rotary_table(self, kind: LayerKind, places: int) -> np.ndarray:
+        steps = positions.frequencies(kind.theta, kind.factor, self.config.head_dim)
+        return positions.rotary_table(steps, places)
 
     def _descriptors(self) -> array:
         words = array("Q")

@@ -121,11 +121,8 @@ def _layer(
     yield "out", product(names.out)
     yield "up", product(*names.ups, gated=family.gated)
     yield "down", product(names.down)
-    # The norm that follows attention: of its own sum, or before the feed-forward.
-    before, after = (names.out_norm, names.norm)
     for path in layer_norms(family, first=i == 0):
-        name = "attention_norm" if path == before else "norm"
-        assert path in (before, after)
+        name = "attention_norm" if path == names.out_norm else "norm"
         yield from _norm(weights, config, name, prefix + path, config.hidden_size).items()
 
 

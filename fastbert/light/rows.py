@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from fastbert.engine.library import ACTIVATIONS, C, chosen_isa
+from fastbert.engine.library import C
 from fastbert.engine.memory import address_of
 from fastbert.engine.packed import RowBlock, pack
+from fastbert.engine.rows import layer_norm, linear
 from fastbert.families import BERT
 from fastbert.inference.pooling import unit
 from fastbert.inference.sentence_settings import FUSED, NORM_EPS, ModuleSettings
@@ -43,14 +43,8 @@ class Dense:
         return y
 
     def _product(self, name: str, x: np.ndarray, activation: str | None) -> np.ndarray:
-        x, y = np.ascontiguousarray(x), np.empty((len(x), self.out_features), np.float32)
-        if len(x):
-            C.linear_cpu(
-                *(C.F32, 0, len(x), self.out_features, self.in_features, address_of(x), self.in_features),
-                *(address_of(self.products[name]), address_of(y), self.out_features, ACTIVATIONS[activation], False),
-                *(chosen_isa()[1], self.threads),
-            )
-        return y
+        options = {"dtype": C.F32, "threads": self.threads, "activation": activation}
+        return linear(x, self.products[name], self.out_features, **options)
 
 
 @dataclass
@@ -68,13 +62,8 @@ class LayerNorm:
         return width
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        x = np.ascontiguousarray(x)
-        y, width = np.empty_like(x), x.shape[1]
-        C.add_layer_norm_cpu(
-            *(C.F32, len(x), width, address_of(x), width, 0, 0, address_of(self.weight), False),
-            *(address_of(self.bias), address_of(y), width, 0, NORM_EPS, chosen_isa()[1], self.threads),
-        )
-        return y
+        weight, bias = address_of(self.weight), address_of(self.bias)
+        return layer_norm(x, weight, bias, eps=NORM_EPS, dtype=C.F32, threads=self.threads)
 
 
 @dataclass
@@ -125,17 +114,10 @@ def _packed(weight: np.ndarray, bias: np.ndarray | None, threads: int) -> np.nda
 
 
 def _tensors(settings: ModuleSettings) -> dict[str, np.ndarray]:
-    shapes, folder = settings.shapes, settings.folder
-    assert folder is not None
-    stored = Weights(folder, None, BERT, "float32")
-    file: Path = next(iter(stored.files.values()), folder)
-    for name in shapes:
-        if name not in stored:
-            raise ValueError(f"{file}: no tensor {name}; {settings.config} asks for it")
-    for name in stored.files:
-        if name not in shapes:
-            raise ValueError(f"{file}: tensor {name} is none of {', '.join(shapes)}, which {settings.config} asks for")
-    return {name: stored.get(name, shape).copy() for name, shape in shapes.items()}
+    assert settings.folder is not None
+    stored = Weights(settings.folder, None, BERT, "float32")
+    settings.check(stored)
+    return {name: stored.get(name, shape).copy() for name, shape in settings.shapes.items()}
 
 
 def _check_width(where: str, name: str, value: int, width: int) -> None:

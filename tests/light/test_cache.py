@@ -1,4 +1,4 @@
-"""Packed weights on disk: the same arrays, made anew where anything that they depend on has changed."""
+"""Packed weights on disk: the same arrays, made again where anything that they depend on has changed."""
 
 import os
 import shutil
