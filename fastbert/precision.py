@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +45,37 @@ class LoadOptions:
                 f"precision is {self.precision!r} and quantize is {self.quantize!r}; at most one of them may be given"
             )
 
+    @classmethod
+    def named(cls, device: str | None, dtype: str | None, **options: Any) -> Self:
+        """Of the names of a device, see `torch_device`, and of a dtype: "float32", say.
+
+        Raises:
+            ValueError: there is no such device; and as above.
+        """
+        import torch
+
+        return cls(getattr(torch, dtype) if dtype else None, device=torch_device(device), **options)
+
     @property
     def setting(self) -> str | None:
         """precision or quantize, whichever is given."""
         return self.precision or self.quantize
+
+
+def torch_device(name: str | None) -> str:
+    """The device of that name; without a name a GPU, if there is one.
+
+    Raises:
+        ValueError: the device does not exist.
+    """
+    import torch
+
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device is {device!r}: {' '.join(str(error).split())}") from error
+    return device
 
 
 def describe_setting(dtype: torch.dtype, setting: str | None) -> str:

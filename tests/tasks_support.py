@@ -10,6 +10,8 @@ import transformers
 from made_tokenizers import LINES, roberta, xlm_roberta
 from tokenizers import normalizers, pre_tokenizers
 
+import fastbert
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 LENGTH = 64  # tokens that the models take
 ODD = [
@@ -73,6 +75,21 @@ def save(folder, kind, head, **settings):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def save_head(folder, kind, head, base, seed, **settings):
+    """`save`, with the state `base` as its encoder's, but for a pooler; its path."""
+    path = save(folder, kind, head, **settings)
+    model = fastbert.pipeline(None, path).model
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+        for name, parameter in model.base_model.named_parameters():
+            if not name.startswith("pooler."):
+                parameter.copy_(base[name])
+    model.save_pretrained(folder)
+    return path
 
 
 def labels(*names):

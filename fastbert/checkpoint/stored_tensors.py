@@ -104,6 +104,7 @@ def aliases_of(family: Family, tied: bool) -> dict[str, tuple[str, ...]]:
     names, found = family.masked_lm, dict[str, tuple[str, ...]]()
     decoder = f"{names.decoder}.weight"
     if names.bias is not None:
-        found[names.bias] = f"{names.decoder}.bias", names.bias
+        biases = f"{names.decoder}.bias", names.bias
+        found |= dict.fromkeys(biases, biases)
     words = words_of(family)
     return {**found, words: (words, decoder), decoder: (decoder, words)} if tied else found

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 
 from fastbert.cli.finetune import carry_out, given, given_options, prepare_output, read_recipe
-from fastbert.cli.options import device_of
 from fastbert.cli.pretrain import fresh_model, train
 from fastbert.config import BertConfig
 from fastbert.model import BertPreTrainedModel
+from fastbert.precision import torch_device
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.distill.settings import DistillationSettings, TextSettings
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _for_task(args: argparse.Namespace) -> int:
     folder, newest = prepare_output(args)
-    device = torch.device(device_of(args.device))
+    device = torch.device(torch_device(args.device))
     distillation = read_section("distillation", DistillationSettings, given(args, DistillationSettings))
     task = TASKS[args.task]
     kind = task.model.of(BertConfig.from_pretrained(args.teacher, revision=args.revision))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastbert.cli.options import device_of
+from fastbert.precision import torch_device
 from fastbert.progress import say
 from fastbert.tokenizer.unknown_tokens import unknown_warning
 from fastbert.training.finetune.examples import DataError, Reading
@@ -31,7 +31,7 @@ NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "ma
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert finetune`; returns the exit code."""
     folder, newest = prepare_output(args)
-    device = torch.device(device_of(args.device))
+    device = torch.device(torch_device(args.device))
     if args.folds is not None or args.tries is not None:
         return _several(args, folder, device)
     recipe = read_recipe(args)

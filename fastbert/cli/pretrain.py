@@ -12,9 +12,9 @@ import torch
 
 from fastbert import native
 from fastbert.checkpoint.hub import resolve_file
-from fastbert.cli.options import device_of
 from fastbert.config import BertConfig
 from fastbert.model import BertPreTrainedModel
+from fastbert.precision import torch_device
 from fastbert.progress import say
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
@@ -187,5 +187,5 @@ def peak_flops(settings: Settings, device: torch.device) -> float | None:
 
 def _device(name: str | None) -> str:
     """The device of that name; with several GPUs, each of torchrun's processes uses its own."""
-    number, device = local_rank(), device_of(name)
+    number, device = local_rank(), torch_device(name)
     return f"cuda:{number}" if device == "cuda" and number is not None else device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 
 from fastbert.lazy import missing_extra
 
@@ -16,12 +17,7 @@ def run(args: argparse.Namespace) -> int:
         from fastbert.serve.processes import serve
     except ModuleNotFoundError as error:
         raise missing_extra("fastbert serve", error, "serve") from None
-    from fastbert.serve.settings import read_settings
+    from fastbert.serve.settings import ServeSettings, read_settings
 
-    names = (
-        *("host", "port", "dtype", "quantize", "revision", "threads", "cache", "processes", "api_key"),
-        *("max_batch_tokens", "max_latency", "max_queue_tokens", "max_concurrent_requests", "max_texts"),
-        *("max_body_bytes", "max_body_seconds", "log_level"),
-    )
-    flags = {name: getattr(args, name) for name in names}
+    flags = {field.name: getattr(args, field.name) for field in fields(ServeSettings) if field.name != "models"}
     return serve(read_settings({**flags, "models": args.models or None}, file=args.config))

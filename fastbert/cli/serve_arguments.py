@@ -32,7 +32,11 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info")
 
     models = parser.add_argument_group("models")
-    models.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as the weights are stored")
+    models.add_argument("--device", help="cpu, or a GPU by torch: cuda, cuda:1 (default: a GPU, if there is one)")
+    models.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: as the weights are stored"
+    )
+    models.add_argument("--precision", choices=("high", "highest"), help="of products in float32, by torch")
     models.add_argument("--quantize", choices=("int8",), help="the layers' products in int8")
     models.add_argument("--revision", help="branch, tag or commit of a hub model")
     models.add_argument("--threads", type=positive, help="of each model's calls (default: the cores)")

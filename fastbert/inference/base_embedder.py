@@ -175,10 +175,18 @@ class BaseEmbedder:
         text = repr((vocab, repr(self.tokenizer), self.lower_case, prompts))
         return f"{text}{self.pooling} {self.normalize} {self.max_length} {self.truncate_dim}".encode()
 
-    def _vectors(self, batch: Sequence[Sequence[int]], skip: int) -> np.ndarray:
-        """The vectors of texts given as ids, pooled without their first `skip` tokens: (B, width) float32, before
-        `_finished`."""
+    def pooled(self, batch: Sequence[Sequence[int]], skip: int = 0) -> np.ndarray:
+        """Vectors of texts given as ids, pooled without their first `skip` tokens, before they are scaled and
+        truncated: (B, E) float32."""
         raise NotImplementedError
+
+    def states(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """The states of the tokens of texts given as ids, (T, E) float32 each."""
+        raise NotImplementedError
+
+    def skipped_tokens(self, prompt: str) -> int:
+        """The number of tokens at the start of a text after `prompt` that the pooling leaves out."""
+        return 0 if self.include_prompt else self._prompt_tokens(prompt)
 
     def _finished(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors normalised, if the embedder does, and truncated."""
@@ -340,11 +348,11 @@ class BaseEmbedder:
         ids, prompt = tokenized.ids, tokenized.prompt
         split = sorted(tokenized.cut) if long == "mean" else []
         whole = [i for i in range(len(ids)) if i not in tokenized.cut] if split else list(range(len(ids)))
-        skip = 0 if self.include_prompt else self._prompt_tokens(prompt)
+        skip = self.skipped_tokens(prompt)
         vectors = np.empty((len(ids), self.width), dtype=np.float32)
         for batch in token_budget_batches([len(ids[i]) for i in whole], max_tokens):
             places = [whole[i] for i in batch]
-            vectors[places] = self._finished(self._vectors([ids[i] for i in places], skip))
+            vectors[places] = self._finished(self.pooled([ids[i] for i in places], skip))
             report(len(places), sum(len(ids[i]) for i in places))
         if split:
             windows, parts = self._window_vectors([tokenized.texts[i] for i in split], prompt, None, max_tokens)
@@ -393,7 +401,7 @@ class BaseEmbedder:
         skip = 0 if self.include_prompt else len(before) + 1
         vectors = np.empty((len(ids), self._full_width), dtype=np.float32)
         for batch in token_budget_batches([len(one) for one in ids], max_tokens):
-            vectors[batch] = self._vectors([ids[i] for i in batch], skip)
+            vectors[batch] = self.pooled([ids[i] for i in batch], skip)
         return windows, vectors
 
 

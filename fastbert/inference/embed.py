@@ -68,6 +68,7 @@ class Embedder(BaseEmbedder):
         if POOLER in pooling_modes(pooling) and model.pooler is None:
             raise ValueError("pooling is 'pooler', but the model has no pooler")
         self.model = model
+        self._compiled: Any = None
         super().__init__(
             tokenizer,
             positions=model.config.max_length,
@@ -152,27 +153,47 @@ class Embedder(BaseEmbedder):
         Raises:
             ValueError: an id outside the vocabulary, a text over max_position_embeddings.
         """
-        return torch.from_numpy(self._finished(self._vectors(batch, skip))).to(self.model.device)
+        return torch.from_numpy(self._finished(self.pooled(batch, skip))).to(self.model.device)
+
+    def compile(self, **limits: int) -> None:
+        """Replays CUDA graphs for small batches from now on: see inference.compile, which takes the limits.
+
+        Raises:
+            ValueError: the model is not on a GPU; a limit is less than 1.
+        """
+        from fastbert.inference.cuda_graphs import compile
+
+        self._compiled = compile(self.model, **limits)
 
     @torch.inference_mode()
-    def _vectors(self, batch: Sequence[Sequence[int]], skip: int) -> np.ndarray:
+    def pooled(self, batch: Sequence[Sequence[int]], skip: int = 0) -> np.ndarray:
+        ids, lengths, packed = self._packed(batch)
+        if self._modes == ("cls",) and not skip and self._compiled is None:
+            states = picked_states(self.model, ids, **packed, picked="first")
+            vectors = apply(self.token_modules, states.float()) * (lengths.to(ids.device) > 0)[:, None]
+        else:
+            output = (self._compiled or self.model)(ids, **packed, return_dict=True)
+            pooler_output = None if output.pooler_output is None else output.pooler_output.float()
+            states = apply(self.token_modules, output.last_hidden_state.float())
+            vectors = _pooled(states, lengths, self._modes, skip, pooler_output)
+        return apply(self.modules, vectors).cpu().numpy()
+
+    @torch.inference_mode()
+    def states(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        ids, lengths, packed = self._packed(batch)
+        states = (self._compiled or self.model)(ids, **packed, return_dict=True).last_hidden_state
+        states = apply(self.token_modules, states.float()).cpu()
+        return [part.numpy() for part in states.split(lengths.tolist())] if len(batch) else []
+
+    def _packed(self, batch: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """The ids of texts, (T,) int64 on the model's device; their lengths, (B,) int64; the model's arguments."""
         device = self.model.device
         lengths = torch.tensor([len(ids) for ids in batch], dtype=torch.int64, device="cpu")
         cu_seqlens = torch.zeros(len(batch) + 1, dtype=torch.int32, device="cpu")
         torch.cumsum(lengths, dim=0, out=cu_seqlens[1:])
         flat = np.fromiter(chain.from_iterable(batch), np.int64, int(lengths.sum()))
-        ids = torch.from_numpy(flat).to(device)
         longest = int(lengths.max()) if len(batch) else 0
-        packed: Any = {"cu_seqlens": cu_seqlens.to(device), "max_seqlen": longest}
-        if self._modes == ("cls",) and not skip:
-            states = picked_states(self.model, ids, **packed, picked="first")
-            vectors = apply(self.token_modules, states.float()) * (lengths.to(device) > 0)[:, None]
-        else:
-            output = self.model(ids, **packed, return_dict=True)
-            pooler_output = None if output.pooler_output is None else output.pooler_output.float()
-            states = apply(self.token_modules, output.last_hidden_state.float())
-            vectors = _pooled(states, lengths, self._modes, skip, pooler_output)
-        return apply(self.modules, vectors).cpu().numpy()
+        return torch.from_numpy(flat).to(device), lengths, {"cu_seqlens": cu_seqlens.to(device), "max_seqlen": longest}
 
     def fingerprint(self) -> str:
         if any(p.is_meta for p in self.model.parameters()):

@@ -10,15 +10,18 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from fastbert.config import BertConfig, family_of
+from fastbert.families.parts import HeadParts, classes_parts, masked_lm_parts
 from fastbert.inference.base_embedder import MAX_TOKENS
 from fastbert.inference.windows import Window
-from fastbert.light.heads import Head, pools
+from fastbert.light.heads import Head
 from fastbert.light.loading import load_encoder
 from fastbert.tasks.base import Pipeline
 from fastbert.tasks.base_runner import BaseRunner, Read
+from fastbert.tasks.fill_mask import FillMaskPipeline
 from fastbert.tasks.multiple_choice import MultipleChoice
 from fastbert.tasks.question_answering import QuestionAnswering
 from fastbert.tasks.reranking import Reranker
+from fastbert.tasks.sparse import SparseEmbedding
 from fastbert.tasks.text_classification import TextClassification
 from fastbert.tasks.token_classification import TokenClassification
 from fastbert.tasks.zero_shot import ZeroShotClassification
@@ -34,6 +37,20 @@ class Kind(NamedTuple):
     of_tokens: bool = False
     classes: int | None = None
 
+    def parts(self, config: BertConfig) -> HeadParts:
+        """Those of the head.
+
+        Raises:
+            ValueError: the family has no such head.
+        """
+        family = family_of(config.model_type)
+        if self.head == "masked_lm":
+            return masked_lm_parts(config, family)
+        if (names := getattr(family, self.head)) is None:
+            task = self.pipeline.task
+            raise ValueError(f"config: model_type is {config.model_type!r}, which has no head for {task}")
+        return classes_parts(config, family, names, config.num_labels if self.classes is None else self.classes)
+
 
 TASKS = {
     "text-classification": Kind(TextClassification, "classes"),
@@ -42,6 +59,8 @@ TASKS = {
     "multiple-choice": Kind(MultipleChoice, "choices", classes=1),
     "token-classification": Kind(TokenClassification, "tokens", of_tokens=True),
     "question-answering": Kind(QuestionAnswering, "answers", of_tokens=True, classes=2),
+    "fill-mask": Kind(FillMaskPipeline, "masked_lm", of_tokens=True),
+    "sparse-embedding": Kind(SparseEmbedding, "masked_lm", of_tokens=True),
 }
 
 
@@ -78,6 +97,22 @@ class Runner(BaseRunner):
             parts = np.split(values, inputs["cu_seqlens"][1:-1]) if self.of_tokens else values
             for i, part in zip(batch, parts, strict=True):
                 found[i] = part
+        return found
+
+    def predictions_at(self, windows: Sequence[Window], token: int) -> list[np.ndarray]:
+        found: list[np.ndarray] = [np.empty(0)] * len(windows)
+        for batch, inputs in self.batches(windows):
+            places = np.flatnonzero(inputs["ids"] == token)
+            ends = np.searchsorted(places, inputs["cu_seqlens"][1:-1])
+            for i, part in zip(batch, np.split(self.model.of_places(**inputs, places=places), ends), strict=True):
+                found[i] = part
+        return found
+
+    def largest_predictions(self, windows: Sequence[Window]) -> list[np.ndarray]:
+        found: list[np.ndarray] = [np.empty(0)] * len(windows)
+        for batch, inputs in self.batches(windows):
+            for i, row in zip(batch, self.model.largest(**inputs), strict=True):
+                found[i] = row
         return found
 
     def _inputs(self, encodings: list[Any], lengths: list[int]) -> dict[str, Any]:
@@ -123,12 +158,9 @@ def pipeline(
         ValueError: the family has no such head; a tensor is missing or misshapen: the message names it and its file.
         ImportError: the weights are pickled, which needs torch.
     """
-    made, head, of_tokens, classes = TASKS[task]
+    found = TASKS[task]
     config = BertConfig.from_pretrained(path, revision=revision)
-    names = getattr(family_of(config.model_type), head)
-    if names is None:
-        raise ValueError(f"config: model_type is {config.model_type!r}, which has no head for {task}")
-    count = config.num_labels if classes is None else classes
+    head = found.parts(config)
     encoder = load_encoder(
         path,
         config,
@@ -137,14 +169,13 @@ def pipeline(
         revision=revision,
         threads=threads,
         cache=cache,
-        with_pooler=not of_tokens and pools(names),
-        head=names,
-        count=count,
+        with_pooler=not found.of_tokens and head.reads == "pooler",
+        head=head,
     )
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    runner = Runner(Head(encoder, names, count), tokenizer, of_tokens=of_tokens, max_tokens=max_tokens)
-    return (kind or made)(runner, **defaults)
+    runner = Runner(Head(encoder, head), tokenizer, of_tokens=found.of_tokens, max_tokens=max_tokens)
+    return (kind or found.pipeline)(runner, **defaults)
 
 
 class TextClassifier(TextClassification):

@@ -92,21 +92,12 @@ class TextEmbedder(BaseEmbedder):
             digest.update(module.digest)
         return str(digest.hexdigest())
 
-    def skipped_tokens(self, prompt: str) -> int:
-        """The number of tokens at the start of a text after `prompt` that the pooling leaves out."""
-        return 0 if self.include_prompt else self._prompt_tokens(prompt)
-
-    def pooled(self, batch: Sequence[Sequence[int]], skip: int = 0) -> np.ndarray:
-        """Vectors of texts given as ids, before they are scaled and truncated: (B, E) float32."""
-        return self._vectors(batch, skip)
-
     def states(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """The states of the tokens of texts given as ids, (T, E) float32 each."""
         lengths, cu_seqlens, ids = _packed(batch)
         states = _applied(self.token_modules, self.encoder.float32(self.encoder(ids, cu_seqlens)))
         return np.split(states, cu_seqlens[1:-1]) if len(lengths) else []
 
-    def _vectors(self, batch: Sequence[Sequence[int]], skip: int) -> np.ndarray:
+    def pooled(self, batch: Sequence[Sequence[int]], skip: int = 0) -> np.ndarray:
         lengths, cu_seqlens, ids = _packed(batch)
         first = np.clip(cu_seqlens[:-1].astype(np.int64), 0, max(0, len(ids) - 1))
         encoder = self.encoder

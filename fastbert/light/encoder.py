@@ -38,7 +38,7 @@ class Encoder:
     ) -> None:
         self.files: dict[str, MappedFile] = {}  # of the weights, by their names
         self.arrays, self.config, self.family = arrays, config, family_of(config.model_type)
-        self.dtype, self.threads = dtype, threads
+        self.dtype, self.precision, self.threads = dtype, precision, threads
         self.code, self.isa = dtype_code(dtype), chosen_isa()[1]
         self.width, heads = config.hidden_size, config.num_attention_heads
         if self.width % (2 * heads):
@@ -96,6 +96,20 @@ class Encoder:
         where = self._positions(ids, cu_seqlens, lengths)
         x = self._embedded(ids, token_type_ids, where)
         return self._run(x, cu_seqlens, where, picked)
+
+    def over(self, base: Encoder) -> Encoder | None:
+        """This encoder with the arrays of another, if they are the same bit for bit; else None. The pooler and what is
+        of a head stay its own."""
+        own = {name: x for name, x in self.arrays.items() if name == "pooler" or name.startswith("head.")}
+        shared = {name: x for name, x in base.arrays.items() if name != "pooler" and not name.startswith("head.")}
+        theirs = {name: x for name, x in self.arrays.items() if name not in own}
+        if (self.dtype, self.precision, theirs.keys()) != (base.dtype, base.precision, shared.keys()):
+            return None
+        if any(not np.array_equal(x, shared[name]) for name, x in theirs.items()):
+            return None
+        made = Encoder(shared | own, self.config, dtype=self.dtype, precision=self.precision, threads=self.threads)
+        made.files = self.files
+        return made
 
     def digest(self) -> Any:
         """A SHA-256 of the weights' files, config, dtype and precision, which the caller may update further."""

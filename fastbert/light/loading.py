@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastbert.config import BertConfig, family_of
 from fastbert.engine.library import available
-from fastbert.families.names import ClassesNames
+from fastbert.families.parts import HeadParts
 from fastbert.light.cache import cached, default_folder
 from fastbert.light.encoder import Encoder
 from fastbert.light.packing import Arrays, pack_encoder, pack_head, tables
@@ -55,8 +55,7 @@ def load_encoder(
     threads: int | None = None,
     cache: str | Path | bool = False,
     with_pooler: bool = False,
-    head: ClassesNames | None = None,
-    count: int = 0,
+    head: HeadParts | None = None,
 ) -> Encoder:
     """The encoder of a folder or hub id.
 
@@ -65,8 +64,7 @@ def load_encoder(
         quantize: "int8" or None.
         threads: of each call; None for `default_threads`.
         cache: the folder that keeps packed weights, to be mapped; True for that of `cache.default_folder`.
-        head: of a head for classes, whose arrays are packed, too.
-        count: of its classes.
+        head: whose arrays are packed, too.
 
     Raises:
         RuntimeError: the extension is missing.
@@ -77,17 +75,17 @@ def load_encoder(
     if quantize not in PRECISIONS:
         raise ValueError(f"quantize is {quantize!r}; it must be None or 'int8'")
     threads = default_threads() if threads is None else threads
-    weights = Weights(path, revision, family_of(config.model_type), dtype)
+    weights = Weights(path, revision, family_of(config.model_type), dtype, tied=config.tie_word_embeddings)
 
     def make() -> Arrays:
         arrays = pack_encoder(weights, config, quantize, threads, with_pooler=with_pooler)
-        return arrays if head is None else arrays | pack_head(weights, config, head, count, threads)
+        return arrays if head is None else arrays | pack_head(weights, config, head, threads)
 
     if cache is False:
         arrays = make()
     else:
         text = json.dumps(config.to_dict(), sort_keys=True, default=str)
-        what = {"dtype": weights.dtype, "quantize": quantize, "pooler": with_pooler, "head": head and [head.out, count]}
+        what = {"dtype": weights.dtype, "quantize": quantize, "pooler": with_pooler, "head": head and list(head.out)}
         what["config"] = hashlib.sha256(text.encode()).hexdigest()
         arrays = cached(default_folder() if cache is True else Path(cache), weights.by_name(), what, make, threads)
     made = tables(weights, config) | arrays

@@ -20,8 +20,7 @@ from fastbert.engine.library import C
 from fastbert.engine.memory import address_of
 from fastbert.engine.packed import RowBlock, fill_panels, pack, rows_in_turns
 from fastbert.engine.positions import BUCKETS
-from fastbert.families.names import ClassesNames
-from fastbert.families.parts import Linear, layer_linears, layer_norms
+from fastbert.families.parts import HeadParts, Linear, layer_linears, layer_norms
 from fastbert.light.weights import Weights
 
 Arrays = dict[str, np.ndarray]
@@ -134,16 +133,12 @@ def _norm(weights: Weights, config: BertConfig, name: str, path: str, width: int
     return found
 
 
-def pack_head(weights: Weights, config: BertConfig, names: ClassesNames, count: int, threads: int) -> Arrays:
-    """The arrays of a head for `count` classes: head.dense, its norm's and head.out, those that it has."""
-    family, width, found = family_of(config.model_type), config.hidden_size, Arrays()
-    if names.dense is not None:
-        dense = Linear(names.dense, width, width, config.has(family.head_bias))
-        found["head.dense"] = packed_linears(weights, [dense], None, threads)
-    if names.norm is not None:
-        found["head.norm.weight"] = weights.get(f"{names.norm}.weight", (width,)).copy()
-        if config.has(family.norm_bias):
-            found["head.norm.bias"] = weights.get(f"{names.norm}.bias", (width,)).copy()
-    out = Linear(names.out, count, width, True)
-    found["head.out"] = packed_linears(weights, [out], None, threads)
+def pack_head(weights: Weights, config: BertConfig, head: HeadParts, threads: int) -> Arrays:
+    """The arrays of a head: head.dense, its norm's and head.out, those that it has."""
+    found = Arrays()
+    if head.dense is not None:
+        found["head.dense"] = packed_linears(weights, [head.dense], None, threads)
+    if head.norm is not None:
+        found |= _norm(weights, config, "head.norm", head.norm, head.out.columns)
+    found["head.out"] = packed_linears(weights, [head.out], None, threads)
     return found

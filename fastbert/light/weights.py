@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastbert.checkpoint.json_files import parse_json
-from fastbert.checkpoint.stored_tensors import StoredTensors
+from fastbert.checkpoint.stored_tensors import StoredTensors, aliases_of
 from fastbert.families import Family
 from fastbert.lazy import needs_torch
 
@@ -82,13 +82,17 @@ class Weights(StoredTensors):
     Args:
         dtype: "float32" or "bfloat16"; None for the one that the table of words is stored in, float32 for other than
             bfloat16.
+        tied: whether the table of words is the weight of the masked-language-model head's decoder, too.
     """
 
-    def __init__(self, path: str | Path, revision: str | None, family: Family, dtype: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, revision: str | None, family: Family, dtype: str | None = None, *, tied: bool = False
+    ) -> None:
         super().__init__(path, revision, family, MappedFile)
+        self._aliases = aliases_of(family, tied)
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(map(repr, DTYPES))}, or None")
-        if self.words not in self and dtype is None:
+        if self._found(self.words) not in self and dtype is None:
             self.fail_missing([self.words])
         self.dtype: str = dtype or STORED[self.stored]
 
@@ -99,7 +103,7 @@ class Weights(StoredTensors):
         Raises:
             ValueError: none of a weight.
         """
-        return self._dtype_of(self.words)
+        return self._dtype_of(self._found(self.words))
 
     def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A tensor, of this shape by the config; bfloat16 as its bits in uint16.
@@ -107,6 +111,7 @@ class Weights(StoredTensors):
         Raises:
             ValueError: it is missing, has another shape, or is no weight. The message names file and tensor.
         """
+        name = self._found(name)
         if name not in self:
             self.fail_missing([name])
         if (found := self.shape(name)) != shape:
@@ -119,6 +124,10 @@ class Weights(StoredTensors):
         if part.blocks > 1:
             x = x[part.block * shape[0] :][: shape[0]]
         return aligned(converted(x, stored, self.dtype))
+
+    def _found(self, name: str) -> str:
+        """The name that a tensor is stored by: its own, unless it is a tied one that has another."""
+        return next((alias for alias in self._aliases.get(name, ()) if alias in self), name)
 
     def by_name(self) -> dict[str, MappedFile]:
         """The files that hold the weights, by their names."""

@@ -38,7 +38,7 @@ class State:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
-        self.models: dict[str, Served] = {}
+        self.models: list[Served] = []
         self.in_flight = 0
         self.ready = False
         self.failed: Exception | None = None  # what loading ended with
@@ -50,7 +50,10 @@ class State:
         Raises:
             NotServedError: there is none.
         """
-        fitting = {own: model for own, model in self.models.items() if model.kind in kinds}
+        fitting: dict[str, Served] = {}
+        for model in self.models:
+            if model.kind in kinds:
+                fitting.setdefault(model.name, model)
         if name in fitting:
             return fitting[name]
         if not fitting:
@@ -60,16 +63,21 @@ class State:
         raise NotServedError(f"model is {name!r}; those for {' or '.join(kinds)} are {', '.join(fitting)}")
 
     def count_waiting(self) -> None:
-        for name, model in self.models.items():
-            self.metrics.queue.labels(name).set(model.batcher.waiting)
+        for model in self.models:
+            self.metrics.queue.labels(model.name).set(model.batcher.waiting)
 
     def check_count(self, count: int) -> None:
         if count > self.settings.max_texts:
             raise InputError(f"the request has {count} texts; it must have at most {self.settings.max_texts}")
 
 
-def make_app(settings: ServeSettings) -> Starlette:
-    """The app of a server. Its models are loaded, and run once, after it has started: see /ready."""
+def make_app(settings: ServeSettings, *, ready_first: bool = False) -> Starlette:
+    """The app of a server.
+
+    Args:
+        ready_first: whether the models are loaded, and run once, before it has started, and not after: see /ready.
+            Starting then fails where loading does.
+    """
     from fastbert import __version__
 
     state = State(settings)
@@ -77,7 +85,7 @@ def make_app(settings: ServeSettings) -> Starlette:
     async def prepare() -> None:
         try:
             state.models = await asyncio.to_thread(load, settings, state.metrics.told)
-            for model in state.models.values():
+            for model in state.models:
                 await asyncio.to_thread(model.warm_up)
             state.ready = True
         except Exception as error:
@@ -87,10 +95,14 @@ def make_app(settings: ServeSettings) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         preparing = asyncio.create_task(prepare())  # meanwhile requests are told that they are too early
+        if ready_first:
+            await preparing
+            if state.failed is not None:
+                raise state.failed
         yield
         state.ready = False
         await preparing
-        for model in state.models.values():
+        for model in state.models:
             await asyncio.to_thread(model.batcher.close)
 
     async def metrics(request: Request) -> Response:

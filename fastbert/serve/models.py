@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,14 +14,19 @@ import numpy as np
 
 from fastbert.checkpoint.hub import resolve_file
 from fastbert.config import BertConfig
+from fastbert.inference.base_embedder import BaseEmbedder
 from fastbert.inference.pooling import unit
-from fastbert.light.embedder import TextEmbedder
+from fastbert.light.choice import embedder_of, has_masked_lm, load_embedder, load_pipeline
 from fastbert.serve.batcher import Batch, Batcher
+from fastbert.serve.heads import SHARING, Heads, grouped
 from fastbert.serve.settings import ServeSettings
-from fastbert.tasks.base import Pipeline
+from fastbert.tasks.fill_mask import FillMaskPipeline
 from fastbert.tasks.names import head_task
+from fastbert.tasks.sparse import SparseEmbedding
 
 Result = TypeVar("Result")
+EMBEDDING = "embedding"
+MODULES, SPARSE = "modules.json", "SpladePooling"  # of sentence-transformers, and the module of sparse vectors
 _SHORT = 2000  # characters
 
 
@@ -43,15 +49,23 @@ class Embedded:
 class Embedding:
     """An embedder behind a queue."""
 
-    kind = "embedding"
+    kind = EMBEDDING
 
-    def __init__(self, name: str, embedder: TextEmbedder, batcher: Callable[..., Batcher]) -> None:
+    def __init__(self, name: str, embedder: BaseEmbedder, batcher: Callable[..., Batcher]) -> None:
         self.name, self.embedder = name, embedder
         self.batcher = batcher(self._run)
 
     @property
     def max_length(self) -> int:
         return self.embedder.max_length
+
+    @property
+    def dtype(self) -> str:
+        return self.embedder.dtype
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.embedder.tokenizer
 
     async def embed(
         self,
@@ -130,15 +144,24 @@ class Embedding:
 
 
 class Answering:
-    """A pipeline behind a queue."""
+    """A pipeline behind a queue, which those over the same encoder share."""
 
-    def __init__(self, name: str, pipeline: Pipeline, batcher: Callable[..., Batcher]) -> None:
-        self.name, self.pipeline, self.kind = name, pipeline, pipeline.task
-        self.batcher = batcher(pipeline.run)
+    def __init__(self, name: str, heads: Heads, batcher: Batcher) -> None:
+        self.name, self.heads, self.batcher = name, heads, batcher
+        self.pipeline = heads.pipelines[name]
+        self.kind = self.pipeline.task
 
     @property
     def max_length(self) -> int:
         return self.pipeline.runner.max_length
+
+    @property
+    def dtype(self) -> str:
+        return self.pipeline.runner.dtype
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.pipeline.tokenizer
 
     async def answers(self, items: Sequence[Any], **given: Any) -> tuple[list[Any], int]:
         """The answers to inputs, and their number of tokens.
@@ -155,20 +178,39 @@ class Answering:
             windows = await aside(checked, self.pipeline.prepare, checked, settings)
         except (TypeError, ValueError) as error:
             raise InputError(str(error)) from None
-        rows = await self.batcher.submit([(window, len(window)) for window in windows])
+        rows = await self.batcher.submit([((window, (self.name,)), len(window)) for window in windows])
 
         def answers() -> list[Any]:
-            return [answer for answer, _ in self.pipeline.answers(checked, windows, rows, settings)]
+            own = [row[self.name] for row in rows]
+            return [answer for answer, _ in self.pipeline.answers(checked, windows, own, settings)]
 
         return await aside(checked, answers), sum(map(len, windows))
+
+    async def answers_of(self, names: Sequence[str], texts: Sequence[str]) -> dict[str, list[Any]]:
+        """The answers of several heads of this encoder to texts, which it runs over once."""
+        runner, given = self.pipeline.runner, tuple(names)
+        windows = await aside(texts, runner.windows, list(texts))
+        rows = await self.batcher.submit([((window, given), len(window)) for window in windows])
+
+        def answers(name: str) -> list[Any]:
+            pipeline, own = self.heads.pipelines[name], [row[name] for row in rows]
+            settings = pipeline.settings(**ALL_ANSWERS.get(pipeline.task, {}))
+            return [answer for answer, _ in pipeline.answers(list(texts), windows, own, settings)]
+
+        return {name: await aside(texts, answers, name) for name in names}
 
     def warm_up(self) -> None:
         texts = {"question": "warm", "context": "warm"}
         items: dict[str, Any] = {"rerank": ("warm", "up"), "question-answering": texts}
-        self.pipeline(items.get(self.kind, "warm"))
+        self.pipeline(items.get(self.kind, f"warm {self.tokenizer.mask_token or ''}"))
 
 
 Served = Embedding | Answering
+# Arguments of a call that asks for all that there is to answer.
+ALL_ANSWERS: dict[str, dict[str, Any]] = {
+    "text-classification": {"top_k": None},
+    "token-classification": {"aggregation_strategy": "simple"},
+}
 
 
 async def aside(texts: Sequence[Any], function: Callable[..., Result], *arguments: Any) -> Result:
@@ -178,37 +220,27 @@ async def aside(texts: Sequence[Any], function: Callable[..., Result], *argument
     return await asyncio.to_thread(function, *arguments)
 
 
-def load(settings: ServeSettings, told: Callable[[str, Batch], None]) -> dict[str, Served]:
-    """The models of a server by their names; the first is the default one.
+def load(settings: ServeSettings, told: Callable[[str, Batch], None]) -> list[Served]:
+    """The models of a server; the first is the default one. A masked-language model is one for its vectors, too.
+
+    Args:
+        told: is called with a model's name and each batch; of several heads over one encoder, with the first's.
 
     Raises:
-        ValueError: no model, or two of one name.
+        ValueError: no model, two of one name, or one whose head has no route.
     """
-    found: dict[str, Served] = {}
+    paths: dict[str, str] = {}
     for given in settings.models:
         name, separator, path = given.partition("=")
         path = path if separator else given
         name = name if separator else Path(given).name
-        if name in found:
+        if name in paths:
             raise ValueError(f"two models are called {name!r}; name one as NAME={path}")
-        found[name] = _load(name, path, settings, told)
-    if not found:
+        paths[name] = path
+    if not paths:
         raise ValueError("there is no model to serve: give a folder or a hub id")
-    return found
 
-
-def _load(name: str, path: str, settings: ServeSettings, told: Callable[[str, Batch], None]) -> Served:
-    from fastbert import light
-
-    options: dict[str, Any] = {
-        "dtype": settings.dtype,
-        "quantize": settings.quantize,
-        "revision": settings.revision,
-        "threads": settings.threads,
-        "cache": False if settings.cache is None else settings.cache or True,
-    }
-
-    def batcher(run: Callable[[list[Any]], Sequence[Any]]) -> Batcher:
+    def batcher(name: str, run: Callable[[list[Any]], Sequence[Any]]) -> Batcher:
         return Batcher(
             run,
             max_batch_tokens=settings.max_batch_tokens,
@@ -217,26 +249,55 @@ def _load(name: str, path: str, settings: ServeSettings, told: Callable[[str, Ba
             told=lambda batch: told(name, batch),
         )
 
+    made: dict[tuple[str, str], Any] = {}  # embedders and pipelines, by name and kind
+    for name, path in paths.items():
+        made |= {(name, kind): one for kind, one in _load(path, settings).items()}
+    served: dict[tuple[str, str], Served] = {}
+    for (name, kind), embedder in made.items():
+        if kind == EMBEDDING:
+            served[name, kind] = Embedding(name, embedder, partial(batcher, name))
+    for kinds in ((*SHARING,), ("fill-mask",), ("sparse-embedding",)):
+        for heads in grouped({name: one for (name, kind), one in made.items() if kind in kinds}):
+            queue = batcher(next(iter(heads.pipelines)), heads.run)
+            for name, pipeline in heads.pipelines.items():
+                served[name, pipeline.task] = Answering(name, heads, queue)
+    return [served[key] for key in made]
+
+
+def _load(path: str, settings: ServeSettings) -> dict[str, Any]:
+    """What a model answers, by kinds: an embedder, or pipelines."""
+    asked = ("device", "dtype", "precision", "quantize", "revision", "threads")
+    options: dict[str, Any] = {name: getattr(settings, name) for name in asked}
+    options["cache"] = False if settings.cache is None else settings.cache or True
     task = _task_of(path, settings.revision)
     if task is None:
-        return Embedding(name, light.TextEmbedder.from_pretrained(path, **options), batcher)
-    if task not in _ANSWERED:
+        return {EMBEDDING: _on_device(load_embedder(path, **options))}
+    if task not in (*SHARING, "fill-mask", "sparse-embedding"):
         raise ValueError(
-            f"{path}: the model's head is for {task}; the server embeds, and is for {', '.join(_ANSWERED)}"
+            f"{path}: the model's head is for {task}; the server embeds, and is for {', '.join(SHARING)} and fill-mask"
         )
-    return Answering(name, light.pipeline(task, path, **options), batcher)
+    pipeline = load_pipeline(task, path, **options)
+    _on_device(pipeline.runner)
+    if task in SHARING:
+        return {task: pipeline}
+    runner = pipeline.runner
+    found = {"fill-mask": FillMaskPipeline(runner), "sparse-embedding": SparseEmbedding(runner)}
+    return found if task == "sparse-embedding" else {EMBEDDING: _on_device(embedder_of(runner)), **found}
 
 
-_ANSWERED = ("text-classification", "token-classification", "question-answering", "rerank")
+def _on_device(model: Any) -> Any:
+    """An embedder or a runner, by CUDA graphs where it is on a GPU."""
+    if model.device == "cuda":
+        model.compile()
+    return model
 
 
 def _task_of(path: str, revision: str | None) -> str | None:
     """The task of a folder's model; None for vectors."""
     config = BertConfig.from_pretrained(path, revision=revision)
-    if resolve_file(path, "modules.json", revision=revision, required=False) is not None:
-        return None
-    names = config.extra.get("architectures") or []
-    task = head_task(names)
-    if task == "fill-mask":
+    if (modules := resolve_file(path, MODULES, revision=revision, required=False)) is not None:
+        return "sparse-embedding" if SPARSE in modules.read_text(encoding="utf-8") else None
+    task = head_task(config.extra.get("architectures") or [])
+    if task == "fill-mask" and not has_masked_lm(path, config, revision):
         return None  # its encoder's vectors
     return "rerank" if task == "text-classification" and config.num_labels == 1 else task

@@ -109,7 +109,7 @@ _LEVELS = ["debug", "info", "warning", "error", "critical"]
 def _supervise(settings: ServeSettings, listening: socket.socket) -> int:
     """Serves in several processes, each pinned to cores of its own; one that dies is replaced."""
     settings = replace(settings, cache=settings.cache or "")  # they share the packed weights
-    for model in load(settings, lambda name, batch: None).values():  # packs them, and shows errors here
+    for model in load(settings, lambda name, batch: None):  # packs them, and shows errors here
         model.batcher.close()
     counts = tempfile.mkdtemp(prefix="fastbert-serve-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts

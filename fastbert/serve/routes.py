@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 import uuid
@@ -16,7 +17,8 @@ from starlette.responses import Response
 
 from fastbert.inference.vector_precision import quantize_vectors
 from fastbert.serve import schemas
-from fastbert.serve.models import Answering, Embedding, InputError, aside
+from fastbert.serve.batcher import Batcher
+from fastbert.serve.models import ALL_ANSWERS, Answering, Embedding, InputError, aside
 from fastbert.serve.schemas import Body
 
 Handler = Callable[..., Awaitable[Response]]
@@ -113,9 +115,12 @@ async def openai_embeddings(request: Request, body: schemas.OpenAIEmbeddings) ->
 @api("infinity", "/models", "/infinity/models")
 async def models(request: Request) -> Response:
     state = request.app.state.serve
+    kinds: dict[str, list[str]] = {}
+    for model in state.models:
+        kinds.setdefault(model.name, []).append(model.kind)
     data = [
-        {"id": name, "object": "model", "owned_by": "fastbert", "created": 0, "capabilities": [model.kind]}
-        for name, model in state.models.items()
+        {"id": name, "object": "model", "owned_by": "fastbert", "created": 0, "capabilities": several}
+        for name, several in kinds.items()
     ]
     return reply({"object": "list", "data": data})
 
@@ -140,7 +145,7 @@ async def embed(request: Request, body: schemas.Embed) -> Response:
 async def root(request: Request, body: schemas.Root) -> Response:
     """What the default model does: /embed or /similarity, or /predict."""
     state = request.app.state.serve
-    model = state.pick(body.model, *(served.kind for served in state.models.values()))
+    model = state.pick(body.model, *(served.kind for served in state.models))
     given = body.model_dump(exclude_none=True) | {"model": model.name}
     if not isinstance(model, Embedding):
         return await predict(request, schemas.Predict.model_validate(given))
@@ -154,6 +159,14 @@ async def embed_all(request: Request, body: schemas.EmbedAll) -> Response:
     model = _embedding(request, body.model)
     states = await model.states(_texts(request, body.inputs), truncate=bool(body.truncate), side=body.side)
     return reply([np.ascontiguousarray(x) for x in states])
+
+
+@api("text-embeddings-inference", "/embed_sparse", schema=schemas.EmbedSparse)
+async def embed_sparse(request: Request, body: schemas.EmbedSparse) -> Response:
+    """Weights of the vocabulary's tokens, by a masked-language model, as SPLADE has them."""
+    model = _answering(request, body.model, "sparse-embedding")
+    found, _ = await model.answers(_texts(request, body.inputs), truncation=bool(body.truncate))
+    return reply(found)
 
 
 @api("text-embeddings-inference", "/predict", schema=schemas.Predict)
@@ -229,10 +242,9 @@ async def similarity(request: Request, body: schemas.Similarity) -> Response:
 @api("text-embeddings-inference", "/tokenize", schema=schemas.Tokenize)
 async def tokenize(request: Request, body: schemas.Tokenize) -> Response:
     state = request.app.state.serve
-    model = state.pick(body.model, *(served.kind for served in state.models.values()))
-    tokenizer = model.embedder.tokenizer if isinstance(model, Embedding) else model.pipeline.tokenizer
+    model = state.pick(body.model, *(served.kind for served in state.models))
     texts = _texts(request, body.inputs)
-    made = await aside(texts, lambda: tokenizer(texts, add_special_tokens=body.add_special_tokens))
+    made = await aside(texts, lambda: model.tokenizer(texts, add_special_tokens=body.add_special_tokens))
     return reply(
         [
             [
@@ -251,23 +263,21 @@ async def info(request: Request) -> Response:
     from fastbert import __version__
 
     state = request.app.state.serve
-    settings, (name, model) = state.settings, next(iter(state.models.items()))
+    settings, model = state.settings, state.models[0]
     kind: dict[str, Any]
     if isinstance(model, Embedding):
         pooling = model.embedder.pooling
         kind = {"embedding": {"pooling": pooling if isinstance(pooling, str) else "+".join(pooling)}}
-        dtype = model.embedder.encoder.dtype
     else:
         config = model.pipeline.runner.config
         labels = {"id2label": config.id2label, "label2id": config.label2id}
         kind = {"reranker" if model.kind == "rerank" else "classifier": labels}
-        dtype = model.pipeline.model.encoder.dtype
     return Response(
         orjson.dumps(
             {
-                "model_id": name,
+                "model_id": model.name,
                 "model_sha": settings.revision,
-                "model_dtype": dtype,
+                "model_dtype": model.dtype,
                 "model_type": kind,
                 "max_concurrent_requests": settings.max_concurrent_requests,
                 "max_input_length": model.max_length,
@@ -279,7 +289,7 @@ async def info(request: Request) -> Response:
                 "version": __version__,
                 "sha": None,
                 "docker_label": None,
-                "models": {own: served.kind for own, served in state.models.items()},
+                "models": {served.name: served.kind for served in reversed(state.models)},
             },
             option=orjson.OPT_NON_STR_KEYS,
         ),
@@ -401,6 +411,33 @@ async def ner(request: Request, body: schemas.Entities) -> Response:
 
 def _plain(entity: dict[str, Any]) -> dict[str, Any]:
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in entity.items()}
+
+
+@api("server", "/fill-mask", schema=schemas.Masked)
+async def fill_mask(request: Request, body: schemas.Masked) -> Response:
+    model = _answering(request, body.model, "fill-mask")
+    found, _ = await model.answers(_texts(request, body.inputs), top_k=body.top_k, targets=body.targets)
+    return reply(found[0] if isinstance(body.inputs, str) else found)
+
+
+@api("server", "/heads", schema=schemas.SeveralHeads)
+async def heads(request: Request, body: schemas.SeveralHeads) -> Response:
+    """The answers of several models to each text, by their names; those over one encoder run it once."""
+    state, texts = request.app.state.serve, _texts(request, body.inputs)
+    kinds = tuple(ALL_ANSWERS)
+    names = body.models or [model.name for model in state.models if model.kind in kinds]
+    groups: dict[Batcher, list[Answering]] = {}
+    for name in dict.fromkeys(names):
+        model = state.pick(name, *kinds)
+        if model.name != name:
+            raise InputError(f"models has {name!r}; there is no such model for {' or '.join(kinds)}")
+        groups.setdefault(model.batcher, []).append(model)
+    several = await asyncio.gather(
+        *(group[0].answers_of([model.name for model in group], texts) for group in groups.values())
+    )
+    found = {name: answers for one in several for name, answers in one.items()}
+    plain = {name: [[_plain(one) for one in answer] for answer in found[name]] for name in dict.fromkeys(names)}
+    return reply({name: answers[0] for name, answers in plain.items()} if isinstance(body.inputs, str) else plain)
 
 
 @api("server", "/question-answering", schema=schemas.Question)

@@ -56,6 +56,12 @@ class Root(Body):
     inputs: Any
 
 
+class EmbedSparse(Cut):
+    """POST /embed_sparse"""
+
+    inputs: Texts
+
+
 class EmbedAll(Truncation):
     """POST /embed_all"""
 
@@ -182,3 +188,18 @@ class Question(Body):
     max_answer_len: Annotated[StrictInt, Field(ge=1)] = 15
     doc_stride: StrictInt | None = None
     handle_impossible_answer: StrictBool = False
+
+
+class Masked(Body):
+    """POST /fill-mask"""
+
+    inputs: Texts
+    top_k: Annotated[StrictInt, Field(ge=1)] = 5
+    targets: Texts | None = None
+
+
+class SeveralHeads(Body):
+    """POST /heads: the models, by default all for classes of texts and tokens."""
+
+    inputs: Texts
+    models: Annotated[list[StrictStr], Field(min_length=1)] | None = None

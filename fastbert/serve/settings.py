@@ -23,7 +23,9 @@ class ServeSettings:
     models: tuple[str, ...] = ()  # folders or hub ids, each as PATH or NAME=PATH; the first is the default
     host: str = "127.0.0.1"
     port: int = 8080
+    device: str | None = None  # "cpu", or torch's; None for a GPU, if there is one
     dtype: str | None = None
+    precision: str | None = None
     quantize: str | None = None
     revision: str | None = None
     threads: int | None = None  # of each model's calls

@@ -84,6 +84,14 @@ class BaseRunner:
         """
         raise NotImplementedError
 
+    def predictions_at(self, windows: Sequence[Window], token: int) -> list[np.ndarray]:
+        """The masked-language-model head's logits where a window has that token, (P, V) of each."""
+        raise NotImplementedError
+
+    def largest_predictions(self, windows: Sequence[Window]) -> list[np.ndarray]:
+        """The largest of that head's logits over the tokens of a window, (V,) of each."""
+        raise NotImplementedError
+
     def batches(self, windows: Sequence[Window]) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """The windows of each batch, as indices, and the model's arguments for them."""
         for batch in token_budget_batches([len(window) for window in windows], self.max_tokens):

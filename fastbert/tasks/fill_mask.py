@@ -5,24 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fastbert.checkpoint.load import Checkpoint
 from fastbert.config import BertConfig, family_of
 from fastbert.inference.windows import Window, count_tokens
-from fastbert.model.auto import AutoModelForMaskedLM
-from fastbert.model.bert import picked_states
-from fastbert.model.heads import ModelForMaskedLM
 from fastbert.precision import LoadOptions
 from fastbert.tasks.base import LengthSettings, Pipeline
-from fastbert.tasks.runner import Runner
 from fastbert.tasks.text_classification import apply
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastbert.model.heads import ModelForMaskedLM
 
 
 @dataclass(frozen=True)
@@ -81,21 +79,8 @@ class FillMaskPipeline(Pipeline):
         return windows
 
     def run(self, windows: list[Window]) -> list[np.ndarray]:
-        """Of each window, the logits (masks, V). fastbert's own head and last products run at masks only."""
-        runner, mask = self.runner, self.tokenizer.mask_token_id
-
-        def own(input_ids: Tensor, return_dict: bool, **inputs: Any) -> Tensor:
-            places = (input_ids == mask).nonzero().flatten()
-            return picked_states(self.model.base_model, input_ids, **inputs, picked=places)
-
-        def at_masks(output: Any, ids: Tensor) -> Tensor:
-            if runner.is_own:
-                return self.model.predictions(output)
-            return output.logits[ids == mask]
-
-        return runner.run(
-            windows, at_masks, lambda window: window.encoding.ids.count(mask), own if runner.is_own else None
-        )
+        """Of each window, the logits (masks, V)."""
+        return self.runner.predictions_at(windows, self.tokenizer.mask_token_id)
 
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
         ids = windows[0].encoding.ids
@@ -146,6 +131,8 @@ class FillMask:
     def __init__(self, model: ModelForMaskedLM, tokenizer: Tokenizer) -> None:
         if tokenizer.mask_token is None:
             raise ValueError("the tokenizer has no mask token")
+        from fastbert.tasks.runner import Runner
+
         self._pipeline = FillMaskPipeline(Runner(model, tokenizer))
 
     @property
@@ -175,6 +162,9 @@ class FillMask:
             FileNotFoundError: config.json, weights or vocabulary are missing.
             ValueError: the checkpoint has no masked-language-model head; and as BertForMaskedLM.from_pretrained.
         """
+        from fastbert.checkpoint.load import Checkpoint
+        from fastbert.model.auto import AutoModelForMaskedLM
+
         config = BertConfig.from_pretrained(path, revision=revision)
         family = family_of(config.model_type)
         with Checkpoint(path, revision, family) as checkpoint:

@@ -22,6 +22,7 @@ from fastbert.tasks.names import ALIASES, task_of
 from fastbert.tasks.question_answering import QuestionAnswering
 from fastbert.tasks.reranking import Reranker
 from fastbert.tasks.runner import Runner
+from fastbert.tasks.sparse import SparseEmbedding
 from fastbert.tasks.summarization import Summarization
 from fastbert.tasks.text_classification import TextClassification
 from fastbert.tasks.token_classification import TokenClassification
@@ -44,6 +45,7 @@ TASKS = {
     "token-classification": Kind(TokenClassification, auto.AutoModelForTokenClassification),
     "question-answering": Kind(QuestionAnswering, auto.AutoModelForQuestionAnswering),
     "fill-mask": Kind(FillMaskPipeline, auto.AutoModelForMaskedLM),
+    "sparse-embedding": Kind(SparseEmbedding, auto.AutoModelForMaskedLM),
     "zero-shot-classification": Kind(ZeroShotClassification, auto.AutoModelForSequenceClassification),
     "feature-extraction": Kind(FeatureExtraction, auto.AutoModel),
     "summarization": Kind(Summarization, None),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastbert.inference.job import run_records
 from fastbert.inference.output import FileOutput, OutputError, Progress, StreamOutput
@@ -104,6 +104,36 @@ def settings_of(pipeline: Pipeline, wanted: Predicting) -> dict[str, Any]:
     return {"top_k": wanted.top_k or 1} if pipeline.task == "question-answering" else {}
 
 
+class Prepared(NamedTuple):
+    """Inputs of one call: their places among all, themselves, their windows, and the call's settings."""
+
+    places: list[int]
+    inputs: list[Any]
+    windows: list[Window]
+    settings: Any
+
+
+def prepared_inputs(pipeline: Pipeline, inputs: list[Any], wanted: Predicting) -> list[Prepared]:
+    """The windows of inputs; texts and lists of words apart."""
+    given, made = settings_of(pipeline, wanted), []
+    by_words = [i for i, each in enumerate(inputs) if isinstance(each, list)]
+    texts = [i for i, each in enumerate(inputs) if not isinstance(each, list)]
+    for places, more in ((texts, {}), (by_words, {"is_split_into_words": True})):
+        if places:
+            settings = pipeline.settings(**given, **more)
+            checked = [pipeline.check(inputs[i], i) for i in places]
+            made.append(Prepared(places, checked, pipeline.prepare(checked, settings), settings))
+    return made
+
+
+def answered(pipeline: Pipeline, parts: Iterable[Prepared], wanted: Predicting) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The place of each input, and its new columns."""
+    for part in parts:
+        answers = pipeline.answers(part.inputs, part.windows, pipeline.run(part.windows), part.settings)
+        for place, (answer, own) in zip(part.places, answers, strict=True):
+            yield place, columns(pipeline, answer, own, wanted)
+
+
 def predict_records(
     pipeline: Pipeline,
     records: TaskRows,
@@ -121,27 +151,16 @@ def predict_records(
     Raises:
         OutputError: a column of the input has a new one's name; a score that is not finite.
     """
-    given = settings_of(pipeline, wanted)
 
-    def prepare(block: list[Record]) -> list[tuple[list[Record], list[Any], list[Window], Any]]:
-        """Texts and lists of words apart: the records, their inputs, the windows of these, and the call's settings."""
+    def prepare(block: list[Record]) -> tuple[list[Record], list[Prepared]]:
         good = [record for record in block if record.problem is None]
-        by_words = [record for record in good if isinstance(record.input, list)]
-        texts = [record for record in good if not isinstance(record.input, list)]
-        made = []
-        for several, more in ((texts, {}), (by_words, {"is_split_into_words": True})):
-            if several:
-                settings = pipeline.settings(**given, **more)
-                inputs = [pipeline.check(record.input, i) for i, record in enumerate(several)]
-                made.append((several, inputs, pipeline.prepare(inputs, settings), settings))
-        return made
+        return good, prepared_inputs(pipeline, [record.input for record in good], wanted)
 
-    def process(block: list[Record], prepared: list[Any]) -> tuple[list[dict[str, Any] | None], dict[str, int]]:
-        made: dict[int, dict[str, Any]] = {}
-        for several, inputs, windows, settings in prepared:
-            answers = pipeline.answers(inputs, windows, pipeline.run(windows), settings)
-            for record, (answer, own) in zip(several, answers, strict=True):
-                made[id(record)] = columns(pipeline, answer, own, wanted)
+    def process(
+        block: list[Record], prepared: tuple[list[Record], list[Prepared]]
+    ) -> tuple[list[dict[str, Any] | None], dict[str, int]]:
+        good, parts = prepared
+        made = {id(good[place]): row for place, row in answered(pipeline, parts, wanted)}
         tokens = sum(row["tokens"] for row in made.values())
         advance(tokens)
         rows = [None if r.problem is not None else _joined(records, r, made[id(r)], wanted.prefix) for r in block]

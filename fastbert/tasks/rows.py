@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,43 +59,54 @@ class TaskRows(Records):
         return [self.reading.text] if kind == "text" else None
 
     def _needed(self, values: dict[str, Any]) -> list[str]:
-        """The columns that the task's input is made of, in a row with these values."""
-        reading = self.reading
-        if self._task == "question-answering":
-            return [reading.question, reading.context]
-        if self._task == "token-classification" and reading.words in values:
-            return []
-        pair = [reading.pair] if reading.pair is not None else []
-        return [reading.text, *pair, *(reading.choices if self._task == "multiple-choice" else ())]
+        return needed(self._task, self.reading, values)
 
     def _record(self, file: int, row: Row, kind: str) -> Record:
         if row.problem is not None:
             raise RecordProblem(row.problem)
-        values, reading = dict(row.values), self.reading
-        by_number = {str(i): value for i, value in enumerate(values.values(), start=1)} if kind == "csv" else {}
-        named = by_number | values
-        row = Row(row.line, named)
-        for name in self._needed(named):
-            if name not in named:
-                raise RecordProblem(f"has {no_column(name, values)}")
+        text, found = task_input(self._task, self.reading, row, kind)
+        return Record(file, row.line, text, values=dict(row.values), input=found)
 
-        def text(name: str) -> str:
-            return text_of(row, name, kind, allow_empty=reading.allow_empty)
 
-        if self._task == "question-answering":
-            found: Any = {"question": text(reading.question), "context": text(reading.context)}
-            return Record(file, row.line, found["context"], values=values, input=found)
-        if self._task == "token-classification" and reading.words in named:
-            words = named[reading.words]
-            if not isinstance(words, list) or not words or not all(isinstance(w, str) and w for w in words):
-                raise RecordProblem(f"has {words!r:.80} for words in {reading.words!r}, not a list of texts")
-            return Record(file, row.line, " ".join(words), values=values, input=words)
-        main = text(reading.text)
-        if self._task == "multiple-choice":
-            choices = [named[name] for name in reading.choices]
-            choices = choices[0] if len(choices) == 1 else choices
-            if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-                raise RecordProblem(f"has {choices!r:.80} for choices, not a list of two texts or more")
-            return Record(file, row.line, main, values=values, input={"text": main, "choices": choices})
-        found = main if reading.pair is None else (main, text(reading.pair))
-        return Record(file, row.line, main, values=values, input=found)
+def needed(task: str, reading: TaskReading, values: Container[str]) -> list[str]:
+    """The columns that the task's input is made of, in a row with the columns `values`."""
+    if task == "question-answering":
+        return [reading.question, reading.context]
+    if task == "token-classification" and reading.words in values:
+        return []
+    pair = [reading.pair] if reading.pair is not None else []
+    return [reading.text, *pair, *(reading.choices if task == "multiple-choice" else ())]
+
+
+def task_input(task: str, reading: TaskReading, row: Row, kind: str) -> tuple[str, Any]:
+    """The text of a row that counts, and the input of the task; `kind` is the format of the row's file.
+
+    Raises:
+        RecordProblem: a column is missing, or has no text where there must be one.
+    """
+    values = dict(row.values)
+    by_number = {str(i): value for i, value in enumerate(values.values(), start=1)} if kind == "csv" else {}
+    named = by_number | values
+    for name in needed(task, reading, named):
+        if name not in named:
+            raise RecordProblem(f"has {no_column(name, values)}")
+
+    def text(name: str) -> str:
+        return text_of(Row(row.line, named), name, kind, allow_empty=reading.allow_empty)
+
+    if task == "question-answering":
+        found: Any = {"question": text(reading.question), "context": text(reading.context)}
+        return found["context"], found
+    if task == "token-classification" and reading.words in named:
+        words = named[reading.words]
+        if not isinstance(words, list) or not words or not all(isinstance(w, str) and w for w in words):
+            raise RecordProblem(f"has {words!r:.80} for words in {reading.words!r}, not a list of texts")
+        return " ".join(words), words
+    main = text(reading.text)
+    if task == "multiple-choice":
+        choices = [named[name] for name in reading.choices]
+        choices = choices[0] if len(choices) == 1 else choices
+        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+            raise RecordProblem(f"has {choices!r:.80} for choices, not a list of two texts or more")
+        return main, {"text": main, "choices": choices}
+    return main, main if reading.pair is None else (main, text(reading.pair))

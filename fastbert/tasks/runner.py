@@ -14,9 +14,12 @@ from fastbert.config import BertConfig
 from fastbert.inference.base_embedder import MAX_TOKENS
 from fastbert.inference.embed import weights_digest
 from fastbert.inference.windows import Window
+from fastbert.model.bert import picked_states
 from fastbert.model.pretrained import BertPreTrainedModel
 from fastbert.tasks.base_runner import BaseRunner, Read
 from fastbert.tokenizer.tokenizer import Tokenizer
+
+_BLOCK = 256  # rows whose logits over a vocabulary are held at a time
 
 
 class Runner(BaseRunner):
@@ -29,8 +32,20 @@ class Runner(BaseRunner):
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, max_tokens: int = MAX_TOKENS) -> None:
         self.model, self.is_own = model, isinstance(model, BertPreTrainedModel)
+        self._compiled: Any = None
         config: BertConfig = model.config if self.is_own else BertConfig.from_dict(model.config.to_dict())
         super().__init__(config, tokenizer, max_tokens=max_tokens)
+
+    def compile(self, **limits: int) -> None:
+        """Replays CUDA graphs for small batches from now on: see inference.compile, which takes the limits.
+
+        Raises:
+            TypeError: the model is transformers'.
+            ValueError: the model is not on a GPU; a limit is less than 1.
+        """
+        from fastbert.inference.cuda_graphs import compile
+
+        self._compiled = compile(self.model, **limits)
 
     @property
     def dtype(self) -> str:
@@ -49,7 +64,7 @@ class Runner(BaseRunner):
     ) -> list[np.ndarray]:
         found: list[np.ndarray] = [np.empty(0)] * len(windows)
         for batch, inputs in self.batches(windows):
-            output = (self.model if module is None else module)(**inputs, return_dict=True)
+            output = (module or self._compiled or self.model)(**inputs, return_dict=True)
             values = read(output, inputs["input_ids"])
             if rows is not None and values.dim() > 2:
                 values = values[inputs["attention_mask"] == 1]
@@ -57,6 +72,33 @@ class Runner(BaseRunner):
             parts = values.unbind() if rows is None else values.split([rows(windows[i]) for i in batch])
             for i, part in zip(batch, parts, strict=True):
                 found[i] = part.numpy()
+        return found
+
+    def predictions_at(self, windows: Sequence[Window], token: int) -> list[np.ndarray]:
+        """As BaseRunner; a model of fastbert runs its head and last products at these tokens only."""
+
+        def own(input_ids: Tensor, return_dict: bool, **inputs: Any) -> Tensor:
+            places = (input_ids == token).nonzero().flatten()
+            return picked_states(self.model.base_model, input_ids, **inputs, picked=places)
+
+        def read(output: Any, ids: Tensor) -> Tensor:
+            return self.model.predictions(output) if self.is_own else output.logits[ids == token]
+
+        return self.run(windows, read, lambda window: window.encoding.ids.count(token), own if self.is_own else None)
+
+    @torch.inference_mode()
+    def largest_predictions(self, windows: Sequence[Window]) -> list[np.ndarray]:
+        found: list[np.ndarray] = [np.empty(0)] * len(windows)
+        for batch, inputs in self.batches(windows):
+            if self.is_own:
+                states = self.model.base_model(**inputs, return_dict=True).last_hidden_state
+                texts = states.split([len(windows[i]) for i in batch])
+                rows = [torch.stack([self.model.predictions(x).amax(0) for x in text.split(_BLOCK)]) for text in texts]
+            else:
+                logits = self.model(**inputs, return_dict=True).logits
+                rows = [one[mask == 1] for one, mask in zip(logits, inputs["attention_mask"], strict=True)]
+            for i, row in zip(batch, rows, strict=True):
+                found[i] = row.amax(0).float().cpu().numpy()
         return found
 
     def _inputs(self, encodings: list[Any], lengths: list[int]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """fastbert.compile: buckets, buffers and bookkeeping on the CPU with graphs that only pretend; real ones on a GPU."""
 
-import contextlib
 import threading
 import warnings
 
 import pytest
 import torch
+from pretended_graphs import PretendedGraphs, as_on_a_gpu
 from support import MASKS, TINY, mask_of, tokens
 from test_families_live import CONFIGS, make
 
@@ -13,7 +13,6 @@ import fastbert
 from fastbert.inference import graph_calls
 from fastbert.inference.cuda_graphs import CompiledModel
 from fastbert.inference.static_batch import BAD_OFFSETS, Bucket, StaticBatch, bucket_of, token_sizes
-from fastbert.ops.dispatch import TABLE
 
 CUDA = torch.cuda.is_available()
 gpu = pytest.mark.skipif(not CUDA, reason="no GPU")
@@ -28,49 +27,6 @@ HEADS = [
 ]
 
 
-class PretendedGraphs:
-    """Graphs in name: a replay runs the function again, over the weights that lay there then, into the same results."""
-
-    def __init__(self, model, each=1000):
-        self.model, self.each, self.nbytes, self.inside, self.captures = model, each, 0, 0, 0
-
-    def refuses(self, model, static):
-        return None
-
-    def capture(self, run):
-        assert self.inside == 1
-        results = {name: x.clone().fill_(float("nan")) for name, x in run().items()}
-        weights = [p.data for p in self.model.parameters()]
-        self.nbytes += self.each
-        self.captures += 1
-
-        def replay():
-            assert self.inside == 1, "two calls at a time"
-            now = [p.data for p in self.model.parameters()]
-            for p, then in zip(self.model.parameters(), weights, strict=True):
-                p.data = then
-            for name, x in run().items():
-                results[name].copy_(x)
-            for p, current in zip(self.model.parameters(), now, strict=True):
-                p.data = current
-
-        return replay, type(run())(results)
-
-    @contextlib.contextmanager
-    def in_order(self):
-        self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
-
-    def settle(self):
-        pass
-
-    def clear(self):
-        self.nbytes = 0
-
-
 def tiny(kind=fastbert.BertModel, **sizes):
     return kind(fastbert.BertConfig(**{**TINY, **sizes})).eval()
 
@@ -81,11 +37,8 @@ def pretended(model, each=1000, **limits):
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch):
-    """The C++ ops are the CPU's, where offsets end at the last token; a graph has tokens after it."""
-    for op in ("attention", "encoder"):
-        monkeypatch.setitem(TABLE, op, {**TABLE[op], "cpu": ("reference",)})
-    monkeypatch.setattr("fastbert.ops.encode_batch", lambda *args: None)
+def _as_on_a_gpu(monkeypatch):
+    as_on_a_gpu(monkeypatch)
 
 
 @pytest.fixture

@@ -7,14 +7,21 @@ from support import require_native
 from test_families_live import CASES, make
 
 import fastbert
-from fastbert.config import BertConfig, family_of
-from fastbert.light.heads import Head, pools
+from fastbert.config import BertConfig
+from fastbert.light.classifiers import TASKS
+from fastbert.light.heads import Head
 from fastbert.light.loading import load_encoder
 
 HEADS = {
     "Model": fastbert.AutoModel,
     "ForSequenceClassification": fastbert.AutoModelForSequenceClassification,
     "ForTokenClassification": fastbert.AutoModelForTokenClassification,
+    "ForMaskedLM": fastbert.AutoModelForMaskedLM,
+}
+TASK = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "fill-mask",
 }
 OWN = [(name, head) for name, head in CASES if head in HEADS]
 PRECISIONS = [("float32", None), ("bfloat16", None), ("float32", "int8")]
@@ -55,20 +62,22 @@ def test_bits(name, head, dtype, quantize, tmp_path):
         if pooler:
             same(encoder.float32(encoder.pooled(states[first])), expected.pooler_output)
         return
-    family = family_of(config.model_type)
-    names = family.classes if head == "ForSequenceClassification" else family.tokens
-    encoder = load_encoder(
-        tmp_path,
-        config,
-        dtype=dtype,
-        quantize=quantize,
-        with_pooler=head == "ForSequenceClassification" and pools(names),
-        head=names,
-        count=config.num_labels,
-    )
-    classes = Head(encoder, names, config.num_labels)
-    found = classes.of_texts(*given) if head == "ForSequenceClassification" else classes.of_tokens(*given)
-    same(found, expected.logits)
+    kind = TASKS[TASK[head]]
+    parts = kind.parts(config)
+    options = {"dtype": dtype, "quantize": quantize, "head": parts}
+    pooler = not kind.of_tokens and parts.reads == "pooler"
+    classes = Head(load_encoder(tmp_path, config, with_pooler=pooler, **options), parts)
+    if not kind.of_tokens:
+        same(classes.of_texts(*given), expected.logits)
+        states = classes.encoder(*given)
+        same(classes.of_states(states, given[1]), expected.logits)
+        return
+    same(classes.of_tokens(*given), expected.logits)
+    if head == "ForMaskedLM":
+        places = np.array([0, 5, 9])
+        same(classes.of_places(*given, places), expected.logits[places])
+        largest = [logits.amax(0) for logits in expected.logits.split(LENGTHS)]
+        same(classes.largest(*given), torch.stack(largest))
 
 
 def same(found, expected):

@@ -102,9 +102,9 @@ def test_doctor(folder):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("embed", "vectors", "texts.txt", "--precision", "high"), "--precision high needs torch"),
-        (("embed", "vectors", "texts.txt", "--dtype", "float16"), "--dtype float16 needs torch"),
-        (("embed", "vectors", "texts.txt", "--device", "cuda"), "--device cuda needs torch"),
+        (("embed", "vectors", "texts.txt", "--precision", "high"), "precision high needs torch"),
+        (("embed", "vectors", "texts.txt", "--dtype", "float16"), "dtype float16 needs torch"),
+        (("embed", "vectors", "texts.txt", "--device", "cuda"), "device cuda needs torch"),
         (("fill-mask", "vectors", "a [MASK]"), "fastbert fill-mask needs torch"),
         (
             ("finetune", "--task", "classification", "--model", "vectors", "--train", "x", "-o", "y"),
@@ -128,7 +128,7 @@ def test_weights_in_half_precision(folder, tmp_path):
     state = safetensors.torch.load_file(half / "model.safetensors")
     safetensors.torch.save_file({k: v.half() for k, v in state.items()}, half / "model.safetensors")
     line = fastbert_command("embed", half, folder / "texts.txt", code=1)
-    assert "weights stored as F16, unless --dtype says float32 or bfloat16, needs torch" in line
+    assert "weights stored as F16, unless dtype is float32 or bfloat16, needs torch" in line
     out = tmp_path / "v.npy"
     fastbert_command("embed", half, folder / "texts.txt", "-o", out, "--dtype", "float32")
     expected = fastbert.Embedder.from_pretrained(half, dtype=torch.float32).embed(TEXTS)

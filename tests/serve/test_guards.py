@@ -116,7 +116,7 @@ def test_metrics(start):
 
 def slowed(client, seconds):
     """Makes each batch of a client's model take longer; `begun` is set when one has begun."""
-    model = client.app.state.serve.models["vectors"]
+    model = client.app.state.serve.models[0]
     real, model.begun = model.batcher._run, threading.Event()
 
     def run(works):
@@ -268,7 +268,7 @@ def test_a_slow_body_is_ended(start):
 
 def test_a_failed_batch_is_told_and_the_next_one_runs(start):
     client = start("vectors")
-    model = client.app.state.serve.models["vectors"]
+    model = client.app.state.serve.models[0]
     real = model.batcher._run
     model.batcher._run = lambda works: 1 / 0
     failed = client.post("/embed", json={"inputs": "a"})
@@ -283,7 +283,7 @@ def test_what_no_one_foresaw_is_one_message(start, monkeypatch, caplog):
     async def fails(*args, **options):
         raise RuntimeError(SECRET)
 
-    monkeypatch.setattr(client.app.state.serve.models["vectors"], "embed", fails)
+    monkeypatch.setattr(client.app.state.serve.models[0], "embed", fails)
     answer = client.post("/embed", json={"inputs": "a"})
     assert answer.status_code == 500 and answer.json()["error"] == "the server failed"
     monkeypatch.undo()

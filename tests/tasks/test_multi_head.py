@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tasks_support import KINDS, labels, make_texts, same, save
+from tasks_support import KINDS, labels, make_texts, same, save, save_head
 
 import fastbert
 
@@ -23,16 +23,7 @@ def folders(request, tmp_path_factory):
         "names": ("ForTokenClassification", labels("O", "B-PER", "I-PER")),
     }
     for seed, (name, (head, settings)) in enumerate(kinds.items()):
-        folder = save(home / name, kind, head, **settings)
-        model = fastbert.pipeline(None, folder).model
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(0, 0.3)
-            for path, parameter in model.base_model.named_parameters():
-                if not path.startswith("pooler."):
-                    parameter.copy_(base[path])
-        model.save_pretrained(folder)
+        save_head(home / name, kind, head, base, seed, **settings)
     return home, list(kinds)
 
 
