@@ -15,6 +15,7 @@ from fastbert import light
 from fastbert.inference.cuda_graphs import CompiledModel
 from fastbert.light.encoder import Encoder
 from fastbert.serve.heads import Heads, grouped
+from fastbert.tasks.names import task_of
 from fastbert.tokenizer.auto import AutoTokenizer
 
 TEXTS = make_texts(12)
@@ -42,7 +43,7 @@ def several(request, tmp_path_factory):
 
 def test_each_alone_bit_for_bit(several):
     paths, _ = several
-    alone = {name: light.pipeline(fastbert.tasks.names.task_of(path), path) for name, path in paths.items()}
+    alone = {name: light.pipeline(task_of(path), path) for name, path in paths.items()}
     (heads,) = grouped({name: light.pipeline(one.task, paths[name]) for name, one in alone.items()})
     windows = alone["topic"].runner.windows(TEXTS)
     names = [("topic", "mood"), ("names",), ("mood",), ("topic", "mood", "names")]
@@ -58,7 +59,7 @@ def test_each_alone_bit_for_bit(several):
 
 def test_held_once(several):
     paths, other = several
-    pipelines = {name: light.pipeline(fastbert.tasks.names.task_of(path), path) for name, path in paths.items()}
+    pipelines = {name: light.pipeline(task_of(path), path) for name, path in paths.items()}
     groups = grouped({**pipelines, "other": light.pipeline("text-classification", other)})
     assert [list(group.pipelines) for group in groups] == [list(paths), ["other"]]
     arrays = [one.runner.model.encoder.arrays for one in pipelines.values()]
