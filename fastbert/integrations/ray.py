@@ -88,7 +88,12 @@ def embed(
     """
     if precision not in ("float32", "binary", "ubinary"):
         raise ValueError(f"precision is {precision!r}; it must be 'float32', 'binary' or 'ubinary'")
-    given = {"model": str(model), "prompt_name": prompt_name, "precision": precision, "load": _load(load, gpus)}
+    given: dict[str, Any] = {
+        "model": str(model),
+        "prompt_name": prompt_name,
+        "precision": precision,
+        "load": _load(load, gpus),
+    }
     given |= {"reading": TaskReading(text=column), "prefix": output, "skip_bad": skip_bad}
     return _run(source, target, EmbedWorker, given, workers, cpus, gpus, part_rows)
 
