@@ -146,7 +146,7 @@ def test_an_input_without_a_record(tiny, folder, capsys):
         (["MODEL", "none.txt"], 1, "none.txt: no such file"),
         (["MODEL", "."], 1, ".: is a folder"),
         (["MODEL", "in.txt", "-o", "in.txt", "--output-format", "npy"], 1, "in.txt is an input, too"),
-        (["MODEL", "in.txt", "--device", "cuda:99"], 1, "--device cuda:99"),
+        (["MODEL", "in.txt", "--device", "cuda:99"], 1, "device is 'cuda:99'"),
         (["MODEL", "in.txt", "--max-length", "99"], 1, "max_length is 99"),
         (["MODEL", "in.txt", "-o", "out.txt"], 2, "name an --output-format"),
         (["MODEL", "in.txt", "--output-format", "npy"], 2, "cannot be written to stdout"),

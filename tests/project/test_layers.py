@@ -41,17 +41,35 @@ MAY_IMPORT = {
     "model": BELOW_MODEL | {"engine"},
     "diagnostics": ALL_OF_MODEL | {"integrations", "native"},
     "inference": ALL_OF_MODEL,
-    "light": {"__init__", "checkpoint", "config", "engine", "families", "inference", "lazy", "tasks", "tokenizer"},
+    "light": {
+        "__init__",
+        "checkpoint",
+        "config",
+        "engine",
+        "families",
+        "inference",
+        "lazy",
+        "precision",
+        "tasks",
+        "tokenizer",
+    },
     "serve": {"__init__", "checkpoint", "config", "inference", "lazy", "light", "tasks"},
     "training": ALL_OF_MODEL | {"inference", "tasks"},
     "integrations": ALL_OF_MODEL | {"inference"},
     "tasks": ALL_OF_MODEL | {"inference", "integrations"},
+    "clusters": {"checkpoint", "inference", "lazy", "light", "serve", "tasks"},
     "cli": ALL_OF_MODEL | {"__init__", "inference", "light", "serve", "tasks", "training", "integrations", "native"},
     "__init__": ALL_OF_MODEL | {"inference", "light", "tasks", "training", "integrations"},
 }
-PART_OF = {"__main__": "cli"}  # modules that are one layer together
+# Modules that are one layer together, or another than the folder that they are in.
+PART_OF = {"__main__": "cli", "integrations.parquet": "clusters", "integrations.ray": "clusters"}
 ABOVE_OPS = {"model", "inference", "training", "integrations", "tasks", "cli"}
 THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
+
+
+def part_of(names):
+    """The part of a module, by its names below fastbert."""
+    return PART_OF.get(".".join(names[:2]), PART_OF.get(names[0], names[0]))
 
 
 @cache
@@ -59,8 +77,7 @@ def files():
     """(part, path) of each Python file of the package."""
     found = [("kernels", path) for path in sorted((ROOT / "kernels").rglob("*.py"))]
     for path in sorted((ROOT / "fastbert").rglob("*.py")):
-        name = path.relative_to(ROOT / "fastbert").parts[0].removesuffix(".py")
-        found.append((PART_OF.get(name, name), path))
+        found.append((part_of(path.relative_to(ROOT / "fastbert").with_suffix("").parts), path))
     return found
 
 
@@ -93,8 +110,7 @@ def imported_parts(path):
         if top == "kernels":
             yield node, "kernels"
         elif top == "fastbert":
-            name = rest[0] if rest and rest[0] in known else "__init__"
-            yield node, PART_OF.get(name, name)
+            yield node, part_of(rest) if rest and rest[0] in known else "__init__"
 
 
 def dotted(node):
