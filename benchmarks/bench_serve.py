@@ -21,12 +21,14 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from shutil import which
 from statistics import median
@@ -137,7 +139,9 @@ class Running:
         self.address = f"http://127.0.0.1:{port}"
         places = {"model": model, "port": port, "cores": len(os.sched_getaffinity(0)), **graphs(model, command)}
         filled = [part.format(**places) for part in command]
-        self.process = subprocess.Popen(filled, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            filled, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
 
     def __enter__(self) -> Running:
         until = time.monotonic() + STARTED_S
@@ -149,14 +153,21 @@ class Running:
                 return self
             except OSError:
                 time.sleep(0.2)
+        self.close()
         raise RuntimeError(f"the server does not answer after {STARTED_S} s")
 
     def __exit__(self, *error: object) -> None:
-        self.process.terminate()
+        self.close()
+
+    def close(self) -> None:
+        """Ends it and the processes that it has started."""
+        group = self.process.pid
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(group, signal.SIGKILL)
             self.process.wait()
 
     def body(self, texts: list[str]) -> bytes:

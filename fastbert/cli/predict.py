@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from fastbert.inference.batching import WINDOW
 from fastbert.inference.input_files import STDIN
 from fastbert.inference.row_output import RowFormat, format_of_rows
 from fastbert.progress import say
-from fastbert.tasks.base import Pipeline
 from fastbert.tasks.names import task_of
 from fastbert.tasks.predict import PREDICTED, Predicting, predict_records
 from fastbert.tasks.rows import TaskReading, TaskRows
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             **{f"input {name}": _as_json(value) for name, value in vars(reading).items()},
             "inputs": args.inputs if len(args.inputs) > 1 else None,
             "output format": args.output_format or Path(args.output).suffix,
-            "model (a hash of its weights and vocabulary)": fingerprint(model)[:16],
+            "model (a hash of its weights and vocabulary)": model.runner.fingerprint()[:16],
         }
 
     with writing(args, format, settings, records.total_bytes) as (output, progress):
@@ -110,11 +108,3 @@ def _arguments(args: argparse.Namespace, task: str) -> dict[str, Any]:
 
 def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def fingerprint(model: Pipeline) -> str:
-    """A hash of all that determines the answers: weights, precision, vocabulary."""
-    vocabulary = sorted(model.tokenizer.get_vocab().items())
-    config = sorted(model.runner.config.to_dict().items())
-    text = repr((model.runner.weights_digest(), vocabulary, repr(model.tokenizer), config))
-    return hashlib.sha256(text.encode()).hexdigest()

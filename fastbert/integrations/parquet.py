@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +28,16 @@ from fastbert.tasks.predict import Predicting, answered, prepared_inputs
 from fastbert.tasks.rows import TaskReading, needed, task_input
 
 BATCH = 4096  # rows that are run together
+_PARTIAL = re.compile(r"\.\d{6,}-[0-9a-f]{32}\.parquet")  # the name of a part while it is written
 _KEY = b"fastbert"  # in a part's metadata: what it was made of
 Place = str | Path  # of a file or folder: local, or a URI that pyarrow knows
 
 
 def parts_of(source: Place | Sequence[Place], target: Place, part_rows: int) -> list[dict[str, Any]]:
-    """Row groups of files that are run, and written, together, each as {source, size, groups, first, rows, target}.
+    """Row groups of files that are run, and written, together.
+
+    Each is {source, size, written, groups, first, rows, target}: the file, its size and time, the row groups, the place
+    of their first row in the file, their rows, and the file that the part will be.
 
     Args:
         source: a file, a folder of files, in the order of their names, or a list of files.
@@ -39,26 +46,26 @@ def parts_of(source: Place | Sequence[Place], target: Place, part_rows: int) -> 
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: the source has no rows, or the target holds other parquet files.
+        ValueError: the source has no rows, or the target holds parquet files that are no parts of such a run.
     """
-    base, mark, query = _uri(target).partition("?")
-    found = [
-        {**part, "target": f"{base}/{i:06}.parquet{mark}{query}"}
-        for i, part in enumerate(_groups(_files(source), part_rows))
-    ]
-    if not found:
+    files = list(_files(source))
+    groups = list(_groups(files, part_rows))
+    if not groups:
         raise ValueError(f"source is {source!s}; it has no rows")
     system, folder = fs.FileSystem.from_uri(_uri(target))
     system.create_dir(folder)
-    if others := set(_listed(system, folder)) - {posixpath.join(folder, f"{i:06}.parquet") for i in range(len(found))}:
-        raise ValueError(f"target holds {min(others)}, which is no part of this run; give an empty folder")
-    return found
+    names = [f"{i:06}.parquet" for i in range(len(groups))]
+    of_sources = {path for uri in files for other, path in [fs.FileSystem.from_uri(uri)] if other.equals(system)}
+    for path in _listed(system, folder):
+        if path in of_sources or posixpath.basename(path) not in names or _label(system, path) is None:
+            raise ValueError(f"target holds {path}, which is no part of this run; give an empty folder")
+    return [{**group, "target": _within(_uri(target), name)} for group, name in zip(groups, names, strict=True)]
 
 
 def clear_partial(target: Place) -> None:
     """Deletes what workers that died were writing."""
     system, folder = fs.FileSystem.from_uri(_uri(target))
-    for path in _listed(system, folder, hidden=True):
+    for path in _listed(system, folder, partial=True):
         system.delete_file(path)
 
 
@@ -66,39 +73,51 @@ def _uri(path: Place) -> str:
     return path.rstrip("/") if isinstance(path, str) and "://" in path else str(Path(path).resolve())
 
 
-def _listed(system: fs.FileSystem, folder: str, *, hidden: bool = False) -> list[str]:
-    """The parquet files of a folder, by their names; with `hidden` those that were being written."""
-    found = system.get_file_info(fs.FileSelector(folder))
-    return sorted(
-        one.path for one in found if one.base_name.endswith(".parquet") and one.base_name.startswith(".") == hidden
-    )
+def _within(uri: str, name: str) -> str:
+    """The path or URI of a file in a folder."""
+    if "://" not in uri:
+        return posixpath.join(uri, name)
+    base, mark, query = uri.partition("?")  # a URI may end with options
+    return f"{base}/{quote(name)}{mark}{query}"
+
+
+def _listed(system: fs.FileSystem, folder: str, *, partial: bool = False) -> list[str]:
+    """The parquet files of a folder, by their names; with `partial` those that a worker was writing."""
+    found = sorted(system.get_file_info(fs.FileSelector(folder)), key=lambda one: one.base_name)
+    if partial:
+        return [one.path for one in found if _PARTIAL.fullmatch(one.base_name)]
+    return [one.path for one in found if one.base_name.endswith(".parquet") and not one.base_name.startswith(".")]
 
 
 def _files(source: Place | Sequence[Place]) -> Iterator[str]:
     """The path or URI of each file."""
     for one in [source] if isinstance(source, str | Path) else source:
-        base, mark, query = _uri(one).partition("?")  # a URI may end with options
-        system, path = fs.FileSystem.from_uri(base + mark + query)
+        uri = _uri(one)
+        system, path = fs.FileSystem.from_uri(uri)
         kind = system.get_file_info(path).type
         if kind == fs.FileType.NotFound:
             raise FileNotFoundError(f"source: there is no {one}")
-        paths = _listed(system, path) if kind == fs.FileType.Directory else [path]
-        yield from (base.removesuffix(path) + each + mark + query for each in paths)
+        if kind == fs.FileType.Directory:
+            yield from (_within(uri, posixpath.basename(each)) for each in _listed(system, path))
+        else:
+            yield uri
 
 
-def _groups(files: Iterator[str], part_rows: int) -> Iterator[dict[str, Any]]:
+def _groups(files: Sequence[str], part_rows: int) -> Iterator[dict[str, Any]]:
     for uri in files:
         system, path = fs.FileSystem.from_uri(uri)
+        written = system.get_file_info(path).mtime_ns
         with system.open_input_file(path) as file:
             metadata, size = pq.ParquetFile(file).metadata, file.size()
         groups: list[int] = []
         first = rows = 0
+        file_of = {"source": uri, "size": size, "written": written}
         for group in range(metadata.num_row_groups):
             groups.append(group)
             rows += metadata.row_group(group).num_rows
             if rows >= part_rows or group == metadata.num_row_groups - 1:
                 if rows:
-                    yield {"source": uri, "size": size, "groups": groups, "first": first, "rows": rows}
+                    yield {**file_of, "groups": groups, "first": first, "rows": rows}
                 groups, first, rows = [], first + rows, 0
 
 
@@ -129,7 +148,7 @@ class Worker:
             ValueError: a column is missing, or has a new one's name; a row is bad, unless `skip_bad`.
         """
         system, path = fs.FileSystem.from_uri(part["target"])
-        made_of = {name: part[name] for name in ("source", "size", "groups")} | {"by": self.digest}
+        made_of = {name: part[name] for name in ("source", "size", "written", "groups")} | {"by": self.digest}
         label = json.dumps(made_of, sort_keys=True).encode()
         if _label(system, path) == label:
             return True
@@ -148,7 +167,8 @@ class Worker:
                 if writer is not None:
                     writer.close()
         except BaseException as error:
-            system.delete_file(partial)
+            with suppress(OSError):  # it may not have been begun
+                system.delete_file(partial)
             if isinstance(error, ValueError):
                 raise ValueError(f"{part['source']}: {error}") from error
             raise
@@ -210,7 +230,7 @@ class RerankWorker(Worker):
 
     def __init__(self, model: str, load: dict[str, Any], **own: Any) -> None:
         self.pipeline = load_pipeline("rerank", model, **load)
-        super().__init__(**own, made_by=f"rerank {self.pipeline.runner.weights_digest()}")
+        super().__init__(**own, made_by=f"rerank {self.pipeline.runner.fingerprint()} {self.pipeline.settings()}")
 
     def columns(self, inputs: list[tuple[str, str]]) -> dict[str, Any]:
         return {"": self.pipeline(inputs)}
@@ -220,7 +240,7 @@ class PredictWorker(Worker):
     def __init__(self, model: str, task: str, predicting: Predicting, load: dict[str, Any], **own: Any) -> None:
         self.task, self.predicting = task, predicting
         self.pipeline = pipeline = load_pipeline(task, model, **load)
-        made_by = f"{task} {pipeline.runner.weights_digest()} {predicting} {pipeline.settings()}"
+        made_by = f"{task} {pipeline.runner.fingerprint()} {predicting} {pipeline.settings()}"
         super().__init__(**own, prefix=predicting.prefix, made_by=made_by)
         self.types = _types(self.pipeline, predicting)
 

@@ -44,8 +44,8 @@ class State:
         self.failed: Exception | None = None  # what loading ended with
         self.stop: Callable[[], None] = lambda: None  # ends the server
 
-    def pick(self, name: str | None, *kinds: str) -> Any:
-        """The model of that name, of one of these kinds; of another name where there is but one of them.
+    def pick(self, name: str | None, *kinds: str, exact: bool = False) -> Any:
+        """The model of that name, of one of these kinds; unless `exact` of another where there is but one of them.
 
         Raises:
             NotServedError: there is none.
@@ -58,13 +58,16 @@ class State:
             return fitting[name]
         if not fitting:
             raise NotServedError(f"no model here is for {' or '.join(kinds)}")
-        if name is None or len(fitting) == 1:
+        if name is None or (len(fitting) == 1 and not exact):
             return next(iter(fitting.values()))
         raise NotServedError(f"model is {name!r}; those for {' or '.join(kinds)} are {', '.join(fitting)}")
 
     def count_waiting(self) -> None:
-        for model in self.models:
-            self.metrics.queue.labels(model.name).set(model.batcher.waiting)
+        waiting = dict.fromkeys((model.name for model in self.models), 0)
+        for batcher, name in {model.batcher: model.name for model in reversed(self.models)}.items():
+            waiting[name] += batcher.waiting  # of heads over one encoder, the first's
+        for name, tokens in waiting.items():
+            self.metrics.queue.labels(name).set(tokens)
 
     def check_count(self, count: int) -> None:
         if count > self.settings.max_texts:

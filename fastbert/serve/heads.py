@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,10 +84,16 @@ def _joins(pipeline: Pipeline, first: Pipeline) -> bool:
     if not (isinstance(own, Runner) and isinstance(base, Runner)) or {pipeline.task, first.task} - set(SHARING):
         return False
     settings = [{k: v for k, v in of.config.to_dict().items() if k not in _OF_A_HEAD} for of in (own, base)]
-    vocabularies: list[Callable[[], Any]] = [of.tokenizer.get_vocab for of in (own, base)]
-    if settings[0] != settings[1] or own.max_length != base.max_length or vocabularies[0]() != vocabularies[1]():
+    if settings[0] != settings[1] or _reads(own) != _reads(base):
         return False
     if (encoder := own.model.encoder.over(base.model.encoder)) is None:
         return False
     own.model = Head(encoder, own.model.parts)
     return True
+
+
+def _reads(runner: Runner) -> tuple[Any, ...]:
+    """What determines the tokens that a runner makes of texts."""
+    tokenizer = runner.tokenizer
+    special, backend = sorted(tokenizer.special_tokens_map.items()), tokenizer.as_json()
+    return backend, special, tokenizer.truncation_side, runner.max_length, runner.has_types, runner.types_of_one

@@ -20,9 +20,9 @@ from fastbert.light.choice import embedder_of, has_masked_lm, load_embedder, loa
 from fastbert.serve.batcher import Batch, Batcher
 from fastbert.serve.heads import SHARING, Heads, grouped
 from fastbert.serve.settings import ServeSettings
-from fastbert.tasks.fill_mask import FillMaskPipeline
+from fastbert.tasks.fill_mask import FillMaskPipeline, TooLongTextError
 from fastbert.tasks.names import head_task
-from fastbert.tasks.sparse import SparseEmbedding
+from fastbert.tasks.sparse import SparseEmbedding, check_pooling
 
 Result = TypeVar("Result")
 EMBEDDING = "embedding"
@@ -176,6 +176,8 @@ class Answering:
             settings = self.pipeline.settings(**given)
             checked = [self.pipeline.check(item, i) for i, item in enumerate(items)]
             windows = await aside(checked, self.pipeline.prepare, checked, settings)
+        except TooLongTextError as error:
+            raise TooLongError(str(error)) from None
         except (TypeError, ValueError) as error:
             raise InputError(str(error)) from None
         rows = await self.batcher.submit([((window, (self.name,)), len(window)) for window in windows])
@@ -202,7 +204,7 @@ class Answering:
     def warm_up(self) -> None:
         texts = {"question": "warm", "context": "warm"}
         items: dict[str, Any] = {"rerank": ("warm", "up"), "question-answering": texts}
-        self.pipeline(items.get(self.kind, f"warm {self.tokenizer.mask_token or ''}"))
+        self.pipeline(items.get(self.kind, f"warm {self.tokenizer.mask_token}"))
 
 
 Served = Embedding | Answering
@@ -281,8 +283,11 @@ def _load(path: str, settings: ServeSettings) -> dict[str, Any]:
     if task in SHARING:
         return {task: pipeline}
     runner = pipeline.runner
-    found = {"fill-mask": FillMaskPipeline(runner), "sparse-embedding": SparseEmbedding(runner)}
-    return found if task == "sparse-embedding" else {EMBEDDING: _on_device(embedder_of(runner)), **found}
+    found: dict[str, Any] = {} if task == "sparse-embedding" else {EMBEDDING: _on_device(embedder_of(runner))}
+    found["sparse-embedding"] = SparseEmbedding(runner)
+    if runner.tokenizer.mask_token is not None:
+        found["fill-mask"] = FillMaskPipeline(runner)
+    return found
 
 
 def _on_device(model: Any) -> Any:
@@ -296,7 +301,10 @@ def _task_of(path: str, revision: str | None) -> str | None:
     """The task of a folder's model; None for vectors."""
     config = BertConfig.from_pretrained(path, revision=revision)
     if (modules := resolve_file(path, MODULES, revision=revision, required=False)) is not None:
-        return "sparse-embedding" if SPARSE in modules.read_text(encoding="utf-8") else None
+        if SPARSE not in modules.read_text(encoding="utf-8"):
+            return None
+        check_pooling(path, revision)
+        return "sparse-embedding"
     task = head_task(config.extra.get("architectures") or [])
     if task == "fill-mask" and not has_masked_lm(path, config, revision):
         return None  # its encoder's vectors

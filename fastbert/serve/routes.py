@@ -147,6 +147,8 @@ async def root(request: Request, body: schemas.Root) -> Response:
     state = request.app.state.serve
     model = state.pick(body.model, *(served.kind for served in state.models))
     given = body.model_dump(exclude_none=True) | {"model": model.name}
+    if model.kind == "sparse-embedding":
+        return await embed_sparse(request, schemas.EmbedSparse.model_validate(given))
     if not isinstance(model, Embedding):
         return await predict(request, schemas.Predict.model_validate(given))
     if isinstance(body.inputs, dict):
@@ -268,6 +270,8 @@ async def info(request: Request) -> Response:
     if isinstance(model, Embedding):
         pooling = model.embedder.pooling
         kind = {"embedding": {"pooling": pooling if isinstance(pooling, str) else "+".join(pooling)}}
+    elif model.kind == "sparse-embedding":
+        kind = {"embedding": {"pooling": "splade"}}
     else:
         config = model.pipeline.runner.config
         labels = {"id2label": config.id2label, "label2id": config.label2id}
@@ -425,12 +429,10 @@ async def heads(request: Request, body: schemas.SeveralHeads) -> Response:
     """The answers of several models to each text, by their names; those over one encoder run it once."""
     state, texts = request.app.state.serve, _texts(request, body.inputs)
     kinds = tuple(ALL_ANSWERS)
-    names = body.models or [model.name for model in state.models if model.kind in kinds]
+    names: list[Any] = body.models or [model.name for model in state.models if model.kind in kinds] or [None]
     groups: dict[Batcher, list[Answering]] = {}
     for name in dict.fromkeys(names):
-        model = state.pick(name, *kinds)
-        if model.name != name:
-            raise InputError(f"models has {name!r}; there is no such model for {' or '.join(kinds)}")
+        model = state.pick(name, *kinds, exact=True)
         groups.setdefault(model.batcher, []).append(model)
     several = await asyncio.gather(
         *(group[0].answers_of([model.name for model in group], texts) for group in groups.values())

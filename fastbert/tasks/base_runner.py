@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -68,8 +69,14 @@ class BaseRunner:
         raise NotImplementedError
 
     def weights_digest(self) -> str:
-        """A hash of the weights."""
+        """A hash of the weights, and of how they are multiplied."""
         raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash of what determines the rows besides the inputs: weights, precision, config and tokenizer."""
+        vocabulary, config = sorted(self.tokenizer.get_vocab().items()), sorted(self.config.to_dict().items())
+        text = repr((self.weights_digest(), vocabulary, repr(self.tokenizer), config))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def run(
         self, windows: Sequence[Window], read: Read, rows: Callable[[Window], int] | None = None, module: Any = None

@@ -43,6 +43,10 @@ class MaskSettings(LengthSettings):
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1")
 
 
+class TooLongTextError(ValueError):
+    """A text with more tokens than the model takes, where it must not be cut."""
+
+
 class FillMaskPipeline(Pipeline):
     """Texts to [{score, token, token_str, sequence}], a list for each mask where there are several.
 
@@ -73,7 +77,7 @@ class FillMaskPipeline(Pipeline):
             text, own = items[item], list(group)
             if len(own) > 1:
                 tokens = count_tokens(own) + self.tokenizer.num_special_tokens_to_add(False)
-                raise ValueError(f"the text {text!r:.60} has {tokens} tokens; the model takes {limit}")
+                raise TooLongTextError(f"the text {text!r:.60} has {tokens} tokens; the model takes {limit}")
             if mask not in own[0].encoding.ids:
                 raise ValueError(f"the text has no {self.tokenizer.mask_token}: {text!r:.80}")
         return windows

@@ -56,7 +56,9 @@ class Runner(BaseRunner):
         return str(self.model.device.type)
 
     def weights_digest(self) -> str:
-        return str(weights_digest(self.model).hexdigest())
+        digest = weights_digest(self.model)
+        digest.update(str(getattr(self.model, "matmul_precision", None)).encode())
+        return str(digest.hexdigest())
 
     @torch.inference_mode()
     def run(

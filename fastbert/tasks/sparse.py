@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastbert.checkpoint.hub import resolve_file
+from fastbert.checkpoint.json_files import read_json
 from fastbert.inference.windows import Window
 from fastbert.tasks.base import Pipeline
 
@@ -28,3 +31,18 @@ class SparseEmbedding(Pipeline):
         weights = np.log1p(np.maximum(np.max(rows, axis=0), 0))
         places = np.flatnonzero(weights)
         return [{"index": i, "value": w} for i, w in zip(places.tolist(), weights[places].tolist(), strict=True)]
+
+
+def check_pooling(path: str | Path, revision: str | None = None) -> None:
+    """Checks that the SpladePooling of a folder of sentence-transformers is this one.
+
+    Raises:
+        ValueError: it sums, or has another activation.
+    """
+    for module in read_json(resolve_file(path, "modules.json", revision=revision), list):
+        if not str(module.get("type")).endswith("SpladePooling"):
+            continue
+        file = resolve_file(path, f"{module.get('path')}/config.json", revision=revision)
+        for name, known in (("pooling_strategy", "max"), ("activation_function", "relu")):
+            if (found := read_json(file).get(name, known)) != known:
+                raise ValueError(f"{file}: {name} is {found!r}; it must be {known!r}")

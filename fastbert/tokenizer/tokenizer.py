@@ -392,6 +392,10 @@ class Tokenizer:
         """All tokens with their ids, added tokens included."""
         return self._backend.get_vocab(with_added_tokens=True)
 
+    def as_json(self) -> str:
+        """The text of tokenizer.json: all that determines a text's tokens, but for the limit and side of cutting."""
+        return str(self._backend.to_str())
+
     @property
     def vocab_size(self) -> int:
         """Size of the vocabulary without added tokens, as in transformers."""

@@ -1,5 +1,8 @@
 """Parts of parquet files: the rows once, in order, with the bits of the library; what is there is kept."""
 
+import os
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,15 +76,33 @@ def test_what_is_there_is_kept(models, tmp_path):
     worker = EmbedWorker(models["vectors"], prompt_name=None, precision="float32", **OWN)
     _, found = run(worker, folder, tmp_path / "out")
     (tmp_path / "out" / "000002.parquet").unlink()
-    (tmp_path / "out" / ".000002-1.parquet").write_bytes(b"what a killed worker had written")
+    (tmp_path / "out" / f".000002-{0:032}.parquet").write_bytes(b"what a killed worker had written")
     kept, again = run(worker, folder, tmp_path / "out")
     assert kept == [True, True, False, True, True, True] and again.equals(found)
     other = EmbedWorker(models["vectors"], prompt_name=None, precision="float32", **{**OWN, "prefix": "vector"})
     kept, renamed = run(other, folder, tmp_path / "out")  # other settings: made again
     assert not any(kept) and renamed.column_names == ["id", "text", "vector"]
+    os.utime(folder / "1.parquet", (1, 1))  # written anew
+    assert run(other, folder, tmp_path / "out")[0] == [True, True, False, False, True, True]
     (tmp_path / "out" / "more.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match=r"more\.parquet, which is no part of this run"):
         parts_of(folder, tmp_path / "out", 40)
+
+
+def test_files_of_others_are_not_touched(models, tmp_path):
+    folder, _ = source(tmp_path / "in", files=1)
+    (folder / "0.parquet").rename(folder / "000000.parquet")
+    for target in (folder, tmp_path / "copy"):  # in place; a file that happens to have a part's name
+        if target != folder:
+            shutil.copytree(folder, target)
+        before = (target / "000000.parquet").read_bytes()
+        with pytest.raises(ValueError, match=r"000000\.parquet, which is no part of this run"):
+            parts_of(folder, target, 40)
+        assert (target / "000000.parquet").read_bytes() == before
+    worker = EmbedWorker(models["vectors"], prompt_name=None, precision="float32", **OWN)
+    run(worker, folder, tmp_path / "out")
+    with pytest.raises(ValueError, match="which is no part of this run"):  # a chain in place
+        parts_of(tmp_path / "out", tmp_path / "out", 40)
 
 
 KINDS = {
@@ -124,6 +145,13 @@ def test_rerank(models, tmp_path):
     _, found = run(RerankWorker(models["ranks"], **{**OWN, "reading": reading}), folder, tmp_path / "out")
     expected = light.CrossEncoder.from_pretrained(models["ranks"])(list(zip(texts, documents, strict=True)))
     assert found["embedding"].to_pylist() == expected
+
+
+def test_other_settings_make_other_parts(models):
+    def digest(**load):
+        return RerankWorker(models["ranks"], **{**OWN, "load": {**LOAD, **load}}).digest
+
+    assert digest() == digest() and len({digest(), digest(truncation=True), digest(quantize="int8")}) == 3
 
 
 def test_bad_rows(models, tmp_path):

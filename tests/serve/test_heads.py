@@ -1,5 +1,7 @@
 """Heads on one encoder: it runs once for all of them, and is held once. Masked-language models; models by torch."""
 
+import json
+import shutil
 import threading
 
 import numpy as np
@@ -15,6 +17,8 @@ from fastbert import light
 from fastbert.inference.cuda_graphs import CompiledModel
 from fastbert.light.encoder import Encoder
 from fastbert.serve.heads import Heads, grouped
+from fastbert.serve.models import load
+from fastbert.serve.settings import ServeSettings
 from fastbert.tasks.names import task_of
 from fastbert.tokenizer.auto import AutoTokenizer
 
@@ -77,6 +81,19 @@ def test_other_precisions_are_not_joined(several):
     assert len(grouped(made)) == 3
 
 
+def test_other_tokenizers_are_not_joined(several, tmp_path):
+    paths, _ = several
+    shutil.copytree(paths["mood"], tmp_path / "mood")
+    settings = json.loads((tmp_path / "mood" / "tokenizer.json").read_text())
+    settings["normalizer"] = {"type": "Lowercase"} if settings["normalizer"] is None else None
+    (tmp_path / "mood" / "tokenizer.json").write_text(json.dumps(settings))
+    settings = json.loads((tmp_path / "mood" / "tokenizer_config.json").read_text())
+    settings["do_lower_case"] = not settings.get("do_lower_case", True)  # BERT's normalizer is made of it
+    (tmp_path / "mood" / "tokenizer_config.json").write_text(json.dumps(settings))
+    made = {"a": light.pipeline("text-classification", paths["topic"])}
+    assert len(grouped({**made, "b": light.pipeline("text-classification", tmp_path / "mood")})) == 2
+
+
 def test_heads_in_one_request(several, start_paths, monkeypatch):
     paths, other = several
     client, calls = start_paths(**paths, other=other), []
@@ -96,7 +113,7 @@ def test_heads_in_one_request(several, start_paths, monkeypatch):
     same(found["names"], expected)
     assert list(client.post("/heads", json={"inputs": "a cat"}).json()) == [*paths, "other"]
     refused = client.post("/heads", json={"inputs": "a cat", "models": ["mood", "nobody"]})
-    assert refused.status_code in (404, 422) and "nobody" in refused.json()["error"]
+    assert refused.status_code == 404 and "nobody" in refused.json()["error"]
     one = client.post("/predict", json={"inputs": TEXTS[0], "model": "mood"}).json()
     same(one, found["mood"][0])
 
@@ -134,6 +151,9 @@ def test_masked_language_models(start_paths, masked, precision):
     same(client.post("/fill-mask", json={"inputs": texts[0]}).json(), expected(texts[0]))
     targets = client.post("/fill-mask", json={"inputs": texts[0], "targets": ["cat", "dog"]}).json()
     same(targets, expected(texts[0], targets=["cat", "dog"]))
+    long = client.post("/fill-mask", json={"inputs": "a [MASK] " * 100})
+    assert long.status_code == 413 and "tokens; the model takes" in long.json()["error"]
+    assert client.post("/heads", json={"inputs": "a cat"}).status_code == 404  # there are none
     assert "no [MASK]" in client.post("/fill-mask", json={"inputs": "a cat"}).json()["error"]
     sparse = client.post("/embed_sparse", json={"inputs": texts}).json()
     same(sparse, fastbert.pipeline("sparse-embedding", masked, precision=precision)(texts))
@@ -141,9 +161,59 @@ def test_masked_language_models(start_paths, masked, precision):
     own = fastbert.Embedder.from_pretrained(masked, precision=precision).embed(texts)
     np.testing.assert_allclose(vectors, own, rtol=0, atol=1e-6)
     listed = client.get("/v1/models").json()["data"]
-    assert [one["capabilities"] for one in listed] == [["embedding", "fill-mask", "sparse-embedding"]]
+    assert [one["capabilities"] for one in listed] == [["embedding", "sparse-embedding", "fill-mask"]]
     assert client.post("/tokenize", json={"inputs": "a cat"}).status_code == 200
     assert client.get("/info").json()["model_dtype"] == "float32"
+
+
+def test_a_folder_of_sparse_vectors(masked, start_paths, tmp_path):
+    folder = tmp_path / "splade"
+    shutil.copytree(masked, folder)
+    kinds = ("MLMTransformer", ""), ("SpladePooling", "1_SpladePooling")
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.sparse_encoder.models.{name}"}
+        for i, (name, path) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_SpladePooling").mkdir()
+    settings = {"pooling_strategy": "max", "activation_function": "relu"}
+    (folder / "1_SpladePooling" / "config.json").write_text(json.dumps(settings))
+    client = start_paths(str(folder))
+    expected = fastbert.pipeline("sparse-embedding", masked)(TEXTS[:3])
+    same(client.post("/embed_sparse", json={"inputs": TEXTS[:3]}).json(), expected)
+    same(client.post("/", json={"inputs": TEXTS[:3]}).json(), expected)
+    assert client.get("/info").json()["model_type"] == {"embedding": {"pooling": "splade"}}
+    (folder / "1_SpladePooling" / "config.json").write_text(json.dumps({**settings, "pooling_strategy": "sum"}))
+    with pytest.raises(ValueError, match="pooling_strategy is 'sum'; it must be 'max'"):
+        load(ServeSettings(models=(str(folder),)), lambda name, batch: None)
+
+
+def test_a_tokenizer_without_a_mask(masked, start_paths, tmp_path):
+    folder = tmp_path / "plain"
+    shutil.copytree(masked, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "mask_token": None}))
+    assert AutoTokenizer.from_pretrained(folder).mask_token is None
+    client = start_paths(str(folder))
+    assert [model.kind for model in client.app.state.serve.models] == ["embedding", "sparse-embedding"]
+
+
+def test_what_waits_is_counted_once(several, start_paths, masked):
+    paths, _ = several
+    client = start_paths(**paths, masked=masked)
+    state = client.app.state.serve
+    for model, tokens in ((state.models[0], 7), (state.models[-1], 5)):
+        model.batcher.waiting += tokens
+    state.models[len(paths)].batcher.waiting += 2  # masked's vectors
+    try:
+        lines = client.get("/metrics").text.splitlines()
+        found = {
+            line.split('"')[1]: float(line.split()[-1]) for line in lines if line.startswith("fastbert_queue_tokens{")
+        }
+        assert found == {**dict.fromkeys(paths, 0.0), next(iter(paths)): 7.0, "masked": 7.0}
+    finally:
+        for model in (state.models[0], state.models[len(paths)], state.models[-1]):
+            model.batcher.waiting = 0
 
 
 @pytest.mark.parametrize("way", ["light", "torch", "live"])
