@@ -126,12 +126,13 @@ def inputs_of(task: str, texts: list[str], mask: str) -> tuple[Any, dict[str, An
     return texts, {}
 
 
-def numbers(task: str, answers: Any) -> torch.Tensor:
-    """The scores of the answers."""
+def numbers(task: str, answers: Any, lengths: list[int]) -> torch.Tensor:
+    """The scores of the answers to texts of so many tokens."""
     if task == "embeddings":
         return torch.as_tensor(np.asarray(answers))
     if task == "feature-extraction":
-        return torch.cat([torch.as_tensor(answer).reshape(-1) for answer in answers])
+        rows = [torch.as_tensor(answer)[0, :length] for answer, length in zip(answers, lengths, strict=True)]
+        return torch.cat([row.reshape(-1) for row in rows])  # transformers' batches have pads
     if task == "zero-shot-classification":
         return torch.tensor([dict(zip(a["labels"], a["scores"], strict=True))[x] for a in answers for x in LABELS])
     if task == "token-classification":
@@ -165,10 +166,11 @@ def providers(task: str, folder: Path, texts: list[str], dtypes: list[str]) -> t
     tags = task == "token-classification"
     chosen = {**given, "aggregation_strategy": "simple"} if tags else given
     windows = ours.prepare([ours.check(item, i) for i, item in enumerate(inputs)], ours.settings(**chosen))
+    lengths = [len(window) for window in windows]
 
     def scores(pipe: Any, answers: Any) -> torch.Tensor:
         # Of tags each token's: how many make an entity may change with the rounding of a random head.
-        return numbers(task, pipe(inputs, **given, ignore_labels=[]) if tags else answers)
+        return numbers(task, pipe(inputs, **given, ignore_labels=[]) if tags else answers, lengths)
 
     def peer(_: Case) -> Prepared:
         import transformers
@@ -197,7 +199,7 @@ def providers(task: str, folder: Path, texts: list[str], dtypes: list[str]) -> t
 
     ways = (own, engine, command) if task == "text-classification" else (own, engine)
     found = [] if task == "question-answering" else [Provider("transformers", peer)]
-    return [*found, *(way(dtype) for dtype in dtypes for way in ways)], [len(window) for window in windows]
+    return [*found, *(way(dtype) for dtype in dtypes for way in ways)], lengths
 
 
 def predict_command(folder: Path, texts: list[str], dtype: str) -> Prepared:

@@ -87,14 +87,17 @@ class FillMaskPipeline(Pipeline):
         return self.runner.predictions_at(windows, self.tokenizer.mask_token_id)
 
     def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
-        ids = windows[0].encoding.ids
-        places = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
+        ids, mask = windows[0].encoding.ids, self.tokenizer.mask_token_id
+        places = [place for place, token in enumerate(ids) if token == mask]
         answers = []
         for place, logits in zip(places, rows[0], strict=True):
             scores = apply("softmax", logits)
-            tokens = np.arange(len(scores)) if settings.targets is None else settings.targets
-            best = np.argsort(-scores[tokens], kind="stable")[: settings.top_k or 5]
-            answers.append([self._filled(ids, place, int(tokens[i]), scores, len(places)) for i in best])
+            count = settings.top_k or 5
+            if settings.targets is None:
+                best = _best(scores, count)
+            else:
+                best = settings.targets[_best(scores[settings.targets], count)]
+            answers.append([self._filled(ids, place, token, scores, len(places)) for token in best.tolist()])
         return answers[0] if len(answers) == 1 else answers
 
     def _filled(self, ids: list[int], place: int, token: int, scores: np.ndarray, masks: int) -> dict[str, Any]:
@@ -115,6 +118,15 @@ class FillMaskPipeline(Pipeline):
         if not found:
             raise ValueError(f"targets is {targets!r}; none of them has a token")
         return np.array(sorted(found))
+
+
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    """The places of the highest scores, best first; of equals, the first. Sorting a whole vocabulary takes as long as
+    the model."""
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    places = np.flatnonzero(~(scores < np.partition(scores, -count)[-count]))
+    return places[np.argsort(-scores[places], kind="stable")][:count]
 
 
 class Candidate(NamedTuple):

@@ -114,4 +114,5 @@ def apply(function: str, logits: np.ndarray) -> np.ndarray:
     if function == "sigmoid":
         return 1 / (1 + np.exp(-logits))
     exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponents / exponents.sum(axis=-1, keepdims=True)
+    exponents /= exponents.sum(axis=-1, keepdims=True)
+    return exponents

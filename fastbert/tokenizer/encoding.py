@@ -286,6 +286,8 @@ def stack_columns(columns: dict[str, tuple[list, Any]], width: int, side: str) -
 
 def as_list(ids: Any) -> list:
     """Converts a number, sequence, array or tensor of ids to a list of integers, or of lists."""
+    if isinstance(ids, list) and {*map(type, ids)} <= {int}:  # most are
+        return list(ids)
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     if isinstance(ids, int):
         return [ids]

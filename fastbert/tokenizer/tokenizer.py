@@ -75,6 +75,7 @@ class Tokenizer:
         tokenizer_class: str = "PreTrainedTokenizerFast",
     ) -> None:
         self._backend = backend
+        self._ids: tuple[Any, frozenset[int]] | None = None  # those of a backend's tokens, from the first decode on
         self.special_tokens_map = {name: content_of(token) for name, token in special.items()}
         self.model_max_length = UNLIMITED if model_max_length is None else int(model_max_length)
         self.padding_side = check_side("padding_side", padding_side)
@@ -331,7 +332,8 @@ class Tokenizer:
         ids = as_list(token_ids)
         if ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
-        self.convert_ids_to_tokens(ids)  # raises for an unknown id; the library skips it silently
+        if not self._known_ids.issuperset(ids):  # which the library skips silently
+            self.convert_ids_to_tokens(ids)  # raises
         text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
@@ -339,6 +341,12 @@ class Tokenizer:
             for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
                 text = text.replace(spaced, spaced.strip())
         return text
+
+    @property
+    def _known_ids(self) -> frozenset[int]:
+        if self._ids is None or self._ids[0] is not self._backend:
+            self._ids = self._backend, frozenset(self.get_vocab().values())
+        return self._ids[1]
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
         """Texts of several rows of ids."""

@@ -9,6 +9,7 @@ import transformers
 from tasks_support import KINDS, LENGTH, make_texts, same, save
 
 import fastbert
+from fastbert.tasks.fill_mask import _best
 from fastbert.tasks.summarization import sentences_of
 from fastbert.tasks.vector_search import similarity
 
@@ -48,6 +49,15 @@ def test_fill_mask(masked, way, options):
     same(ours(kept, **options), theirs(kept, **options, **cut))
     same(ours(kept[0], **options), theirs(kept[0], **options))
     same(ours(kept[:1], **options), theirs(kept[:1], **options))
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 40, 50])
+def test_the_best_are_those_of_a_whole_sort(count):
+    generator = np.random.default_rng(count)
+    for scores in (generator.integers(0, 6, 40).astype(np.float32), generator.random(40, dtype=np.float32)):
+        scores[3] = scores[17]
+        assert _best(scores, count).tolist() == np.argsort(-scores, kind="stable")[:count].tolist()
+    assert len(_best(np.full(40, np.nan, np.float32), count)) == min(count, 40)
 
 
 def test_fill_mask_refuses(masked):
