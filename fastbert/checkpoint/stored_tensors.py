@@ -45,6 +45,13 @@ class StoredTensors:
         shape = file.shape(stored)
         return (shape[0] // part.blocks, *shape[1:]) if shape else shape
 
+    def missing_masked_lm(self, tied: bool) -> str | None:
+        """The name of a tensor of the masked-language-model head that is not there; None if the checkpoint has one.
+        `tied`: whether its decoder may be the table of words."""
+        names = self._family.masked_lm
+        name = f"{names.dense or names.decoder}.weight"
+        return None if name in self or (names.dense is None and tied) else name
+
     def fail_missing(self, names: list[str], why: str | None = None) -> NoReturn:
         """Raises ValueError: these tensors are not there."""
         files = ", ".join(str(f) for f in sorted(set(self.files.values()))) or "the checkpoint"

@@ -1,7 +1,7 @@
 """Parquet files in parts, and what workers make of them: columns of vectors, predictions or scores.
 
 A part is written whole, under a name that says its place, with what it was made of. So rows are there once, in their
-order, whatever dies, and a run that died goes on with the parts that are missing.
+order, whatever dies, and a run that died continues with the parts that are missing.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     embed("texts/", "vectors/", "path/to/model", workers=8)
 
 Each worker is an actor with a model of its own, the light one on a CPU. Ray gives the part of a worker that died to
-another, and a run that died goes on with the parts that are missing: see integrations.parquet.
+another, and a run that died continues with the parts that are missing: see integrations.parquet.
 """
 
 from __future__ import annotations

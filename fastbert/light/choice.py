@@ -104,9 +104,7 @@ def has_masked_lm(path: str | Path, config: BertConfig, revision: str | None = N
         from fastbert.checkpoint.load import Checkpoint
 
         stored = Checkpoint(path, revision, family)
-    if family.masked_lm.dense is None:
-        return config.tie_word_embeddings or f"{family.masked_lm.decoder}.weight" in stored
-    return f"{family.masked_lm.dense}.weight" in stored
+    return stored.missing_masked_lm(config.tie_word_embeddings) is None
 
 
 def reason_for_torch(

@@ -90,29 +90,33 @@ class Runner(BaseRunner):
         self, windows: Sequence[Window], read: Read, rows: Callable[[Window], int] | None = None, module: Any = None
     ) -> list[np.ndarray]:
         """The logits of each window, (N,), or of its tokens, (T, N). They are all that there is to `read`."""
-        found: list[np.ndarray] = [np.empty(0)] * len(windows)
-        call = self.model.of_tokens if self.of_tokens else self.model.of_texts
-        for batch, inputs in self.batches(windows):
-            values = call(**inputs)
-            parts = np.split(values, inputs["cu_seqlens"][1:-1]) if self.of_tokens else values
-            for i, part in zip(batch, parts, strict=True):
-                found[i] = part
-        return found
+        if not self.of_tokens:
+            return self._by_window(windows, lambda inputs: self.model.of_texts(**inputs))
+
+        def parts(inputs: dict[str, Any]) -> list[np.ndarray]:
+            return np.split(self.model.of_tokens(**inputs), inputs["cu_seqlens"][1:-1])
+
+        return self._by_window(windows, parts)
 
     def predictions_at(self, windows: Sequence[Window], token: int) -> list[np.ndarray]:
-        found: list[np.ndarray] = [np.empty(0)] * len(windows)
-        for batch, inputs in self.batches(windows):
+        def parts(inputs: dict[str, Any]) -> list[np.ndarray]:
             places = np.flatnonzero(inputs["ids"] == token)
             ends = np.searchsorted(places, inputs["cu_seqlens"][1:-1])
-            for i, part in zip(batch, np.split(self.model.of_places(**inputs, places=places), ends), strict=True):
-                found[i] = part
-        return found
+            return np.split(self.model.of_places(**inputs, places=places), ends)
+
+        return self._by_window(windows, parts)
 
     def largest_predictions(self, windows: Sequence[Window]) -> list[np.ndarray]:
+        return self._by_window(windows, lambda inputs: self.model.largest(**inputs))
+
+    def _by_window(
+        self, windows: Sequence[Window], parts: Callable[[dict[str, Any]], Sequence[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """What `parts` makes of a batch's arguments, one for each of its windows, in the order of the windows."""
         found: list[np.ndarray] = [np.empty(0)] * len(windows)
         for batch, inputs in self.batches(windows):
-            for i, row in zip(batch, self.model.largest(**inputs), strict=True):
-                found[i] = row
+            for i, part in zip(batch, parts(inputs), strict=True):
+                found[i] = part
         return found
 
     def _inputs(self, encodings: list[Any], lengths: list[int]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from fastbert.config import BertConfig
 from fastbert.engine.library import ACTIVATIONS
 from fastbert.families.parts import HeadParts
 from fastbert.light.encoder import Encoder
+from fastbert.tasks.base_runner import VOCABULARY_ROWS
 
 FIRST = ("cls", "bos", "pooler")  # what a head may read of a text that its first token's state is enough for
-BLOCK = 256  # rows whose logits over a vocabulary are held at a time
 
 
 def needs_torch_for(config: BertConfig, head: HeadParts | None = None) -> str | None:
@@ -83,8 +83,8 @@ class Head:
         states = self.encoder(ids, cu_seqlens, token_type_ids=token_type_ids)
         y = np.full((len(cu_seqlens) - 1, self.parts.out.rows), -np.inf, np.float32)
         for row, start, end in zip(y, cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
-            for first in range(start, end, BLOCK):
-                logits = self.encoder.float32(self(states[first : min(end, first + BLOCK)]))
+            for first in range(start, end, VOCABULARY_ROWS):
+                logits = self.encoder.float32(self(states[first : min(end, first + VOCABULARY_ROWS)]))
                 np.maximum(row, logits.max(axis=0), out=row)
         return y
 

@@ -14,6 +14,7 @@ from fastbert.inference.batching import blocks, token_budget_batches
 from fastbert.inference.windows import Window, windows_of
 from fastbert.tokenizer.tokenizer import Tokenizer
 
+VOCABULARY_ROWS = 256  # rows whose logits over a vocabulary are held at a time
 _CHUNK, _CHUNK_CHARS = 1024, 1 << 20  # inputs that are tokenized together, and characters at which a chunk ends
 
 Read = Callable[[Any, Any], Any]

@@ -184,9 +184,7 @@ class FillMask:
         config = BertConfig.from_pretrained(path, revision=revision)
         family = family_of(config.model_type)
         with Checkpoint(path, revision, family) as checkpoint:
-            name = f"{family.masked_lm.dense or family.masked_lm.decoder}.weight"
-            tied = family.masked_lm.dense is None and config.tie_word_embeddings
-            if name not in checkpoint and not tied:
+            if (name := checkpoint.missing_masked_lm(config.tie_word_embeddings)) is not None:
                 raise ValueError(f"{path}: no tensor {name}: this checkpoint has no masked-language-model head")
         options = LoadOptions(dtype, precision, quantize, device, revision, inference_only)
         model = AutoModelForMaskedLM.of(config).load(path, options)

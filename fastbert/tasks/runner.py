@@ -16,10 +16,8 @@ from fastbert.inference.embed import weights_digest
 from fastbert.inference.windows import Window
 from fastbert.model.bert import picked_states
 from fastbert.model.pretrained import BertPreTrainedModel
-from fastbert.tasks.base_runner import BaseRunner, Read
+from fastbert.tasks.base_runner import VOCABULARY_ROWS, BaseRunner, Read
 from fastbert.tokenizer.tokenizer import Tokenizer
-
-_BLOCK = 256  # rows whose logits over a vocabulary are held at a time
 
 
 class Runner(BaseRunner):
@@ -95,7 +93,10 @@ class Runner(BaseRunner):
             if self.is_own:
                 states = self.model.base_model(**inputs, return_dict=True).last_hidden_state
                 texts = states.split([len(windows[i]) for i in batch])
-                rows = [torch.stack([self.model.predictions(x).amax(0) for x in text.split(_BLOCK)]) for text in texts]
+                rows = [
+                    torch.stack([self.model.predictions(x).amax(0) for x in text.split(VOCABULARY_ROWS)])
+                    for text in texts
+                ]
             else:
                 logits = self.model(**inputs, return_dict=True).logits
                 rows = [one[mask == 1] for one, mask in zip(logits, inputs["attention_mask"], strict=True)]

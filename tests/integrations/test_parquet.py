@@ -82,7 +82,7 @@ def test_what_is_there_is_kept(models, tmp_path):
     other = EmbedWorker(models["vectors"], prompt_name=None, precision="float32", **{**OWN, "prefix": "vector"})
     kept, renamed = run(other, folder, tmp_path / "out")  # other settings: made again
     assert not any(kept) and renamed.column_names == ["id", "text", "vector"]
-    os.utime(folder / "1.parquet", (1, 1))  # written anew
+    os.utime(folder / "1.parquet", (1, 1))  # written again
     assert run(other, folder, tmp_path / "out")[0] == [True, True, False, False, True, True]
     (tmp_path / "out" / "more.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match=r"more\.parquet, which is no part of this run"):
