@@ -70,12 +70,14 @@ def embed(
         target: the folder that the parts are written to, 000000.parquet and so on. Parts that it has already are kept
             if they were made of the same rows by the same model and settings.
         model: a folder or hub id.
-        column, output: the column of texts, and the new one.
+        column: of the texts.
+        output: the new column.
         prompt_name: of the model's prompts.
         precision: of the vectors: "float32", "binary" or "ubinary".
         skip_bad: whether a row without a text gets null, and is no error.
         workers: how many actors.
-        cpus, gpus: of a worker. It computes with as many threads, or on its GPU by torch.
+        cpus: of a worker, which computes with as many threads.
+        gpus: of a worker; with one it computes there, by torch.
         part_rows: rows at which a part ends, at the end of a row group of its file.
         load: options of light.choice.load_embedder: dtype, quantize, or cache, with which the workers of a node share
             one mapped copy of the weights.
@@ -115,12 +117,13 @@ def predict(
 ) -> Outcome:
     """Adds the columns of `fastbert predict`: the prediction, its score, and the numbers of windows and tokens.
 
+    The arguments that are not listed are those of `embed`.
+
     Args:
         task: of tasks.predict.PREDICTED; None for that of the model's head.
         reading: the names of the columns that the task reads.
         predicting: which part of the answers is kept, and how the new columns' names begin.
         load: options of light.choice.load_pipeline, among them defaults of the task's arguments.
-        others: see `embed`.
 
     Raises:
         ValueError: the model is for another task; and as `embed`.
@@ -150,9 +153,12 @@ def rerank(
 ) -> Outcome:
     """Adds the score of each row's document for its query, float64, by a cross-encoder.
 
+    The arguments that are not listed are those of `embed`.
+
     Args:
-        query, document, output: the columns of both texts, and the new one.
-        others: see `embed`.
+        query: the column of the queries.
+        document: the column of the documents.
+        output: the new column.
 
     Raises:
         ValueError: as `embed`.
