@@ -115,7 +115,8 @@ struct LinearBwd {
     Activation activation;
 };
 
-// Attention with dropout of the probabilities. Mask row h * T + t belongs to token t in head h; columns are keys.
+// Attention with dropout of the probabilities. Mask row (h << 40) + t belongs to token t in head h; columns are the keys
+// of its sequence.
 struct AttentionFwdTrain {
     Attention op;
     Dropout dropout;

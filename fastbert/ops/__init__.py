@@ -1,5 +1,6 @@
 """The ops of an encoder on packed tensors, the encoder and a padded batch as a whole, and packing itself."""
 
+from fastbert.native.dropout import mask_rows
 from fastbert.native.extension import mode_reason, pointer_reason
 from fastbert.native.freshness import Checksums, SameObjects, checksums_of
 from fastbert.native.packing import bounds
@@ -36,6 +37,7 @@ __all__ = [
     "gather_rows",
     "linear",
     "linear_cross_entropy",
+    "mask_rows",
     "mode_reason",
     "pack_mask",
     "pointer_reason",

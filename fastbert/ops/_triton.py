@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fastbert.native.dropout import current_rows
 from fastbert.native.extension import pointer_reason
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,6 +29,17 @@ def reason_against(*tensors: Tensor | None, one_dtype: bool = True) -> str | Non
     if any(t.device != device for t in present):
         return f"tensors on {', '.join(dict.fromkeys(str(t.device) for t in present))}; it takes one device"
     return None
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """The seed of a mask, (1,) int64 on `device`: of torch's generator there, or by `mask_rows`."""
+    from fastbert.kernels import dropout
+
+    rows = current_rows()
+    if rows is None:
+        return dropout.draw_seed(device)
+    seed = rows.draw()
+    return torch.tensor([seed - 2**64 if seed >= 2**63 else seed], device=device)
 
 
 def rows_in_memory(x: Tensor) -> Tensor:

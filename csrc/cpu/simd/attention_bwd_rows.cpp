@@ -69,6 +69,12 @@ void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, i
     }
 }
 
+// A token's row of the mask in one head. It does not depend on how many tokens there are, so that a batch can be computed
+// in parts, each with the rows that it has in the whole.
+inline RowKey mask_key(const Dropout& dropout, int64_t head, int64_t token) {
+    return row_key(dropout.seed, (static_cast<uint64_t>(head) << 40) + static_cast<uint64_t>(token));
+}
+
 // scores[begin, end) -> 2^(scores * scale - their maximum) as T in place, with dropout of columns counted from `origin`,
 // and zeros elsewhere in [0, padded). Returns 1 / their sum before dropout, and the maximum in `largest`.
 template <typename T>
@@ -129,7 +135,7 @@ void forward(const AttentionFwdTrain& training, int64_t start, int64_t L, int64_
             const int64_t from = own.begin - origin, to = own.end - origin;
             if (bias) scale_and_add(own_scores + from, to - from, op.scale_log2 * LN2, bias + own.begin - (m + i));
             inverse[i] = exponentials<T>(own_scores, from, to, width, origin, bias ? LOG2E : op.scale_log2,
-                                         training.dropout, row_key(training.dropout.seed, row), &row_max);
+                                         training.dropout, mask_key(training.dropout, head, start + m + i), &row_max);
             if (!training.row_max) continue;
             training.row_max[row] = row_max;
             training.row_max[op.H * training.T + row] = inverse[i];
@@ -207,7 +213,7 @@ void prepare(const AttentionBwd& back, int64_t start, int64_t L, int64_t head, c
     const T* y = static_cast<const T*>(op.y) + (start * op.H + head) * D;
     for (int64_t i = 0; i < panels(L) * TILE_N; ++i) {
         const int64_t row = head * back.T + start + i;
-        const RowKey key = row_key(back.dropout.seed, row);
+        const RowKey key = mask_key(back.dropout, head, start + i);
         w.row_max[i] = i < L ? back.row_max[row] : 0.0f;
         w.inverse[i] = i < L ? back.row_max[op.H * back.T + row] : 0.0f;
         w.key_a[i] = key.a;

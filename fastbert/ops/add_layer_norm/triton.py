@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastbert import reference
 from fastbert.ops._autograd import differentiable_gradients, needs_gradient
-from fastbert.ops._triton import reason_against, rows_in_memory
+from fastbert.ops._triton import draw_seed, reason_against, rows_in_memory
 from fastbert.ops.add_layer_norm.common import sum_in
 
 _MAX_COLUMNS = 8192  # a row in registers; more would spill
@@ -35,7 +35,6 @@ class _TritonAddLayerNorm(torch.autograd.Function):
         rms: bool,
     ) -> tuple[Tensor, Tensor | None]:
         from fastbert.kernels.add_layer_norm import add_layer_norm_fwd
-        from fastbert.kernels.dropout import draw_seed
 
         ctx.set_materialize_grads(False)
         seed = draw_seed(x.device) if dropout_p else None
@@ -87,7 +86,6 @@ def run_triton(
     return_sum: bool = False,
 ) -> Any:
     from fastbert.kernels.add_layer_norm import add_layer_norm_fwd
-    from fastbert.kernels.dropout import draw_seed
 
     if needs_gradient(x, residual, weight, bias):
         y, total = _TritonAddLayerNorm.apply(x, residual, weight, bias, eps, dropout_p, rms)

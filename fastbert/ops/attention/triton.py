@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastbert.ops._autograd import needs_gradient
-from fastbert.ops._triton import reason_against
+from fastbert.ops._triton import draw_seed, reason_against
 from fastbert.ops.attention.reference import second_derivative
 
 if TYPE_CHECKING:
@@ -97,7 +97,6 @@ def triton_arguments(
     window: int | None = None,
 ) -> dict[str, Any]:
     """The arguments shared by the launchers of forward and backward; with dropout and no seed, one is drawn."""
-    from fastbert.kernels.dropout import draw_seed
 
     return {
         "scale": qkv.shape[-1] ** -0.5 if scale is None else scale,

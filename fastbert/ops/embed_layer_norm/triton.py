@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastbert.ops._autograd import needs_gradient
-from fastbert.ops._triton import reason_against, rows_in_memory
+from fastbert.ops._triton import draw_seed, reason_against, rows_in_memory
 from fastbert.ops.embed_layer_norm.reference import second_derivative
 
 _MAX_COLUMNS = 8192  # a row in registers; more would spill
@@ -19,7 +19,6 @@ class _TritonEmbedLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        from fastbert.kernels.dropout import draw_seed
         from fastbert.kernels.embed_layer_norm import embed_layer_norm_fwd
 
         *tensors, eps, dropout_p, padding_idx = args
@@ -46,7 +45,6 @@ class _TritonEmbedLayerNorm(torch.autograd.Function):
 
 
 def run_triton(*tensors: Tensor, eps: float, dropout_p: float, padding_idx: int | None) -> Tensor:
-    from fastbert.kernels.dropout import draw_seed
     from fastbert.kernels.embed_layer_norm import embed_layer_norm_fwd
 
     tensors = (*(ids.contiguous() for ids in tensors[:3]), *tensors[3:])
