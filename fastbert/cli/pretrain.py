@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ from fastbert import native
 from fastbert.checkpoint.hub import resolve_file
 from fastbert.config import BertConfig
 from fastbert.model import BertPreTrainedModel
-from fastbert.precision import torch_device
+from fastbert.model.heads import ModelForMaskedLM
 from fastbert.progress import say
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.batches import PackedBatches, PretrainingBatch
-from fastbert.training.distributed import Processes, join, local_rank
+from fastbert.training.distributed import Processes, device_of, join
 from fastbert.training.loop import Outcome, newest_checkpoint
 from fastbert.training.masking import Masking
+from fastbert.training.mixture import Mixture
 from fastbert.training.objective import Objective, model_class
 from fastbert.training.pretraining import Pretraining
+from fastbert.training.replaced_tokens import ReplacedTokens, generator_config
 from fastbert.training.settings import Settings, SettingsError, load_settings
 from fastbert.training.shards import Shards, read_index
 
@@ -70,7 +72,7 @@ def train(
         begin: makes the initial model; None for fresh_model.
         objective: makes the objective from the model on its device; None for the losses of its own heads.
     """
-    place = torch.device(_device(device))
+    place = torch.device(device_of(device))
     with join(place) as processes:
         outcome = _pretrain(settings, place, processes, begin or fresh_model, objective, resume=resume)
     if processes.first:
@@ -89,7 +91,10 @@ def _pretrain(
 ) -> Outcome:
     newest = newest_checkpoint(Path(settings.output.folder), "output.folder", resume=resume)
     processes.wait()  # until all have read the folder, before one writes
-    shards = Shards(settings.data.shards)
+    sources = [Shards(folder) for folder in (settings.data.shards, *settings.data.more_shards)]
+    shards = sources[0]
+    for other in sources[1:]:
+        check_same_vocabulary(shards, other)
     tokenizer = shards.tokenizer
     if newest is None:
         model = begin(settings, tokenizer, shards)
@@ -97,19 +102,19 @@ def _pretrain(
         kind = model_class(settings.training.objective, BertConfig.from_pretrained(newest))
         model = kind.from_pretrained(newest)
     shards.check_model(model.config)
-    masking = Masking(settings.data.mask_probability, whole_words=settings.data.whole_words)
+    masking = masking_of(settings)
     places = {"rank": processes.rank, "world_size": processes.world_size}
     options: dict[str, Any] = {"tokens_per_batch": settings.data.tokens_per_batch, "masking": masking, **places}
     trainer = Pretraining(
         settings,
         model,
         tokenizer,
-        PackedBatches(shards, seed=settings.training.seed, **options),
+        batches_of(settings, sources, options),
         _heldout(settings, model.config, options),
         device=device,
         processes=processes,
         peak_flops=peak_flops(settings, device),
-        objective=None if objective is None else objective(model.to(device)),
+        objective=_objective(settings, model.to(device), objective),
     )
     if newest is not None:
         trainer.resume(newest)
@@ -121,6 +126,42 @@ def _pretrain(
                     f"training.steps={2 * trainer.step} --set schedule.total_steps={2 * trainer.step}"
                 )
     return trainer.run()
+
+
+def _objective(
+    settings: Settings, model: BertPreTrainedModel, make: Callable[[BertPreTrainedModel], Objective] | None
+) -> Objective | None:
+    """The objective of a model on its device; None for the losses of its own heads."""
+    if make is not None:
+        return make(model)
+    if settings.training.objective != "rtd":
+        return None
+    torch.manual_seed(settings.training.seed + 1)
+    generator = ModelForMaskedLM(generator_config(model.config, settings.model.generator_share))
+    return ReplacedTokens(model, generator.to(model.device), settings.training.rtd_weight)
+
+
+def masking_of(settings: Settings) -> Masking:
+    """How tokens are masked; RTD's generator sees [MASK] for all that are chosen."""
+    data = settings.data
+    shares = {"mask_share": 1.0, "random_share": 0.0} if settings.training.objective == "rtd" else {}
+    return Masking(data.mask_probability, whole_words=data.whole_words, span_length=data.span_length, **shares)
+
+
+def batches_of(settings: Settings, sources: Sequence[Shards], options: dict[str, Any]) -> PackedBatches | Mixture:
+    """The batches of a run, from one folder of shards or several."""
+    data, seed = settings.data, settings.training.seed
+    made = [PackedBatches(shards, seed=seed + i, **options) for i, shards in enumerate(sources)]
+    if len(made) == 1:
+        return made[0]
+    weights = data.weights or tuple(float(shards.counts.tokens) for shards in sources)
+    return Mixture(made, data.tokens_per_batch, weights)
+
+
+def check_same_vocabulary(first: Shards, other: Shards) -> None:
+    """Raises ValueError if the shards of two folders have different vocabularies."""
+    if first.vocabulary != other.vocabulary:
+        raise ValueError(f"{other.folder} was prepared with another vocabulary than {first.folder}")
 
 
 def _heldout(settings: Settings, config: BertConfig, options: dict) -> Callable[[], Iterator[PretrainingBatch]] | None:
@@ -183,9 +224,3 @@ def peak_flops(settings: Settings, device: torch.device) -> float | None:
     # If bf16 products are slower than fp32 ones, the peak is that of fp32.
     kinds = ("bf16", "fp32") if half else ("fp32",)
     return max(native.peak(kind, native.isa(), torch.get_num_threads()) for kind in kinds)
-
-
-def _device(name: str | None) -> str:
-    """The device of that name; with several GPUs, each of torchrun's processes uses its own."""
-    number, device = local_rank(), torch_device(name)
-    return f"cuda:{number}" if device == "cuda" and number is not None else device

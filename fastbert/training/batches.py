@@ -8,7 +8,7 @@ end of an epoch, the batch is filled from the next epoch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -83,17 +83,42 @@ class PackedBatches:
             raise ValueError(f"rank is {rank}; it must be at least 0 and below world_size, {world_size}")
         if not len(shards):
             raise ValueError(f"{shards.folder}: split {shards.split!r} holds no examples")
-        if tokens_per_batch < (least := shards.max_length * world_size):
-            raise ValueError(
-                f"tokens_per_batch is {tokens_per_batch}; {world_size} process{'es' * (world_size > 1)} with examples "
-                f"of up to {shards.max_length} tokens take at least {least}"
-            )
+        self.least = shards.max_length * world_size
         self.shards, self.tokens_per_batch, self.seed = shards, tokens_per_batch, seed
         self.rank, self.world_size, self.epochs = rank, world_size, epochs
+        self._check_tokens(tokens_per_batch)
+        self.length: int | None = None
         self._mask = Masker(shards.tokenizer, masking or Masking())
-        self._usual = max(1, tokens_per_batch * len(shards) // shards.counts.tokens)  # examples in an average batch
         self._epoch = self._position = 0
         self._order = self._order_of(0)
+
+    def _check_tokens(self, tokens: int) -> None:
+        if tokens < self.least:
+            raise ValueError(
+                f"tokens_per_batch is {tokens}; {self.world_size} process{'es' * (self.world_size > 1)} with examples "
+                f"of up to {self.shards.max_length} tokens take at least {self.least}"
+            )
+
+    def limit(self, *, tokens: int | None = None, length: int | None = None, probability: float | None = None) -> None:
+        """Sets the limits of the batches that follow.
+
+        Args:
+            tokens: of a batch, in place of tokens_per_batch.
+            length: of a sequence: longer examples become several, and no token is lost; None for whole examples. Masks
+                do not depend on it.
+            probability: that a token is masked.
+
+        Raises:
+            ValueError: fewer tokens than the longest example has; a length where the examples are pairs.
+        """
+        if tokens is not None:
+            self._check_tokens(tokens)
+            self.tokens_per_batch = tokens
+        if length is not None and self.shards.pairs:
+            raise ValueError(f"{self.shards.folder} holds pairs of segments, which cannot be cut to {length} tokens")
+        self.length = length
+        if probability is not None:
+            self._mask.masking = replace(self._mask.masking, probability=probability)
 
     def state_dict(self) -> dict[str, int]:
         """The position of the next batch, and the identity of the data, for `load_state_dict`."""
@@ -128,7 +153,9 @@ class PackedBatches:
     def _fill(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Takes the next global batch; returns its examples' numbers, lengths and epochs."""
         taken: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        room, want = self.tokens_per_batch, self._usual + self._usual // 8 + 1
+        room = self.tokens_per_batch
+        usual = max(1, room * len(self.shards) // self.shards.counts.tokens)  # examples in an average batch
+        want = usual + usual // 8 + 1
         while True:
             if self._position == len(self.shards):
                 self._epoch, self._position = self._epoch + 1, 0
@@ -163,6 +190,9 @@ class PackedBatches:
         key = np.array([keys[epoch] for epoch in epochs.tolist()], dtype=np.uint64)
         seen, asked = self._mask(tokens, offsets, draws(key, numbers))
         types = np.arange(len(tokens)) >= np.repeat(offsets[:-1] + seconds, lengths)
+        if self.length is not None:
+            offsets = _cut(offsets, self.length)
+            lengths = np.diff(offsets)
         return PretrainingBatch(
             input_ids=torch.from_numpy(seen),
             token_type_ids=torch.from_numpy(types.astype(np.int64)),
@@ -171,3 +201,11 @@ class PackedBatches:
             labels=torch.from_numpy(asked),
             next_sentence_label=torch.from_numpy(labels) if self.shards.pairs else None,
         )
+
+
+def _cut(offsets: np.ndarray, length: int) -> np.ndarray:
+    """The offsets of sequences, of which those that are longer than `length` tokens become several."""
+    counts = -(-np.diff(offsets) // length)
+    firsts = np.repeat(offsets[:-1], counts)
+    number = np.arange(len(firsts)) - np.repeat(counts.cumsum() - counts, counts)
+    return np.append(firsts + number * length, offsets[-1])

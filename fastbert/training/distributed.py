@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastbert.precision import torch_device
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -32,6 +34,27 @@ class Processes:
         if self.world_size > 1:
             dist.all_reduce(table)
         return table
+
+    def concatenate(self, values: Tensor) -> list[Tensor]:
+        """The rows of all processes, by rank; they may differ in number: (n, ...) each."""
+        if self.world_size == 1:
+            return [values]
+        counts = self.gather(torch.tensor(len(values))).tolist()
+        padded = values.new_zeros(max(counts), *values.shape[1:])
+        padded[: len(values)] = values
+        table = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(table, padded)
+        return [rows[:count] for rows, count in zip(table, counts, strict=True)]
+
+    def sum_gradients(self, module: nn.Module) -> None:
+        """Sums the gradients of all processes, where no DDP does."""
+        if self.world_size == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
 
     def wait(self) -> None:
         """Waits until every process has reached this call."""
@@ -54,6 +77,12 @@ class Processes:
 def local_rank() -> int | None:
     """This process's rank on its machine; None without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
+
+
+def device_of(name: str | None) -> str:
+    """The device of that name; with several GPUs, each of torchrun's processes uses its own."""
+    number, device = local_rank(), torch_device(name)
+    return f"cuda:{number}" if device == "cuda" and number is not None else device
 
 
 @contextmanager

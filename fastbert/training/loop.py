@@ -102,8 +102,15 @@ class Trainer(ABC):
         self.device, self.processes, self.peak_flops = device or model.device, processes or Processes(), peak_flops
         self.optimizer = make_optimizer(trained, settings.optimizer, groups)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
-        lengths = {"warmup_steps": settings.warmup_steps, "total_steps": settings.total_steps}
-        self.schedule = make_schedule(settings.schedule.shape, settings.optimizer.lr, **lengths)
+        shape = settings.schedule
+        self.schedule = make_schedule(
+            shape.shape,
+            settings.optimizer.lr,
+            warmup_steps=settings.warmup_steps,
+            total_steps=settings.total_steps,
+            decay=shape.decay,
+            decay_share=shape.decay_share,
+        )
         self.checkpoints = open_checkpoints(self.folder, keep=training.keep, keep_best=training.keep_best)
         self.step, self._saved = 0, -1  # steps done; step of the newest checkpoint
         self.heldout_loss: float | list[float] | None = None  # of the current weights; see TrainingState
@@ -193,6 +200,21 @@ class Trainer(ABC):
         """One optimizer step on the micro-batches of all processes."""
         seed_step(self.settings.training.seed, self.step, self.processes.rank)
         self.replica.train()
+        losses = self.backward(batches, whole)
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.trained.parameters(), self.settings.optimizer.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(self.step) * group.get("rate", 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.after_update()
+        self._unlogged.append(torch.stack([*losses, norm]))  # on the device, so as not to wait for it
+        self.step += 1
+        self.heldout_loss = None
+
+    def backward(self, batches: Sequence[Any], whole: Counts) -> Tensor:
+        """Adds the gradients of a step over all processes; returns this process's share of the loss, (len(parts),)."""
         losses = torch.zeros(len(self.parts), device=self.device)
         for batch in batches:
             with self.processes.backward(self.replica, last=batch is batches[-1]):
@@ -201,16 +223,10 @@ class Trainer(ABC):
                 # DDP averages over the processes; the step's loss is a sum.
                 self.scaler.scale(parts.sum() * self.processes.world_size).backward()
             losses += parts.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.trained.parameters(), self.settings.optimizer.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(self.step) * group.get("rate", 1.0)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._unlogged.append(torch.stack([*losses, norm]))  # on the device, so as not to wait for it
-        self.step += 1
-        self.heldout_loss = None
+        return losses
+
+    def after_update(self) -> None:  # noqa: B027  (it may do nothing)
+        """Is called with the new weights of each step."""
 
     def autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.settings.training.precision]

@@ -20,6 +20,26 @@ from fastbert.training.counter_random import draws
 
 IGNORED = -100  # label where nothing is predicted
 _CONTINUATION = "##"
+MOST_SPAN = 10  # tokens or words
+
+
+def span_shares(span_length: float) -> np.ndarray:
+    """The share of spans that are longer than k, for k from 0 to MOST_SPAN - 1: geometric, cut off, of this mean."""
+    lengths = np.arange(MOST_SPAN)
+    low, high = 0.0, 1.0  # of the chance that a span goes on after a token
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (middle**lengths).sum() < span_length else (low, middle)
+    return ((low + high) / 2) ** lengths
+
+
+def start_probability(probability: float, shares: np.ndarray) -> float:
+    """The chance that a span begins at a token, such that a token is in one with this probability."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if 1 - np.prod(1 - middle * shares) < probability else (low, middle)
+    return (low + high) / 2
 
 
 @dataclass(frozen=True)
@@ -30,14 +50,19 @@ class Masking:
     Args:
         probability: probability that a token is chosen. Special tokens never are.
         whole_words: whether the WordPieces of a word are chosen together. Each is still replaced by a draw of its own.
+        span_length: mean number of tokens, or words, that are chosen together: spans, whose lengths are geometric up to
+            MOST_SPAN (Joshi et al., 2020, "SpanBERT"). The probability is still that of a token. 1: none are.
     """
 
     probability: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
     whole_words: bool = False
+    span_length: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.span_length <= MOST_SPAN:
+            raise ValueError(f"span_length is {self.span_length}; it must be 1 to {MOST_SPAN}")
         if not 0 < self.probability <= 1:
             raise ValueError(f"probability of masking is {self.probability}; it must be above 0 and at most 1")
         if min(self.mask_share, self.random_share) < 0 or self.mask_share + self.random_share > 1:
@@ -84,16 +109,26 @@ class Masker:
         # The high 32 bits choose a token, the low 32 its replacement. Special tokens get a value that is never chosen.
         choice = (draw >> np.uint64(32)).astype(np.int64)
         special = self._special[tokens]
+        self._following = np.zeros(len(tokens), dtype=bool)
         if self.masking.whole_words:
             begins = ~self._continues[tokens]
             begins[starts] = True
+            self._following = ~begins
             # A segment cut within a word begins with continuations: they take the draw of the special token before.
             choice = choice[np.maximum.accumulate(np.where(begins, np.arange(len(tokens)), 0))]
         never = np.int64(1) << 32
         choice[special] = never
+        probability = self.masking.probability
+        shares = span_shares(self.masking.span_length)
+        spans = self.masking.span_length > 1
+        if spans:
+            probability = start_probability(probability, shares)
         lowest = np.minimum.reduceat(choice, starts) if len(starts) else choice
-        limit = np.maximum(lowest + 1, round(self.masking.probability * 2**32))
-        chosen = np.flatnonzero(choice < np.minimum(np.repeat(limit, lengths), never))
+        limit = np.maximum(lowest + 1, round(probability * 2**32))
+        begun = choice < np.minimum(np.repeat(limit, lengths), never)
+        if spans:
+            begun = self._spans(begun, special, position, draw, shares)
+        chosen = np.flatnonzero(begun)
 
         labels = np.full_like(tokens, IGNORED)
         labels[chosen] = tokens[chosen]
@@ -106,3 +141,25 @@ class Masker:
         pick = draws(draw[chosen[replaced]], np.zeros(int(replaced.sum()), dtype=np.int64))
         seen[chosen[replaced]] = self._ordinary[(pick % np.uint64(len(self._ordinary))).astype(np.int64)]
         return seen, labels
+
+    def _spans(
+        self, begun: np.ndarray, special: np.ndarray, position: np.ndarray, draw: np.ndarray, shares: np.ndarray
+    ) -> np.ndarray:
+        """(T,): the tokens of spans that begin at the chosen tokens or words; a span ends before a special token."""
+        # Units are tokens, or words, which `begun` has as a whole; a special token, or a new sequence, is one as well.
+        first = np.ones(len(begun), dtype=bool)
+        if self.masking.whole_words:
+            first = ~self._following
+            first[1:] |= special[:-1]  # the rest of a word that a segment's cut has left
+        unit = np.cumsum(first) - 1
+        heads = np.flatnonzero(first)
+        starts, barrier = begun[heads], special[heads] | (position[heads] == 0)
+        # A draw of the head's own says how long the span is: longer than k with the share shares[k].
+        length = (draws(draw[heads], np.ones(len(heads), dtype=np.int64)) >> np.uint64(11)).astype(np.float64) / 2**53
+        covered, open_spans = starts.copy(), starts.copy()
+        for k in range(1, MOST_SPAN):
+            open_spans = np.zeros_like(starts)
+            open_spans[k:] = starts[:-k] & (length[:-k] < shares[k])
+            crossed = np.add.reduce([np.roll(barrier, j) for j in range(k)], axis=0) > 0
+            covered |= open_spans & ~crossed
+        return covered[unit] & ~special

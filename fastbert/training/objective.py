@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbert.config import BertConfig, family_of
-from fastbert.model import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining, BertPreTrainedModel
+from fastbert.model import (
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertPreTrainedModel,
+    ElectraForPreTraining,
+)
 from fastbert.model.auto import AutoModelForMaskedLM
 from fastbert.model.bert import first_tokens, pool, run_bert
 from fastbert.model.heads import IGNORE, ModelForMaskedLM
@@ -50,7 +56,7 @@ class MicroBatch:
 
     @classmethod
     def of(cls, batch: PretrainingBatch, config: BertConfig, objective: str, device: torch.device | str) -> MicroBatch:
-        if objective != "mlm" and batch.next_sentence_label is None:
+        if objective not in ("mlm", "rtd") and batch.next_sentence_label is None:
             raise ValueError(f"training.objective is {objective!r}, and the shards hold no next-sentence pairs")
         labelled = (batch.labels != IGNORE).nonzero().squeeze(1)
         lengths = batch.cu_seqlens.diff().to(torch.float64)
@@ -75,6 +81,12 @@ def model_class(objective: str, config: BertConfig) -> Any:
     Raises:
         ValueError: the model's family has no such head.
     """
+    if objective == "rtd":
+        if config.model_type != "electra":
+            raise ValueError(
+                f"training.objective is 'rtd', and the model a {config.model_type!r}; it trains an 'electra'"
+            )
+        return ElectraForPreTraining
     if objective != "mlm" and config.model_type != "bert":
         raise ValueError(
             f"training.objective is {objective!r}, and the model a {config.model_type!r}; only a 'bert' has the head "
@@ -138,7 +150,7 @@ class Objective(nn.Module):
         zero = micro_batch.labelled.new_zeros((), dtype=torch.float32)
         parts = [zero, zero]
         if mlm is not None:
-            parts[0] = self._mlm_loss(mlm, micro_batch) * (micro_batch.counts.labels / max(1, whole.labels))
+            parts[0] = masked_loss(self.model, mlm, micro_batch) * (micro_batch.counts.labels / max(1, whole.labels))
         if nsp is not None:
             labels = micro_batch.batch.sentence_labels()
             parts[1] = F.cross_entropy(nsp.float(), labels, reduction="sum") / whole.sequences
@@ -158,12 +170,17 @@ class Objective(nn.Module):
             sums[2:] += _scores(nsp, micro_batch.batch.sentence_labels())
         return sums
 
-    def _mlm_loss(self, states: Tensor, micro_batch: MicroBatch) -> Tensor:
-        """The mean at the labelled tokens. Without any, a 0 with a gradient for every parameter, as DDP expects."""
-        head = self.model.predictions
-        if not len(states):
-            return head(states).sum()
-        return head.loss(states, micro_batch.batch.labels.index_select(0, micro_batch.labelled))
+    def denominators(self, counts: Counts) -> tuple[float, float]:
+        """What the two losses of `scores` are summed over."""
+        return counts.labels, counts.sequences
+
+
+def masked_loss(model: BertPreTrainedModel, states: Tensor, micro_batch: MicroBatch) -> Tensor:
+    """The mean at the labelled tokens. Without any, a 0 with a gradient for every parameter, as DDP expects."""
+    head = model.predictions
+    if not len(states):
+        return head(states).sum()
+    return head.loss(states, micro_batch.batch.labels.index_select(0, micro_batch.labelled))
 
 
 def _scores(logits: Tensor, labels: Tensor) -> Tensor:
@@ -180,14 +197,17 @@ def training_flops(
     Forward: 2 per layer weight and token, but for the last layer past its attention per token that a head reads (where
     nothing shows the others: a hook, or the distillation of hidden states); 4 L E per pair of tokens that attend
     to each other (`squares`, the sum of the squared lengths, as if no layer had a window); the MLM head per label;
-    pooler and NSP head per sequence.
+    pooler and NSP head per sequence; RTD's head per token, without its generator.
     """
     E, F_, L, V = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size
     products = 3 if family_of(config.model_type).gated else 2
     keys = 2 * config.key_heads / config.num_attention_heads
     read = labels * (objective != "nsp") + sequences * (objective != "mlm")
+    read = tokens if objective == "rtd" else read
     past = E * E + products * E * F_  # the weights past attention
     forward = 2.0 * (L * (1 + keys) * E * E * tokens + past * ((L - 1) * tokens + read)) + 4.0 * L * E * squares
+    if objective == "rtd":
+        return 3.0 * (forward + 2.0 * (E * E + E) * tokens)
     if objective != "nsp":
         forward += 2.0 * (E * E + E * V) * labels
     if objective != "mlm":

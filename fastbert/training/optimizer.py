@@ -1,8 +1,9 @@
-"""AdamW by torch and LAMB, over groups with and without weight decay."""
+"""The optimizers, over groups with and without weight decay: AdamW and Muon by torch, LAMB, StableAdamW."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from fastbert.model.modules import RMSNorm
+from fastbert.training.muon import MuonAndAdamW
 from fastbert.training.settings import OptimizerSettings
 from fastbert.training.sharding import is_sharded, local, total_squares, whole
+from fastbert.training.stable_adamw import StableAdamW
 
+LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")  # in the name of a parameter that is a layer's
 _FUSED = ("cpu", "cuda")  # devices for which torch has a fused AdamW kernel
 
 
@@ -23,8 +27,14 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings, groups: list[d
     options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.name == "lamb":
         return Lamb(groups, **options)
+    if settings.name == "stable_adamw":
+        return StableAdamW(groups, **options)
     fused = next(model.parameters()).device.type in _FUSED
-    optimizer = AdamW(groups, **options, fused=fused)
+    optimizer: Optimizer
+    if settings.name == "muon":
+        optimizer = MuonAndAdamW(matrices_apart(model, groups), **options, fused=fused)
+    else:
+        optimizer = AdamW(groups, **options, fused=fused)
     if fused:
         optimizer.register_step_post_hook(_count_writes)
     return optimizer
@@ -50,6 +60,25 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": decayed, "weight_decay": weight_decay, "trust_ratio": True},
         {"params": others, "weight_decay": 0.0, "trust_ratio": False},
     ]
+
+
+def matrices_apart(model: nn.Module, groups: list[dict]) -> list[dict]:
+    """The groups, with the matrices of the layers in groups of their own, which have "muon": True.
+
+    Embeddings, heads and vectors stay.
+    """
+    inside = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2 and LAYER.search(name) is not None
+    }
+    apart = []
+    for group in groups:
+        for kind in (True, False):
+            params = [p for p in group["params"] if (id(p) in inside) == kind]
+            if params:
+                apart.append({**group, "params": params, "muon": kind})
+    return apart
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

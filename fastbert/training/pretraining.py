@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +12,30 @@ from torch import Tensor
 
 from fastbert.model import BertPreTrainedModel
 from fastbert.tokenizer.tokenizer import Tokenizer
+from fastbert.training.average import WeightAverage
 from fastbert.training.batches import PackedBatches, PretrainingBatch
 from fastbert.training.distributed import Processes
 from fastbert.training.loop import AUTOCAST, Trainer, TrainingError
+from fastbert.training.mixture import Mixture
 from fastbert.training.objective import Counts, MicroBatch, Objective
+from fastbert.training.schedule import ramp
 from fastbert.training.settings import Settings
 from fastbert.training.sharding import shard
+
+
+class _Extras:
+    """Parts of a run that are saved and loaded with its checkpoints."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = parts
+
+    def save(self, folder: Path) -> None:
+        for part in self._parts:
+            part.save(folder)
+
+    def load(self, folder: Path) -> None:
+        for part in self._parts:
+            part.load(folder)
 
 
 class Pretraining(Trainer):
@@ -36,7 +56,7 @@ class Pretraining(Trainer):
         settings: Settings,
         model: BertPreTrainedModel,
         tokenizer: Tokenizer,
-        batches: PackedBatches,
+        batches: PackedBatches | Mixture,
         heldout: Callable[[], Iterable[PretrainingBatch]] | None = None,
         *,
         device: torch.device | None = None,
@@ -60,6 +80,7 @@ class Pretraining(Trainer):
         self.objective = objective or Objective(model)
         self.parts = self.objective.parts
         self.unreported = {"mlm": "nsp_loss", "nsp": "mlm_loss"}.get(training.objective)  # its head is missing
+        self.average = None if training.ema is None else WeightAverage(model.to(device), training.ema)
         if sharded:
             shard(self.objective, device, AUTOCAST[training.precision])
         super().__init__(
@@ -67,7 +88,7 @@ class Pretraining(Trainer):
             model,
             tokenizer,
             trained=self.objective.trained,
-            extra=self.objective.extra,
+            extra=_Extras([e for e in (self.objective.extra, self.average) if e is not None]),
             replica=self.objective if sharded else processes.replicate(self.objective.to(device)),
             device=device,
             processes=processes,
@@ -77,6 +98,21 @@ class Pretraining(Trainer):
         self._stream = iter(batches)
 
     def next_step(self) -> list[MicroBatch]:
+        data, step, steps = self.settings.data, self.step, self.settings.total_steps
+        limits: dict[str, Any] = {}
+        if data.batch_start is not None:
+            tokens = ramp(step, data.batch_start, data.tokens_per_batch, data.batch_warmup_steps)
+            limits["tokens"] = int(tokens)
+        if data.length_start is not None:
+            longest = self.model.config.max_length
+            length = ramp(step, data.length_start, longest, data.length_warmup_steps)
+            limits["length"] = None if step >= data.length_warmup_steps else int(length)
+        if data.mask_probability_end is not None:
+            limits["probability"] = ramp(step, data.mask_probability, data.mask_probability_end, steps)
+        if data.anneal_weights and step >= (1 - data.anneal_share) * steps:
+            limits["weights"] = data.anneal_weights
+        if limits:
+            self.batches.limit(**limits)
         return [self._micro_batch(next(self._stream)) for _ in range(self.settings.training.accumulate)]
 
     def _micro_batch(self, batch: PretrainingBatch) -> MicroBatch:
@@ -90,23 +126,29 @@ class Pretraining(Trainer):
         assert self.heldout is not None, "`due` has seen to it"
         self.replica.eval()
         sums, counts = torch.zeros(4, dtype=torch.float64), Counts()
-        with torch.no_grad(), self.autocast():
+        averaged = nullcontext() if self.average is None else self.average.in_place()
+        with torch.no_grad(), self.autocast(), averaged:
             for batch in self.heldout():
                 micro_batch = self._micro_batch(batch)  # in the last one, a process may have no sequence
                 sums += self.objective(micro_batch).cpu()
                 counts += micro_batch.counts
         if self.sharded:
             self.objective.reshard()  # in training, backward does this
-        totals = torch.tensor([counts.labels, counts.sequences], dtype=torch.float64)
-        *parts, labels, sequences = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
-        if not sequences:
+        totals = torch.tensor(self.objective.denominators(counts), dtype=torch.float64)
+        *parts, labels, others = self.processes.gather(torch.cat([sums, totals])).sum(dim=0).tolist()
+        if not others:
             raise TrainingError("the held-out shards hold no batch")
-        figures = self.named([parts[0] / max(1, labels), parts[2] / sequences])
+        figures = self.named([parts[0] / max(1, labels), parts[2] / others])
         objective = self.settings.training.objective
-        figures |= {"mlm_accuracy": parts[1] / max(1, labels)} if "mlm" in objective else {}
-        figures |= {"nsp_accuracy": parts[3] / sequences} if "nsp" in objective else {}
+        figures |= {"mlm_accuracy": parts[1] / max(1, labels)} if objective != "nsp" else {}
+        figures |= {"nsp_accuracy": parts[3] / others} if "nsp" in objective else {}
+        figures |= {"rtd_accuracy": parts[3] / others} if objective == "rtd" else {}
         self.heldout_loss = figures["loss"]
         return figures, []
+
+    def after_update(self) -> None:
+        if self.average is not None:
+            self.average.update(self.step)
 
     def due(self) -> tuple[bool, bool, bool]:
         report, evaluate, save = super().due()

@@ -44,10 +44,12 @@ class ModelSettings:
     intermediate_size: int | None = None
     max_position_embeddings: int | None = None
     hidden_act: str | None = None
+    generator_share: float = limited(0.25, above=0.0, most=1.0)  # of the sizes, that of RTD's generator
 
     def sizes(self) -> dict[str, Any]:
         """The fields of BertConfig that are set here."""
-        return {k: v for k, v in asdict(self).items() if k not in ("checkpoint", "config") and v is not None}
+        others = ("checkpoint", "config", "generator_share")
+        return {k: v for k, v in asdict(self).items() if k not in others and v is not None}
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,23 @@ class DataSettings:
     heldout: str | None = None  # another folder, whose held-out split is evaluated instead
     tokens_per_batch: int = limited(16384, least=1)  # all processes together; a step has `accumulate` batches
     heldout_batches: int = limited(32, least=0)  # most batches of an evaluation; 0: no evaluation
+    more_shards: tuple[str, ...] = ()  # further folders of the same vocabulary
+    weights: tuple[float, ...] = ()  # of `shards` and each of more_shards: their shares of the tokens
+    anneal_weights: tuple[float, ...] = ()  # the same, in the last `anneal_share` of the steps
+    anneal_share: float = limited(0.1, above=0.0, below=1.0)
+    batch_start: int | None = limited(None, least=1)  # tokens of the first batch, which grows to tokens_per_batch
+    batch_warmup_steps: int = limited(0, least=0)
+    length_start: int | None = limited(None, least=8)  # tokens to which sequences are cut at first, up to their own
+    length_warmup_steps: int = limited(0, least=0)
     mask_probability: float = limited(0.15, above=0.0, most=1.0)
+    mask_probability_end: float | None = limited(None, above=0.0, most=1.0)  # of the last step, in a straight line
     whole_words: bool = False
+    span_length: float = limited(1.0, least=1.0, most=10.0)  # mean, in tokens or words, of what is masked together
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    name: Literal["adamw", "lamb"] = "adamw"
+    name: Literal["adamw", "lamb", "stable_adamw", "muon"] = "adamw"
     lr: float = limited(1e-4, least=0.0)  # peak of the schedule
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = limited(1e-6, above=0.0)
@@ -72,7 +84,9 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    shape: Literal["linear", "cosine", "constant"] = "linear"
+    shape: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    decay: Literal["linear", "1-sqrt"] = "1-sqrt"  # of "wsd"
+    decay_share: float = limited(0.2, above=0.0, most=1.0)  # of total_steps, at their end, in which "wsd" decays
     warmup_steps: int | None = limited(None, least=0)
     warmup_share: float | None = limited(None, least=0.0, most=1.0)  # share of total_steps, instead of warmup_steps
     total_steps: int | None = limited(None, least=1)  # step at which the rate is 0; default training.steps
@@ -81,11 +95,13 @@ class ScheduleSettings:
 @dataclass(frozen=True)
 class TrainingSettings:
     steps: int = limited(least=1)
-    objective: Literal["mlm_nsp", "mlm", "nsp"] = "mlm_nsp"
+    objective: Literal["mlm_nsp", "mlm", "nsp", "rtd"] = "mlm_nsp"
     accumulate: int = limited(1, least=1)  # batches per step (gradient accumulation)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
     sharding: Literal["none", "full"] = "none"  # full: shard parameters, gradients, moments (FSDP2)
+    rtd_weight: float = limited(50.0, above=0.0)  # of the discriminator's loss, next to the generator's
+    ema: float | None = limited(None, above=0.0, below=1.0)  # decay of an average of the weights, which is evaluated
     dropout: float | None = limited(None, least=0.0, most=0.99)  # of states and attention; overrides the config
     seed: int = limited(0, least=0, most=MOST_SEED)
     log_every: int = limited(10, least=1)
@@ -147,6 +163,25 @@ class Settings(RunSettings):
         super().__post_init__()
         if self.model.checkpoint and self.model.config:
             raise SettingsError("model.checkpoint and model.config are both given; a checkpoint has its own config")
+        data, count = self.data, len(self.data.more_shards) + 1
+        for name in ("weights", "anneal_weights"):
+            given = getattr(data, name)
+            if given and count == 1:
+                raise SettingsError(f"data.{name} is given, and data.more_shards is not; it weighs several folders")
+            if given and (len(given) != count or min(given) < 0 or sum(given) <= 0):
+                raise SettingsError(
+                    f"data.{name} is {list(given)}; it must be {count} numbers of at least 0, one for each folder, and "
+                    "not all 0"
+                )
+        for start, steps in (("batch_start", "batch_warmup_steps"), ("length_start", "length_warmup_steps")):
+            if (getattr(data, start) is None) != (getattr(data, steps) == 0):
+                raise SettingsError(f"data.{start} and data.{steps} belong together: both are given, or neither")
+        if data.batch_start is not None and data.batch_start > data.tokens_per_batch:
+            raise SettingsError(
+                f"data.batch_start is {data.batch_start}; it must be at most tokens_per_batch, {data.tokens_per_batch}"
+            )
+        if self.training.ema is not None and self.training.sharding == "full":
+            raise SettingsError("training.ema is given, and training.sharding is 'full'; an average takes 'none'")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The settings by section and key, as in the file; JSON-compatible."""
@@ -163,7 +198,7 @@ class Settings(RunSettings):
         free = {
             "training": _FREE_TO_CHANGE,
             "output": set(vars(self.output)),
-            "data": {"shards", "heldout", "heldout_batches"},
+            "data": {"shards", "more_shards", "heldout", "heldout_batches"},
         }
         values = {
             f"{section}.{key}": value

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from training_text import VOCAB, prepared
+from training_text import VOCAB, prepared, rows
 
 from fastbert.training.batches import PackedBatches
 from fastbert.training.masking import Masking
@@ -30,17 +30,6 @@ def runs(tmp_path_factory):
 
 def batches(shards, tokens=500, seed=3, **options):
     return PackedBatches(shards, tokens_per_batch=tokens, seed=seed, **options)
-
-
-def rows(batch):
-    """(unmasked tokens, what is seen, types, next sentence label) of each sequence."""
-    ids, labels, cuts = batch.input_ids, batch.labels, batch.cu_seqlens.tolist()
-    real = torch.where(labels == -100, ids, labels)
-    nsp = [None] * (len(cuts) - 1) if batch.next_sentence_label is None else batch.next_sentence_label.tolist()
-    return [
-        (tuple(real[a:b].tolist()), tuple(ids[a:b].tolist()), tuple(batch.token_type_ids[a:b].tolist()), label)
-        for a, b, label in zip(cuts[:-1], cuts[1:], nsp, strict=True)
-    ]
 
 
 def stored(shards):

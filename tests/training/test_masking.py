@@ -4,7 +4,7 @@ import made_tokenizers
 import numpy as np
 import pytest
 from scipy import stats
-from training_text import SPECIALS, VOCAB
+from training_text import SPECIALS, VOCAB, keys, sequences, within
 
 from fastbert.tokenizer.auto import tokenizer_of
 from fastbert.tokenizer.bert import BertTokenizer
@@ -14,23 +14,6 @@ from fastbert.training.masking import IGNORED, Masker, Masking
 TOKENIZER = BertTokenizer(VOCAB)
 CLS, SEP, MASK = (VOCAB.index(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
 CONTINUES = np.array([token.startswith("##") for token in VOCAB])
-
-
-def sequences(count, length, seed=0):
-    """`count` sequences [CLS] a [SEP] b [SEP] of random ordinary tokens, with unknown ones among them."""
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(len(SPECIALS), len(VOCAB), (count, length))
-    rows[rng.random(rows.shape) < 0.02] = VOCAB.index("[UNK]")
-    rows[:, 0], rows[:, length // 3], rows[:, -1] = CLS, SEP, SEP
-    return rows.reshape(-1), np.arange(count + 1) * length
-
-
-def keys(count, epoch=0):
-    return draws(key_of(5, epoch), np.arange(count))
-
-
-def within(share, expected, count, sigmas=4.5):
-    assert abs(share - expected) < sigmas * np.sqrt(expected * (1 - expected) / count), (share, expected, count)
 
 
 def test_draws_are_those_of_splitmix64():

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 from torch import nn
 
 from fastbert.model import BertPreTrainedModel
-from fastbert.training.optimizer import decay_groups
-
-_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
+from fastbert.training.optimizer import LAYER, decay_groups
 
 
 def depth_of(name: str, layers: int) -> int:
     """The depth of a parameter: 0 embeddings, 1 to `layers` the layers, `layers` + 1 pooler and head."""
-    if match := _LAYER.search(name):
+    if match := LAYER.search(name):
         return int(match[1]) + 1
     return 0 if ".embed" in f".{name}" else layers + 1  # or embed_tokens, embeddings_project
 
