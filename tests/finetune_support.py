@@ -11,7 +11,8 @@ import torch
 import fastbert
 from fastbert.training.finetune.examples import Reading
 from fastbert.training.finetune.loop import Finetuning, Recipe
-from fastbert.training.finetune.settings import FinetuneSettings
+from fastbert.training.finetune.settings import VECTOR_TASKS, FinetuneSettings
+from fastbert.training.finetune.trials import training_of
 
 NAMES = ["anna", "bob", "carl", "dora", "emma", "fritz", "gina", "hugo"]
 PLACES = ["rome", "oslo", "lima", "bonn", "kyoto", "cairo", "quito", "seoul"]
@@ -87,6 +88,10 @@ def write(folder: Path, task: str, name: str = "data", n: int = N) -> Path:
         return path
     if task == "question-answering":
         return write_squad(folder / f"{name}.json", [question(i) for i in rows])
+    if task in ("embedding", "sparse-embedding", "rerank"):
+        other = lambda i: f"{PLACES[i // 3 % 8]} {NAMES[i % 8]} {VERBS[i % 6]}"  # noqa: E731
+        triplet = lambda i: {"anchor": " ".join(sentence(i)), "positive": other(i), "negative": other(i + 5)}  # noqa: E731
+        return write_jsonl(folder / f"{name}.jsonl", map(triplet, rows))
     choices = lambda i: [PLACES[(i + k) % 8] for k in range(3)]  # noqa: E731
     return write_jsonl(
         folder / f"{name}.jsonl",
@@ -132,8 +137,10 @@ def make_recipe(folder: Path, task: str, model: Path | None = None, **settings) 
     """On the same examples for training and dev."""
     model = model or save_model(folder / "model")
     data = write(folder, task)
+    own = {"tokens": None} if "batch_size" in settings or task in VECTOR_TASKS else {}
+    own |= {"batch_size": 10, "lr": 5e-4} if task in VECTOR_TASKS else {}
     return Recipe.read(
-        FinetuneSettings(task=task, **{**QUICK, **({"tokens": None} if "batch_size" in settings else {}), **settings}),
+        FinetuneSettings(task=task, **{**QUICK, **own, **settings}),
         model,
         {"train": data, "dev": data},
         READING.get(task),
@@ -143,4 +150,4 @@ def make_recipe(folder: Path, task: str, model: Path | None = None, **settings) 
 def make_run(folder: Path, task: str, **settings) -> Finetuning:
     """As the command makes it, in `folder`/out."""
     recipe = make_recipe(folder, task, **settings)
-    return Finetuning(recipe, recipe.fresh_model(folder / "model"), folder / "out")
+    return training_of(recipe, recipe.fresh_model(folder / "model"), folder / "out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastbert.cli.finetune_arguments import FINETUNE_TASKS, add_options, add_task_arguments, numbers, positive
+from fastbert.cli.finetune_arguments import DISTILLED_TASKS, add_options, add_task_arguments, numbers, positive
 from fastbert.training.distill.settings import DistillationSettings
 
 DISTILL_EXAMPLES = """\
@@ -32,7 +32,7 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="in place of the CONFIG's; may be repeated",
     )
-    parser.add_argument("--task", choices=FINETUNE_TASKS)
+    parser.add_argument("--task", choices=DISTILLED_TASKS)
     parser.add_argument("--teacher", metavar="MODEL", help="a folder or hub id, trained for the task")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     add_task_arguments(parser, required=False)

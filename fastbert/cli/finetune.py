@@ -12,15 +12,24 @@ from typing import Any
 
 import torch
 
-from fastbert.precision import torch_device
 from fastbert.progress import say
 from fastbert.tokenizer.unknown_tokens import unknown_warning
+from fastbert.training.distributed import device_of, join
 from fastbert.training.finetune.examples import DataError, Reading
 from fastbert.training.finetune.loop import Finetuning, Recipe
 from fastbert.training.finetune.result import REPORT, Result, check_free, is_finished, save_and_report
-from fastbert.training.finetune.settings import FinetuneSettings
+from fastbert.training.finetune.settings import VECTOR_TASKS, FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
-from fastbert.training.finetune.trials import RUNS, Start, Stopped, Trial, mean_and_spread, plan, run_all
+from fastbert.training.finetune.trials import (
+    RUNS,
+    Start,
+    Stopped,
+    Trial,
+    mean_and_spread,
+    plan,
+    run_all,
+    training_of,
+)
 from fastbert.training.logs import summary_writer
 from fastbert.training.loop import newest_checkpoint
 
@@ -31,12 +40,14 @@ NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval", "ma
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert finetune`; returns the exit code."""
     folder, newest = prepare_output(args)
-    device = torch.device(torch_device(args.device))
+    device = torch.device(device_of(args.device))
     if args.folds is not None or args.tries is not None:
         return _several(args, folder, device)
-    recipe = read_recipe(args)
-    model = recipe.fresh_model(args.model, revision=args.revision).to(device)
-    return carry_out(Finetuning(recipe, model, folder), newest, args.model)
+    with join(device) as processes:
+        processes.wait()  # until all have looked into the folder, before one writes
+        recipe = read_recipe(args)
+        model = recipe.fresh_model(args.model, revision=args.revision).to(device)
+        return carry_out(training_of(recipe, model, folder, processes=processes), newest, args.model)
 
 
 def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
@@ -44,12 +55,16 @@ def prepare_output(args: argparse.Namespace) -> tuple[Path, Path | None]:
 
     Raises:
         ValueError: the folder is a file, or holds files that would be overwritten; or torchrun started several
-            processes.
+            processes, and the task or the options need one.
         ModuleNotFoundError: a library for the report or the log is not installed.
     """
     folder = Path(args.output)
-    if (number := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "RANK" in os.environ:
-        raise ValueError(f"WORLD_SIZE is {number}; training for a task takes one process, without torchrun")
+    several = args.task not in VECTOR_TASKS or getattr(args, "folds", None) or getattr(args, "tries", None)
+    if several and (number := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "RANK" in os.environ:
+        raise ValueError(
+            f"WORLD_SIZE is {number}; a run of {' or '.join(VECTOR_TASKS)} takes several processes, others one, "
+            "without torchrun"
+        )
     newest = newest_checkpoint(folder, "--output", resume=args.resume)
     check_libraries("fine-tuning")
     if args.tensorboard:
@@ -138,18 +153,22 @@ def table(trials: Sequence[Trial], results: Sequence[Result], best: int) -> str:
 
 def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
     """Trains, resuming from the checkpoint `newest` if there is one, and reports; `start` is the initial model."""
-    _say_data(run.recipe)
-    say(f"{len(run.plan):,} optimizer steps in {run.recipe.settings.epochs:,} epochs")
-    if len(run.plan) < FEW_STEPS:
+    first = run.processes.first
+    if first:
+        _say_data(run.recipe)
+        say(f"{len(run.plan):,} optimizer steps in {run.recipe.settings.epochs:,} epochs")
+    if first and len(run.plan) < FEW_STEPS:
         say(
             f"warning: {len(run.plan)} optimizer steps in all; below {FEW_STEPS} a model hardly learns: "
             "more --epochs or a smaller --batch-size make more"
         )
     if newest is not None:
         run.resume(newest)
+    if newest is not None and first:
         say(f"resuming from {newest}: {run.step:,} of {len(run.plan):,} steps done, {run.where()}")
     outcome = run.run()
-    if outcome.signal is None:
+    run.processes.wait()  # for the checkpoint that the first one writes
+    if outcome.signal is None and first:
         evaluations = save_and_report(run, start).evaluations
         for name, evaluation in evaluations.items():
             say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fastbert.training.finetune.settings import TEXT_OPTIONS, FinetuneSettings
+from fastbert.training.finetune.settings import SPARSE_OPTIONS, TEXT_OPTIONS, VECTOR_OPTIONS, FinetuneSettings
 
-FINETUNE_TASKS = (
+DISTILLED_TASKS = (
     "classification",
     "multi-label",
     "regression",
@@ -18,6 +18,7 @@ FINETUNE_TASKS = (
     "question-answering",
     "multiple-choice",
 )
+FINETUNE_TASKS = (*DISTILLED_TASKS, "embedding", "sparse-embedding", "rerank")
 COLUMNS = {
     "text": "(default: text)",
     "pair": "the second text of a pair",
@@ -27,6 +28,10 @@ COLUMNS = {
     "question": "(default: question)",
     "context": "(default: context)",
     "answers": "(default: answers)",
+    "anchor": "the text, or query, of a pair or triplet (default: anchor)",
+    "positive": "what belongs to it (default: positive)",
+    "query": "of rerank (default: query)",
+    "document": "of rerank, a text or a list (default: document)",
 }
 FINETUNE_EXAMPLES = """\
 examples:
@@ -36,6 +41,8 @@ examples:
       --pair-column second --label-column score -o out
   fastbert finetune --task token-classification --model path/to/model --train train.conll --dev dev.conll -o out
   fastbert finetune --task question-answering --model path/to/model --train squad.json --dev dev.json -o out
+  fastbert finetune --task embedding --model path/to/model --train pairs.jsonl --batch-size 256 -o out
+  fastbert finetune --task rerank --model path/to/model --train triplets.jsonl --loss lambda -o out
 
 DIR holds a model that transformers loads, and report/: metrics.json, learning-curves.png, predictions-dev.jsonl
 and, for classification, a confusion matrix. Scores are shares (0 to 1). docs/recipes.md has whole recipes.
@@ -86,8 +93,10 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     parser.add_argument("--device", help="cpu, cuda or cuda:1, say (default: cuda where there is one, else cpu)")
 
     add_columns(parser)
-    add_options(parser.add_argument_group("training"), FinetuneSettings, without=TEXT_OPTIONS)
+    vectors = (*VECTOR_OPTIONS, *SPARSE_OPTIONS)
+    add_options(parser.add_argument_group("training"), FinetuneSettings, without=(*TEXT_OPTIONS, *vectors))
     add_options(parser.add_argument_group("texts"), FinetuneSettings, only=TEXT_OPTIONS)
+    add_options(parser.add_argument_group("embedders and rerankers"), FinetuneSettings, only=vectors)
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +118,8 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     for name, help in COLUMNS.items():
         reading.add_argument(f"--{name}-column", dest=name, metavar="NAME", help=help)
     reading.add_argument("--label-separator", metavar="TEXT", help="between several classes (default: a comma)")
+    negatives = "a column each, or one of lists (default: negative, and negative_1, negative_2 ...)"
+    reading.add_argument("--negative-columns", dest="negatives", type=names, metavar="A,B,...", help=negatives)
     choices = "a column each, or one of lists (default: choices)"
     reading.add_argument("--choice-columns", dest="choices", type=names, metavar="A,B,...", help=choices)
     add_csv_arguments(reading)

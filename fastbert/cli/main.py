@@ -28,12 +28,14 @@ from fastbert.cli.options import one_line
 from fastbert.cli.serve_arguments import SERVE_EXAMPLES, add_serve_arguments
 from fastbert.cli.task_arguments import (
     EXPLAIN_EXAMPLES,
+    MINE_EXAMPLES,
     PREDICT_EXAMPLES,
     RERANK_EXAMPLES,
     SEARCH_EXAMPLES,
     SUMMARIZE_EXAMPLES,
     ZERO_SHOT_EXAMPLES,
     add_explain_arguments,
+    add_mine_arguments,
     add_predict_arguments,
     add_rerank_arguments,
     add_restart,
@@ -296,6 +298,7 @@ def _add_tasks(commands: Any) -> None:
     add_search_arguments(add("search", "search", "find the closest of many texts", SEARCH_EXAMPLES))
     add_rerank_arguments(add("rerank", "rerank", "put documents in order for a query", RERANK_EXAMPLES))
     add_summarize_arguments(add("summarize", "summarize", "choose the sentences that say most", SUMMARIZE_EXAMPLES))
+    add_mine_arguments(add("mine", "mine", "find hard negatives to train on", MINE_EXAMPLES))
     what = "say on which tokens a prediction rests"
     add_explain_arguments(add("explain-text", "explain_text", what, EXPLAIN_EXAMPLES))
 

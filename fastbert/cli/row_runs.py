@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from fastbert.inference.input_files import STDIN, InputError
 from fastbert.inference.output import FileOutput, Format, OutputError, StreamOutput, journal_path
-from fastbert.inference.records import Records
+from fastbert.inference.records import Reading, Records
 from fastbert.progress import Progress
 
 BAD_LINES_SHOWN = 20  # each run shows so many messages, then only counts
@@ -79,9 +79,9 @@ def bad_lines(progress: Progress) -> Callable[[str], None]:
     return report
 
 
-def read_texts(file: str) -> Iterator[str]:
-    """The texts of a file; a bad line ends it."""
-    records = Records([file])
+def read_texts(file: str, field: str = "text", column: str = "text") -> Iterator[str]:
+    """The texts of a file, of a field of JSON objects or a column; a bad line ends it."""
+    records = Records([file], Reading(field=field, column=column))
     for record in records:
         if record.problem is not None:
             raise InputError(f"{records.where(record)} {record.problem}")

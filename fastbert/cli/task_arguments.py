@@ -1,4 +1,4 @@
-"""The arguments of predict, zero-shot, search, rerank and summarize, in a module that does not import torch."""
+"""The arguments of predict, zero-shot, search, rerank, mine and summarize, in a module that does not import torch."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ examples:
 RERANK_EXAMPLES = """\
 example:
   fastbert rerank path/to/cross-encoder "how to fly" documents.txt --top-k 3
+"""
+MINE_EXAMPLES = """\
+examples:
+  fastbert mine path/to/model texts.txt pairs.jsonl -o triplets.jsonl --range-min 10 --relative-margin 0.05
+  fastbert mine path/to/model texts.txt pairs.csv -o graded.jsonl --cross-encoder path/to/cross-encoder \\
+      --output-format labeled-pair --output-scores
+
+A negative is a text of CORPUS that is close to a query and none of its positives. OUT is what finetune reads, by
+--task embedding or rerank.
 """
 SUMMARIZE_EXAMPLES = """\
 examples:
@@ -134,6 +143,36 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="put before each query; '' for none")
     prompts.add_argument("--prompt-name", metavar="NAME", help="the model's prompt of that name: query, say")
+
+
+def add_mine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("corpus", metavar="CORPUS", help="a file of texts to choose from: a line each, or a column")
+    parser.add_argument("queries", metavar="QUERIES", help="a file of pairs: csv, jsonl, json or parquet")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="a .jsonl file of rows to train on")
+    reading = parser.add_argument_group("input")
+    reading.add_argument("--field", default="text", help="of a JSON object of CORPUS, the text (default: text)")
+    reading.add_argument("--column", default="text", help="of a csv or parquet CORPUS, the text (default: text)")
+    for name in ("anchor", "positive"):
+        told = f"of QUERIES (default: {name})"
+        reading.add_argument(f"--{name}-column", dest=name, metavar="NAME", default=name, help=told)
+    prompts = parser.add_argument_group("prompts", "defaults are the model's for queries and documents")
+    prompts.add_argument("--query-prompt", metavar="TEXT", help="put before each query; '' for none")
+    prompts.add_argument("--corpus-prompt", metavar="TEXT", help="put before each text; '' for none")
+    choice = parser.add_argument_group("negatives")
+    choice.add_argument("--num-negatives", type=positive, metavar="N", help="for each query (default: 3)")
+    choice.add_argument("--range-min", type=int, metavar="N", help="leave the N closest out (default: 0)")
+    choice.add_argument("--range-max", type=positive, metavar="N", help="look at the N closest (default: as needed)")
+    choice.add_argument("--max-score", type=float, metavar="X", help="of a negative")
+    choice.add_argument("--min-score", type=float, metavar="X", help="of a negative")
+    choice.add_argument("--absolute-margin", type=float, metavar="X", help="least distance from the positive's score")
+    choice.add_argument("--relative-margin", type=float, metavar="X", help="the same, as a share of that score")
+    choice.add_argument("--sampling-strategy", choices=("top", "random"), help="(default: top)")
+    choice.add_argument("--seed", type=int, help="of random negatives (default: 0)")
+    choice.add_argument("--index", choices=("exact", "faiss"), help="(default: exact)")
+    choice.add_argument("--cross-encoder", metavar="MODEL", help="a reranker whose scores count in place of cosines")
+    formats = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
+    choice.add_argument("--output-format", choices=formats, default="triplet", help="of a row (default: triplet)")
+    choice.add_argument("--output-scores", action="store_true", help="write scores, too, or in place of labels")
 
 
 def add_explain_arguments(parser: argparse.ArgumentParser) -> None:

@@ -94,7 +94,7 @@ class BaseEmbedder:
         self.prompts, self.include_prompt = dict(prompts or {}), include_prompt
 
     @classmethod
-    def _from_folder(
+    def from_folder(
         cls,
         path: str | Path,
         load: Callable[[str | Path, BertConfig, str | None, bool], Any],
@@ -198,6 +198,11 @@ class BaseEmbedder:
     def pooling(self) -> str | tuple[str, ...]:
         """The pooling's name, or several that are concatenated."""
         return self._modes[0] if len(self._modes) == 1 else self._modes
+
+    @property
+    def pooling_modes(self) -> tuple[str, ...]:
+        """The names of the poolings, one or more."""
+        return self._modes
 
     @property
     def width(self) -> int:

@@ -12,11 +12,17 @@ from fastbert.inference.pooling import POOLER
 
 
 def pool(
-    states: Tensor, lengths: Tensor, modes: Sequence[str], *, skip: int = 0, pooler_output: Tensor | None = None
+    states: Tensor,
+    lengths: Tensor,
+    modes: Sequence[str],
+    *,
+    skip: int | Tensor = 0,
+    pooler_output: Tensor | None = None,
 ) -> Tensor:
     """Pools the states of each text and concatenates the modes, (T, E) float -> (B, n * E); see inference.pooling.pool.
 
-    Nothing waits for the device of the states, which is that of lengths (B,) int64.
+    Nothing waits for the device of the states, which is that of lengths (B,) int64. `skip` may be a number for each
+    text, (B,) int64.
     """
     segments = _Segments(states, lengths, skip)
     vectors: list[Any] = [pooler_output if mode == POOLER else getattr(segments, mode)() for mode in modes]
@@ -26,18 +32,22 @@ def pool(
 class _Segments:
     """The states of each text, and one method for each pooling."""
 
-    def __init__(self, states: Tensor, lengths: Tensor, skip: int) -> None:
+    def __init__(self, states: Tensor, lengths: Tensor, skip: int | Tensor) -> None:
         self._all, self._all_lengths, self._skip = states, lengths, skip
         self._ends = lengths.cumsum(0)
         self._states, self._lengths = states, lengths
-        if skip:
-            self._states = states[self._positions() >= skip]
+        if isinstance(skip, Tensor) or skip:
+            self._states = states[self._positions() >= self._of_tokens(skip)]
             self._lengths = (lengths - skip).clamp(min=0)
 
     def _positions(self) -> Tensor:
         """The position of each token in its text, (T)."""
         starts = torch.repeat_interleave(self._ends - self._all_lengths, self._all_lengths)
         return torch.arange(len(self._all), device=self._all.device) - starts
+
+    def _of_tokens(self, numbers: int | Tensor) -> int | Tensor:
+        """A number for each text as one for each token."""
+        return torch.repeat_interleave(numbers, self._all_lengths) if isinstance(numbers, Tensor) else numbers
 
     def _reduce(self, x: Tensor, how: str) -> Tensor:
         """Reduces each text's rows by `how`, (T, E) -> (B, E); zeros for a text without rows."""
@@ -71,5 +81,5 @@ class _Segments:
 
     def weightedmean(self) -> Tensor:
         positions = self._positions()
-        weights = (positions[positions >= self._skip] + 1).to(self._states.dtype)[:, None]
+        weights = (positions[positions >= self._of_tokens(self._skip)] + 1).to(self._states.dtype)[:, None]
         return self._reduce(self._states * weights, "sum") / self._reduce(weights, "sum").clamp(min=1e-9)

@@ -124,7 +124,7 @@ class Embedder(BaseEmbedder):
             kind = AutoModel.of(config)
             return kind.load(folder, replace(options, revision=revision), config, add_pooling_layer=pools)
 
-        return cls._from_folder(
+        return cls.from_folder(
             path,
             load,
             made,

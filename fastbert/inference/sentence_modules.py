@@ -74,7 +74,8 @@ class Normalize:
         return width
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(unit(x.numpy())) if x.is_cpu else F.normalize(x, dim=-1)
+        plain = x.is_cpu and not x.requires_grad
+        return torch.from_numpy(unit(x.numpy())) if plain else F.normalize(x, dim=-1)
 
 
 RowModule = Dense | LayerNorm | Normalize

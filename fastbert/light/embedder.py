@@ -65,7 +65,7 @@ class TextEmbedder(BaseEmbedder):
             options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "revision": revision}
             return load_encoder(folder, config, threads=threads, cache=cache, with_pooler=pools, **options)
 
-        return cls._from_folder(
+        return cls.from_folder(
             path,
             load,
             lambda settings: made(settings, threads),

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from glob import glob
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ COMMANDS = [
     "zero-shot",
     "search",
     "rerank",
+    "mine",
     "summarize",
     "explain-text",
     "fill-mask",
@@ -117,6 +119,15 @@ def make_files():
             for i, text in enumerate(SENTENCES)
         ]
         Path(f"{name}.json").write_text(json.dumps({"data": [{"title": name, "paragraphs": paragraphs}]}))
+
+    triplets = [{"anchor": a, "positive": f"{a} today", "negative": f"the {b}"} for a, b in pairwise(SENTENCES)]
+    for name in ("pairs", "triplets"):
+        kept = [
+            {key: row[key] for key in ("anchor", "positive", "negative")[: 2 + (name == "triplets")]}
+            for row in triplets
+        ]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_csv(f"{name}.csv", kept)
 
 
 def test_every_command_has_examples():

@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 from training_support import SIZES, MadeUpBatches, assert_same_weights, make_run, make_settings, write_run
 
 import fastbert
+from fastbert.cli.finetune_arguments import DISTILLED_TASKS
 from fastbert.cli.main import main
 from fastbert.training.distill.losses import choice_loss
 from fastbert.training.distill.settings import DistillationSettings, TextSettings
 from fastbert.training.distill.student import make_student, spread
 from fastbert.training.distill.task import SOFT, TaskDistillation
 from fastbert.training.distill.text import TextDistillation
-from fastbert.training.finetune.tasks import TASKS
 from fastbert.training.loop import TrainingError
 from fastbert.training.objective import MODELS, MicroBatch
 from fastbert.training.settings import SettingsError, read_section, read_settings
@@ -253,9 +253,9 @@ def train_batch(run):
     return run._loss([run.recipe.train.features[i] for i in run.plan[0][0]])[0]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", DISTILLED_TASKS)
 def test_a_task_whose_student_is_its_teacher(tmp_path, task):
-    assert set(SOFT) == set(TASKS)
+    assert set(SOFT) == set(DISTILLED_TASKS)
     run = task_run(tmp_path, task, more={"alpha": 0.0, "hidden_weight": 1.0, "relation_weight": 1.0})
     loss = train_batch(run)
     loss.backward()
@@ -282,7 +282,7 @@ def padded_logits(run, features, model):
     return rows
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", DISTILLED_TASKS)
 def test_the_soft_targets_of_a_task_are_those_of_each_example(tmp_path, task):
     """alpha 0 and nothing else: T^2 KL of each decision on its own, and their mean."""
     options = {"alpha": 0.0, "hidden_weight": 0.0, "temperature": 3.0}

@@ -10,10 +10,9 @@ import numpy as np
 from fastbert.inference.windows import shortened, windows_of
 from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.finetune.examples import QuestionExample
-from fastbert.training.finetune.features import Feature
+from fastbert.training.finetune.features import TOKENIZED_TOGETHER, Feature
 from fastbert.training.finetune.settings import FinetuneSettings
 
-_TOKENIZED_TOGETHER = 256
 _REPORTED = 3  # spans of the n best in a prediction
 
 
@@ -35,8 +34,8 @@ def encode(
             f"question of {settings.max_question} (max_question), and a window must begin with new ones"
         )
     features = []
-    for start in range(0, len(examples), _TOKENIZED_TOGETHER):
-        chunk = examples[start : start + _TOKENIZED_TOGETHER]
+    for start in range(0, len(examples), TOKENIZED_TOGETHER):
+        chunk = examples[start : start + TOKENIZED_TOGETHER]
         pairs = [(shortened(e.question, tokenizer, settings.max_question), e.context) for e in chunk]
         for window in windows_of(tokenizer, pairs, settings.max_length, overlap=settings.stride, longer="only_second"):
             encoding = window.encoding

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from fastbert.diagnostics import devices
-from fastbert.model import BertPreTrainedModel
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
 from fastbert.training.finetune.examples import DataError, Reading, Source, Table
 from fastbert.training.finetune.result import Result
-from fastbert.training.finetune.settings import FinetuneSettings
+from fastbert.training.finetune.settings import VECTOR_TASKS, FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS, Predictions
 from fastbert.training.finetune.trials import Start, mean_and_spread, plan, run, run_all
+from fastbert.training.vectors.model import SparseEncoder, TextEncoder
 
-_TEXT, _PAIR = ("text", "label"), ("text", "pair", "label")  # what stands in a tuple
+# What stands in a tuple, by the number of its items; of embedders, texts that belong together, or two and a score.
+_TUPLES = {2: ("text", "label"), 3: ("text", "pair", "label")}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Finetuned:
     """The result of `finetune`.
 
     Attributes:
-        model: with the weights of the best checkpoint, in eval mode.
+        model: with the weights of the best checkpoint, in eval mode; of an embedder a TextEncoder or SparseEncoder,
+            whose `embedder` or `model` is in it.
         tokenizer: the model's.
         scores: of the test examples, or else the dev examples, by name; with folds, the mean over them.
         spread: with folds, the standard deviation of each score over them.
@@ -37,7 +39,7 @@ class Finetuned:
         tried: with `tries`, for each of them its settings and its dev scores.
     """
 
-    model: BertPreTrainedModel
+    model: Any
     tokenizer: Tokenizer
     scores: dict[str, float]
     metrics: dict[str, Any]
@@ -46,13 +48,23 @@ class Finetuned:
     tried: list[dict[str, Any]] = field(default_factory=list)
 
     def pipeline(self, **settings: Any) -> Any:
-        """The pipeline of the model's task; see `fastbert.pipeline`."""
+        """The pipeline of the model's task, or of an embedder Similarity; see `fastbert.pipeline`."""
         from fastbert.tasks import pipeline
+        from fastbert.tasks.vector_search import Similarity
 
-        return pipeline(None, self.model, tokenizer=self.tokenizer, **settings)
+        if isinstance(self.model, TextEncoder):
+            return Similarity(self.model.embedder, **settings)
+        task, model = (None, self.model)
+        if isinstance(model, SparseEncoder):
+            task, model = "sparse-embedding", model.model
+        elif self.metrics["settings"]["task"] == "rerank":
+            task = "rerank"
+        return pipeline(task, model, tokenizer=self.tokenizer, **settings)
 
     def predict(self, texts: Any, **settings: Any) -> Any:
-        """The answers of the task's pipeline to texts."""
+        """The answers of the task's pipeline to texts; of an embedder their vectors."""
+        if isinstance(self.model, TextEncoder):
+            return self.model.embed(texts, **settings)
         return self.pipeline()(texts, **settings)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -82,11 +94,12 @@ def finetune(
     Args:
         model: the folder or hub id of any encoder.
         train: a file, as `fastbert finetune` reads it; a list of dicts, or of tuples (text, label) or (text, pair,
-            label); a pandas.DataFrame; or a datasets.Dataset.
+            label), for an embedder (anchor, positive, negative ...), for a reranker (query, document, label); a
+            pandas.DataFrame; or a datasets.Dataset.
         dev: the same: examples by which the best checkpoint is chosen.
         test: the same: examples for the scores.
-        task: "classification", "multi-label", "regression", "token-classification", "question-answering" or
-            "multiple-choice".
+        task: "classification", "multi-label", "regression", "token-classification", "question-answering",
+            "multiple-choice", "embedding", "sparse-embedding" or "rerank".
         output: a new folder for the model and its report; None: they are only returned.
         dev_share: share of the training examples by which the best checkpoint is chosen, where there is no dev
             (default: 0.1).
@@ -109,9 +122,9 @@ def finetune(
     wanted = FinetuneSettings(task=task, **{name: v for name, v in settings.items() if name in of_run})
     reading = Reading(**{name: v for name, v in settings.items() if name in of_files})
     given = {"train": train, "dev": dev, "test": test}
-    sources = {name: _source(name, data) for name, data in given.items() if data is not None}
+    sources = {name: _source(name, data, task) for name, data in given.items() if data is not None}
     if reading.pair is None and any(map(_has_pairs, given.values())):
-        reading = replace(reading, pair=_PAIR[1])
+        reading = replace(reading, pair="pair")
     start = Start(str(model), reading, torch.device(device or devices()[-1]), revision)
     trials = plan(sources, wanted, reading, dev_share=dev_share, folds=folds, tries=tries)
     with tempfile.TemporaryDirectory(prefix="fastbert-finetune-") as scratch:
@@ -135,7 +148,7 @@ def _finetuned(folder: Path, result: Result, device: torch.device, **more: Any) 
     )
 
 
-def _source(name: str, given: Any) -> Source:
+def _source(name: str, given: Any, task: str) -> Source:
     """A file, or rows in memory as dicts."""
     if isinstance(given, str | Path):
         path = Path(given)
@@ -147,7 +160,7 @@ def _source(name: str, given: Any) -> Source:
     if hasattr(given, "to_list") and hasattr(given, "column_names"):  # datasets
         return Table(name, _with_names(given.to_list(), given.features))
     if isinstance(given, Sequence):
-        return Table(name, [_as_row(name, i, example) for i, example in enumerate(given)])
+        return Table(name, [_as_row(name, i, example, task) for i, example in enumerate(given)])
     raise TypeError(f"{name} is a {type(given).__name__}; it must be a file, a list, a DataFrame or a Dataset")
 
 
@@ -168,11 +181,26 @@ def _has_pairs(given: Any) -> bool:
     return isinstance(given, list | tuple) and any(isinstance(e, tuple | list) and len(e) == 3 for e in given[:1])
 
 
-def _as_row(name: str, i: int, example: Any) -> dict[str, Any]:
+def _as_row(name: str, i: int, example: Any, task: str) -> dict[str, Any]:
     if isinstance(example, Mapping):
         return dict(example)
-    if isinstance(example, tuple | list) and len(example) in (2, 3):
-        return dict(zip(_TEXT if len(example) == 2 else _PAIR, example, strict=True))
-    raise DataError(
-        f"{name}[{i}] is {example!r:.60}; it must be a dict, or a tuple (text, label) or (text, pair, label)"
-    )
+    columns = _columns(task, example) if isinstance(example, tuple | list) else None
+    if columns is None:
+        told = "(text, label) or (text, pair, label)"
+        if task in VECTOR_TASKS:
+            told = "(anchor, positive), (anchor, positive, negative ...), (text, pair, score) or (text, class)"
+        if task == "rerank":
+            told = "(query, document, label), of which the last two may be lists"
+        raise DataError(f"{name}[{i}] is {example!r:.60}; it must be a dict, or a tuple {told}")
+    return columns
+
+
+def _columns(task: str, values: Sequence[Any]) -> dict[str, Any] | None:
+    """The items of a tuple by their columns; None where they are too many or too few."""
+    names = _TUPLES.get(len(values))
+    if task == "rerank":
+        names = ("query", "document", "label") if len(values) == 3 else None
+    if task in VECTOR_TASKS and len(values) > 1 and all(isinstance(value, str) for value in values):
+        anchor, positive, *negatives = values
+        return {"anchor": anchor, "positive": positive, "negative": negatives}
+    return None if names is None else dict(zip(names, values, strict=True))

@@ -16,7 +16,13 @@ PIPELINES = {
     "token-classification": "token-classification",
     "question-answering": "question-answering",
     "multiple-choice": None,  # no pipeline of transformers has this task
+    "embedding": "sentence-similarity",
+    "sparse-embedding": "feature-extraction",
+    "rerank": "text-ranking",
 }
+
+
+_LIBRARIES = dict.fromkeys(("embedding", "sparse-embedding", "rerank"), "sentence-transformers")
 
 
 def write_card(folder: Path, metrics: dict[str, Any]) -> None:
@@ -29,7 +35,9 @@ def model_card(name: str, metrics: dict[str, Any]) -> str:
     settings, start = metrics["settings"], metrics["model"]
     pipeline = PIPELINES[settings["task"]]
     # Every JSON string is also a YAML string.
-    front = ["library_name: transformers", "tags:", "- fastbert", f"- {settings['task']}"]
+    library = _LIBRARIES.get(settings["task"], "transformers")
+    front = [f"library_name: {library}", "tags:", "- fastbert", f"- {settings['task']}"]
+    front += [f"- {library}"] if library != "transformers" else []
     front += [f"pipeline_tag: {pipeline}"] if pipeline else []
     front += [] if Path(start).exists() else [f"base_model: {json.dumps(start)}"]
     sets = [part for part in ("dev", "test") if part in metrics]

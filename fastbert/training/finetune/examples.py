@@ -34,6 +34,11 @@ class Reading(Form):
     question: str = "question"
     context: str = "context"
     answers: str = "answers"
+    anchor: str = "anchor"
+    positive: str = "positive"
+    negatives: tuple[str, ...] = ("negative",)  # each a text, or a list of them; also negative_1, negative_2 ...
+    query: str = "query"
+    document: str = "document"  # a text, or a list of them
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,19 +122,19 @@ def read_label_lists(path: Source, reading: Reading) -> list[TextExample]:
     return _labelled(path, reading, lambda row: row.names(reading.label, reading.label_separator))
 
 
-def _labelled(path: Source, reading: Reading, label: Callable[[_Row], Any]) -> list[TextExample]:
+def _labelled(path: Source, reading: Reading, label: Callable[[RowValues], Any]) -> list[TextExample]:
     pair = reading.pair
     columns = [reading.text] if pair is None else [reading.text, pair]
     return [
         TextExample(row.where, row.text(reading.text), None if pair is None else row.text(pair), label(row))
-        for row in _rows(path, reading, [*columns, reading.label])
+        for row in rows_of(path, reading, [*columns, reading.label])
     ]
 
 
 def read_choices(path: Source, reading: Reading) -> list[ChoiceExample]:
     """Texts with several choices; all examples of a file have the same number of them."""
     examples: list[ChoiceExample] = []
-    for row in _rows(path, reading, [reading.text, *reading.choices, reading.label]):
+    for row in rows_of(path, reading, [reading.text, *reading.choices, reading.label]):
         if len(reading.choices) == 1:
             choices = row.texts(reading.choices[0])
         else:
@@ -147,7 +152,7 @@ def read_choices(path: Source, reading: Reading) -> list[ChoiceExample]:
 
 def read_words(path: Source, reading: Reading) -> list[WordsExample]:
     """Words with BIO tags, from CoNLL columns or lists; tags of another scheme are converted."""
-    rows = _rows(path, reading, [reading.words, reading.tags], _WORDS)
+    rows = rows_of(path, reading, [reading.words, reading.tags], _WORDS)
     examples = [WordsExample(row.where, row.texts(reading.words), row.texts(reading.tags)) for row in rows]
     tags = to_bio([example.tags for example in examples])
     examples = [WordsExample(e.where, e.words, converted) for e, converted in zip(examples, tags, strict=True)]
@@ -199,7 +204,7 @@ def _answer(text: Any, start: Any) -> Answer:
 
 def _questions(path: Source, reading: Reading) -> Iterator[QuestionExample]:
     names = [reading.id, reading.question, reading.context, reading.answers]
-    for row in _rows(path, reading, None, squad=names):  # an id may be missing
+    for row in rows_of(path, reading, None, squad=names):  # an id may be missing
         value = row.value(reading.answers)
         try:
             texts, starts = value["text"], value["answer_start"]
@@ -216,7 +221,7 @@ def _questions(path: Source, reading: Reading) -> Iterator[QuestionExample]:
 
 
 @dataclass(frozen=True)
-class _Row:
+class RowValues:
     """A row's values by column; each method checks a value's type and returns it."""
 
     where: str
@@ -265,22 +270,28 @@ class _Row:
             raise DataError(f"{self.where}: {column} is {value!r}; it must be a number")
         return number
 
+    def numbers(self, column: str) -> tuple[float, ...]:
+        """One number, or a list of them."""
+        value = self.value(column)
+        parts = value if isinstance(value, list) else [value]
+        return tuple(RowValues(self.where, {column: part}).number(column) for part in parts)
+
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
-def _rows(
+def rows_of(
     path: Source,
     reading: Reading,
     columns: Sequence[str] | None,
     formats: Mapping[str, str] = ROWS,
     squad: Sequence[str] = (),
-) -> Iterator[_Row]:
+) -> Iterator[RowValues]:
     """The rows of a file of one of the `formats`; or, where its columns are named, of SQuAD's."""
     if isinstance(path, Table):
         for i, values in enumerate(path.rows):
-            yield _Row(path.where[i] if path.where else f"{path.name}[{i}]", values)
+            yield RowValues(path.where[i] if path.where else f"{path.name}[{i}]", values)
         return
     kind = reading.format_of(path, formats, "--format")
     known = dict.fromkeys([*formats.values(), *(["squad"] if squad else [])])
@@ -292,4 +303,4 @@ def _rows(
         where = f"{path}: row {row.line}" if kind == "parquet" else f"{path}:{row.line}"
         if row.problem is not None:
             raise DataError(f"{where}: {row.problem}")
-        yield _Row(where, row.values)
+        yield RowValues(where, row.values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastbert.tokenizer.tokenizer import Tokenizer
+
 IGNORE = -100
+TOKENIZED_TOGETHER = 256
+Sequences = tuple[np.ndarray, np.ndarray]  # ids and types
 _SORTED_TOGETHER = 50  # with order "length", features of so many batches are sorted together
 
 
@@ -28,6 +32,7 @@ class Feature:
     weight: float = 1.0  # number of decisions in the mean loss
     places: np.ndarray | None = None
     truncated: bool = False
+    skip: tuple[int, ...] = ()  # tokens at the start of each sequence that a pooling leaves out
 
     @property
     def length(self) -> int:
@@ -35,9 +40,28 @@ class Feature:
         return sum(len(ids) for ids, _ in self.sequences)
 
 
+def sequences_of(
+    texts: Sequence[tuple[str, str | None]], tokenizer: Tokenizer, max_length: int | None
+) -> Iterator[tuple[Sequences, bool]]:
+    """Ids and types of each text or pair, and whether it was cut. Either all are pairs or none is."""
+    for start in range(0, len(texts), TOKENIZED_TOGETHER):
+        firsts, seconds = map(list, zip(*texts[start : start + TOKENIZED_TOGETHER], strict=True))
+        pairs = None if seconds[0] is None else seconds
+        for encoding in tokenizer(firsts, pairs, truncation=True, max_length=max_length).encodings:
+            yield arrays_of(encoding), bool(encoding.overflowing)
+
+
+def arrays_of(encoding: Any) -> Sequences:
+    return np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.int8)
+
+
 def packed(features: Sequence[Feature]) -> dict[str, Any]:
-    """The model's arguments for features of one sequence each, packed."""
-    sequences = [sequence for feature in features for sequence in feature.sequences]
+    """The model's arguments for all sequences of features, packed."""
+    return packed_sequences([sequence for feature in features for sequence in feature.sequences])
+
+
+def packed_sequences(sequences: Sequence[Sequences]) -> dict[str, Any]:
+    """The model's arguments for sequences, packed."""
     lengths = np.array([len(ids) for ids, _ in sequences])
     cu_seqlens = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
     ids, types = (np.concatenate(column).astype(np.int64) for column in zip(*sequences, strict=True))
@@ -74,7 +98,14 @@ def on_host(logits: Tensor) -> Tensor:
 
 
 def plan_epoch(
-    lengths: Sequence[int], *, seed: int, epoch: int, order: str, batch_size: int | None, tokens: int | None
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    order: str,
+    batch_size: int | None,
+    tokens: int | None,
+    classes: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The batches of an epoch, lists of indices into `lengths`: a function of the arguments alone.
 
@@ -82,9 +113,12 @@ def plan_epoch(
         order: "random"; or "length", which batches features of similar length and shuffles the batches.
         batch_size: most features in a batch; None for any number.
         tokens: most tokens in a batch, unless a single feature has more; None for any number.
+        classes: of each feature; two of one class stand together, so that each finds its like in a batch.
     """
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
     indices = random.permutation(len(lengths))
+    if classes is not None:
+        indices = _in_twos(indices, classes, random)
     if order == "length":
         mean = max(1.0, float(np.mean(lengths)))
         in_batch = len(lengths) if tokens is None else max(1, int(tokens / mean))
@@ -100,3 +134,17 @@ def plan_epoch(
         batches[-1].append(index)
         left -= lengths[index]
     return [batches[i] for i in random.permutation(len(batches))] if order == "length" else batches
+
+
+def _in_twos(indices: np.ndarray, classes: Sequence[int], random: np.random.Generator) -> np.ndarray:
+    """The indices in another order, two of one class next to each other."""
+    open_ones: dict[int, int] = {}
+    groups: list[list[int]] = []
+    for index in indices.tolist():
+        other = open_ones.pop(classes[index], None)
+        if other is None:
+            open_ones[classes[index]] = index
+        else:
+            groups.append([other, index])
+    groups += [[index] for index in open_ones.values()]
+    return np.array([index for place in random.permutation(len(groups)) for index in groups[place]])

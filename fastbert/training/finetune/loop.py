@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
@@ -15,22 +15,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastbert.checkpoint.hub import resolve_file, resolve_folder
+from fastbert.checkpoint.json_files import read_json
 from fastbert.config import BertConfig
 from fastbert.inference.batching import token_budget_batches
+from fastbert.inference.sentence_settings import read_settings
 from fastbert.model import BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
+from fastbert.training.distributed import Processes
 from fastbert.training.finetune.examples import DataError, Reading, Source, Table
 from fastbert.training.finetune.features import Feature, plan_epoch
 from fastbert.training.finetune.layers import freeze, layer_groups
+from fastbert.training.finetune.pair_examples import VectorExample
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS, Predictions, Task, class_counts, loss_of, single_label
 from fastbert.training.loop import Trainer
 from fastbert.training.objective import Counts
 from fastbert.training.training_state import read_state
+from fastbert.training.vectors.losses import LOSSES, USUAL
+from fastbert.training.vectors.model import SETTINGS, TRANSFORMER
 
 EVALUATION_TOKENS = 8192  # per batch
+NOT_THE_MODELS = ("grades", "sizes")  # arguments that a loss reads, and the model does not
 LOGGED = 50  # least number of log lines of a run, if it has as many steps
 LOG_EVERY = 20  # most steps between log lines
 
@@ -61,6 +69,48 @@ class Dataset:
                 digest.update(ids.tobytes() + types.tobytes())
             digest.update(repr(feature.label).encode())
         return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What a model's sentence-transformers files say about its texts; None and empty without them."""
+
+    folder: str | Path  # of the encoder
+    revision: str | None = None
+    max_length: int | None = None
+    lower_case: bool = False
+    include_prompt: bool = True
+    prompt: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: str | Path, revision: str | None, task: str) -> Self:
+        """Of a folder or hub id, as a task of vectors reads it."""
+        if task == "sparse-embedding":
+            found = {name: _optional(path, name, revision) for name in (TRANSFORMER, SETTINGS)}
+            longest = found[TRANSFORMER].get("max_seq_length")
+            return cls(path, revision, longest, prompts=found[SETTINGS].get("prompts") or {})
+        return cls._of_sentences(path, revision)
+
+    @classmethod
+    def _of_sentences(cls, path: str | Path, revision: str | None) -> Self:
+        found = read_settings(path, None, None, revision)
+        folder: str | Path = path
+        if found.transformer and found.modules_file is not None:
+            folder = resolve_folder(path, found.transformer, revision=revision, named_by=found.modules_file)
+            revision = None
+        how = (found.max_length, found.lower_case, found.include_prompt, found.prompt, found.prompts)
+        return cls(folder, revision, *how)
+
+    def prompt_for(self, *names: str) -> str:
+        """The first prompt of these names that is not empty, else the default one."""
+        return next((text for name in names if (text := self.prompts.get(name))), self.prompt)
+
+
+def _optional(path: str | Path, name: str, revision: str | None) -> dict[str, Any]:
+    """A JSON object of a model's folder, empty where there is none."""
+    file = resolve_file(path, name, revision=revision, required=False)
+    return {} if file is None else read_json(file)
 
 
 @dataclass(frozen=True)
@@ -103,17 +153,23 @@ class Recipe:
             ValueError: the task is unknown, or a setting does not fit the task or the model.
         """
         task = task_of(settings)
-        config = BertConfig.from_pretrained(model, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        start = (
+            TextSettings.of(model, revision, settings.task) if settings.of_vectors else TextSettings(model, revision)
+        )
+        config = BertConfig.from_pretrained(start.folder, revision=start.revision)
+        tokenizer = AutoTokenizer.from_pretrained(start.folder, revision=start.revision)
         tokenizer = tokenizer.with_prefix_space() if task.splits_words else tokenizer
+        tokenizer = tokenizer.lower_cased() if start.lower_case else tokenizer
         most = config.max_length
-        limit = min(tokenizer.model_max_length, most, task.max_length or most)
+        limit = min(tokenizer.model_max_length, most, task.max_length or most, start.max_length or most)
         if settings.max_length is not None and settings.max_length > most:
             raise ValueError(f"max_length is {settings.max_length}; the model takes {most} tokens")
         settings = replace(settings, max_length=settings.max_length or limit)
         examples = {name: read_examples(task, path, reading or Reading()) for name, path in paths.items()}
         if settings.no_answer is None:
             settings = replace(settings, no_answer=any(getattr(e, "answers", None) == [] for e in examples["train"]))
+        if task.losses:
+            settings = chosen_loss(settings, examples["train"], start)
         labels = _label_set(task.labels(examples["train"]), labels, paths["train"])
         _check_best(task, settings.best, labels, paths["dev"], examples["dev"])
         data = {
@@ -127,6 +183,8 @@ class Recipe:
 
     def fresh_model(self, path: str | Path, *, revision: str | None = None) -> BertPreTrainedModel:
         """The checkpoint in float32 with a head for the task, whose weights are seeded."""
+        if self.settings.of_vectors:
+            return self.task.model.from_pretrained(path, revision=revision, dropout=self.settings.dropout)
         config = BertConfig.from_pretrained(path, revision=revision)
         if self.task.problem_type is not None or self.labels:
             names = self.labels or ["LABEL_0"]
@@ -134,7 +192,7 @@ class Recipe:
             config.label2id = {name: i for i, name in enumerate(names)}
             config.problem_type = self.task.problem_type
         else:
-            config.num_labels = 2
+            config.num_labels = self.task.outputs
         if self.settings.dropout is not None:
             config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.settings.dropout
             config.classifier_dropout = None  # as hidden_dropout_prob
@@ -168,7 +226,10 @@ class Recipe:
             order=settings.order,
             batch_size=most,
             tokens=tokens,
+            classes=[feature.label for feature in self.train.features] if settings.loss == "supervised" else None,
         )
+        if settings.of_vectors and len(batches) > 1 and len(batches[-1]) == 1:  # it would have nothing to compare with
+            batches[-2] += batches.pop()
         return [batches[start : start + settings.accumulate] for start in range(0, len(batches), settings.accumulate)]
 
     def data(self) -> dict[str, dict[str, Any]]:
@@ -206,9 +267,12 @@ class Recipe:
         return Evaluation(scores, [_source(e) | p for e, p in zip(data.examples, predictions, strict=True)])
 
 
+_TEXTS = ("text", "pair", "choices", "question", "texts", "query")
+
+
 def _source(example: Any) -> dict[str, Any]:
     """The position of an example in its file, and those texts that it has."""
-    texts = {name: getattr(example, name, None) for name in ("text", "pair", "choices", "question")}
+    texts = {name: getattr(example, name, None) for name in _TEXTS}
     line = example.where.rpartition(":")[2]
     where = int(line) if line.isdecimal() else example.where
     return {"line": where} | {name: text for name, text in texts.items() if text is not None}
@@ -219,12 +283,55 @@ def task_of(settings: FinetuneSettings) -> Task:
     if settings.task not in TASKS:
         raise ValueError(f"task is {settings.task!r}; it must be one of {', '.join(TASKS)}")
     task = TASKS[settings.task]
+    if settings.loss is not None and settings.loss not in task.losses:
+        known = f"{settings.task} has the losses {', '.join(task.losses)}" if task.losses else "the task has one loss"
+        raise ValueError(f"loss is {settings.loss!r}; {known}")
+    if settings.of_vectors and (settings.tokens is not None or settings.accumulate > 1):
+        name = "accumulate" if settings.tokens is None else "tokens"
+        raise ValueError(
+            f"{name} is {getattr(settings, name)}; a step of {settings.task} is one batch of batch_size examples, "
+            "computed mini_batch_tokens at a time"
+        )
     if settings.class_weights != "none" and not task.weighable:
         raise ValueError(f"class_weights is {settings.class_weights!r}; {settings.task} has no classes to weigh")
     scores = (*task.scores, *task.two_class_scores)
     if settings.best not in (None, "loss", *scores):
         raise ValueError(f"best is {settings.best!r}; {settings.task} has the scores {', '.join(scores)} and loss")
     return task
+
+
+def chosen_loss(settings: FinetuneSettings, examples: Sequence, start: TextSettings) -> FinetuneSettings:
+    """The settings with those that follow from the data and the model: loss, score, prompts.
+
+    Raises:
+        DataError: the examples are not what the loss learns from.
+    """
+    if not isinstance(examples[0], VectorExample):
+        return replace(settings, loss=settings.loss or "binary")
+    kind = examples[0].kind
+    loss = settings.loss or USUAL.get(kind, "distillation")
+    if LOSSES[loss].learns_from != kind:
+        raise DataError(
+            f"{examples[0].where}: the examples are {_KINDS[kind]}; loss {loss!r} learns from "
+            f"{_KINDS[LOSSES[loss].learns_from]}"
+        )
+    changes: dict[str, Any] = {"loss": loss, "include_prompt": start.include_prompt}
+    if settings.best is None and kind == "scored":
+        changes["best"] = "spearman"
+    if settings.query_prompt is None:
+        changes["query_prompt"] = start.prompt_for("query")
+    if settings.document_prompt is None:
+        changes["document_prompt"] = start.prompt_for("document", "passage")
+    return replace(settings, **changes)
+
+
+_KINDS = {
+    "pairs": "pairs or triplets without a label",
+    "classes": "texts with a class",
+    "scored": "pairs with a score",
+    "margins": "triplets with a teacher's margins",
+    "scores": "triplets with a teacher's scores",
+}
 
 
 def _check_best(task: Task, best: str | None, labels: list[str], path: Source, dev: list) -> None:
@@ -279,6 +386,7 @@ class Finetuning(Trainer):
         trained: a module that holds the model, if more than the model is trained.
         groups: optimizer groups of the parameters of `trained` that are not the model's.
         extra: see Trainer.
+        processes: see Trainer.
     """
 
     evaluation = ("dev", "dev", "dev loss")
@@ -292,6 +400,7 @@ class Finetuning(Trainer):
         trained: nn.Module | None = None,
         groups: Sequence[dict] = (),
         extra: Any = None,
+        processes: Processes | None = None,
     ) -> None:
         self.recipe, self.task, settings = recipe, recipe.task, recipe.settings
         self.best_score = settings.best or self.task.scores[0]
@@ -307,6 +416,7 @@ class Finetuning(Trainer):
             trained=model if trained is None else trained,
             groups=[*layer_groups(model, settings.weight_decay, settings.layer_decay), *groups],
             extra=extra,
+            processes=processes,
         )
         weights = recipe.class_weights()
         self.class_weights = None if weights is None else weights.to(self.device)
@@ -365,8 +475,9 @@ class Finetuning(Trainer):
 
     def _forward(self, arguments: dict[str, Any]) -> tuple[Tensor, ModelOutput]:
         """The loss of a batch, in float32, and the model's output."""
-        output = self.model(**arguments, return_dict=True)  # overrides the config
-        return loss_of(output, arguments, self.class_weights).float(), output
+        known = {name: value for name, value in arguments.items() if name not in NOT_THE_MODELS}
+        output = self.model(**known, return_dict=True)  # overrides the config
+        return loss_of(self.task, output, arguments, self.class_weights, self.recipe.settings).float(), output
 
     @torch.no_grad()
     def evaluate(self, data: Dataset) -> Evaluation:

@@ -32,6 +32,27 @@ def binary(gold: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -
     return scores | ({"auc": float(roc_auc_score(gold, probabilities))} if len(set(gold.tolist())) == 2 else {})
 
 
+def ranking(found: Sequence[Sequence[float]], relevant: Sequence[Sequence[float]], k: int = 10) -> dict[str, float]:
+    """nDCG@k, MRR@k and recall@k, means over queries.
+
+    Args:
+        found: the grades of what each query found, best first: 0 for what is not relevant. The gain is the grade.
+        relevant: the grades of all that is relevant for it, in any order.
+    """
+    sums = np.zeros(3)
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    for grades, all_grades in zip(found, relevant, strict=True):
+        top = np.maximum(np.array(grades[:k], dtype=float), 0)
+        best = np.sort(np.maximum(np.array(all_grades, dtype=float), 0))[::-1]
+        ideal = (best[:k] * discounts[: len(best)]).sum()
+        hits = np.flatnonzero(top)
+        if ideal:
+            gained = (top * discounts[: len(top)]).sum()
+            sums += gained / ideal, 1 / (hits[0] + 1) if len(hits) else 0, len(hits) / np.count_nonzero(best)
+    names = (f"ndcg_at_{k}", f"mrr_at_{k}", f"recall_at_{k}")
+    return dict(zip(names, (sums / len(found)).tolist(), strict=True))
+
+
 def per_class(
     gold: Sequence | np.ndarray, predicted: Sequence | np.ndarray, labels: Sequence[str]
 ) -> dict[str, dict[str, float]]:

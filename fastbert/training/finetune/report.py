@@ -93,6 +93,37 @@ def draw_confusion(path: Path, gold: Sequence[str], predicted: Sequence[str], la
     _save(figure, path)
 
 
+def similarities(predictions: Sequence[dict[str, Any]]) -> tuple[dict[str, list[float]], str]:
+    """The similarities to be drawn, by what they are of, and the name of the similarity."""
+    first = predictions[0]
+    if "similarity" in first:
+        names = {"similarity": "anchor and positive", "other": "anchor and another text"}
+        return {told: [p[name] for p in predictions] for name, told in names.items()}, "similarity"
+    if "predicted" in first:
+        middle = float(np.median([p["gold"] for p in predictions]))
+        return {
+            f"score above {middle:g}": [p["predicted"] for p in predictions if p["gold"] > middle],
+            f"score of at most {middle:g}": [p["predicted"] for p in predictions if p["gold"] <= middle],
+        }, "similarity"
+    return {"rank of the first text of the same class": [float(p["rank"]) for p in predictions]}, "rank, 0: none of 10"
+
+
+def draw_similarities(path: Path, values: dict[str, list[float]], name: str) -> None:
+    """Plots histograms of similarities over one another."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 3.6), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    every = np.concatenate([np.asarray(found) for found in values.values()])
+    bins = np.linspace(every.min(), max(every.max(), every.min() + 1e-6), 41)
+    for colour, (told, found) in zip((_BLUE, _ORANGE), values.items(), strict=False):
+        axes.hist(found, bins=bins.tolist(), alpha=0.6, color=colour, label=told)
+    axes.set(xlabel=name, ylabel="examples")
+    axes.legend(frameon=False)
+    _plain(axes)
+    _save(figure, path)
+
+
 def _plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)

@@ -9,7 +9,15 @@ from typing import Any
 
 from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.loop import Evaluation, Finetuning
-from fastbert.training.finetune.report import draw_confusion, draw_curves, read_log, versions, write_report
+from fastbert.training.finetune.report import (
+    draw_confusion,
+    draw_curves,
+    draw_similarities,
+    read_log,
+    similarities,
+    versions,
+    write_report,
+)
 
 REPORT = "report"  # a folder in that of the model
 
@@ -39,6 +47,8 @@ def save_and_report(run: Finetuning, start: str) -> Result:
     if recipe.settings.task == "classification":
         gold, predicted = ([p[side] for p in last.predictions] for side in ("gold", "predicted"))
         draw_confusion(report / f"confusion-matrix-{name}.png", gold, predicted, recipe.labels)
+    if recipe.settings.of_vectors:
+        draw_similarities(report / f"similarities-{name}.png", *similarities(last.predictions))
     metrics = _metrics(run, evaluations, start, sum(line["seconds"] for line in train_log))
     write_card(folder, metrics)
     write_report(report, metrics, evaluations)

@@ -19,9 +19,13 @@ from fastbert.training.settings import (
 )
 
 EXAMPLES, TOKENS = 16, 2048  # default bounds of a batch, if neither is given
+VECTOR_EXAMPLES, PART_TOKENS = 64, 8192  # of embedders: examples in a step, and tokens that are computed at a time
 # Default epochs. Three of a few hundred examples are too few steps to learn from (Mosbach et al., 2021).
 EPOCHS, MOST_EPOCHS, LEAST_STEPS = 3, 20, 150
 TEXT_OPTIONS = ("max_length", "stride", "max_question", "n_best", "max_answer", "no_answer", "null_threshold")
+VECTOR_OPTIONS = ("loss", "scale", "mini_batch_tokens", "dims", "query_prompt", "document_prompt")
+VECTOR_TASKS = ("embedding", "sparse-embedding")
+SPARSE_OPTIONS = ("query_weight", "document_weight")
 _FREE_TO_CHANGE = ("save_every", "tensorboard")
 
 
@@ -60,8 +64,10 @@ class FinetuneSettings:
     best: str | None = option(
         None,
         "score on the dev examples, or loss, by which the best checkpoint is chosen; of equal scores, the lower "
-        "loss is better (default: f1_macro for classification, f1_micro for multi-label, spearman for regression, f1 "
-        "for token-classification and question-answering, accuracy for multiple-choice)",
+        "loss is better; of scored pairs, spearman (default: f1_macro for classification, f1_micro for multi-label, "
+        "spearman for regression, f1 "
+        "for token-classification and question-answering, accuracy for multiple-choice, ndcg_at_10 for embedding and "
+        "sparse-embedding and rerank)",
         metavar="SCORE",
     )
     patience: int | None = option(None, "end after N evaluations without a better", least=1)
@@ -74,6 +80,24 @@ class FinetuneSettings:
         None, "whether a question may have no answer (default: as in the training data)", spelling="--unanswerable"
     )
     null_threshold: float = option(0.0, "by which no answer must be better than the best")
+    loss: str | None = option(
+        None,
+        "ranking (in-batch negatives), symmetric-ranking, supervised, cosent, angle, cosine, margin-mse or "
+        "distillation (default: by the data); of rerank: binary (default), listnet, lambda, mse or margin-mse",
+        metavar="NAME",
+    )
+    scale: float | None = option(None, "of similarities (default: 20; of sparse vectors 1)", above=0)
+    mini_batch_tokens: int | None = option(
+        None, "computed at a time; a step's gradients do not depend on it (default: 8192)", least=1
+    )
+    dims: tuple[int, ...] | None = option(None, "Matryoshka: the loss also of vectors cut to these", metavar="N,M,...")
+    query_prompt: str | None = option(None, "before anchors (default: the model's query prompt)", metavar="TEXT")
+    document_prompt: str | None = option(
+        None, "before the other texts (default: the model's document prompt)", metavar="TEXT"
+    )
+    query_weight: float = option(5e-5, "of the FLOPS of anchors", least=0)
+    document_weight: float = option(3e-5, "of the FLOPS of other texts", least=0)
+    include_prompt: bool = True  # in the pooling, as the model's folder says
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -84,8 +108,15 @@ class FinetuneSettings:
         return min(max(EPOCHS, -(-LEAST_STEPS // steps)), MOST_EPOCHS)
 
     @property
+    def of_vectors(self) -> bool:
+        """Whether the loss compares the vectors of a whole step."""
+        return self.task in VECTOR_TASKS
+
+    @property
     def batch_bounds(self) -> tuple[int, int | None]:
         """The most examples and the most tokens of a batch (None: any number)."""
+        if self.of_vectors:
+            return self.batch_size or VECTOR_EXAMPLES, None
         tokens = TOKENS if self.tokens is None and self.batch_size is None else self.tokens
         return self.batch_size or EXAMPLES, tokens
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastbert.training.finetune.examples import Reading, Source, Table
 from fastbert.training.finetune.loop import read_examples, task_of
+from fastbert.training.finetune.pair_examples import RankExample, VectorExample, row_of_pair
 from fastbert.training.finetune.settings import FinetuneSettings
 
 DEV_SHARE = 0.1  # of the training examples, where no dev examples are given
@@ -113,6 +114,8 @@ class Labelled:
 
 
 def _row_of(example: Any, reading: Reading) -> dict[str, Any]:
+    if isinstance(example, VectorExample | RankExample):
+        return row_of_pair(example, reading)
     values = vars(example)
     row = {getattr(reading, name): values[name] for name in _AS_THEY_ARE if name in values}
     if values.get("pair") is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fastbert.inference.windows import Window, central_tokens, windows_of
 from fastbert.model.auto import (
-    Auto,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -22,7 +21,7 @@ from fastbert.model.auto import (
 )
 from fastbert.model.outputs import ModelOutput
 from fastbert.tokenizer.tokenizer import Tokenizer
-from fastbert.training.finetune import answers, metrics
+from fastbert.training.finetune import answers, metrics, pair_examples, pair_features
 from fastbert.training.finetune import examples as files
 from fastbert.training.finetune.examples import (
     ChoiceExample,
@@ -32,10 +31,22 @@ from fastbert.training.finetune.examples import (
     TextExample,
     WordsExample,
 )
-from fastbert.training.finetune.features import IGNORE, Feature, on_host, packed, padded, per_feature
-from fastbert.training.finetune.settings import FinetuneSettings
+from fastbert.training.finetune.features import (
+    IGNORE,
+    TOKENIZED_TOGETHER,
+    Feature,
+    arrays_of,
+    on_host,
+    packed,
+    padded,
+    per_feature,
+    sequences_of,
+)
+from fastbert.training.finetune.ranking import RANK_LOSSES
+from fastbert.training.finetune.settings import SPARSE_OPTIONS, VECTOR_OPTIONS, FinetuneSettings
+from fastbert.training.vectors.losses import LOSSES
+from fastbert.training.vectors.model import SparseEncoder, TextEncoder
 
-_TOKENIZED_TOGETHER = 256
 TEXTS = ("text", "pair", "label")  # columns
 Predictions = list[dict[str, Any]]
 
@@ -44,14 +55,14 @@ Predictions = list[dict[str, Any]]
 class Task:
     """One kind of fine-tuning."""
 
-    model: type[Auto]
+    model: Any  # has from_pretrained
     problem_type: str | None  # config.problem_type, which selects the head's loss
     scores: tuple[str, ...]  # names of the scores; the first selects the best checkpoint
     read: Callable[[Source, Reading], list]
     labels: Callable[[list], list[str]]  # the label set of training examples, in the order of its ids; may be empty
     encode: Callable[[Sequence, Tokenizer, list[str], FinetuneSettings], list[Feature]]
     collate: Callable[[Sequence[Feature]], dict[str, Any]]  # the model's arguments, including labels
-    logits: Callable[[ModelOutput, Sequence[Feature]], list[np.ndarray]]  # of each feature
+    logits: Callable[[Any, Sequence[Feature]], list[Any]]  # what the model says of each feature
     decode: Callable[[Sequence, Sequence[Feature], Sequence[np.ndarray], list[str], FinetuneSettings], Predictions]
     score: Callable[[Predictions, list[str]], dict[str, float]]
     # For the report: precision, recall and F1 of each class or entity type.
@@ -61,6 +72,9 @@ class Task:
     two_class_scores: tuple[str, ...] = ()  # scores that exist for two labels only
     max_length: int | None = None  # default; None for as many as the model takes
     options: tuple[str, ...] = TEXTS  # task-specific fields of FinetuneSettings and Reading
+    outputs: int = 2  # of a head whose outputs are no labels
+    losses: tuple[str, ...] = ()  # names of those that it can be trained by, if it has a choice
+    loss: Callable[[ModelOutput, dict[str, Any], FinetuneSettings], Tensor] | None = None  # None: the head's own
 
 
 # Texts: one class, several, or a number.
@@ -77,26 +91,11 @@ def _encode_texts(
     ids = {label: i for i, label in enumerate(labels)}
     targets = [target(example, ids) for example in examples]  # first: errors show before the slow part
     texts = [(example.text, example.pair) for example in examples]
-    sequences = _sequences(texts, tokenizer, settings.max_length)
+    sequences = sequences_of(texts, tokenizer, settings.max_length)
     return [
         Feature(i, (sequence,), wanted, truncated=truncated)
         for i, ((sequence, truncated), wanted) in enumerate(zip(sequences, targets, strict=True))
     ]
-
-
-def _sequences(
-    texts: Sequence[tuple[str, str | None]], tokenizer: Tokenizer, max_length: int | None
-) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
-    """Ids and types of each text or pair, and whether it was cut. Either all are pairs or none is."""
-    for start in range(0, len(texts), _TOKENIZED_TOGETHER):
-        firsts, seconds = map(list, zip(*texts[start : start + _TOKENIZED_TOGETHER], strict=True))
-        pairs = None if seconds[0] is None else seconds
-        for encoding in tokenizer(firsts, pairs, truncation=True, max_length=max_length).encodings:
-            yield _arrays(encoding), bool(encoding.overflowing)
-
-
-def _arrays(encoding: Any) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(encoding.ids, dtype=np.int32), np.array(encoding.type_ids, dtype=np.int8)
 
 
 def _label_id(where: str, label: str, ids: dict[str, int]) -> int:
@@ -211,8 +210,8 @@ def _encode_words(
     longest = tokenizer.model_max_length if settings.max_length is None else settings.max_length
     overlap = (longest - tokenizer.num_special_tokens_to_add()) // 4
     features: list[Feature] = []
-    for start in range(0, len(examples), _TOKENIZED_TOGETHER):
-        words = [example.words for example in examples[start : start + _TOKENIZED_TOGETHER]]
+    for start in range(0, len(examples), TOKENIZED_TOGETHER):
+        words = [example.words for example in examples[start : start + TOKENIZED_TOGETHER]]
         windows = windows_of(tokenizer, words, longest, overlap=min(settings.stride, overlap), words=True)
         for item, group in groupby(windows, key=lambda window: window.item):
             of_text = list(group)
@@ -220,7 +219,7 @@ def _encode_words(
                 i = start + item
                 tags = [IGNORE if word < 0 else targets[i][word] for word in places]
                 weight = float((places >= 0).sum())
-                features.append(Feature(i, (_arrays(window.encoding),), tags, weight=weight, places=places))
+                features.append(Feature(i, (arrays_of(window.encoding),), tags, weight=weight, places=places))
     return features
 
 
@@ -284,7 +283,7 @@ def _encode_choices(
     examples: Sequence[ChoiceExample], tokenizer: Tokenizer, labels: list[str], settings: FinetuneSettings
 ) -> list[Feature]:
     pairs = [(example.text, choice) for example in examples for choice in example.choices]
-    sequences = _sequences(pairs, tokenizer, settings.max_length)
+    sequences = sequences_of(pairs, tokenizer, settings.max_length)
     features = []
     for i, example in enumerate(examples):
         own = [next(sequences) for _ in example.choices]
@@ -323,13 +322,36 @@ def _labels_in(value: Any) -> list[str]:
     return [label for label in values if isinstance(label, str)]
 
 
-def loss_of(output: ModelOutput, arguments: dict[str, Any], class_weights: Tensor | None) -> Tensor:
-    """The head's own loss; with class weights, the weighted mean of the cross entropies."""
+def loss_of(
+    task: Task,
+    output: ModelOutput,
+    arguments: dict[str, Any],
+    class_weights: Tensor | None,
+    settings: FinetuneSettings,
+) -> Tensor:
+    """The task's loss, or else the head's own; with class weights, the weighted mean of the cross entropies."""
+    if task.loss is not None:
+        return task.loss(output, arguments, settings)
     if class_weights is None:
         return output.loss
     logits, labels = output.logits, arguments["labels"]
     return torch.nn.functional.cross_entropy(logits.float(), labels, class_weights, ignore_index=IGNORE)
 
+
+_VECTORS = Task(
+    model=TextEncoder,
+    problem_type=None,
+    scores=("ndcg_at_10", "mrr_at_10", "recall_at_10", "spearman", "pearson"),
+    read=pair_examples.read_vectors,
+    labels=_no_labels,
+    encode=pair_features.encode_vectors,
+    collate=pair_features.collate_vectors,
+    logits=pair_features.split_vectors,
+    decode=pair_features.decode_vectors,
+    score=pair_features.score_vectors,
+    options=(*TEXTS, "anchor", "positive", "negatives", *VECTOR_OPTIONS),
+    losses=tuple(LOSSES),
+)
 
 TASKS: dict[str, Task] = {
     "classification": Task(
@@ -420,5 +442,31 @@ TASKS: dict[str, Task] = {
         decode=_decode_choices,
         score=lambda predictions, labels: {"accuracy": float(np.mean(np.equal(*_sides(predictions))))},
         options=("text", "label", "choices"),
+    ),
+    "embedding": _VECTORS,
+    "sparse-embedding": replace(
+        _VECTORS,
+        model=SparseEncoder,
+        logits=pair_features.split_sparse,
+        losses=tuple(
+            name for name, kind in LOSSES.items() if kind.compares or kind.learns_from in ("margins", "scores")
+        ),
+        options=(*_VECTORS.options, *SPARSE_OPTIONS),
+    ),
+    "rerank": Task(
+        model=AutoModelForSequenceClassification,
+        problem_type=None,
+        scores=("ndcg_at_10", "mrr_at_10"),
+        read=pair_examples.read_ranked,
+        labels=_no_labels,
+        encode=pair_features.encode_ranked,
+        collate=pair_features.collate_ranked,
+        logits=pair_features.split_ranked,
+        decode=pair_features.decode_ranked,
+        score=pair_features.score_ranked,
+        options=("query", "document", "anchor", "positive", "negatives", "label", "loss"),
+        outputs=1,
+        losses=tuple(RANK_LOSSES),
+        loss=pair_features.ranked_loss,
     ),
 }

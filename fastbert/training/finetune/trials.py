@@ -29,6 +29,7 @@ from fastbert.training.finetune.result import (
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.splits import DEV_SHARE, Labelled
 from fastbert.training.loop import Outcome, newest_checkpoint
+from fastbert.training.vectors.loop import VectorTraining
 
 RUNS = "runs"  # a folder in the output, of a folder for each run, until all are done
 TRIALS = "trials.json"  # in the report: each run's settings and scores
@@ -42,6 +43,12 @@ class Start:
     reading: Reading
     device: torch.device
     revision: str | None = None
+
+
+def training_of(recipe: Recipe, model: Any, folder: Path, **options: Any) -> Finetuning:
+    """The run of a recipe, which is on this model; the options are those of Finetuning."""
+    kind = VectorTraining if recipe.settings.of_vectors else Finetuning
+    return kind(recipe, model, folder, **options)
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ def run(
         check_free(folder)
     tell(recipe)
     model = recipe.fresh_model(start.model, revision=start.revision).to(start.device)
-    running = Finetuning(recipe, model, folder)
+    running = training_of(recipe, model, folder)
     if newest is not None:
         running.resume(newest)
     outcome = running.run()
