@@ -181,7 +181,7 @@ def test_broken_requests_do_no_harm(address):
 
 def test_a_shutdown_by_sigterm(served):
     with running(f"vectors={served['vectors']}") as (address, process, lines):
-        bodies = [{"inputs": ["a cat sat on the mat"] * 500}] * 4
+        bodies = [{"inputs": ["a cat sat on the mat " * 4] * 500}] * 4  # long enough to be there at the signal
         found = []
         threads = [
             threading.Thread(target=lambda b=body: found.append(httpx.post(f"{address}/embed", json=b, timeout=60)))
@@ -189,7 +189,7 @@ def test_a_shutdown_by_sigterm(served):
         ]
         for thread in threads:
             thread.start()
-        time.sleep(0.2)
+        time.sleep(0.6)
         process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
