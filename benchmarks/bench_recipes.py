@@ -34,6 +34,8 @@ SIZES = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "
 SIZES |= {"max_position_embeddings": 128}
 TOKENS, BATCHES, LENGTH, TIMED = 4096, 2, 128, 6  # of a batch, batches of a step, of an example, steps that are timed
 WARMUP = 0.06  # of the steps
+LARGE = 8  # batches of a large step
+UPDATES = {"optimizer.name", "training.ema"}  # settings of what follows a step's gradients
 # Settings, by section.key, in which each differs from the first; steps are given as shares of all steps.
 RECIPES: dict[str, dict[str, Any]] = {
     "adamw, linear, 15 % masked": {},
@@ -117,6 +119,7 @@ def main() -> int:
         base = statistics.median(times[first])
         print(f"a step of {TOKENS * BATCHES:,} tokens takes {base * 1000:.0f} ms")
         del steps
+        time_large_steps(shards, folder, [name for name in names if name == first or UPDATES & RECIPES[name].keys()])
         curves: dict[str, list[tuple[float, float]]] = {}
         for i, name in enumerate(names):
             step = statistics.median(times[name]) if times[name] else base
@@ -142,6 +145,23 @@ def main() -> int:
     if args.plot is not None:
         draw(args.plot, curves)
     return 0
+
+
+def time_large_steps(shards: Path, folder: Path, names: list[str]) -> None:
+    """Prints what the recipes that change the update cost in a step of the size that people train with."""
+    large = {"training.accumulate": LARGE}
+    steps = {
+        name: stepper(run_of(shards, folder / f"l{i}", RECIPES[name] | large, 1000)) for i, name in enumerate(names)
+    }
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(4):
+        for name in names:
+            seconds = steps[name]()
+            times[name] += [seconds] if turn else []
+    base = statistics.median(times[names[0]])
+    for name in names[1:]:
+        share = statistics.median(times[name]) / base
+        print(f"  {name:28} {share:5.2f} of a step of {TOKENS * LARGE:,} tokens", flush=True)
 
 
 def _counted(shards: Path, folder: Path, changes: dict[str, Any], count: int, seconds: float) -> int:

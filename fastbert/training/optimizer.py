@@ -1,4 +1,4 @@
-"""The optimizers, over groups with and without weight decay: AdamW and Muon by torch, LAMB, StableAdamW."""
+"""The optimizers, over groups with and without weight decay: AdamW by torch, LAMB, StableAdamW, Muon."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from fastbert.training.average import FOLDER, WeightAverage
 from fastbert.training.batches import PackedBatches
 from fastbert.training.masking import IGNORED, Masker, Masking, span_shares, start_probability
 from fastbert.training.mixture import Mixture
+from fastbert.training.muon import Muon
 from fastbert.training.objective import MicroBatch
 from fastbert.training.optimizer import make_optimizer
 from fastbert.training.prepare import PrepareSettings
@@ -175,6 +176,21 @@ def test_stable_adamw_against_a_loop_over_tensors():
         optimizer.step()
         for w, wanted in zip(weights_, expected, strict=True):
             torch.testing.assert_close(w.detach(), wanted)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 64), (64, 16)])
+def test_muon_is_that_of_torch(shape):
+    """Whose iteration is in bf16: updates agree to its rounding."""
+    torch.manual_seed(0)
+    mine, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    options = {"lr": 0.1, "weight_decay": 0.1}
+    optimizers = Muon([mine], **options), torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **options)
+    for _ in range(5):
+        mine.grad = torch.randn(shape)
+        theirs.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert (mine - theirs).norm() < 0.03 * (mine - 1).norm()
 
 
 def test_muon_takes_the_matrices_of_the_layers():

@@ -62,6 +62,7 @@ def test_margins_and_scores_of_a_teacher():
     margins = scores[:, :1] - scores[:, 1:]
     theirs = st.MarginMSELoss(Given()).compute_loss_from_embeddings(vectors, margins)
     check(own.margin_mse(vectors, margins), theirs, vectors)
+    torch.testing.assert_close(own.margin_mse(vectors, scores), own.margin_mse(vectors, margins))
     theirs = st.DistillKLDivLoss(Given()).compute_loss_from_embeddings(vectors, scores)
     check(own.distillation(vectors, scores), theirs, vectors)
 

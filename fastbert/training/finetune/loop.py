@@ -310,11 +310,9 @@ def chosen_loss(settings: FinetuneSettings, examples: Sequence, start: TextSetti
         return replace(settings, loss=settings.loss or "binary")
     kind = examples[0].kind
     loss = settings.loss or USUAL.get(kind, "distillation")
-    if LOSSES[loss].learns_from != kind:
-        raise DataError(
-            f"{examples[0].where}: the examples are {_KINDS[kind]}; loss {loss!r} learns from "
-            f"{_KINDS[LOSSES[loss].learns_from]}"
-        )
+    if kind not in LOSSES[loss].learns_from:
+        known = " or ".join(_KINDS[name] for name in LOSSES[loss].learns_from)
+        raise DataError(f"{examples[0].where}: the examples are {_KINDS[kind]}; loss {loss!r} learns from {known}")
     changes: dict[str, Any] = {"loss": loss, "include_prompt": start.include_prompt}
     if settings.best is None and kind == "scored":
         changes["best"] = "spearman"

@@ -19,7 +19,7 @@ from fastbert.training.settings import (
 )
 
 EXAMPLES, TOKENS = 16, 2048  # default bounds of a batch, if neither is given
-VECTOR_EXAMPLES, PART_TOKENS = 64, 8192  # of embedders: examples in a step, and tokens that are computed at a time
+VECTOR_EXAMPLES, PART_TOKENS = 64, 16384  # of embedders: examples in a step, and tokens that are computed at a time
 # Default epochs. Three of a few hundred examples are too few steps to learn from (Mosbach et al., 2021).
 EPOCHS, MOST_EPOCHS, LEAST_STEPS = 3, 20, 150
 TEXT_OPTIONS = ("max_length", "stride", "max_question", "n_best", "max_answer", "no_answer", "null_threshold")
@@ -88,7 +88,7 @@ class FinetuneSettings:
     )
     scale: float | None = option(None, "of similarities (default: 20; of sparse vectors 1)", above=0)
     mini_batch_tokens: int | None = option(
-        None, "computed at a time; a step's gradients do not depend on it (default: 8192)", least=1
+        None, "computed at a time; a step's gradients do not depend on it (default: 16384)", least=1
     )
     dims: tuple[int, ...] | None = option(None, "Matryoshka: the loss also of vectors cut to these", metavar="N,M,...")
     query_prompt: str | None = option(None, "before anchors (default: the model's query prompt)", metavar="TEXT")

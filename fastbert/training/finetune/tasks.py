@@ -449,7 +449,7 @@ TASKS: dict[str, Task] = {
         model=SparseEncoder,
         logits=pair_features.split_sparse,
         losses=tuple(
-            name for name, kind in LOSSES.items() if kind.compares or kind.learns_from in ("margins", "scores")
+            name for name, kind in LOSSES.items() if kind.compares or "scores" in kind.learns_from
         ),
         options=(*_VECTORS.options, *SPARSE_OPTIONS),
     ),

@@ -128,10 +128,12 @@ def _each(columns: Sequence[Tensor]) -> Tensor:
 def margin_mse(columns: Sequence[Tensor], labels: Tensor) -> Tensor:
     """The squared error of the margin between a positive's and each negative's inner product with the anchor.
 
-    labels, (N, negatives), are the teacher's margins. Source: Hofstätter et al. (2020), "Improving Efficient Neural
+    labels are the teacher's margins, (N, negatives), or its scores, (N, 1 + negatives). Source: Hofstätter et al. (2020), "Improving Efficient Neural
     Ranking Models with Cross-Architecture Knowledge Distillation", (2).
     """
     scores = _each(columns)
+    if labels.shape == scores.shape:
+        labels = labels[:, :1] - labels[:, 1:]
     return F.mse_loss(scores[:, :1] - scores[:, 1:], labels)
 
 
@@ -173,22 +175,22 @@ def sparse(loss: Loss, of_queries: float, of_documents: float) -> Loss:
 
 @dataclass(frozen=True)
 class LossKind:
-    """A loss, and what it learns from: "pairs", "classes", "scored", "margins" or "scores"."""
+    """A loss, and what it can learn from, of "pairs", "classes", "scored", "margins" and "scores"."""
 
     make: Callable[..., Loss]
-    learns_from: str
+    learns_from: tuple[str, ...]
     scaled: bool = True  # whether it has a scale, one over the temperature
     compares: bool = False  # whether it takes another similarity than the cosine
 
 
 LOSSES = {
-    "ranking": LossKind(lambda **o: partial(ranking, **o), "pairs", compares=True),
-    "symmetric-ranking": LossKind(lambda **o: partial(ranking, symmetric=True, **o), "pairs", compares=True),
-    "supervised": LossKind(lambda **o: partial(supervised, **o), "classes", compares=True),
-    "cosent": LossKind(lambda **o: partial(cosent, **o), "scored"),
-    "angle": LossKind(lambda **o: partial(angle, **o), "scored"),
-    "cosine": LossKind(lambda: cosine_regression, "scored", scaled=False),
-    "margin-mse": LossKind(lambda: margin_mse, "margins", scaled=False),
-    "distillation": LossKind(lambda: distillation, "scores", scaled=False),
+    "ranking": LossKind(lambda **o: partial(ranking, **o), ("pairs",), compares=True),
+    "symmetric-ranking": LossKind(lambda **o: partial(ranking, symmetric=True, **o), ("pairs",), compares=True),
+    "supervised": LossKind(lambda **o: partial(supervised, **o), ("classes",), compares=True),
+    "cosent": LossKind(lambda **o: partial(cosent, **o), ("scored",)),
+    "angle": LossKind(lambda **o: partial(angle, **o), ("scored",)),
+    "cosine": LossKind(lambda: cosine_regression, ("scored",), scaled=False),
+    "margin-mse": LossKind(lambda: margin_mse, ("margins", "scores"), scaled=False),
+    "distillation": LossKind(lambda: distillation, ("scores",), scaled=False),
 }
 USUAL = {"pairs": "ranking", "classes": "supervised", "scored": "cosent", "margins": "margin-mse"}  # by the data
