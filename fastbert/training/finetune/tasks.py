@@ -448,9 +448,7 @@ TASKS: dict[str, Task] = {
         _VECTORS,
         model=SparseEncoder,
         logits=pair_features.split_sparse,
-        losses=tuple(
-            name for name, kind in LOSSES.items() if kind.compares or "scores" in kind.learns_from
-        ),
+        losses=tuple(name for name, kind in LOSSES.items() if kind.compares or "scores" in kind.learns_from),
         options=(*_VECTORS.options, *SPARSE_OPTIONS),
     ),
     "rerank": Task(
