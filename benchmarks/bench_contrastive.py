@@ -80,10 +80,11 @@ def embedding(model: str, data: Path, accelerated: bool, wrap: Callable[[Any], A
 
 
 def peft(model: str, data: Path, accelerated: bool) -> float:
-    from peft import LoraConfig, TaskType
+    from peft import LoraConfig, TaskType, get_peft_model
 
     def wrap(made: Any) -> Any:
-        made.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, r=16, lora_dropout=0.1))
+        adapter = LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, r=16, lora_dropout=0.1)
+        made[0].model = get_peft_model(made[0].model, adapter)
         return made
 
     return embedding(model, data, accelerated, wrap)
@@ -132,11 +133,14 @@ def setfit(model: str, data: Path, accelerated: bool) -> float:
     examples = [
         {"text": row[name], "label": label} for row in rows for label, name in enumerate(("anchor", "positive"))
     ]
-    arguments = TrainingArguments(batch_size=BATCH, num_epochs=1, max_steps=16, report_to="none")
-    trainer = Trainer(model=made, args=arguments, train_dataset=Dataset.from_list(examples))
-    start = time.perf_counter()
-    trainer.train()
-    return time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, batch_size=BATCH, num_epochs=1, max_steps=16, save_strategy="no", report_to="none"
+        )
+        trainer = Trainer(model=made, args=arguments, train_dataset=Dataset.from_list(examples))
+        start = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - start
 
 
 def ours(task: str) -> Callable[[str, Path, bool], float]:

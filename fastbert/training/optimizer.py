@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from fastbert.model.modules import RMSNorm
+from fastbert.training.moments import MomentOptimizer
 from fastbert.training.muon import MuonAndAdamW
 from fastbert.training.settings import OptimizerSettings
 from fastbert.training.sharding import is_sharded, local, total_squares, whole
@@ -90,7 +91,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-class Lamb(Optimizer):
+class Lamb(MomentOptimizer):
     """LAMB: Adam's update of each tensor, scaled to the norm of that tensor (You et al., 2020, algorithm 2).
 
     Moments have Adam's bias correction; phi(z) is z; the trust ratio is 1 if either norm is 0. As in the authors' code,
@@ -109,27 +110,10 @@ class Lamb(Optimizer):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "trust_ratio": trust_ratio}
         super().__init__(params, options)
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._step(params, group)
-        return loss
-
-    def _step(self, params: list[Tensor], group: dict) -> None:
-        """Updates a group, by operations over all its tensors at once."""
+    def update(self, params: list[Tensor], group: dict) -> None:
         (beta1, beta2), decay = group["betas"], group["weight_decay"]
         grads: list[Any] = [p.grad for p in params]
-        states = [self._state(p) for p in params]
-        exp_avgs, exp_avg_sqs = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
-        for state in states:
-            state["step"] += 1
-        steps = [state["step"].item() for state in states]
+        exp_avgs, exp_avg_sqs, steps = self.moments(params)
         sharded = is_sharded(params[0])
         params, grads, exp_avgs, exp_avg_sqs = (list(map(local, ts)) for ts in (params, grads, exp_avgs, exp_avg_sqs))
 
@@ -152,11 +136,3 @@ class Lamb(Optimizer):
             ratios = torch.where((lengths > 0) & (update_lengths > 0), ratios, torch.ones_like(ratios))
             torch._foreach_mul_(updates, list(ratios))
         torch._foreach_add_(params, updates, alpha=-group["lr"])
-
-    def _state(self, p: Tensor) -> dict[str, Tensor]:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros(())  # on the host, as in torch's Adam
-            state["exp_avg"] = torch.zeros_like(p)
-            state["exp_avg_sq"] = torch.zeros_like(p)
-        return state

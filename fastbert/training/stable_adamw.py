@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from fastbert.training.moments import MomentOptimizer
 
 
-class StableAdamW(Optimizer):
+class StableAdamW(MomentOptimizer):
     """AdamW with Adafactor's clipping: a tensor's rate is divided by max(1, RMS of g / sqrt(v)).
 
     v has its bias correction. It takes the place of the clipping of gradients by their norm. Source: Wortsman et al.
@@ -28,27 +29,10 @@ class StableAdamW(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._step(params, group)
-        return loss
-
-    def _step(self, params: list[Tensor], group: dict) -> None:
-        """Updates a group, by operations over all its tensors at once."""
+    def update(self, params: list[Tensor], group: dict) -> None:
         (beta1, beta2), eps = group["betas"], group["eps"]
         grads: list[Any] = [p.grad for p in params]
-        states = [self._state(p) for p in params]
-        exp_avgs, exp_avg_sqs = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
-        for state in states:
-            state["step"] += 1
-        steps = [state["step"].item() for state in states]
+        exp_avgs, exp_avg_sqs, steps = self.moments(params)
         torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
@@ -64,11 +48,3 @@ class StableAdamW(Optimizer):
             torch._foreach_add_(updates, params, alpha=group["weight_decay"])
         torch._foreach_mul_(updates, list(-rates))
         torch._foreach_add_(params, updates)
-
-    def _state(self, p: Tensor) -> dict[str, Tensor]:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros(())  # on the host, as in torch's Adam
-            state["exp_avg"] = torch.zeros_like(p)
-            state["exp_avg_sq"] = torch.zeros_like(p)
-        return state

@@ -225,7 +225,8 @@ def test_the_command_writes_what_sentence_transformers_loads(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["finetune", "--task", "embedding", "--model", str(tmp_path / "model"), "--train", str(data)]
     command += ["--dev", str(data), "--epochs", "20", "--batch-size", "8", "--lr", "2e-3", "-o", str(out)]
-    assert main([*command, "--dims", "48,16", "--mini-batch-tokens", "60"]) == 0
+    assert main([*command, "--dims", "48,16", "--mini-batch-tokens", "60", "--max-length", "20"]) == 0
+    assert json.loads((out / "sentence_bert_config.json").read_text())["max_seq_length"] == 20
     assert "ndcg_at_10" in capsys.readouterr().err
     texts = [row["anchor"] for row in pairs()]
     theirs = st.SentenceTransformer(str(out), device="cpu").encode(texts)

@@ -89,7 +89,7 @@ def started(folder, train, dev, out, reading=None, **settings):
 
 
 def test_questions_find_their_passages(minilm, data, tmp_path, capsys):
-    """One epoch gains as much as sentence-transformers' with the same recipe, in about half its time."""
+    """One epoch gains as much as sentence-transformers' with the same recipe, in at most half its time."""
     run = started(str(minilm), data / "train.jsonl", data / "dev.jsonl", tmp_path / "run")
     before, _ = retrieval(data, Embedder.from_pretrained(minilm))
     start = time.perf_counter()
@@ -110,7 +110,7 @@ def test_questions_find_their_passages(minilm, data, tmp_path, capsys):
         print(f"\n{name}: start {before[name]:.4f}, own {own[name]:.4f}, theirs {theirs[name]:.4f}")
         print(f"seconds: own {own_seconds:.0f}, theirs {their_seconds:.0f}: {own_seconds / their_seconds:.2f}")
     assert own[name] - before[name] >= theirs[name] - before[name] - 0.005
-    assert own_seconds < 0.6 * their_seconds
+    assert own_seconds < 0.5 * their_seconds
 
 
 def test_cosent_on_sts(minilm, tmp_path, capsys):

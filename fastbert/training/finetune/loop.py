@@ -184,7 +184,8 @@ class Recipe:
     def fresh_model(self, path: str | Path, *, revision: str | None = None) -> BertPreTrainedModel:
         """The checkpoint in float32 with a head for the task, whose weights are seeded."""
         if self.settings.of_vectors:
-            return self.task.model.from_pretrained(path, revision=revision, dropout=self.settings.dropout)
+            own = {"dropout": self.settings.dropout, "max_length": self.settings.max_length}
+            return self.task.model.from_pretrained(path, revision=revision, **own)
         config = BertConfig.from_pretrained(path, revision=revision)
         if self.task.problem_type is not None or self.labels:
             names = self.labels or ["LABEL_0"]

@@ -21,7 +21,6 @@ from fastbert.training.finetune.settings import FinetuneSettings
 
 Predictions = list[dict[str, Any]]
 TOP = 10  # ranks that scores look at
-_MISSING = 0  # the rank of what is not among them
 
 
 # Vectors
@@ -113,7 +112,7 @@ def decode_vectors(
     for example, row, own, apart in zip(examples, found, matching, other, strict=True):
         wanted = relevant[example.texts[0]]
         grades = [float(texts[i] in wanted) for i in row]
-        rank = next((place for place, grade in enumerate(grades, start=1) if grade), _MISSING)
+        rank = _first_rank(grades)
         predictions.append(
             {"rank": rank, "found": texts[row[0]] if row else "", "grades": grades, "relevant": len(wanted)}
             | {"similarity": own, "other": apart}
@@ -130,11 +129,16 @@ def _nearest_of_class(examples: Sequence[VectorExample], vectors: Sequence[Any])
     predictions = []
     for i, (example, row) in enumerate(zip(examples, found, strict=True)):
         grades = [float(examples[j].label == example.label) for j in row if j != i][:TOP]
-        rank = next((place for place, grade in enumerate(grades, start=1) if grade), _MISSING)
+        rank = _first_rank(grades)
         predictions.append(
             {"gold": example.label, "rank": rank, "grades": grades, "relevant": counts[str(example.label)] - 1}
         )
     return predictions
+
+
+def _first_rank(grades: Sequence[float]) -> int:
+    """The rank, from 1, of the first that is relevant; 0 if none is."""
+    return next((rank for rank, grade in enumerate(grades, start=1) if grade > 0), 0)
 
 
 def _is_sparse(vectors: Sequence[Any]) -> bool:
@@ -231,7 +235,7 @@ def decode_ranked(
     for example, row in zip(examples, logits, strict=True):
         order = np.argsort(-row, kind="stable")
         grades = [example.grades[i] for i in order]
-        rank = next((place for place, grade in enumerate(grades, start=1) if grade > 0), _MISSING)
+        rank = _first_rank(grades)
         predictions.append(
             {"rank": rank, "found": example.documents[order[0]], "grades": grades, "scores": row.tolist()}
         )

@@ -128,8 +128,10 @@ def _each(columns: Sequence[Tensor]) -> Tensor:
 def margin_mse(columns: Sequence[Tensor], labels: Tensor) -> Tensor:
     """The squared error of the margin between a positive's and each negative's inner product with the anchor.
 
-    labels are the teacher's margins, (N, negatives), or its scores, (N, 1 + negatives). Source: Hofstätter et al. (2020),
-    "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation", (2).
+    labels are the teacher's margins, (N, negatives), or its scores, (N, 1 + negatives).
+
+    Source: Hofstätter et al. (2020), "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
+    Distillation", (2).
     """
     scores = _each(columns)
     if labels.shape == scores.shape:

@@ -58,8 +58,15 @@ class TextEncoder(nn.Module):
                 self.rows.append(held)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, revision: str | None = None, dropout: float | None = None) -> Self:
-        """Loads a folder or hub id in float32; `dropout` replaces the model's.
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dropout: float | None = None,
+        max_length: int | None = None,
+    ) -> Self:
+        """Loads a folder or hub id in float32; `dropout` and `max_length` replace the model's.
 
         Raises:
             ValueError: as Embedder.from_pretrained.
@@ -70,9 +77,9 @@ class TextEncoder(nn.Module):
             config = with_dropout(config, dropout)
             return AutoModel.of(config).load(folder, options, config, add_pooling_layer=pools)
 
-        nothing: dict[str, Any] = dict.fromkeys(("tokenizer", "pooling", "normalize", "max_length", "truncate_dim"))
-        embedder = Embedder.from_folder(path, load, made, revision=revision, **nothing)
-        return cls(embedder, sentence_files(path, revision) or _usual_files(embedder))
+        nothing: dict[str, Any] = dict.fromkeys(("tokenizer", "pooling", "normalize", "truncate_dim"))
+        embedder = Embedder.from_folder(path, load, made, revision=revision, max_length=max_length, **nothing)
+        return cls(embedder, _of_length(sentence_files(path, revision) or _usual_files(embedder), max_length))
 
     @property
     def device(self) -> torch.device:
@@ -155,20 +162,34 @@ def sentence_files(path: str | Path, revision: str | None = None) -> dict[str, s
     return found | {MODULES: json.dumps(modules, indent=2) + "\n"}
 
 
+def _of_length(files: dict[str, str], max_length: int | None) -> dict[str, str]:
+    """The files with another length of texts, if one is given."""
+    if max_length is None:
+        return files
+    transformer = json.loads(files.get(TRANSFORMER, "{}")) | {"max_seq_length": max_length}
+    return files | {TRANSFORMER: json.dumps(transformer, indent=2) + "\n"}
+
+
 def _usual_files(embedder: Embedder) -> dict[str, str]:
     """For a plain encoder: the mean of the states, as sentence-transformers reads it."""
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds.items())
-    ]
     pooling = {"word_embedding_dimension": embedder.model.config.hidden_size, "pooling_mode_mean_tokens": True}
     files = {
-        MODULES: modules,
+        MODULES: _module_list("sentence_transformers.models", ("", "Transformer"), ("1_Pooling", "Pooling")),
         TRANSFORMER: {"max_seq_length": embedder.max_length, "do_lower_case": False},
         "1_Pooling/config.json": pooling,
         SETTINGS: {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
     }
+    return _as_text(files)
+
+
+def _module_list(home: str, *modules: tuple[str, str]) -> list[dict[str, Any]]:
+    """The content of modules.json, of paths and the names of classes in `home`."""
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": f"{home}.{kind}"} for i, (path, kind) in enumerate(modules)
+    ]
+
+
+def _as_text(files: Mapping[str, Any]) -> dict[str, str]:
     return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
 
 
@@ -184,14 +205,21 @@ class SparseEncoder(nn.Module):
         self.model, self.config, self.files = model, model.config, files
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, revision: str | None = None, dropout: float | None = None) -> Self:
-        """Loads a folder or hub id in float32; `dropout` replaces the model's."""
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dropout: float | None = None,
+        max_length: int | None = None,
+    ) -> Self:
+        """Loads a folder or hub id in float32; `dropout` and `max_length` replace the model's."""
         config = with_dropout(BertConfig.from_pretrained(path, revision=revision), dropout)
         model = AutoModelForMaskedLM.of(config).load(path, LoadOptions(torch.float32, revision=revision), config)
         files = sentence_files(path, revision)
         if files:
             check_pooling(path, revision)
-        return cls(model, files or _splade_files(config))
+        return cls(model, _of_length(files or _splade_files(config), max_length))
 
     @property
     def device(self) -> torch.device:
@@ -227,17 +255,12 @@ class SparseEncoder(nn.Module):
 
 def _splade_files(config: BertConfig) -> dict[str, str]:
     """For a plain masked-language model, as sentence-transformers' SparseEncoder writes them."""
-    home = "sentence_transformers.sparse_encoder.models"
-    kinds = {"": "MLMTransformer", "1_SpladePooling": "SpladePooling"}
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"{home}.{kind}"}
-        for i, (path, kind) in enumerate(kinds.items())
-    ]
+    kinds = ("", "MLMTransformer"), ("1_SpladePooling", "SpladePooling")
     pooling = {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": config.vocab_size}
     files = {
-        MODULES: modules,
+        MODULES: _module_list("sentence_transformers.sparse_encoder.models", *kinds),
         TRANSFORMER: {"max_seq_length": config.max_length, "do_lower_case": False},
         "1_SpladePooling/config.json": pooling,
         SETTINGS: {"model_type": "SparseEncoder", "prompts": {}, "similarity_fn_name": "dot"},
     }
-    return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
+    return _as_text(files)
