@@ -121,8 +121,9 @@ class FinetuneSettings:
         return self.batch_size or EXAMPLES, tokens
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that determine the weights; the others may change when a run is resumed."""
-        return {name: value for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
+        """The settings that determine the weights, as JSON has them; the others may change when a run is resumed."""
+        values = {name: value for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def of_run(self, steps: int, log_every: int, folder: Path) -> RunSettings:
         """The settings of the loop, for `steps` optimizer steps."""
