@@ -59,7 +59,9 @@ def test_dropout_is_one_mask_forward_and_backward(isa, dtype):
     got = gradients(attention, dtype, given)
     eager, exact = (gradients(partial(biased, factors=factors), d, given) for d in (dtype, torch.float64))
     for name, *values in zip(("out", *given), got, eager, exact, strict=True):
-        assert_accurate(*values, name)
+        # A bias's gradient sums up to 130 terms that cancel: what eager's error is there, is its luck with the mask.
+        luck = 130 * torch.finfo(torch.float32).eps * float(values[2].abs().mean())
+        assert_accurate(*values, name, (luck, luck) if name == "bias" else (0.0, 0.0))
 
 
 def test_gradients_do_not_depend_on_threads(isa):

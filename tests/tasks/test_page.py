@@ -17,7 +17,7 @@ EXAMPLES = [
     for module in (task_arguments, finetune_arguments)
     for name, text in vars(module).items()
     if name.endswith("_EXAMPLES") and "FINETUNE" not in name
-    for line in text.splitlines()
+    for line in text.replace("\\\n", " ").splitlines()
     if line.strip().startswith(("fastbert ", "zcat", "echo"))
 ]
 
@@ -43,6 +43,8 @@ def folder(tmp_path, monkeypatch):
         write_texts(name, texts)
     Path("messages.jsonl").write_text('{"text": "the fox"}\n')
     Path("reviews.csv").write_text("review\nthe fox\n")
+    Path("pairs.jsonl").write_text('{"anchor": "the fox", "positive": "a dog"}\n')
+    Path("pairs.csv").write_text("anchor,positive\nthe fox,a dog\n")
     Path("test.csv").write_text(
         "text,first,second,label\nthe fox,the fox,a dog,positive\na dog,a dog,the fox,negative\n"
     )
