@@ -101,7 +101,8 @@ def _pretrain(
     else:
         kind = model_class(settings.training.objective, BertConfig.from_pretrained(newest))
         model = kind.from_pretrained(newest)
-    shards.check_model(model.config)
+    for source in sources:
+        source.check_model(model.config)
     masking = masking_of(settings)
     places = {"rank": processes.rank, "world_size": processes.world_size}
     options: dict[str, Any] = {"tokens_per_batch": settings.data.tokens_per_batch, "masking": masking, **places}

@@ -325,6 +325,7 @@ BAD = {
     "empty text": ({**GOOD, "positive": " "}, "positive is ' '; it must be a text, not empty"),
     "equal": ({"anchor": "anna", "positive": "anna", "negative": "bob"}, "anchor and positive are equal, 'anna'"),
     "its own negative": ({**GOOD, "negative": GOOD["positive"]}, "positive is one of its negatives"),
+    "a score without negatives": ({**GOOD, "label": 0.5}, "there is a label and no negative; a pair with a score"),
     "labels": ({**GOOD, "negative": "rome", "label": [1, 2, 3]}, "label has 3 numbers; it must have 1, a teacher's"),
     "other texts": ({**GOOD, "negative": "rome"}, "3 texts and no label"),
     "no columns": ({"a": "x"}, "there is no column 'anchor' and none 'text', but 'a'"),
@@ -370,6 +371,35 @@ def test_csv_columns_by_name(tmp_path):
     ]
     path = write_jsonl(tmp_path / "n.jsonl", [{**GOOD, "negative_2": "b", "negative_1": "a"}])
     assert read_vectors(path, Reading())[0].texts[2:] == ("a", "b")
+
+
+def test_rows_of_a_query_are_one_example(tmp_path):
+    """Mined triplets repeat the positive, which counts once; and stay on one side of a split."""
+    from fastbert.training.finetune.pair_examples import read_ranked
+    from fastbert.training.finetune.splits import Labelled
+
+    rows = [{**GOOD, "negative": text} for text in ("a", "b", "c")]
+    path = write_jsonl(tmp_path / "mined.jsonl", [*rows, {"anchor": "x", "positive": "y", "negative": "z"}])
+    first, _ = read_ranked(path, Reading())
+    assert (first.documents, first.grades) == ((GOOD["positive"], "a", "b", "c"), (1.0, 0.0, 0.0, 0.0))
+    parts = Labelled.read(path, FinetuneSettings(task="embedding"), Reading()).split(0.5, seed=0)
+    assert sorted(len({row["anchor"] for row in part.rows}) for part in parts.values()) == [1, 1]
+    clash = [{"query": "q", "document": "d", "label": grade} for grade in (1, 0)]
+    with pytest.raises(DataError, match=r"clash.jsonl:2: the label of 'd' is 0, and 1 before"):
+        read_ranked(write_jsonl(tmp_path / "clash.jsonl", clash), Reading())
+
+
+def test_what_does_not_go_together(tmp_path):
+    model = save_model(tmp_path / "model")
+    train, dev = write_jsonl(tmp_path / "train.jsonl", pairs()), write_jsonl(tmp_path / "dev.jsonl", scored())
+    with pytest.raises(DataError, match=r"dev.jsonl:1: the examples are pairs with a score; loss 'ranking' learns"):
+        Recipe.read(FinetuneSettings(task="embedding"), model, {"train": train, "dev": dev})
+    with pytest.raises(ValueError, match="best is 'spearman', which pairs or triplets without a label do not have"):
+        Recipe.read(FinetuneSettings(task="embedding", best="spearman"), model, {"train": train, "dev": train})
+    with pytest.raises(DataError, match="from which sparse-embedding does not learn"):
+        Recipe.read(FinetuneSettings(task="sparse-embedding"), model, {"train": dev, "dev": dev})
+    found = fastbert.finetune(model, dev, task="embedding", epochs=1, batch_size=8, tries={"seed": [1, 2]})
+    assert len(found.tried) == 2
 
 
 def test_tuples_from_python(tmp_path):

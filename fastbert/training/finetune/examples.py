@@ -242,8 +242,8 @@ class RowValues:
         return self._typed(column, lambda value: isinstance(value, str) and bool(value.strip()), "a text, not empty")
 
     def texts(self, column: str) -> list[str]:
-        is_list = lambda value: isinstance(value, list) and all(isinstance(v, str) and v for v in value)  # noqa: E731
-        return self._typed(column, is_list, "a list of texts")
+        is_list = lambda value: isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)  # noqa: E731
+        return self._typed(column, is_list, "a list of texts, none of them empty")
 
     def name(self, column: str) -> str:
         """A class name from a string, an integer (1.0 is 1) or a boolean."""

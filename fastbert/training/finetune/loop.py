@@ -170,6 +170,9 @@ class Recipe:
             settings = replace(settings, no_answer=any(getattr(e, "answers", None) == [] for e in examples["train"]))
         if task.losses:
             settings = chosen_loss(settings, examples["train"], start)
+            for name in ("dev", "test"):
+                if name in examples:
+                    chosen_loss(settings, examples[name], start)  # it reads them, too
         labels = _label_set(task.labels(examples["train"]), labels, paths["train"])
         _check_best(task, settings.best, labels, paths["dev"], examples["dev"])
         data = {
@@ -183,6 +186,7 @@ class Recipe:
 
     def fresh_model(self, path: str | Path, *, revision: str | None = None) -> BertPreTrainedModel:
         """The checkpoint in float32 with a head for the task, whose weights are seeded."""
+        torch.manual_seed(self.settings.seed)
         if self.settings.of_vectors:
             own = {"dropout": self.settings.dropout, "max_length": self.settings.max_length}
             return self.task.model.from_pretrained(path, revision=revision, **own)
@@ -314,6 +318,14 @@ def chosen_loss(settings: FinetuneSettings, examples: Sequence, start: TextSetti
     if kind not in LOSSES[loss].learns_from:
         known = " or ".join(_KINDS[name] for name in LOSSES[loss].learns_from)
         raise DataError(f"{examples[0].where}: the examples are {_KINDS[kind]}; loss {loss!r} learns from {known}")
+    if loss not in (losses := task_of(settings).losses):
+        raise DataError(
+            f"{examples[0].where}: the examples are {_KINDS[kind]}, from which {settings.task} does not learn; its "
+            f"losses are {', '.join(losses)}"
+        )
+    of_scored = settings.best in ("spearman", "pearson")
+    if settings.best not in (None, "loss") and of_scored != (kind == "scored"):
+        raise ValueError(f"best is {settings.best!r}, which {_KINDS[kind]} do not have")
     changes: dict[str, Any] = {"loss": loss, "include_prompt": start.include_prompt}
     if settings.best is None and kind == "scored":
         changes["best"] = "spearman"

@@ -69,6 +69,11 @@ def _vector_example(row: RowValues, reading: Reading) -> VectorExample:
     if reading.anchor in row.values or reading.positive in row.values:
         anchor, positive, negatives = _triplet(row, reading)
         label = row.numbers(reading.label) if reading.label in row.values else None
+        if label is not None and not negatives:
+            raise DataError(
+                f"{row.where}: there is a {reading.label} and no negative; a pair with a score has the columns "
+                f"{reading.text}, pair and {reading.label}"
+            )
         if label is not None and len(label) not in (len(negatives), len(negatives) + 1):
             raise DataError(
                 f"{row.where}: {reading.label} has {len(label)} numbers; it must have {len(negatives)}, a teacher's "
@@ -111,9 +116,9 @@ def _triplet(row: RowValues, reading: Reading) -> tuple[str, str, list[str]]:
 def read_ranked(path: Source, reading: Reading) -> list[RankExample]:
     """Queries with graded documents: a row for each document, or lists; or an anchor, its positive and its negatives.
 
-    The rows of one query are one example, at the place of the first.
+    The rows of one query are one example, at the place of the first; a document that is there again counts once.
     """
-    found: dict[str, tuple[str, list[str], list[float]]] = {}
+    found: dict[str, tuple[str, dict[str, float]]] = {}
     for row in rows_of(path, reading, None):
         if reading.anchor in row.values and reading.query not in row.values:
             query, positive, negatives = _triplet(row, reading)
@@ -125,10 +130,14 @@ def read_ranked(path: Source, reading: Reading) -> list[RankExample]:
             grades = row.numbers(reading.label)
         if len(grades) != len(documents):
             raise DataError(f"{row.where}: {len(documents)} documents and {len(grades)} labels; each has one")
-        _, all_documents, all_grades = found.setdefault(query, (row.where, [], []))
-        all_documents += documents
-        all_grades += grades
-    return [RankExample(where, query, tuple(d), tuple(g)) for query, (where, d, g) in found.items()]
+        _, of_query = found.setdefault(query, (row.where, {}))
+        for document, grade in zip(documents, grades, strict=True):
+            if of_query.setdefault(document, grade) != grade:
+                raise DataError(
+                    f"{row.where}: the label of {document!r:.60} is {grade:g}, and {of_query[document]:g} before; a "
+                    "document of a query has one"
+                )
+    return [RankExample(where, query, tuple(of), tuple(of.values())) for query, (where, of) in found.items()]
 
 
 def row_of_pair(example: VectorExample | RankExample, reading: Reading) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Labelled:
     Attributes:
         labels: of the task, in all examples: a part may lack some.
         classes: the class of each example, where each has one; each part gets its share of each class.
-        groups: the context of each question; all questions on one are in the same part.
+        groups: the context of each question, or the anchor of each pair; all examples of one are in the same part.
     """
 
     table: Table
@@ -41,6 +41,8 @@ class Labelled:
         names = [getattr(example, "label", None) for example in examples]
         classes = np.array(names) if all(isinstance(name, str) for name in names) else None
         contexts = [example.context for example in examples if hasattr(example, "context")]
+        if isinstance(examples[0], VectorExample) and examples[0].kind not in ("scored", "classes"):
+            contexts = [example.texts[0] for example in examples]  # mined rows of one anchor stay together
         groups = np.unique(contexts, return_inverse=True)[1] if contexts else None
         return cls(table, task.labels(examples), classes, groups)
 

@@ -17,7 +17,7 @@ import torch
 from fastbert.checkpoint.files import write_text
 from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.examples import Reading, Source
-from fastbert.training.finetune.loop import Finetuning, Recipe, better, task_of
+from fastbert.training.finetune.loop import Finetuning, Recipe, better
 from fastbert.training.finetune.result import (
     REPORT,
     Result,
@@ -184,7 +184,7 @@ def run_all(
         run(start, trial, runs / trial.name, resume=resume, tell=partial(tell, number))
         for number, trial in enumerate(trials)
     ]
-    score = trials[0].settings.best or task_of(trials[0].settings).scores[0]
+    score = results[0].metrics["best"]["score"]
     best = max(range(len(results)), key=lambda i: better(score, results[i].metrics["dev"][score]))
     shutil.copytree(runs / trials[best].name, output, dirs_exist_ok=True)
     write_card(output, results[best].metrics)  # under this folder's name
