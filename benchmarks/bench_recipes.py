@@ -1,7 +1,7 @@
-"""What the choices of a pre-training recipe are worth: held-out loss after the same time, of a small BERT on Wikipedia.
+"""Choices of a pre-training recipe and their worth: held-out loss after the same time, of a small BERT on Wikipedia.
 
     python benchmarks/bench_recipes.py --seconds 120 --output benchmarks/results/recipes.jsonl
-    python benchmarks/bench_recipes.py --recipes adamw muon --plot docs/pictures/recipes.png
+    python benchmarks/bench_recipes.py --recipes Muon EMA --plot docs/pictures/recipes.png
 
 Each recipe is the first with some settings changed. It first makes a few steps, whose median time says how many steps
 fit into the seconds, and then trains from the start for that many: so a recipe that slows the step makes fewer. The

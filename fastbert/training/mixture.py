@@ -18,7 +18,7 @@ class Mixture:
 
     Args:
         sources: their own `tokens_per_batch` are set here.
-        tokens_per_batch: most tokens of a batch, all sources and processes together.
+        tokens_per_batch: tokens that the sources gain for each batch, all of them and all processes together.
         weights: the shares of the sources, which need not add up to 1.
     """
 
