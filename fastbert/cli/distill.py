@@ -7,7 +7,8 @@ from functools import partial
 
 import torch
 
-from fastbert.cli.finetune import carry_out, given, given_options, prepare_output, read_recipe
+from fastbert.cli.finetune import carry_out, given_options, prepare_output, read_recipe
+from fastbert.cli.options import given
 from fastbert.cli.pretrain import fresh_model, train
 from fastbert.config import BertConfig
 from fastbert.model import BertPreTrainedModel

@@ -6,12 +6,12 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastbert.cli.options import given
 from fastbert.progress import say
 from fastbert.tokenizer.unknown_tokens import unknown_warning
 from fastbert.training.distributed import device_of, join
@@ -174,12 +174,6 @@ def carry_out(run: Finetuning, newest: Path | None, start: str) -> int:
             say(f"{name}: " + ", ".join(f"{score} {value:.4f}" for score, value in evaluation.scores.items()))
         say(f"the model of step {run.best_step:,} is in {run.folder}, its report in {run.folder / REPORT}")
     return outcome.exit_code()
-
-
-def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """The given arguments that are fields of `kind`; omitted ones keep their defaults."""
-    values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def given_options(args: argparse.Namespace) -> list[tuple[str, str]]:

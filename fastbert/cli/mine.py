@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from fastbert.checkpoint.files import atomic_path
-from fastbert.cli.options import embedder_of
+from fastbert.cli.options import embedder_of, given
 from fastbert.cli.row_runs import read_texts
 from fastbert.inference.input_files import InputError
 from fastbert.light.choice import load_pipeline
@@ -22,8 +21,7 @@ from fastbert.training.finetune.pair_examples import read_vectors
 
 def run(args: argparse.Namespace) -> int:
     """Runs `fastbert mine`; returns the exit code."""
-    given = {field.name: getattr(args, field.name) for field in fields(Mining)}
-    mining = Mining(**{name: value for name, value in given.items() if value is not None})
+    mining = Mining(**given(args, Mining))
     out = Path(args.output)
     if out.is_dir() or any(out.exists() and out.samefile(name) for name in (args.corpus, args.queries)):
         raise InputError(f"{out} is {'a folder' if out.is_dir() else 'an input, too'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fastbert.precision import LoadOptions
@@ -32,6 +33,12 @@ def pipeline_of(args: argparse.Namespace, task: str, **given: Any) -> Any:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("device", "dtype", "precision", "quantize", "revision")}
+
+
+def given(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The given arguments that are fields of `kind`; omitted ones keep their defaults."""
+    values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def one_line(error: BaseException) -> str:

@@ -123,6 +123,11 @@ def activation_name(path: object) -> str | None:
     return match[1] if match and match[1] in ACTIVATIONS else None
 
 
+def prompt_named(prompts: Mapping[str, str], default: str, *names: str) -> str:
+    """The first prompt of these names that is not empty, else the default one."""
+    return next((text for name in names if (text := prompts.get(name))), default)
+
+
 @dataclass(frozen=True)
 class ModuleSettings:
     """A module that maps rows to rows: a Dense, LayerNorm or Normalize, and where its tensors are."""

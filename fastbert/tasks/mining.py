@@ -10,6 +10,7 @@ import numpy as np
 
 from fastbert.inference.base_embedder import BaseEmbedder
 from fastbert.inference.pooling import unit
+from fastbert.inference.sentence_settings import prompt_named
 from fastbert.tasks.vector_search import search
 
 FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
@@ -144,9 +145,7 @@ def mine(
 
 
 def _prompt(embedder: BaseEmbedder, given: str | None, *names: str) -> str:
-    if given is not None:
-        return given
-    return next((text for name in names if (text := embedder.prompts.get(name))), embedder.prompt)
+    return prompt_named(embedder.prompts, embedder.prompt, *names) if given is None else given
 
 
 def _kept(scores: np.ndarray, positive: float, mining: Mining) -> np.ndarray:

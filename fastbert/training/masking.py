@@ -87,6 +87,7 @@ class Masker:
             raise ValueError(f"whole_words is true; the tokenizer has no tokens with {_CONTINUATION}, which tell words")
         vocab = tokenizer.get_vocab()
         self.masking, self._mask_id = masking, tokenizer.mask_token_id
+        self._shares = span_shares(masking.span_length)
         self._special = np.zeros(max(vocab.values()) + 1, dtype=bool)
         self._special[tokenizer.all_special_ids] = True
         self._continues = np.zeros_like(self._special)
@@ -109,25 +110,23 @@ class Masker:
         # The high 32 bits choose a token, the low 32 its replacement. Special tokens get a value that is never chosen.
         choice = (draw >> np.uint64(32)).astype(np.int64)
         special = self._special[tokens]
-        self._following = np.zeros(len(tokens), dtype=bool)
+        begins = np.ones(len(tokens), dtype=bool)
         if self.masking.whole_words:
             begins = ~self._continues[tokens]
             begins[starts] = True
-            self._following = ~begins
             # A segment cut within a word begins with continuations: they take the draw of the special token before.
             choice = choice[np.maximum.accumulate(np.where(begins, np.arange(len(tokens)), 0))]
         never = np.int64(1) << 32
         choice[special] = never
         probability = self.masking.probability
-        shares = span_shares(self.masking.span_length)
         spans = self.masking.span_length > 1
         if spans:
-            probability = start_probability(probability, shares)
+            probability = start_probability(probability, self._shares)
         lowest = np.minimum.reduceat(choice, starts) if len(starts) else choice
         limit = np.maximum(lowest + 1, round(probability * 2**32))
         begun = choice < np.minimum(np.repeat(limit, lengths), never)
         if spans:
-            begun = self._spans(begun, special, position, draw, shares)
+            begun = self._spans(begun, begins, special, position, draw)
         chosen = np.flatnonzero(begun)
 
         labels = np.full_like(tokens, IGNORED)
@@ -143,23 +142,21 @@ class Masker:
         return seen, labels
 
     def _spans(
-        self, begun: np.ndarray, special: np.ndarray, position: np.ndarray, draw: np.ndarray, shares: np.ndarray
+        self, begun: np.ndarray, begins: np.ndarray, special: np.ndarray, position: np.ndarray, draw: np.ndarray
     ) -> np.ndarray:
         """(T,): the tokens of spans that begin at the chosen tokens or words; a span ends before a special token."""
         # Units are tokens, or words, which `begun` has as a whole; a special token, or a new sequence, is one as well.
-        first = np.ones(len(begun), dtype=bool)
-        if self.masking.whole_words:
-            first = ~self._following
-            first[1:] |= special[:-1]  # the rest of a word that a segment's cut has left
+        first = begins.copy()
+        first[1:] |= special[:-1]  # the rest of a word that a segment's cut has left
         unit = np.cumsum(first) - 1
         heads = np.flatnonzero(first)
         starts, barrier = begun[heads], special[heads] | (position[heads] == 0)
         # A draw of the head's own says how long the span is: longer than k with the share shares[k].
         length = (draws(draw[heads], np.ones(len(heads), dtype=np.int64)) >> np.uint64(11)).astype(np.float64) / 2**53
-        covered, open_spans = starts.copy(), starts.copy()
+        covered = starts.copy()
         for k in range(1, MOST_SPAN):
             open_spans = np.zeros_like(starts)
-            open_spans[k:] = starts[:-k] & (length[:-k] < shares[k])
+            open_spans[k:] = starts[:-k] & (length[:-k] < self._shares[k])
             crossed = np.add.reduce([np.roll(barrier, j) for j in range(k)], axis=0) > 0
             covered |= open_spans & ~crossed
         return covered[unit] & ~special

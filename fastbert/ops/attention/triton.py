@@ -97,7 +97,6 @@ def triton_arguments(
     window: int | None = None,
 ) -> dict[str, Any]:
     """The arguments shared by the launchers of forward and backward; with dropout and no seed, one is drawn."""
-
     return {
         "scale": qkv.shape[-1] ** -0.5 if scale is None else scale,
         "dropout_p": dropout_p,

@@ -19,7 +19,7 @@ from fastbert.checkpoint.hub import resolve_file, resolve_folder
 from fastbert.checkpoint.json_files import read_json
 from fastbert.config import BertConfig
 from fastbert.inference.batching import token_budget_batches
-from fastbert.inference.sentence_settings import read_settings
+from fastbert.inference.sentence_settings import prompt_named, read_settings
 from fastbert.model import BertPreTrainedModel
 from fastbert.model.outputs import ModelOutput
 from fastbert.tokenizer.auto import AutoTokenizer
@@ -103,8 +103,7 @@ class TextSettings:
         return cls(folder, revision, *how)
 
     def prompt_for(self, *names: str) -> str:
-        """The first prompt of these names that is not empty, else the default one."""
-        return next((text for name in names if (text := self.prompts.get(name))), self.prompt)
+        return prompt_named(self.prompts, self.prompt, *names)
 
 
 def _optional(path: str | Path, name: str, revision: str | None) -> dict[str, Any]:
@@ -202,7 +201,6 @@ class Recipe:
             config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.settings.dropout
             config.classifier_dropout = None  # as hidden_dropout_prob
         config.extra.pop("_name_or_path", None)  # names the original checkpoint
-        torch.manual_seed(self.settings.seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="newly initialised")  # training follows
             return self.task.model.from_pretrained(

@@ -35,8 +35,8 @@ def encode_vectors(
     """
     _check_scores(examples, settings)
     prompts = settings.query_prompt or "", settings.document_prompt or ""
-    before = [settings.include_prompt or not text or len(tokenizer([text]).encodings[0]) - 1 for text in prompts]
-    skips = [0 if skip is True else int(skip) for skip in before]
+    counted = [not text or settings.include_prompt for text in prompts]
+    skips = [0 if c else len(tokenizer([text]).encodings[0]) - 1 for c, text in zip(counted, prompts, strict=True)]
     apart = examples[0].kind not in ("classes", "scored")  # whether the first text is a query
     texts = [
         (prompts[apart and place > 0] + text, None) for example in examples for place, text in enumerate(example.texts)

@@ -36,7 +36,27 @@ def with_dropout(config: BertConfig, dropout: float | None) -> BertConfig:
     return config
 
 
-class TextEncoder(nn.Module):
+class _Encoder(nn.Module):
+    """A model that is trained to make vectors, and the sentence-transformers files that its folder gets, by name."""
+
+    def __init__(self, held: Any, files: Mapping[str, str]) -> None:
+        super().__init__()
+        self.config, self.files = held.config, files
+        self._held = (held,)  # registered under the subclass's own name
+
+    @property
+    def device(self) -> torch.device:
+        return self._held[0].device
+
+    def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes a folder that sentence-transformers and fastbert load; without a tokenizer."""
+        assert state_dict is None, "the model is not sharded"
+        self._held[0].save_pretrained(folder)
+        for name, text in self.files.items():
+            write_text(Path(folder) / name, text)
+
+
+class TextEncoder(_Encoder):
     """An Embedder whose weights are all trained, those of its Dense and LayerNorm modules too.
 
     Args:
@@ -45,9 +65,8 @@ class TextEncoder(nn.Module):
     """
 
     def __init__(self, embedder: Embedder, files: Mapping[str, str]) -> None:
-        super().__init__()
-        self.embedder, self.files = embedder, files
-        self.encoder, self.config = embedder.model, embedder.model.config
+        super().__init__(embedder.model, files)
+        self.embedder, self.encoder = embedder, embedder.model
         self.rows = nn.ModuleList()  # of modules with tensors, in the order of modules.json
         for module in (*embedder.token_modules, *embedder.modules):
             if module.tensors:
@@ -80,10 +99,6 @@ class TextEncoder(nn.Module):
         nothing: dict[str, Any] = dict.fromkeys(("tokenizer", "pooling", "normalize", "truncate_dim"))
         embedder = Embedder.from_folder(path, load, made, revision=revision, max_length=max_length, **nothing)
         return cls(embedder, _of_length(sentence_files(path, revision) or _usual_files(embedder), max_length))
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.device
 
     @property
     def width(self) -> int:
@@ -119,11 +134,7 @@ class TextEncoder(nn.Module):
         return vectors[:, : embedder.width]
 
     def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Writes a folder that sentence-transformers and fastbert load; without a tokenizer."""
-        assert state_dict is None, "the model is not sharded"
-        self.encoder.save_pretrained(folder)
-        for name, text in self.files.items():
-            write_text(Path(folder) / name, text)
+        super().save_pretrained(folder, state_dict=state_dict)
         embedder = self.embedder
         tensors = [module.tensors for module in (*embedder.token_modules, *embedder.modules) if module.tensors]
         folders = [entry["path"] for entry in json.loads(self.files[MODULES]) if _has_weights(entry)]
@@ -193,7 +204,7 @@ def _as_text(files: Mapping[str, Any]) -> dict[str, str]:
     return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
 
 
-class SparseEncoder(nn.Module):
+class SparseEncoder(_Encoder):
     """A masked-language model whose logits make one sparse vector of each text: see tasks.sparse.SparseEmbedding.
 
     Args:
@@ -201,8 +212,8 @@ class SparseEncoder(nn.Module):
     """
 
     def __init__(self, model: Any, files: Mapping[str, str]) -> None:
-        super().__init__()
-        self.model, self.config, self.files = model, model.config, files
+        super().__init__(model, files)
+        self.model = model
 
     @classmethod
     def from_pretrained(
@@ -220,10 +231,6 @@ class SparseEncoder(nn.Module):
         if files:
             check_pooling(path, revision)
         return cls(model, _of_length(files or _splade_files(config), max_length))
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
 
     @property
     def width(self) -> int:
@@ -244,13 +251,6 @@ class SparseEncoder(nn.Module):
         )
         largest = device_pooling.pool(output.logits.float(), cu_seqlens.diff().long(), ("max",))
         return torch.log1p(F.relu(largest))
-
-    def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Writes a folder that sentence-transformers' SparseEncoder and fastbert load; without a tokenizer."""
-        assert state_dict is None, "the model is not sharded"
-        self.model.save_pretrained(folder)
-        for name, text in self.files.items():
-            write_text(Path(folder) / name, text)
 
 
 def _splade_files(config: BertConfig) -> dict[str, str]:
