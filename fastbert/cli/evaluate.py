@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastbert.cli.finetune import check_libraries, given
-from fastbert.cli.options import load_options
+from fastbert.cli.finetune import check_libraries
+from fastbert.cli.options import given, load_options
 from fastbert.progress import say
 from fastbert.training.finetune.evaluate import evaluate
 from fastbert.training.finetune.examples import DataError, Reading
