@@ -145,7 +145,7 @@ def setfit(model: str, data: Path, accelerated: bool) -> float:
 
 def ours(task: str) -> Callable[[str, Path, bool], float]:
     def run(model: str, data: Path, accelerated: bool) -> float:
-        from fastbert.training.finetune.loop import Recipe
+        from fastbert.training.finetune.recipe import Recipe
         from fastbert.training.finetune.settings import FinetuneSettings
         from fastbert.training.finetune.trials import training_of
 

@@ -148,7 +148,7 @@ class Cases:
         )
 
     def quick(self) -> Iterator[Case]:
-        """What must hold: packing pays on texts as they come, and costs nothing where there is no pad."""
+        """The targets: packing pays on texts as they come, and costs nothing where there is no pad."""
         yield self.log_normal(bar=PADDED_BAR)
         full = [min(128, self.config.max_position_embeddings)] * 8
         settings: dict[str, Any] = {"bar": FULL_BAR, "min_rounds": FULL_ROUNDS}

@@ -83,7 +83,7 @@ def torch_linear(case: Case, dtype: str) -> Prepared:
 
 
 def torch_packed(case: Case, dtype: str) -> Prepared:
-    """What torch.compile with freezing makes of a linear layer."""
+    """A linear layer as torch.compile with freezing compiles it."""
     if dtype == "int8":
         raise Unsupported("torch packs int8 weights within its own quantised models only")
     x, weight = operands(case, dtype)

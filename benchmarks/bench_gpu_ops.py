@@ -44,7 +44,7 @@ def normal(settings: Settings, *shape: int, scale: float = 1.0, dtype: torch.dty
 
 
 def ceilings(settings: Settings) -> Iterator[Work]:
-    """What the memory and the matrix units of this GPU give to plain torch: every other row is read next to these."""
+    """The speed of this GPU's memory and matrix units in plain torch: every other row is read next to these."""
     megabytes = settings.pick(2048, 1)
     source = torch.arange(megabytes << 18, dtype=torch.int32, device=settings.device)
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""What importing fastbert adds to importing torch, in fresh processes.
+"""The time that importing fastbert adds to importing torch, in fresh processes.
 
     python benchmarks/bench_import.py --rounds 15
 

@@ -116,7 +116,7 @@ def save_model(folder: Path, task: str) -> Path:
 
 
 def inputs_of(task: str, texts: list[str], mask: str) -> tuple[Any, dict[str, Any]]:
-    """What a pipeline is called with."""
+    """The arguments of a pipeline."""
     if task == "question-answering":
         return [{"question": q, "context": c} for q, c in zip(texts[::2], texts[1::2], strict=False)], {}
     if task == "fill-mask":
@@ -282,7 +282,7 @@ def embedding_providers(folder: Path, texts: list[str], dtypes: list[str]) -> tu
 
 
 def embed_command(embedder: fastbert.Embedder, file: str) -> bytearray:
-    """What `fastbert embed` does once its model is loaded."""
+    """The work of `fastbert embed` once its model is loaded."""
     stream, format = io.BytesIO(), make_format("npy", embedder.width, [file])
     records = Records([file], Reading(allow_empty=True))
     embed_records(embedder, records, StreamOutput(format, stream), max_tokens=MAX_TOKENS)

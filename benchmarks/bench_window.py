@@ -1,4 +1,4 @@
-"""What ModernBERT-base's layers cost a token as texts grow: local ones, which see a window, and full ones.
+"""The time per token of ModernBERT-base's layers as texts grow: local ones, which see a window, and full ones.
 
     python benchmarks/bench_window.py --length 1024 2048 4096 8192
 

@@ -60,7 +60,7 @@ class Encoders:
         ]
 
     def gate(self, case: Case, provider: Provider) -> Gate:
-        """What is right: transformers' eager numbers in fp32, and how far from them this provider may be."""
+        """The right numbers: transformers' eager numbers in fp32, and how far from them this provider may be."""
         dtype, expected = provider.dtype, self._eager(case, "fp32")
         limits = PUBLIC_LIMITS if provider.public else OWN_LIMITS
         if dtype in limits:

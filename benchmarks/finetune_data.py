@@ -50,7 +50,7 @@ SQUAD_TRAIN, SQUAD_DEV, SQUAD_TEST = 4000, 500, 2000  # questions
 
 
 class RealTask(NamedTuple):
-    """What `fastbert finetune` is told next to --model and -o, and the function that writes the files."""
+    """The options of `fastbert finetune` besides --model and -o, and the function that writes the files."""
 
     suffix: str
     options: str

@@ -24,7 +24,7 @@ from torch import Tensor
 from fastbert.cli.finetune import read_recipe
 from fastbert.cli.main import build_parser
 from fastbert.training.finetune.features import IGNORE
-from fastbert.training.finetune.loop import Dataset, Evaluation, Recipe, better
+from fastbert.training.finetune.recipe import Dataset, Evaluation, Recipe, better
 
 AT_DEFAULT = {"accumulate": 1, "layer_decay": 1.0, "class_weights": "none", "precision": "fp32"} | {
     "freeze_embeddings": False,

@@ -34,7 +34,7 @@ print(json.dumps({{"seconds": taken, "before_mb": before, "peak_mb": memory("VmH
 
 
 def run(body: str, *arguments: object) -> dict[str, Any]:
-    """What the program printed: seconds, before_mb (with torch imported), peak_mb and its result.
+    """The figures that the program printed: seconds, before_mb (with torch imported), peak_mb and its result.
 
     Raises:
         RuntimeError: it failed; the message is the last line of its error output.

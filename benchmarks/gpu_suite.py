@@ -1,4 +1,4 @@
-"""What the scripts of the GPU suite share: subjects made of cases, their arguments, their table, their exit status."""
+"""The common part of the GPU suite's scripts: subjects made of cases, their arguments, table and exit status."""
 
 from __future__ import annotations
 

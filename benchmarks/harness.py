@@ -121,7 +121,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a right result is: `expected`, and the largest and root-mean-square differences allowed from it.
+    """A right result: `expected`, and the largest and root-mean-square differences allowed from it.
 
     `lengths` are those of the texts whose states `expected` holds one after the other, where it holds any.
     """

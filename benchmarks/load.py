@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 @dataclass
 class Outcome:
-    """What became of requests."""
+    """The results of requests."""
 
     seconds: float = 0.0  # from the first request to the last answer
     latencies: list[float] = field(default_factory=list)  # of those answered with 200, seconds, from when each was due

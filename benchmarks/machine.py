@@ -170,7 +170,7 @@ def matmul_ceiling(device: torch.device, dtype: str) -> tuple[float, str]:
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, dtype: str) -> Callable[[], torch.Tensor]:
-    """What multiplies two matrices of torch.randn through torch in a precision; int8 on a GPU alone.
+    """A function that multiplies two matrices of torch.randn through torch in a precision; int8 on a GPU alone.
 
     The product of int8 is of a and b times 32.
     """

@@ -68,7 +68,7 @@ def training_flops(config: Any, lengths: Sequence[int], labelled: int) -> float:
 
 
 def forward_flops(config: Any, lengths: Sequence[int]) -> float:
-    """What the layers of an encoder need for these texts: 2 P a token, and 4 E S for attention over S tokens."""
+    """FLOPs of an encoder's layers for these texts: 2 P a token, and 4 E S for attention over S tokens."""
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "hidden_dim", None) or config.intermediate_size  # DistilBERT's name
     family = FAMILIES.get(getattr(config, "model_type", "bert"))

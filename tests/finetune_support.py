@@ -10,7 +10,8 @@ import torch
 
 import fastbert
 from fastbert.training.finetune.examples import Reading
-from fastbert.training.finetune.loop import Finetuning, Recipe
+from fastbert.training.finetune.loop import Finetuning
+from fastbert.training.finetune.recipe import Recipe
 from fastbert.training.finetune.settings import VECTOR_TASKS, FinetuneSettings
 from fastbert.training.finetune.trials import training_of
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fastbert.training.distributed import join
-from fastbert.training.finetune.loop import Recipe
+from fastbert.training.finetune.recipe import Recipe
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.trials import training_of
 from fastbert.training.objective import Counts

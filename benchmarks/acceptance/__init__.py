@@ -1,1 +1,1 @@
-"""What must hold: the targets on CPU and GPU, and one command that checks a GPU machine."""
+"""The targets on CPU and GPU, and one command that checks a GPU machine."""

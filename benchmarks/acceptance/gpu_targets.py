@@ -1,4 +1,4 @@
-"""What must hold on an H200, and whether it does: reads the GPU suite's rows and prints one line a target.
+"""The targets on an H200, and which of them hold: reads the GPU suite's rows and prints one line a target.
 
     python benchmarks/acceptance/gpu_targets.py benchmarks/results/gpu-*.csv
 

@@ -1,4 +1,4 @@
-"""What must hold, and whether it does: reads result rows and prints one line a target.
+"""The targets, and which of them hold: reads result rows and prints one line a target.
 
     python benchmarks/acceptance/targets.py benchmarks/results/targets-cpu.csv
 

@@ -1,4 +1,4 @@
-"""What every runtime shares: the folder it reads, its conversions on disk, and the two ways a batch is given."""
+"""The common part of all runtimes: the folder it reads, its conversions on disk, and the two ways a batch is given."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Source:
     made: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` returned when `key` was first asked for."""
+        """The result of `make` when `key` was first requested."""
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]

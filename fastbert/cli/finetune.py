@@ -16,7 +16,8 @@ from fastbert.progress import say
 from fastbert.tokenizer.unknown_tokens import unknown_warning
 from fastbert.training.distributed import device_of, join
 from fastbert.training.finetune.examples import DataError, Reading
-from fastbert.training.finetune.loop import Finetuning, Recipe
+from fastbert.training.finetune.loop import Finetuning
+from fastbert.training.finetune.recipe import Recipe
 from fastbert.training.finetune.result import REPORT, Result, check_free, is_finished, save_and_report
 from fastbert.training.finetune.settings import VECTOR_TASKS, FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS

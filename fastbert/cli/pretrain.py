@@ -153,6 +153,9 @@ def batches_of(settings: Settings, sources: Sequence[Shards], options: dict[str,
     """The batches of a run, from one folder of shards or several."""
     data, seed = settings.data, settings.training.seed
     made = [PackedBatches(shards, seed=seed + i, **options) for i, shards in enumerate(sources)]
+    if data.batch_start is not None:
+        for batches in made:
+            batches.check_tokens("data.batch_start", data.batch_start)
     if len(made) == 1:
         return made[0]
     weights = data.weights or tuple(float(shards.counts.tokens) for shards in sources)

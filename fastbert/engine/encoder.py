@@ -1,4 +1,4 @@
-"""What all layers take in one call, as csrc/bindings/bindings.h and csrc/bindings/encoder.cpp have it."""
+"""The arguments of all layers in one call, as csrc/bindings/bindings.h and csrc/bindings/encoder.cpp have it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def encoder_kind(
     eps: float,
     final_norm: tuple[int, int],
 ) -> tuple[Any, ...]:
-    """What all layers share; `final_norm` holds the addresses of the last norm, or 0."""
+    """The arguments that all layers share; `final_norm` holds the addresses of the last norm, or 0."""
     return (
         *(dtype, PRECISIONS[precision], ACTIVATIONS[activation], gated, pre_norm, rms),
         *(width, heads, key_heads, eps, scale_log2(width // heads), *final_norm),

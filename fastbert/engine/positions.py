@@ -1,4 +1,4 @@
-"""What attention knows of positions, as tables: rotary angles (Su et al., 2021), T5's buckets (Raffel et al., 2020) and
+"""Positions in attention, as tables: rotary angles (Su et al., 2021), T5's buckets (Raffel et al., 2020) and
 ALiBi's slopes (Press et al., 2022).
 
 Powers, cosines and logarithms are computed in float64 and rounded, so that they are the same by any library.

@@ -1,4 +1,4 @@
-"""What every embedder does with texts: tokenize, cut or split them, batch by tokens, finish the vectors. No torch."""
+"""The common part of all embedders: tokenize, cut or split texts, batch by tokens, finish vectors. No torch."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ class Records:
         return list(dict.fromkeys([text, self.reading.id_column or text]))
 
     def _record(self, file: int, row: Row, kind: str) -> Record:
-        """What a row holds.
+        """The content of a row.
 
         Raises:
             RecordProblem: the row, or what it should hold, has a problem.

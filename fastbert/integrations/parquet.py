@@ -200,7 +200,7 @@ class Worker:
 
 
 def _label(system: fs.FileSystem, path: str) -> bytes | None:
-    """What a part was made of; None where there is none, or a file of someone else's."""
+    """The input of a part; None where there is none, or a file of someone else's."""
     if system.get_file_info(path).type == fs.FileType.NotFound:
         return None
     with system.open_input_file(path) as file:

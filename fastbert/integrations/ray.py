@@ -39,7 +39,7 @@ PART = 65_536  # rows at which a part ends, at a row group's end
 
 
 class Outcome(NamedTuple):
-    """What a run did: rows in all, parts in all, and those of them that were there already."""
+    """The result of a run: rows in all, parts in all, and those of them that were there already."""
 
     rows: int
     parts: int

@@ -116,7 +116,7 @@ def reason_for_torch(
     precision: str | None = None,
     revision: str | None = None,
 ) -> str | None:
-    """What of these options, or of a model, needs torch; None if nothing does.
+    """The option, or part of a model, that needs torch; None if there is none.
 
     Args:
         task: of a pipeline; None for vectors.

@@ -112,7 +112,7 @@ class Runner(BaseRunner):
     def _by_window(
         self, windows: Sequence[Window], parts: Callable[[dict[str, Any]], Sequence[np.ndarray]]
     ) -> list[np.ndarray]:
-        """What `parts` makes of a batch's arguments, one for each of its windows, in the order of the windows."""
+        """The results of `parts` for a batch's arguments, one for each of its windows, in their order."""
         found: list[np.ndarray] = [np.empty(0)] * len(windows)
         for batch, inputs in self.batches(windows):
             for i, part in zip(batch, parts(inputs), strict=True):

@@ -14,7 +14,7 @@ FIRST = ("cls", "bos", "pooler")  # what a head may read of a text that its firs
 
 
 def needs_torch_for(config: BertConfig, head: HeadParts | None = None) -> str | None:
-    """What of a model the extension alone cannot run; None if it runs all."""
+    """The part of a model that the extension alone cannot run; None if it runs all."""
     if config.hidden_size % (2 * config.num_attention_heads):
         return f"a head of width {config.head_dim}"
     activations = [config.hidden_act]

@@ -106,7 +106,7 @@ def address(x: Tensor | None) -> int:
 
 
 def encoder_kind(weights: Any, width: int, dtype: torch.dtype) -> tuple[Any, ...]:
-    """What all layers share, as C++ takes it."""
+    """The arguments of all layers, as C++ takes them."""
     w = weights.layers[0]
     weight, bias = map(address, weights.final_norm or (None, None))
     return engine.encoder_kind(

@@ -1,4 +1,4 @@
-"""What the ops over tensors share: codes of dtypes, fresh tensors, and why the extension cannot take some."""
+"""The common part of the ops over tensors: codes of dtypes, fresh tensors, and why the extension cannot take some."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan compares at each call: the objects of a module tree, and checksums of parameters."""
+"""The state that a plan compares at each call: the objects of a module tree, and checksums of parameters."""
 
 from __future__ import annotations
 

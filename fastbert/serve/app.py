@@ -34,7 +34,7 @@ class NotServedError(Exception):
 
 
 class State:
-    """What the requests of a server share."""
+    """The state that the requests of a server share."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
@@ -109,7 +109,7 @@ def make_app(settings: ServeSettings, *, ready_first: bool = False) -> Starlette
             await asyncio.to_thread(model.batcher.close)
 
     async def metrics(request: Request) -> Response:
-        """What the server has counted, for Prometheus."""
+        """The server's counters, for Prometheus."""
         state.count_waiting()
         return Response(state.metrics.text(), media_type=CONTENT_TYPE)
 
@@ -130,7 +130,7 @@ def make_app(settings: ServeSettings, *, ready_first: bool = False) -> Starlette
 
 
 async def _answer(api: Api, request: Request, body: bytes) -> Response:
-    """What a route answers, with its body checked, and its errors as answers."""
+    """The answer of a route, with its body checked, and its errors as answers."""
     try:
         if api.schema is None:
             return await api.handler(request)

@@ -50,7 +50,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """What is told of a batch that has run."""
+    """The figures of a batch that has run."""
 
     items: int
     tokens: int

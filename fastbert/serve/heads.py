@@ -93,7 +93,7 @@ def _joins(pipeline: Pipeline, first: Pipeline) -> bool:
 
 
 def _reads(runner: Runner) -> tuple[Any, ...]:
-    """What determines the tokens that a runner makes of texts."""
+    """The settings that determine the tokens that a runner makes of texts."""
     tokenizer = runner.tokenizer
     special, backend = sorted(tokenizer.special_tokens_map.items()), tokenizer.as_json()
     return backend, special, tokenizer.truncation_side, runner.max_length, runner.has_types, runner.types_of_one

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus; with several processes, all of them together (PROMETHEUS_MULTIPROC_DIR)."""
+"""The counters of a server, for Prometheus; with several processes, all of them together (PROMETHEUS_MULTIPROC_DIR)."""
 
 from __future__ import annotations
 

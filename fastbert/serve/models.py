@@ -267,7 +267,7 @@ def load(settings: ServeSettings, told: Callable[[str, Batch], None]) -> list[Se
 
 
 def _load(path: str, settings: ServeSettings) -> dict[str, Any]:
-    """What a model answers, by kinds: an embedder, or pipelines."""
+    """The answers of a model, by kind: an embedder's, or pipelines'."""
     asked = ("device", "dtype", "precision", "quantize", "revision", "threads")
     options: dict[str, Any] = {name: getattr(settings, name) for name in asked}
     options["cache"] = False if settings.cache is None else settings.cache or True

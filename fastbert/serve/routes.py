@@ -143,7 +143,7 @@ async def embed(request: Request, body: schemas.Embed) -> Response:
 
 @api("text-embeddings-inference", "/", schema=schemas.Root)
 async def root(request: Request, body: schemas.Root) -> Response:
-    """What the default model does: /embed or /similarity, or /predict."""
+    """The route of the default model: /embed or /similarity, or /predict."""
     state = request.app.state.serve
     model = state.pick(body.model, *(served.kind for served in state.models))
     given = body.model_dump(exclude_none=True) | {"model": model.name}

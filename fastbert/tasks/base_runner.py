@@ -1,4 +1,4 @@
-"""What every runner knows of texts: their windows, and batches of them by tokens. No torch."""
+"""The common part of all runners: windows of texts, and batches of them by tokens. No torch."""
 
 from __future__ import annotations
 

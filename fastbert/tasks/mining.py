@@ -11,6 +11,7 @@ import numpy as np
 from fastbert.inference.base_embedder import BaseEmbedder
 from fastbert.inference.pooling import unit
 from fastbert.inference.sentence_settings import prompt_named
+from fastbert.tasks.text_classification import apply
 from fastbert.tasks.vector_search import search
 
 FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
@@ -26,8 +27,8 @@ class Mining:
         range_min: so many of the closest are left out.
         range_max: so many of the closest are looked at (default: as many as needed, or ten times as many where a score
             can rule some out).
-        max_score: of a negative.
-        min_score: of a negative.
+        max_score: of a negative: its cosine, or a reranker's score, after the activation.
+        min_score: the same.
         absolute_margin: by which a negative scores at least less than the query's positive; of several, the one that
             scores least.
         relative_margin: the same as a share of the positive's score.
@@ -65,7 +66,7 @@ class Mining:
 
     @property
     def rules_out(self) -> bool:
-        """Whether a score can rule a candidate out."""
+        """True if a score can rule a candidate out."""
         limits = (self.max_score, self.min_score, self.absolute_margin, self.relative_margin)
         return any(limit is not None for limit in limits)
 
@@ -77,7 +78,7 @@ class Mining:
 
 @dataclass(frozen=True)
 class Mined:
-    """A query's positives and negatives, each with its score, the best negative first."""
+    """A query's positives and negatives, the best first, each with its score: the cosine, or a reranker's logit."""
 
     query: str
     positives: list[tuple[str, float]]
@@ -99,8 +100,8 @@ def mine(
     Args:
         pairs: queries and texts that answer them; a query may occur several times.
         corpus: texts to choose from, to which all positives are added. A query's own positives are never its negatives.
-        embedder: whose cosine says what is close.
-        mining: which ones are taken.
+        embedder: its cosines determine the candidates.
+        mining: which of them are taken.
         reranker: pipeline("rerank", ...), whose scores replace the cosines of candidates and positives.
         query_prompt: before each query (default: the embedder's prompt "query", or its own).
         corpus_prompt: before each text of the corpus (default: its prompt "document", or its own).
@@ -132,10 +133,13 @@ def mine(
         if reranker is None:
             scores = vectors[ids] @ asked[number]
             own_scores = vectors[[places[text] for text in own]] @ asked[number]
+            kept = _kept(scores, float(own_scores.min()), mining)
         else:
-            both = np.array(reranker([(query, text) for text in [*own, *(texts[i] for i in ids)]]), dtype=np.float64)
+            asking = [(query, text) for text in [*own, *(texts[i] for i in ids)]]
+            both = np.array(reranker(asking, function_to_apply="none"), dtype=np.float64)
             own_scores, scores = both[: len(own)], both[len(own) :]
-        kept = _kept(scores, float(own_scores.min()), mining)
+            shown = apply(reranker.activation, both)
+            kept = _kept(shown[len(own) :], float(shown[: len(own)].min()), mining)
         order = kept[np.argsort(-scores[kept], kind="stable")][mining.range_min : wanted]
         if mining.sampling_strategy == "random" and len(order) > mining.num_negatives:
             order = order[np.sort(random.choice(len(order), mining.num_negatives, replace=False))]

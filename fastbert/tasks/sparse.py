@@ -76,15 +76,22 @@ def search_sparse(queries: Any, corpus: Any, top_k: int = 10, *, block: int = 25
 
 
 def check_pooling(path: str | Path, revision: str | None = None) -> None:
-    """Checks that the SpladePooling of a folder of sentence-transformers is this one.
+    """Checks that a folder of sentence-transformers is a SparseEncoder's, whose SpladePooling is this one.
 
     Raises:
-        ValueError: it sums, or has another activation.
+        ValueError: it has no SpladePooling, or one that sums, or has another activation.
     """
-    for module in read_json(resolve_file(path, "modules.json", revision=revision), list):
-        if not str(module.get("type")).endswith("SpladePooling"):
-            continue
+    modules_file = resolve_file(path, "modules.json", revision=revision)
+    modules = read_json(modules_file, list)
+    found = [module for module in modules if str(module.get("type")).endswith("SpladePooling")]
+    if not found:
+        kinds = ", ".join(str(module.get("type")).rpartition(".")[2] for module in modules)
+        raise ValueError(
+            f"{modules_file} holds {kinds}, the modules of an embedder; sparse vectors need a SpladePooling, or the "
+            "folder of a masked-language model"
+        )
+    for module in found:
         file = resolve_file(path, f"{module.get('path')}/config.json", revision=revision)
         for name, known in (("pooling_strategy", "max"), ("activation_function", "relu")):
-            if (found := read_json(file).get(name, known)) != known:
-                raise ValueError(f"{file}: {name} is {found!r}; it must be {known!r}")
+            if (value := read_json(file).get(name, known)) != known:
+                raise ValueError(f"{file}: {name} is {value!r}; it must be {known!r}")

@@ -1,8 +1,8 @@
-"""The exponential moving average of a model's weights."""
+"""The exponential moving average of the weights of one or more models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,23 +17,27 @@ FOLDER = "ema"  # in a checkpoint
 class WeightAverage:
     """The average over steps, of each parameter: a = decay a + (1 - decay) p, with less decay at first.
 
-    Step t has a decay of at most (1 + t) / (10 + t). In a checkpoint it is a model of its own, in the folder `ema`.
+    Step t has a decay of at most (1 + t) / (10 + t). In a checkpoint they are models of their own.
+
+    Args:
+        models: by the folder in `ema` of a checkpoint; that of the trained model is "". They may share parameters.
+        decay: 0 to 1.
     """
 
-    def __init__(self, model: BertPreTrainedModel, decay: float) -> None:
-        self.model, self.decay = model, decay
-        self._names = [name for name, _ in model.named_parameters()]
-        self._averages = [parameter.detach().clone() for parameter in model.parameters()]
+    def __init__(self, models: Mapping[str, BertPreTrainedModel], decay: float) -> None:
+        self.models, self.decay = models, decay
+        self._parameters: list[Tensor] = list(dict.fromkeys(p for model in models.values() for p in model.parameters()))
+        self._averages = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after `step` steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, list(self.model.parameters()), 1 - decay)
+        torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """A context in which the model has the averages as its weights."""
+        """A context in which the models have the averages as their weights."""
         self._swap()
         try:
             yield
@@ -42,18 +46,22 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for average, parameter in zip(self._averages, self.model.parameters(), strict=True):
+        for average, parameter in zip(self._averages, self._parameters, strict=True):
             held = parameter.clone()
             parameter.copy_(average)
             average.copy_(held)
 
     def save(self, folder: Path) -> None:
-        state: dict[str, Tensor] = self.model.state_dict()
-        averages = dict(zip(self._names, self._averages, strict=True))
-        self.model.save_pretrained(folder / FOLDER, state_dict={**state, **averages})
+        for name, model in self.models.items():
+            model.save_pretrained(folder / FOLDER / name, state_dict={**model.state_dict(), **self._named(model)})
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        state = type(self.model).from_pretrained(folder / FOLDER).state_dict()
-        for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(state[name])
+        for name, model in self.models.items():
+            state = type(model).from_pretrained(folder / FOLDER / name).state_dict()
+            for of, average in self._named(model).items():
+                average.copy_(state[of])
+
+    def _named(self, model: BertPreTrainedModel) -> dict[str, Tensor]:
+        averages = dict(zip(self._parameters, self._averages, strict=True))
+        return {name: averages[p] for name, p in model.named_parameters(remove_duplicate=False)}

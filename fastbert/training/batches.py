@@ -86,16 +86,18 @@ class PackedBatches:
         self.least = shards.max_length * world_size
         self.shards, self.tokens_per_batch, self.seed = shards, tokens_per_batch, seed
         self.rank, self.world_size, self.epochs = rank, world_size, epochs
-        self._check_tokens(tokens_per_batch)
+        self.check_tokens("tokens_per_batch", tokens_per_batch)
+        self.taken = 0  # tokens of the newest global batch, all ranks together
         self.length: int | None = None
         self._mask = Masker(shards.tokenizer, masking or Masking())
         self._epoch = self._position = 0
         self._order = self._order_of(0)
 
-    def _check_tokens(self, tokens: int) -> None:
+    def check_tokens(self, name: str, tokens: int) -> None:
+        """Raises ValueError, with the setting's name, for fewer tokens than the longest example of each rank has."""
         if tokens < self.least:
             raise ValueError(
-                f"tokens_per_batch is {tokens}; {self.world_size} process{'es' * (self.world_size > 1)} with examples "
+                f"{name} is {tokens}; {self.world_size} process{'es' * (self.world_size > 1)} with examples "
                 f"of up to {self.shards.max_length} tokens take at least {self.least}"
             )
 
@@ -112,7 +114,7 @@ class PackedBatches:
             ValueError: fewer tokens than the longest example has; a length where the examples are pairs.
         """
         if tokens is not None:
-            self._check_tokens(tokens)
+            self.check_tokens("tokens_per_batch", tokens)
             self.tokens_per_batch = tokens
         if length is not None and self.shards.pairs:
             raise ValueError(f"{self.shards.folder} holds pairs of segments, which cannot be cut to {length} tokens")
@@ -144,6 +146,7 @@ class PackedBatches:
         numbers, lengths, epochs = self._fill()
         if not len(numbers):
             raise StopIteration
+        self.taken = int(lengths.sum())
         mine = self._deal(lengths)
         return self._assemble(numbers[mine], epochs[mine])
 

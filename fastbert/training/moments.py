@@ -1,4 +1,4 @@
-"""What the optimizers with Adam's two moments share."""
+"""The common part of the optimizers with Adam's two moments."""
 
 from __future__ import annotations
 

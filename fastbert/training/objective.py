@@ -138,6 +138,11 @@ class Objective(nn.Module):
     def trained(self) -> nn.Module:
         return self.model
 
+    @property
+    def models(self) -> dict[str, BertPreTrainedModel]:
+        """The models that are trained, by their folders in that of an average; the one of interest is ""."""
+        return {"": self.model}
+
     def forward(self, micro_batch: MicroBatch, whole: Counts | None = None) -> Tensor:
         """(2,): this micro-batch's contributions to the step's MLM and NSP losses; `whole` counts the step.
 
@@ -171,7 +176,7 @@ class Objective(nn.Module):
         return sums
 
     def denominators(self, counts: Counts) -> tuple[float, float]:
-        """What the two losses of `scores` are summed over."""
+        """The counts over which the two losses of `scores` are sums."""
         return counts.labels, counts.sequences
 
 

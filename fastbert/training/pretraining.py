@@ -80,7 +80,7 @@ class Pretraining(Trainer):
         self.objective = objective or Objective(model)
         self.parts = self.objective.parts
         self.unreported = {"mlm": "nsp_loss", "nsp": "mlm_loss"}.get(training.objective)  # its head is missing
-        self.average = None if training.ema is None else WeightAverage(model.to(device), training.ema)
+        self.average = None if training.ema is None else WeightAverage(self.objective.to(device).models, training.ema)
         if sharded:
             shard(self.objective, device, AUTOCAST[training.precision])
         super().__init__(
@@ -148,7 +148,7 @@ class Pretraining(Trainer):
 
     def after_update(self) -> None:
         if self.average is not None:
-            self.average.update(self.step)
+            self.average.update(self.step + 1)
 
     def due(self) -> tuple[bool, bool, bool]:
         report, evaluate, save = super().due()

@@ -34,6 +34,8 @@ def generator_config(config: BertConfig, share: float) -> BertConfig:
 class ReplacedTokens(Objective):
     """The generator's masked-language loss and, by weight, the model's loss at every token; both share embeddings.
 
+    `rtd_loss` is the weighted one, in training and in evaluations.
+
     Source: Clark et al. (2020), "ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators".
 
     Args:
@@ -53,6 +55,10 @@ class ReplacedTokens(Objective):
     @property
     def trained(self) -> nn.Module:
         return self
+
+    @property
+    def models(self) -> dict[str, BertPreTrainedModel]:
+        return {"": self.model, FOLDER: self.generator}
 
     @property
     def extra(self) -> Any:
@@ -103,7 +109,7 @@ class ReplacedTokens(Objective):
 
     @torch.no_grad()
     def scores(self, micro_batch: MicroBatch) -> Tensor:
-        """(4,) float64: sums of the generator's loss and right words, and of the model's loss and right tokens.
+        """(4,) float64: sums of the generator's loss and right words, and of the model's weighted one and right tokens.
 
         What the generator draws is the same each time.
         """
@@ -119,7 +125,7 @@ class ReplacedTokens(Objective):
             torch.manual_seed(0)
             filled = self._filled(states, micro_batch)
         judged, replaced = self._judged(filled, micro_batch)
-        sums[2] = F.binary_cross_entropy_with_logits(judged, replaced.float(), reduction="sum")
+        sums[2] = self.weight * F.binary_cross_entropy_with_logits(judged, replaced.float(), reduction="sum")
         sums[3] = ((judged > 0) == replaced).sum()
         return sums
 

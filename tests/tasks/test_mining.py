@@ -1,6 +1,8 @@
 """Hard negatives: those that a search by brute force finds, by each option."""
 
 import json
+import math
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ PAIRS = [(query, CORPUS[i * 7]) for i, query in enumerate(texts_of(30, seed=2))]
 PAIRS += [(PAIRS[0][0], CORPUS[299]), (PAIRS[1][0], "a text of its own")]
 
 
-def by_hand(embedder, mining, scores_of=None):
+def by_hand(embedder, mining, looked_at, scores_of=None):
     """Per query, all scores of the corpus, positives left out, filtered and sorted in a loop."""
     texts = list(dict.fromkeys([*CORPUS, *(positive for _, positive in PAIRS)]))
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
@@ -40,7 +42,7 @@ def by_hand(embedder, mining, scores_of=None):
     for query in dict.fromkeys(query for query, _ in PAIRS):
         own = list(dict.fromkeys(positive for q, positive in PAIRS if q == query))
         scores = dict(zip(texts, (vectors @ unit(embedder.embed([query]))[0]).tolist(), strict=True))
-        closest = sorted(scores, key=lambda t: -scores[t])[: mining.candidates(2) + 2]
+        closest = sorted(scores, key=lambda t: -scores[t])[:looked_at]
         scores = {text: scores[text] for text in dict.fromkeys([*closest, *own])}
         if scores_of is not None:
             scores = {text: scores_of(query, text) for text in scores}
@@ -61,23 +63,23 @@ def by_hand(embedder, mining, scores_of=None):
 
 @pytest.mark.parametrize("index", ["exact", "faiss"])
 @pytest.mark.parametrize(
-    "options",
+    "options, looked_at",
     [
-        {},
-        {"num_negatives": 1, "range_min": 5},
-        {"range_min": 3, "range_max": 40, "max_score": 0.9},
-        {"absolute_margin": 0.05, "range_max": 400},
-        {"relative_margin": 0.1, "range_max": 400},
-        {"min_score": 0.5, "range_max": 400, "num_negatives": 20},
+        ({}, 400),
+        ({"num_negatives": 1, "range_min": 5}, 400),
+        ({"range_min": 3, "range_max": 40, "max_score": 0.9}, 42),  # of which two may be positives
+        ({"absolute_margin": 0.05, "range_max": 400}, 400),
+        ({"relative_margin": 0.1, "range_max": 400}, 400),
+        ({"min_score": 0.5, "range_max": 400, "num_negatives": 20}, 400),
     ],
     ids=str,
 )
-def test_negatives_are_those_of_brute_force(embedder, options, index):
+def test_negatives_are_those_of_brute_force(embedder, options, looked_at, index):
     if index == "faiss":
         pytest.importorskip("faiss")
     mining = Mining(index=index, **options)
     mined = mine(PAIRS, CORPUS, embedder, mining)
-    expected = by_hand(embedder, mining)
+    expected = by_hand(embedder, mining, looked_at)
     assert [one.query for one in mined] == list(expected)
     for one in mined:
         assert [s for _, s in one.negatives] == pytest.approx([s for _, s in expected[one.query]], abs=1e-6)
@@ -97,13 +99,27 @@ def test_random_ones_are_of_the_range_and_the_seed(embedder):
         assert [s for _, s in one.negatives] == sorted((s for _, s in one.negatives), reverse=True)
 
 
-def test_a_cross_encoder_scores_again(embedder):
-    def score(query, text):
-        return float(len(set(query.split()) & set(text.split()))) + 0.001 * (hash((query, text)) % 997)
+class CommonWords:
+    """A reranker: the number of words in common, and a little that differs from text to text."""
 
-    mining = Mining(num_negatives=2, max_score=2.5)
-    mined = mine(PAIRS, CORPUS, embedder, mining, reranker=lambda pairs: [score(*pair) for pair in pairs])
-    expected = by_hand(embedder, mining, score)
+    activation = "sigmoid"
+
+    def __call__(self, pairs, function_to_apply):
+        assert function_to_apply == "none"
+        return [self.score(*pair) for pair in pairs]
+
+    @staticmethod
+    def score(query, text):
+        return len(set(query.split()) & set(text.split())) + 0.001 * (crc32(f"{query} {text}".encode()) % 997)
+
+
+def test_a_cross_encoder_scores_again(embedder):
+    """Limits are of its sigmoids; the scores are logits, as a loss of distillation takes them."""
+    score, limit = CommonWords.score, 2.5
+    mining = Mining(num_negatives=2, max_score=1 / (1 + math.exp(-limit)))
+    mined = mine(PAIRS, CORPUS, embedder, mining, reranker=CommonWords())
+    expected = by_hand(embedder, Mining(num_negatives=2, max_score=limit), 24, score)  # ten for each, and 2 twice
+    assert any(s > 1 for one in mined for _, s in one.negatives)
     for one in mined:
         assert [s for _, s in one.negatives] == pytest.approx([s for _, s in expected[one.query]])
         assert one.positives == [(text, score(one.query, text)) for text, _ in one.positives]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from finetune_support import make_recipe, make_run, save_model, write
 
-from fastbert.training.finetune import loop as finetune_loop
 from fastbert.training.finetune.features import plan_epoch
 from fastbert.training.finetune.layers import depth_of, layer_groups
 from fastbert.training.finetune.loop import Finetuning
+from fastbert.training.finetune.recipe import Evaluation, Recipe
 from fastbert.training.finetune.settings import VECTOR_TASKS, FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS
 from fastbert.training.loop import AUTOCAST, TrainingError
@@ -152,7 +152,7 @@ def test_a_model_of_one_class_is_not_the_best_though_most_accurate(tmp_path, mon
         pairs = zip(gold, next(steps), strict=True)
         predictions = [{"gold": g, "predicted": p, "probabilities": {}} for g, p in pairs]
         evaluated.append({"loss": 1.0, **run.task.score(predictions, run.recipe.labels)})
-        return finetune_loop.Evaluation(evaluated[-1], predictions)
+        return Evaluation(evaluated[-1], predictions)
 
     monkeypatch.setattr(run, "evaluate", evaluate)
     run.run()
@@ -266,7 +266,7 @@ def test_balanced_classes_count_alike(tmp_path):
     data = write_csv(tmp_path / "data.csv", [(" ".join(sentence(i)), "ab"[i < 4]) for i in range(20)])
     save_model(tmp_path / "model")
     settings = FinetuneSettings(task="classification", class_weights="balanced", batch_size=64)
-    recipe = finetune_loop.Recipe.read(settings, tmp_path / "model", {"train": data, "dev": data})
+    recipe = Recipe.read(settings, tmp_path / "model", {"train": data, "dev": data})
     torch.testing.assert_close(recipe.class_weights(), torch.tensor([20 / 32, 20 / 8]))
     run = Finetuning(recipe, recipe.fresh_model(tmp_path / "model"), tmp_path / "out")
     arguments = recipe.task.collate(recipe.train.features)

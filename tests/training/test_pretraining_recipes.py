@@ -135,11 +135,12 @@ def test_sources_give_their_shares_and_go_on(folders):
     for _ in range(40):
         before = [source.state_dict() for source in whole.sources]
         batch = next(whole)
-        assert len(batch.input_ids) <= 440 and batch.cu_seqlens[-1] == len(batch.input_ids)
+        assert 240 < len(batch.input_ids) <= 400 and batch.cu_seqlens[-1] == len(batch.input_ids)
         assert batch.max_seqlen == batch.cu_seqlens.diff().max()
-        for i, source in enumerate(whole.sources):
-            sizes[i] += source.state_dict() != before[i] and source.tokens_per_batch
-    assert sizes[0] / sizes.sum() == pytest.approx(0.75, abs=0.03)
+        taken = [s.taken if s.state_dict() != b else 0 for s, b in zip(whole.sources, before, strict=True)]
+        assert sum(taken) == len(batch.input_ids)
+        sizes += taken
+    assert sizes[0] / sizes.sum() == pytest.approx(0.75, abs=0.01)
     state = json.loads(json.dumps(whole.state_dict()))
     again = make()
     again.load_state_dict(state)
@@ -151,6 +152,20 @@ def test_sources_give_their_shares_and_go_on(folders):
     assert whole.sources[0].state_dict() == before
     with pytest.raises(ValueError, match="there were 2 folders"):
         Mixture(whole.sources[:1], 400, (1.0,)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.9, 0.06, 0.04)])
+def test_small_shares_wait_and_no_batch_is_too_large(folders, weights):
+    """Of a batch of three examples, sources of a third of it and of less."""
+    shards = [Shards(folder) for folder in (*folders, folders[0])]
+    mixture = Mixture([PackedBatches(s, tokens_per_batch=120, seed=i) for i, s in enumerate(shards)], 120, weights)
+    sizes = np.zeros(3)
+    for _ in range(300):
+        before = [source.state_dict() for source in mixture.sources]
+        batch = next(mixture)
+        sizes += [s.taken if s.state_dict() != b else 0 for s, b in zip(mixture.sources, before, strict=True)]
+        assert 0 < len(batch.input_ids) <= 120
+    assert sizes / sizes.sum() == pytest.approx(np.array(weights) / sum(weights), abs=0.01)
 
 
 def naive_stable_adamw(w, g, state, lr, beta1, beta2, eps, decay):
@@ -221,7 +236,7 @@ def test_an_average_follows_the_weights(tmp_path):
             vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
         )
     )
-    average, parameter = WeightAverage(model, 0.9), next(model.parameters())
+    average, parameter = WeightAverage({"": model}, 0.9), next(model.parameters())
     expected = parameter.detach().clone()
     for step in range(1, 30):
         with torch.no_grad():
@@ -234,7 +249,7 @@ def test_an_average_follows_the_weights(tmp_path):
         torch.testing.assert_close(parameter.detach(), expected)
     assert torch.equal(parameter.detach(), now)
     average.save(tmp_path)
-    other = WeightAverage(model, 0.9)
+    other = WeightAverage({"": model}, 0.9)
     other.load(tmp_path)
     for a, b in zip(other._averages, average._averages, strict=True):
         assert torch.equal(a, b)
@@ -318,6 +333,9 @@ def test_replaced_tokens_against_the_definition(tmp_path):
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits.logits, wrong)
     torch.testing.assert_close(found, 50 * expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(objective.scores(micro), objective.scores(micro))  # what is drawn is the same
+    assert objective.models == {"": model, "generator": generator}
+    cheap = ReplacedTokens(model, generator, 1.0).eval()  # an evaluation has the same weight as training
+    assert objective.scores(micro)[2] == pytest.approx(50 * cheap.scores(micro)[2].item())
 
 
 CONFIG = """
@@ -381,15 +399,30 @@ def test_the_command_with_all_of_it_and_a_kill(tmp_path, objective):
         shutil.rmtree(tmp_path / "part" / "checkpoints" / f"step-{step:08d}")
     assert main(["pretrain", config("part"), "--device", "cpu", "--resume"]) == 0
     last = "checkpoints/step-00000008"
-    folders = ["", FOLDER, *(["generator"] if objective == "rtd" else [])]
+    folders = ["", FOLDER, *(["generator", f"{FOLDER}/generator"] if objective == "rtd" else [])]
     for folder in folders:
         assert_same_weights(tmp_path / "whole" / last / folder, tmp_path / "part" / last / folder)
+    if objective == "rtd":
+        own, average = (weights(tmp_path / "whole" / last / name) for name in ("generator", f"{FOLDER}/generator"))
+        assert all(not torch.equal(own[name], average[name]) for name in own if name.endswith("dense.weight"))
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     heldout = [line for line in lines if line["kind"] == "heldout"]
     wanted = {"mlm_loss", "mlm_accuracy"} | ({"rtd_loss", "rtd_accuracy"} if objective == "rtd" else set())
     assert all(wanted <= line.keys() and math.isfinite(line["loss"]) for line in heldout)
     kind = fastbert.ElectraForPreTraining if objective == "rtd" else ModelForMaskedLM
     kind.from_pretrained(tmp_path / "whole" / last)
+
+
+def test_the_first_batch_holds_an_example_of_each_process(folders, tmp_path, capsys):
+    from fastbert.cli.main import main
+
+    electra().save_pretrained(tmp_path / "config")
+    given = {"shards": folders[0], "other": folders[1], "config": tmp_path / "config", "out": tmp_path / "out"}
+    text = CONFIG.format(objective="mlm", **given).replace("batch_start = 100", "batch_start = 30")
+    (tmp_path / "run.toml").write_text(text)
+    assert main(["pretrain", str(tmp_path / "run.toml"), "--device", "cpu"]) == 1
+    told = "data.batch_start is 30; 1 process with examples of up to 40 tokens take at least 40"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from finetune_support import NAMES, PLACES, VOCAB, save_model, sentence, write_c
 import fastbert
 from fastbert.inference.embed import Embedder
 from fastbert.training.finetune.examples import DataError, Reading
-from fastbert.training.finetune.loop import Recipe
+from fastbert.training.finetune.recipe import Recipe
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.trials import training_of
 from fastbert.training.objective import Counts
@@ -290,6 +291,27 @@ def test_a_prompt_that_the_pooling_leaves_out(tmp_path):
     arguments = run.task.collate([feature])
     vectors = run.model.eval()(**arguments).detach().numpy()
     np.testing.assert_allclose(vectors[0], embedder.embed([text], prompt="who is ")[0], atol=1e-5)
+    run.model.save_pretrained(tmp_path / "out")  # with the prompts that it was trained with
+    run.tokenizer.save_pretrained(tmp_path / "out")
+    again = Embedder.from_pretrained(tmp_path / "out")
+    assert again.prompts == {"query": "who is ", "document": ""}
+    np.testing.assert_allclose(again.embed([text], prompt_name="query"), vectors[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [scored, classes])
+def test_the_default_prompt_stands_before_texts_that_are_no_queries(tmp_path, rows):
+    save_model(tmp_path / "model")
+    model = TextEncoder.from_pretrained(tmp_path / "model")
+    prompts = {"prompts": {"query": "who ", "all": "saw "}, "default_prompt_name": "all"}
+    model.files = {**model.files, "config_sentence_transformers.json": json.dumps(prompts)}
+    model.save_pretrained(tmp_path / "st")
+    fastbert.BertTokenizer(VOCAB, model_max_length=64).save_pretrained(tmp_path / "st")
+    for options, word in (({}, "saw"), ({"query_prompt": "left "}, "left")):
+        run = make(tmp_path / word, rows(), model=tmp_path / "st", **options)
+        first = {VOCAB[ids[1]] for feature in run.recipe.train.features for ids, _ in feature.sequences}
+        assert first == {word}
+    with pytest.raises(ValueError, match=r"document_prompt is 'x'; (pairs|texts) with a (score|class) have no doc"):
+        make(tmp_path / "x", rows(), model=tmp_path / "st", document_prompt="x")
 
 
 class Killed(Exception):
@@ -317,6 +339,24 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path, dropping, t
     again.run()
     for (name, p), q in zip(again.model.named_parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(p, q), name
+
+
+def test_a_command_that_is_killed_is_resumed_bit_for_bit(tmp_path, dropping):
+    """By SIGKILL, at whatever it does."""
+    data = write_jsonl(tmp_path / "data.jsonl", triplets())
+    command = [sys.executable, "-m", "fastbert", "finetune", "--task", "embedding", "--model", str(dropping)]
+    command += ["--train", str(data), "--dev", str(data), "--epochs", "30", "--batch-size", "6", "--save-every", "1"]
+    subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, capture_output=True)
+    out = tmp_path / "killed"
+    with subprocess.Popen([*command, "-o", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not (out / "checkpoints" / "step-00000003").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert not (out / "config.json").exists()
+    subprocess.run([*command, "-o", str(out), "--resume"], check=True, capture_output=True)
+    for name in ("model.safetensors", "modules.json", "report/predictions-dev.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 GOOD = {"anchor": "anna saw rome", "positive": "bob left oslo"}
@@ -349,6 +389,13 @@ def test_scores_and_losses_that_do_not_fit(tmp_path):
         make(tmp_path / "c", pairs(), loss="lambda")
     with pytest.raises(ValueError, match="dims holds 64; the model's vectors have 48 numbers"):
         make(tmp_path / "d", pairs(), dims=(48, 64))
+    with pytest.raises(ValueError, match=r"dims is \(\); it must hold at least one width"):
+        make(tmp_path / "d", pairs(), dims=())
+    with pytest.raises(ValueError, match="batch_size is 1; loss 'ranking' compares the examples of a batch"):
+        make(tmp_path / "d", pairs(), batch_size=1)
+    make(tmp_path / "d", triplets(), batch_size=1)  # each has a negative of its own
+    with pytest.raises(ValueError, match="scale is 5; loss 'cosine' has none"):
+        make(tmp_path / "d", scored(), loss="cosine", scale=5.0)
     with pytest.raises(ValueError, match="accumulate is 2; a step of embedding is one batch"):
         make(tmp_path / "e", pairs(), accumulate=2)
     with pytest.raises(DataError, match=r"data.jsonl:1: the label is 2; loss 'binary' takes 0 to 1"):
@@ -461,6 +508,32 @@ def test_a_sparse_encoder_goes_both_ways(tmp_path):
     again = fastbert.finetune(tmp_path / "theirs", data, data, output=tmp_path / "two", **{**options, "epochs": 1})
     assert again.scores["mrr_at_10"] > 0.8
     st.SparseEncoder(str(tmp_path / "two"), device="cpu")
+
+
+def test_a_dense_folder_is_no_sparse_encoder(tmp_path):
+    save_model(tmp_path / "model")
+    TextEncoder.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "st")
+    fastbert.BertTokenizer(VOCAB, model_max_length=64).save_pretrained(tmp_path / "st")
+    with pytest.raises(ValueError, match="holds Transformer, Pooling, the modules of an embedder; sparse vectors need"):
+        make(tmp_path / "run", pairs(), model=tmp_path / "st", task="sparse-embedding")
+
+
+def test_grades_of_people_and_scores_of_teachers(tmp_path):
+    """Scores have no zero: the document with the highest is the relevant one. A query without any does not count."""
+    from fastbert.training.finetune.pair_examples import RankExample
+    from fastbert.training.finetune.pair_features import decode_ranked, score_ranked
+
+    logits = [np.array([0.1, 0.9, 0.5]), np.array([3.0, 2.0, 1.0])]
+
+    def scores(*grades):
+        examples = [RankExample("x:1", "q", ("a", "b", "c"), of) for of in grades]
+        return score_ranked(decode_ranked(examples, None, logits, None, None), [])
+
+    graded = scores((0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
+    assert graded["mrr_at_10"] == 0.5 and graded["ndcg_at_10"] == pytest.approx(1 / np.log2(3))
+    assert scores((-9.5, -2.0, 4.1), (-1.0, -0.5, -7.0)) == pytest.approx(
+        {"mrr_at_10": 0.5, "ndcg_at_10": 1 / np.log2(3), "recall_at_10": 1.0}
+    )
 
 
 def test_a_larger_weight_makes_sparser_vectors(tmp_path):

@@ -21,7 +21,7 @@ from fastbert.tasks.mining import Mining, mine
 from fastbert.tasks.vector_search import search
 from fastbert.training.finetune import metrics
 from fastbert.training.finetune.examples import Reading
-from fastbert.training.finetune.loop import Recipe
+from fastbert.training.finetune.recipe import Recipe
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.trials import training_of
 

@@ -19,7 +19,8 @@ from fastbert.training.distill.losses import choice_loss, label_loss, number_los
 from fastbert.training.distill.settings import DistillationSettings
 from fastbert.training.distill.teacher import teaching
 from fastbert.training.finetune.features import IGNORE
-from fastbert.training.finetune.loop import Finetuning, Recipe
+from fastbert.training.finetune.loop import Finetuning
+from fastbert.training.finetune.recipe import Recipe
 
 LABELS = ("labels", "start_positions", "end_positions")  # arguments that are not passed to the teacher
 Soften = Callable[[ModelOutput, ModelOutput, dict[str, Any], float], Tensor]

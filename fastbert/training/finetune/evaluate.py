@@ -17,7 +17,7 @@ from fastbert.tasks.names import head_task
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.training.finetune.examples import Reading
 from fastbert.training.finetune.features import Feature
-from fastbert.training.finetune.loop import Dataset, Evaluation, Recipe, read_examples
+from fastbert.training.finetune.recipe import Dataset, Evaluation, Recipe, read_examples
 from fastbert.training.finetune.report import versions
 from fastbert.training.finetune.settings import FinetuneSettings
 from fastbert.training.finetune.tasks import TASKS

@@ -33,13 +33,13 @@ def binary(gold: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -
 
 
 def ranking(found: Sequence[Sequence[float]], relevant: Sequence[Sequence[float]], k: int = 10) -> dict[str, float]:
-    """nDCG@k, MRR@k and recall@k, means over queries.
+    """nDCG@k, MRR@k and recall@k, means over the queries for which something is relevant; 0 if there are none.
 
     Args:
         found: the grades of what each query found, best first: 0 for what is not relevant. The gain is the grade.
         relevant: the grades of all that is relevant for it, in any order.
     """
-    sums = np.zeros(3)
+    sums, count = np.zeros(3), 0
     discounts = 1 / np.log2(np.arange(2, k + 2))
     for grades, all_grades in zip(found, relevant, strict=True):
         top = np.maximum(np.array(grades[:k], dtype=float), 0)
@@ -47,10 +47,11 @@ def ranking(found: Sequence[Sequence[float]], relevant: Sequence[Sequence[float]
         ideal = (best[:k] * discounts[: len(best)]).sum()
         hits = np.flatnonzero(top)
         if ideal:
+            count += 1
             gained = (top * discounts[: len(top)]).sum()
             sums += gained / ideal, 1 / (hits[0] + 1) if len(hits) else 0, len(hits) / np.count_nonzero(best)
     names = (f"ndcg_at_{k}", f"mrr_at_{k}", f"recall_at_{k}")
-    return dict(zip(names, (sums / len(found)).tolist(), strict=True))
+    return dict(zip(names, (sums / max(1, count)).tolist(), strict=True))
 
 
 def per_class(

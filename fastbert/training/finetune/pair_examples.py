@@ -25,7 +25,7 @@ class VectorExample:
 
     @property
     def kind(self) -> str:
-        """What a loss can learn from it: "pairs", "margins", "scores", "scored" or "classes"."""
+        """The kind of data, by which losses are chosen: "pairs", "margins", "scores", "scored" or "classes"."""
         if isinstance(self.label, tuple):
             return "margins" if len(self.label) == len(self.texts) - 2 else "scores"
         return "pairs" if self.label is None else "scored" if isinstance(self.label, float) else "classes"

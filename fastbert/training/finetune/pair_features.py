@@ -71,7 +71,7 @@ def collate_vectors(features: Sequence[Feature]) -> dict[str, Any]:
 
 
 def labels_of(features: Sequence[Feature]) -> Tensor:
-    """What a loss over vectors reads, with a row for each example: int64 or float32."""
+    """The labels of a loss over vectors, with a row for each example: int64 or float32."""
     return torch.tensor([feature.label for feature in features])
 
 
@@ -174,7 +174,7 @@ def _paired(a: Sequence[Any], b: Sequence[Any]) -> list[float]:
 
 
 def score_vectors(predictions: Predictions, labels: list[str]) -> dict[str, float]:
-    """Correlations of scored pairs, else what `metrics.ranking` says."""
+    """Correlations of scored pairs, else the scores of `metrics.ranking`."""
     if "predicted" in predictions[0]:
         gold, predicted = ([p[side] for p in predictions] for side in ("gold", "predicted"))
         found = metrics.regression(gold, predicted)
@@ -230,11 +230,16 @@ def split_ranked(output: ModelOutput, features: Sequence[Feature]) -> list[np.nd
 def decode_ranked(
     examples: Sequence[RankExample], features: Any, logits: Sequence[np.ndarray], labels: Any, settings: Any
 ) -> Predictions:
-    """The grades of a query's documents in the order of their logits."""
+    """The grades of a query's documents in the order of their logits.
+
+    Whole numbers from 0 are grades. Others are a teacher's scores, of which the highest of a query has grade 1.
+    """
+    graded = all(grade >= 0 and grade == int(grade) for example in examples for grade in example.grades)
     predictions = []
     for example, row in zip(examples, logits, strict=True):
         order = np.argsort(-row, kind="stable")
-        grades = [example.grades[i] for i in order]
+        best = max(example.grades)
+        grades = [example.grades[i] if graded else float(example.grades[i] == best) for i in order]
         rank = _first_rank(grades)
         predictions.append(
             {"rank": rank, "found": example.documents[order[0]], "grades": grades, "scores": row.tolist()}

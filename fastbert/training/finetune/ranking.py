@@ -83,7 +83,7 @@ class RankLoss:
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     least: float = float("-inf")  # grade
     most: float = float("inf")
-    by_query: bool = False  # a mean over queries, of which each has several documents
+    by_query: bool = False  # whether it compares the documents of a query, which needs several
 
 
 RANK_LOSSES = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastbert.checkpoint.files import atomic_path, write_text
-from fastbert.training.finetune.loop import Evaluation
+from fastbert.training.finetune.recipe import Evaluation
 from fastbert.training.logs import LOG
 
 _BLUE, _ORANGE, _GREY = "#1f6fb4", "#d95f02", "#666666"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.training.finetune.card import write_card
-from fastbert.training.finetune.loop import Evaluation, Finetuning
+from fastbert.training.finetune.loop import Finetuning
+from fastbert.training.finetune.recipe import Evaluation
 from fastbert.training.finetune.report import (
     draw_confusion,
     draw_curves,

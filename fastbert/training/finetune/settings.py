@@ -41,7 +41,7 @@ class FinetuneSettings:
     epochs: int | None = option(
         None, "(default: 3; for few examples more, so that there are 150 steps, up to 20)", least=1
     )
-    batch_size: int | None = option(None, "examples, at most (default: 16)", least=1)
+    batch_size: int | None = option(None, "examples, at most (default: 16; 64 for embedders)", least=1)
     tokens: int | None = option(None, "in a batch, at most (default: 2048; with --batch-size, any number)", least=1)
     accumulate: int = option(1, "batches in a step", least=1)
     order: Literal["random", "length"] = option("random", "length: like lengths together, shuffled")
@@ -91,7 +91,12 @@ class FinetuneSettings:
         None, "computed at a time; a step's gradients do not depend on it (default: 16384)", least=1
     )
     dims: tuple[int, ...] | None = option(None, "Matryoshka: the loss also of vectors cut to these", metavar="N,M,...")
-    query_prompt: str | None = option(None, "before anchors (default: the model's query prompt)", metavar="TEXT")
+    query_prompt: str | None = option(
+        None,
+        "before anchors (default: the model's query prompt); before texts with a score or class, "
+        "where the default is the model's default prompt",
+        metavar="TEXT",
+    )
     document_prompt: str | None = option(
         None, "before the other texts (default: the model's document prompt)", metavar="TEXT"
     )
@@ -101,6 +106,8 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.dims is not None and not self.dims:
+            raise ValueError("dims is (); it must hold at least one width")
 
     @staticmethod
     def default_epochs(steps: int) -> int:
@@ -109,7 +116,7 @@ class FinetuneSettings:
 
     @property
     def of_vectors(self) -> bool:
-        """Whether the loss compares the vectors of a whole step."""
+        """True if the loss compares the vectors of a whole step."""
         return self.task in VECTOR_TASKS
 
     @property

@@ -9,8 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from fastbert.training.finetune.examples import Reading, Source, Table
-from fastbert.training.finetune.loop import read_examples, task_of
 from fastbert.training.finetune.pair_examples import RankExample, VectorExample, row_of_pair
+from fastbert.training.finetune.recipe import read_examples, task_of
 from fastbert.training.finetune.settings import FinetuneSettings
 
 DEV_SHARE = 0.1  # of the training examples, where no dev examples are given

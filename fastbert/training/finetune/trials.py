@@ -17,7 +17,8 @@ import torch
 from fastbert.checkpoint.files import write_text
 from fastbert.training.finetune.card import write_card
 from fastbert.training.finetune.examples import Reading, Source
-from fastbert.training.finetune.loop import Finetuning, Recipe, better
+from fastbert.training.finetune.loop import Finetuning
+from fastbert.training.finetune.recipe import Recipe, better
 from fastbert.training.finetune.result import (
     REPORT,
     Result,

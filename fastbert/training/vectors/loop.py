@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fastbert import ops
 from fastbert.training.finetune.features import Feature, packed_sequences
-from fastbert.training.finetune.loop import Dataset, Evaluation, Finetuning, Recipe
+from fastbert.training.finetune.loop import Finetuning
 from fastbert.training.finetune.pair_features import labels_of
+from fastbert.training.finetune.recipe import Dataset, Evaluation, Recipe
 from fastbert.training.finetune.settings import PART_TOKENS, FinetuneSettings
 from fastbert.training.objective import Counts
 from fastbert.training.vectors.gradients import backward_in_parts

@@ -183,6 +183,7 @@ class LossKind:
     learns_from: tuple[str, ...]
     scaled: bool = True  # whether it has a scale, one over the temperature
     compares: bool = False  # whether it takes another similarity than the cosine
+    across_rows: bool = True  # whether it compares the rows of a batch
 
 
 LOSSES = {
@@ -191,8 +192,8 @@ LOSSES = {
     "supervised": LossKind(lambda **o: partial(supervised, **o), ("classes",), compares=True),
     "cosent": LossKind(lambda **o: partial(cosent, **o), ("scored",)),
     "angle": LossKind(lambda **o: partial(angle, **o), ("scored",)),
-    "cosine": LossKind(lambda: cosine_regression, ("scored",), scaled=False),
-    "margin-mse": LossKind(lambda: margin_mse, ("margins", "scores"), scaled=False),
-    "distillation": LossKind(lambda: distillation, ("scores",), scaled=False),
+    "cosine": LossKind(lambda: cosine_regression, ("scored",), scaled=False, across_rows=False),
+    "margin-mse": LossKind(lambda: margin_mse, ("margins", "scores"), scaled=False, across_rows=False),
+    "distillation": LossKind(lambda: distillation, ("scores",), scaled=False, across_rows=False),
 }
 USUAL = {"pairs": "ranking", "classes": "supervised", "scored": "cosent", "margins": "margin-mse"}  # by the data

@@ -84,8 +84,16 @@ class TextEncoder(_Encoder):
         revision: str | None = None,
         dropout: float | None = None,
         max_length: int | None = None,
+        prompts: Mapping[str, str] | None = None,
     ) -> Self:
-        """Loads a folder or hub id in float32; `dropout` and `max_length` replace the model's.
+        """Loads a folder or hub id in float32.
+
+        Args:
+            path: the folder or id.
+            revision: of the id.
+            dropout: in place of the model's.
+            max_length: in tokens, in place of the model's.
+            prompts: by name, in addition to those of the folder, or in their place.
 
         Raises:
             ValueError: as Embedder.from_pretrained.
@@ -98,7 +106,8 @@ class TextEncoder(_Encoder):
 
         nothing: dict[str, Any] = dict.fromkeys(("tokenizer", "pooling", "normalize", "truncate_dim"))
         embedder = Embedder.from_folder(path, load, made, revision=revision, max_length=max_length, **nothing)
-        return cls(embedder, _of_length(sentence_files(path, revision) or _usual_files(embedder), max_length))
+        files = sentence_files(path, revision) or _usual_files(embedder)
+        return cls(embedder, _with(files, max_length, prompts or {}))
 
     @property
     def width(self) -> int:
@@ -173,12 +182,15 @@ def sentence_files(path: str | Path, revision: str | None = None) -> dict[str, s
     return found | {MODULES: json.dumps(modules, indent=2) + "\n"}
 
 
-def _of_length(files: dict[str, str], max_length: int | None) -> dict[str, str]:
-    """The files with another length of texts, if one is given."""
-    if max_length is None:
-        return files
-    transformer = json.loads(files.get(TRANSFORMER, "{}")) | {"max_seq_length": max_length}
-    return files | {TRANSFORMER: json.dumps(transformer, indent=2) + "\n"}
+def _with(files: dict[str, str], max_length: int | None, prompts: Mapping[str, str]) -> dict[str, str]:
+    """The files with another length of texts, if one is given, and with these prompts in addition."""
+    transformer, settings = (json.loads(files.get(name, "{}")) for name in (TRANSFORMER, SETTINGS))
+    changed: dict[str, Any] = {}
+    if max_length is not None:
+        changed[TRANSFORMER] = transformer | {"max_seq_length": max_length}
+    if prompts:
+        changed[SETTINGS] = settings | {"prompts": {**(settings.get("prompts") or {}), **prompts}}
+    return files | _as_text(changed)
 
 
 def _usual_files(embedder: Embedder) -> dict[str, str]:
@@ -223,14 +235,19 @@ class SparseEncoder(_Encoder):
         revision: str | None = None,
         dropout: float | None = None,
         max_length: int | None = None,
+        prompts: Mapping[str, str] | None = None,
     ) -> Self:
-        """Loads a folder or hub id in float32; `dropout` and `max_length` replace the model's."""
+        """Loads a folder or hub id in float32; the arguments are those of TextEncoder.from_pretrained.
+
+        Raises:
+            ValueError: the folder is an embedder's; its pooling is not SPLADE's.
+        """
         config = with_dropout(BertConfig.from_pretrained(path, revision=revision), dropout)
-        model = AutoModelForMaskedLM.of(config).load(path, LoadOptions(torch.float32, revision=revision), config)
         files = sentence_files(path, revision)
         if files:
             check_pooling(path, revision)
-        return cls(model, _of_length(files or _splade_files(config), max_length))
+        model = AutoModelForMaskedLM.of(config).load(path, LoadOptions(torch.float32, revision=revision), config)
+        return cls(model, _with(files or _splade_files(config), max_length, prompts or {}))
 
     @property
     def width(self) -> int:
