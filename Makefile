@@ -13,10 +13,10 @@ BUILD := FASTBERT_AMX_EMULATION=ON $(PIP) install -q -e
 usable = command -v $(1) >/dev/null 2>&1 && $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $(call usable,$$p) && { echo $$p; break; }; done)
 
-.PHONY: help install demo test test-slow sanitize bench targets lint docs clean
+.PHONY: help install demo test test-slow arm sanitize bench targets lint docs clean
 
 help:
-	@echo 'make demo | test | test-slow | sanitize | bench | targets | lint | docs | install | clean'
+	@echo 'make demo | test | test-slow | arm | sanitize | bench | targets | lint | docs | install | clean'
 
 install: $(STAMP)
 
@@ -44,6 +44,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(PY) -m pytest -q -m slow $(ARGS)
+
+# The C++ row kernels for ARM, cross-compiled and run in an emulator.
+arm: $(STAMP)
+	@$(PY) -m pytest -q -m slow $(ARGS) tests/arm
 
 # The C++ under sanitizers, in a build of its own; some minutes. Needs Linux, GCC and cmake.
 sanitize: $(STAMP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -182,6 +183,8 @@ def assert_op_accurate(
 
 
 ISAS = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable", "amx_emulated")
+if platform.machine() in ("aarch64", "arm64"):
+    ISAS = ("neon_bf16", "neon_dot", "neon", "portable")
 
 
 def require_native() -> None:

@@ -19,6 +19,9 @@ double peak_binding(const std::string& kind, int isa, int threads) {
 
 }  // namespace
 
-void bind_peak(py::module_& m) { m.def("peak", &peak_binding); }
+void bind_peak(py::module_& m) {
+    m.def("peak", &peak_binding);
+    m.def("widens_bf16", [](int isa) { return widens_bf16(checked_isa(isa, static_cast<int>(DType::bf16))); });
+}
 
 }  // namespace fastbert::bindings

@@ -8,12 +8,19 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(FASTBERT_ARM)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 #endif
 
 namespace fastbert {
 
 const char* isa_name(Isa isa) {
-    static const char* const names[ISAS] = {"amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable",
+    static const char* const names[ISAS] = {"amx",       "avx512_bf16", "avx512_vnni", "avx512",  "avx2",
+                                             "neon_bf16", "neon_dot",    "neon",        "portable",
 #ifdef FASTBERT_AMX_EMULATION
                                              "amx_emulated",
 #endif
@@ -49,10 +56,36 @@ bool has_amx() {
 }
 
 }  // namespace
+#elif defined(FASTBERT_ARM)
+namespace {
+
+// Products of bytes (FEAT_DotProd) and of bf16 (FEAT_BF16); every 64-bit ARM has NEON.
+#if defined(__linux__)
+bool has_dot() { return getauxval(AT_HWCAP) >> 20 & 1; }    // HWCAP_ASIMDDP
+bool has_bf16() { return getauxval(AT_HWCAP2) >> 14 & 1; }  // HWCAP2_BF16
+#elif defined(__APPLE__)
+bool has(const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
+}
+bool has_dot() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool has_bf16() { return has("hw.optional.arm.FEAT_BF16"); }
+#else
+bool has_dot() { return false; }
+bool has_bf16() { return false; }
+#endif
+
+}  // namespace
 #endif
 
 std::vector<const char*> cpu_features() {
     std::vector<const char*> found;
+#ifdef FASTBERT_ARM
+    found.push_back("neon");
+    if (has_dot()) found.push_back("dotprod");
+    if (has_bf16()) found.push_back("bf16");
+#endif
 #ifdef FASTBERT_X86
     __builtin_cpu_init();
 #define FASTBERT_FEATURE(name) \
@@ -91,6 +124,11 @@ std::vector<Isa> supported_isas() {
     if (bf16 && !has_amx()) found.push_back(Isa::amx_emulated);
 #endif
 #else
+#ifdef FASTBERT_ARM
+    if (has_dot() && has_bf16()) found.push_back(Isa::neon_bf16);
+    if (has_dot()) found.push_back(Isa::neon_dot);
+    found.push_back(Isa::neon);
+#endif
     found.push_back(Isa::portable);
 #endif
     return found;
@@ -98,23 +136,33 @@ std::vector<Isa> supported_isas() {
 
 const CpuKernels& cpu_kernels(Isa isa) {
 #define FASTBERT_KERNELS(isa)                                                                              \
-    {isa::add_layer_norm_kernels,          isa::linear_kernels,          isa::attention_kernels,          \
-     isa::embed_layer_norm_kernels,        isa::cross_entropy_kernels,   isa::peak_kernels,               \
-     isa::add_layer_norm_fwd_train_kernels, isa::linear_fwd_train_kernels, isa::attention_fwd_train_kernels, \
-     isa::rotary_kernels}
-#ifdef FASTBERT_X86
-    static const CpuKernels tables[] = {
-        FASTBERT_KERNELS(amx),    FASTBERT_KERNELS(avx512_bf16), FASTBERT_KERNELS(avx512_vnni),
-        FASTBERT_KERNELS(avx512), FASTBERT_KERNELS(avx2),        FASTBERT_KERNELS(portable),
-    };
+    case Isa::isa: {                                                                                       \
+        static const CpuKernels table = {                                                                  \
+            isa::add_layer_norm_kernels,           isa::linear_kernels,           isa::attention_kernels,  \
+            isa::embed_layer_norm_kernels,         isa::cross_entropy_kernels,    isa::peak_kernels,       \
+            isa::add_layer_norm_fwd_train_kernels, isa::linear_fwd_train_kernels,                          \
+            isa::attention_fwd_train_kernels,      isa::rotary_kernels};                                   \
+        return table;                                                                                      \
+    }
 #ifdef FASTBERT_AMX_EMULATION
-    if (isa == Isa::amx_emulated) return emulate_amx(), tables[static_cast<int>(Isa::amx)];
+    if (isa == Isa::amx_emulated) emulate_amx(), isa = Isa::amx;
 #endif
-    return tables[static_cast<int>(isa)];
-#else
-    static const CpuKernels table = FASTBERT_KERNELS(portable);
-    return (void)isa, table;
+    switch (isa) {
+#ifdef FASTBERT_X86
+        FASTBERT_KERNELS(amx)
+        FASTBERT_KERNELS(avx512_bf16)
+        FASTBERT_KERNELS(avx512_vnni)
+        FASTBERT_KERNELS(avx512)
+        FASTBERT_KERNELS(avx2)
 #endif
+#ifdef FASTBERT_ARM
+        FASTBERT_KERNELS(neon_bf16)
+        FASTBERT_KERNELS(neon_dot)
+        FASTBERT_KERNELS(neon)
+#endif
+        FASTBERT_KERNELS(portable)
+        default: return cpu_kernels(Isa::portable);  // no instruction set of this build
+    }
 #undef FASTBERT_KERNELS
 }
 

@@ -26,6 +26,8 @@ struct LinearKernel {
 struct LinearKernels {
     int64_t tile_n;
     LinearKernel kernels[2][4];  // [f32 or bf16][Precision]
+    bool widens_bf16;            // to fp32: it has no products of pairs
+    const LinearKernel* wide;    // the same for an instruction set that has them, from the same panels; or null
 };
 
 // The queries [first, last) of one head, counted from row `start`, among the `keys` keys from there on: all that they
@@ -167,6 +169,11 @@ FASTBERT_DECLARE_KERNELS(avx512)
 FASTBERT_DECLARE_KERNELS(avx512_vnni)
 FASTBERT_DECLARE_KERNELS(avx512_bf16)
 FASTBERT_DECLARE_KERNELS(amx)
+#endif
+#ifdef FASTBERT_ARM
+FASTBERT_DECLARE_KERNELS(neon)
+FASTBERT_DECLARE_KERNELS(neon_dot)
+FASTBERT_DECLARE_KERNELS(neon_bf16)
 #endif
 
 #ifdef FASTBERT_AMX_EMULATION

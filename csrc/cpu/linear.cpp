@@ -8,10 +8,6 @@
 
 namespace fastbert {
 
-const LinearKernel& linear_kernel(DType dtype, Precision precision, Isa isa) {
-    return cpu_kernels(isa).linear.kernels[dtype == DType::f32 ? 0 : 1][static_cast<int>(precision)];
-}
-
 int64_t panel_columns(Isa isa) { return cpu_kernels(isa).linear.tile_n; }
 
 int64_t packed_weight_bytes(DType dtype, Precision precision, int64_t N, int64_t K, Isa isa) {

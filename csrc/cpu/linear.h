@@ -5,6 +5,7 @@
 
 namespace fastbert {
 
+// Throws std::invalid_argument if FASTBERT_BF16, which names one of two products of bf16, has another value.
 const LinearKernel& linear_kernel(DType dtype, Precision precision, Isa isa);
 
 // Bytes for the rows of x as the kernel reads them (quantised or split); 0 if it reads x itself.

@@ -13,9 +13,9 @@ enum class DType : int { f32 = 0, bf16 = 1 };
 // Instruction sets that the kernels are compiled for, best first. A build for tests (FASTBERT_AMX_EMULATION) has one
 // more: `amx` with its tiles emulated, for a processor without them.
 enum class Isa : int {
-    amx = 0, avx512_bf16 = 1, avx512_vnni = 2, avx512 = 3, avx2 = 4, portable = 5,
+    amx, avx512_bf16, avx512_vnni, avx512, avx2, neon_bf16, neon_dot, neon, portable,
 #ifdef FASTBERT_AMX_EMULATION
-    amx_emulated = 6,
+    amx_emulated,
 #endif
     count
 };
@@ -256,6 +256,9 @@ const char* isa_name(Isa isa);
 
 // The instruction sets supported by both this processor and this build, best first; `portable` is always the last.
 std::vector<Isa> supported_isas();
+
+// True if bf16 is multiplied as fp32: the instruction set has no products of pairs, or they are slower here.
+bool widens_bf16(Isa isa);
 
 // Names of the present processor features among those that decide the instruction set.
 std::vector<const char*> cpu_features();

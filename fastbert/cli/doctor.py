@@ -20,7 +20,14 @@ PACKAGES = (
     "huggingface_hub",
     "pyarrow",
 )
-VARIABLES = ("FASTBERT_BACKEND", "FASTBERT_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE")
+VARIABLES = (
+    "FASTBERT_BACKEND",
+    "FASTBERT_BF16",
+    "FASTBERT_ISA",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE",
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,6 +75,7 @@ def _native(has_torch: bool) -> list[str]:
         _row("native", "built" + (", with CUDA" if library.has_cuda() else ", without CUDA")),
         _row("features", " ".join(library.cpu_features()) or "none that matter"),
         _row("instruction set", f"{_isa(library)} (can run: {', '.join(library.real_isas())})"),
+        _row("one core's products", _products(library)),
     ]
 
 
@@ -117,6 +125,18 @@ def _isa(library: Any) -> str:
         return str(library.isa())
     except ValueError as error:  # a wrong FASTBERT_ISA, which doctor reports
         return f"none: {error}"
+
+
+def _products(library: Any) -> str:
+    """The speed of the instructions that multiply, and the choice between those for bf16."""
+    try:
+        number = library.chosen_isa()[1]
+        speeds = {kind: library.C.peak(kind, number, 1) for kind in ("fp32", "bf16", "int8")}
+        wide = library.C.widens_bf16(number)
+    except ValueError as error:  # of a wrong variable
+        return f"none: {error}"
+    told = [f"{kind} {speed / 1e12:.2f}" for kind, speed in speeds.items()]
+    return ", ".join(told) + " T/s" + ("; bf16 is multiplied as fp32" if wide else "")
 
 
 def _gpus(torch: Any) -> list[str]:

@@ -169,7 +169,10 @@ def test_an_unknown_instruction_set_is_an_error(monkeypatch):
     require_native()
     force_isa(monkeypatch, "avx9")
     try:
-        with pytest.raises(ValueError, match=r"FASTBERT_ISA=avx9: unknown.*amx, avx512_bf16, .*avx2, portable"):
+        with pytest.raises(
+            ValueError,
+            match=r"FASTBERT_ISA=avx9: unknown.*amx, avx512_bf16, .*avx2, neon_bf16, neon_dot, neon, portable",
+        ):
             native.isa()
         with pytest.raises(ValueError, match="FASTBERT_ISA=avx9"):
             native.add_layer_norm(*example(2, 8, torch.float32), eps=EPS)
@@ -209,7 +212,41 @@ def test_the_extension_is_built_for_tests():
     with pytest.raises(ValueError, match="unknown instruction set") as error:
         extension.C.isa_id("avx9")
     hint = "it was built without FASTBERT_AMX_EMULATION=ON; `make install` sets it"
-    assert str(error.value).endswith(", ".join(ISAS)), hint
+    assert set(ISAS) <= {*str(error.value).rpartition("known: ")[2].split(", ")}, hint
+
+
+BF16_PRODUCTS = """
+import torch
+from fastbert import native, ops
+from fastbert.native.extension import C
+torch.manual_seed(0)
+x, weight = torch.randn(40, 300).bfloat16(), torch.randn(70, 300).bfloat16()
+try:
+    y, exact = ops.linear(x, weight), x.double() @ weight.double().T
+    close = (y.double() - exact).abs().max() <= exact.abs().max() / 256
+    print(native.isa(), C.widens_bf16(C.isa_id(native.isa())), close.item())
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("choice", ["pairs", "wide", "quads"])
+def test_the_products_of_bf16_can_be_chosen_where_there_are_two(choice):
+    found = [isa for isa in native.real_isas() if isa in ("avx512_bf16", "neon_bf16")]
+    if not found:
+        pytest.skip("there is one product of bf16")
+    out = run_python(BF16_PRODUCTS, FASTBERT_ISA=found[0], FASTBERT_BF16=choice)
+    if choice == "quads":
+        assert "FASTBERT_BF16 is quads; it must be pairs or wide" in out
+    else:
+        assert out.split() == [found[0], str(choice == "wide"), "True"]
+
+
+@pytest.mark.parametrize(
+    "isa", [isa for isa in native.real_isas() if isa in ("avx512_vnni", "avx512", "avx2", "portable")]
+)
+def test_bf16_is_multiplied_as_fp32_where_there_is_no_product_of_it(isa):
+    assert run_python(BF16_PRODUCTS, FASTBERT_ISA=isa).split() == [isa, "True", "True"]
 
 
 # Machine code, which ends in `ret`, and how the process ends; to come from a process in which AMX is emulated.

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import fastbert
-from fastbert import ops, reference
+from fastbert import native, ops, reference
 from fastbert.inference import Embedder
+from fastbert.native.extension import CPU_DTYPES, C
+from fastbert.native.extension import PRECISIONS as NUMBERS
 from fastbert.precision import PRECISIONS, SPLIT
 
 
@@ -171,3 +173,14 @@ def test_accelerate_quantizes_a_sentence_transformer(minilm):
     np.testing.assert_allclose(fastbert.restore(model).encode(HARD), exact, atol=1e-6)
     fastbert.accelerate(model, dtype=torch.bfloat16, quantize="int8")
     assert cosines(model.encode(HARD), exact).min() >= 0.995
+
+
+@pytest.mark.parametrize("isa", native.real_isas())
+def test_packed_weights_are_as_narrow_as_their_numbers(isa):
+    """Also where the processor multiplies only wider ones."""
+    sizes = {
+        width: C.packed_weight_bytes(CPU_DTYPES[dtype], NUMBERS[precision], 768, 768, C.isa_id(isa))
+        for dtype, precision, width in ((torch.float32, None, 4), (torch.bfloat16, None, 2), (torch.float32, "int8", 1))
+    }
+    for width, size in sizes.items():
+        assert size == pytest.approx(768 * 768 * width, rel=0.02)

@@ -52,17 +52,10 @@ void product(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t panel, i
         if constexpr (SIDEWAYS) {
             for (int i = 0; i < M; ++i)
                 for (int v = 0; v < NV; ++v) acc[i][v] = set(0.0f);
-            for (int64_t k = 0; k < words; ++k) {
-                Vec column[NV];
-                for (int v = 0; v < NV; ++v) column[v] = load_word(b + p * panel + (k * NV + v) * WIDTH);
-                for (int i = 0; i < M; ++i) {
-                    const Vec row = broadcast(a + k * lda + i);
-                    for (int v = 0; v < NV; ++v)
-                        acc[i][v] = dot(acc[i][v], row, column[v], static_cast<const T*>(nullptr));
-                }
-            }
+            for (int64_t k = 0; k < words; ++k)
+                add_step<T, M>(acc, [&](int i) { return a + k * lda + i; }, b + p * panel + k * B_WORDS<T>);
         } else {
-            multiply<T, M>(a, lda, b + p * panel, words, acc, false, ahead_in(b + p * panel));
+            multiply<T, M>(a, lda, b + p * panel, words, acc, false, ahead_in<T>(b + p * panel));
         }
         for (int i = 0; i < M; ++i)
             for (int v = 0; v < NV; ++v) f(i, p * TILE_N + v * WIDTH, acc[i][v]);

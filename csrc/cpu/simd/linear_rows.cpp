@@ -18,6 +18,14 @@ struct Plain {
     static constexpr int PAIRS[][2] = {{0, 0}};
 };
 
+// bf16 as fp32: x is widened, the weight stays as it is.
+struct Wide {
+    using Value = bf16;
+    using Operand = Widened;
+    static constexpr int PIECES = 1, HEADER = 1;
+    static constexpr int PAIRS[][2] = {{0, 0}};
+};
+
 // Bytes: x quantised with a scale per row, the weight with a scale per column.
 template <typename T>
 struct Int8 {
@@ -47,18 +55,20 @@ constexpr bool IS_BYTES = false;
 template <typename T>
 constexpr bool IS_BYTES<Int8<T>> = true;
 template <typename Kind>
-constexpr bool PREPARED = IS_BYTES<Kind> || Kind::PIECES > 1;
+constexpr bool PREPARED = IS_BYTES<Kind> || Kind::PIECES > 1 || A_WORDS<typename Kind::Operand> > 1;
 
 template <typename Kind, typename T = typename Kind::Operand>
 int64_t piece_words(int64_t K) { return padded_words<T>(words_of<T>(K)); }
 template <typename Kind>
-int64_t panel_words(int64_t K) { return TILE_N * (Kind::HEADER + Kind::PIECES * piece_words<Kind>(K)); }
+int64_t panel_words(int64_t K) {
+    return TILE_N * Kind::HEADER + Kind::PIECES * piece_words<Kind>(K) * B_WORDS<typename Kind::Operand>;
+}
 
 // Words from one prepared row to the next: an odd number of cache lines, so neighbours fall into different cache sets.
 template <typename Kind>
 int64_t prepared_stride(int64_t K) {
     if (!PREPARED<Kind>) return 0;
-    const int64_t lines = (Kind::PIECES * piece_words<Kind>(K) + 15) / 16;
+    const int64_t lines = (A_WORDS<typename Kind::Operand> * Kind::PIECES * piece_words<Kind>(K) + 15) / 16;
     return (lines | 1) * 16;
 }
 
@@ -125,11 +135,7 @@ static inline Ints round_to_int(Vec x) {
     return (Ints)add(x, set(ROUNDING)) - (Ints)set(ROUNDING);
 }
 
-#if defined(__AVX512VNNI__)
-using Byte = int8_t;
-#else
-using Byte = int16_t;
-#endif
+using Byte = Choice<BYTES_PER_WORD == 4, int8_t, int16_t>;  // a number of x, as a word has it
 using ByteVec = Byte __attribute__((vector_size(WIDTH * sizeof(Byte))));
 
 // Quantises a rotated row of x to bytes, with BYTE_OFFSET, zeros up to `padded` words; returns its scale.
@@ -152,6 +158,11 @@ float prepare_bytes(const T* x, int64_t K, int64_t padded, uint32_t* out) {
     for (int64_t k = 0; keeps && k < K; k += WIDTH) quantise(k, load(kept + k), K - k < WIDTH ? K - k : WIDTH);
     for (int64_t k = K; k < padded * BYTES_PER_WORD; ++k) bytes[k] = 0;  // the weight has zeros there
     return amax / 127.0f;
+}
+
+// Widens a row of x to fp32, with zeros to the end of the last vector.
+static inline void widen_row(const bf16* x, int64_t K, uint32_t* out) {
+    for (int64_t k = 0; k < K; k += WIDTH) store(reinterpret_cast<float*>(out) + k, load_up_to(x + k, K - k));
 }
 
 // Splits n fp32 numbers into PIECES rows of bf16 terms, each row `padded` words long, zeros beyond n.
@@ -178,6 +189,7 @@ void prepare(const Linear& op, int64_t row_begin, int64_t row_end) {
         uint32_t* out = static_cast<uint32_t*>(op.prepared) + m * stride;
         if constexpr (IS_BYTES<Kind>) op.scales[m] = prepare_bytes(x, op.K, padded, out);
         else if constexpr (Kind::PIECES > 1) split<Kind::PIECES>(x, op.K, padded, out);
+        else if constexpr (PREPARED<Kind>) widen_row(x, op.K, out);
     }
 }
 
@@ -186,13 +198,13 @@ template <typename T>
 void pack_bytes(const T* row, int64_t K, int64_t j, uint32_t* panel) {
     const float amax = largest(row, K, [](int64_t, Vec) {});
     const Vec inverse = set(inverse_scale(amax));
-    Byte* words = reinterpret_cast<Byte*>(panel + Int8<T>::HEADER * TILE_N);
+    int8_t* words = reinterpret_cast<int8_t*>(panel + Int8<T>::HEADER * TILE_N);
     int32_t total = 0;
     rotate(row, K, [&](int64_t k, Vec v, int64_t n) {
         const Ints q = round_to_int(mul(v, inverse));
         for (int64_t i = 0; i < n; ++i) {
             const int64_t word = (k + i) / BYTES_PER_WORD, place = (k + i) % BYTES_PER_WORD;
-            words[(word * TILE_N + j) * BYTES_PER_WORD + place] = static_cast<Byte>(q[i]);
+            words[(word * TILE_N + j) * BYTES_PER_WORD + place] = static_cast<int8_t>(q[i]);
             total += q[i];
         }
     });
@@ -412,14 +424,15 @@ void linear(const Linear& op, int64_t row_begin, int64_t row_end, int64_t panel_
             Sum<Operand> sums[2 * VECTOR_ROWS][NV];
             for (int64_t k = 0; k == 0 || k < words; k += step) {
                 const int64_t count = words - k < step ? words - k : step;
-                const uint32_t* b = panel + (Kind::HEADER + k) * TILE_N;
+                const uint32_t* b = panel + Kind::HEADER * TILE_N + k * B_WORDS<Operand>;
                 for (int64_t i = 0; i < rows; i += height) {
-                    const uint32_t* a = x.begin + (m + i) * x.stride + k;
+                    const uint32_t* a = x.begin + (m + i) * x.stride + k * A_WORDS<Operand>;
                     const int64_t tile = (m + i - row_begin) / height;
-                    const Ahead half_of_next = {b + count * TILE_N + tile * count * WIDTH, WIDTH};
+                    constexpr int64_t HALF = B_WORDS<Operand> / 2;
+                    const Ahead half_of_next = {b + (2 + tile) * count * HALF, HALF};
                     with_rows(rows - i < height ? rows - i : height, [&](auto some) {
                         multiply<Operand, decltype(some)::value>(a, x.stride, b, count, sums + i, k > 0,
-                                                                 tiles > 1 && tile < 2 ? half_of_next : ahead_in(b));
+                                                                 tiles > 1 && tile < 2 ? half_of_next : ahead_in<Operand>(b));
                     });
                 }
             }
@@ -449,10 +462,21 @@ using High = Plain<float>;
 using Highest = Plain<float>;
 #endif
 
+using Half = Choice<MULTIPLIES_BF16, Plain<bf16>, Wide>;
+
+#if defined(__AVX512BF16__) && !defined(FASTBERT_AMX) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+static const LinearKernel wide_kernel = kernel_of<Wide>;
+static const LinearKernel* const WIDE = &wide_kernel;
+#else
+static const LinearKernel* const WIDE = nullptr;
+#endif
+
 const LinearKernels linear_kernels = {
     TILE_N,
     {{kernel_of<Plain<float>>, kernel_of<Int8<float>>, kernel_of<High>, kernel_of<Highest>},
-     {kernel_of<Plain<bf16>>, kernel_of<Int8<bf16>>, kernel_of<Plain<bf16>>, kernel_of<Plain<bf16>>}},
+     {kernel_of<Half>, kernel_of<Int8<bf16>>, kernel_of<Half>, kernel_of<Half>}},
+    !MULTIPLIES_BF16,
+    WIDE,
 };
 
 }  // namespace fastbert::FASTBERT_ISA

@@ -81,6 +81,8 @@ double read(const float* memory, int64_t count) {
 
 }  // namespace
 
-const PeakKernels peak_kernels = {multiply<float>, multiply<bf16>, multiply<Bytes>, read};
+// Without an instruction for bf16, they are multiplied as fp32.
+const PeakKernels peak_kernels = {multiply<float>, MULTIPLIES_BF16 ? multiply<bf16> : multiply<float>, multiply<Bytes>,
+                                  read};
 
 }  // namespace fastbert::FASTBERT_ISA

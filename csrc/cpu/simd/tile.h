@@ -3,7 +3,8 @@
 // Both operands are read in words of 32 bits, which hold neighbours along K: one fp32, two bf16, or several bytes. A is
 // read in place, row by row. B is packed in panels: word k of TILE_N neighbouring columns is contiguous. A vector unit
 // broadcasts a word of A against NV vectors of B; AMX takes 16 x 16 words of either as a tile, from the same panels.
-// Sums are fp32, for bytes int32.
+// Sums are fp32, for bytes int32. Where the processor multiplies only wider numbers, B is still packed in its own
+// width, and widened in registers: memory and caches hold half as much.
 #pragma once
 
 #include "vec_math.h"
@@ -19,6 +20,8 @@ namespace fastbert::FASTBERT_ISA {
 constexpr int VECTOR_ROWS = 12, NV = 2;
 #elif defined(__AVX2__)
 constexpr int VECTOR_ROWS = 6, NV = 2;
+#elif defined(FASTBERT_NEON)
+constexpr int VECTOR_ROWS = 12, NV = 2;
 #else
 constexpr int VECTOR_ROWS = 4, NV = 2;
 #endif
@@ -26,19 +29,50 @@ constexpr int TILE_N = NV * WIDTH;
 
 static inline int64_t panels(int64_t columns) { return (columns + TILE_N - 1) / TILE_N; }
 
-// Bytes for numbers in [-127, 127]. With VNNI a word is four of them; BYTE_OFFSET is added to those of A, since the
-// first operand of vpdpbusd is unsigned. Elsewhere a word is two, widened to 16 bits for a multiply-add of pairs.
+// Bytes for numbers in [-127, 127]. With VNNI, or ARM's dot product, a word is four of them; BYTE_OFFSET is added to
+// those of A where the first operand is unsigned, as vpdpbusd's. Elsewhere a word is two, widened to 16 bits for a
+// multiply-add of pairs.
 struct Bytes {};
 #if defined(__AVX512VNNI__)
 constexpr int BYTES_PER_WORD = 4, BYTE_OFFSET = 128;
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int BYTES_PER_WORD = 4, BYTE_OFFSET = 0;
 #else
-constexpr int BYTES_PER_WORD = 2, BYTE_OFFSET = 0;
+constexpr int BYTES_PER_WORD = 2, BYTE_OFFSET = 0;  // of A; a panel holds bytes
 #endif
+
+// bf16 where no instruction multiplies pairs of them: as fp32. The rows of A are widened beforehand, to two words for
+// one of B.
+struct Widened {};
 
 template <typename T>
 constexpr int PER_WORD = sizeof(uint32_t) / sizeof(T);
 template <>
-constexpr int PER_WORD<Bytes> = BYTES_PER_WORD;
+inline constexpr int PER_WORD<Bytes> = BYTES_PER_WORD;
+template <>
+inline constexpr int PER_WORD<Widened> = 2;
+
+// Words of a row of A, and of a panel, per step along K.
+template <typename T>
+constexpr int A_WORDS = 1;
+template <>
+inline constexpr int A_WORDS<Widened> = 2;
+template <typename T>
+constexpr int64_t B_WORDS = TILE_N;
+template <>
+inline constexpr int64_t B_WORDS<Bytes> = TILE_N * BYTES_PER_WORD / 4;
+
+// As std::conditional_t.
+template <bool B, typename Then, typename Else>
+struct Chosen {
+    using type = Then;
+};
+template <typename Then, typename Else>
+struct Chosen<false, Then, Else> {
+    using type = Else;
+};
+template <bool B, typename Then, typename Else>
+using Choice = typename Chosen<B, Then, Else>::type;
 
 template <typename T>
 struct Sums {
@@ -53,7 +87,7 @@ using Sum = typename Sums<T>::type;
 
 #if defined(FASTBERT_AMX)
 template <typename T>
-constexpr bool USES_AMX = PER_WORD<T> > 1;  // all but fp32
+constexpr bool USES_AMX = PER_WORD<T> > 1 && A_WORDS<T> == 1;  // all but fp32
 #else
 template <typename T>
 constexpr bool USES_AMX = false;
@@ -72,18 +106,80 @@ int64_t padded_words(int64_t words) { return (words + K_STEP<T> - 1) / K_STEP<T>
 static inline Vec load_word(const uint32_t* p) { return load(reinterpret_cast<const float*>(p)); }
 static inline Ints load_ints(const void* p) { return (Ints)load(static_cast<const float*>(p)); }
 
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+constexpr bool MULTIPLIES_BF16 = true;
+#else
+constexpr bool MULTIPLIES_BF16 = false;
+#endif
+
+// The halves of a step whose products are added one after the other: two where pairs of bf16 are multiplied as fp32,
+// in which their product is exact.
+template <typename T>
+constexpr int HALVES = 1;
+template <>
+inline constexpr int HALVES<bf16> = MULTIPLIES_BF16 ? 1 : 2;
+template <>
+inline constexpr int HALVES<Widened> = 2;
+
+// The first or second bf16 of each word, as fp32.
+static inline Vec half_of(Vec words, int half) {
+    if (!half) return (Vec)((Ints)words << 16);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // Two shifts, as a mask would take the register that one of the sums needs.
+    Ints high = (Ints)words;
+    asm("vpsrld $16, %0, %0\n\tvpslld $16, %0, %0" : "+x"(high));
+    return (Vec)high;
+#else
+    return (Vec)((Ints)words & (Ints{} + static_cast<int32_t>(0xffff0000)));
+#endif
+}
+
+static inline Vec broadcast(const uint32_t* p) {
+    float word;
+    std::memcpy(&word, p, sizeof word);
+    return set(word);
+}
+
+// Bytes as words of two 16-bit numbers.
+static inline Vec widened_bytes(const void* bytes) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(bytes)));
+#elif defined(__AVX2__)
+    return (Vec)_mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(bytes)));
+#else
+    using Eight = int8_t __attribute__((vector_size(8)));
+    using Shorts = int16_t __attribute__((vector_size(16)));
+    Eight eight;
+    std::memcpy(&eight, bytes, sizeof eight);
+    return (Vec)__builtin_convertvector(eight, Shorts);
+#endif
+}
+
+// Operands of `dot`: a word of a row, and vector v of a step's columns.
+template <typename T>
+static inline Vec row_word(const uint32_t* a, int half) {
+    if constexpr (A_WORDS<T> > 1) return broadcast(a + half);
+    else if constexpr (HALVES<T> > 1) return half_of(broadcast(a), half);
+    else return broadcast(a);
+}
+template <typename T>
+static inline Vec column_words(const uint32_t* b, int v, int half) {
+    if constexpr (B_WORDS<T> < TILE_N) return widened_bytes(b + v * WIDTH / 2);
+    else if constexpr (HALVES<T> > 1) return half_of(load_word(b + v * WIDTH), half);
+    else return load_word(b + v * WIDTH);
+}
+
 // sum + the product of words: fp32.
 static inline Vec dot(Vec sum, Vec a, Vec b, const float*) { return fma(a, b, sum); }
 
-// sum + the two products of words: bf16. The product of two bf16 is exact in fp32.
+// sum + the two products of words: bf16.
 static inline Vec dot(Vec sum, Vec a, Vec b, const bf16*) {
 #if defined(__AVX512BF16__)
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return (Vec)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
 #else
-    const Ints high = {};
-    const Ints mask = high + static_cast<int32_t>(0xffff0000);
-    sum = fma((Vec)((Ints)a << 16), (Vec)((Ints)b << 16), sum);
-    return fma((Vec)((Ints)a & mask), (Vec)((Ints)b & mask), sum);
+    return fma(half_of(a, 1), half_of(b, 1), fma(half_of(a, 0), half_of(b, 0), sum));
 #endif
 }
 
@@ -91,6 +187,8 @@ static inline Vec dot(Vec sum, Vec a, Vec b, const bf16*) {
 static inline Ints dot(Ints sum, Vec a, Vec b, const Bytes*) {
 #if defined(__AVX512VNNI__)
     return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
 #elif defined(__AVX512F__)
     return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
@@ -101,10 +199,21 @@ static inline Ints dot(Ints sum, Vec a, Vec b, const Bytes*) {
 #endif
 }
 
-static inline Vec broadcast(const uint32_t* p) {
-    float word;
-    std::memcpy(&word, p, sizeof word);
-    return set(word);
+// Adds one step along K to the sums of M rows: the word at row(m) of each times the columns at b. It broadcasts one word
+// at a time, so that the sums and the columns fit in the registers.
+template <typename T, int M, typename Row>
+static inline void add_step(Sum<T> (*sums)[NV], const Row& row, const uint32_t* b) {
+    for (int half = 0; half < HALVES<T>; ++half) {
+        Vec columns[NV];
+        for (int v = 0; v < NV; ++v) columns[v] = column_words<T>(b, v, half);
+        for (int m = 0; m < M; ++m) {
+            const Vec word = row_word<T>(row(m), half);
+            for (int v = 0; v < NV; ++v) {
+                if constexpr (HALVES<T> > 1) sums[m][v] = fma(word, columns[v], sums[m][v]);
+                else sums[m][v] = dot(sums[m][v], word, columns[v], static_cast<const T*>(nullptr));
+            }
+        }
+    }
 }
 
 // Words per partial sum. Products of fp32 are summed by chunks: one running sum over all of K would have an error of
@@ -113,7 +222,7 @@ static inline Vec broadcast(const uint32_t* p) {
 template <typename T>
 constexpr int64_t CHUNK = INT64_MAX / 2;
 template <>
-constexpr int64_t CHUNK<float> = 128;
+inline constexpr int64_t CHUNK<float> = 128;
 
 // Addresses to prefetch during a product: `words` words per step along K, from `next`.
 struct Ahead {
@@ -122,14 +231,15 @@ struct Ahead {
 };
 
 // Prefetches B itself, 64 steps before its use: 8 KB of a panel that may come from memory.
-static inline Ahead ahead_in(const uint32_t* b) { return {b + 64 * TILE_N, TILE_N}; }
+template <typename T>
+static inline Ahead ahead_in(const uint32_t* b) { return {b + 64 * B_WORDS<T>, B_WORDS<T>}; }
 
 // sums[m][v] = sum over k < words of A[m][k] * B[k][v], m < M, added to the old sums if `more`. `lda` is in words.
 template <typename T, int M>
 static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, int64_t words, Sum<T> (*sums)[NV], bool more,
                             Ahead ahead) {
     constexpr bool RUNNING = CHUNK<T> > CHUNK<float>;
-    constexpr int LINES = TILE_N > 16 ? TILE_N / 16 : 1;  // per step; if half as many, each is prefetched twice
+    constexpr int LINES = B_WORDS<T> > 16 ? B_WORDS<T> / 16 : 1;  // per step; if half as many, each is prefetched twice
     const int64_t apart = ahead.words / LINES;
     for (int64_t start = 0; start == 0 || start < words; start += CHUNK<T>) {
         const int64_t end = start + CHUNK<T> < words ? start + CHUNK<T> : words;
@@ -138,17 +248,11 @@ static inline void multiply(const uint32_t* a, int64_t lda, const uint32_t* b, i
             for (int v = 0; v < NV; ++v) part[m][v] = RUNNING && more ? sums[m][v] : Sum<T>{};
         // One pointer per three rows: one per row would not fit in the registers.
         const uint32_t* rows[(M + 2) / 3];
-        for (int m = 0; m < M; m += 3) rows[m / 3] = a + m * lda + start;
+        for (int m = 0; m < M; m += 3) rows[m / 3] = a + m * lda + start * A_WORDS<T>;
         for (int64_t k = start; k < end; ++k) {
-            Vec columns[NV];
-            for (int v = 0; v < NV; ++v) columns[v] = load_word(b + (k * NV + v) * WIDTH);
             for (int i = 0; i < LINES; ++i) __builtin_prefetch(ahead.next + (k * LINES + i) * apart);
-            for (int m = 0; m < M; ++m) {
-                const Vec row = broadcast(rows[m / 3] + m % 3 * lda);
-                for (int v = 0; v < NV; ++v)
-                    part[m][v] = dot(part[m][v], row, columns[v], static_cast<const T*>(nullptr));
-            }
-            for (int m = 0; m < M; m += 3) ++rows[m / 3];
+            add_step<T, M>(part, [&](int m) { return rows[m / 3] + m % 3 * lda; }, b + k * B_WORDS<T>);
+            for (int m = 0; m < M; m += 3) rows[m / 3] += A_WORDS<T>;
         }
         for (int m = 0; m < M; ++m)
             for (int v = 0; v < NV; ++v) sums[m][v] = !RUNNING && more ? sums[m][v] + part[m][v] : part[m][v];
@@ -189,7 +293,7 @@ static inline void product(const uint32_t* a, int64_t lda, int64_t m, const uint
     with_rows(m, [&](auto rows) {
         constexpr int M = decltype(rows)::value;
         Sum<T> sums[M][NV];
-        multiply<T, M>(a, lda, b, words, sums, false, ahead_in(b));
+        multiply<T, M>(a, lda, b, words, sums, false, ahead_in<T>(b));
         for (int i = 0; i < M; ++i) store(i, sums[i]);
     });
 }

@@ -8,6 +8,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(FASTBERT_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace fastbert::FASTBERT_ISA {
@@ -116,7 +118,8 @@ static inline void store_n(bf16* p, Vec v, int n) {
 
 #else
 
-// Four lanes by the vector extensions of GCC and Clang, compiled to SSE2, NEON or scalar code.
+// Four lanes by the vector extensions of GCC and Clang, compiled to SSE2 or scalar code; on ARM, with the instructions
+// that they have no operator for.
 constexpr int WIDTH = 4;
 using Vec = float __attribute__((vector_size(16)));
 using Bits = uint32_t __attribute__((vector_size(16)));
@@ -126,7 +129,11 @@ static inline Vec set(float v) { return Vec{v, v, v, v}; }
 static inline Vec add(Vec a, Vec b) { return a + b; }
 static inline Vec sub(Vec a, Vec b) { return a - b; }
 static inline Vec mul(Vec a, Vec b) { return a * b; }
+#if defined(FASTBERT_NEON)
+static inline Vec fma(Vec a, Vec b, Vec c) { return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#else
 static inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+#endif
 static inline Vec max(Vec a, Vec b) { return b > a ? b : a; }
 static inline Vec min(Vec a, Vec b) { return b < a ? b : a; }
 static inline float sum(Vec v) { return (v[0] + v[1]) + (v[2] + v[3]); }
@@ -138,9 +145,13 @@ static inline float highest(Vec v) {
 static inline Vec widen(Halves raw) { return (Vec)(__builtin_convertvector(raw, Bits) << 16); }
 // Round to nearest even; a NaN stays a NaN instead of carrying into infinity.
 static inline Halves narrow(Vec v) {
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return (Halves)vcvt_bf16_f32((float32x4_t)v);
+#else
     const Bits bits = (Bits)v, nan = (Bits)(v != v);
     const Bits out = bits + 0x7fff + ((bits >> 16) & 1);
     return __builtin_convertvector(((out & ~nan) | (0x7fc00000 & nan)) >> 16, Halves);
+#endif
 }
 
 static inline Vec load_n(const float* p, int n) {
