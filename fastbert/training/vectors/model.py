@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -44,6 +45,38 @@ class _Encoder(nn.Module):
         self.config, self.files = held.config, files
         self._held = (held,)  # registered under the subclass's own name
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dropout: float | None = None,
+        max_length: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Loads a folder or hub id in float32.
+
+        Args:
+            path: the folder or id.
+            revision: of the id.
+            dropout: in place of the model's.
+            max_length: in tokens, in place of the model's.
+            prompts: by name, in addition to those of the folder, or in their place.
+
+        Raises:
+            ValueError: as Embedder.from_pretrained; or, of a SparseEncoder, an embedder's folder or another pooling.
+        """
+        held, files = cls._read(path, revision, dropout, max_length)
+        return cls(held, _with(files, max_length, prompts or {}))
+
+    @classmethod
+    @abstractmethod
+    def _read(
+        cls, path: str | Path, revision: str | None, dropout: float | None, max_length: int | None
+    ) -> tuple[Any, dict[str, str]]:
+        """The first argument of the class, and the sentence-transformers files of a folder or hub id."""
+
     @property
     def device(self) -> torch.device:
         return self._held[0].device
@@ -77,28 +110,9 @@ class TextEncoder(_Encoder):
                 self.rows.append(held)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        dropout: float | None = None,
-        max_length: int | None = None,
-        prompts: Mapping[str, str] | None = None,
-    ) -> Self:
-        """Loads a folder or hub id in float32.
-
-        Args:
-            path: the folder or id.
-            revision: of the id.
-            dropout: in place of the model's.
-            max_length: in tokens, in place of the model's.
-            prompts: by name, in addition to those of the folder, or in their place.
-
-        Raises:
-            ValueError: as Embedder.from_pretrained.
-        """
-
+    def _read(
+        cls, path: str | Path, revision: str | None, dropout: float | None, max_length: int | None
+    ) -> tuple[Embedder, dict[str, str]]:
         def load(folder: str | Path, config: BertConfig, revision: str | None, pools: bool) -> Any:
             options = LoadOptions(torch.float32, revision=revision)
             config = with_dropout(config, dropout)
@@ -106,8 +120,7 @@ class TextEncoder(_Encoder):
 
         nothing: dict[str, Any] = dict.fromkeys(("tokenizer", "pooling", "normalize", "truncate_dim"))
         embedder = Embedder.from_folder(path, load, made, revision=revision, max_length=max_length, **nothing)
-        files = sentence_files(path, revision) or _usual_files(embedder)
-        return cls(embedder, _with(files, max_length, prompts or {}))
+        return embedder, sentence_files(path, revision) or _usual_files(embedder)
 
     @property
     def width(self) -> int:
@@ -228,26 +241,15 @@ class SparseEncoder(_Encoder):
         self.model = model
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        dropout: float | None = None,
-        max_length: int | None = None,
-        prompts: Mapping[str, str] | None = None,
-    ) -> Self:
-        """Loads a folder or hub id in float32; the arguments are those of TextEncoder.from_pretrained.
-
-        Raises:
-            ValueError: the folder is an embedder's; its pooling is not SPLADE's.
-        """
+    def _read(
+        cls, path: str | Path, revision: str | None, dropout: float | None, max_length: int | None
+    ) -> tuple[Any, dict[str, str]]:
         config = with_dropout(BertConfig.from_pretrained(path, revision=revision), dropout)
         files = sentence_files(path, revision)
         if files:
             check_pooling(path, revision)
         model = AutoModelForMaskedLM.of(config).load(path, LoadOptions(torch.float32, revision=revision), config)
-        return cls(model, _with(files or _splade_files(config), max_length, prompts or {}))
+        return model, files or _splade_files(config)
 
     @property
     def width(self) -> int:
