@@ -21,7 +21,7 @@ try:
 except ValueError as error:
     known = str(error).partition("known: ")[2]
 # What emulates AMX is test code.
-assert known == "amx, avx512_bf16, avx512_vnni, avx512, avx2, portable", known
+assert "amx" in known.split(", ") and "emulat" not in known, known
 
 config = fastbert.BertConfig(
     vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64

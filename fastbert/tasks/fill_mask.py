@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,6 @@ from fastbert.config import BertConfig, family_of
 from fastbert.inference.windows import Window, count_tokens
 from fastbert.precision import LoadOptions
 from fastbert.tasks.base import LengthSettings, Pipeline
-from fastbert.tasks.text_classification import apply
 from fastbert.tokenizer.auto import AutoTokenizer
 from fastbert.tokenizer.tokenizer import Tokenizer
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     import torch
 
     from fastbert.model.heads import ModelForMaskedLM
+
+
+# Sequences that are decoded in one call: one by one they take three times as long.
+DECODED = 4096
+# Of so many columns of scores, the largest of each is looked at first.
+COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -86,26 +92,41 @@ class FillMaskPipeline(Pipeline):
         """Of each window, the logits (masks, V)."""
         return self.runner.predictions_at(windows, self.tokenizer.mask_token_id)
 
-    def answer(self, item: Any, windows: list[Window], rows: list[np.ndarray], settings: Any) -> Any:
-        ids, mask = windows[0].encoding.ids, self.tokenizer.mask_token_id
-        places = [place for place, token in enumerate(ids) if token == mask]
-        answers = []
-        for place, logits in zip(places, rows[0], strict=True):
-            scores = apply("softmax", logits)
-            count = settings.top_k or 5
-            if settings.targets is None:
-                best = _best(scores, count)
-            else:
-                best = settings.targets[_best(scores[settings.targets], count)]
-            answers.append([self._filled(ids, place, token, scores, len(places)) for token in best.tolist()])
-        return answers[0] if len(answers) == 1 else answers
+    def answers(
+        self, items: list[Any], windows: Sequence[Window], rows: Sequence[np.ndarray], settings: Any
+    ) -> Iterator[tuple[Any, list[Window]]]:
+        step = max(1, DECODED // (settings.top_k or 5))
+        for first in range(0, len(windows), step):
+            part = slice(first, first + step)
+            found = [[_likeliest(mask, settings) for mask in logits] for logits in rows[part]]
+            self._decode(windows[part], found)
+            for window, masks in zip(windows[part], found, strict=True):
+                yield masks[0] if len(masks) == 1 else masks, [window]
 
-    def _filled(self, ids: list[int], place: int, token: int, scores: np.ndarray, masks: int) -> dict[str, Any]:
-        decode, pad = self.tokenizer.decode, self.tokenizer.pad_token_id
-        filled = [i for i in (*ids[:place], token, *ids[place + 1 :]) if i != pad]
-        # With several masks, the others would vanish with the special tokens.
-        sequence = decode(filled, skip_special_tokens=masks == 1)
-        return {"score": float(scores[token]), "token": token, "token_str": decode([token]), "sequence": sequence}
+    def _decode(self, windows: Sequence[Window], found: list[list[list[dict[str, Any]]]]) -> None:
+        """Adds token_str and sequence to what was found for each mask of each text."""
+        tokens = [row for masks in found for mask in masks for row in mask]
+        for row, word in zip(tokens, self.tokenizer.batch_decode([[row["token"]] for row in tokens]), strict=True):
+            row["token_str"] = word
+        for several in (False, True):
+            rows: list[dict[str, Any]] = []
+            filled: list[list[int]] = []
+            for window, masks in zip(windows, found, strict=True):
+                if (len(masks) > 1) == several:
+                    rows += [row for mask in masks for row in mask]
+                    filled += self._filled(window.encoding.ids, masks)
+            # With several masks, the others would vanish with the special tokens.
+            sequences = self.tokenizer.batch_decode(filled, skip_special_tokens=not several)
+            for row, sequence in zip(rows, sequences, strict=True):
+                row["sequence"] = sequence
+
+    def _filled(self, ids: list[int], masks: list[list[dict[str, Any]]]) -> Iterator[list[int]]:
+        """A text's ids without pads, with each token in its mask's place."""
+        mask, pad = self.tokenizer.mask_token_id, self.tokenizer.pad_token_id
+        places = [place for place, token in enumerate(ids) if token == mask]
+        for place, found in zip(places, masks, strict=True):
+            for row in found:
+                yield [i for i in (*ids[:place], row["token"], *ids[place + 1 :]) if i != pad]
 
     def _targets(self, targets: Any) -> np.ndarray:
         """Ids of the words to choose from, as in transformers: in ascending order, each once."""
@@ -120,12 +141,28 @@ class FillMaskPipeline(Pipeline):
         return np.array(sorted(found))
 
 
+def _likeliest(logits: np.ndarray, settings: Any) -> list[dict[str, Any]]:
+    """The best tokens of a mask's logits (V,): [{score, token}]."""
+    count = settings.top_k or 5
+    if settings.targets is None:
+        best = _best(logits, count)
+    else:
+        best = settings.targets[_best(logits[settings.targets], count)]
+    top = logits.max()
+    scores = np.exp(logits[best] - top) / np.exp(logits - top).sum()
+    return [{"score": score, "token": token} for score, token in zip(scores.tolist(), best.tolist(), strict=True)]
+
+
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
     """The places of the highest scores, best first; of equals, the first. Sorting a whole vocabulary takes as long as
     the model."""
     if count >= len(scores):
         return np.argsort(-scores, kind="stable")
-    places = np.flatnonzero(~(scores < np.partition(scores, -count)[-count]))
+    # Each of `count` columns has a score as high as `floor`, so the best are among the scores from there on.
+    rows = len(scores) // COLUMNS
+    largest = scores[: rows * COLUMNS].reshape(rows, COLUMNS).max(0) if rows and count <= COLUMNS else scores
+    floor = np.partition(largest, -count)[-count]
+    places = np.flatnonzero(~(scores < floor))
     return places[np.argsort(-scores[places], kind="stable")][:count]
 
 

@@ -331,16 +331,8 @@ class Tokenizer:
         """Text of one row of ids (a list, array or tensor), or a list of texts for a list of rows."""
         ids = as_list(token_ids)
         if ids and isinstance(ids[0], list):
-            return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
-        if not self._known_ids.issuperset(ids):  # which the library skips silently
-            self.convert_ids_to_tokens(ids)  # raises
-        text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        if clean_up_tokenization_spaces is None:
-            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
-        if clean_up_tokenization_spaces:
-            for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
-                text = text.replace(spaced, spaced.strip())
-        return text
+            return self.batch_decode(ids, skip_special_tokens, clean_up_tokenization_spaces)
+        return self.batch_decode([ids], skip_special_tokens, clean_up_tokenization_spaces)[0]
 
     @property
     def _known_ids(self) -> frozenset[int]:
@@ -348,9 +340,21 @@ class Tokenizer:
             self._ids = self._backend, frozenset(self.get_vocab().values())
         return self._ids[1]
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
-        """Texts of several rows of ids."""
-        return [self.decode(row, skip_special_tokens, **options) for row in sequences]
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """Texts of several rows of ids, in threads."""
+        rows = [as_list(row) for row in sequences]
+        for ids in rows:
+            if not self._known_ids.issuperset(ids):  # which the library skips silently
+                self.convert_ids_to_tokens(ids)  # raises
+        texts: list[str] = self._backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        if clean_up_tokenization_spaces is None:
+            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
+        return [_without_spaces(text) for text in texts] if clean_up_tokenization_spaces else texts
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...  # type: ignore[overload-overlap]  # a str is Iterable[str]
@@ -496,6 +500,13 @@ def set_prefix_space(backend: Any, prefix: bool) -> None:
         backend.post_processor = processors.RobertaProcessing(
             tuple(state["sep"]), tuple(state["cls"]), state["trim_offsets"], prefix
         )
+
+
+def _without_spaces(text: str) -> str:
+    """The text without spaces before punctuation and English contractions, as transformers cleans it."""
+    for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(spaced, spaced.strip())
+    return text
 
 
 def _is_special(added: dict[str, Any], token: Any) -> bool:

@@ -9,6 +9,7 @@ import transformers
 from tasks_support import KINDS, LENGTH, make_texts, same, save
 
 import fastbert
+from fastbert.tasks import fill_mask
 from fastbert.tasks.fill_mask import _best
 from fastbert.tasks.summarization import sentences_of
 from fastbert.tasks.vector_search import similarity
@@ -51,13 +52,24 @@ def test_fill_mask(masked, way, options):
     same(ours(kept[:1], **options), theirs(kept[:1], **options))
 
 
-@pytest.mark.parametrize("count", [1, 3, 10, 40, 50])
-def test_the_best_are_those_of_a_whole_sort(count):
+@pytest.mark.parametrize("size", [40, 1000])
+@pytest.mark.parametrize("count", [1, 3, 10, 40, 50, 300])
+def test_the_best_are_those_of_a_whole_sort(count, size):
     generator = np.random.default_rng(count)
-    for scores in (generator.integers(0, 6, 40).astype(np.float32), generator.random(40, dtype=np.float32)):
+    for scores in (generator.integers(0, 6, size).astype(np.float32), generator.random(size, dtype=np.float32)):
         scores[3] = scores[17]
         assert _best(scores, count).tolist() == np.argsort(-scores, kind="stable")[:count].tolist()
-    assert len(_best(np.full(40, np.nan, np.float32), count)) == min(count, 40)
+    assert len(_best(np.full(size, np.nan, np.float32), count)) == min(count, size)
+
+
+def test_masks_decoded_in_parts_are_as_one_by_one(masked, monkeypatch):
+    ours = fastbert.pipeline("fill-mask", masked)
+    mask = ours.tokenizer.mask_token
+    texts = [f"a {mask}", f"{mask} the {mask}", f"the {mask} ran", f"{mask} {mask} {mask}", f"{mask}."] * 3
+    together = ours(texts)
+    assert [len(answer[0]) if isinstance(answer[0], list) else 1 for answer in together] == [1, 5, 1, 5, 1] * 3
+    monkeypatch.setattr(fill_mask, "DECODED", 12)  # two texts of five tokens
+    assert ours(texts) == together == [ours(text) for text in texts]
 
 
 def test_fill_mask_refuses(masked):

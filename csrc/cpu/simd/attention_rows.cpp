@@ -17,19 +17,12 @@ using Multiplied = Choice<sizeof(T) == sizeof(bf16) && !MULTIPLIES_BF16, float, 
 template <typename T>
 constexpr bool WIDENS = sizeof(Multiplied<T>) > sizeof(T);
 
-// Copies n rows of D numbers, as fp32.
-template <typename T>
-void widen_rows(const T* from, int64_t stride, int64_t n, int64_t D, float* to) {
-    for (int64_t i = 0; i < n; ++i)
-        along(D, [&](int64_t j, int lanes) { store_part(to + i * D + j, load_part(from + i * stride + j, lanes), lanes); });
-}
-
 // Packs values as B of the second product: words run along keys, so two bf16 rows are interleaved; zeros up to `words`.
 template <typename T>
 void pack_values(const T* v, int64_t stride, int64_t L, int64_t n, int64_t words, uint32_t* panel, const float*) {
     std::memset(panel, 0, words * TILE_N * sizeof(uint32_t));
     float* to = reinterpret_cast<float*>(panel);
-    for (int64_t k = 0; k < L; ++k) widen_rows(v + k * stride, 0, 1, n, to + k * TILE_N);
+    for (int64_t k = 0; k < L; ++k) widen(v + k * stride, n, to + k * TILE_N);
 }
 [[maybe_unused]] void pack_values(const bf16* v, int64_t stride, int64_t L, int64_t n, int64_t words, uint32_t* panel,
                                   const bf16*) {
@@ -127,7 +120,7 @@ void attention(const Attention& op, const HeadSpan& span, void* memory) {
     float* widened = scores + sizes.scores;
     const auto operands = [&](const T* rows, int64_t n) {
         if constexpr (WIDENS<T>) {
-            widen_rows(rows, op.stride_t, n, op.D, widened);
+            for (int64_t i = 0; i < n; ++i) widen(rows + i * op.stride_t, op.D, widened + i * op.D);
             return reinterpret_cast<const uint32_t*>(widened);
         } else {
             return reinterpret_cast<const uint32_t*>(rows);

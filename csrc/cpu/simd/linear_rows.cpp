@@ -160,11 +160,6 @@ float prepare_bytes(const T* x, int64_t K, int64_t padded, uint32_t* out) {
     return amax / 127.0f;
 }
 
-// Widens a row of x to fp32, with zeros to the end of the last vector.
-static inline void widen_row(const bf16* x, int64_t K, uint32_t* out) {
-    for (int64_t k = 0; k < K; k += WIDTH) store(reinterpret_cast<float*>(out) + k, load_up_to(x + k, K - k));
-}
-
 // Splits n fp32 numbers into PIECES rows of bf16 terms, each row `padded` words long, zeros beyond n.
 template <int PIECES>
 void split(const float* x, int64_t n, int64_t padded, uint32_t* out) {
@@ -189,7 +184,11 @@ void prepare(const Linear& op, int64_t row_begin, int64_t row_end) {
         uint32_t* out = static_cast<uint32_t*>(op.prepared) + m * stride;
         if constexpr (IS_BYTES<Kind>) op.scales[m] = prepare_bytes(x, op.K, padded, out);
         else if constexpr (Kind::PIECES > 1) split<Kind::PIECES>(x, op.K, padded, out);
-        else if constexpr (PREPARED<Kind>) widen_row(x, op.K, out);
+        else if constexpr (PREPARED<Kind>) {
+            float* row = reinterpret_cast<float*>(out);
+            widen(x, op.K, row);
+            for (int64_t k = op.K; k < 2 * padded; ++k) row[k] = 0.0f;  // the weight has zeros there
+        }
     }
 }
 

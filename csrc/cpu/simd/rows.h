@@ -35,6 +35,12 @@ static inline void along(int64_t N, const F& f) {
     if (n < N) f(n, static_cast<int>(N - n));
 }
 
+// Copies n numbers as fp32.
+template <typename T>
+static inline void widen(const T* from, int64_t n, float* to) {
+    along(n, [&](int64_t i, int lanes) { store_part(to + i, load_part(from + i, lanes), lanes); });
+}
+
 // The largest of p[0, n), n > 0.
 static inline float highest(const float* p, int64_t n) {
     float most = p[0];
